@@ -1,0 +1,53 @@
+//! The command line: one file a verb, each with an `Args` and a `run`.
+//!
+//! Exit codes: 0 agree or done · 1 diverged · 2 usage or unreadable input · 125 could not run here.
+//! Results go to stdout, everything else to stderr.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::Result;
+
+mod inspect;
+
+/// What a verb found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done, or: the two sides agree. Exit code 0.
+    Ok,
+    /// The two sides differ, or a check failed. Exit code 1.
+    Diverged,
+}
+
+/// Finds the first stage where two runs of a quantized model differ by more than rounding, and the side that is wrong.
+#[derive(Parser)]
+#[command(name = "twinscope", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Inspect(inspect::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse(); // clap exits with 2 on a usage error, as we do
+    match run(cli) {
+        Ok(Outcome::Ok) => ExitCode::SUCCESS,
+        Ok(Outcome::Diverged) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Outcome> {
+    match cli.verb {
+        Verb::Inspect(args) => inspect::run(&args),
+    }
+}

@@ -1,0 +1,218 @@
+//! The stage table: every value that the forward pass makes, once.
+//!
+//! Selection, comparison, replay, rounding floors, reports, documentation and tests read this table; nothing restates it.
+//! The order of [`Stage`]'s variants is the order of execution.
+
+use crate::backend::OpKind;
+
+/// A named value of the forward pass. Order of variants = order of execution inside a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    Embedding,
+    AttnNorm,
+    QProj,
+    KProj,
+    VProj,
+    QNorm,
+    KNorm,
+    QRope,
+    KRope,
+    AttnScores,
+    AttnProbs,
+    AttnContext,
+    AttnOut,
+    AttnResidual,
+    FfnNorm,
+    RouterLogits,
+    RouterProbs,
+    RouterIds,
+    RouterWeights,
+    ExpertGate,
+    ExpertUp,
+    ExpertAct,
+    ExpertDown,
+    MoeOut,
+    FfnGate,
+    FfnUp,
+    FfnAct,
+    FfnOut,
+    LayerOut,
+    FinalNorm,
+    Logits,
+}
+
+/// One axis of a stage's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Positions in this run.
+    T,
+    /// Positions seen so far, the keys attended to.
+    S,
+    /// Hidden size.
+    H,
+    /// Query heads.
+    Heads,
+    /// Query heads × head_dim.
+    Q,
+    /// KV heads × head_dim.
+    Kv,
+    /// Experts.
+    E,
+    /// Experts used per token.
+    K,
+    /// FFN width, of one expert in a MoE layer.
+    F,
+    /// Vocabulary.
+    V,
+}
+
+/// Where a stage occurs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Once, outside the layers.
+    Model,
+    /// In every layer.
+    Layer,
+    /// In layers with experts.
+    MoeLayer,
+    /// In layers with a plain FFN.
+    DenseLayer,
+}
+
+/// A row of the stage table.
+#[derive(Debug)]
+pub struct StageInfo {
+    pub stage: Stage,
+    pub name: &'static str,
+    /// Names that other programs use; an alias may name several stages.
+    pub aliases: &'static [&'static str],
+    pub scope: Scope,
+    pub shape: &'static [Dim],
+    /// The operation that makes it…
+    pub op: OpKind,
+    /// …from these stages (of the same layer, or for a layer's first stage and the residual, the layer before).
+    pub inputs: &'static [Stage],
+    /// The GGUF name of its weight, without the `blk.N.` in front, where it has one.
+    pub weight: Option<&'static str>,
+    /// The column that it shares in the overview picture.
+    pub column: &'static str,
+}
+
+use Dim::*;
+use Scope::{DenseLayer, Layer, Model, MoeLayer};
+use Stage::*;
+
+macro_rules! table {
+    ($($stage:ident $name:literal [$($alias:literal),*] $scope:ident [$($dim:ident),*] $op:ident($($input:ident),*) $weight:expr, $column:literal;)*) => {
+        /// The table itself, in order of execution.
+        pub static STAGES: &[StageInfo] = &[$(StageInfo {
+            stage: $stage, name: $name, aliases: &[$($alias),*], scope: $scope, shape: &[$($dim),*],
+            op: OpKind::$op, inputs: &[$($input),*], weight: $weight, column: $column,
+        }),*];
+    };
+}
+
+table! {
+    Embedding     "embedding"      ["embd", "inp_embd"]                         Model      [T, H]        Embed()                              Some("token_embd.weight"),  "embed";
+    AttnNorm      "attn_norm"      ["input_layernorm"]                          Layer      [T, H]        RmsNorm(LayerOut)                    Some("attn_norm.weight"),   "norm";
+    QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       Layer      [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
+    KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
+    VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
+    QNorm         "q_norm"         ["Qcur_normed"]                              Layer      [T, Q]        RmsNorm(QProj)                       Some("attn_q_norm.weight"), "qkv";
+    KNorm         "k_norm"         ["Kcur_normed"]                              Layer      [T, Kv]       RmsNorm(KProj)                       Some("attn_k_norm.weight"), "qkv";
+    QRope         "q_rope"         ["q_post_rope", "Qcur"]                      Layer      [T, Q]        Rope(QNorm)                          None,                       "rope";
+    KRope         "k_rope"         ["k_post_rope", "Kcur"]                      Layer      [T, Kv]       Rope(KNorm)                          None,                       "rope";
+    AttnScores    "attn_scores"    ["kq"]                                       Layer      [Heads, T, S] AttnScores(QRope, KRope)             None,                       "attn";
+    AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              Layer      [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
+    AttnContext   "attn_context"   ["kqv_out", "attention"]                     Layer      [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
+    AttnOut       "attn_out"       []                                           Layer      [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
+    AttnResidual  "attn_residual"  ["ffn_inp", "post_attn_residual"]            Layer      [T, H]        Add(LayerOut, AttnOut)               None,                       "out";
+    FfnNorm       "ffn_norm"       ["post_attention_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
+    RouterLogits  "router_logits"  ["ffn_moe_logits"]                           MoeLayer   [T, E]        MatMul(FfnNorm)                      Some("ffn_gate_inp.weight"), "route";
+    RouterProbs   "router_probs"   ["ffn_moe_probs"]                            MoeLayer   [T, E]        RouterProbs(RouterLogits)            None,                       "route";
+    RouterIds     "router_ids"     ["ffn_moe_topk", "moe_router_indices"]       MoeLayer   [T, K]        RouterTopK(RouterProbs)              None,                       "route";
+    RouterWeights "router_weights" ["ffn_moe_weights_norm", "moe_router"]       MoeLayer   [T, K]        RouterWeights(RouterProbs, RouterIds) None,                      "route";
+    ExpertGate    "expert_gate"    ["ffn_moe_gate"]                             MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_gate_exps.weight"), "gate";
+    ExpertUp      "expert_up"      ["ffn_moe_up"]                               MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_up_exps.weight"), "up";
+    ExpertAct     "expert_act"     ["ffn_moe_swiglu"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
+    ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
+    MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
+    FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";
+    FfnUp         "ffn_up"         []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_up.weight"),      "up";
+    FfnAct        "ffn_act"        ["ffn_swigl", "ffn_swiglu"]                  DenseLayer [T, F]        SwiGlu(FfnGate, FfnUp)               None,                       "act";
+    FfnOut        "ffn_out"        []                                           DenseLayer [T, H]        MatMul(FfnAct)                       Some("ffn_down.weight"),    "down";
+    LayerOut      "layer_out"      ["l_out", "post_ffn_residual", "layer_output"] Layer    [T, H]        Add(AttnResidual, MoeOut)            None,                       "layer out";
+    FinalNorm     "final_norm"     ["result_norm"]                              Model      [T, H]        RmsNorm(LayerOut)                    Some("output_norm.weight"), "final";
+    Logits        "logits"         ["result_output"]                            Model      [T, V]        MatMul(FinalNorm)                    Some("output.weight"),      "logits";
+}
+
+impl Stage {
+    /// This stage's row of the table.
+    pub fn info(self) -> &'static StageInfo {
+        &STAGES[self as usize]
+    }
+    pub fn name(self) -> &'static str {
+        self.info().name
+    }
+    /// The stage whose own name (not alias) is `name`.
+    pub fn from_name(name: &str) -> Option<Stage> {
+        STAGES.iter().find(|s| s.name == name).map(|s| s.stage)
+    }
+    /// Whether the values are expert ids (u32) rather than numbers.
+    pub fn is_ids(self) -> bool {
+        self == RouterIds
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Where in the forward pass a backend call stands: which stage of which layer its result is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    /// `None` for the whole-model stages.
+    pub layer: Option<u32>,
+    pub stage: Stage,
+}
+
+impl Site {
+    pub fn model(stage: Stage) -> Self {
+        Self { layer: None, stage }
+    }
+    pub fn layer(layer: usize, stage: Stage) -> Self {
+        Self { layer: Some(layer as u32), stage }
+    }
+    /// The key of this site in a trace: `layers.N.stage` or `stage`.
+    pub fn key(&self) -> String {
+        match self.layer {
+            Some(n) => format!("layers.{n}.{}", self.stage),
+            None => self.stage.name().to_string(),
+        }
+    }
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.layer {
+            Some(n) => write!(f, "layer {n} · {}", self.stage),
+            None => write!(f, "{}", self.stage),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_is_in_variant_order_and_names_are_unique() {
+        for (i, row) in STAGES.iter().enumerate() {
+            assert_eq!(row.stage as usize, i, "{}", row.name);
+            assert_eq!(STAGES.iter().filter(|s| s.name == row.name).count(), 1);
+        }
+    }
+}
