@@ -5,6 +5,10 @@
 //! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `mx`), layouts and scalar dequantization side by side.
 //! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
 
+pub mod block;
+pub mod kquant;
+pub mod legacy;
+
 /// A ggml tensor type, with ggml's own numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)] // ggml's names, as files and users spell them
@@ -154,6 +158,11 @@ impl std::fmt::Display for GgmlType {
     }
 }
 
+/// Whether [`dequantize`] knows `ty`. The others are integers, f64, and the types that only activations have.
+pub fn dequantizable(ty: GgmlType) -> bool {
+    dequantizer(ty).is_some()
+}
+
 /// Dequantizes whole blocks: `bytes.len() / ty.block_bytes()` blocks into as many × `ty.block_len()` values.
 ///
 /// # Errors
@@ -169,13 +178,37 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> crate::Result<
             ty.block_len()
         )));
     }
-    match ty {
-        F32 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*b);
-            }
-            Ok(())
-        }
-        _ => Err(crate::Error::input(format!("{ty} has no dequantization"))),
+    let dequantize = dequantizer(ty).ok_or_else(|| crate::Error::input(format!("{ty} has no dequantization")))?;
+    dequantize(bytes, out);
+    Ok(())
+}
+
+/// A loop over whole blocks, which trusts that the two lengths belong together.
+type Dequantizer = fn(&[u8], &mut [f32]);
+
+fn dequantizer(ty: GgmlType) -> Option<Dequantizer> {
+    use block::dequantize_all as blocks;
+    Some(match ty {
+        F32 => |bytes, out| convert(bytes, out, f32::from_le_bytes),
+        F16 => |bytes, out| convert(bytes, out, block::f16),
+        BF16 => |bytes, out| convert(bytes, out, block::bf16),
+        Q4_0 => blocks::<legacy::BlockQ4_0, 32>,
+        Q4_1 => blocks::<legacy::BlockQ4_1, 32>,
+        Q5_0 => blocks::<legacy::BlockQ5_0, 32>,
+        Q5_1 => blocks::<legacy::BlockQ5_1, 32>,
+        Q8_0 => blocks::<legacy::BlockQ8_0, 32>,
+        Q2_K => blocks::<kquant::BlockQ2K, 256>,
+        Q3_K => blocks::<kquant::BlockQ3K, 256>,
+        Q4_K => blocks::<kquant::BlockQ4K, 256>,
+        Q5_K => blocks::<kquant::BlockQ5K, 256>,
+        Q6_K => blocks::<kquant::BlockQ6K, 256>,
+        _ => return None,
+    })
+}
+
+/// The types without blocks: `N` bytes a value.
+fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (o, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *o = value(*b);
     }
 }
