@@ -23,7 +23,10 @@ fn golden(ty: GgmlType) -> Option<(Vec<u8>, Vec<f32>)> {
 #[test]
 fn every_value_has_the_bits_of_the_golden() {
     for &ty in GgmlType::ALL {
-        let Some((bytes, want)) = golden(ty).filter(|_| dequantizable(ty)) else { continue };
+        let Some((bytes, want)) = golden(ty) else {
+            assert!(!dequantizable(ty), "{ty} has no golden");
+            continue;
+        };
         let mut got = vec![f32::NAN; want.len()];
         dequantize(ty, &bytes, &mut got).unwrap();
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {

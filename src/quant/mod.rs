@@ -6,8 +6,12 @@
 //! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
 
 pub mod block;
+pub mod iquant;
+pub mod iquant_grids;
 pub mod kquant;
 pub mod legacy;
+pub mod mx;
+pub mod ternary;
 
 /// A ggml tensor type, with ggml's own numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -202,7 +206,19 @@ fn dequantizer(ty: GgmlType) -> Option<Dequantizer> {
         Q4_K => blocks::<kquant::BlockQ4K, 256>,
         Q5_K => blocks::<kquant::BlockQ5K, 256>,
         Q6_K => blocks::<kquant::BlockQ6K, 256>,
-        _ => return None,
+        IQ1_S => blocks::<iquant::BlockIQ1S, 256>,
+        IQ1_M => blocks::<iquant::BlockIQ1M, 256>,
+        IQ2_XXS => blocks::<iquant::BlockIQ2XXS, 256>,
+        IQ2_XS => blocks::<iquant::BlockIQ2XS, 256>,
+        IQ2_S => blocks::<iquant::BlockIQ2S, 256>,
+        IQ3_XXS => blocks::<iquant::BlockIQ3XXS, 256>,
+        IQ3_S => blocks::<iquant::BlockIQ3S, 256>,
+        IQ4_NL => blocks::<iquant::BlockIQ4NL, 32>,
+        IQ4_XS => blocks::<iquant::BlockIQ4XS, 256>,
+        TQ1_0 => blocks::<ternary::BlockTQ1_0, 256>,
+        TQ2_0 => blocks::<ternary::BlockTQ2_0, 256>,
+        MXFP4 => blocks::<mx::BlockMXFP4, 32>,
+        Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => return None,
     })
 }
 
