@@ -6,5 +6,6 @@ pub mod cli;
 pub mod error;
 pub mod quant;
 pub mod stage;
+pub mod trace;
 
 pub use error::{Error, Result};
