@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod cli;
 pub mod error;
+pub mod gguf;
 pub mod quant;
 pub mod stage;
 pub mod trace;
