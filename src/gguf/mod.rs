@@ -17,6 +17,7 @@
 mod read;
 mod split;
 mod value;
+mod write;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::quant::GgmlType;
 use crate::{Error, Result};
 
 pub use value::{Array, Metadata, Value, ValueType};
+pub use write::{Sink, TensorSpec, write, write_to};
 
 /// The bytes that tensors lie in: a mapped file, or memory.
 pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;

@@ -10,13 +10,13 @@ use crate::quant::GgmlType;
 use crate::{Error, Result};
 
 /// Arrays inside arrays, at most: a file cannot make the reader recurse further.
-const MAX_ARRAY_DEPTH: u32 = 4;
+pub(super) const MAX_ARRAY_DEPTH: u32 = 4;
 /// The specification's bound on a key; tensor names get the same.
-const MAX_NAME: u64 = 65_535;
+pub(super) const MAX_NAME: u64 = 65_535;
 /// The largest alignment accepted, 16 MiB: above any page size.
 const MAX_ALIGNMENT: u64 = 1 << 24;
 /// Alignment of a file that does not say.
-pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
+const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// What a header says.
 pub(super) struct Header {
@@ -315,11 +315,12 @@ pub(super) fn tensor_bytes(ty: GgmlType, dims: &[u64]) -> Result<u64, String> {
 }
 
 /// The alignment that the metadata states, checked.
-pub(super) fn alignment(file: &str, metadata: &Metadata) -> Result<u64> {
+pub(super) fn alignment(metadata: &Metadata) -> Result<u64> {
     let alignment = metadata.u64_opt("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         return Err(Error::input(format!(
-            "{file}: key general.alignment: expected a power of two from 1 to {MAX_ALIGNMENT}, found {alignment}"
+            "{}: key general.alignment: expected a power of two from 1 to {MAX_ALIGNMENT}, found {alignment}",
+            metadata.source()
         )));
     }
     Ok(alignment)
@@ -345,7 +346,7 @@ pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
         let value = cur.value(Place::Key(&key))?;
         metadata.set(&key, value);
     }
-    let alignment = alignment(file, &metadata)?;
+    let alignment = alignment(&metadata)?;
 
     let mut tensors: Vec<Entry> = Vec::new();
     for i in 0..n_tensors {

@@ -270,6 +270,11 @@ impl Metadata {
         }
     }
 
+    /// Where the pairs come from, as messages call it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.index.get(key).map(|&i| &self.pairs[i].1)
     }
