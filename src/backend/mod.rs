@@ -10,6 +10,8 @@
 //! - **Every call carries its [`Site`].**
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
+pub mod oracle;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,0 +1,88 @@
+//! Causal attention in three stages. Query head h reads KV head h / (heads / kv_heads).
+
+use rayon::prelude::*;
+
+use super::{matrix, require, values};
+use crate::backend::HostTensor;
+use crate::error::Result;
+
+/// heads and kv_heads of a [_, heads·D] and a [capacity ≥ S, kv_heads·D] operand.
+fn heads(q_cols: usize, cache: &HostTensor, positions: usize, head_dim: usize) -> Result<(usize, usize)> {
+    let (capacity, kv_cols) = matrix(cache);
+    let whole = head_dim > 0 && q_cols.is_multiple_of(head_dim) && kv_cols.is_multiple_of(head_dim);
+    let (heads, kv_heads) = (q_cols.checked_div(head_dim).unwrap_or(0), kv_cols.checked_div(head_dim).unwrap_or(0));
+    let fits = whole && kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity >= positions;
+    require(
+        fits,
+        &format!("at least {positions} rows of KV heads of {head_dim} that divide {q_cols} columns"),
+        || format!("{:?}", cache.shape),
+    )?;
+    Ok((heads, kv_heads))
+}
+
+/// q·k / √D where s ≤ start + t, 0 beyond. [T, heads·D], [capacity, kv_heads·D] → [heads, T, S].
+pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> Result<HostTensor> {
+    let (t, cols) = matrix(q);
+    let s = start + t;
+    let (heads, kv_heads) = heads(cols, k, s, head_dim)?;
+    let (kv_cols, group) = (kv_heads * head_dim, heads / kv_heads);
+    let (q, k) = (values(q), values(k));
+    let mut out = vec![0.0; heads * t * s];
+    out.par_chunks_exact_mut(s.max(1)).enumerate().for_each(|(i, row)| {
+        let (head, token) = (i / t, i % t);
+        let q = &q[token * cols + head * head_dim..][..head_dim];
+        for (position, score) in row[..start + token + 1].iter_mut().enumerate() {
+            let k = &k[position * kv_cols + head / group * head_dim..][..head_dim];
+            *score = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (head_dim as f64).sqrt();
+        }
+    });
+    Ok(HostTensor::f64(&[heads, t, s], out))
+}
+
+/// Softmax over s ≤ start + t, 0 beyond. [heads, T, S] → same.
+pub fn probs(scores: &HostTensor, start: usize) -> Result<HostTensor> {
+    let shaped = scores.shape.len() == 3 && scores.shape[2] == start + scores.shape[1];
+    require(shaped, &format!("[heads, T, {start} + T]"), || format!("{:?}", scores.shape))?;
+    let (t, s) = (scores.shape[1], scores.shape[2]);
+    let mut out = values(scores).into_owned();
+    for (i, row) in out.chunks_exact_mut(s.max(1)).enumerate() {
+        let (seen, beyond) = row.split_at_mut(start + i % t + 1);
+        softmax(seen);
+        beyond.fill(0.0);
+    }
+    Ok(HostTensor::f64(&scores.shape, out))
+}
+
+/// exp(x − max) / Σ, in place. The largest is subtracted so that nothing overflows; mathematically it changes nothing.
+pub fn softmax(row: &mut [f64]) {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    for x in row.iter_mut() {
+        *x = (*x - max).exp();
+    }
+    let sum: f64 = row.iter().sum();
+    for x in row {
+        *x /= sum;
+    }
+}
+
+/// Σ_s probs · v. [heads, T, S], [capacity, kv_heads·D] → [T, heads·D].
+pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize) -> Result<HostTensor> {
+    let shaped = probs.shape.len() == 3 && probs.shape[2] == start + probs.shape[1];
+    require(shaped, &format!("[heads, T, {start} + T]"), || format!("{:?}", probs.shape))?;
+    let (t, s, cols) = (probs.shape[1], probs.shape[2], probs.shape[0] * head_dim);
+    let (heads, kv_heads) = heads(cols, v, s, head_dim)?;
+    let (kv_cols, group) = (kv_heads * head_dim, heads / kv_heads);
+    let (p, v) = (values(probs), values(v));
+    let mut out = vec![0.0; t * cols];
+    out.par_chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| {
+        let (token, head) = (i / heads, i % heads);
+        for position in 0..start + token + 1 {
+            let p = p[(head * t + token) * s + position];
+            let v = &v[position * kv_cols + head / group * head_dim..][..head_dim];
+            for (out, v) in out.iter_mut().zip(v) {
+                *out += p * v;
+            }
+        }
+    });
+    Ok(HostTensor::f64(&[t, cols], out))
+}

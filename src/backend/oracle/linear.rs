@@ -1,0 +1,97 @@
+//! Operations that read a quantized matrix: embedding, matrix product, expert matrix product.
+
+use rayon::prelude::*;
+
+use super::{dequant, ids, matrix, require, values};
+use crate::backend::{HostTensor, Weight};
+use crate::error::{Error, Result};
+
+/// Σ x·w in eight running sums, added at the end: the compiler may then use vectors, and the error is smaller than one sum's.
+fn dot(x: &[f64], w: &[f64]) -> f64 {
+    let (xs, x_tail) = x.as_chunks::<8>();
+    let (ws, w_tail) = w.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for (x, w) in xs.iter().zip(ws) {
+        for i in 0..8 {
+            sums[i] += x[i] * w[i];
+        }
+    }
+    let tail: f64 = x_tail.iter().zip(w_tail).map(|(x, w)| x * w).sum();
+    sums.iter().sum::<f64>() + tail
+}
+
+/// Row `tokens[t]` of the table → [T, H].
+pub fn embed(table: &Weight, tokens: &[u32]) -> Result<HostTensor> {
+    let mut out = vec![0.0; tokens.len() * table.cols];
+    for (out, &token) in out.chunks_exact_mut(table.cols.max(1)).zip(tokens) {
+        require((token as usize) < table.rows, &format!("tokens below {}", table.rows), || token.to_string())?;
+        dequant::row(table.ty, table.row(0, token as usize), out)?;
+    }
+    Ok(HostTensor::f64(&[tokens.len(), table.cols], out))
+}
+
+/// x [T, K] · weightᵀ [K, N] → [T, N].
+pub fn matmul(x: &HostTensor, weight: &Weight) -> Result<HostTensor> {
+    let (t, k) = matrix(x);
+    require(k == weight.cols, &format!("rows of {} values for {}", weight.cols, weight.name), || {
+        format!("{:?}", x.shape)
+    })?;
+    let x = values(x); // [T, K]
+    let all: Vec<usize> = (0..t).collect();
+    let mut out = vec![0.0; t * weight.rows]; // [T, N]
+    product(weight, 0, &x, &all, &mut |token, row, y| out[token * weight.rows + row] = y)?;
+    Ok(HostTensor::f64(&[t, weight.rows], out))
+}
+
+/// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is [T, n] or [T, K, n] → [T, K, N].
+pub fn expert_matmul(x: &HostTensor, ids_of: &HostTensor, weight: &Weight) -> Result<HostTensor> {
+    let (t, k) = matrix(ids_of);
+    let ids = ids(ids_of)?; // [T, K]
+    let (rows, n) = matrix(x);
+    let per_slot = x.shape.len() == 3;
+    let shaped = n == weight.cols && rows == if per_slot { t * k } else { t };
+    require(shaped, &format!("[{t}, {0}] or [{t}, {k}, {0}] for {1}", weight.cols, weight.name), || {
+        format!("{:?}", x.shape)
+    })?;
+    if let Some(bad) = ids.iter().find(|id| **id as usize >= weight.experts) {
+        return Err(Error::usage(format!("{}: expert {bad} was chosen, there are {}", weight.name, weight.experts)));
+    }
+    let x = values(x);
+    let mut out = vec![0.0; t * k * weight.rows]; // [T, K, N]
+    for expert in 0..weight.experts {
+        let slots: Vec<usize> = (0..t * k).filter(|s| ids[*s] as usize == expert).collect();
+        if slots.is_empty() {
+            continue;
+        }
+        let inputs: Vec<usize> = slots.iter().map(|s| if per_slot { *s } else { s / k }).collect();
+        product(weight, expert, &x, &inputs, &mut |j, row, y| out[slots[j] * weight.rows + row] = y)?;
+    }
+    Ok(HostTensor::f64(&[t, k, weight.rows], out))
+}
+
+/// Calls `put(j, row, x[inputs[j]] · weight[expert][row])` for every row and input; each row is dequantized once.
+fn product(
+    weight: &Weight,
+    expert: usize,
+    x: &[f64],
+    inputs: &[usize],
+    put: &mut dyn FnMut(usize, usize, f64),
+) -> Result<()> {
+    let k = weight.cols;
+    let by_row: Vec<Vec<f64>> = (0..weight.rows)
+        .into_par_iter()
+        .map_init(
+            || vec![0.0; k],
+            |w, row| {
+                dequant::row(weight.ty, weight.row(expert, row), w)?;
+                Ok(inputs.iter().map(|i| dot(&x[i * k..][..k], w)).collect())
+            },
+        )
+        .collect::<Result<_>>()?;
+    for (row, products) in by_row.iter().enumerate() {
+        for (j, y) in products.iter().enumerate() {
+            put(j, row, *y);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The judge: every operation in float64, written apart from the backends that it judges.
+//!
+//! Design:
+//! - **Shares nothing with the other backends** but the operations' definitions and the types' block sizes. Its weights come
+//!   from [`dequant`], which reads the published layouts by index.
+//! - **A plain function does the work**: [`evaluate`] takes any operation over host tensors (f32 or f64) and returns its f64
+//!   result, so a stage is replayed on any side's inputs without a backend. [`OracleBackend`] is that function behind the trait.
+//! - **Scalar, and parallel over rows only.** Every sum is a plain f64 sum; its rounding (2⁻⁵³) is nine orders of magnitude below
+//!   what it judges. A weight row is dequantized once a call, into a buffer of one row, and meets all its tokens there.
+//! - Angles, exponentials and roots are f64 as well: rope's frequencies are base^(−2i/D) in f64.
+//!
+//! One file a concern: [`dequant`] weights, `linear` matrix products, `pointwise` norms, rope, activations and moves,
+//! `attention`, `routing`.
+
+use std::borrow::Cow;
+use std::cell::{Ref, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::{Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Ticket, Weight};
+use crate::error::{Error, Result};
+use crate::stage::Site;
+
+mod attention;
+pub mod dequant;
+mod grids;
+mod linear;
+mod pointwise;
+mod routing;
+
+/// Computes `op` in float64. Ids come back as u32, everything else as f64. [`Op::Store`] returns the written cache and leaves
+/// its operand alone.
+///
+/// # Errors
+/// If the operands' shapes do not belong together, a token or expert id is out of range, or the weight's type is unreadable.
+pub fn evaluate(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
+    match *op {
+        Op::Embed { table, tokens } => linear::embed(table, tokens),
+        Op::MatMul { x, weight } => linear::matmul(x, weight),
+        Op::ExpertMatMul { x, ids, weight } => linear::expert_matmul(x, ids, weight),
+        Op::RmsNorm { x, weight, eps } => pointwise::rms_norm(x, weight, eps as f64),
+        Op::Rope { x, start, head_dim, base } => pointwise::rope(x, start, head_dim, base),
+        Op::Add { a, b } => pointwise::add(a, b),
+        Op::SwiGlu { gate, up } => pointwise::swiglu(gate, up),
+        Op::Store { cache, x, start } => pointwise::store(cache, x, start),
+        Op::Rows { x, start, rows } => pointwise::rows(x, start, rows),
+        Op::AttnScores { q, k, start, head_dim } => attention::scores(q, k, start, head_dim),
+        Op::AttnProbs { scores, start } => attention::probs(scores, start),
+        Op::AttnContext { probs, v, start, head_dim } => attention::context(probs, v, start, head_dim),
+        Op::RouterProbs { logits } => routing::probs(logits),
+        Op::RouterTopK { probs, k } => routing::top_k(probs, k),
+        Op::RouterWeights { probs, ids, renormalise } => routing::weights(probs, ids, renormalise),
+        Op::Combine { down, weights } => routing::combine(down, weights),
+    }
+}
+
+/// The values of an operand as f64; copied only if they are not f64 already.
+fn values(t: &HostTensor) -> Cow<'_, [f64]> {
+    match &t.data {
+        Data::F64(v) => Cow::Borrowed(v),
+        _ => Cow::Owned(t.to_f64()),
+    }
+}
+
+/// The expert ids in an operand.
+fn ids(t: &HostTensor) -> Result<&[u32]> {
+    match &t.data {
+        Data::U32(v) => Ok(v),
+        _ => Err(Error::usage(format!("the expert ids are a {} tensor, not u32", t.dtype()))),
+    }
+}
+
+/// Refuses operands that do not belong together, saying what was `found`.
+fn require(ok: bool, expected: &str, found: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::usage(format!("expected {expected}, found {}", found()))) }
+}
+
+/// `[rows, cols]` of a tensor whose leading axes are all rows.
+fn matrix(t: &HostTensor) -> (usize, usize) {
+    let cols = t.cols();
+    (t.len().checked_div(cols).unwrap_or(0), cols)
+}
+
+/// A handle to values in host memory. Clones share them, so that a cache is written in place.
+#[derive(Clone)]
+pub struct OracleTensor(Rc<RefCell<HostTensor>>);
+
+impl OracleTensor {
+    fn new(values: HostTensor) -> Self {
+        Self(Rc::new(RefCell::new(values)))
+    }
+}
+
+/// Float64 throughout; see the module.
+#[derive(Default)]
+pub struct OracleBackend {
+    tickets: HostTickets,
+}
+
+impl OracleBackend {
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Backend for OracleBackend {
+    type Tensor = OracleTensor;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            backend: "oracle".into(),
+            adapter: "CPU".into(),
+            driver: "none".into(),
+            software: false,
+            contract: "f64 activations, f64 sums, first term to last".into(),
+        }
+    }
+
+    fn contract(&self, _op: OpKind) -> Contract {
+        Contract::f64()
+    }
+
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        needs
+            .iter()
+            .filter(|need| !dequant::supports(need.ty))
+            .map(|need| format!("{}: the oracle does not read weights of type {}", need.name, need.ty))
+            .collect()
+    }
+
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        progress(weights.iter().map(|w| w.bytes().len() as u64).sum()); // they are read where they lie
+        Ok(())
+    }
+
+    fn alloc(&mut self, shape: &[usize]) -> Result<OracleTensor> {
+        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let mut zeros = Vec::new();
+        len.and_then(|n| zeros.try_reserve_exact(n).ok().map(|()| zeros.resize(n, 0.0)))
+            .ok_or_else(|| Error::cannot_run(format!("the oracle has no memory for a tensor {shape:?}")))?;
+        Ok(OracleTensor::new(HostTensor::f64(shape, zeros)))
+    }
+
+    fn upload(&mut self, values: &HostTensor) -> Result<OracleTensor> {
+        Ok(OracleTensor::new(match values.data {
+            Data::F32(_) => HostTensor::f64(&values.shape, values.to_f64()),
+            _ => values.clone(),
+        }))
+    }
+
+    fn shape(&self, tensor: &OracleTensor) -> Vec<usize> {
+        tensor.0.borrow().shape.clone()
+    }
+
+    fn run(&mut self, site: Site, op: &Op<'_, OracleTensor>) -> Result<OracleTensor> {
+        let at_site = |e: Error| match e {
+            Error::Usage(m) => Error::Usage(format!("{site}: {m}")),
+            Error::Input(m) => Error::Input(format!("{site}: {m}")),
+            Error::CannotRun(m) => Error::CannotRun(format!("{site}: {m}")),
+        };
+        if let Op::Store { cache, x, start } = op {
+            // In place: `evaluate` would copy the whole cache.
+            let rows = x.0.borrow().clone();
+            pointwise::write_rows(&mut cache.0.borrow_mut(), &rows, *start).map_err(at_site)?;
+            return Ok(cache.clone());
+        }
+        let operands: Vec<Ref<'_, HostTensor>> = op.inputs().into_iter().map(|t| t.0.borrow()).collect();
+        let mut next = operands.iter();
+        let host = op.try_map(|_| Ok(&**next.next().expect("try_map visits what inputs lists")))?;
+        evaluate(&host).map(OracleTensor::new).map_err(at_site)
+    }
+
+    fn fetch(&mut self, tensor: &OracleTensor) -> Result<Ticket> {
+        Ok(self.tickets.put(tensor.0.borrow().clone()))
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.tickets.take(ticket)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! Norm, rope, residual, activation, and the two operations that only move values.
+
+use super::{dequant, matrix, require, values};
+use crate::backend::{Data, HostTensor, Weight};
+use crate::error::{Error, Result};
+
+fn same_shape(a: &HostTensor, b: &HostTensor) -> Result<()> {
+    require(a.shape == b.shape, &format!("two operands of one shape, {:?}", a.shape), || format!("{:?}", b.shape))
+}
+
+/// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values. [T, G·n] → same.
+pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor> {
+    let n = weight.cols;
+    require(n > 0 && x.cols().is_multiple_of(n), &format!("rows of groups of {n} for {}", weight.name), || {
+        format!("{:?}", x.shape)
+    })?;
+    let mut w = vec![0.0; n];
+    dequant::row(weight.ty, weight.row(0, 0), &mut w)?;
+    let mut out = values(x).into_owned();
+    for group in out.chunks_exact_mut(n) {
+        let mean = group.iter().map(|x| x * x).sum::<f64>() / n as f64;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for (x, w) in group.iter_mut().zip(&w) {
+            *x = *x * scale * w;
+        }
+    }
+    Ok(HostTensor::f64(&x.shape, out))
+}
+
+/// NEOX rope: in each head, (i, i + D/2) turn by (start + t) · base^(−2i/D). [T, heads·D] → same.
+pub fn rope(x: &HostTensor, start: usize, head_dim: usize, base: f64) -> Result<HostTensor> {
+    let (t, cols) = matrix(x);
+    let fits = head_dim > 0 && head_dim.is_multiple_of(2) && cols.is_multiple_of(head_dim);
+    require(fits, &format!("rows of heads of {head_dim}, an even number"), || format!("{:?}", x.shape))?;
+    let half = head_dim / 2;
+    let mut out = values(x).into_owned();
+    for token in 0..t {
+        for i in 0..half {
+            let angle = (start + token) as f64 * base.powf(-2.0 * i as f64 / head_dim as f64);
+            let (sin, cos) = angle.sin_cos();
+            for head in out[token * cols..][..cols].chunks_exact_mut(head_dim) {
+                let (a, b) = (head[i], head[i + half]);
+                head[i] = a * cos - b * sin;
+                head[i + half] = b * cos + a * sin;
+            }
+        }
+    }
+    Ok(HostTensor::f64(&x.shape, out))
+}
+
+/// a + b.
+pub fn add(a: &HostTensor, b: &HostTensor) -> Result<HostTensor> {
+    same_shape(a, b)?;
+    let sum = values(a).iter().zip(&*values(b)).map(|(a, b)| a + b).collect();
+    Ok(HostTensor::f64(&a.shape, sum))
+}
+
+/// gate · sigmoid(gate) · up.
+pub fn swiglu(gate: &HostTensor, up: &HostTensor) -> Result<HostTensor> {
+    same_shape(gate, up)?;
+    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+    Ok(HostTensor::f64(&gate.shape, product))
+}
+
+/// x over rows start.. of a copy of the cache.
+pub fn store(cache: &HostTensor, x: &HostTensor, start: usize) -> Result<HostTensor> {
+    let mut out = HostTensor::f64(&cache.shape, values(cache).into_owned());
+    write_rows(&mut out, x, start)?;
+    Ok(out)
+}
+
+/// Writes x [T, n] over rows start.. of the f64 tensor `cache` [capacity, n].
+pub fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) -> Result<()> {
+    let ((capacity, n), (t, cols)) = (matrix(cache), matrix(x));
+    let fits = cols == n && start.checked_add(t).is_some_and(|end| end <= capacity);
+    require(fits, &format!("rows that fit a cache {:?} from row {start}", cache.shape), || format!("{:?}", x.shape))?;
+    match &mut cache.data {
+        Data::F64(all) => all[start * n..][..t * n].copy_from_slice(&values(x)),
+        _ => return Err(Error::usage(format!("the oracle's cache is a {} tensor, not f64", cache.dtype()))),
+    }
+    Ok(())
+}
+
+/// Rows start..start + rows of x.
+pub fn rows(x: &HostTensor, start: usize, rows: usize) -> Result<HostTensor> {
+    let (t, n) = matrix(x);
+    let fits = start.checked_add(rows).is_some_and(|end| end <= t);
+    require(fits, &format!("at least {start} + {rows} rows"), || format!("{:?}", x.shape))?;
+    Ok(HostTensor::f64(&[rows, n], values(x)[start * n..][..rows * n].to_vec()))
+}

@@ -1,0 +1,67 @@
+//! The router: softmax over all experts, the k largest, their weights, and the weighted sum of what the experts said.
+
+use super::attention::softmax;
+use super::{ids, matrix, require, values};
+use crate::backend::HostTensor;
+use crate::error::Result;
+
+/// Softmax over all experts. [T, E] → same.
+pub fn probs(logits: &HostTensor) -> Result<HostTensor> {
+    let mut out = values(logits).into_owned();
+    for row in out.chunks_exact_mut(logits.cols().max(1)) {
+        softmax(row);
+    }
+    Ok(HostTensor::f64(&logits.shape, out))
+}
+
+/// The k largest, by weight descending, ties to the lower id; a NaN is below every number. [T, E] → [T, K].
+pub fn top_k(probs: &HostTensor, k: usize) -> Result<HostTensor> {
+    let (t, experts) = matrix(probs);
+    require(k <= experts, &format!("at least {k} experts to choose from"), || experts.to_string())?;
+    let probs = values(probs);
+    let mut out = Vec::with_capacity(t * k);
+    for row in probs.chunks_exact(experts.max(1)) {
+        let key = |e: &u32| {
+            let p = row[*e as usize];
+            if p.is_nan() { f64::NEG_INFINITY } else { p + 0.0 } // −0 + 0 is +0: the two zeros are a tie
+        };
+        let mut order: Vec<u32> = (0..experts as u32).collect();
+        order.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
+        out.extend(&order[..k]);
+    }
+    Ok(HostTensor::u32(&[t, k], out))
+}
+
+/// probs at ids, divided by their sum if `renormalise`. [T, E], [T, K] → [T, K].
+pub fn weights(probs: &HostTensor, ids_of: &HostTensor, renormalise: bool) -> Result<HostTensor> {
+    let ((t, experts), (tokens, k)) = (matrix(probs), matrix(ids_of));
+    let ids = ids(ids_of)?;
+    require(t == tokens, &format!("ids for {t} tokens"), || format!("{:?}", ids_of.shape))?;
+    let worst = ids.iter().max().map_or(0, |id| *id as usize);
+    require(ids.is_empty() || worst < experts, &format!("expert ids below {experts}"), || worst.to_string())?;
+    let probs = values(probs);
+    let mut out = Vec::with_capacity(t * k);
+    for (row, ids) in probs.chunks_exact(experts.max(1)).zip(ids.chunks_exact(k.max(1))) {
+        let chosen = ids.iter().map(|id| row[*id as usize]);
+        let sum = if renormalise { chosen.clone().sum() } else { 1.0 };
+        out.extend(chosen.map(|p| p / sum));
+    }
+    Ok(HostTensor::f64(&[t, k], out))
+}
+
+/// Σ_k weights[t, k] · down[t, k, ·]. [T, K, H], [T, K] → [T, H].
+pub fn combine(down: &HostTensor, weights: &HostTensor) -> Result<HostTensor> {
+    let (t, k) = matrix(weights);
+    let shaped = down.shape.len() == 3 && down.shape[0] == t && down.shape[1] == k;
+    require(shaped, &format!("[{t}, {k}, H] to weigh"), || format!("{:?}", down.shape))?;
+    let h = down.cols();
+    let (down, weights) = (values(down), values(weights));
+    let mut out = vec![0.0; t * h];
+    for (slot, weight) in weights.iter().enumerate() {
+        let sum = &mut out[slot / k * h..][..h];
+        for (sum, down) in sum.iter_mut().zip(&down[slot * h..][..h]) {
+            *sum += weight * down;
+        }
+    }
+    Ok(HostTensor::f64(&[t, h], out))
+}
