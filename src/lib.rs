@@ -4,6 +4,7 @@
 pub mod atomic_file;
 pub mod backend;
 pub mod cli;
+pub mod diff;
 pub mod error;
 pub mod gguf;
 pub mod quant;

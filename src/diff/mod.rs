@@ -1,0 +1,11 @@
+//! Comparing two runs, stage by stage.
+//!
+//! Design:
+//! - **Pure functions over host values.** [`metrics`], [`router`], [`logits`] take tensors and give numbers or a
+//!   [`metrics::Mismatch`]; they know neither backends nor models, so each is tested by hand-made values.
+//! - A comparison that could not be made is data, never agreement.
+
+pub mod logits;
+pub mod metrics;
+pub mod router;
+pub mod tolerance;
