@@ -10,6 +10,7 @@
 //! - **Every call carries its [`Site`].**
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
+pub mod cpu;
 pub mod oracle;
 
 use std::collections::HashMap;
@@ -217,7 +218,7 @@ pub enum Op<'w, T> {
     Add { a: T, b: T },
     /// Softmax over all experts. [T, E] → same
     RouterProbs { logits: T },
-    /// The `k` largest, by weight descending; ties to the lower expert id. [T, E] → [T, K] u32
+    /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. [T, E] → [T, K] u32
     RouterTopK { probs: T, k: usize },
     /// probs at ids, divided by their sum when `renormalise`. [T, E], [T, K] u32 → [T, K]
     RouterWeights { probs: T, ids: T, renormalise: bool },

@@ -1,0 +1,120 @@
+//! Instruction-set levels: what this processor has, and what a level needs.
+
+use crate::{Error, Result};
+
+/// An instruction-set level of the CPU backend, plainest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// Plain Rust on any processor: the definition.
+    Scalar,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The features of the list that this processor lacks.
+macro_rules! missing {
+    ($($feature:tt),*) => {{
+        let mut missing = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        { $(if !std::arch::is_x86_feature_detected!($feature) { missing.push($feature); })* }
+        #[cfg(not(target_arch = "x86_64"))]
+        missing.extend([$($feature),*]);
+        missing
+    }};
+}
+
+impl Level {
+    /// Every level, plainest first.
+    pub const ALL: &'static [Level] = &[Level::Scalar, Level::Avx2, Level::Avx512];
+
+    /// The best level that this processor has.
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Level::Scalar)
+    }
+
+    /// The levels that this processor has, plainest first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.iter().copied().filter(|level| level.missing().is_empty()).collect()
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// As the command line names the backend: `cpu:scalar`, `cpu:avx2` or `cpu:avx512`.
+    pub fn backend_name(self) -> &'static str {
+        match self {
+            Level::Scalar => "cpu:scalar",
+            Level::Avx2 => "cpu:avx2",
+            Level::Avx512 => "cpu:avx512",
+        }
+    }
+
+    /// The level called `name`, without the `cpu:`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|level| level.name() == name)
+    }
+
+    /// The processor features that this level needs and this processor lacks.
+    pub fn missing(self) -> Vec<&'static str> {
+        match self {
+            Level::Scalar => Vec::new(),
+            Level::Avx2 => [missing!("avx2", "fma", "f16c"), vec!["kernels in this build"]].concat(),
+            Level::Avx512 => {
+                let features = missing!("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl");
+                [features, vec!["kernels in this build"]].concat()
+            }
+        }
+    }
+
+    /// # Errors
+    /// [`Error::CannotRun`] naming the features that this processor lacks, if it lacks any.
+    pub(super) fn require(self) -> Result<()> {
+        match self.missing() {
+            missing if missing.is_empty() => Ok(()),
+            missing => Err(Error::cannot_run(format!(
+                "{} needs {}, which this processor ({}) lacks; it has {}",
+                self.backend_name(),
+                missing.join(", "),
+                processor(),
+                Self::available().iter().map(|l| l.backend_name()).collect::<Vec<_>>().join(", "),
+            ))),
+        }
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The processor's own name for itself.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn processor() -> String {
+    use std::arch::x86_64::__cpuid;
+    // The brand string: 48 bytes in leaves 0x80000002 to 0x80000004, if the highest extended leaf reaches that far.
+    if __cpuid(0x8000_0000).eax < 0x8000_0004 {
+        return "x86_64".into();
+    }
+    let bytes: Vec<u8> = (0x8000_0002..=0x8000_0004)
+        .map(__cpuid)
+        .flat_map(|r| [r.eax, r.ebx, r.ecx, r.edx])
+        .flat_map(u32::to_le_bytes)
+        .take_while(|b| *b != 0)
+        .collect();
+    String::from_utf8_lossy(&bytes).trim().to_string()
+}
+
+/// The processor's architecture, and that it has no SIMD level here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn processor() -> String {
+    format!("{} (no SIMD kernels for this architecture: scalar only)", std::env::consts::ARCH)
+}

@@ -1,0 +1,197 @@
+//! The CPU: `cpu:scalar`, `cpu:avx2` and `cpu:avx512`.
+//!
+//! Design:
+//! - `cpu:scalar` is the definition (`scalar.rs`, one plain function an operation). The SIMD levels have the same form, and
+//!   which one runs is resolved once, when the backend is made.
+//! - Activations are f32 everywhere. Weights are read as they are stored: a row is dequantized into a small buffer, used
+//!   for every token that needs it, and forgotten. There is never a full f32 copy.
+//! - Every element of a result is computed by one task in a fixed order, so results do not depend on the number of threads.
+//! - An operand of the wrong shape or type is an error that names the site, never a panic.
+
+use std::sync::Arc;
+
+mod level;
+mod matmul;
+mod ops;
+pub mod scalar;
+mod tensor;
+
+pub use level::Level;
+pub use tensor::CpuTensor;
+
+use super::{Backend, BackendInfo, Contract, HostTensor, HostTickets, Need, Op, OpKind, Order, Ticket, Weight};
+use crate::quant::{self, GgmlType};
+use crate::stage::Site;
+use crate::{Error, Result};
+
+/// Runs the forward pass on the processor.
+pub struct CpuBackend {
+    level: Level,
+    pool: Pool,
+    tickets: HostTickets,
+    angles: ops::AngleCache,
+}
+
+impl CpuBackend {
+    /// A backend at `level` (`None`: the best that this processor has) on `threads` threads (`None`: as many as the process
+    /// may run at once).
+    ///
+    /// # Errors
+    /// [`Error::CannotRun`] if the processor lacks `level`, naming the missing features, or if threads cannot be started;
+    /// [`Error::Usage`] for zero threads.
+    pub fn new(level: Option<Level>, threads: Option<usize>) -> Result<Self> {
+        let level = level.unwrap_or_else(Level::detect);
+        level.require()?;
+        Ok(Self {
+            level,
+            pool: Pool::new(threads)?,
+            tickets: HostTickets::default(),
+            angles: ops::AngleCache::default(),
+        })
+    }
+
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// `cpu:scalar`, `cpu:avx2` or `cpu:avx512`.
+    pub fn name(&self) -> &'static str {
+        self.level.backend_name()
+    }
+}
+
+impl Backend for CpuBackend {
+    type Tensor = CpuTensor;
+
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            backend: self.name().into(),
+            adapter: level::processor(),
+            driver: match self.threads() {
+                1 => "1 thread".into(),
+                n => format!("{n} threads"),
+            },
+            software: false,
+            contract: format!("f32 activations, f32 sums in groups of {}", scalar::BLOCK),
+        }
+    }
+
+    fn contract(&self, _: OpKind) -> Contract {
+        Contract::ieee_f32(Order::Blocked { block: scalar::BLOCK as u32 })
+    }
+
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        needs
+            .iter()
+            .filter(|need| !has_dequantization(need.ty))
+            .map(|need| {
+                format!("{}: {:?} with {} weights: the type has no dequantization", need.name, need.op, need.ty)
+            })
+            .collect()
+    }
+
+    /// Weights are used where they are: there is nothing to do but to count.
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut done = 0;
+        for weight in weights {
+            done += weight.bytes().len() as u64;
+            progress(done);
+        }
+        Ok(())
+    }
+
+    fn alloc(&mut self, shape: &[usize]) -> Result<CpuTensor> {
+        Ok(CpuTensor::new(HostTensor::f32(shape, zeros(shape)?)))
+    }
+
+    fn upload(&mut self, values: &HostTensor) -> Result<CpuTensor> {
+        Ok(CpuTensor::new(values.clone()))
+    }
+
+    fn shape(&self, tensor: &CpuTensor) -> Vec<usize> {
+        tensor.shape()
+    }
+
+    fn run(&mut self, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
+        ops::run(self, site, op)
+    }
+
+    fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {
+        Ok(self.tickets.put(tensor.to_host()))
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.tickets.take(ticket)
+    }
+
+    /// Everything is done when [`Backend::run`] returns.
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether [`quant::dequantize`] knows `ty`, asked of the function itself so that no second list can disagree with it.
+fn has_dequantization(ty: GgmlType) -> bool {
+    quant::dequantize(ty, &vec![0; ty.block_bytes()], &mut vec![0.0; ty.block_len()]).is_ok()
+}
+
+/// Zeros for `shape`; a shape that memory cannot hold is an error, not an abort.
+fn zeros(shape: &[usize]) -> Result<Vec<f32>> {
+    let mut values = Vec::new();
+    let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    match len.map(|len| (len, values.try_reserve_exact(len))) {
+        Some((len, Ok(()))) => values.resize(len, 0.0),
+        _ => return Err(Error::cannot_run(format!("no memory for a tensor of shape {shape:?}"))),
+    }
+    Ok(values)
+}
+
+/// The backend's own threads; with one thread there are none, and work runs where it is asked for.
+struct Pool(Option<rayon::ThreadPool>);
+
+impl Pool {
+    fn new(threads: Option<usize>) -> Result<Self> {
+        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+        match threads {
+            0 => Err(Error::usage("0 threads: at least one is needed")),
+            1 => Ok(Self(None)),
+            n => rayon::ThreadPoolBuilder::new()
+                .num_threads(n)
+                .thread_name(|i| format!("cpu-{i}"))
+                .build()
+                .map(|pool| Self(Some(pool)))
+                .map_err(|e| Error::cannot_run(format!("cannot start {n} threads: {e}"))),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
+    }
+
+    /// Work (in multiplications or as many simple steps) below which waking other threads costs more than it saves.
+    const SMALL: usize = 1 << 15;
+
+    /// The pool, if `work` is worth it.
+    fn for_work(&self, work: usize) -> Option<&rayon::ThreadPool> {
+        self.0.as_ref().filter(|_| work >= Self::SMALL)
+    }
+
+    /// Calls `f(i, chunk)` for each chunk of `width` values of `out`, on all threads when `work` is worth it.
+    fn for_chunks<V: Send>(&self, work: usize, out: &mut [V], width: usize, f: impl Fn(usize, &mut [V]) + Sync) {
+        use rayon::prelude::*;
+        if out.is_empty() {
+            return;
+        }
+        match self.for_work(work) {
+            Some(pool) => pool.install(|| out.par_chunks_mut(width).enumerate().for_each(|(i, chunk)| f(i, chunk))),
+            None => out.chunks_mut(width).enumerate().for_each(|(i, chunk)| f(i, chunk)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! `cpu:scalar`: the plain definition of every operation, in f32.
+//!
+//! Design:
+//! - One function an operation, in the words of [`Op`](crate::backend::Op)'s documentation, over one row, head or group of
+//!   values at a time. Who calls it how often, and on which thread, is decided elsewhere and changes no result.
+//! - **Order of sums**: `Order::Blocked { block: 32 }`. Each group of 32 terms is added up on its own accumulator, first
+//!   to last, then the group sums, first to last. A term of a sum of n goes through at most 32 + n/32 additions, against
+//!   n for one running sum, and the order is still one that can be followed by hand.
+//! - Multiplication and addition are rounded apart; nothing is fused.
+//! - Weights are dequantized to f32 exactly as [`crate::quant`] defines; the activation stays f32.
+//! - Angles of the rotary embedding are taken in f64, cosine and sine are rounded to f32: an f32 angle at position 4000
+//!   would be off by 2·10⁻⁴ already.
+
+/// Terms to an accumulator in every sum.
+pub const BLOCK: usize = 32;
+
+/// Σ terms, in blocks.
+fn sum(terms: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let mut terms = terms;
+    let mut total = 0.0;
+    while terms.len() > 0 {
+        let mut group = 0.0;
+        for term in terms.by_ref().take(BLOCK) {
+            group += term;
+        }
+        total += group;
+    }
+    total
+}
+
+/// Σ x·w. `x` and `w` are [n].
+pub fn dot(x: &[f32], w: &[f32]) -> f32 {
+    sum(x.iter().zip(w).map(|(x, w)| x * w))
+}
+
+/// x / √(mean(x²) + eps) · weight. `x`, `weight` and `out` are [n].
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = sum(x.iter().map(|x| x * x)) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// The cosine and sine for the pairs of a head at position `pos`: angle = pos · base^(−2i/head_dim). `out` is [head_dim/2].
+pub fn rope_angles(pos: usize, head_dim: usize, base: f64, out: &mut [[f32; 2]]) {
+    for (i, out) in out.iter_mut().enumerate() {
+        let angle = pos as f64 * base.powf(-2.0 * i as f64 / head_dim as f64);
+        *out = [angle.cos() as f32, angle.sin() as f32];
+    }
+}
+
+/// Rotates the pairs (i, i + D/2) of one head. `x` and `out` are [D], `angles` is [D/2].
+pub fn rope(x: &[f32], angles: &[[f32; 2]], out: &mut [f32]) {
+    let half = angles.len();
+    for (i, &[cos, sin]) in angles.iter().enumerate() {
+        let (a, b) = (x[i], x[i + half]);
+        out[i] = a * cos - b * sin;
+        out[i + half] = a * sin + b * cos;
+    }
+}
+
+/// q·k / √D against the first `seen` rows of the cache, 0 beyond. `q` is [D], row s of `k` starts at s·stride, `out` is [S].
+pub fn attn_scores(q: &[f32], k: &[f32], stride: usize, seen: usize, out: &mut [f32]) {
+    let scale = (1.0 / (q.len() as f64).sqrt()) as f32;
+    for (s, out) in out.iter_mut().enumerate() {
+        *out = if s < seen { dot(q, &k[s * stride..][..q.len()]) * scale } else { 0.0 };
+    }
+}
+
+/// exp(x − max x) / Σ exp(x − max x). `x` and `out` are [n].
+///
+/// A NaN among `x` makes every value NaN, as does +∞: neither has a maximum to subtract.
+pub fn softmax(x: &[f32], out: &mut [f32]) {
+    // Unlike `f32::max`, this keeps a NaN once it has met one.
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, |max, x| if max.is_nan() || x <= max { max } else { x });
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = (x - max).exp();
+    }
+    let total = sum(out.iter().copied());
+    for out in out {
+        *out /= total;
+    }
+}
+
+/// Σ_s probs[s] · v[s] over the positions of `probs`. `probs` is [seen], row s of `v` starts at s·stride, `out` is [D].
+pub fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+    for (d, out) in out.iter_mut().enumerate() {
+        *out = sum(probs.iter().enumerate().map(|(s, p)| p * v[s * stride + d]));
+    }
+}
+
+/// a + b. All are [n].
+pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        *out = a + b;
+    }
+}
+
+/// The ids of the `out.len()` largest of `probs`, descending; ties to the lower id. `probs` is [E], `out` is [K].
+///
+/// NaN comes before every number, so that it is chosen and stays visible downstream rather than vanishing here.
+pub fn router_top_k(probs: &[f32], out: &mut [u32]) {
+    let rank = |id: u32| {
+        let p = probs[id as usize];
+        (p.is_nan(), p)
+    };
+    let mut ids: Vec<u32> = (0..probs.len() as u32).collect();
+    // A stable sort keeps equal probabilities in order of id. `partial_cmp` is None only between two NaNs: they tie.
+    ids.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    out.copy_from_slice(&ids[..out.len()]);
+}
+
+/// probs at ids, divided by their sum if `renormalise`. `probs` is [E], `ids` and `out` are [K].
+pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, out: &mut [f32]) {
+    for (out, &id) in out.iter_mut().zip(ids) {
+        *out = probs[id as usize];
+    }
+    if renormalise {
+        let total = sum(out.iter().copied());
+        for out in out {
+            *out /= total;
+        }
+    }
+}
+
+/// gate · sigmoid(gate) · up. All are [n].
+pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = gate / (1.0 + (-gate).exp()) * up;
+    }
+}
+
+/// Σ_k weights[k] · down[k]. `down` is [K, H], `weights` is [K], `out` is [H].
+pub fn combine(down: &[f32], weights: &[f32], out: &mut [f32]) {
+    let hidden = out.len();
+    for (h, out) in out.iter_mut().enumerate() {
+        *out = sum(weights.iter().enumerate().map(|(k, weight)| weight * down[k * hidden + h]));
+    }
+}

@@ -1,0 +1,337 @@
+//! Tests of `cpu:scalar`: every operation against its definition in f64, the checks on operands, ties and NaN in the
+//! router, and independence from the number of threads.
+
+use super::*;
+use crate::backend::Data;
+use crate::stage::Stage;
+
+const SITE: Site = Site { layer: Some(3), stage: Stage::QProj };
+const U: f64 = 5.960464477539063e-8; // 2^-24
+
+/// γ_n = n·u / (1 − n·u): Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1.
+fn gamma(n: usize) -> f64 {
+    n as f64 * U / (1.0 - n as f64 * U)
+}
+
+/// Values in [−1, 1), the same on every machine.
+fn values(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn scalar(threads: usize) -> CpuBackend {
+    CpuBackend::new(Some(Level::Scalar), Some(threads)).unwrap()
+}
+
+fn weight(name: &str, dims: [usize; 3], values: &[f32]) -> Arc<Weight> {
+    Weight::from_vec(name, GgmlType::F32, dims, bytemuck::cast_slice(values).to_vec()).unwrap()
+}
+
+fn up(b: &mut CpuBackend, shape: &[usize], v: &[f32]) -> CpuTensor {
+    b.upload(&HostTensor::f32(shape, v.to_vec())).unwrap()
+}
+
+fn f32s(b: &mut CpuBackend, t: &CpuTensor) -> Vec<f32> {
+    match b.read(t).unwrap().data {
+        Data::F32(v) => v,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn message(r: Result<CpuTensor>) -> String {
+    r.err().expect("an error").to_string()
+}
+
+#[test]
+fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
+    for (t, k, n) in [(1, 1, 1), (1, 256, 9), (5, 77, 33), (40, 300, 17), (64, 512, 64)] {
+        let (x, w) = (values(1, t * k), values(2, n * k));
+        let weight = weight("w", [k, n, 1], &w);
+        let mut results = Vec::new();
+        for threads in [1, 2, 3] {
+            let mut b = scalar(threads);
+            let x = up(&mut b, &[t, k], &x);
+            let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
+            assert_eq!(b.shape(&y), [t, n]);
+            results.push(f32s(&mut b, &y));
+        }
+        assert_eq!(results[0], results[1]);
+        assert_eq!(results[0], results[2]);
+        // One rounding for the product, then as many as the order of sums allows.
+        let bound = gamma(1 + scalar(1).contract(OpKind::MatMul).order.depth(k));
+        for (i, y) in results[0].iter().enumerate() {
+            let terms = || (0..k).map(|j| x[i / n * k + j] as f64 * w[i % n * k + j] as f64);
+            let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            assert!((*y as f64 - exact).abs() <= bound * size, "{t} {k} {n} at {i}: {y} {exact}");
+        }
+    }
+}
+
+#[test]
+fn experts_are_read_by_id_whether_x_is_shared_or_one_per_slot() {
+    let (t, slots, k, n, experts) = (5, 2, 32, 11, 4);
+    let w = values(3, experts * n * k);
+    let stack = weight("w", [k, n, experts], &w);
+    let ids = vec![0u32, 3, 3, 0, 0, 3, 3, 1, 0, 1]; // expert 2 is chosen by nobody
+    let mut b = scalar(2);
+    let ids_t = b.upload(&HostTensor::u32(&[t, slots], ids.clone())).unwrap();
+    for shared in [true, false] {
+        let x = values(4, if shared { t * k } else { t * slots * k });
+        let shape: &[usize] = if shared { &[t, k] } else { &[t, slots, k] };
+        let x_t = up(&mut b, shape, &x);
+        let y = b.run(SITE, &Op::ExpertMatMul { x: x_t, ids: ids_t.clone(), weight: &stack }).unwrap();
+        assert_eq!(b.shape(&y), [t, slots, n]);
+        let y = f32s(&mut b, &y);
+        for (i, y) in y.iter().enumerate() {
+            let (pair, row) = (i / n, i % n);
+            let x = &x[if shared { pair / slots } else { pair } * k..][..k];
+            let w = &w[(ids[pair] as usize * n + row) * k..][..k];
+            assert_eq!(*y, scalar::dot(x, w));
+        }
+    }
+}
+
+#[test]
+fn rope_is_exact_at_a_far_position() {
+    let (d, base, start) = (64, 1e6, 4000);
+    let x = values(5, 2 * 3 * d); // two positions of three heads
+    let mut b = scalar(1);
+    let x_t = up(&mut b, &[2, 3 * d], &x);
+    let y = b.run(SITE, &Op::Rope { x: x_t, start, head_dim: d, base }).unwrap();
+    let y = f32s(&mut b, &y);
+    for (i, y) in y.iter().enumerate() {
+        let (t, head, j) = (i / (3 * d), i / d, i % d);
+        let pair = j % (d / 2);
+        let angle = (start + t) as f64 * base.powf(-2.0 * pair as f64 / d as f64);
+        let (lo, hi) = (x[head * d + pair] as f64, x[head * d + pair + d / 2] as f64);
+        let (s, c) = angle.sin_cos();
+        let (exact, size) = if j < d / 2 {
+            (lo * c - hi * s, (lo * c).abs() + (hi * s).abs())
+        } else {
+            (lo * s + hi * c, (lo * s).abs() + (hi * c).abs())
+        };
+        // Cosine or sine rounded, product rounded, sum rounded.
+        assert!((*y as f64 - exact).abs() <= gamma(3) * size, "{i}: {y} {exact}");
+    }
+}
+
+#[test]
+fn norm_swiglu_and_combine_follow_their_definitions() {
+    let mut b = scalar(1);
+    let (n, groups) = (40, 3);
+    let (x, w, eps) = (values(6, 2 * groups * n), values(7, n), 1e-6f32);
+    let x_t = up(&mut b, &[2, groups * n], &x);
+    let norm = b.run(SITE, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps }).unwrap();
+    let norm = f32s(&mut b, &norm);
+    // Σx² to γ(1 + depth), mean and + eps one each, and √ halves their sum; then √, division and two products.
+    let bound = gamma((1 + Order::Blocked { block: 32 }.depth(n) + 2).div_ceil(2) + 4);
+    for (i, y) in norm.iter().enumerate() {
+        let group = &x[i / n * n..][..n];
+        let mean = group.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / n as f64;
+        let exact = x[i] as f64 / (mean + eps as f64).sqrt() * w[i % n] as f64;
+        assert!((*y as f64 - exact).abs() <= bound * exact.abs(), "{y} {exact}");
+    }
+
+    let (gate, up_v) = (values(8, 50).iter().map(|x| x * 20.0).collect::<Vec<_>>(), values(9, 50));
+    let (g, u) = (up(&mut b, &[5, 10], &gate), up(&mut b, &[5, 10], &up_v));
+    let act = b.run(SITE, &Op::SwiGlu { gate: g, up: u }).unwrap();
+    for (i, y) in f32s(&mut b, &act).iter().enumerate() {
+        let g = gate[i] as f64;
+        let exact = g / (1.0 + (-g).exp()) * up_v[i] as f64;
+        // exp within 1 ULP (two u), sum, division, product.
+        assert!((*y as f64 - exact).abs() <= gamma(5) * exact.abs(), "{y} {exact}");
+    }
+
+    let (down, weights) = (values(10, 3 * 4 * 7), values(11, 3 * 4));
+    let (d, w) = (up(&mut b, &[3, 4, 7], &down), up(&mut b, &[3, 4], &weights));
+    let out = b.run(SITE, &Op::Combine { down: d, weights: w }).unwrap();
+    assert_eq!(b.shape(&out), [3, 7]);
+    for (i, y) in f32s(&mut b, &out).iter().enumerate() {
+        let terms = || (0..4).map(|k| weights[i / 7 * 4 + k] as f64 * down[(i / 7 * 4 + k) * 7 + i % 7] as f64);
+        assert!((*y as f64 - terms().sum::<f64>()).abs() <= gamma(5) * terms().map(f64::abs).sum::<f64>());
+    }
+}
+
+#[test]
+fn attention_sees_the_past_only_and_maps_query_heads_to_their_kv_head() {
+    let (heads, kv_heads, d, start, t, capacity) = (4, 2, 8, 3, 2, 9);
+    let seen = start + t;
+    let mut b = scalar(2);
+    let (q, k, v) = (values(12, t * heads * d), values(13, seen * kv_heads * d), values(14, seen * kv_heads * d));
+    let cache = |b: &mut CpuBackend, x: &[f32]| {
+        let cache = b.alloc(&[capacity, kv_heads * d]).unwrap();
+        for (from, rows) in [(0, start), (start, t)] {
+            let x = up(b, &[rows, kv_heads * d], &x[from * kv_heads * d..][..rows * kv_heads * d]);
+            b.run(SITE, &Op::Store { cache: cache.clone(), x, start: from }).unwrap();
+        }
+        cache
+    };
+    let (k_t, v_t) = (cache(&mut b, &k), cache(&mut b, &v));
+    let q_t = up(&mut b, &[t, heads * d], &q);
+    let scores = b.run(SITE, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d }).unwrap();
+    let probs = b.run(SITE, &Op::AttnProbs { scores: scores.clone(), start }).unwrap();
+    let context = b.run(SITE, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d }).unwrap();
+    assert_eq!(b.shape(&scores), [heads, t, seen]);
+    assert_eq!(b.shape(&context), [t, heads * d]);
+    let (scores, probs, context) = (f32s(&mut b, &scores), f32s(&mut b, &probs), f32s(&mut b, &context));
+    for h in 0..heads {
+        let kv = h / 2;
+        for row in 0..t {
+            let visible = start + row + 1;
+            let at = (h * t + row) * seen;
+            let exact: Vec<f64> = (0..visible)
+                .map(|s| {
+                    let dot: f64 = (0..d)
+                        .map(|j| q[(row * heads + h) * d + j] as f64 * k[(s * kv_heads + kv) * d + j] as f64)
+                        .sum();
+                    dot / (d as f64).sqrt()
+                })
+                .collect();
+            let total: f64 = exact.iter().map(|s| s.exp()).sum();
+            for s in 0..seen {
+                let (score, prob) = (scores[at + s], probs[at + s]);
+                if s >= visible {
+                    assert_eq!((score, prob), (0.0, 0.0));
+                    continue;
+                }
+                // |q|, |k| ≤ 1, so Σ|q·k|/√D ≤ √D; product, additions, scale and its rounding.
+                let score_error = gamma(d + 4) * (d as f64).sqrt();
+                assert!((score as f64 - exact[s]).abs() <= score_error);
+                // Each exponent moves by the score's error and one rounding of the subtraction, above and below the line.
+                let bound = 2.0 * score_error + 2.0 * gamma(8) * (d as f64).sqrt() + gamma(seen + 6);
+                let p = exact[s].exp() / total;
+                assert!((prob as f64 - p).abs() <= bound * p, "{prob} {p}");
+            }
+            for j in 0..d {
+                let terms = || (0..visible).map(|s| probs[at + s] as f64 * v[(s * kv_heads + kv) * d + j] as f64);
+                let y = context[(row * heads + h) * d + j] as f64;
+                assert!((y - terms().sum::<f64>()).abs() <= gamma(seen + 2) * terms().map(f64::abs).sum::<f64>());
+            }
+        }
+    }
+}
+
+#[test]
+fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
+    let mut b = scalar(1);
+    let nan = f32::NAN;
+    #[rustfmt::skip]
+    let probs = vec![
+        0.2, 0.3, 0.3, 0.1, 0.1,
+        0.2, 0.2, 0.2, 0.2, 0.2,
+        0.1, 0.4, nan, 0.2, nan,
+        nan, nan, nan, nan, nan,
+    ];
+    let p = up(&mut b, &[4, 5], &probs);
+    let ids = b.run(SITE, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
+    assert_eq!(b.read(&ids).unwrap().ids(), [1, 2, 0, 0, 1, 2, 2, 4, 1, 0, 1, 2]);
+    let w = b.run(SITE, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true }).unwrap();
+    let w = f32s(&mut b, &w);
+    assert!((w[0] - 0.375).abs() <= 3.0 * U as f32);
+    assert!(w[..6].iter().all(|w| w.is_finite()) && w[6..].iter().all(|w| w.is_nan()));
+    let raw = b.run(SITE, &Op::RouterWeights { probs: p, ids, renormalise: false }).unwrap();
+    assert_eq!(f32s(&mut b, &raw)[..3], [0.3, 0.3, 0.2]);
+
+    let logits = up(&mut b, &[2, 3], &[1.0, nan, 0.0, 1000.0, 1000.0, f32::NEG_INFINITY]);
+    let probs = b.run(SITE, &Op::RouterProbs { logits }).unwrap();
+    let probs = f32s(&mut b, &probs);
+    assert!(probs[..3].iter().all(|p| p.is_nan()));
+    assert_eq!(probs[3..], [0.5, 0.5, 0.0]);
+}
+
+#[test]
+fn embedding_rows_and_moves() {
+    let mut b = scalar(1);
+    let v = values(15, 4 * 6);
+    let table = weight("token_embd.weight", [6, 4, 1], &v);
+    let e = b.run(SITE, &Op::Embed { table: &table, tokens: &[3, 0] }).unwrap();
+    assert_eq!(f32s(&mut b, &e), [&v[18..24], &v[..6]].concat());
+    let last = b.run(SITE, &Op::Rows { x: e.clone(), start: 1, rows: 1 }).unwrap();
+    assert_eq!(f32s(&mut b, &last), v[..6]);
+    let sum = b.run(SITE, &Op::Add { a: e.clone(), b: e.clone() }).unwrap();
+    assert_eq!(f32s(&mut b, &sum)[0], v[18] * 2.0);
+    let m = message(b.run(SITE, &Op::Embed { table: &table, tokens: &[1, 4] }));
+    assert_eq!(m, "layer 3 · q_proj (Embed): token 4 is not in token_embd.weight, which has 4 rows");
+}
+
+#[test]
+fn wrong_operands_are_errors_that_say_where() {
+    let mut b = scalar(1);
+    let w = weight("blk.3.attn_q.weight", [8, 4, 1], &values(1, 32));
+    let stack = weight("exps", [8, 2, 2], &values(1, 32));
+    let x = up(&mut b, &[2, 7], &values(1, 14));
+    let good = up(&mut b, &[2, 8], &values(1, 16));
+    let ids = b.upload(&HostTensor::u32(&[2, 1], vec![0, 2])).unwrap();
+    let cache = b.alloc(&[4, 8]).unwrap();
+    let cases = [
+        (
+            Op::MatMul { x: x.clone(), weight: &w },
+            "x is [2, 7] where [T, 8] for blk.3.attn_q.weight [8, 4] was expected",
+        ),
+        (
+            Op::MatMul { x: good.clone(), weight: &stack },
+            "exps is [8, 2, 2] where [cols, rows] of one expert was expected",
+        ),
+        (Op::MatMul { x: ids.clone(), weight: &weight("v", [1, 1, 1], &[1.0]) }, "x is u32 where f32 was expected"),
+        (
+            Op::ExpertMatMul { x: good.clone(), ids: ids.clone(), weight: &stack },
+            "expert 2 for token 1, slot 0, but exps has 2",
+        ),
+        (
+            Op::ExpertMatMul { x: good.clone(), ids: good.clone(), weight: &stack },
+            "ids is f32 where u32 ids were expected",
+        ),
+        (
+            Op::RmsNorm { x: x.clone(), weight: &weight("n", [4, 1, 1], &[1.0; 4]), eps: 1e-6 },
+            "x is [2, 7] where [T, groups·4]",
+        ),
+        (Op::Rope { x: x.clone(), start: 0, head_dim: 4, base: 1e4 }, "x is [2, 7] where [T, heads·4]"),
+        (
+            Op::Store { cache: cache.clone(), x: good.clone(), start: 3 },
+            "2 rows from position 3 do not fit a cache of 4",
+        ),
+        (Op::Store { cache: cache.clone(), x: good.clone(), start: usize::MAX }, "do not fit"),
+        (Op::Store { cache: cache.clone(), x: cache.clone(), start: 0 }, "x is the cache itself"),
+        (Op::AttnScores { q: good.clone(), k: cache.clone(), start: 3, head_dim: 4 }, "k holds 4 positions"),
+        (Op::AttnProbs { scores: good.clone(), start: 0 }, "scores is [2, 8] where three axes"),
+        (Op::Add { a: good.clone(), b: x.clone() }, "b is [2, 7] where [2, 8] was expected"),
+        (Op::RouterTopK { probs: good.clone(), k: 9 }, "9 of 8 experts"),
+        (Op::RouterWeights { probs: x.clone(), ids: cache.clone(), renormalise: true }, "ids is [4, 8] where [2, 8]"),
+        (Op::Rows { x: good.clone(), start: 1, rows: 2 }, "rows 1..3 of 2"),
+    ];
+    for (op, expected) in cases {
+        let m = message(b.run(SITE, &op));
+        assert!(m.starts_with("layer 3 · q_proj") && m.contains(expected), "{m}");
+    }
+    assert!(b.alloc(&[usize::MAX, 2]).is_err());
+    assert!(b.take(Ticket(99)).is_err());
+}
+
+#[test]
+fn a_missing_level_and_zero_threads_are_said() {
+    assert!(matches!(CpuBackend::new(Some(Level::Scalar), Some(0)), Err(Error::Usage(_))));
+    for &level in Level::ALL {
+        match CpuBackend::new(Some(level), Some(1)) {
+            Ok(b) => assert!(Level::available().contains(&level) && b.name() == level.backend_name()),
+            Err(e) => {
+                assert_eq!(e.exit_code(), 125);
+                assert!(level.missing().iter().all(|f| e.to_string().contains(f)), "{e}");
+            }
+        }
+    }
+    let b = CpuBackend::new(None, None).unwrap();
+    assert_eq!(b.level(), Level::detect());
+    assert_eq!(b.info().backend, b.name());
+}
+
+#[test]
+fn unsupported_names_the_tensor_and_the_type() {
+    let need = |ty, name: &str| Need { op: OpKind::MatMul, ty, cols: 256, name: name.into() };
+    let lines = scalar(1).unsupported(&[need(GgmlType::F32, "a"), need(GgmlType::Q8_K, "blk.0.ffn_up.weight")]);
+    assert_eq!(lines, ["blk.0.ffn_up.weight: MatMul with Q8_K weights: the type has no dequantization"]);
+}
