@@ -15,6 +15,8 @@ pub(super) const MAX_ARRAY_DEPTH: u32 = 4;
 pub(super) const MAX_NAME: u64 = 65_535;
 /// The largest alignment accepted, 16 MiB: above any page size.
 const MAX_ALIGNMENT: u64 = 1 << 24;
+/// Keys, and tensors, at most: ten times what any model has, so that a hostile header cannot spend memory on tables.
+pub(super) const MAX_ENTRIES: u64 = 1 << 20;
 /// Alignment of a file that does not say.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -241,6 +243,11 @@ impl<'a> Cursor<'a> {
         let keys: u64 = self.number(Place::Header, "the key count")?;
         // Shortest entries: an empty name (8) + dimension count (4) + type (4) + offset (8); an empty key (8) + type (4) + u8 (1).
         for (what, count, min) in [("tensors", tensors, 24), ("keys", keys, 13)] {
+            if count > MAX_ENTRIES {
+                return Err(
+                    self.error(Place::Header, format_args!("expected at most {MAX_ENTRIES} {what}, found {count}"))
+                );
+            }
             if count > self.remaining() / min {
                 return Err(self.error(
                     Place::Header,

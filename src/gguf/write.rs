@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::printable;
-use super::read::{self, MAX_ARRAY_DEPTH, MAX_NAME};
+use super::read::{self, MAX_ARRAY_DEPTH, MAX_ENTRIES, MAX_NAME};
 use super::value::{Array, Metadata, Value};
 use crate::atomic_file::AtomicFile;
 use crate::quant::GgmlType;
@@ -108,6 +108,11 @@ pub fn write_to(
 
 /// The padded header, and the bytes of each tensor.
 fn header(metadata: &Metadata, tensors: &[TensorSpec], alignment: u64) -> Result<(Vec<u8>, Vec<u64>)> {
+    for (what, count) in [("tensors", tensors.len()), ("keys", metadata.len())] {
+        if count as u64 > MAX_ENTRIES {
+            return Err(Error::input(format!("expected at most {MAX_ENTRIES} {what}, found {count}")));
+        }
+    }
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
