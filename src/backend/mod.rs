@@ -362,7 +362,7 @@ impl<'w, T> Op<'w, T> {
 // What a backend says of itself
 
 /// A number format that a contract names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F64,
@@ -376,7 +376,7 @@ pub enum Precision {
 }
 
 /// In which order a sum of n terms is taken, which is what bounds its rounding error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// One accumulator, first term to last.
@@ -399,7 +399,7 @@ impl Order {
 }
 
 /// How a backend computes one kind of operation: what a rounding floor may assume, and nothing tighter than it keeps.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Contract {
     pub activations: Precision,
     pub accumulator: Precision,
@@ -452,7 +452,7 @@ impl Contract {
 }
 
 /// What a backend is, for reports and traces.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct BackendInfo {
     /// As the command line names it: `cpu:avx2`, `gpu`, `oracle`…
     pub backend: String,

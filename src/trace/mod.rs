@@ -9,6 +9,7 @@
 
 pub mod select;
 pub mod stats;
+pub mod store;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -165,7 +165,7 @@ impl Selected {
 
 impl Ranges {
     /// The union of `ranges`.
-    fn new(mut ranges: Vec<RangeInclusive<usize>>) -> Self {
+    pub(super) fn new(mut ranges: Vec<RangeInclusive<usize>>) -> Self {
         ranges.sort_by_key(|r| *r.start());
         let mut merged: Vec<RangeInclusive<usize>> = Vec::with_capacity(ranges.len());
         for r in ranges {
@@ -175,6 +175,13 @@ impl Ranges {
             }
         }
         Self(merged)
+    }
+    /// Reads what its `Display` wrote, of numbers below `n`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is anything else.
+    pub(super) fn parse(text: &str, n: usize) -> Result<Self> {
+        Numbers::parse("positions", text)?.resolve("positions", "position", n)
     }
     pub fn contains(&self, n: usize) -> bool {
         let i = self.0.partition_point(|r| *r.end() < n);

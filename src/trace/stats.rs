@@ -44,7 +44,6 @@ pub struct Stats {
 
 /// Statistics as traces and JSON documents state them.
 #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Summary {
     /// All values, finite or not.
     pub count: u64,
@@ -258,7 +257,6 @@ impl Stats {
 
 /// The statistics of one stage: over its last position, and over all of them.
 #[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct StageStats {
     /// Which position `last` is.
     pub last_position: u64,

@@ -1,0 +1,181 @@
+//! Reading a trace that somebody else may have written.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::file::TensorFile;
+use super::{MANIFEST, Manifest, SCHEMA, TensorEntry, expert_rows_key, file_name, site_of};
+use crate::backend::HostTensor;
+use crate::error::{Error, Result};
+use crate::stage::{Dim, Site};
+use crate::trace::select::{Ranges, has_expert_rows};
+
+/// The largest manifest that is read: a thousand times that of a 48-layer model.
+const MAX_MANIFEST: u64 = 1 << 30;
+
+/// A trace directory, checked.
+pub struct Trace {
+    dir: PathBuf,
+    manifest: Manifest,
+    tensors: BTreeMap<Site, Stored>,
+    files: RefCell<BTreeMap<String, TensorFile>>,
+}
+
+/// What is known of a stored tensor before its values are read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// `f32`, `f64` or `u32`.
+    pub dtype: String,
+    /// As the stage table says, with `T` the positions below; or `[rows, F or H]` where `limited`.
+    pub shape: Vec<usize>,
+    /// Which positions the rows are.
+    pub positions: Ranges,
+    /// Rows were kept of some experts only; [`Trace::expert_rows`] says which rows these are.
+    pub limited: bool,
+}
+
+impl Trace {
+    /// Opens the trace in `dir` and checks its manifest and the headers of its files against the stage table and each other.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the file and what does not fit.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+        if length > MAX_MANIFEST {
+            return Err(Error::input(format!("{}: {length} bytes, more than a manifest has", path.display())));
+        }
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
+        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        match json.get("schema").and_then(|s| s.as_str()) {
+            Some(SCHEMA) => {}
+            other => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
+        }
+        let manifest: Manifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
+        if manifest.run.prompt_tokens > manifest.run.tokens.len() {
+            let (prompt, all) = (manifest.run.prompt_tokens, manifest.run.tokens.len());
+            return Err(wrong(format!("{prompt} prompt tokens of {all} tokens")));
+        }
+        for row in &manifest.statistics {
+            site_of(row.layer, &row.stage)
+                .ok_or_else(|| wrong(format!("statistics of {} in layer {:?}: no such stage", row.stage, row.layer)))?;
+        }
+        let mut trace =
+            Self { dir: dir.into(), tensors: BTreeMap::new(), files: RefCell::default(), manifest: manifest.clone() };
+        for entry in &manifest.tensors {
+            let (site, stored) = trace.check(entry).map_err(|what| wrong(format!("tensor {}: {what}", entry.key)))?;
+            if trace.tensors.insert(site, stored).is_some() {
+                return Err(wrong(format!("tensor {} is listed twice", entry.key)));
+            }
+        }
+        Ok(trace)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+    /// What is stored, whole-model stages first, then layer by layer in order of execution.
+    pub fn tensors(&self) -> impl Iterator<Item = (Site, &Stored)> {
+        self.tensors.iter().map(|(site, stored)| (*site, stored))
+    }
+    pub fn stored(&self, site: Site) -> Option<&Stored> {
+        self.tensors.get(&site)
+    }
+
+    /// The values of `site`; `None` if the trace does not have them.
+    ///
+    /// # Errors
+    /// If the file has become unreadable, or memory runs out.
+    pub fn tensor(&self, site: Site) -> Result<Option<HostTensor>> {
+        if !self.tensors.contains_key(&site) {
+            return Ok(None);
+        }
+        self.read(&file_name(site.layer), &site.key()).map(Some)
+    }
+
+    /// `[position, slot, expert]` of each row of `layer`'s expert tensors, where rows were kept of some experts only.
+    pub fn expert_rows(&self, layer: u32) -> Result<Option<Vec<[u32; 3]>>> {
+        let limited = self.tensors.iter().any(|(site, s)| site.layer == Some(layer) && s.limited);
+        if !limited {
+            return Ok(None);
+        }
+        let rows = self.read(&file_name(Some(layer)), &expert_rows_key(layer))?;
+        Ok(Some(rows.ids().as_chunks::<3>().0.to_vec()))
+    }
+
+    fn read(&self, file: &str, key: &str) -> Result<HostTensor> {
+        let mut files = self.files.borrow_mut();
+        let file = files.get_mut(file).expect("a tensor that was checked has an open file");
+        file.read(key)
+    }
+
+    /// Holds an entry of the manifest against the stage table and its file.
+    fn check(&self, entry: &TensorEntry) -> Result<(Site, Stored), String> {
+        let site = site_of(entry.layer, &entry.stage)
+            .ok_or_else(|| format!("stage {} in layer {:?}: no such stage", entry.stage, entry.layer))?;
+        if entry.key != site.key() {
+            return Err(format!("its layer and stage make the key {}", site.key()));
+        }
+        let name = file_name(site.layer);
+        if entry.file != name {
+            return Err(format!("in file {:?}, where {name:?} is expected", entry.file));
+        }
+        let fits = match site.stage.is_ids() {
+            true => entry.dtype == "u32",
+            false => entry.dtype == "f32" || entry.dtype == "f64",
+        };
+        if !fits {
+            return Err(format!("type {:?} does not suit the stage", entry.dtype));
+        }
+        let tokens = self.manifest.run.tokens.len();
+        let n = if tokens == 0 { u32::MAX as usize } else { tokens };
+        let positions = Ranges::parse(&entry.positions, n).map_err(|e| e.to_string())?;
+        let dims = site.stage.info().shape;
+        let limited = entry.rows.is_some();
+        if limited {
+            let key = site.layer.filter(|_| has_expert_rows(site.stage)).map(expert_rows_key);
+            if entry.rows != key || entry.shape.len() != 2 {
+                return Err(format!(
+                    "rows {:?} of shape {:?}; only expert stages have rows of their own",
+                    entry.rows, entry.shape
+                ));
+            }
+        } else {
+            let axis = dims.iter().position(|d| *d == Dim::T).unwrap_or_default();
+            if entry.shape.len() != dims.len() || entry.shape[axis] != positions.count() {
+                return Err(format!(
+                    "shape {:?} where {dims:?} with {} positions is expected",
+                    entry.shape,
+                    positions.count()
+                ));
+            }
+        }
+        let mut files = self.files.borrow_mut();
+        if !files.contains_key(&name) {
+            let file = TensorFile::open(&self.dir.join(&name)).map_err(|e| e.to_string())?;
+            files.insert(name.clone(), file);
+        }
+        let file = &files[&name];
+        let agree = |key: &str, dtype: &str, shape: &[usize]| {
+            let info = file.info(key).ok_or_else(|| format!("{name} has no {key}"))?;
+            let found = format!("{:?}", info.dtype).to_lowercase();
+            if found != dtype || info.shape != shape {
+                return Err(format!(
+                    "{name} has {key} as {found} {:?}, the manifest says {dtype} {shape:?}",
+                    info.shape
+                ));
+            }
+            Ok(())
+        };
+        agree(&entry.key, &entry.dtype, &entry.shape)?;
+        if let Some(rows) = &entry.rows {
+            agree(rows, "u32", &[entry.shape[0], 3])?;
+        }
+        Ok((site, Stored { dtype: entry.dtype.clone(), shape: entry.shape.clone(), positions, limited }))
+    }
+}

@@ -1,0 +1,334 @@
+//! Writing a trace while the run goes on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use super::layer::{LayerFile, Layout};
+use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
+use crate::backend::{Data, HostTensor};
+use crate::error::{Error, Result};
+use crate::stage::{Dim, Site, Stage};
+use crate::trace::positions_in;
+use crate::trace::select::{Ranges, Selected, has_expert_rows};
+
+/// A trace under way. Dropped without [`TraceWriter::finish`], it leaves nothing.
+pub struct TraceWriter {
+    target: PathBuf,
+    /// The hidden directory beside the target; `None` once it bears the target's name.
+    partial: Option<PathBuf>,
+    force: bool,
+    selected: Selected,
+    files: BTreeMap<Option<u32>, LayerFile>,
+    /// The positions that each site's rows are, ascending.
+    positions: BTreeMap<Site, Vec<RangeInclusive<usize>>>,
+    /// With `--experts`: the router's choice in this call, by layer.
+    routed: HashMap<u32, Routed>,
+}
+
+/// `ids` [T, K] of the call that starts at position `start`.
+struct Routed {
+    start: usize,
+    slots: usize,
+    ids: Vec<u32>,
+}
+
+impl TraceWriter {
+    /// A trace that will be the directory `target`, which must not exist, or be empty, or be a trace if `force` is given.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is something there that must not be replaced, [`Error::Input`] if the directory cannot be made.
+    pub fn create(target: &Path, force: bool, selected: Selected) -> Result<Self> {
+        check_target(target, force)?;
+        let (parent, name) = parent_and_name(target)?;
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+        let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
+        std::fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
+        Ok(Self {
+            target: target.into(),
+            partial: Some(partial),
+            force,
+            selected,
+            files: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            routed: HashMap::new(),
+        })
+    }
+
+    /// Whether [`TraceWriter::add`] has a use for `site`.
+    pub fn wants(&self, site: Site) -> bool {
+        self.selected.wants(site) || self.needs_routing(site)
+    }
+
+    /// Whether `site` is the router's choice, and says which rows of other stages to keep.
+    fn needs_routing(&self, site: Site) -> bool {
+        site.stage == Stage::RouterIds
+            && self.selected.experts().is_some()
+            && self.selected.sites().any(|s| s.layer == site.layer && has_expert_rows(s.stage))
+    }
+
+    /// Stores what is selected of `values`, whose first row is position `start`. The rows of a site come in order.
+    ///
+    /// # Errors
+    /// If the values do not have the stage's rank, repeat a position, or cannot be written.
+    pub fn add(&mut self, site: Site, start: usize, values: &HostTensor) -> Result<()> {
+        let dims = site.stage.info().shape;
+        if values.shape.len() != dims.len() {
+            return Err(Error::cannot_run(format!(
+                "{site}: a tensor of shape {:?} where {dims:?} is expected",
+                values.shape
+            )));
+        }
+        if self.needs_routing(site) {
+            self.route(site, start, values)?;
+        }
+        if !self.selected.wants(site) {
+            return Ok(());
+        }
+        let count = positions_in(site.stage, values);
+        let rows: Vec<usize> = (0..count).filter(|row| self.selected.positions().contains(start + row)).collect();
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
+        let seen = self.positions.entry(site).or_default();
+        if seen.last().is_some_and(|range| *range.end() >= start + first) {
+            return Err(Error::cannot_run(format!("{site}: position {} came twice", start + first)));
+        }
+        let cols = last + start + 1; // of scores: what the last of the rows may see
+        for row in &rows {
+            match seen.last_mut() {
+                Some(range) if range.end() + 1 == start + row => *range = *range.start()..=start + row,
+                _ => seen.push(start + row..=start + row),
+            }
+        }
+        let key = site.key();
+        if dims[0] == Dim::Heads {
+            let (heads, s) = (values.shape[0], values.shape[2]);
+            let cols = cols.min(s);
+            let parts = (0..heads).flat_map(|head| {
+                rows.iter().map(move |row| {
+                    let at = (head * count + row) * s;
+                    at..at + cols
+                })
+            });
+            return self.file(site)?.append(&key, Layout::Heads { heads }, (rows.len(), cols), &values.data, parts);
+        }
+        if let (Some(experts), true) = (self.selected.experts(), has_expert_rows(site.stage)) {
+            let (slots, width) = (values.shape[1], values.shape[2]);
+            let routed = self.routed.get(&site.layer.unwrap_or_default());
+            let routed = routed.filter(|r| r.start == start && r.slots == slots && r.ids.len() == count * slots);
+            let routed = routed.ok_or_else(|| {
+                Error::cannot_run(format!(
+                    "{site}: router_ids of these positions did not come before it, so --experts cannot choose"
+                ))
+            })?;
+            let kept = chosen(routed, &rows, experts);
+            let parts: Vec<_> = kept
+                .iter()
+                .map(|[row, slot, _]| (row * slots + slot) * width..(row * slots + slot + 1) * width)
+                .collect();
+            let layout = Layout::Rows { inner: vec![width] };
+            return self.file(site)?.append(&key, layout, (kept.len(), width), &values.data, parts.into_iter());
+        }
+        let inner = values.shape[1..].to_vec();
+        let width = inner.iter().product();
+        // Whole where all rows are wanted; the file writes runs of rows as they lie.
+        let parts = runs(&rows).map(|run| run.start * width..run.end * width);
+        self.file(site)?.append(&key, Layout::Rows { inner }, (rows.len(), width), &values.data, parts)
+    }
+
+    /// Notes which rows of this call's expert stages to keep, and writes which they are.
+    fn route(&mut self, site: Site, start: usize, values: &HostTensor) -> Result<()> {
+        let (Data::U32(ids), Some(layer)) = (&values.data, site.layer) else {
+            return Err(Error::cannot_run(format!("{site}: {} where expert ids are expected", values.dtype())));
+        };
+        let routed = Routed { start, slots: values.shape[1], ids: ids.clone() };
+        let rows: Vec<usize> =
+            (0..values.shape[0]).filter(|row| self.selected.positions().contains(start + row)).collect();
+        let kept = chosen(&routed, &rows, self.selected.experts().unwrap_or_default());
+        self.routed.insert(layer, routed);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let table: Vec<u32> =
+            kept.iter().flat_map(|[row, slot, id]| [start + row, *slot, *id].map(|n| n as u32)).collect();
+        let data = Data::U32(table);
+        let all = std::iter::once(0..kept.len() * 3);
+        self.file(site)?.append(&expert_rows_key(layer), Layout::Rows { inner: vec![3] }, (kept.len(), 3), &data, all)
+    }
+
+    fn file(&mut self, site: Site) -> Result<&mut LayerFile> {
+        let dir = self.partial.as_deref().expect("the writer is not finished");
+        Ok(match self.files.entry(site.layer) {
+            std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+            std::collections::btree_map::Entry::Vacant(e) => e.insert(LayerFile::create(dir, &file_name(site.layer))?),
+        })
+    }
+
+    /// Puts everything in order and gives the directory its name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if `--experts` kept no row at all, or the target has come to be something that must not be replaced.
+    pub fn finish(mut self, run: Run, imported: Option<Imported>, statistics: Vec<SiteStats>) -> Result<Manifest> {
+        let shapes: BTreeMap<String, (String, Vec<usize>)> = (self.files.values().flat_map(LayerFile::tensors))
+            .map(|(key, dtype, shape)| (key.to_string(), (format!("{dtype:?}").to_lowercase(), shape)))
+            .collect();
+        let entry = |key: String, site: Site, stage: &str, positions: String, rows: Option<String>| {
+            let (dtype, shape) = shapes.get(&key)?.clone();
+            Some(TensorEntry {
+                key,
+                layer: site.layer,
+                stage: stage.into(),
+                file: file_name(site.layer),
+                dtype,
+                shape,
+                positions,
+                rows,
+            })
+        };
+        let (mut tensors, mut missing) = (Vec::new(), Vec::new());
+        for site in self.selected.sites() {
+            let rows = self.positions.get(&site).map(|ranges| Ranges::new(ranges.clone()));
+            let limited = self.selected.experts().is_some() && has_expert_rows(site.stage);
+            let rows_key = site.layer.filter(|_| limited).map(expert_rows_key);
+            match rows.and_then(|r| entry(site.key(), site, site.stage.name(), r.to_string(), rows_key)) {
+                Some(tensor) => tensors.push(tensor),
+                None => {
+                    let why = "the run made no value of this stage at the selected positions".to_string();
+                    missing.push(Missing { key: site.key(), why });
+                }
+            }
+        }
+        if let Some(experts) = self.selected.experts() {
+            let kept: usize = tensors.iter().filter(|t| t.rows.is_some()).map(|t| t.shape[0]).sum();
+            if kept == 0 {
+                return Err(Error::usage(format!(
+                    "--experts {experts:?}: no selected position of a selected layer was routed to any of them"
+                )));
+            }
+        }
+        let manifest = Manifest {
+            schema: SCHEMA.into(),
+            program: concat!("twinscope ", env!("CARGO_PKG_VERSION")).into(),
+            imported,
+            run,
+            experts: self.selected.experts().map(<[u32]>::to_vec),
+            tensors,
+            missing,
+            statistics,
+        };
+        for file in std::mem::take(&mut self.files).into_values() {
+            file.finish()?;
+        }
+        let dir = self.partial.clone().expect("the writer is not finished");
+        let path = dir.join(MANIFEST);
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::cannot_run(format!("the manifest: {e}")))?;
+        let mut file = File::create_new(&path).map_err(|e| Error::io(&path, e))?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| Error::io(&path, e))?;
+        drop(file);
+        sync_dir(&dir)?;
+        self.rename(&dir)?;
+        Ok(manifest)
+    }
+
+    /// Gives the finished directory the target's name; an older trace steps aside first and is removed last.
+    fn rename(&mut self, dir: &Path) -> Result<()> {
+        let target = &self.target;
+        check_target(target, self.force)?;
+        let (parent, name) = parent_and_name(target)?;
+        let mut old = None;
+        if target.exists() {
+            let aside = parent.join(format!(".{name}.replaced-{}", std::process::id()));
+            std::fs::rename(target, &aside).map_err(|e| Error::io(target, e))?;
+            old = Some(aside);
+        }
+        std::fs::rename(dir, target).map_err(|e| Error::io(target, e))?;
+        self.partial = None;
+        sync_dir(parent)?;
+        if let Some(old) = old {
+            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TraceWriter {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.partial {
+            // Already on the way out with another error; a hidden directory that stays behind does no harm.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// `[row, slot, expert]` for each of the `rows` of `routed` that went to one of `experts`, in order.
+fn chosen(routed: &Routed, rows: &[usize], experts: &[u32]) -> Vec<[usize; 3]> {
+    let mut kept = Vec::new();
+    for &row in rows {
+        for (slot, id) in routed.ids[row * routed.slots..][..routed.slots].iter().enumerate() {
+            if experts.contains(id) {
+                kept.push([row, slot, *id as usize]);
+            }
+        }
+    }
+    kept
+}
+
+/// The runs of consecutive numbers in `rows`, which ascend.
+fn runs(rows: &[usize]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+    rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[run.len() - 1] + 1)
+}
+
+fn parent_and_name(target: &Path) -> Result<(&Path, &str)> {
+    let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
+        Error::usage(format!("--out {}: not a path that names a directory to make", target.display()))
+    })?;
+    let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((parent, name))
+}
+
+/// Refuses to replace anything but nothing, an empty directory, or with `force` a trace.
+fn check_target(target: &Path, force: bool) -> Result<()> {
+    let refuse = |what: &str| Err(Error::usage(format!("--out {}: {what}", target.display())));
+    let there = match std::fs::symlink_metadata(target) {
+        Ok(there) => there,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(target, e)),
+    };
+    if !there.is_dir() {
+        return refuse("exists and is not a directory; it is left as it is");
+    }
+    let mut entries = std::fs::read_dir(target).map_err(|e| Error::io(target, e))?;
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    if !is_trace(target) {
+        return refuse("a directory that has files in it and is no trace; it is left as it is");
+    }
+    if !force {
+        return refuse("a trace is there already; --force replaces it");
+    }
+    Ok(())
+}
+
+/// Whether the directory has a manifest with this schema, and nothing that a trace does not have.
+fn is_trace(dir: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        schema: String,
+    }
+    let manifest = File::open(dir.join(MANIFEST)).ok().map(std::io::BufReader::new);
+    let schema: Option<Schema> = manifest.and_then(|m| serde_json::from_reader(m).ok());
+    let ours = |name: &str| name == MANIFEST || name.ends_with(".safetensors");
+    let only_ours = std::fs::read_dir(dir)
+        .is_ok_and(|mut entries| entries.all(|e| e.is_ok_and(|e| e.file_name().to_str().is_some_and(ours))));
+    schema.is_some_and(|s| s.schema == SCHEMA) && only_ours
+}
+
+/// Makes the names in a directory last. Windows has no such call, and none is needed there.
+fn sync_dir(dir: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(dir, e))?;
+    }
+    Ok(())
+}
