@@ -7,5 +7,7 @@
 
 pub mod logits;
 pub mod metrics;
+pub mod outcome;
+pub mod pattern;
 pub mod router;
 pub mod tolerance;

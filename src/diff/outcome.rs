@@ -1,0 +1,465 @@
+//! What a comparison found: the one model that `diff` and `compare` fill and every report renders.
+//!
+//! Design:
+//! - **Stages are in order of execution**, step by step; the first fault and the first visible difference are places in
+//!   that list, so no report can contradict it.
+//! - A stage that could not be compared carries the reason; only [`Verdict::Ok`] and [`Verdict::Inherits`] let a run agree,
+//!   and a run that compared nothing does not agree.
+//! - Numbers here are as computed; rounding, colour and `null` for what is not finite belong to the reports.
+
+use super::logits::LogitsComparison;
+use super::metrics::{Metrics, Mismatch, Side};
+use super::pattern::Pattern;
+use super::router::RouterComparison;
+use crate::backend::{BackendInfo, Weight};
+use crate::quant::GgmlType;
+use crate::stage::Site;
+
+/// A whole comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    pub kind: Kind,
+    pub model: ModelSummary,
+    /// Tokens of the prompt, and their text where it is known.
+    pub tokens: usize,
+    pub prompt: Option<String>,
+    /// Decode steps after the prompt.
+    pub decode: usize,
+    pub reference: SideSummary,
+    pub subject: SideSummary,
+    /// What judged which side is wrong: the oracle's name, if there was one.
+    pub judge: Option<String>,
+    /// In order of execution, step by step.
+    pub stages: Vec<StageResult>,
+    /// The first stage that injects more error than it may, as a place in `stages`.
+    pub first_fault: Option<usize>,
+    /// The first stage whose total error is over its limit, as a place in `stages`.
+    pub first_visible: Option<usize>,
+    pub routing: Vec<LayerRouting>,
+    pub logits: Option<LogitsComparison>,
+    /// What else must be said: differing contracts, a software adapter, what a trace lacks. One line each.
+    pub notes: Vec<String>,
+    /// The command that goes on from the first fault.
+    pub next: Option<String>,
+}
+
+/// Which verb filled it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Two backends in lockstep.
+    Diff,
+    /// Two saved traces.
+    Compare,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct ModelSummary {
+    /// The file's name.
+    pub name: String,
+    pub architecture: String,
+    pub layers: usize,
+    /// 0 for a dense model.
+    pub experts: usize,
+    pub experts_used: usize,
+}
+
+/// One side of a comparison.
+#[derive(Clone, Debug)]
+pub struct SideSummary {
+    pub info: BackendInfo,
+    /// The trace directory that the values came from, if they were not computed here.
+    pub trace: Option<String>,
+}
+
+impl PartialEq for SideSummary {
+    fn eq(&self, other: &Self) -> bool {
+        let key = |s: &Self| {
+            let i = &s.info;
+            (i.backend.clone(), i.adapter.clone(), i.driver.clone(), i.software, i.contract.clone(), s.trace.clone())
+        };
+        key(self) == key(other)
+    }
+}
+
+/// One stage at one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageResult {
+    /// 0 for the prompt, n for the n-th decoded token.
+    pub step: usize,
+    pub site: Site,
+    pub weight: Option<WeightSummary>,
+    pub shape: Vec<usize>,
+    /// Each side on its own inputs.
+    pub total: Measured,
+    /// Whether the total error is over its limit.
+    pub visible: bool,
+    /// The subject against the reference on the subject's own inputs; `None` where nothing could replay the stage.
+    pub injected: Option<Measured>,
+    /// The rounding error that the contract allows, in the measure of `ratio`; `None` where no floor was derived.
+    pub floor: Option<f64>,
+    /// Injected error over the floor.
+    pub ratio: Option<f64>,
+    /// Each side's own error against the oracle, over its floor.
+    pub judged: Option<JudgedRatios>,
+    pub verdict: Verdict,
+    /// Absolute position and expert of the worst element, where the stage has them.
+    pub position: Option<usize>,
+    pub expert: Option<u32>,
+    pub pattern: Option<Pattern>,
+    pub cause: Option<Cause>,
+    /// ‖propagated error out‖ / ‖total error in‖, both relative to the reference's norms.
+    pub amplification: Option<f64>,
+    /// Share of the final logits' error that this stage's injection accounts for.
+    pub share_of_logits_error: Option<f64>,
+    /// The tightest `--tol` arguments that would have passed.
+    pub smallest_tolerance: Vec<String>,
+}
+
+/// The weight that a stage reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightSummary {
+    /// The GGUF tensor's name.
+    pub name: String,
+    pub ty: GgmlType,
+    /// In GGUF's order.
+    pub dims: Vec<usize>,
+    pub file_offset: u64,
+}
+
+impl From<&Weight> for WeightSummary {
+    fn from(w: &Weight) -> Self {
+        Self { name: w.name.clone(), ty: w.ty, dims: w.dims(), file_offset: w.file_offset }
+    }
+}
+
+/// What comparing two tensors gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Measured {
+    Metrics(Metrics),
+    /// Expert ids, compared as sets; the details are in [`Comparison::routing`].
+    Sets {
+        ids: usize,
+        overlap: f64,
+        exact_set_rate: f64,
+        flips: usize,
+        unexplained: usize,
+    },
+    /// They could not be compared, which is a failure.
+    Failed(Mismatch),
+}
+
+impl From<Result<Metrics, Mismatch>> for Measured {
+    fn from(result: Result<Metrics, Mismatch>) -> Self {
+        result.map_or_else(Measured::Failed, Measured::Metrics)
+    }
+}
+
+impl From<&RouterComparison> for Measured {
+    fn from(r: &RouterComparison) -> Self {
+        Measured::Sets {
+            ids: r.tokens * r.k,
+            overlap: r.overlap,
+            exact_set_rate: r.exact_set_rate,
+            flips: r.flips.len(),
+            unexplained: r.unexplained(),
+        }
+    }
+}
+
+impl Measured {
+    pub fn metrics(&self) -> Option<&Metrics> {
+        match self {
+            Measured::Metrics(m) => Some(m),
+            _ => None,
+        }
+    }
+    pub fn mismatch(&self) -> Option<&Mismatch> {
+        match self {
+            Measured::Failed(m) => Some(m),
+            _ => None,
+        }
+    }
+    /// Elements compared.
+    pub fn elements(&self) -> usize {
+        match self {
+            Measured::Metrics(m) => m.elements,
+            Measured::Sets { ids, .. } => *ids,
+            Measured::Failed(_) => 0,
+        }
+    }
+}
+
+/// Each side's own error over its own floor, on the subject's inputs, against the oracle.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct JudgedRatios {
+    pub reference: f64,
+    pub subject: f64,
+}
+
+/// What a stage's numbers mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    SubjectWrong,
+    ReferenceWrong,
+    BothWrong,
+    /// Over its limit, and nothing judged which side is wrong.
+    Differs,
+    /// Its total error is over its limit, its own is not.
+    Inherits,
+    /// Not compared, and why. Never agreement.
+    NotCompared(String),
+}
+
+impl Verdict {
+    /// The name in JSON.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::SubjectWrong => "subject_wrong",
+            Verdict::ReferenceWrong => "reference_wrong",
+            Verdict::BothWrong => "both_wrong",
+            Verdict::Differs => "differs",
+            Verdict::Inherits => "inherits",
+            Verdict::NotCompared(_) => "not_compared",
+        }
+    }
+    /// By the ratios of each side's error to its floor; more than 1 is wrong, and so is NaN.
+    pub fn from_ratios(ratios: JudgedRatios, visible: bool) -> Self {
+        let wrong = |r: f64| r.is_nan() || r > 1.0;
+        match (wrong(ratios.reference), wrong(ratios.subject)) {
+            (false, false) if visible => Verdict::Inherits,
+            (false, false) => Verdict::Ok,
+            (false, true) => Verdict::SubjectWrong,
+            (true, false) => Verdict::ReferenceWrong,
+            (true, true) => Verdict::BothWrong,
+        }
+    }
+    /// Whether a stage with this verdict adds an error of its own, or cannot be said not to.
+    pub fn is_fault(&self) -> bool {
+        matches!(self, Verdict::SubjectWrong | Verdict::ReferenceWrong | Verdict::BothWrong | Verdict::Differs)
+    }
+    /// The side that is wrong, where it is one of the two.
+    pub fn side(&self) -> Option<Side> {
+        match self {
+            Verdict::SubjectWrong => Some(Side::Subject),
+            Verdict::ReferenceWrong => Some(Side::Reference),
+            _ => None,
+        }
+    }
+    pub fn was_compared(&self) -> bool {
+        !matches!(self, Verdict::NotCompared(_))
+    }
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Verdict::Ok => "ok",
+            Verdict::SubjectWrong => "subject wrong",
+            Verdict::ReferenceWrong => "reference wrong",
+            Verdict::BothWrong => "both wrong",
+            Verdict::Differs => "differs",
+            Verdict::Inherits => "inherits",
+            Verdict::NotCompared(_) => "not compared",
+        })
+    }
+}
+
+/// The hypothesis that comes nearest to the wrong side's output.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Cause {
+    /// Whether it reproduces the output within the floor; if not, it is only the nearest of those tried.
+    pub reproduced: bool,
+    /// What the wrong side computes, in words: "rope with NORM pairing".
+    pub name: String,
+    /// The error that remains under it, over the floor.
+    pub residual_ratio: f64,
+    pub next_best: Option<NextBest>,
+}
+
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct NextBest {
+    pub name: String,
+    pub residual_ratio: f64,
+}
+
+/// The routing of one layer at one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerRouting {
+    pub step: usize,
+    pub layer: u32,
+    pub routing: Result<RouterComparison, Mismatch>,
+}
+
+impl Comparison {
+    /// Finds the first fault and the first visible difference. To be called when `stages` is complete.
+    ///
+    /// Only a stage with an injected error can be a fault: without one, a difference may be inherited.
+    pub fn conclude(&mut self) {
+        self.first_fault = self.stages.iter().position(|s| s.verdict.is_fault() && s.injected.is_some());
+        self.first_visible = self.stages.iter().position(|s| s.visible);
+    }
+
+    /// Whether the two sides agree: something was compared, no stage adds an error of its own, no flip is unexplained,
+    /// every routing could be compared.
+    pub fn agrees(&self) -> bool {
+        self.stages.iter().any(|s| s.verdict.was_compared())
+            && !self.stages.iter().any(|s| s.verdict.is_fault())
+            && self.routing.iter().all(|r| r.routing.as_ref().is_ok_and(|r| r.unexplained() == 0))
+    }
+
+    pub fn fault(&self) -> Option<&StageResult> {
+        self.first_fault.and_then(|i| self.stages.get(i))
+    }
+    pub fn visible(&self) -> Option<&StageResult> {
+        self.first_visible.and_then(|i| self.stages.get(i))
+    }
+    /// Stages compared, and not.
+    pub fn counts(&self) -> (usize, usize) {
+        let compared = self.stages.iter().filter(|s| s.verdict.was_compared()).count();
+        (compared, self.stages.len() - compared)
+    }
+}
+
+impl StageResult {
+    /// A stage with its total error and nothing else known yet: visible if a comparison failed.
+    pub fn new(step: usize, site: Site, shape: &[usize], total: Measured) -> Self {
+        let failed = total.mismatch().is_some();
+        Self {
+            step,
+            site,
+            weight: None,
+            shape: shape.to_vec(),
+            total,
+            visible: failed,
+            injected: None,
+            floor: None,
+            ratio: None,
+            judged: None,
+            verdict: if failed { Verdict::Differs } else { Verdict::Ok },
+            position: None,
+            expert: None,
+            pattern: None,
+            cause: None,
+            amplification: None,
+            share_of_logits_error: None,
+            smallest_tolerance: Vec::new(),
+        }
+    }
+
+    pub fn qtype(&self) -> Option<GgmlType> {
+        self.weight.as_ref().map(|w| w.ty)
+    }
+
+    /// The error to judge the stage by: its own where it is known, else the total.
+    pub fn own(&self) -> &Measured {
+        self.injected.as_ref().unwrap_or(&self.total)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::super::metrics::{Mask, measure};
+    use super::*;
+    use crate::backend::HostTensor;
+    use crate::stage::Stage;
+
+    pub(crate) fn side(backend: &str, software: bool) -> SideSummary {
+        SideSummary {
+            info: BackendInfo {
+                backend: backend.into(),
+                adapter: if software { "llvmpipe (LLVM 15)".into() } else { "a processor".into() },
+                driver: "1.0".into(),
+                software,
+                contract: "f32 activations, f32 sums".into(),
+            },
+            trace: None,
+        }
+    }
+
+    pub(crate) fn stage(site: Site, error: f32) -> StageResult {
+        let a = HostTensor::f32(&[2, 2], vec![1.0, -1.0, 2.0, 0.5]);
+        let b = HostTensor::f32(&[2, 2], vec![1.0, -1.0, 2.0, 0.5 + error]);
+        let mut s = StageResult::new(0, site, &[2, 2], measure(&a, &b, Mask::None).into());
+        s.injected = Some(s.total.clone());
+        s
+    }
+
+    fn comparison(stages: Vec<StageResult>) -> Comparison {
+        Comparison {
+            kind: Kind::Diff,
+            model: ModelSummary {
+                name: "m".into(),
+                architecture: "qwen3moe".into(),
+                layers: 1,
+                experts: 8,
+                experts_used: 2,
+            },
+            tokens: 2,
+            prompt: None,
+            decode: 0,
+            reference: side("cpu:scalar", false),
+            subject: side("gpu", true),
+            judge: None,
+            stages,
+            first_fault: None,
+            first_visible: None,
+            routing: vec![],
+            logits: None,
+            notes: vec![],
+            next: None,
+        }
+    }
+
+    #[test]
+    fn nothing_compared_is_no_agreement() {
+        assert!(!comparison(vec![]).agrees());
+        let mut s = stage(Site::model(Stage::Logits), 0.0);
+        assert!(comparison(vec![s.clone()]).agrees());
+        s.verdict = Verdict::NotCompared("the subject's trace lacks it".into());
+        assert!(!comparison(vec![s]).agrees());
+    }
+
+    #[test]
+    fn a_failed_comparison_is_a_fault() {
+        let a = HostTensor::f32(&[1], vec![f32::NAN]);
+        let s = StageResult::new(0, Site::model(Stage::Logits), &[1], measure(&a, &a, Mask::None).into());
+        let mut c = comparison(vec![s]);
+        c.conclude();
+        assert!(!c.agrees());
+        assert_eq!((c.first_fault, c.first_visible), (None, Some(0)), "without a replay it may be inherited");
+    }
+
+    #[test]
+    fn the_first_fault_may_come_before_the_first_visible_difference() {
+        let mut early = stage(Site::layer(0, Stage::MoeOut), 1e-3);
+        early.verdict = Verdict::SubjectWrong;
+        let mut late = stage(Site::layer(0, Stage::LayerOut), 1.0);
+        late.visible = true;
+        late.verdict = Verdict::Inherits;
+        let mut c = comparison(vec![stage(Site::layer(0, Stage::AttnNorm), 0.0), early, late]);
+        c.conclude();
+        assert_eq!((c.first_fault, c.first_visible), (Some(1), Some(2)));
+        assert!(!c.agrees());
+    }
+
+    #[test]
+    fn unexplained_flips_and_failed_routings_disagree() {
+        let mut c = comparison(vec![stage(Site::model(Stage::Logits), 0.0)]);
+        let failed = Err(Mismatch::Nothing { shape: vec![0, 2], masked: 0 });
+        c.routing = vec![LayerRouting { step: 0, layer: 0, routing: failed }];
+        assert!(!c.agrees());
+    }
+
+    #[test]
+    fn the_side_follows_from_the_ratios() {
+        let v = |reference, subject| Verdict::from_ratios(JudgedRatios { reference, subject }, false);
+        assert_eq!(v(0.5, 1.0), Verdict::Ok);
+        assert_eq!(v(0.5, 1.1).side(), Some(Side::Subject));
+        assert_eq!(v(41.0, 0.2), Verdict::ReferenceWrong);
+        assert_eq!(v(2.0, f64::NAN), Verdict::BothWrong);
+        let inherits = Verdict::from_ratios(JudgedRatios { reference: 0.1, subject: 0.1 }, true);
+        assert_eq!(inherits, Verdict::Inherits);
+    }
+}

@@ -1,0 +1,119 @@
+//! The name of an error's geometry: which elements of a tensor hold it, in words and as data.
+
+use super::metrics::NonFinite;
+
+/// What kind of region holds the error. The names are stable: programs match on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PatternKind {
+    /// One element.
+    Element,
+    /// One position that is not the last.
+    Position,
+    LastPosition,
+    /// Positions from one on, up to one, or between two.
+    PositionRange,
+    AllButPosition,
+    /// Every so many positions.
+    PositionResidue,
+    /// One expert.
+    Expert,
+    /// A few experts, or a range of them.
+    Experts,
+    AllButExpert,
+    Head,
+    Heads,
+    AllButHead,
+    /// Part of every head: its second half, its odd dimensions…
+    WithinHead,
+    Column,
+    ColumnRange,
+    AllButColumn,
+    /// A range of columns that is one aligned block.
+    ColumnBlock,
+    /// The same sub-block of every quantization block.
+    SubBlock,
+    /// Columns at the same place of a period: odd ones, those that one lane computes…
+    ColumnResidue,
+    /// The rest of the columns (or positions) behind the last whole tile.
+    LastPartialTile,
+    /// Elements of the attention matrix by key minus query: above the diagonal, on it.
+    Diagonal,
+    /// Elements without a common place.
+    Scattered,
+    WholeTensor,
+}
+
+/// The elements of a pattern, as data; a field is absent where the pattern does not restrict that axis. Ranges include both
+/// ends.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Region {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Span>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within_head: Option<Span>,
+}
+
+/// The coordinates of one axis that a pattern takes in: those from `from` to `to` (both included) whose remainder by
+/// `modulus` lies in `residues` (both included), all but those in `except`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Span {
+    pub from: usize,
+    pub to: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modulus: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residues: Option<[usize; 2]>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<usize>,
+}
+
+/// A simple function of the expected values that the subject's values are, where the error is.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Relation {
+    pub kind: RelationKind,
+    /// Of a scale: subject / expected. Of an offset: subject − expected.
+    pub value: Option<f64>,
+    /// Share of the error's energy that remains after undoing it.
+    pub residual: f64,
+    pub description: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RelationKind {
+    Zero,
+    SignFlip,
+    Scale,
+    Offset,
+    HalvesExchanged,
+    PairsExchanged,
+    ShiftedRow,
+    ShiftedColumn,
+}
+
+/// Where a stage's error is.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Pattern {
+    /// The most telling restriction.
+    pub kind: PatternKind,
+    /// All restrictions, the most telling first.
+    pub kinds: Vec<PatternKind>,
+    /// For people: "expert 93 only (11 of 34 rows); columns 224–255, the last block of 32".
+    pub description: String,
+    /// Share of the error's energy in the region, 0 to 1.
+    pub share: f64,
+    /// Elements in the region, and their share of all compared.
+    pub elements: usize,
+    pub elements_share: f64,
+    pub region: Region,
+    pub relation: Option<Relation>,
+    /// Set when the pattern is that of NaN and infinite values rather than of an error's size.
+    pub non_finite: Option<NonFinite>,
+}
