@@ -5,6 +5,7 @@
 //!   [`metrics::Mismatch`]; they know neither backends nor models, so each is tested by hand-made values.
 //! - A comparison that could not be made is data, never agreement.
 
+pub mod floor;
 pub mod logits;
 pub mod metrics;
 pub mod outcome;

@@ -14,19 +14,21 @@ pub fn probs(logits: &HostTensor) -> Result<HostTensor> {
     Ok(HostTensor::f64(&logits.shape, out))
 }
 
-/// The k largest, by weight descending, ties to the lower id; a NaN is below every number. [T, E] → [T, K].
+/// The k largest, by weight descending, ties to the lower id. [T, E] → [T, K].
+///
+/// A NaN is above every number: it is chosen, and so stays visible in what follows.
 pub fn top_k(probs: &HostTensor, k: usize) -> Result<HostTensor> {
     let (t, experts) = matrix(probs);
     require(k <= experts, &format!("at least {k} experts to choose from"), || experts.to_string())?;
     let probs = values(probs);
     let mut out = Vec::with_capacity(t * k);
     for row in probs.chunks_exact(experts.max(1)) {
-        let key = |e: &u32| {
-            let p = row[*e as usize];
-            if p.is_nan() { f64::NEG_INFINITY } else { p + 0.0 } // −0 + 0 is +0: the two zeros are a tie
+        let rank = |e: u32| {
+            let p = row[e as usize];
+            if p.is_nan() { (true, 0.0) } else { (false, p) }
         };
         let mut order: Vec<u32> = (0..experts as u32).collect();
-        order.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.cmp(b)));
+        order.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).expect("no NaN is left").then(a.cmp(&b)));
         out.extend(&order[..k]);
     }
     Ok(HostTensor::u32(&[t, k], out))

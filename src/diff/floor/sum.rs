@@ -1,0 +1,162 @@
+//! The rounding error of a sum, from its terms and from the order that a contract promises.
+//!
+//! # Derivation
+//! A sum of n terms p is computed by roundings e = 1, 2, …, each of which replaces an intermediate value v_e by v_e(1 + δ_e),
+//! |δ_e| ≤ u. To first order in u the result is off by Σ δ_e v_e. Two bounds follow.
+//!
+//! - **Worst case** (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed. 2002, §3.1 and §4.2): a term goes through at most
+//!   m roundings, so |error| ≤ γ_m·Σ|p|, γ_m = mu/(1 − mu). m is the depth of the order of summation plus [`ROUNDINGS`].
+//! - **Probabilistic** (Higham & Mary, *A New Approach to Probabilistic Rounding Error Analysis*, SISC 41, 2019; Ipsen & Zhou,
+//!   *Probabilistic Error Analysis for Inner Products*, arXiv:1906.10465, from which the form with partial sums): if each δ_e
+//!   has mean zero given those before it, the error is a martingale, and Azuma's inequality gives
+//!   |error| ≤ λ·u·√(Σ v_e²) but for a probability of 2·exp(−λ²/2).
+//!
+//! The floor is the smaller of the two: the first for short sums, the second for long ones.
+//!
+//! Bounding |v_e| by Σ|p| in the second gives Higham & Mary's λ√m·u·Σ|p|. That is right for terms of one sign; for a dot product whose
+//! terms have both, partial sums stay near √n times a term, not n times, and the bound is too large by about √n (Higham & Mary,
+//! *Sharper Probabilistic Backward Error Analysis for Basic Linear Algebra Kernels with Random Data*, SISC 42, 2020). So partial sums
+//! are bounded by two numbers of the data instead: Q = Σp² and R, the largest difference between any two prefix sums
+//! in index order, which is at least |Σp| and at least any contiguous partial sum. The sum over a share f of the terms, spread
+//! evenly over them, is taken to have v² ≤ 2·(f·R)² + 2·(Σ p² over the share): its drift, which R measures, and the deviation from
+//! it, whose expected square over arrangements is at most the sum of its squares. This is an assumption on the arrangement of
+//! the terms inside a chain, and the one thing here that is not proven for every input; terms of one sign and one dominant term
+//! meet it, and `selftest --calibrate` measures it. Then for
+//!
+//! - one running sum: Σv² ≤ n·R²;
+//! - blocks of b, then their sums: inside, n/b chains of b terms with drift R·b/n each: 2(b·Q + R²·b²/n); outside, n/b prefixes: R²·n/b;
+//! - L lanes of c = ⌈n/L⌉ terms with drift R/L each: 2(c·Q + R²·c/L); the tree above them, log₂L levels: 2·log₂L·Q + 4·R²;
+//! - besides, [`ROUNDINGS`] for each term or sub-block: 4(Q + R²).
+//!
+//! The assumption of mean zero holds for rounding to nearest. A device that truncates has a bias, which grows with m, not √m: its
+//! error is more than this floor allows, and it should be.
+
+use crate::backend::{Contract, Order, Precision};
+
+/// Roundings that a term may meet besides the additions: the product x·q, the sub-block's scale, the block's scale, and the
+/// subtraction of the offset (in a kernel that dequantizes first: the products d·s and d·s·q, the offset, the product with x).
+pub const ROUNDINGS: usize = 4;
+
+/// The probability that a stage of a correct kernel exceeds its floor, as far as sums go, under the assumptions above.
+pub const FAILURE: f64 = 1e-9;
+
+/// λ such that none of `elements` sums exceeds λ·u·√(Σv²), but for a probability of [`FAILURE`]: each may with 2·exp(−λ²/2),
+/// so λ = √(2·ln(2·elements / FAILURE)). 6.5 for one sum, 8.4 for a million.
+pub fn confidence(elements: usize) -> f64 {
+    (2.0 * (2.0 * elements.max(1) as f64 / FAILURE).ln()).sqrt()
+}
+
+/// What the rounding error of one sum depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Terms {
+    /// Number of terms.
+    pub n: usize,
+    /// Σ|p|.
+    pub absolute: f64,
+    /// Q = Σp².
+    pub squares: f64,
+    /// R: largest prefix sum less the smallest, the empty one included.
+    pub range: f64,
+}
+
+/// Prefix sums are taken every so many terms; what happens between two of them is smaller than Q allows for.
+const STRIDE: usize = 16;
+
+impl Terms {
+    /// Of the products x·w.
+    pub fn dot(x: &[f64], w: &[f64]) -> Self {
+        let mut terms = Self { n: x.len(), ..Self::default() };
+        let (mut prefix, mut low, mut high) = (0.0, 0f64, 0f64);
+        for (x, w) in x.chunks(STRIDE).zip(w.chunks(STRIDE)) {
+            for (x, w) in x.iter().zip(w) {
+                let p = x * w;
+                prefix += p;
+                terms.absolute += p.abs();
+                terms.squares += p * p;
+            }
+            (low, high) = (low.min(prefix), high.max(prefix));
+        }
+        terms.range = high - low;
+        terms
+    }
+
+    /// Of terms that are all of one sign, given |p|.
+    pub fn one_sign(p: impl Iterator<Item = f64>) -> Self {
+        let mut terms = Self::default();
+        for p in p {
+            terms.n += 1;
+            terms.absolute += p;
+            terms.squares += p * p;
+        }
+        terms.range = terms.absolute;
+        terms
+    }
+
+    /// These and others, summed side by side and then together: the products and the offsets of a quantized row.
+    pub fn beside(self, other: Self) -> Self {
+        Self {
+            n: self.n.max(other.n),
+            absolute: self.absolute + other.absolute,
+            squares: self.squares + other.squares,
+            range: self.range + other.range,
+        }
+    }
+
+    /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite.
+    pub fn bound(&self, contract: &Contract, lambda: f64) -> f64 {
+        let u = roundoff(contract);
+        let m = (contract.order.depth(self.n) + ROUNDINGS + 1) as f64; // 1: the judge's own weights are rounded once
+        let worst = if m * u < 0.5 { m * u / (1.0 - m * u) * self.absolute } else { f64::INFINITY };
+        let likely = lambda * u * self.partial_sums(contract.order).sqrt();
+        if worst.is_nan() || likely.is_nan() { f64::NAN } else { worst.min(likely) }
+    }
+
+    /// Σ v_e², bounded for an order of summation.
+    fn partial_sums(&self, order: Order) -> f64 {
+        let (n, q, r) = (self.n.max(1) as f64, self.squares, self.range * self.range);
+        let additions = match order {
+            Order::Sequential => n * r,
+            Order::Blocked { block } => {
+                let b = n.min(block.max(1) as f64);
+                2.0 * (b * q + r * b * b / n) + r * (n / b).ceil()
+            }
+            Order::Lanes { lanes } => {
+                let lanes = n.min(lanes.max(1) as f64);
+                let c = (n / lanes).ceil();
+                2.0 * (c * q + r * c / lanes) + 2.0 * lanes.log2() * q + 4.0 * r
+            }
+        };
+        additions + ROUNDINGS as f64 * (q + r)
+    }
+}
+
+/// The unit roundoff of the contract's sums.
+pub fn roundoff(contract: &Contract) -> f64 {
+    let format = match contract.accumulator {
+        Precision::F64 | Precision::F32 | Precision::Int8 { .. } => 0.0, // integer sums are exact; their scaling is f32
+        Precision::F16 => 2f64.powi(-11),
+        Precision::Bf16 => 2f64.powi(-8),
+    };
+    contract.unit_roundoff.max(format)
+}
+
+/// How far the contract's activation type may move each of `x`: nothing for f32, half a step for what is coarser.
+///
+/// For int8 the step is amax/127 of each block, rounding moves a value by half of it, and a scale held as a half by up to
+/// 127·2⁻¹¹ of it. (ggml: `quantize_row_q8_0`, `quantize_row_q8_K`.)
+pub fn activation_error(x: &[f64], contract: &Contract) -> Option<Vec<f64>> {
+    let relative = match contract.activations {
+        Precision::F64 | Precision::F32 => return None,
+        Precision::F16 => 2f64.powi(-11),
+        Precision::Bf16 => 2f64.powi(-8),
+        Precision::Int8 { block } => {
+            let block = block.max(1) as usize;
+            let steps = x.chunks(block).flat_map(|x| {
+                let amax = x.iter().fold(0f64, |m, x| m.max(x.abs()));
+                std::iter::repeat_n(amax / 127.0 * (0.5 + 127.0 / 2048.0), x.len())
+            });
+            return Some(steps.collect());
+        }
+    };
+    Some(x.iter().map(|x| x.abs() * relative).collect())
+}

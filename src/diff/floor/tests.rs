@@ -1,0 +1,189 @@
+use super::*;
+use crate::backend::Order;
+
+const U: f64 = f32::EPSILON as f64 / 2.0;
+
+fn f32s(shape: &[usize], v: &[f32]) -> HostTensor {
+    HostTensor::f32(shape, v.to_vec())
+}
+
+/// Numbers in (−1, 1), from a 64-bit linear congruential generator (Knuth's MMIX constants).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 11) as f64 / 2f64.powi(52) - 1.0
+    }
+    /// Roughly normal, of variance 1: a sum of four.
+    fn normal(&mut self) -> f64 {
+        (0..4).map(|_| self.next()).sum::<f64>() * 0.75f64.sqrt()
+    }
+}
+
+#[test]
+fn addition_is_bounded_by_half_an_ulp_of_the_sum() {
+    let (a, b) = (f32s(&[1, 2], &[1.0, -3.0]), f32s(&[1, 2], &[2.0, 3.0]));
+    let contract = Contract::ieee_f32(Order::Sequential);
+    let floor = floor(&Op::Add { a: &a, b: &b }, &contract).unwrap();
+    assert_eq!(floor, [3.0 * U + TINY, TINY]);
+}
+
+#[test]
+fn short_sums_take_the_worst_case_and_long_ones_the_probable() {
+    let contract = Contract::ieee_f32(Order::Sequential);
+    let one = Terms::dot(&[3.0], &[2.0]);
+    assert_eq!(one, Terms { n: 1, absolute: 6.0, squares: 36.0, range: 6.0 });
+    let m = (1 + sum::ROUNDINGS + 1) as f64 * U;
+    assert_eq!(one.bound(&contract, 8.0), m / (1.0 - m) * 6.0);
+
+    let ones = vec![1.0; 4096];
+    let alternating: Vec<f64> = (0..4096).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    let same = Terms::dot(&ones, &ones).bound(&contract, 8.0);
+    let both = Terms::dot(&ones, &alternating).bound(&contract, 8.0);
+    assert!(same < 4096.0 * 4096.0 * U, "not above n·u·Σ|p|");
+    assert!(both < same / 100.0, "terms that cancel on the way never make a large partial sum: {both:e}, {same:e}");
+}
+
+#[test]
+fn a_deeper_order_allows_more() {
+    let mut noise = Noise(1);
+    let v: Vec<f64> = (0..4096).map(|_| noise.normal()).collect();
+    let terms = Terms::dot(&v, &vec![1.0; 4096]);
+    let bound = |order| terms.bound(&Contract::ieee_f32(order), 8.0);
+    let sequential = bound(Order::Sequential);
+    let blocked = bound(Order::Blocked { block: 32 });
+    let lanes = bound(Order::Lanes { lanes: 256 });
+    assert!(sequential > blocked && blocked > lanes, "{sequential:e} {blocked:e} {lanes:e}");
+    assert_eq!(terms.bound(&Contract::wgsl_f32(Order::Sequential), 8.0), 2.0 * sequential);
+}
+
+#[test]
+fn confidence_grows_with_the_number_of_elements() {
+    assert!((confidence(1) - 6.54).abs() < 0.01, "{}", confidence(1));
+    assert!((confidence(1_000_000) - 8.40).abs() < 0.01, "{}", confidence(1_000_000));
+}
+
+#[test]
+fn int8_activations_have_the_floor_of_their_step() {
+    let x = f32s(&[1, 32], &[127.0; 32]);
+    let w = Weight::from_vec("w", crate::quant::GgmlType::F32, [32, 1, 1], 1f32.to_le_bytes().repeat(32)).unwrap();
+    let mut contract = Contract::ieee_f32(Order::Sequential);
+    let op = Op::MatMul { x: &x, weight: &w };
+    let f32_floor = floor(&op, &contract).unwrap()[0];
+    contract.activations = Precision::Int8 { block: 32 };
+    let int8_floor = floor(&op, &contract).unwrap()[0];
+    let step = 0.5 + 127.0 / 2048.0; // of a step of 1, for each of 32 weights of 1
+    assert!((int8_floor - f32_floor - 32.0 * step).abs() < 1e-9, "{int8_floor}");
+}
+
+#[test]
+fn ratios_find_the_element_and_count_what_is_not_finite() {
+    let r = injected_ratio(&[0.0, 0.5, -3.0], &[0.0, 1.0, 1.5]);
+    assert_eq!(r, Ratio { max: 2.0, index: Some(2), beyond: 1, non_finite: 0 });
+    let r = injected_ratio(&[1e-9, f64::NAN], &[0.0, 1.0]);
+    assert_eq!((r.max, r.beyond, r.non_finite), (f64::INFINITY, 2, 1));
+    assert!(!injected_ratio(&[], &[]).explained());
+    assert!(injected_ratio(&[0.0], &[0.0]).explained());
+}
+
+#[test]
+fn a_margin_is_a_near_tie_only_within_both_sides_bounds() {
+    let logits = [1.0, 3.0, 2.0, 2.0 - 1e-6];
+    let side = |bound: f64| vec![bound; 4];
+    let near = router_margin(&logits, 2, &side(3e-7), &side(3e-7)).unwrap();
+    assert_eq!((near.last_in, near.first_out, near.near_tie()), (2, 3, true));
+    assert!(!router_margin(&logits, 2, &side(2e-7), &side(2e-7)).unwrap().near_tie());
+    assert!(router_margin(&logits, 4, &side(1.0), &side(1.0)).is_none());
+
+    let z = f32s(&[1, 2], &[0.0, -4.0]);
+    let bounds = logit_bounds(&z, &[1e-7; 2], &Contract::ieee_f32(Order::Sequential)).unwrap();
+    let ulp = f32::EPSILON as f64;
+    assert_eq!(bounds, [1e-7 + 1.5 * ulp, 1e-7 + (4.0 * ulp + ulp) + 0.5 * ulp]);
+}
+
+/// f32 sums as kernels take them.
+type Kernel = fn(&[f32], &[f32]) -> f32;
+
+fn running(x: &[f32], w: &[f32]) -> f32 {
+    x.iter().zip(w).fold(0.0, |s, (x, w)| s + x * w)
+}
+
+fn fused(x: &[f32], w: &[f32]) -> f32 {
+    x.iter().zip(w).fold(0.0, |s, (x, w)| x.mul_add(*w, s))
+}
+
+fn blocks_of_32(x: &[f32], w: &[f32]) -> f32 {
+    x.chunks(32).zip(w.chunks(32)).map(|(x, w)| running(x, w)).fold(0.0, |a, b| a + b)
+}
+
+fn lanes<const L: usize>(x: &[f32], w: &[f32]) -> f32 {
+    let mut sums = [0f32; L];
+    for (i, (x, w)) in x.iter().zip(w).enumerate() {
+        sums[i % L] = x.mul_add(*w, sums[i % L]);
+    }
+    let mut n = L;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            sums[i] += sums[i + n];
+        }
+    }
+    sums[0]
+}
+
+/// Kinds of data: the terms' signs, sizes and arrangement.
+fn data(kind: usize, n: usize, noise: &mut Noise) -> (Vec<f32>, Vec<f32>) {
+    let mut x: Vec<f32> = (0..n).map(|_| noise.normal() as f32).collect();
+    let mut w: Vec<f32> = (0..n).map(|_| noise.normal() as f32).collect();
+    match kind {
+        0 => {}
+        1 => (x, w) = (x.iter().map(|x| x.abs()).collect(), w.iter().map(|w| w.abs()).collect()), // one sign
+        2 => x[n / 3] = 1e4,                                                                      // an outlier channel
+        3 => x.iter_mut().for_each(|x| *x += 3.0),                                                // a mean
+        4 => w.iter_mut().enumerate().for_each(|(i, w)| *w = w.abs() * if i < n / 2 { 1.0 } else { -1.0 }), // cancels late
+        5 => (x[0], x[n - 1], w[0], w[n - 1]) = (1e4, -1e4, 1.0, 1.0), // two outliers that cancel
+        _ => x.iter_mut().enumerate().for_each(|(i, x)| *x *= ((i % 64) as f32 / 7.0).exp2()), // scales that differ
+    }
+    (x, w)
+}
+
+/// Over orders, lengths and kinds of data: no sum exceeds its floor, and the floor is not far above.
+#[test]
+fn f32_sums_in_every_order_stay_below_their_floor_and_near_it() {
+    let kernels: [(Kernel, Order); 7] = [
+        (running, Order::Sequential),
+        (fused, Order::Sequential),
+        (blocks_of_32, Order::Blocked { block: 32 }),
+        (lanes::<8>, Order::Lanes { lanes: 8 }),
+        (lanes::<16>, Order::Lanes { lanes: 16 }),
+        (lanes::<64>, Order::Lanes { lanes: 64 }),
+        (lanes::<256>, Order::Lanes { lanes: 64 }), // a contract may promise less than it keeps
+    ];
+    let mut noise = Noise(7);
+    let (mut stages, rows) = (Vec::new(), 128);
+    for (kernel, order) in kernels {
+        let contract = Contract::ieee_f32(order);
+        for n in [1, 2, 31, 64, 256, 257, 2048] {
+            for kind in 0..7 {
+                let lambda = confidence(rows);
+                let (error, floor): (Vec<f64>, Vec<f64>) = (0..rows)
+                    .map(|_| {
+                        let (x, w) = data(kind, n, &mut noise);
+                        let (x64, w64): (Vec<f64>, Vec<f64>) =
+                            (x.iter().map(|x| *x as f64).collect(), w.iter().map(|w| *w as f64).collect());
+                        let exact: f64 = x64.iter().zip(&w64).map(|(x, w)| x * w).sum();
+                        (kernel(&x, &w) as f64 - exact, Terms::dot(&x64, &w64).bound(&contract, lambda))
+                    })
+                    .unzip();
+                let ratio = injected_ratio(&error, &floor);
+                assert!(ratio.explained(), "{order:?}, n {n}, kind {kind}: {ratio:?}");
+                stages.push(ratio.max);
+            }
+        }
+    }
+    stages.sort_by(f64::total_cmp);
+    let (median, largest) = (stages[stages.len() / 2], stages[stages.len() - 1]);
+    println!("{} stages: median {median:.3}, least {:.4}, largest {largest:.3}", stages.len(), stages[0]);
+    assert!(median >= 0.01, "a floor that never bites: median {median}");
+}
