@@ -9,6 +9,7 @@ pub mod error;
 pub mod gguf;
 pub mod quant;
 pub mod stage;
+pub mod synth;
 pub mod trace;
 
 pub use error::{Error, Result};

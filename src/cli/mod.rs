@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 mod inspect;
+mod synth;
 
 /// What a verb found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Inspect(inspect::Args),
+    Synth(Box<synth::Args>),
 }
 
 /// Runs the command line of this process.
@@ -49,5 +51,6 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Synth(args) => synth::run(&args),
     }
 }

@@ -11,6 +11,7 @@ pub mod iquant_grids;
 pub mod kquant;
 pub mod legacy;
 pub mod mx;
+pub mod random;
 pub mod ternary;
 
 /// A ggml tensor type, with ggml's own numbering.

@@ -1,0 +1,242 @@
+//! Synthetic models: random weights in any Qwen3 shape and any mix of types, as a GGUF file that any engine loads.
+//!
+//! Design:
+//! - **Blocks are made, not quantized** ([`crate::quant::random`]), so gigabytes take seconds.
+//! - **A file is a function of its plan and seed**: the same bytes on every machine and with every number of threads. A tensor's
+//!   weights depend on its name, not on its place, so the first layers of a deeper model have the same bits but for their scales.
+//! - **Activations keep their size.** A matrix of n inputs has weights of rms 1/√n. The two matrices that write to the residual stream
+//!   are smaller by √(2·layers), so that all of them together add to the stream about what it began with.
+//! - **It looks like a trained model where that matters to a test**: mixed types as llama.cpp mixes them ([`mix`]), a few channels
+//!   that all norms amplify 5 to 20 times, routing that differs from token to token, logits with a clear first.
+
+mod mix;
+mod shape;
+mod vocab;
+
+use std::path::Path;
+
+use crate::gguf::{self, Array, Metadata, Sink, TensorSpec, Value};
+use crate::quant::GgmlType;
+use crate::quant::random::{RandomBlocks, Rng};
+use crate::{Error, Result};
+
+pub use mix::{MIXES, Mix, Role};
+pub use shape::{Ffn, Moe, Shape};
+
+/// A model that can be written: all of it but the weights.
+pub struct Plan {
+    metadata: Metadata,
+    tensors: Vec<Planned>,
+    seed: u64,
+}
+
+/// A tensor to be made.
+pub struct Planned {
+    pub spec: TensorSpec,
+    pub role: Role,
+    /// The type that the mix wanted. Where `spec.ty` is another, rows are not whole blocks of this one.
+    pub wanted: GgmlType,
+    content: Content,
+}
+
+#[derive(Clone, Copy)]
+enum Content {
+    /// Random weights of mean 0 and this root mean square.
+    Random { rms: f32 },
+    /// Norm weights near 1, with or without outlier channels.
+    Norm { outliers: bool },
+}
+
+impl Plan {
+    /// Plans a model called `name`.
+    ///
+    /// # Errors
+    /// If the shape is not one of a model, or a tensor would not fit 63 bits.
+    pub fn new(name: &str, shape: &Shape, mix: &Mix, seed: u64) -> Result<Self> {
+        shape.check()?;
+        let tensors = tensors(shape, mix);
+        for tensor in &tensors {
+            tensor.spec.bytes()?;
+        }
+        Ok(Self { metadata: metadata(name, shape, mix), tensors, seed })
+    }
+
+    pub fn tensors(&self) -> &[Planned] {
+        &self.tensors
+    }
+
+    /// Bytes of all weights, without padding.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().filter_map(|t| t.spec.bytes().ok()).fold(0, u64::saturating_add)
+    }
+
+    /// Writes the model at `path`, whole or not at all. `progress` is told of every piece how many bytes it has.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, path: &Path, mut progress: impl FnMut(u64)) -> Result<()> {
+        let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
+        let mut planned = self.tensors.iter();
+        let mut buffer = Vec::new();
+        gguf::write(path, &self.metadata, &specs, |spec, sink| {
+            // The writer asks for tensors in the order of `specs`.
+            let content = planned.next().map(|t| t.content);
+            let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
+            match content {
+                Some(Content::Random { rms }) => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
+                Some(Content::Norm { outliers }) => {
+                    let bytes = norm_weights(spec.dims[0], key, outliers.then_some(self.seed));
+                    progress(bytes.len() as u64);
+                    sink.put(&bytes)
+                }
+                None => Err(Error::usage(format!("tensor {} is not planned", spec.name))),
+            }
+        })
+    }
+}
+
+/// Makes and writes a tensor's blocks piece by piece.
+fn put_random(
+    spec: &TensorSpec,
+    rms: f32,
+    key: u64,
+    buffer: &mut Vec<u8>,
+    sink: &mut Sink,
+    progress: &mut impl FnMut(u64),
+) -> Result<()> {
+    const PIECE: usize = 16 << 20; // enough for all threads, small beside any tensor that takes time
+    let random = RandomBlocks::new(spec.ty, rms, key)?;
+    let block = spec.ty.block_bytes();
+    let piece = (PIECE / block) as u64;
+    let blocks = spec.bytes()? / block as u64;
+    let mut first = 0;
+    while first < blocks {
+        let n = piece.min(blocks - first);
+        buffer.resize(n as usize * block, 0);
+        random.fill(first, buffer);
+        sink.put(buffer)?;
+        progress(buffer.len() as u64);
+        first += n;
+    }
+    Ok(())
+}
+
+/// Weights of a norm, as f32 bytes: near 1, except for outlier channels, the same in every norm of a model, which are 5 to 20.
+fn norm_weights(n: u64, key: u64, outliers: Option<u64>) -> Vec<u8> {
+    let mut weights: Vec<f32> = (0..n).map(|i| 1.0 + 0.1 * Rng::new(key, i).normal()).collect();
+    if let Some(seed) = outliers {
+        let mut channels = Rng::new(seed, 0);
+        let mut sizes = Rng::new(key, n);
+        for _ in 0..(n / 512).max(1) {
+            weights[channels.below(n) as usize] = 5.0 + 15.0 * sizes.unit();
+        }
+    }
+    weights.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// FNV-1a: a tensor's name as a number.
+fn fnv1a(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// All tensors, in the order in which llama.cpp's tools write them.
+fn tensors(shape: &Shape, mix: &Mix) -> Vec<Planned> {
+    let (hidden, q, kv) = (shape.hidden as u64, shape.q_width(), shape.kv_width());
+    let (head_dim, width, vocab) = (shape.head_dim as u64, shape.ffn_width() as u64, shape.vocab as u64);
+    let to_residual = 1.0 / (2.0 * shape.layers as f32).sqrt();
+    let used = shape.moe().map_or(1.0, |m| m.used as f32);
+
+    let mut out = Vec::new();
+    let mut matrix = |name: String, role, layer, dims: &[u64], gain: f32| {
+        let wanted = mix.choose(role, layer, shape);
+        let ty = mix::fitting(wanted, dims[0]);
+        let content = match role {
+            Role::Norm => Content::Norm { outliers: dims[0] == hidden },
+            _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
+        };
+        out.push(Planned { spec: TensorSpec::new(&name, ty, dims), role, wanted, content });
+    };
+
+    // Logits of standard deviation 3: over a vocabulary of 150,000 the first is then some way ahead of the rest.
+    const LOGITS: f32 = 3.0;
+    if !shape.tied {
+        matrix("output.weight".into(), Role::Output, 0, &[hidden, vocab], LOGITS);
+    }
+    matrix("output_norm.weight".into(), Role::Norm, 0, &[hidden], 1.0);
+    // The stream begins with rms 1, unless the embedding has to serve as a head.
+    let embedding = if shape.tied { LOGITS } else { (hidden as f32).sqrt() };
+    matrix("token_embd.weight".into(), Role::TokenEmbd, 0, &[hidden, vocab], embedding);
+    for layer in 0..shape.layers {
+        let mut tensor = |name: &str, role, dims: &[u64], gain| {
+            matrix(format!("blk.{layer}.{name}.weight"), role, layer, dims, gain);
+        };
+        tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
+        tensor("attn_k_norm", Role::Norm, &[head_dim], 1.0);
+        tensor("attn_norm", Role::Norm, &[hidden], 1.0);
+        tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
+        tensor("attn_q", Role::AttnQ, &[hidden, q], 1.0);
+        tensor("attn_q_norm", Role::Norm, &[head_dim], 1.0);
+        tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
+        // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
+        let down = to_residual * used.sqrt() / 0.596;
+        match shape.ffn {
+            Ffn::Dense(_) => {
+                tensor("ffn_down", Role::FfnDown, &[width, hidden], down);
+                tensor("ffn_gate", Role::FfnGate, &[hidden, width], 1.0);
+                tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
+                tensor("ffn_up", Role::FfnUp, &[hidden, width], 1.0);
+            }
+            Ffn::Moe(Moe { experts, .. }) => {
+                let experts = experts as u64;
+                tensor("ffn_down_exps", Role::FfnDown, &[width, hidden, experts], down);
+                tensor("ffn_gate_exps", Role::FfnGate, &[hidden, width, experts], 1.0);
+                // Router logits of standard deviation 2: of 128 experts the first then has about 8 times the weight of the eighth.
+                tensor("ffn_gate_inp", Role::Router, &[hidden, experts], 2.0);
+                tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
+                tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], 1.0);
+            }
+        }
+    }
+    out
+}
+
+/// The keys that Qwen3 files have.
+fn metadata(name: &str, shape: &Shape, mix: &Mix) -> Metadata {
+    let architecture = shape.architecture();
+    let mut m = Metadata::new(name);
+    let text = |s: &str| Value::String(s.into());
+    m.set("general.architecture", text(architecture));
+    m.set("general.type", text("model"));
+    m.set("general.name", text(name));
+    m.set("general.description", text("random weights, for tests and measurements"));
+    let mut set = |key: &str, value| m.set(&format!("{architecture}.{key}"), value);
+    set("context_length", Value::U32(shape.context));
+    set("embedding_length", Value::U32(shape.hidden));
+    set("block_count", Value::U32(shape.layers));
+    let all_used = shape.moe().map_or(1, |m| m.used);
+    set("feed_forward_length", Value::U32(shape.ffn_width().saturating_mul(all_used)));
+    set("attention.head_count", Value::U32(shape.heads));
+    set("attention.head_count_kv", Value::U32(shape.kv_heads));
+    set("attention.key_length", Value::U32(shape.head_dim));
+    set("attention.value_length", Value::U32(shape.head_dim));
+    set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
+    set("rope.freq_base", Value::F32(shape.rope_base));
+    if let Some(moe) = shape.moe() {
+        set("expert_count", Value::U32(moe.experts));
+        set("expert_used_count", Value::U32(moe.used));
+        set("expert_feed_forward_length", Value::U32(moe.width));
+    }
+    let vocab = vocab::vocab(shape.vocab);
+    m.set("tokenizer.ggml.model", text("gpt2"));
+    m.set("tokenizer.ggml.pre", text("qwen2"));
+    m.set("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens)));
+    m.set("tokenizer.ggml.token_type", Value::Array(Array::I32(vocab.types)));
+    m.set("tokenizer.ggml.merges", Value::Array(Array::String(vocab.merges)));
+    m.set("tokenizer.ggml.eos_token_id", Value::U32(vocab.im_end));
+    m.set("tokenizer.ggml.bos_token_id", Value::U32(vocab.end_of_text));
+    m.set("tokenizer.ggml.padding_token_id", Value::U32(vocab.end_of_text));
+    m.set("tokenizer.ggml.add_bos_token", Value::Bool(false));
+    m.set("general.quantization_version", Value::U32(2));
+    m.set("general.file_type", Value::U32(mix.file_type));
+    m
+}

@@ -1,0 +1,161 @@
+//! The dimensions of a synthetic model: named shapes, and what dimensions must satisfy.
+
+use super::vocab;
+use crate::{Error, Result};
+
+/// The dimensions of a Qwen3 model. [`Shape::check`] says whether they make one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    pub hidden: u32,
+    pub layers: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub ffn: Ffn,
+    pub vocab: u32,
+    pub context: u32,
+    pub rope_base: f32,
+    pub eps: f32,
+    /// The token embedding is the output head too.
+    pub tied: bool,
+}
+
+/// The feed-forward part of every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ffn {
+    /// One, of this width: architecture `qwen3`.
+    Dense(u32),
+    /// Experts behind a router: architecture `qwen3moe`.
+    Moe(Moe),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moe {
+    pub experts: u32,
+    /// Experts per token.
+    pub used: u32,
+    /// FFN width of one expert.
+    pub width: u32,
+}
+
+impl Shape {
+    /// What [`Shape::named`] knows.
+    pub const NAMES: [&str; 4] = ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b"];
+
+    /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
+    pub fn named(name: &str) -> Option<Self> {
+        let qwen3 = Shape {
+            hidden: 2048,
+            layers: 48,
+            heads: 32,
+            kv_heads: 4,
+            head_dim: 128,
+            ffn: Ffn::Moe(Moe { experts: 128, used: 8, width: 768 }),
+            vocab: 151_936,
+            context: 40_960,
+            rope_base: 1e6,
+            eps: 1e-6,
+            tied: false,
+        };
+        let demo = Shape {
+            hidden: 256,
+            layers: 4,
+            heads: 8,
+            kv_heads: 2,
+            head_dim: 64,
+            ffn: Ffn::Moe(Moe { experts: 8, used: 2, width: 256 }),
+            vocab: 2048,
+            context: 4096,
+            ..qwen3
+        };
+        Some(match name {
+            "tiny" => {
+                let ffn = Ffn::Moe(Moe { experts: 16, used: 4, width: 256 });
+                Shape { layers: 2, ffn, vocab: 512, context: 1024, ..demo }
+            }
+            "demo" => demo,
+            "qwen3-30b-a3b" => qwen3,
+            "qwen3-235b-a22b" => {
+                let ffn = Ffn::Moe(Moe { experts: 128, used: 8, width: 1536 });
+                Shape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
+            }
+            _ => return None,
+        })
+    }
+
+    /// `general.architecture`.
+    pub fn architecture(&self) -> &'static str {
+        match self.ffn {
+            Ffn::Dense(_) => "qwen3",
+            Ffn::Moe(_) => "qwen3moe",
+        }
+    }
+
+    pub(super) fn moe(&self) -> Option<Moe> {
+        match self.ffn {
+            Ffn::Dense(_) => None,
+            Ffn::Moe(moe) => Some(moe),
+        }
+    }
+
+    /// FFN width, of one expert where there are experts.
+    pub(super) fn ffn_width(&self) -> u32 {
+        match self.ffn {
+            Ffn::Dense(width) => width,
+            Ffn::Moe(moe) => moe.width,
+        }
+    }
+
+    /// Width of the query projection, which need not be the hidden size.
+    pub(super) fn q_width(&self) -> u64 {
+        self.heads as u64 * self.head_dim as u64
+    }
+
+    pub(super) fn kv_width(&self) -> u64 {
+        self.kv_heads as u64 * self.head_dim as u64
+    }
+
+    /// # Errors
+    /// If the dimensions do not make a model, naming the first flag that is wrong.
+    pub fn check(&self) -> Result<()> {
+        let range = |flag: &str, value: u32, least: u32, most: u32| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::usage(format!("--{flag}: expected {least} to {most}, found {value}")))
+            }
+        };
+        // The bounds keep every product of two dimensions in 64 bits, and the directory and vocabulary in memory.
+        const WIDTH: u32 = 1 << 20;
+        range("hidden", self.hidden, 1, WIDTH)?;
+        range("layers", self.layers, 1, 4096)?;
+        range("heads", self.heads, 1, 4096)?;
+        range("kv-heads", self.kv_heads, 1, self.heads)?;
+        range("head-dim", self.head_dim, 2, 4096)?;
+        range("vocab", self.vocab, vocab::MIN, 1 << 22)?;
+        range("ctx", self.context, 1, 1 << 30)?;
+        match self.ffn {
+            Ffn::Dense(width) => range("dense", width, 1, WIDTH)?,
+            Ffn::Moe(moe) => {
+                range("experts", moe.experts, 1, 4096)?;
+                range("experts-used", moe.used, 1, moe.experts)?;
+                range("expert-ffn", moe.width, 1, WIDTH)?;
+            }
+        }
+        let refuse = |message: String| Err(Error::usage(message));
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let (heads, kv) = (self.heads, self.kv_heads);
+            return refuse(format!("--kv-heads: expected a divisor of --heads {heads}, found {kv}"));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return refuse(format!("--head-dim: expected an even number (rope turns pairs), found {}", self.head_dim));
+        }
+        if !(self.rope_base.is_finite() && self.rope_base > 1.0) {
+            return refuse(format!("--rope-base: expected a number above 1, found {}", self.rope_base));
+        }
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return refuse(format!("--eps: expected a number above 0, found {}", self.eps));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! Synthetic models: deterministic, readable, and of the types that llama.cpp would give them.
+
+use std::path::Path;
+
+use twinscope::gguf::Gguf;
+use twinscope::quant::{GgmlType, dequantize};
+use twinscope::synth::{Ffn, MIXES, Mix, Plan, Role, Shape};
+
+fn write(path: &Path, shape: &Shape, mix: &Mix, seed: u64) {
+    Plan::new("test", shape, mix, seed).unwrap().write(path, |_| ()).unwrap();
+}
+
+fn types(plan: &Plan) -> Vec<(&str, GgmlType, &[u64])> {
+    plan.tensors().iter().map(|t| (t.spec.name.as_str(), t.spec.ty, t.spec.dims.as_slice())).collect()
+}
+
+#[test]
+fn same_seed_gives_the_same_bytes_on_one_thread_and_on_three() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape::named("tiny").unwrap();
+    let mix = Mix::from_name("Q4_K_M").unwrap();
+    let file = |name: &str, threads, seed| {
+        let path = dir.path().join(name);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| write(&path, &shape, &mix, seed));
+        std::fs::read(path).unwrap()
+    };
+    let one = file("one", 1, 5);
+    assert!(one == file("three", 3, 5));
+    assert!(one != file("other", 3, 6));
+}
+
+/// The bytes that one seed has always given: a change of the generator changes every model that a report names by its seed.
+#[test]
+fn a_seed_keeps_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    write(&path, &Shape::named("tiny").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
+    let model = Gguf::open(&path).unwrap();
+    let first = |name: &str| {
+        let data = model.data(model.tensor(name).unwrap());
+        data[..8].iter().map(|b| format!("{b:02x}")).collect::<String>()
+    };
+    let found: Vec<_> =
+        ["output.weight", "blk.0.attn_norm.weight", "blk.1.ffn_gate_inp.weight", "blk.1.ffn_up_exps.weight"]
+            .map(first)
+            .into();
+    assert_eq!(found, ["6dc33ca19cf17cf0", "f55f7f3f4bea923f", "905c8cbd29e6c03d", "6c0d1519fce1edbc"]);
+}
+
+#[test]
+fn every_mix_and_every_type_reads_back_with_finite_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let shape = Shape { layers: 1, vocab: 300, ..Shape::named("tiny").unwrap() };
+    let pure = GgmlType::ALL.iter().filter_map(|ty| Mix::pure(*ty));
+    for mix in MIXES.iter().copied().chain(pure) {
+        let plan = Plan::new("test", &shape, &mix, 1).unwrap();
+        plan.write(&path, |_| ()).unwrap();
+        let model = Gguf::open(&path).unwrap();
+        assert_eq!(model.metadata.u32("general.file_type").unwrap(), mix.file_type);
+        assert_eq!(model.tensors().len(), plan.tensors().len());
+        for tensor in model.tensors() {
+            let mut weights = vec![0.0; tensor.elements() as usize];
+            dequantize(tensor.ty, model.data(tensor), &mut weights).unwrap();
+            let square: f64 = weights.iter().map(|&w| w as f64 * w as f64).sum();
+            assert!(square.is_finite() && square > 0.0, "{mix:?} {}", tensor.name);
+        }
+    }
+}
+
+#[test]
+fn weights_are_scaled_to_their_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let shape = Shape::named("tiny").unwrap();
+    write(&path, &shape, &Mix::from_name("Q4_K_M").unwrap(), 1);
+    let model = Gguf::open(&path).unwrap();
+    for (name, expected) in [
+        ("blk.1.attn_q.weight", 1.0 / 256f64.sqrt()),
+        ("blk.1.attn_output.weight", 1.0 / 512f64.sqrt() / 4f64.sqrt()),
+        ("blk.0.ffn_gate_inp.weight", 2.0 / 256f64.sqrt()),
+        ("output.weight", 3.0 / 256f64.sqrt()),
+        ("token_embd.weight", 1.0),
+    ] {
+        let tensor = model.tensor(name).unwrap();
+        let mut weights = vec![0.0; tensor.elements() as usize];
+        dequantize(tensor.ty, model.data(tensor), &mut weights).unwrap();
+        let rms = (weights.iter().map(|&w| (w as f64).powi(2)).sum::<f64>() / weights.len() as f64).sqrt();
+        // Block scales are drawn from ½ to 3/2, so a few hundred blocks have the rms to some percent.
+        assert!((rms / expected - 1.0).abs() < 0.1, "{name}: rms {rms}, expected {expected}");
+    }
+    // Outliers: in the same channel of every norm over the hidden size, and in none of the others.
+    let channel = |name: &str| {
+        let data = model.data(model.tensor(name).unwrap());
+        let weights = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        weights.enumerate().filter(|(_, w)| *w > 4.0).map(|(i, _)| i).collect::<Vec<_>>()
+    };
+    let outliers = channel("output_norm.weight");
+    assert!(!outliers.is_empty());
+    assert_eq!(channel("blk.0.attn_norm.weight"), outliers);
+    assert_eq!(channel("blk.1.ffn_norm.weight"), outliers);
+    assert!(channel("blk.1.attn_q_norm.weight").is_empty());
+}
+
+#[test]
+fn types_of_the_demo_shape_are_those_that_llama_cpp_gave_the_demo_model() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf");
+    let demo = Gguf::open(&demo).unwrap();
+    let plan = Plan::new("test", &Shape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+    let expected: Vec<_> = demo.tensors().iter().map(|t| (t.name.as_str(), t.ty, t.dims.as_slice())).collect();
+    assert_eq!(types(&plan), expected);
+}
+
+/// Every key of a real file is there, of the same type.
+#[test]
+fn metadata_has_the_keys_of_the_demo_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    write(&path, &Shape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
+    let (synth, demo) = (
+        Gguf::open(&path).unwrap(),
+        Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf")).unwrap(),
+    );
+    for (key, value) in demo.metadata.iter().filter(|(key, _)| *key != "general.license") {
+        let found = synth.metadata.get(key).unwrap_or_else(|| panic!("no key {key}"));
+        assert_eq!(found.value_type(), value.value_type(), "{key}");
+    }
+    for key in ["expert_count", "attention.head_count_kv", "attention.key_length", "embedding_length"] {
+        let key = format!("qwen3moe.{key}");
+        assert_eq!(synth.metadata.u32(&key).unwrap(), demo.metadata.u32(&key).unwrap());
+    }
+}
+
+#[test]
+fn q4_k_m_of_48_layers_has_half_of_down_and_v_in_q6_k() {
+    let plan = Plan::new("t", &Shape::named("qwen3-30b-a3b").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+    for role in [Role::AttnV, Role::FfnDown] {
+        let all: Vec<_> = plan.tensors().iter().filter(|t| t.role == role).map(|t| t.spec.ty).collect();
+        let q6 = |ty: &&GgmlType| **ty == GgmlType::Q6_K;
+        assert_eq!((all.len(), all.iter().filter(q6).count()), (48, 24), "{role:?}");
+        assert!(all[..6].iter().all(|ty| *ty == GgmlType::Q6_K) && all[42..].iter().all(|ty| *ty == GgmlType::Q6_K));
+        assert_eq!(all[6..12], [GgmlType::Q4_K, GgmlType::Q4_K, GgmlType::Q6_K].repeat(2));
+    }
+    let output = plan.tensors().iter().find(|t| t.role == Role::Output).unwrap();
+    assert_eq!((output.spec.ty, output.spec.bytes().unwrap()), (GgmlType::Q6_K, 255_252_480));
+}
+
+#[test]
+fn rows_that_are_not_whole_blocks_get_llama_cpps_substitutes() {
+    let odd = |cols| Shape { hidden: cols, vocab: 300, layers: 8, ..Shape::named("tiny").unwrap() };
+    let ty = |shape: &Shape, mix: &str, name: &str| {
+        let plan = Plan::new("t", shape, &Mix::from_name(mix).unwrap(), 0).unwrap();
+        types(&plan).into_iter().find(|t| t.0 == name).unwrap().1
+    };
+    let name = "blk.1.attn_q.weight";
+    assert_eq!(ty(&odd(96), "Q4_K_M", name), GgmlType::Q5_0);
+    assert_eq!(ty(&odd(96), "Q5_K_M", name), GgmlType::Q5_1);
+    assert_eq!(ty(&odd(96), "Q6_K", name), GgmlType::Q8_0);
+    assert_eq!(ty(&odd(96), "Q2_K", name), GgmlType::Q4_0);
+    assert_eq!(ty(&odd(96), "IQ4_XS", name), GgmlType::IQ4_NL);
+    assert_eq!(ty(&odd(96), "Q4_K_M", "output.weight"), GgmlType::Q8_0);
+    assert_eq!(ty(&odd(100), "Q4_K_M", name), GgmlType::F16);
+    assert_eq!(ty(&odd(100), "Q8_0", name), GgmlType::F16);
+    assert_eq!(ty(&odd(100), "F32", name), GgmlType::F32);
+}
+
+#[test]
+fn dense_and_tied_models_have_their_tensors() {
+    let shape = Shape { ffn: Ffn::Dense(512), tied: true, ..Shape::named("tiny").unwrap() };
+    let plan = Plan::new("t", &shape, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+    let all = types(&plan);
+    let find = |name: &str| all.iter().find(|t| t.0 == name).map(|t| (t.1, t.2));
+    assert_eq!(find("output.weight"), None);
+    assert_eq!(find("token_embd.weight"), Some((GgmlType::Q6_K, &[256, 512][..])));
+    assert_eq!(find("blk.0.ffn_down.weight"), Some((GgmlType::Q4_K, &[512, 256][..])));
+    assert!(all.iter().all(|t| !t.0.contains("_exps") && !t.0.contains("gate_inp")));
+}
+
+#[test]
+fn dimensions_that_make_no_model_are_refused_by_flag() {
+    let tiny = Shape::named("tiny").unwrap();
+    let Ffn::Moe(moe) = tiny.ffn else { panic!("tiny has experts") };
+    let used = |used| Shape { ffn: Ffn::Moe(twinscope::synth::Moe { used, ..moe }), ..tiny };
+    for (shape, message) in [
+        (Shape { kv_heads: 3, ..tiny }, "--kv-heads: expected a divisor of --heads 8, found 3"),
+        (Shape { kv_heads: 9, ..tiny }, "--kv-heads: expected 1 to 8, found 9"),
+        (Shape { head_dim: 65, ..tiny }, "--head-dim: expected an even number (rope turns pairs), found 65"),
+        (used(17), "--experts-used: expected 1 to 16, found 17"),
+        (used(0), "--experts-used: expected 1 to 16, found 0"),
+        (Shape { hidden: 0, ..tiny }, "--hidden: expected 1 to 1048576, found 0"),
+        (Shape { layers: 0, ..tiny }, "--layers: expected 1 to 4096, found 0"),
+        (Shape { vocab: 258, ..tiny }, "--vocab: expected 259 to 4194304, found 258"),
+        (Shape { rope_base: f32::NAN, ..tiny }, "--rope-base: expected a number above 1, found NaN"),
+        (Shape { eps: 0.0, ..tiny }, "--eps: expected a number above 0, found 0"),
+    ] {
+        let error = Plan::new("t", &shape, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap();
+        assert_eq!((error.to_string().as_str(), error.exit_code()), (message, 2));
+    }
+}
+
+/// Exit code and stderr of the program.
+fn synth(args: &[&str]) -> (i32, String) {
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_twinscope")).arg("synth").args(args).output().unwrap();
+    (run.status.code().unwrap(), String::from_utf8(run.stderr).unwrap())
+}
+
+#[test]
+fn command_line_writes_a_model_says_what_it_replaced_and_keeps_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let out = path.to_str().unwrap();
+    let small = ["--layers", "1", "--hidden", "96", "--dense", "64", "--tied", "--vocab", "300", "--quant", "q6_k"];
+    let (code, stderr) = synth(&[&[out], &small[..]].concat());
+    assert_eq!(code, 0, "{stderr}");
+    let note = "note: blk.*.attn_q.weight: rows of 96 are not whole blocks of Q6_K; Q8_0 instead (1 tensor)\n";
+    assert!(stderr.contains(note), "{stderr}");
+    let model = Gguf::open(&path).unwrap();
+    assert_eq!(model.metadata.str("general.architecture").unwrap(), "qwen3");
+    let before = std::fs::read(&path).unwrap();
+    let (code, stderr) = synth(&[out]);
+    assert_eq!((code, stderr), (2, format!("error: {out}: exists already; --force replaces it\n")));
+    assert!(before == std::fs::read(&path).unwrap());
+    assert_eq!(synth(&[&[out, "--force"], &small[..]].concat()).0, 0);
+    assert!(before == std::fs::read(&path).unwrap(), "the same arguments give the same file");
+}
+
+#[test]
+fn command_line_refuses_what_it_cannot_make() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("m.gguf");
+    let out = out.to_str().unwrap();
+    for (args, message) in [
+        (&["--kv-heads", "3"][..], "--kv-heads: expected a divisor of --heads 8, found 3"),
+        (&["--quant", "Q9"], "expected one of F32, F16, BF16, Q4_0"),
+        (&["--pure", "Q8_K"], "expected one of F32, F16, Q4_0"),
+        (&["--shape", "huge"], "tiny, demo, qwen3-30b-a3b, qwen3-235b-a22b"),
+        (&["--dense", "64", "--experts", "4"], "--dense"),
+    ] {
+        let (code, stderr) = synth(&[&[out], args].concat());
+        assert!(code == 2 && stderr.contains(message), "{args:?}: {code} {stderr}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
