@@ -10,6 +10,7 @@
 //! - **Every call carries its [`Site`].**
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
+pub mod cases;
 pub mod cpu;
 pub mod oracle;
 

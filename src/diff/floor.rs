@@ -269,7 +269,7 @@ fn attn_context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usiz
 /// p/Σp over the chosen: |y|·(bound(Σp)/Σp + div). Without renormalisation the values are copied.
 fn router_weights(probs: &HostTensor, ids: &HostTensor, renormalise: bool, y: &[f64], contract: &Contract) -> Vec<f64> {
     if !renormalise {
-        return vec![0.0; y.len()];
+        return vec![TINY; y.len()];
     }
     let (k, experts, ps) = (ids.cols().max(1), probs.cols(), probs.to_f64());
     let lambda = confidence(y.len() / k);
@@ -357,6 +357,33 @@ pub fn injected_ratio(error: &[f64], floor: &[f64]) -> Ratio {
         }
     }
     ratio
+}
+
+/// A stage's result, judged.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The oracle's result on the same operands.
+    pub exact: HostTensor,
+    /// For each element, the error that the contract allows.
+    pub floor: Vec<f64>,
+    pub ratio: Ratio,
+}
+
+/// Judges what a backend made of `op`: its error against the oracle over the floor of its contract. Ids have no floor: one that
+/// differs has an infinite ratio.
+///
+/// # Errors
+/// As [`evaluate`], and if `result` has another shape than the oracle's.
+pub fn judge(op: &Op<'_, &HostTensor>, contract: &Contract, result: &HostTensor) -> Result<Judged> {
+    let exact = evaluate(op)?;
+    if exact.shape != result.shape {
+        let message = format!("{:?}: the result is {:?}, the oracle's {:?}", op.kind(), result.shape, exact.shape);
+        return Err(Error::usage(message));
+    }
+    let floor = floor_of(op, contract, &exact)?;
+    let error: Vec<f64> = result.to_f64().iter().zip(exact.to_f64()).map(|(a, b)| a - b).collect();
+    let ratio = injected_ratio(&error, &floor);
+    Ok(Judged { exact, floor, ratio })
 }
 
 /// Where a router's decision is closest: the last expert chosen and the first left out.

@@ -1,0 +1,461 @@
+//! The table of operation cases: what every backend must compute, from which both the correctness test and the benchmark run.
+//!
+//! Design:
+//! - **A case is a description** ([`Case`]: operation, weight type, shape, kind of values); its operands are made from a seed
+//!   when they are wanted, so the table is cheap to list and any number of seeds can be drawn for it.
+//! - **Shapes that break kernels**: one block, one row, one token, several tokens, rows and tokens beside every multiple
+//!   of 4, 8, 32 and 64, experts that nobody chose and experts that all chose, heads that share KV heads and heads that do not,
+//!   head sizes that are no power of two, caches with more room than positions, positions far from 0.
+//! - **What must not be read is poisoned**: cache rows beyond the positions seen, and scores above the diagonal, hold large
+//!   numbers.
+//! - Values are f32, so that a backend takes them exactly; weights are random valid blocks ([`crate::quant::random`]).
+
+use std::sync::Arc;
+
+use super::{Backend, HostTensor, Op, OpKind, Weight};
+use crate::error::{Error, Result};
+use crate::quant::GgmlType;
+use crate::quant::random::{RandomBlocks, Rng};
+use crate::stage::{STAGES, Site, Stage};
+
+mod table;
+
+pub use table::{bench_table, table};
+
+/// What the numbers of an activation look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Nearly normal, variance 1.
+    Normal,
+    /// Of variance 1 about a mean of 3: sums grow with their length.
+    Offset,
+    /// One channel in 64 is 300 times the others, as in trained models.
+    Outliers,
+    /// Of size 1e-20: squares underflow.
+    Small,
+    /// Of size 40: exp overflows and underflows.
+    Large,
+}
+
+/// Which experts a token chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Different ones for each token.
+    Random,
+    /// The same for all tokens: the others are empty.
+    Same,
+}
+
+/// An operation's shape and what else describes it; the letters are those of [`Op`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shape {
+    Embed {
+        ty: GgmlType,
+        cols: usize,
+        rows: usize,
+        tokens: usize,
+    },
+    RmsNorm {
+        tokens: usize,
+        groups: usize,
+        n: usize,
+    },
+    MatMul {
+        ty: GgmlType,
+        cols: usize,
+        rows: usize,
+        tokens: usize,
+    },
+    Rope {
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+        start: usize,
+        base: f64,
+    },
+    Store {
+        tokens: usize,
+        cols: usize,
+        start: usize,
+        capacity: usize,
+    },
+    AttnScores {
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        start: usize,
+        spare: usize,
+    },
+    AttnProbs {
+        tokens: usize,
+        heads: usize,
+        start: usize,
+    },
+    AttnContext {
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        start: usize,
+        spare: usize,
+    },
+    Add {
+        tokens: usize,
+        cols: usize,
+    },
+    RouterProbs {
+        tokens: usize,
+        experts: usize,
+    },
+    /// `ties`: probabilities of few different values.
+    RouterTopK {
+        tokens: usize,
+        experts: usize,
+        k: usize,
+        ties: bool,
+    },
+    RouterWeights {
+        tokens: usize,
+        experts: usize,
+        k: usize,
+        renormalise: bool,
+    },
+    /// `per_slot`: x is [T, K, n], else [T, n].
+    ExpertMatMul {
+        ty: GgmlType,
+        cols: usize,
+        rows: usize,
+        experts: usize,
+        tokens: usize,
+        k: usize,
+        per_slot: bool,
+        choice: Choice,
+    },
+    SwiGlu {
+        tokens: usize,
+        cols: usize,
+    },
+    Combine {
+        tokens: usize,
+        k: usize,
+        hidden: usize,
+    },
+    Rows {
+        tokens: usize,
+        cols: usize,
+        start: usize,
+        rows: usize,
+    },
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Case {
+    pub shape: Shape,
+    pub values: Values,
+}
+
+impl Case {
+    pub fn kind(&self) -> OpKind {
+        match self.shape {
+            Shape::Embed { .. } => OpKind::Embed,
+            Shape::RmsNorm { .. } => OpKind::RmsNorm,
+            Shape::MatMul { .. } => OpKind::MatMul,
+            Shape::Rope { .. } => OpKind::Rope,
+            Shape::Store { .. } => OpKind::Store,
+            Shape::AttnScores { .. } => OpKind::AttnScores,
+            Shape::AttnProbs { .. } => OpKind::AttnProbs,
+            Shape::AttnContext { .. } => OpKind::AttnContext,
+            Shape::Add { .. } => OpKind::Add,
+            Shape::RouterProbs { .. } => OpKind::RouterProbs,
+            Shape::RouterTopK { .. } => OpKind::RouterTopK,
+            Shape::RouterWeights { .. } => OpKind::RouterWeights,
+            Shape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
+            Shape::SwiGlu { .. } => OpKind::SwiGlu,
+            Shape::Combine { .. } => OpKind::Combine,
+            Shape::Rows { .. } => OpKind::Rows,
+        }
+    }
+
+    /// The type of its weight, where a choice of types is part of the case.
+    pub fn ty(&self) -> Option<GgmlType> {
+        match self.shape {
+            Shape::Embed { ty, .. } | Shape::MatMul { ty, .. } | Shape::ExpertMatMul { ty, .. } => Some(ty),
+            _ => None,
+        }
+    }
+
+    /// A stage that this kind of operation makes, for the site of a call; `Store` and `Rows` make none and borrow one.
+    pub fn site(&self) -> Site {
+        let stage = STAGES.iter().find(|row| row.op == self.kind()).map_or(Stage::KRope, |row| row.stage);
+        Site::layer(0, stage)
+    }
+
+    /// Multiply-adds with weights, or elements where there are no weights: the work that a benchmark divides by.
+    pub fn work(&self) -> u64 {
+        let n = match self.shape {
+            Shape::Embed { cols, tokens, .. } => cols * tokens,
+            Shape::RmsNorm { tokens, groups, n } => tokens * groups * n,
+            Shape::MatMul { cols, rows, tokens, .. } => cols * rows * tokens,
+            Shape::Rope { tokens, heads, head_dim, .. } => tokens * heads * head_dim,
+            Shape::AttnScores { tokens, heads, head_dim, start, .. }
+            | Shape::AttnContext { tokens, heads, head_dim, start, .. } => tokens * heads * head_dim * (start + tokens),
+            Shape::AttnProbs { tokens, heads, start } => tokens * heads * (start + tokens),
+            Shape::RouterProbs { tokens, experts } | Shape::RouterTopK { tokens, experts, .. } => tokens * experts,
+            Shape::RouterWeights { tokens, k, .. } => tokens * k,
+            Shape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
+            Shape::Combine { tokens, k, hidden } => tokens * k * hidden,
+            Shape::Store { tokens, cols, .. } | Shape::Add { tokens, cols } | Shape::SwiGlu { tokens, cols } => {
+                tokens * cols
+            }
+            Shape::Rows { cols, rows, .. } => rows * cols,
+        };
+        n as u64
+    }
+
+    /// Makes the operands. The same seed makes the same operands on every machine.
+    ///
+    /// # Errors
+    /// If no weights are made of the type.
+    pub fn build(&self, seed: u64) -> Result<Operands> {
+        Maker { rng: Rng::new(seed, 0), seed, values: self.values }.build(self.shape)
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.values {
+            Values::Normal => write!(f, "{:?}", self.shape),
+            values => write!(f, "{:?} {values:?}", self.shape),
+        }
+    }
+}
+
+/// A case's operands, which its [`Op`] borrows.
+pub struct Operands {
+    shape: Shape,
+    weight: Option<Arc<Weight>>,
+    tokens: Vec<u32>,
+    /// In the order of [`Op::inputs`].
+    tensors: Vec<HostTensor>,
+}
+
+/// The eps of every norm in the table: that of the Qwen3 family.
+const EPS: f32 = 1e-6;
+
+impl Operands {
+    /// The operation over these operands.
+    pub fn op(&self) -> Op<'_, &HostTensor> {
+        let tensor = |i: usize| &self.tensors[i];
+        let weight = || self.weight.as_ref().expect("made with a weight");
+        match self.shape {
+            Shape::Embed { .. } => Op::Embed { table: weight(), tokens: &self.tokens },
+            Shape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
+            Shape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
+            Shape::Rope { start, head_dim, base, .. } => Op::Rope { x: tensor(0), start, head_dim, base },
+            Shape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
+            Shape::AttnScores { start, head_dim, .. } => Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim },
+            Shape::AttnProbs { start, .. } => Op::AttnProbs { scores: tensor(0), start },
+            Shape::AttnContext { start, head_dim, .. } => {
+                Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim }
+            }
+            Shape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
+            Shape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
+            Shape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
+            Shape::RouterWeights { renormalise, .. } => {
+                Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise }
+            }
+            Shape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
+            Shape::SwiGlu { .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1) },
+            Shape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
+            Shape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
+        }
+    }
+
+    /// The operands as tensors of `backend`, in the order of [`Op::inputs`]. A cache is made as a forward pass makes
+    /// it: allocated, then written by [`Op::Store`].
+    ///
+    /// # Errors
+    /// Whatever the backend says.
+    pub fn upload<B: Backend>(&self, site: Site, backend: &mut B) -> Result<Vec<B::Tensor>> {
+        let cache = match self.shape {
+            Shape::Store { .. } => Some(0),
+            Shape::AttnScores { .. } | Shape::AttnContext { .. } => Some(1),
+            _ => None,
+        };
+        let mut uploaded = Vec::with_capacity(self.tensors.len());
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            let handle = if cache == Some(i) {
+                let rows = backend.upload(tensor)?;
+                let cache = backend.alloc(&tensor.shape)?;
+                backend.run(site, &Op::Store { cache, x: rows, start: 0 })?
+            } else {
+                backend.upload(tensor)?
+            };
+            uploaded.push(handle);
+        }
+        Ok(uploaded)
+    }
+}
+
+/// Runs one case's operation on a backend and reads the result.
+///
+/// # Errors
+/// Whatever the backend says.
+pub fn run<B: Backend>(backend: &mut B, site: Site, operands: &Operands) -> Result<HostTensor> {
+    let tensors = operands.upload(site, backend)?;
+    let mut next = tensors.iter();
+    let op = operands.op().try_map(|_| Ok(next.next().expect("an upload for each operand").clone()))?;
+    let result = backend.run(site, &op)?;
+    backend.read(&result)
+}
+
+struct Maker {
+    rng: Rng,
+    seed: u64,
+    values: Values,
+}
+
+/// What is written where nothing may read.
+const POISON: f32 = 1e9;
+
+impl Maker {
+    fn build(mut self, shape: Shape) -> Result<Operands> {
+        let (mut weight, mut tokens) = (None, Vec::new());
+        let tensors = match shape {
+            Shape::Embed { ty, cols, rows, tokens: t } => {
+                weight = Some(self.weight(ty, [cols, rows, 1])?);
+                tokens = (0..t).map(|_| self.rng.below(rows as u64) as u32).collect();
+                vec![]
+            }
+            Shape::RmsNorm { tokens, groups, n } => {
+                let scales: Vec<u8> = (0..n).flat_map(|_| (1.0f32 + 0.3 * self.rng.normal()).to_le_bytes()).collect();
+                weight = Some(Weight::from_vec("case.weight", GgmlType::F32, [n, 1, 1], scales)?);
+                vec![self.tensor(&[tokens, groups * n])]
+            }
+            Shape::MatMul { ty, cols, rows, tokens } => {
+                weight = Some(self.weight(ty, [cols, rows, 1])?);
+                vec![self.tensor(&[tokens, cols])]
+            }
+            Shape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
+                weight = Some(self.weight(ty, [cols, rows, experts])?);
+                let x = if per_slot { self.tensor(&[tokens, k, cols]) } else { self.tensor(&[tokens, cols]) };
+                vec![x, self.ids(tokens, experts, k, choice)]
+            }
+            Shape::Rope { tokens, heads, head_dim, .. } => vec![self.tensor(&[tokens, heads * head_dim])],
+            Shape::Store { tokens, cols, capacity, .. } => {
+                vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
+            }
+            Shape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare } => {
+                vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]
+            }
+            Shape::AttnProbs { tokens, heads, start } => vec![self.causal(heads, tokens, start, POISON)],
+            Shape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare } => {
+                let mut probs = self.causal(heads, tokens, start, 0.0);
+                positive(&mut probs, start + tokens);
+                vec![probs, self.cache(start + tokens, spare, kv_heads * head_dim)]
+            }
+            Shape::Add { tokens, cols } | Shape::SwiGlu { tokens, cols } => {
+                vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
+            }
+            Shape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
+            Shape::RouterTopK { tokens, experts, ties, .. } => {
+                let mut probs = self.tensor(&[tokens, experts]);
+                positive(&mut probs, experts);
+                vec![if ties { coarse(&probs) } else { probs }]
+            }
+            Shape::RouterWeights { tokens, experts, k, .. } => {
+                let mut probs = self.tensor(&[tokens, experts]);
+                positive(&mut probs, experts);
+                vec![probs, self.ids(tokens, experts, k, Choice::Random)]
+            }
+            Shape::Combine { tokens, k, hidden } => {
+                let mut weights = self.tensor(&[tokens, k]);
+                positive(&mut weights, k);
+                vec![self.tensor(&[tokens, k, hidden]), weights]
+            }
+            Shape::Rows { tokens, cols, .. } => vec![self.tensor(&[tokens, cols])],
+        };
+        Ok(Operands { shape, weight, tokens, tensors })
+    }
+
+    fn weight(&mut self, ty: GgmlType, dims: [usize; 3]) -> Result<Arc<Weight>> {
+        let row = ty.row_bytes(dims[0]).ok_or_else(|| {
+            Error::usage(format!("rows of {} weights are not whole {ty} blocks of {}", dims[0], ty.block_len()))
+        })?;
+        let mut bytes = vec![0; row * dims[1] * dims[2]];
+        RandomBlocks::new(ty, 0.05, self.seed)?.fill(0, &mut bytes);
+        Weight::from_vec("case.weight", ty, dims, bytes)
+    }
+
+    fn number(&mut self, channel: usize) -> f32 {
+        let x = self.rng.normal();
+        match self.values {
+            Values::Normal => x,
+            Values::Offset => x + 3.0,
+            Values::Outliers => x * if channel % 64 == 17 { 300.0 } else { 1.0 },
+            Values::Small => x * 1e-20,
+            Values::Large => x * 40.0,
+        }
+    }
+
+    fn tensor(&mut self, shape: &[usize]) -> HostTensor {
+        let cols = shape.last().copied().unwrap_or(1).max(1);
+        let data = (0..shape.iter().product()).map(|i| self.number(i % cols)).collect();
+        HostTensor::f32(shape, data)
+    }
+
+    /// [positions + spare, cols], the spare rows poisoned.
+    fn cache(&mut self, positions: usize, spare: usize, cols: usize) -> HostTensor {
+        let mut data = self.tensor(&[positions, cols]).to_f32();
+        data.resize((positions + spare) * cols, POISON);
+        HostTensor::f32(&[positions + spare, cols], data)
+    }
+
+    /// [heads, T, S] with `beyond` above the diagonal.
+    fn causal(&mut self, heads: usize, tokens: usize, start: usize, beyond: f32) -> HostTensor {
+        let s = start + tokens;
+        let data = (0..heads * tokens * s).map(|i| {
+            let (token, position) = (i / s % tokens, i % s);
+            if position <= start + token { self.number(position) } else { beyond }
+        });
+        HostTensor::f32(&[heads, tokens, s], data.collect())
+    }
+
+    /// [T, K] ids, different ones in each row.
+    fn ids(&mut self, tokens: usize, experts: usize, k: usize, choice: Choice) -> HostTensor {
+        let mut draw = || {
+            let mut all: Vec<u32> = (0..experts as u32).collect();
+            for i in 0..k {
+                all.swap(i, i + self.rng.below((experts - i) as u64) as usize);
+            }
+            all.truncate(k);
+            all
+        };
+        let ids = match choice {
+            Choice::Random => (0..tokens).flat_map(|_| draw()).collect(),
+            Choice::Same => draw().repeat(tokens),
+        };
+        HostTensor::u32(&[tokens, k], ids)
+    }
+}
+
+/// Makes each row of `cols` a distribution over its elements that are not 0.
+fn positive(t: &mut HostTensor, cols: usize) {
+    let mut values = t.to_f32();
+    for row in values.chunks_exact_mut(cols) {
+        let sum: f32 = row.iter().map(|x| x.abs()).sum();
+        for x in row {
+            *x = x.abs() / sum;
+        }
+    }
+    *t = HostTensor::f32(&t.shape, values);
+}
+
+/// The same values in four steps, so that many are equal.
+fn coarse(t: &HostTensor) -> HostTensor {
+    let values = t.to_f32();
+    let max = values.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+    HostTensor::f32(&t.shape, values.iter().map(|x| (x / max * 4.0).floor() / 4.0).collect())
+}
