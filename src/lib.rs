@@ -7,6 +7,7 @@ pub mod cli;
 pub mod diff;
 pub mod error;
 pub mod gguf;
+pub mod model;
 pub mod quant;
 pub mod stage;
 pub mod synth;

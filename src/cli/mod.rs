@@ -9,7 +9,9 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+mod common;
 mod inspect;
+mod run;
 mod synth;
 
 /// What a verb found.
@@ -32,6 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Inspect(inspect::Args),
+    Run(run::Args),
     Synth(Box<synth::Args>),
 }
 
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),
     }
 }

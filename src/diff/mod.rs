@@ -6,6 +6,7 @@
 //! - A comparison that could not be made is data, never agreement.
 
 pub mod floor;
+pub mod lockstep;
 pub mod logits;
 pub mod metrics;
 pub mod outcome;

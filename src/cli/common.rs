@@ -1,0 +1,142 @@
+//! What several verbs take: a model, a prompt, a backend.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::backend::cpu::{CpuBackend, Level};
+use crate::backend::oracle::OracleBackend;
+use crate::backend::{AnyBackend, Backend, Erased};
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// What is run when no prompt is given.
+pub const DEFAULT_PROMPT: &str = "fn main() {\n    let x = 5;";
+
+#[derive(Args, Clone, Debug)]
+pub struct ModelArg {
+    /// A GGUF file (of a split model, its first part); the bundled demo model if absent
+    #[arg(value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+}
+
+impl ModelArg {
+    pub fn open(&self) -> Result<Model> {
+        Model::open(self.model.as_deref())
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct PromptArgs {
+    /// The text to run
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "tokens"])]
+    pub prompt: Option<String>,
+    /// A file with the text to run
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub prompt_file: Option<PathBuf>,
+    /// Token ids to run, instead of text
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
+    pub tokens: Option<Vec<u32>>,
+}
+
+/// A prompt as it will be run.
+pub struct Prompt {
+    /// The text, where there was one.
+    pub text: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+impl PromptArgs {
+    /// # Errors
+    /// An unreadable file, a tokenizer that cannot be used, no tokens, or a token that is not in the vocabulary.
+    pub fn resolve(&self, model: &Model) -> Result<Prompt> {
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => Some(text.clone()),
+            (None, Some(path)) => Some(std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?),
+            (None, None) if self.tokens.is_none() => Some(DEFAULT_PROMPT.to_string()),
+            (None, None) => None,
+        };
+        let tokens = match &text {
+            Some(text) => model.tokenizer()?.encode(text)?,
+            None => self.tokens.clone().unwrap_or_default(),
+        };
+        if tokens.is_empty() {
+            return Err(Error::usage("the prompt is empty: at least one token is needed"));
+        }
+        let config = &model.config;
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= config.vocab) {
+            return Err(Error::usage(format!(
+                "token {token} is not in the vocabulary of {} (0 to {})",
+                config.name,
+                config.vocab - 1
+            )));
+        }
+        if tokens.len() > config.context {
+            return Err(Error::usage(format!(
+                "the prompt has {} tokens; the context length of {} is {}",
+                tokens.len(),
+                config.name,
+                config.context
+            )));
+        }
+        Ok(Prompt { text, tokens })
+    }
+}
+
+/// Options of the backends that a verb opens.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BackendArgs {
+    /// Threads that a CPU backend uses [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+impl BackendArgs {
+    /// Opens the backend called `name`: `oracle`, `cpu`, `cpu:LEVEL`, `gpu`, `gpu:N` or `gpu:NAME`.
+    ///
+    /// # Errors
+    /// An unknown name (usage), or a processor or adapter that cannot run it (cannot run).
+    pub fn open(&self, name: &str) -> Result<AnyBackend> {
+        let threads = self.threads.map(usize::from);
+        let (kind, detail) = name.split_once(':').map_or((name, None), |(k, d)| (k, Some(d)));
+        match (kind, detail) {
+            ("oracle", None) => Ok(Box::new(Erased(OracleBackend::new()))),
+            ("cpu", None) => Ok(Box::new(Erased(CpuBackend::new(None, threads)?))),
+            ("cpu", Some(level)) => {
+                let level = Level::from_name(level).ok_or_else(|| unknown_backend(name))?;
+                Ok(Box::new(Erased(CpuBackend::new(Some(level), threads)?)))
+            }
+            _ => Err(unknown_backend(name)),
+        }
+    }
+}
+
+fn unknown_backend(name: &str) -> Error {
+    Error::usage(format!(
+        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME \
+         (`twinscope devices` lists them)"
+    ))
+}
+
+/// Makes a model's weights ready on a backend, with a progress bar on a terminal.
+///
+/// # Errors
+/// A weight type that the backend has no kernel for, named with its tensor, and the backend's own.
+pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
+    let missing = backend.unsupported(&model.needs());
+    if !missing.is_empty() {
+        let name = backend.info().backend;
+        return Err(Error::cannot_run(format!("{name} cannot run {}: {}", model.config.name, missing.join("; "))));
+    }
+    let weights = model.weights.all();
+    let total = weights.iter().map(|w| w.bytes().len() as u64).sum();
+    let bar = ProgressBar::new(total).with_style(
+        ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
+            .expect("a valid template"),
+    );
+    let result = backend.prepare(&weights, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    result
+}

@@ -1,0 +1,139 @@
+//! `run`: greedy text from one backend, streamed.
+
+use std::io::Write;
+use std::time::Instant;
+
+use crate::Result;
+use crate::backend::{Backend, Data};
+use crate::cli::Outcome;
+use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
+use crate::error::Error;
+use crate::model::{LogitRows, Model, Session, Tokenizer, forward};
+
+/// Generate text greedily, and say how fast.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// How many tokens to generate
+    #[arg(short, long = "predict", value_name = "N", default_value_t = 32)]
+    n: usize,
+    /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME, oracle
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    backend: String,
+    /// Prompt tokens run at a time
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+    #[command(flatten)]
+    backends: BackendArgs,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let model = args.model.open()?;
+    let prompt = args.prompt.resolve(&model)?;
+    let total = prompt.tokens.len().saturating_add(args.n);
+    if total > model.config.context {
+        return Err(Error::usage(format!(
+            "{} prompt tokens and -n {} are {total} positions; the context length of {} is {}",
+            prompt.tokens.len(),
+            args.n,
+            model.config.name,
+            model.config.context
+        )));
+    }
+    let mut backend = args.backends.open(&args.backend)?;
+    prepare(&mut backend, &model)?;
+    let mut session = Session::new(&mut backend, &model.config, total)?;
+    let info = backend.info();
+    eprintln!("{} · {}{}", info.backend, info.adapter, if info.software { " (software adapter)" } else { "" });
+
+    let mut stream = Stream::new(&model, &prompt)?;
+    let began = Instant::now();
+    let mut next = 0;
+    for chunk in prompt.tokens.chunks(args.chunk as usize) {
+        let logits = forward(&mut backend, &model, &mut session, chunk, LogitRows::Last)?;
+        next = argmax(&backend.read(&logits)?.data)?;
+    }
+    let prefill = began.elapsed();
+    let began = Instant::now();
+    let mut decoded = 0;
+    for i in 0..args.n {
+        stream.push(next)?;
+        if model.tokenizer()?.eos == Some(next) || i + 1 == args.n {
+            break;
+        }
+        let logits = forward(&mut backend, &model, &mut session, &[next], LogitRows::Last)?;
+        next = argmax(&backend.read(&logits)?.data)?;
+        decoded += 1;
+    }
+    println!();
+    let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
+    eprintln!("prefill {} tokens, {:.1} tokens/s", prompt.tokens.len(), rate(prompt.tokens.len(), prefill));
+    if decoded > 0 {
+        eprintln!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed()));
+    }
+    Ok(Outcome::Ok)
+}
+
+/// The token with the largest logit, the lowest id among equals.
+///
+/// # Errors
+/// A NaN among the logits: there is no largest.
+fn argmax(logits: &Data) -> Result<u32> {
+    let best = |values: &mut dyn Iterator<Item = f64>| {
+        let mut best = (0, f64::NEG_INFINITY);
+        for (i, x) in values.enumerate() {
+            if x.is_nan() {
+                return Err(Error::cannot_run(format!(
+                    "logit {i} is NaN; `twinscope trace` shows where it first appears"
+                )));
+            }
+            if x > best.1 {
+                best = (i as u32, x);
+            }
+        }
+        Ok(best.0)
+    };
+    match logits {
+        Data::F32(v) => best(&mut v.iter().map(|&x| x as f64)),
+        Data::F64(v) => best(&mut v.iter().copied()),
+        Data::U32(_) => unreachable!("logits are numbers"),
+    }
+}
+
+/// Prints text as tokens arrive, holding back bytes that are not yet whole characters.
+struct Stream<'m> {
+    tokenizer: &'m Tokenizer,
+    tokens: Vec<u32>,
+    printed: usize,
+}
+
+impl<'m> Stream<'m> {
+    fn new(model: &'m Model, prompt: &Prompt) -> Result<Self> {
+        let tokenizer = model.tokenizer()?;
+        match &prompt.text {
+            Some(text) => print!("{text}"),
+            None => print!("{}", tokenizer.decode(&prompt.tokens)?),
+        }
+        Ok(Self { tokenizer, tokens: Vec::new(), printed: 0 })
+    }
+
+    fn push(&mut self, token: u32) -> Result<()> {
+        self.tokens.push(token);
+        let text = self.tokenizer.decode(&self.tokens)?;
+        let whole = text.trim_end_matches('\u{fffd}').len();
+        if whole > self.printed {
+            print!("{}", &text[self.printed..whole]);
+            std::io::stdout().flush().map_err(|e| Error::input(format!("standard output: {e}")))?;
+            self.printed = whole;
+        }
+        if whole == text.len() {
+            // Nothing is held back: what follows decodes on its own.
+            self.tokens.clear();
+            self.printed = 0;
+        }
+        Ok(())
+    }
+}

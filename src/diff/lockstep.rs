@@ -1,0 +1,273 @@
+//! Two backends, one forward pass.
+//!
+//! - [`Lockstep`] is a backend whose tensors are *lanes*: one value of the model as each party has it. The model runs over
+//!   it as over any other backend, so both sides meet at every stage.
+//! - For a stage with reference c, subject g and inputs x_c, x_g it computes c(x_c) and g(x_g), the reference's replay
+//!   c(x_g) on the subject's own inputs, and, with a judge, the oracle's o(x_c) and o(x_g). From these five follow the
+//!   total error g(x_g) − c(x_c), the injected g(x_g) − c(x_g), the propagated c(x_g) − c(x_c), and which side is wrong.
+//! - The KV cache that a replay reads is filled from the subject's *stage outputs* (k_rope, v_proj), not from the subject's
+//!   cache: an entry that the subject stores wrongly is then its own error at the next stage that reads it.
+//! - A lane holds only what the rest of its layer still needs; handles are dropped as the model drops them.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::backend::{
+    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Ticket,
+    Weight,
+};
+use crate::error::Result;
+use crate::stage::{Site, Stage};
+
+/// One value of the model, as each party has it.
+pub struct Lane {
+    /// c(x_c), on the reference.
+    reference: AnyTensor,
+    /// g(x_g), on the subject.
+    subject: AnyTensor,
+    /// The subject's value, uploaded to the reference: an operand for replays.
+    replay: AnyTensor,
+    /// Both sides' values on the judge: the reference's, the subject's.
+    judge: Option<[AnyTensor; 2]>,
+    /// Both sides' values on the host: the reference's, the subject's. Behind a cell because a KV cache is written in place.
+    host: RefCell<[Rc<HostTensor>; 2]>,
+}
+
+/// Everything that is known about one stage of one call.
+pub struct Observation<'a> {
+    pub site: Site,
+    /// The first position of the call.
+    pub start: usize,
+    /// The operation on the reference's own inputs, and on the subject's own inputs.
+    pub op_reference: Op<'a, Rc<HostTensor>>,
+    pub op_subject: Op<'a, Rc<HostTensor>>,
+    /// c(x_c)
+    pub reference: Rc<HostTensor>,
+    /// g(x_g)
+    pub subject: Rc<HostTensor>,
+    /// c(x_g); the judge's o(x_g) where the reference cannot replay.
+    pub replayed: Rc<HostTensor>,
+    /// o(x_c) and o(x_g).
+    pub judged: Option<[Rc<HostTensor>; 2]>,
+}
+
+/// Receives each stage as it is made.
+pub trait Sink {
+    fn observe(&mut self, stage: Observation<'_>) -> Result<()>;
+}
+
+/// What may be asked of a lockstep run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LockstepOptions {
+    /// Give the subject the reference's expert ids, so that what remains is not routing.
+    pub force_routing: bool,
+    /// The reference is a recording: replays are the judge's.
+    pub reference_is_recorded: bool,
+}
+
+/// Both backends as one; see the module's documentation.
+pub struct Lockstep<'s> {
+    reference: AnyBackend,
+    subject: AnyBackend,
+    judge: Option<AnyBackend>,
+    options: LockstepOptions,
+    sink: &'s mut dyn Sink,
+    /// First position of the current call, and of the next.
+    start: usize,
+    next_start: usize,
+    tickets: HostTickets,
+}
+
+impl<'s> Lockstep<'s> {
+    /// # Panics
+    /// If the reference is recorded and there is no judge to replay in its place.
+    pub fn new(
+        reference: AnyBackend,
+        subject: AnyBackend,
+        judge: Option<AnyBackend>,
+        options: LockstepOptions,
+        sink: &'s mut dyn Sink,
+    ) -> Self {
+        assert!(judge.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
+        Self { reference, subject, judge, options, sink, start: 0, next_start: 0, tickets: HostTickets::default() }
+    }
+
+    /// A lane from values that both sides have on the host.
+    fn lane(&mut self, reference: AnyTensor, subject: AnyTensor, host: [Rc<HostTensor>; 2]) -> Result<Rc<Lane>> {
+        let replay = self.reference.upload(&host[1])?;
+        let judge = match &mut self.judge {
+            Some(j) => Some([j.upload(&host[0])?, j.upload(&host[1])?]),
+            None => None,
+        };
+        Ok(Rc::new(Lane { reference, subject, replay, judge, host: RefCell::new(host) }))
+    }
+
+    /// An operation that makes a stage: all five runs, observed.
+    fn stage(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        // The subject goes first: a GPU works on it while the CPU does the reference's share.
+        let mut subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let ticket = self.subject.fetch(&subject)?;
+        let reference = self.reference.run(site, &op.try_map(|l| Ok(l.reference.clone()))?)?;
+        let judged = match &mut self.judge {
+            None => None,
+            Some(judge) => {
+                let mut side = |i: usize| {
+                    let op = op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?;
+                    let value = judge.run(site, &op)?;
+                    Ok(Rc::new(judge.read(&value)?))
+                };
+                Some([side(0)?, side(1)?])
+            }
+        };
+        let replayed = if self.options.reference_is_recorded {
+            judged.as_ref().expect("checked when made")[1].clone()
+        } else {
+            let value = self.reference.run(site, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+            Rc::new(self.reference.read(&value)?)
+        };
+        let host_reference = Rc::new(self.reference.read(&reference)?);
+        let mut host_subject = Rc::new(self.subject.take(ticket)?);
+
+        self.sink.observe(Observation {
+            site,
+            start: self.start,
+            op_reference: op.try_map(|l| Ok(l.host.borrow()[0].clone()))?,
+            op_subject: op.try_map(|l| Ok(l.host.borrow()[1].clone()))?,
+            reference: host_reference.clone(),
+            subject: host_subject.clone(),
+            replayed,
+            judged,
+        })?;
+
+        if self.options.force_routing && site.stage == Stage::RouterIds {
+            subject = self.subject.upload(&host_reference)?;
+            host_subject = host_reference.clone();
+        }
+        self.lane(reference, subject, [host_reference, host_subject])
+    }
+
+    /// An operation that only moves values: done by every party, and on the host copies.
+    fn moved(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        let reference = self.reference.run(site, &op.try_map(|l| Ok(l.reference.clone()))?)?;
+        let subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let replay = self.reference.run(site, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+        let judge = match &mut self.judge {
+            None => None,
+            Some(judge) => {
+                let mut side = |i: usize| {
+                    judge.run(site, &op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?)
+                };
+                Some([side(0)?, side(1)?])
+            }
+        };
+        match op {
+            Op::Store { cache, x, start } => {
+                let mut cached = cache.host.borrow_mut();
+                for (cached, x) in cached.iter_mut().zip(x.host.borrow().iter()) {
+                    write_rows(Rc::make_mut(cached), x, *start);
+                }
+                Ok(cache.clone())
+            }
+            Op::Rows { x, start, rows } => {
+                let host = x.host.borrow().clone().map(|h| Rc::new(rows_of(&h, *start, *rows)));
+                Ok(Rc::new(Lane { reference, subject, replay, judge, host: RefCell::new(host) }))
+            }
+            _ => unreachable!("every other operation makes a stage"),
+        }
+    }
+}
+
+/// Rows start.. of `cache` [capacity, n] become `x` [T, n].
+fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
+    let at = start * x.cols();
+    match (&mut cache.data, &x.data) {
+        (Data::F32(c), Data::F32(x)) => c[at..at + x.len()].copy_from_slice(x),
+        (c, _) => {
+            // Sides of different precision (an oracle as one of them): the cache takes the wider type.
+            let mut wide = match c {
+                Data::F32(c) => c.iter().map(|&v| v as f64).collect(),
+                Data::F64(c) => std::mem::take(c),
+                Data::U32(_) => unreachable!("a cache holds numbers"),
+            };
+            let x = x.to_f64();
+            wide[at..at + x.len()].copy_from_slice(&x);
+            *c = Data::F64(wide);
+        }
+    }
+}
+
+/// Rows start..start + rows of `x` [T, n].
+fn rows_of(x: &HostTensor, start: usize, rows: usize) -> HostTensor {
+    let (at, n) = (start * x.cols(), rows * x.cols());
+    let data = match &x.data {
+        Data::F32(v) => Data::F32(v[at..at + n].to_vec()),
+        Data::F64(v) => Data::F64(v[at..at + n].to_vec()),
+        Data::U32(v) => Data::U32(v[at..at + n].to_vec()),
+    };
+    HostTensor { shape: vec![rows, x.cols()], data }
+}
+
+impl Backend for Lockstep<'_> {
+    type Tensor = Rc<Lane>;
+
+    /// The subject's: the reference is the yardstick.
+    fn info(&self) -> BackendInfo {
+        self.subject.info()
+    }
+    fn contract(&self, op: OpKind) -> Contract {
+        self.subject.contract(op)
+    }
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        let sides = [Some(&self.reference), Some(&self.subject), self.judge.as_ref()];
+        sides.into_iter().flatten().flat_map(|b| b.unsupported(needs)).collect()
+    }
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.reference.prepare(weights, &mut |_| ())?;
+        self.subject.prepare(weights, progress)?;
+        match &mut self.judge {
+            Some(judge) => judge.prepare(weights, &mut |_| ()),
+            None => Ok(()),
+        }
+    }
+    fn alloc(&mut self, shape: &[usize]) -> Result<Rc<Lane>> {
+        let zeros = Rc::new(HostTensor::f32(shape, vec![0.0; shape.iter().product()]));
+        let judge = match &mut self.judge {
+            Some(j) => Some([j.alloc(shape)?, j.alloc(shape)?]),
+            None => None,
+        };
+        Ok(Rc::new(Lane {
+            reference: self.reference.alloc(shape)?,
+            subject: self.subject.alloc(shape)?,
+            replay: self.reference.alloc(shape)?,
+            judge,
+            host: RefCell::new([zeros.clone(), zeros]),
+        }))
+    }
+    fn upload(&mut self, values: &HostTensor) -> Result<Rc<Lane>> {
+        let (reference, subject) = (self.reference.upload(values)?, self.subject.upload(values)?);
+        let host = Rc::new(values.clone());
+        self.lane(reference, subject, [host.clone(), host])
+    }
+    fn shape(&self, tensor: &Rc<Lane>) -> Vec<usize> {
+        self.subject.shape(&tensor.subject)
+    }
+    fn run(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        if let Op::Embed { tokens, .. } = op {
+            self.start = self.next_start;
+            self.next_start += tokens.len();
+        }
+        if op.makes_stage() { self.stage(site, op) } else { self.moved(site, op) }
+    }
+    fn fetch(&mut self, tensor: &Rc<Lane>) -> Result<Ticket> {
+        let values = (*tensor.host.borrow()[1]).clone();
+        Ok(self.tickets.put(values))
+    }
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.tickets.take(ticket)
+    }
+    fn sync(&mut self) -> Result<()> {
+        self.reference.sync()?;
+        self.subject.sync()
+    }
+}

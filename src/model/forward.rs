@@ -1,0 +1,183 @@
+//! The forward pass, once.
+//!
+//! - It is written over [`Backend`], so what is traced, compared and timed is what runs.
+//! - It reads like the architecture: one function a block, one line a stage, each line naming its stage.
+//! - It knows nothing of tracing, comparing, timing or faults: those are wrappers over the backend.
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, Op, Weight};
+use crate::error::{Error, Result};
+use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
+use crate::stage::{Site, Stage};
+
+/// One sequence in progress: its KV cache, and how many positions are in it.
+pub struct Session<T> {
+    /// Per layer: keys after rope and values, each [capacity, kv_heads·D].
+    cache: Vec<(T, T)>,
+    capacity: usize,
+    position: usize,
+}
+
+/// Which positions' logits a call is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// Every position of the call: [T, V].
+    All,
+    /// The last position only: [1, V].
+    Last,
+}
+
+impl<T: Clone> Session<T> {
+    /// An empty sequence with room for `capacity` positions.
+    ///
+    /// # Errors
+    /// If `capacity` is zero or past the model's context length.
+    pub fn new<B: Backend<Tensor = T>>(backend: &mut B, config: &Config, capacity: usize) -> Result<Self> {
+        if capacity == 0 || capacity > config.context {
+            return Err(Error::usage(format!(
+                "{capacity} positions asked for; the context length of {} is {}, and at least one is needed",
+                config.name, config.context
+            )));
+        }
+        let mut cache = Vec::with_capacity(config.layers);
+        for _ in 0..config.layers {
+            let mut rows = || backend.alloc(&[capacity, config.kv_width()]);
+            cache.push((rows()?, rows()?));
+        }
+        Ok(Self { cache, capacity, position: 0 })
+    }
+
+    /// Positions done so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+}
+
+/// Runs `tokens` at the session's next positions and returns their logits, [T, V] or [1, V].
+///
+/// # Errors
+/// No tokens, a token that is not in the vocabulary, more positions than the session has room for, or the backend's.
+pub fn forward<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    session: &mut Session<B::Tensor>,
+    tokens: &[u32],
+    rows: LogitRows,
+) -> Result<B::Tensor> {
+    let (config, weights) = (&model.config, &model.weights);
+    let start = session.position;
+    if tokens.is_empty() {
+        return Err(Error::usage("no tokens to run: the prompt is empty"));
+    }
+    if let Some(&token) = tokens.iter().find(|&&t| t as usize >= config.vocab) {
+        return Err(Error::usage(format!(
+            "token {token} is not in the vocabulary of {} ({} tokens)",
+            config.name, config.vocab
+        )));
+    }
+    if tokens.len() > session.capacity - start {
+        return Err(Error::usage(format!(
+            "{} tokens at position {start}: the session has room for {} positions",
+            tokens.len(),
+            session.capacity
+        )));
+    }
+
+    let mut x = backend.run(Site::model(Stage::Embedding), &Op::Embed { table: &weights.token_embd, tokens })?;
+    for (n, layer) in weights.layers.iter().enumerate() {
+        let residual = attention(backend, config, layer, n, &session.cache[n], start, x)?;
+        x = feed_forward(backend, config, layer, n, residual)?;
+    }
+    if rows == LogitRows::Last && tokens.len() > 1 {
+        let last = Op::Rows { x, start: tokens.len() - 1, rows: 1 };
+        x = backend.run(Site::layer(config.layers - 1, Stage::LayerOut), &last)?;
+    }
+    let x = norm(backend, Site::model(Stage::FinalNorm), x, &weights.output_norm, config)?; // [rows, H]
+    let logits = matmul(backend, Site::model(Stage::Logits), &x, &weights.output)?; // [rows, V]
+    session.position += tokens.len();
+    Ok(logits)
+}
+
+/// x [T, H] → x + attention(norm(x)) [T, H].
+fn attention<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    w: &LayerWeights,
+    n: usize,
+    (k_cache, v_cache): &(B::Tensor, B::Tensor),
+    start: usize,
+    x: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| Site::layer(n, stage);
+    let head_dim = config.head_dim;
+    let base = config.rope_base;
+
+    let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
+    let q = matmul(b, at(Stage::QProj), &h, &w.attn_q)?; // [T, heads·D]
+    let k = matmul(b, at(Stage::KProj), &h, &w.attn_k)?; // [T, kv_heads·D]
+    let v = matmul(b, at(Stage::VProj), &h, &w.attn_v)?; // [T, kv_heads·D]
+    let q = norm(b, at(Stage::QNorm), q, &w.attn_q_norm, config)?;
+    let k = norm(b, at(Stage::KNorm), k, &w.attn_k_norm, config)?;
+    let q = b.run(at(Stage::QRope), &Op::Rope { x: q, start, head_dim, base })?;
+    let k = b.run(at(Stage::KRope), &Op::Rope { x: k, start, head_dim, base })?;
+    b.run(at(Stage::KRope), &Op::Store { cache: k_cache.clone(), x: k, start })?;
+    b.run(at(Stage::VProj), &Op::Store { cache: v_cache.clone(), x: v, start })?;
+
+    let scores = b.run(at(Stage::AttnScores), &Op::AttnScores { q, k: k_cache.clone(), start, head_dim })?; // [heads, T, S]
+    let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start })?; // [heads, T, S]
+    let context = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim };
+    let context = b.run(at(Stage::AttnContext), &context)?; // [T, heads·D]
+    let out = matmul(b, at(Stage::AttnOut), &context, &w.attn_output)?; // [T, H]
+    b.run(at(Stage::AttnResidual), &Op::Add { a: x, b: out })
+}
+
+/// x [T, H] → x + ffn(norm(x)) [T, H].
+fn feed_forward<B: Backend>(b: &mut B, config: &Config, w: &LayerWeights, n: usize, x: B::Tensor) -> Result<B::Tensor> {
+    let at = |stage| Site::layer(n, stage);
+    let h = norm(b, at(Stage::FfnNorm), x.clone(), &w.ffn_norm, config)?; // [T, H]
+    let out = match &w.ffn {
+        Ffn::Dense { gate, up, down } => {
+            let gate = matmul(b, at(Stage::FfnGate), &h, gate)?; // [T, F]
+            let up = matmul(b, at(Stage::FfnUp), &h, up)?; // [T, F]
+            let act = b.run(at(Stage::FfnAct), &Op::SwiGlu { gate, up })?; // [T, F]
+            matmul(b, at(Stage::FfnOut), &act, down)? // [T, H]
+        }
+        Ffn::Moe(moe) => experts(b, moe, n, h)?,
+    };
+    b.run(at(Stage::LayerOut), &Op::Add { a: x, b: out })
+}
+
+/// h [T, H] → Σ over the chosen experts of weight · expert(h) [T, H].
+fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, h: B::Tensor) -> Result<B::Tensor> {
+    let at = |stage| Site::layer(n, stage);
+    let logits = matmul(b, at(Stage::RouterLogits), &h, &w.router)?; // [T, E]
+    let probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits })?; // [T, E]
+    let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: probs.clone(), k: w.used })?; // [T, K]
+    let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise: w.renormalise };
+    let weights = b.run(at(Stage::RouterWeights), &weights)?; // [T, K]
+
+    let gate = expert_matmul(b, at(Stage::ExpertGate), &h, &ids, &w.gate)?; // [T, K, F]
+    let up = expert_matmul(b, at(Stage::ExpertUp), &h, &ids, &w.up)?; // [T, K, F]
+    let act = b.run(at(Stage::ExpertAct), &Op::SwiGlu { gate, up })?; // [T, K, F]
+    let down = expert_matmul(b, at(Stage::ExpertDown), &act, &ids, &w.down)?; // [T, K, H]
+    b.run(at(Stage::MoeOut), &Op::Combine { down, weights })
+}
+
+fn norm<B: Backend>(b: &mut B, site: Site, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {
+    b.run(site, &Op::RmsNorm { x, weight, eps: config.eps })
+}
+
+fn matmul<B: Backend>(b: &mut B, site: Site, x: &B::Tensor, weight: &Arc<Weight>) -> Result<B::Tensor> {
+    b.run(site, &Op::MatMul { x: x.clone(), weight })
+}
+
+fn expert_matmul<B: Backend>(
+    b: &mut B,
+    site: Site,
+    x: &B::Tensor,
+    ids: &B::Tensor,
+    weight: &Arc<Weight>,
+) -> Result<B::Tensor> {
+    b.run(site, &Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight })
+}
