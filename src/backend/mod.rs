@@ -12,6 +12,7 @@
 
 pub mod cases;
 pub mod cpu;
+pub mod gpu;
 pub mod oracle;
 
 use std::collections::HashMap;

@@ -1,0 +1,29 @@
+// Σ_k weights[t, k] · down[t, k, ·], k ascending. A thread makes one value. [T, K, H], [T, K] → [T, H]
+struct Params {
+    n: u32,    // T · H
+    cols: u32, // H
+    k: u32,    // K
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> down: array<f32>;    // [T, K, H]
+@group(0) @binding(1) var<storage, read> weights: array<f32>; // [T, K]
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [T, H]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_id) id: vec3<u32>,
+) {
+    let n = (group.y * grid.x + group.x) * 64u + id.x;
+    if n < p.n {
+        let t = n / p.cols;
+        let column = n % p.cols;
+        var sum = weights[t * p.k] * down[t * p.k * p.cols + column];
+        for (var k = 1u; k < p.k; k++) {
+            let slot = t * p.k + k;
+            sum = fma(weights[slot], down[slot * p.cols + column], sum);
+        }
+        y[n] = sum;
+    }
+}

@@ -1,0 +1,16 @@
+// F16: 32 weights in 4 vec4.
+fn columns(i: u32, h: u32) -> u32 {
+    return i * 8u + h * 4u;
+}
+
+fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
+    let at = row + i * 4u + h * 2u;
+    let a = weight_data[at];
+    let b = weight_data[at + 1u];
+    return mat4x4<f32>(
+        vec4<f32>(halves(a.x), halves(a.y)),
+        vec4<f32>(halves(a.z), halves(a.w)),
+        vec4<f32>(halves(b.x), halves(b.y)),
+        vec4<f32>(halves(b.z), halves(b.w)),
+    );
+}

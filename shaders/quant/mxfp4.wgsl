@@ -1,0 +1,27 @@
+// MXFP4: blocks of 32. Body 1 vec4: low nibbles are weights 0 to 15, high nibbles 16 to 31. Tail 1 byte: the exponent e.
+// weight = 2^(e − 128)·v, v twice the E2M1 value of the nibble: 0 1 2 3 4 6 8 12 and their negatives.
+// e < 2 makes the scale itself subnormal, which WGSL may flush, so the scale is applied as two normal powers of two.
+fn columns(i: u32, h: u32) -> u32 {
+    return i * 8u + h * 4u;
+}
+
+fn fp4_value(q: vec4<u32>) -> vec4<f32> {
+    let word = select(vec4<u32>(0x03020100u), vec4<u32>(0x0c080604u), (q & vec4<u32>(4u)) != vec4<u32>(0u));
+    let magnitude = vec4<i32>((word >> ((q & vec4<u32>(3u)) * vec4<u32>(8u))) & vec4<u32>(15u));
+    // Negated as integers: ggml's table has one zero, not two.
+    return vec4<f32>(select(magnitude, -magnitude, (q & vec4<u32>(8u)) != vec4<u32>(0u)));
+}
+
+fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
+    let q = (weight_data[row + i] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let e = plane_byte(tail, i);
+    // 2^(e − 128) = 2^(e/2 − 64) · 2^(e − e/2 − 64)
+    let a = bitcast<f32>((e / 2u + 63u) << 23u);
+    let b = bitcast<f32>((e - e / 2u + 63u) << 23u);
+    return mat4x4<f32>(
+        a * fp4_value(bytes(q.x)) * b,
+        a * fp4_value(bytes(q.y)) * b,
+        a * fp4_value(bytes(q.z)) * b,
+        a * fp4_value(bytes(q.w)) * b,
+    );
+}

@@ -1,0 +1,32 @@
+// Q5_K: blocks of 256. Body 11 vec4: d, dmin, 12 bytes of 6-bit scales and mins for 8 sub-blocks of 32; 32 bytes of fifth bits;
+// 128 bytes of nibbles. weight = (d·scale)·q − dmin·min
+// In each quarter g of a block, byte l holds weight l in its low and weight l + 32 in its high nibble; their fifth bits are
+// bits 2g and 2g + 1 of byte l.
+fn columns(i: u32, h: u32) -> u32 {
+    return (i >> 3u) * 64u + ((i >> 1u) & 3u) * 16u + h * 8u + (i & 1u) * 4u;
+}
+
+// Scale and min of sub-block j; `words` are the 12 bytes.
+fn scale_min(words: vec3<u32>, j: u32) -> vec2<f32> {
+    let w = words >> vec3<u32>((j & 3u) * 8u);
+    let low = vec2<u32>(w.x & 63u, w.y & 63u);
+    let high = vec2<u32>((w.z & 15u) | ((w.x >> 2u) & 48u), ((w.z >> 4u) & 15u) | ((w.y >> 2u) & 48u));
+    return vec2<f32>(select(low, high, j >= 4u));
+}
+
+fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
+    let at = row + (i >> 3u) * 11u;
+    let head = weight_data[at];
+    let j = ((i >> 1u) & 3u) * 2u + h;
+    let fifth = (weight_data[at + 1u + (i & 1u)] >> vec4<u32>(j)) & vec4<u32>(0x01010101u);
+    let nibbles = (weight_data[at + 3u + (i & 7u)] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = nibbles | (fifth << vec4<u32>(4u));
+    let dm = halves(head.x) * scale_min(head.yzw, j);
+    let m = vec4<f32>(dm.y);
+    return mat4x4<f32>(
+        dm.x * vec4<f32>(bytes(q.x)) - m,
+        dm.x * vec4<f32>(bytes(q.y)) - m,
+        dm.x * vec4<f32>(bytes(q.z)) - m,
+        dm.x * vec4<f32>(bytes(q.w)) - m,
+    );
+}

@@ -1,0 +1,26 @@
+// Q6_K: blocks of 256. Body 13 vec4: 128 bytes of low nibbles, 64 bytes of high 2 bits, 16 int8 scales, one for each run of 16
+// weights. Tail 2 bytes: d. weight = (d·scale)·(q − 32)
+// In each half of a block, byte l < 64 of the nibbles holds weight l in its low and weight l + 64 in its high nibble; byte
+// l < 32 of the high bits holds those of weights l, l + 32, l + 64 and l + 96, lowest bits first.
+fn columns(i: u32, h: u32) -> u32 {
+    return (i >> 3u) * 64u + ((i >> 2u) & 1u) * 32u + h * 16u + (i & 3u) * 4u;
+}
+
+fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
+    let block = i >> 3u;
+    let upper = (i >> 2u) & 1u;
+    let at = row + block * 13u;
+    let low = (weight_data[at + (i & 7u)] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let s = ((i >> 1u) & 1u) + h * 2u;
+    let high = (weight_data[at + 8u + upper * 2u + (i & 1u)] >> vec4<u32>(2u * s)) & vec4<u32>(0x03030303u);
+    let q = low | (high << vec4<u32>(4u));
+    let scale = bitcast<i32>(plane_byte(at + 12u, upper * 8u + h * 4u + (i & 3u)) << 24u) >> 24u;
+    let d = plane_half(tail, block) * f32(scale);
+    let middle = vec4<f32>(32.0);
+    return mat4x4<f32>(
+        d * (vec4<f32>(bytes(q.x)) - middle),
+        d * (vec4<f32>(bytes(q.y)) - middle),
+        d * (vec4<f32>(bytes(q.z)) - middle),
+        d * (vec4<f32>(bytes(q.w)) - middle),
+    );
+}

@@ -1,0 +1,30 @@
+// Rotary embedding, NEOX pairing: in each head, value i turns with value i + D/2 by the angle of position start + t.
+// Cosines and sines come from a table, because WGSL's own are only good to 2⁻¹¹. [T, heads·D] → same
+struct Params {
+    pairs: u32,   // T · heads · D/2
+    heads: u32,
+    half_dim: u32, // D / 2
+    start: u32,
+}
+var<immediate> p: Params;
+@group(0) @binding(0) var<storage, read> angles: array<vec2<f32>>; // [positions, D/2]: cos, sin
+@group(0) @binding(1) var<storage, read> x: array<f32>;            // [T, heads, D]
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;      // [T, heads, D]
+
+@compute @workgroup_size(64)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_id) id: vec3<u32>,
+) {
+    let n = (group.y * grid.x + group.x) * 64u + id.x;
+    if n < p.pairs {
+        let i = n % p.half_dim;
+        let head = n / p.half_dim; // t · heads + head
+        let a = head * 2u * p.half_dim + i;
+        let b = a + p.half_dim;
+        let turn = angles[(p.start + head / p.heads) * p.half_dim + i];
+        y[a] = x[a] * turn.x - x[b] * turn.y;
+        y[b] = x[b] * turn.x + x[a] * turn.y;
+    }
+}

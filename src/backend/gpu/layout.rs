@@ -1,0 +1,177 @@
+//! How a quantized row lies in GPU memory: ggml's bytes, moved but not changed.
+//!
+//! Design:
+//! - ggml's blocks have odd sizes (34, 110, 210 bytes); GPUs read 16 aligned bytes at once. So a row becomes two planes: a
+//!   *body* of whole `vec4<u32>` for each block, then a *tail* of the few bytes a block that are left, packed without gaps.
+//!   A row costs at most 15 bytes more than ggml's (Q3_K: 2 a block, Q5_0: 2 a block).
+//! - [`Layout`] says how many of each, [`Layout::pack_row`] moves the bytes. The other side is the type's file in
+//!   `shaders/quant/`, which documents the same layout; the golden blocks test the two against each other.
+//! - Plain types (F32, F16, BF16) are packed as blocks of 32, the last one filled up with zeros.
+
+use crate::quant::GgmlType;
+
+/// Weights in a pair of runs: the unit in which kernels walk a row.
+pub const PAIR: usize = 32;
+
+/// The planes of a row of one type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    ty: GgmlType,
+    /// Weights a block here: the type's own block, or 32 for plain types.
+    block_len: usize,
+    /// Bytes a block in the body: a multiple of 16.
+    body: usize,
+    /// Bytes a block in the tail.
+    tail: usize,
+    /// The type's part of every kernel that reads it.
+    shader: &'static str,
+}
+
+impl Layout {
+    /// The layout of `ty`, if there is one: which is to say, if the GPU has kernels for it.
+    pub fn of(ty: GgmlType) -> Option<Layout> {
+        use GgmlType::*;
+        let (block_len, body, tail, shader) = match ty {
+            F32 => (32, 128, 0, include_str!("../../../shaders/quant/f32.wgsl")),
+            F16 => (32, 64, 0, include_str!("../../../shaders/quant/f16.wgsl")),
+            BF16 => (32, 64, 0, include_str!("../../../shaders/quant/bf16.wgsl")),
+            Q8_0 => (32, 32, 2, include_str!("../../../shaders/quant/q8_0.wgsl")),
+            Q4_0 => (32, 16, 2, include_str!("../../../shaders/quant/q4_0.wgsl")),
+            Q4_1 => (32, 16, 4, include_str!("../../../shaders/quant/q4_1.wgsl")),
+            Q5_0 => (32, 16, 8, include_str!("../../../shaders/quant/q5_0.wgsl")),
+            Q5_1 => (32, 16, 8, include_str!("../../../shaders/quant/q5_1.wgsl")),
+            Q2_K => (256, 80, 4, include_str!("../../../shaders/quant/q2_k.wgsl")),
+            Q3_K => (256, 112, 0, include_str!("../../../shaders/quant/q3_k.wgsl")),
+            Q4_K => (256, 144, 0, include_str!("../../../shaders/quant/q4_k.wgsl")),
+            Q5_K => (256, 176, 0, include_str!("../../../shaders/quant/q5_k.wgsl")),
+            Q6_K => (256, 208, 2, include_str!("../../../shaders/quant/q6_k.wgsl")),
+            IQ4_NL => (32, 16, 2, include_str!("../../../shaders/quant/iq4_nl.wgsl")),
+            IQ4_XS => (256, 128, 8, include_str!("../../../shaders/quant/iq4_xs.wgsl")),
+            MXFP4 => (32, 16, 1, include_str!("../../../shaders/quant/mxfp4.wgsl")),
+            _ => return None,
+        };
+        Some(Layout { ty, block_len, body, tail, shader })
+    }
+
+    /// Every type that has one.
+    pub fn all() -> impl Iterator<Item = Layout> {
+        GgmlType::ALL.iter().filter_map(|&ty| Layout::of(ty))
+    }
+
+    pub fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    /// The WGSL source of `columns` and `weights` for this type.
+    pub fn shader(&self) -> &'static str {
+        self.shader
+    }
+
+    fn blocks(&self, cols: usize) -> usize {
+        cols.div_ceil(self.block_len)
+    }
+
+    /// Pairs of runs in a row of `cols` weights.
+    pub fn pairs(&self, cols: usize) -> usize {
+        self.blocks(cols) * (self.block_len / PAIR)
+    }
+
+    /// `vec4<u32>`s from a row's start to its tail plane.
+    pub fn tail_start(&self, cols: usize) -> usize {
+        self.blocks(cols) * self.body / 16
+    }
+
+    /// `vec4<u32>`s in a row.
+    pub fn stride(&self, cols: usize) -> usize {
+        self.tail_start(cols) + (self.blocks(cols) * self.tail).div_ceil(16)
+    }
+
+    /// Moves a row from ggml's layout into this one. `out` is [`Self::stride`] × 16 bytes, all zero.
+    pub fn pack_row(&self, row: &[u8], out: &mut [u8]) {
+        use GgmlType::*;
+        if matches!(self.ty, F32 | F16 | BF16 | Q4_K | Q5_K) {
+            // The same bytes; plain rows may end inside a block.
+            return out[..row.len()].copy_from_slice(row);
+        }
+        let n = row.len() / self.ty.block_bytes();
+        let (body, tail) = out.split_at_mut(n * self.body);
+        let bodies = body.chunks_exact_mut(self.body);
+        let tails = tail.chunks_exact_mut(self.tail.max(1));
+        // Each arm: the bytes of the body, then those of the tail, in order.
+        let place = |block: &[u8], body: &mut [u8], tail: &mut [u8]| match self.ty {
+            Q8_0 | Q4_0 | IQ4_NL => {
+                body.copy_from_slice(&block[2..]);
+                tail.copy_from_slice(&block[..2]);
+            }
+            Q4_1 => {
+                body.copy_from_slice(&block[4..]);
+                tail.copy_from_slice(&block[..4]);
+            }
+            Q5_0 => {
+                body.copy_from_slice(&block[6..]);
+                tail[..4].copy_from_slice(&block[2..6]);
+                tail[4..6].copy_from_slice(&block[..2]);
+            }
+            Q5_1 => {
+                body.copy_from_slice(&block[8..]);
+                tail[..4].copy_from_slice(&block[4..8]);
+                tail[4..].copy_from_slice(&block[..4]);
+            }
+            Q2_K => {
+                body.copy_from_slice(&block[..80]);
+                tail.copy_from_slice(&block[80..]);
+            }
+            Q6_K => {
+                body.copy_from_slice(&block[..208]);
+                tail.copy_from_slice(&block[208..]);
+            }
+            IQ4_XS => {
+                body.copy_from_slice(&block[8..]);
+                tail.copy_from_slice(&block[..8]);
+            }
+            MXFP4 => {
+                body.copy_from_slice(&block[1..]);
+                tail[0] = block[0];
+            }
+            _ => unreachable!("{} has no layout", self.ty),
+        };
+        let blocks = row.chunks_exact(self.ty.block_bytes());
+        if self.ty == Q3_K {
+            // No tail: the 2 bytes left over in the body's last vec4 stay zero.
+            for (block, body) in blocks.zip(bodies) {
+                body[..110].copy_from_slice(block);
+            }
+        } else {
+            for ((block, body), tail) in blocks.zip(bodies).zip(tails) {
+                place(block, body, tail);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_row_holds_every_byte_and_few_more() {
+        for layout in Layout::all() {
+            let ty = layout.ty();
+            for blocks in [1, 3, 8] {
+                let cols = blocks * layout.block_len;
+                let bytes = ty.row_bytes(cols).unwrap();
+                // Every byte value as often as every other, as far as the length allows; zeros would hide in the padding.
+                let row: Vec<u8> = (0..bytes).map(|i| (i % 255 + 1) as u8).collect();
+                let mut packed = vec![0; layout.stride(cols) * 16];
+                layout.pack_row(&row, &mut packed);
+                let mut kept: Vec<u8> = packed.iter().copied().filter(|&b| b != 0).collect();
+                let mut row = row;
+                kept.sort_unstable();
+                row.sort_unstable();
+                assert_eq!(kept, row, "{ty}");
+                let padding = if matches!(ty, GgmlType::Q3_K | GgmlType::Q5_0) { 2 * blocks } else { 0 };
+                assert!(packed.len() <= bytes + padding + 15, "{ty}: {} bytes for {bytes}", packed.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The GPU backend: wgpu and WGSL.
+//!
+//! Design:
+//! - `adapter` chooses, `device` records and submits, `kernels` is the table of kernels, `layout` and `weights` put quantized
+//!   weights into GPU memory, `ops` turns operations into dispatches, `tensor` pools activations, `readback` brings them home.
+//! - A forward pass is recorded and submitted a few dozen dispatches at a time; the host never waits for the GPU and touches
+//!   no activation. Only a readback waits.
+//! - Arithmetic is f32 throughout, with sums whose order each .wgsl file states and which depends neither on timing nor on the
+//!   subgroup size: two runs agree bitwise. Weights are dequantized to the same values as on the CPU before they are
+//!   multiplied (see `tests/gpu_dequant.rs`).
+//! - What depends on sin and cos is a table made on the host in f64: WGSL's own are only good to 2⁻¹¹. exp is written out in
+//!   `shaders/lib/numeric.wgsl`, because the built-in may do anything with NaN.
+//! - No error of the device panics: the next call returns it.
+
+mod adapter;
+mod device;
+mod kernels;
+mod layout;
+mod ops;
+mod readback;
+mod tensor;
+mod weights;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub use adapter::{AdapterSelector, adapters, is_software, missing};
+pub use kernels::{Patch, shader_sources};
+pub use layout::Layout;
+pub use tensor::GpuTensor;
+
+use self::device::Device;
+use self::kernels::Pipelines;
+use self::readback::Readback;
+use self::tensor::{Inner, Pool};
+use self::weights::GpuWeight;
+use super::{Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use crate::error::{Error, Result};
+use crate::quant::GgmlType;
+use crate::stage::Site;
+
+/// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read.
+const MATVEC_POSITIONS: usize = 4;
+
+/// How a [`GpuBackend`] is built.
+#[derive(Clone, Default)]
+pub struct GpuOptions {
+    /// Bytes of a weight that one binding may hold, below what the adapter allows. Tests use it to cut small weights.
+    pub weight_binding: Option<u64>,
+    /// Bytes of mappable memory for copies to the host.
+    pub staging_bytes: Option<u64>,
+    /// Changes kernels' sources before they are compiled. Patched kernels run with wgpu's bounds checks.
+    pub patch: Option<Patch>,
+}
+
+/// A GPU, or a CPU that pretends to be one.
+pub struct GpuBackend {
+    device: Device,
+    pipelines: Pipelines,
+    pool: Rc<Pool>,
+    readback: Readback,
+    weights: HashMap<usize, Rc<GpuWeight>>,
+    /// cos and sin by (bits of the base, head_dim), with the number of positions.
+    angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
+    weight_binding: u64,
+    name: String,
+}
+
+impl GpuBackend {
+    /// # Errors
+    /// `CannotRun` if there is no such adapter, it lacks a feature or a limit, or it gives no device.
+    pub fn new(selector: &AdapterSelector, options: GpuOptions) -> Result<Self> {
+        let adapter = adapter::select(selector)?;
+        let device = Device::new(&adapter)?;
+        let limit = device.limits.max_storage_buffer_binding_size;
+        Ok(Self {
+            // Builds with debug assertions, which are those that tests run, keep wgpu's checks in the kernels.
+            pipelines: Pipelines::new(&device.device, options.patch, cfg!(debug_assertions)),
+            pool: Rc::default(),
+            readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
+            weights: HashMap::new(),
+            angles: HashMap::new(),
+            weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
+            name: selector.to_string(),
+            device,
+        })
+    }
+
+    /// Bytes of GPU memory that `weight` takes here and the bindings it is cut into; `None` if it cannot be used.
+    pub fn memory_of(&self, weight: &Weight) -> Option<(u64, usize)> {
+        GpuWeight::plan(weight, self.weight_binding)
+    }
+
+    /// The weight in GPU memory, uploaded now if it was not.
+    fn weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
+        if let Some(ready) = self.weights.get(&weight.id) {
+            return Ok(ready.clone());
+        }
+        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut |_| ())?);
+        self.weights.insert(weight.id, ready.clone());
+        Ok(ready)
+    }
+
+    /// A tensor whose values are yet to be written.
+    fn tensor(&mut self, what: impl std::fmt::Display, shape: &[usize], ids: bool) -> Result<GpuTensor> {
+        let bytes = (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16);
+        let memory = self.memory(what, bytes)?;
+        Ok(GpuTensor(Rc::new(Inner { shape: shape.to_vec(), ids, memory, plan: Default::default() })))
+    }
+
+    /// cos and sin of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
+    /// rounded, because WGSL's own functions are only good to 2⁻¹¹; grown by doubling.
+    fn angles(&mut self, site: Site, base: f64, head_dim: usize, positions: usize) -> Result<wgpu::Buffer> {
+        let key = (base.to_bits(), head_dim);
+        if let Some((buffer, have)) = self.angles.get(&key)
+            && *have >= positions
+        {
+            return Ok(buffer.clone());
+        }
+        let positions = positions.next_power_of_two().max(256);
+        let half = head_dim / 2;
+        let bytes = (positions * half * 8) as u64;
+        if bytes > self.device.limits.max_storage_buffer_binding_size {
+            return Err(Error::cannot_run(format!(
+                "{site}: a table of {positions} positions takes {bytes} bytes, over the adapter's binding limit"
+            )));
+        }
+        let frequency: Vec<f64> = (0..half).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let mut table = Vec::with_capacity(positions * half * 2);
+        for position in 0..positions {
+            for f in &frequency {
+                let (sin, cos) = (position as f64 * f).sin_cos();
+                table.extend([cos as f32, sin as f32]);
+            }
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.device.create_buffer("rope angles", bytes, usage)?;
+        self.device.write(&buffer, 0, bytemuck::cast_slice(&table));
+        self.angles.insert(key, (buffer.clone(), positions));
+        Ok(buffer)
+    }
+}
+
+impl Backend for GpuBackend {
+    type Tensor = GpuTensor;
+
+    fn info(&self) -> BackendInfo {
+        let info = &self.device.info;
+        BackendInfo {
+            backend: self.name.clone(),
+            adapter: info.name.clone(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            software: is_software(info),
+            contract: "f32 activations, f32 sums in WGSL arithmetic, matrices in blocks of 32".to_string(),
+        }
+    }
+
+    fn contract(&self, op: OpKind) -> Contract {
+        ops::contract(op)
+    }
+
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        let line = |need: &Need| match need.op {
+            OpKind::RmsNorm if need.ty != GgmlType::F32 => {
+                Some(format!("tensor {}: the GPU has norms with F32 weights, not {}", need.name, need.ty))
+            }
+            _ if Layout::of(need.ty).is_none() => {
+                Some(format!("tensor {}: the GPU has no kernels for {}", need.name, need.ty))
+            }
+            _ => None,
+        };
+        needs.iter().filter_map(line).collect()
+    }
+
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut done = 0;
+        for weight in weights {
+            if !self.weights.contains_key(&weight.id) {
+                let mut tell = |bytes| progress(done + bytes);
+                let ready = GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut tell)?;
+                self.weights.insert(weight.id, Rc::new(ready));
+            }
+            done += weight.bytes().len() as u64;
+            progress(done);
+        }
+        Ok(())
+    }
+
+    fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
+        self.device.check()?;
+        let tensor = self.tensor("a cache", shape, false)?;
+        self.device.encoder().clear_buffer(&tensor.0.memory.buffer, 0, None);
+        Ok(tensor)
+    }
+
+    fn upload(&mut self, values: &HostTensor) -> Result<GpuTensor> {
+        self.device.check()?;
+        let ids = matches!(values.data, Data::U32(_));
+        let tensor = self.tensor("an uploaded tensor", &values.shape, ids)?;
+        let rounded;
+        let bytes = match &values.data {
+            Data::F32(v) => bytemuck::cast_slice(v),
+            Data::U32(v) => bytemuck::cast_slice(v),
+            Data::F64(_) => {
+                rounded = values.to_f32();
+                bytemuck::cast_slice(&rounded)
+            }
+        };
+        self.device.write(&tensor.0.memory.buffer, 0, bytes);
+        Ok(tensor)
+    }
+
+    fn shape(&self, tensor: &GpuTensor) -> Vec<usize> {
+        tensor.shape().to_vec()
+    }
+
+    fn run(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
+        self.device.check()?;
+        self.run_op(site, op)
+    }
+
+    fn fetch(&mut self, tensor: &GpuTensor) -> Result<Ticket> {
+        self.device.check()?;
+        self.readback.fetch(&mut self.device, tensor)
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.readback.take(&mut self.device, ticket)
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        self.device.submit();
+        self.device.wait(None)
+    }
+}

@@ -1,0 +1,499 @@
+//! Each operation as dispatches: shapes checked, result allocated, kernels recorded.
+//!
+//! Design:
+//! - Shapes are checked here, on the host, because kernels trust them; a mismatch names the site and both shapes.
+//! - A weight in several pieces is one dispatch a piece over the same output.
+//! - Few positions go to the matrix-vector kernels, many to the tiled ones; both keep the contract of [`contract`].
+
+use std::sync::Arc;
+
+use super::kernels::Kernel;
+use super::layout::PAIR;
+use super::tensor::{GpuTensor, Plan, Pooled};
+use super::weights::GpuWeight;
+use super::{GpuBackend, MATVEC_POSITIONS};
+use crate::backend::{Contract, Op, OpKind, Order, Weight};
+use crate::error::{Error, Result};
+use crate::quant::GgmlType;
+use crate::stage::Site;
+
+/// Slots in a tile of `expert_matmul`: TILE in `shaders/lib/tile.wgsl`.
+const TILE: usize = 32;
+/// Rows a workgroup makes in the matrix-vector kernels: 4 · GROUPS in `shaders/lib/gemv.wgsl`.
+const GEMV_ROWS: usize = 16;
+
+/// What the kernels promise. WGSL's own bounds on single operations; the orders are those that each .wgsl file states.
+pub fn contract(op: OpKind) -> Contract {
+    Contract::wgsl_f32(match op {
+        // gemv.wgsl and tile.wgsl: at most 8·⌈pairs / 16⌉ + 6 and 10 + pairs additions, pairs = n / 32. Both are within
+        // 32 + n / 32, which is what blocks of 32 come to.
+        OpKind::MatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
+        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 64 },
+        OpKind::AttnScores => Order::Lanes { lanes: 4 },
+        OpKind::AttnContext => Order::Lanes { lanes: 16 },
+        _ => Order::Sequential,
+    })
+}
+
+/// A refusal that names the site, what was expected and what was found.
+fn mismatch(site: Site, expected: String, found: &[usize]) -> Error {
+    Error::cannot_run(format!("{site}: expected {expected}, found {found:?}"))
+}
+
+/// The product of all axes but the last, and the last.
+fn rows_cols(t: &GpuTensor) -> (usize, usize) {
+    let cols = t.shape().last().copied().unwrap_or(1);
+    (t.len() / cols.max(1), cols)
+}
+
+impl GpuBackend {
+    /// Workgroups of a one-dimensional kernel, folded into two dimensions under the adapter's limit.
+    fn fold(&self, groups: usize) -> [u32; 3] {
+        let limit = self.device.limits.max_compute_workgroups_per_dimension as usize;
+        let x = groups.clamp(1, limit);
+        [x as u32, groups.div_ceil(x) as u32, 1]
+    }
+
+    /// Records a kernel without weights.
+    fn dispatch(
+        &mut self,
+        site: Site,
+        kernel: Kernel,
+        bindings: &[(&wgpu::Buffer, u64)],
+        params: &[u32],
+        grid: [u32; 3],
+    ) -> Result<()> {
+        self.check_grid(site, kernel, grid)?;
+        let pipeline = self.pipelines.get(kernel, None);
+        self.device.dispatch(&pipeline, bindings, params, grid);
+        Ok(())
+    }
+
+    /// Records a kernel once for each piece of a weight: `params` are pairs, stride, tail, `third`, first, count and `more`;
+    /// `grid` is told the rows of the piece.
+    #[allow(clippy::too_many_arguments)] // a kernel's parameters, in their order
+    fn dispatch_weight(
+        &mut self,
+        site: Site,
+        kernel: Kernel,
+        weight: &GpuWeight,
+        bindings: &[(&wgpu::Buffer, u64)],
+        third: u32,
+        more: &[u32],
+        grid: impl Fn(u32) -> [u32; 3],
+    ) -> Result<()> {
+        let pipeline = self.pipelines.get(kernel, Some(&weight.layout));
+        for piece in &weight.pieces {
+            let grid = grid(piece.count);
+            self.check_grid(site, kernel, grid)?;
+            let mut params = vec![weight.pairs, weight.stride, weight.tail, third, piece.first, piece.count];
+            params.extend(more);
+            let mut all = vec![(&piece.buffer, piece.buffer.size())];
+            all.extend(bindings);
+            self.device.dispatch(&pipeline, &all, &params, grid);
+        }
+        Ok(())
+    }
+
+    fn check_grid(&self, site: Site, kernel: Kernel, grid: [u32; 3]) -> Result<()> {
+        let limit = self.device.limits.max_compute_workgroups_per_dimension;
+        if grid.iter().any(|&n| n > limit) {
+            return Err(Error::cannot_run(format!(
+                "{site}: {} needs {grid:?} workgroups, the adapter allows {limit} in a dimension; use a smaller chunk",
+                kernel.spec().name
+            )));
+        }
+        Ok(())
+    }
+
+    /// Runs `op` and returns its result.
+    pub(super) fn run_op(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
+        if let Some(empty) = op.inputs().into_iter().find(|t| t.is_empty()) {
+            return Err(mismatch(site, "values".into(), empty.shape()));
+        }
+        match op {
+            Op::Embed { table, tokens } => self.embed(site, table, tokens),
+            Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps),
+            Op::MatMul { x, weight } => self.matmul(site, x, weight),
+            Op::Rope { x, start, head_dim, base } => self.rope(site, x, *start, *head_dim, *base),
+            Op::Store { cache, x, start } => self.store(site, cache, x, *start),
+            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim),
+            Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start),
+            Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim),
+            Op::Add { a, b } => self.elementwise(site, Kernel::Add, a, b),
+            Op::SwiGlu { gate, up } => self.elementwise(site, Kernel::SwiGlu, gate, up),
+            Op::RouterProbs { logits } => self.router_probs(site, logits),
+            Op::RouterTopK { probs, k } => self.router_topk(site, probs, *k),
+            Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise),
+            Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight),
+            Op::Combine { down, weights } => self.combine(site, down, weights),
+            Op::Rows { x, start, rows } => self.rows(site, x, *start, *rows),
+        }
+    }
+
+    fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32]) -> Result<GpuTensor> {
+        if tokens.is_empty() {
+            return Err(mismatch(site, "at least one token".into(), &[0]));
+        }
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= table.rows) {
+            return Err(Error::usage(format!(
+                "{site}: token {token} is past the {} rows of {}",
+                table.rows, table.name
+            )));
+        }
+        let weight = self.weight(table)?;
+        let y = self.tensor(site, &[tokens.len(), table.cols], false)?;
+        let ids = self.tensor(site, &[tokens.len()], true)?;
+        self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
+        let grid = [(2 * weight.pairs).div_ceil(64), tokens.len() as u32, 1];
+        self.dispatch_weight(
+            site,
+            Kernel::Embed,
+            &weight,
+            &[ids.binding(), y.binding()],
+            table.cols as u32,
+            &[],
+            |_| grid,
+        )?;
+        Ok(y)
+    }
+
+    fn rms_norm(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, eps: f32) -> Result<GpuTensor> {
+        let n = weight.cols;
+        if weight.ty != GgmlType::F32 {
+            return Err(Error::cannot_run(format!(
+                "tensor {}: the GPU has norms with F32 weights, not {}",
+                weight.name, weight.ty
+            )));
+        }
+        if n == 0 || weight.rows * weight.experts != 1 || !rows_cols(x).1.is_multiple_of(n) {
+            return Err(mismatch(site, format!("rows of whole groups of {n}, as {} has", weight.name), x.shape()));
+        }
+        let gpu = self.weight(weight)?;
+        let y = self.tensor(site, x.shape(), false)?;
+        let groups = x.len() / n;
+        // One row is one piece.
+        let buffer = &gpu.pieces[0].buffer;
+        let grid = self.fold(groups);
+        self.dispatch(
+            site,
+            Kernel::RmsNorm,
+            &[(buffer, buffer.size()), x.binding(), y.binding()],
+            &[n as u32, groups as u32, eps.to_bits()],
+            grid,
+        )?;
+        Ok(y)
+    }
+
+    /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are.
+    fn padded(&mut self, site: Site, x: &GpuTensor, cols: usize) -> Result<GpuTensor> {
+        let padded = cols.next_multiple_of(PAIR);
+        if padded == cols {
+            return Ok(x.clone());
+        }
+        let rows = x.len() / cols;
+        let y = self.tensor(site, &[rows, padded], false)?;
+        self.copy(site, x, 0, cols, &y, 0, padded, rows)?;
+        Ok(y)
+    }
+
+    fn matmul(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
+        let (positions, cols) = rows_cols(x);
+        if cols != weight.cols || weight.experts != 1 {
+            return Err(mismatch(site, format!("rows of {} for {weight:?}", weight.cols), x.shape()));
+        }
+        let gpu = self.weight(weight)?;
+        let x = self.padded(site, x, cols)?;
+        let y = self.tensor(site, &[positions, weight.rows], false)?;
+        let bindings = [x.binding(), y.binding()];
+        let (rows, t) = (weight.rows as u32, positions as u32);
+        if positions <= MATVEC_POSITIONS {
+            let grid = |count: u32| [count.div_ceil(GEMV_ROWS as u32), t, 1];
+            self.dispatch_weight(site, Kernel::Matvec, &gpu, &bindings, rows, &[], grid)?;
+        } else {
+            let grid = |count: u32| [count.div_ceil(TILE as u32), t.div_ceil(TILE as u32), 1];
+            self.dispatch_weight(site, Kernel::Matmul, &gpu, &bindings, rows, &[t], grid)?;
+        }
+        Ok(y)
+    }
+
+    fn expert_matmul(&mut self, site: Site, x: &GpuTensor, ids: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
+        let (positions, k) = rows_cols(ids);
+        let slots = positions * k;
+        if !ids.0.ids {
+            return Err(mismatch(site, "expert ids".into(), ids.shape()));
+        }
+        // [T, n], shared by the slots, or [T, K, n].
+        let shared_by = match x.len() / weight.cols.max(1) {
+            n if n == slots => 1,
+            n if n == positions => k,
+            _ => 0,
+        };
+        if shared_by == 0 || rows_cols(x).1 != weight.cols {
+            let expected = format!("[{positions}, {n}] or [{positions}, {k}, {n}] for {weight:?}", n = weight.cols);
+            return Err(mismatch(site, expected, x.shape()));
+        }
+        let gpu = self.weight(weight)?;
+        let x = self.padded(site, x, weight.cols)?;
+        let y = self.tensor(site, &[positions, k, weight.rows], false)?;
+        let rows = weight.rows as u32;
+        let experts = weight.experts as u32;
+        if positions <= MATVEC_POSITIONS {
+            let bindings = [x.binding(), ids.binding(), y.binding()];
+            let more = [experts, shared_by as u32];
+            let grid = [rows.div_ceil(GEMV_ROWS as u32), slots as u32, 1];
+            self.dispatch_weight(site, Kernel::ExpertMatvec, &gpu, &bindings, rows, &more, |_| grid)?;
+        } else {
+            let plan = self.expert_plan(site, ids, weight.experts)?;
+            let bindings = [x.binding(), (&plan.memory.buffer, plan.bytes), y.binding()];
+            let more = [experts, shared_by as u32, slots as u32];
+            let grid = [rows.div_ceil(TILE as u32), plan.tiles, 1];
+            self.dispatch_weight(site, Kernel::ExpertMatmul, &gpu, &bindings, rows, &more, |_| grid)?;
+        }
+        Ok(y)
+    }
+
+    /// The slots of `ids` sorted by expert; made once for each tensor of ids.
+    fn expert_plan<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t Plan> {
+        let slots = ids.len();
+        let plan = match ids.0.plan.get() {
+            Some(plan) => plan,
+            None => {
+                // Σ ⌈n_e / TILE⌉ over the experts that are used, of which there are at most `slots`, or E and those unknown.
+                let tiles = slots / TILE + slots.min(experts + 1);
+                let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
+                let memory = self.memory(site, bytes)?;
+                let params = [slots, experts, tiles, TILE].map(|n| n as u32);
+                self.dispatch(site, Kernel::ExpertPlan, &[ids.binding(), (&memory.buffer, bytes)], &params, [1, 1, 1])?;
+                ids.0.plan.get_or_init(|| Plan { memory, bytes, experts, tiles: tiles as u32 })
+            }
+        };
+        if plan.experts != experts {
+            return Err(Error::cannot_run(format!(
+                "{site}: expert ids of {} experts used with {experts} experts",
+                plan.experts
+            )));
+        }
+        Ok(plan)
+    }
+
+    fn rope(&mut self, site: Site, x: &GpuTensor, start: usize, head_dim: usize, base: f64) -> Result<GpuTensor> {
+        let (positions, cols) = rows_cols(x);
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !cols.is_multiple_of(head_dim) {
+            return Err(mismatch(site, format!("rows of whole heads of {head_dim}, an even number"), x.shape()));
+        }
+        let half = head_dim / 2;
+        let angles = self.angles(site, base, head_dim, start + positions)?;
+        let y = self.tensor(site, x.shape(), false)?;
+        let pairs = x.len() / 2;
+        let grid = self.fold(pairs.div_ceil(64));
+        let params = [pairs, cols / head_dim, half, start].map(|n| n as u32);
+        self.dispatch(site, Kernel::Rope, &[(&angles, angles.size()), x.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    /// Rows of `x_cols` words of `x` from word `from` on, to rows of `y_cols` words of `y` from word `to` on.
+    #[allow(clippy::too_many_arguments)] // two places and an extent
+    fn copy(
+        &mut self,
+        site: Site,
+        x: &GpuTensor,
+        from: usize,
+        x_cols: usize,
+        y: &GpuTensor,
+        to: usize,
+        y_cols: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let words = rows * y_cols;
+        let params = [words, y_cols, x_cols, from, to].map(|n| n as u32);
+        let grid = self.fold(words.div_ceil(64));
+        self.dispatch(site, Kernel::Copy, &[x.binding(), y.binding()], &params, grid)
+    }
+
+    fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<GpuTensor> {
+        let (capacity, n) = rows_cols(cache);
+        let (positions, cols) = rows_cols(x);
+        if cols != n || start + positions > capacity {
+            let expected =
+                format!("[at most {} rows, {n}] at row {start} of {capacity}", capacity.saturating_sub(start));
+            return Err(mismatch(site, expected, x.shape()));
+        }
+        self.copy(site, x, 0, n, cache, start * n, n, positions)?;
+        Ok(cache.clone())
+    }
+
+    fn rows(&mut self, site: Site, x: &GpuTensor, start: usize, rows: usize) -> Result<GpuTensor> {
+        let (have, cols) = rows_cols(x);
+        if rows == 0 || start + rows > have {
+            return Err(mismatch(site, format!("at least {} rows", start + rows.max(1)), x.shape()));
+        }
+        let y = self.tensor(site, &[rows, cols], x.0.ids)?;
+        self.copy(site, x, start * cols, cols, &y, 0, cols, rows)?;
+        Ok(y)
+    }
+
+    /// Heads and KV heads of a query or context row and a cache, checked against each other and the positions seen.
+    fn heads(
+        &self,
+        site: Site,
+        query: usize,
+        cache: &GpuTensor,
+        seen: usize,
+        head_dim: usize,
+    ) -> Result<(usize, usize)> {
+        let (capacity, n) = rows_cols(cache);
+        let whole = head_dim > 0
+            && head_dim.is_multiple_of(4)
+            && query.is_multiple_of(head_dim)
+            && n.is_multiple_of(head_dim)
+            && (query / head_dim).is_multiple_of(n / head_dim);
+        if !whole || capacity < seen {
+            let expected = format!(
+                "a cache of {seen} rows of whole heads of {head_dim}, a multiple of 4, that divide {query} values"
+            );
+            return Err(mismatch(site, expected, cache.shape()));
+        }
+        Ok((query / head_dim, n / head_dim))
+    }
+
+    fn attn_scores(
+        &mut self,
+        site: Site,
+        q: &GpuTensor,
+        k: &GpuTensor,
+        start: usize,
+        head_dim: usize,
+    ) -> Result<GpuTensor> {
+        let (positions, cols) = rows_cols(q);
+        let seen = start + positions;
+        let (heads, kv_heads) = self.heads(site, cols, k, seen, head_dim)?;
+        let y = self.tensor(site, &[heads, positions, seen], false)?;
+        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+        let params = [head_dim as u32 / 4, heads as u32, kv_heads as u32, start as u32, seen as u32, scale.to_bits()];
+        let grid = [seen.div_ceil(64) as u32, positions as u32, heads as u32];
+        self.dispatch(site, Kernel::AttnScores, &[q.binding(), k.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize) -> Result<GpuTensor> {
+        let &[heads, positions, seen] = scores.shape() else {
+            return Err(mismatch(site, "[heads, T, S]".into(), scores.shape()));
+        };
+        if seen != start + positions {
+            return Err(mismatch(site, format!("S = {start} + {positions}"), scores.shape()));
+        }
+        let y = self.tensor(site, scores.shape(), false)?;
+        let grid = [positions as u32, heads as u32, 1];
+        let params = [start as u32, seen as u32];
+        self.dispatch(site, Kernel::AttnProbs, &[scores.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    fn attn_context(
+        &mut self,
+        site: Site,
+        probs: &GpuTensor,
+        v: &GpuTensor,
+        start: usize,
+        head_dim: usize,
+    ) -> Result<GpuTensor> {
+        let &[heads, positions, seen] = probs.shape() else {
+            return Err(mismatch(site, "[heads, T, S]".into(), probs.shape()));
+        };
+        if seen != start + positions {
+            return Err(mismatch(site, format!("S = {start} + {positions}"), probs.shape()));
+        }
+        let (_, kv_heads) = self.heads(site, heads * head_dim, v, seen, head_dim)?;
+        let y = self.tensor(site, &[positions, heads * head_dim], false)?;
+        let params = [head_dim / 4, heads, kv_heads, start, seen].map(|n| n as u32);
+        let grid = [heads as u32, positions as u32, 1];
+        self.dispatch(site, Kernel::AttnContext, &[probs.binding(), v.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    fn elementwise(&mut self, site: Site, kernel: Kernel, a: &GpuTensor, b: &GpuTensor) -> Result<GpuTensor> {
+        if a.shape() != b.shape() {
+            return Err(mismatch(site, format!("{:?}, as the other operand", a.shape()), b.shape()));
+        }
+        let y = self.tensor(site, a.shape(), false)?;
+        let grid = self.fold(a.len().div_ceil(64));
+        self.dispatch(site, kernel, &[a.binding(), b.binding(), y.binding()], &[a.len() as u32], grid)?;
+        Ok(y)
+    }
+
+    fn router_probs(&mut self, site: Site, logits: &GpuTensor) -> Result<GpuTensor> {
+        let (positions, experts) = rows_cols(logits);
+        let y = self.tensor(site, logits.shape(), false)?;
+        let grid = [positions as u32, 1, 1];
+        self.dispatch(site, Kernel::RouterProbs, &[logits.binding(), y.binding()], &[experts as u32], grid)?;
+        Ok(y)
+    }
+
+    fn router_topk(&mut self, site: Site, probs: &GpuTensor, k: usize) -> Result<GpuTensor> {
+        let (positions, experts) = rows_cols(probs);
+        if k == 0 || k > experts {
+            return Err(mismatch(site, format!("at least {k} experts, and k ≥ 1"), probs.shape()));
+        }
+        let y = self.tensor(site, &[positions, k], true)?;
+        let params = [experts as u32, k as u32];
+        self.dispatch(site, Kernel::RouterTopK, &[probs.binding(), y.binding()], &params, [positions as u32, 1, 1])?;
+        Ok(y)
+    }
+
+    fn router_weights(
+        &mut self,
+        site: Site,
+        probs: &GpuTensor,
+        ids: &GpuTensor,
+        renormalise: bool,
+    ) -> Result<GpuTensor> {
+        let (positions, experts) = rows_cols(probs);
+        let (rows, k) = rows_cols(ids);
+        if rows != positions || !ids.0.ids {
+            return Err(mismatch(site, format!("expert ids [{positions}, K]"), ids.shape()));
+        }
+        let y = self.tensor(site, &[positions, k], false)?;
+        let params = [positions as u32, experts as u32, k as u32, renormalise.into()];
+        let grid = [positions.div_ceil(64) as u32, 1, 1];
+        self.dispatch(site, Kernel::RouterWeights, &[probs.binding(), ids.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor) -> Result<GpuTensor> {
+        let (positions, k) = rows_cols(weights);
+        let (slots, cols) = rows_cols(down);
+        if slots != positions * k {
+            return Err(mismatch(site, format!("[{positions}, {k}, H]"), down.shape()));
+        }
+        let y = self.tensor(site, &[positions, cols], false)?;
+        let n = positions * cols;
+        let params = [n, cols, k].map(|n| n as u32);
+        let grid = self.fold(n.div_ceil(64));
+        self.dispatch(site, Kernel::Combine, &[down.binding(), weights.binding(), y.binding()], &params, grid)?;
+        Ok(y)
+    }
+
+    /// Memory for `bytes`, from the pool if it has it.
+    ///
+    /// # Errors
+    /// `CannotRun` if it is over what the adapter can bind at once, or the device has no memory for it.
+    pub(super) fn memory(&mut self, what: impl std::fmt::Display, bytes: u64) -> Result<Pooled> {
+        let limit = self.device.limits.max_storage_buffer_binding_size;
+        if bytes > limit {
+            return Err(Error::cannot_run(format!(
+                "{what}: a tensor of {bytes} bytes is over the adapter's max_storage_buffer_binding_size of {limit}; use a \
+                 smaller chunk"
+            )));
+        }
+        let size = super::tensor::Pool::rounded(bytes);
+        let buffer = match self.pool.take(size) {
+            Some(buffer) => buffer,
+            None => {
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+                self.device.create_buffer(&what.to_string(), size, usage)?
+            }
+        };
+        Ok(Pooled::new(buffer, &self.pool))
+    }
+}

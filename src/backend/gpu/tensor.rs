@@ -1,0 +1,114 @@
+//! Tensors in GPU memory, and the pool that their buffers come from.
+//!
+//! Design:
+//! - A tensor owns its buffer and gives it back to the pool when the last handle is dropped. Reuse is safe without waiting: a
+//!   queue executes in order, so a later command that overwrites a buffer comes after the earlier ones that read it.
+//! - Sizes are rounded up to eighths of a power of two, so that growing attention scores find buffers again.
+//! - The pool keeps at most [`KEPT_BYTES`] of unused buffers; the one unused longest goes first.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+/// Unused bytes that the pool holds on to.
+const KEPT_BYTES: u64 = 512 << 20;
+
+/// The unused buffers, longest unused first.
+#[derive(Default)]
+pub struct Pool {
+    unused: RefCell<VecDeque<wgpu::Buffer>>,
+}
+
+impl Pool {
+    /// The size of the buffer that holds `bytes`.
+    pub fn rounded(bytes: u64) -> u64 {
+        let step = (bytes.next_power_of_two() / 8).max(256);
+        bytes.max(1).next_multiple_of(step)
+    }
+
+    /// An unused buffer of exactly `size` bytes.
+    pub fn take(&self, size: u64) -> Option<wgpu::Buffer> {
+        let mut unused = self.unused.borrow_mut();
+        // The one used last: the likeliest to be in a cache.
+        let at = unused.iter().rposition(|b| b.size() == size)?;
+        unused.remove(at)
+    }
+
+    fn give(&self, buffer: wgpu::Buffer) {
+        let mut unused = self.unused.borrow_mut();
+        unused.push_back(buffer);
+        let mut bytes: u64 = unused.iter().map(|b| b.size()).sum();
+        while bytes > KEPT_BYTES {
+            let Some(oldest) = unused.pop_front() else { break };
+            bytes -= oldest.size();
+        }
+    }
+}
+
+/// A buffer that goes back to its pool.
+pub struct Pooled {
+    pub buffer: wgpu::Buffer,
+    pool: Rc<Pool>,
+}
+
+impl Pooled {
+    pub fn new(buffer: wgpu::Buffer, pool: &Rc<Pool>) -> Self {
+        Self { buffer, pool: pool.clone() }
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.pool.give(self.buffer.clone());
+    }
+}
+
+/// A handle to a tensor in GPU memory: f32, or u32 for expert ids.
+#[derive(Clone)]
+pub struct GpuTensor(pub(super) Rc<Inner>);
+
+pub(super) struct Inner {
+    pub shape: Vec<usize>,
+    pub ids: bool,
+    pub memory: Pooled,
+    /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
+    pub plan: OnceCell<Plan>,
+}
+
+/// Slots sorted by expert; see `shaders/expert_plan.wgsl`.
+pub struct Plan {
+    pub memory: Pooled,
+    pub bytes: u64,
+    pub experts: usize,
+    pub tiles: u32,
+}
+
+impl GpuTensor {
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+    pub fn len(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
+    pub(super) fn binding(&self) -> (&wgpu::Buffer, u64) {
+        (&self.0.memory.buffer, (self.len() as u64 * 4).next_multiple_of(16))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_wastes_at_most_a_quarter_above_the_smallest_buffers() {
+        for bytes in [1, 255, 256, 257, 4096, 4097, 100_000, 1 << 20, (1 << 20) + 1, 3_000_000] {
+            let rounded = Pool::rounded(bytes);
+            assert!(rounded >= bytes && rounded.is_multiple_of(256));
+            assert!(rounded <= (bytes + bytes / 4).max(bytes + 256), "{bytes} → {rounded}");
+        }
+    }
+}
