@@ -2,31 +2,38 @@
 //!
 //! Design:
 //! - `cpu:scalar` is the definition (`scalar.rs`, one plain function an operation). The SIMD levels have the same form, and
-//!   which one runs is resolved once, when the backend is made.
-//! - Activations are f32 everywhere. Weights are read as they are stored: a row is dequantized into a small buffer, used
-//!   for every token that needs it, and forgotten. There is never a full f32 copy.
+//!   which one runs is resolved once, when the backend is made (`kernels.rs`).
+//! - Activations are f32 everywhere. Weights are read as they are stored: blocks become f32 in registers or in a buffer of a few rows
+//!   that is used for every token that needs it, and forgotten. There is never a full f32 copy.
+//! - `avx2` and `avx512` take every sum in the same order: they give the same bits.
 //! - Every element of a result is computed by one task in a fixed order, so results do not depend on the number of threads.
 //! - An operand of the wrong shape or type is an error that names the site, never a panic.
 
 use std::sync::Arc;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod kernels;
 mod level;
 mod matmul;
 mod ops;
 pub mod scalar;
 mod tensor;
 
+use kernels::Kernels;
 pub use level::Level;
 pub use tensor::CpuTensor;
 
-use super::{Backend, BackendInfo, Contract, HostTensor, HostTickets, Need, Op, OpKind, Order, Ticket, Weight};
-use crate::quant::{self, GgmlType};
+use super::{Backend, BackendInfo, Contract, HostTensor, HostTickets, Need, Op, OpKind, Ticket, Weight};
+use crate::quant;
 use crate::stage::Site;
 use crate::{Error, Result};
 
 /// Runs the forward pass on the processor.
 pub struct CpuBackend {
-    level: Level,
+    kernels: &'static Kernels,
     pool: Pool,
     tickets: HostTickets,
     angles: ops::AngleCache,
@@ -40,10 +47,9 @@ impl CpuBackend {
     /// [`Error::CannotRun`] if the processor lacks `level`, naming the missing features, or if threads cannot be started;
     /// [`Error::Usage`] for zero threads.
     pub fn new(level: Option<Level>, threads: Option<usize>) -> Result<Self> {
-        let level = level.unwrap_or_else(Level::detect);
-        level.require()?;
+        let kernels = Kernels::of(level.unwrap_or_else(Level::detect))?;
         Ok(Self {
-            level,
+            kernels,
             pool: Pool::new(threads)?,
             tickets: HostTickets::default(),
             angles: ops::AngleCache::default(),
@@ -51,7 +57,7 @@ impl CpuBackend {
     }
 
     pub fn level(&self) -> Level {
-        self.level
+        self.kernels.level
     }
 
     pub fn threads(&self) -> usize {
@@ -60,7 +66,7 @@ impl CpuBackend {
 
     /// `cpu:scalar`, `cpu:avx2` or `cpu:avx512`.
     pub fn name(&self) -> &'static str {
-        self.level.backend_name()
+        self.level().backend_name()
     }
 }
 
@@ -76,18 +82,18 @@ impl Backend for CpuBackend {
                 n => format!("{n} threads"),
             },
             software: false,
-            contract: format!("f32 activations, f32 sums in groups of {}", scalar::BLOCK),
+            contract: self.kernels.describe().into(),
         }
     }
 
-    fn contract(&self, _: OpKind) -> Contract {
-        Contract::ieee_f32(Order::Blocked { block: scalar::BLOCK as u32 })
+    fn contract(&self, op: OpKind) -> Contract {
+        self.kernels.contract(op)
     }
 
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         needs
             .iter()
-            .filter(|need| !has_dequantization(need.ty))
+            .filter(|need| !quant::dequantizable(need.ty))
             .map(|need| {
                 format!("{}: {:?} with {} weights: the type has no dequantization", need.name, need.op, need.ty)
             })
@@ -132,11 +138,6 @@ impl Backend for CpuBackend {
     fn sync(&mut self) -> Result<()> {
         Ok(())
     }
-}
-
-/// Whether [`quant::dequantize`] knows `ty`, asked of the function itself so that no second list can disagree with it.
-fn has_dequantization(ty: GgmlType) -> bool {
-    quant::dequantize(ty, &vec![0; ty.block_bytes()], &mut vec![0.0; ty.block_len()]).is_ok()
 }
 
 /// Zeros for `shape`; a shape that memory cannot hold is an error, not an abort.

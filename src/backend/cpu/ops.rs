@@ -1,6 +1,7 @@
 //! Running one operation: its operands are checked, its result allocated, its rows spread over the threads.
 
-use super::matmul::{self, Job, Pair};
+use super::kernels::Kernels;
+use super::matmul::{self, Job};
 use super::{CpuBackend, CpuTensor, Pool, scalar, zeros};
 use crate::backend::{HostTensor, Op, OpKind, Weight};
 use crate::quant;
@@ -92,22 +93,26 @@ impl At {
 /// Runs `op`; `site` is for messages.
 pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
     let at = At { site, op: op.kind() };
-    let pool = &backend.pool;
+    let (pool, kernels) = (&backend.pool, backend.kernels);
     match *op {
         Op::Embed { table, tokens } => embed(at, table, tokens),
-        Op::RmsNorm { ref x, weight, eps } => rms_norm(at, pool, x, weight, eps),
-        Op::MatMul { ref x, weight } => mat_mul(at, pool, x, weight),
+        Op::RmsNorm { ref x, weight, eps } => rms_norm(at, kernels, pool, x, weight, eps),
+        Op::MatMul { ref x, weight } => mat_mul(at, kernels, pool, x, weight),
         Op::Rope { ref x, start, head_dim, base } => rope(at, pool, &mut backend.angles, x, start, head_dim, base),
         Op::Store { ref cache, ref x, start } => store(at, cache, x, start),
-        Op::AttnScores { ref q, ref k, start, head_dim } => attn_scores(at, pool, q, k, start, head_dim),
-        Op::AttnProbs { ref scores, start } => attn_probs(at, pool, scores, start),
-        Op::AttnContext { ref probs, ref v, start, head_dim } => attn_context(at, pool, probs, v, start, head_dim),
-        Op::Add { ref a, ref b } => zip(at, pool, ("a", a), ("b", b), 1, scalar::add),
-        Op::RouterProbs { ref logits } => router_probs(at, pool, logits),
+        Op::AttnScores { ref q, ref k, start, head_dim } => attn_scores(at, kernels, pool, q, k, start, head_dim),
+        Op::AttnProbs { ref scores, start } => attn_probs(at, kernels, pool, scores, start),
+        Op::AttnContext { ref probs, ref v, start, head_dim } => {
+            attn_context(at, kernels, pool, probs, v, start, head_dim)
+        }
+        Op::Add { ref a, ref b } => zip(at, pool, [("a", a), ("b", b)], 1, scalar::add),
+        Op::RouterProbs { ref logits } => router_probs(at, kernels, pool, logits),
         Op::RouterTopK { ref probs, k } => router_top_k(at, pool, probs, k),
         Op::RouterWeights { ref probs, ref ids, renormalise } => router_weights(at, probs, ids, renormalise),
-        Op::ExpertMatMul { ref x, ref ids, weight } => expert_mat_mul(at, pool, x, ids, weight),
-        Op::SwiGlu { ref gate, ref up } => zip(at, pool, ("gate", gate), ("up", up), 16, scalar::swiglu),
+        Op::ExpertMatMul { ref x, ref ids, weight } => expert_mat_mul(at, kernels, pool, x, ids, weight),
+        Op::SwiGlu { ref gate, ref up } => {
+            zip(at, pool, [("gate", gate), ("up", up)], 16, |gate, up, out| kernels.swiglu(gate, up, out))
+        }
         Op::Combine { ref down, ref weights } => combine(at, pool, down, weights),
         Op::Rows { ref x, start, rows } => take_rows(at, x, start, rows),
     }
@@ -130,7 +135,7 @@ fn embed(at: At, table: &Weight, tokens: &[u32]) -> Result<CpuTensor> {
     tensor(&shape, out)
 }
 
-fn rms_norm(at: At, pool: &Pool, x: &CpuTensor, weight: &Weight, eps: f32) -> Result<CpuTensor> {
+fn rms_norm(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weight, eps: f32) -> Result<CpuTensor> {
     let shape = x.shape();
     let [_, cols] = at.matrix("x", &shape)?;
     let n = weight.cols;
@@ -145,25 +150,33 @@ fn rms_norm(at: At, pool: &Pool, x: &CpuTensor, weight: &Weight, eps: f32) -> Re
     let x = x.f32(at.site, "x")?;
     let x = &*x;
     let mut out = zeros(&shape)?;
-    pool.for_chunks(out.len() * 2, &mut out, n, |i, out| scalar::rms_norm(&x[i * n..][..n], &scale, eps, out));
+    pool.for_chunks(out.len() * 2, &mut out, n, |i, out| kernels.rms_norm(&x[i * n..][..n], &scale, eps, out));
     tensor(&shape, out)
 }
 
-fn mat_mul(at: At, pool: &Pool, x: &CpuTensor, weight: &Weight) -> Result<CpuTensor> {
+fn mat_mul(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weight) -> Result<CpuTensor> {
     at.single(weight)?;
     let shape = x.shape();
     let [rows, cols] = at.matrix("x", &shape)?;
     if cols != weight.cols {
         return Err(at.shape("x", format!("[T, {}] for {} {:?}", weight.cols, weight.name, weight.dims()), &shape));
     }
-    let job = Job { expert: 0, pairs: (0..rows).map(|t| Pair { x: t, out: t }).collect() };
+    let x = x.f32(at.site, "x")?;
+    let job = Job { expert: 0, x: (0..rows).map(|t| &x[t * cols..][..cols]).collect(), out: (0..rows).collect() };
     let shape = [rows, weight.rows];
     let mut out = zeros(&shape)?;
-    matmul::run(pool, weight, &[job], &x.f32(at.site, "x")?, &mut out)?;
+    matmul::run(kernels, pool, weight, &[job], &mut out)?;
     tensor(&shape, out)
 }
 
-fn expert_mat_mul(at: At, pool: &Pool, x: &CpuTensor, ids: &CpuTensor, weight: &Weight) -> Result<CpuTensor> {
+fn expert_mat_mul(
+    at: At,
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &CpuTensor,
+    ids: &CpuTensor,
+    weight: &Weight,
+) -> Result<CpuTensor> {
     let [tokens, slots] = at.matrix("ids", &ids.shape())?;
     let shape = x.shape();
     let shared = shape == [tokens, weight.cols];
@@ -172,7 +185,9 @@ fn expert_mat_mul(at: At, pool: &Pool, x: &CpuTensor, ids: &CpuTensor, weight: &
         let expected = format!("[{tokens}, {n}] or [{tokens}, {slots}, {n}] for {} {:?}", weight.name, weight.dims());
         return Err(at.shape("x", expected, &shape));
     }
-    let mut jobs: Vec<Job> = (0..weight.experts).map(|expert| Job { expert, pairs: Vec::new() }).collect();
+    let x = x.f32(at.site, "x")?;
+    let mut jobs: Vec<Job<'_>> =
+        (0..weight.experts).map(|expert| Job { expert, x: Vec::new(), out: Vec::new() }).collect();
     for (out, &id) in ids.ids(at.site, "ids")?.iter().enumerate() {
         let job = jobs.get_mut(id as usize).ok_or_else(|| {
             at.error(format!(
@@ -183,12 +198,13 @@ fn expert_mat_mul(at: At, pool: &Pool, x: &CpuTensor, ids: &CpuTensor, weight: &
                 weight.experts
             ))
         })?;
-        job.pairs.push(Pair { x: if shared { out / slots } else { out }, out });
+        job.x.push(&x[if shared { out / slots } else { out } * weight.cols..][..weight.cols]);
+        job.out.push(out);
     }
-    jobs.retain(|job| !job.pairs.is_empty());
+    jobs.retain(|job| !job.x.is_empty());
     let shape = [tokens, slots, weight.rows];
     let mut out = zeros(&shape)?;
-    matmul::run(pool, weight, &jobs, &x.f32(at.site, "x")?, &mut out)?;
+    matmul::run(kernels, pool, weight, &jobs, &mut out)?;
     tensor(&shape, out)
 }
 
@@ -235,7 +251,17 @@ fn store(at: At, cache: &CpuTensor, x: &CpuTensor, start: usize) -> Result<CpuTe
     Ok(cache.clone())
 }
 
-fn attn_scores(at: At, pool: &Pool, q: &CpuTensor, k: &CpuTensor, start: usize, head_dim: usize) -> Result<CpuTensor> {
+fn attn_scores(
+    at: At,
+    kernels: &Kernels,
+    pool: &Pool,
+    q: &CpuTensor,
+    k: &CpuTensor,
+    start: usize,
+    head_dim: usize,
+) -> Result<CpuTensor> {
+    /// Query rows to a task. Those that read one KV head go through its keys together.
+    const CHUNK: usize = 8;
     let (q_shape, k_shape) = (q.shape(), k.shape());
     let ([rows, q_cols], [capacity, k_cols]) = (at.matrix("q", &q_shape)?, at.matrix("k", &k_shape)?);
     let heads = at.heads("q", &q_shape, q_cols, head_dim)?;
@@ -243,12 +269,28 @@ fn attn_scores(at: At, pool: &Pool, q: &CpuTensor, k: &CpuTensor, start: usize, 
     let seen = seen(at, "k", start, rows, capacity)?;
     let (q, k) = (q.f32(at.site, "q")?, k.f32(at.site, "k")?);
     let (q, k) = (&*q, &*k);
+    let scale = scalar::attn_scale(head_dim);
     let shape = [heads, rows, seen];
     let mut out = zeros(&shape)?;
-    pool.for_chunks(out.len() * head_dim, &mut out, seen, |i, out| {
-        let (h, t) = (i / rows, i % rows);
-        let q = &q[t * q_cols + h * head_dim..][..head_dim];
-        scalar::attn_scores(q, &k[h / group * head_dim..], k_cols, start + t + 1, out);
+    pool.for_chunks(out.len() * head_dim, &mut out, CHUNK * seen, |i, out| {
+        let first = i * CHUNK;
+        let queries: Vec<(usize, usize)> =
+            (first..first + out.len() / seen).map(|row| (row / rows, row % rows)).collect(); // (head, t)
+        let mut out = out.chunks_exact_mut(seen);
+        let mut products = Vec::new();
+        for run in queries.chunk_by(|a, b| a.0 / group == b.0 / group) {
+            let x: Vec<&[f32]> = run.iter().map(|(h, t)| &q[t * q_cols + h * head_dim..][..head_dim]).collect();
+            // As many keys as the last of these sees; the others' scores beyond their own position stay 0.
+            let keys = run.iter().map(|(_, t)| start + t + 1).max().unwrap_or(0);
+            products.resize(run.len() * keys, 0.0); // [run, keys]
+            kernels.panel(&k[run[0].0 / group * head_dim..], k_cols, keys, &x, &mut products);
+            // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
+            for (((_, t), products), out) in run.iter().zip(products.chunks_exact(keys)).zip(out.by_ref()) {
+                for (out, product) in out.iter_mut().zip(&products[..start + t + 1]) {
+                    *out = product * scale;
+                }
+            }
+        }
     });
     tensor(&shape, out)
 }
@@ -260,7 +302,7 @@ fn seen(at: At, operand: &str, start: usize, rows: usize, capacity: usize) -> Re
     })
 }
 
-fn attn_probs(at: At, pool: &Pool, scores: &CpuTensor, start: usize) -> Result<CpuTensor> {
+fn attn_probs(at: At, kernels: &Kernels, pool: &Pool, scores: &CpuTensor, start: usize) -> Result<CpuTensor> {
     let shape = scores.shape();
     let [_, rows, seen] = at.cube("scores", &shape)?;
     if start.checked_add(rows) != Some(seen) {
@@ -271,13 +313,14 @@ fn attn_probs(at: At, pool: &Pool, scores: &CpuTensor, start: usize) -> Result<C
     let mut out = zeros(&shape)?;
     pool.for_chunks(out.len() * 16, &mut out, seen, |i, out| {
         let visible = start + i % rows + 1;
-        scalar::softmax(&scores[i * seen..][..visible], &mut out[..visible]);
+        kernels.softmax(&scores[i * seen..][..visible], &mut out[..visible]);
     });
     tensor(&shape, out)
 }
 
 fn attn_context(
     at: At,
+    kernels: &Kernels,
     pool: &Pool,
     probs: &CpuTensor,
     v: &CpuTensor,
@@ -297,7 +340,7 @@ fn attn_context(
     pool.for_chunks(probs.len() * head_dim, &mut out, head_dim, |i, out| {
         let (t, h) = (i / heads, i % heads);
         let probs = &probs[(h * rows + t) * seen_p..][..start + t + 1];
-        scalar::attn_context(probs, &v[h / group * head_dim..], v_cols, out);
+        kernels.attn_context(probs, &v[h / group * head_dim..], v_cols, out);
     });
     tensor(&shape, out)
 }
@@ -306,10 +349,9 @@ fn attn_context(
 fn zip(
     at: At,
     pool: &Pool,
-    (a_name, a): (&str, &CpuTensor),
-    (b_name, b): (&str, &CpuTensor),
+    [(a_name, a), (b_name, b)]: [(&str, &CpuTensor); 2],
     cost: usize,
-    f: fn(&[f32], &[f32], &mut [f32]),
+    f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
 ) -> Result<CpuTensor> {
     const CHUNK: usize = 1024;
     let shape = a.shape();
@@ -323,14 +365,14 @@ fn zip(
     tensor(&shape, out)
 }
 
-fn router_probs(at: At, pool: &Pool, logits: &CpuTensor) -> Result<CpuTensor> {
+fn router_probs(at: At, kernels: &Kernels, pool: &Pool, logits: &CpuTensor) -> Result<CpuTensor> {
     let shape = logits.shape();
     let [_, experts] = at.matrix("logits", &shape)?;
     let logits = logits.f32(at.site, "logits")?;
     let logits = &*logits;
     let mut out = zeros(&shape)?;
     pool.for_chunks(out.len() * 16, &mut out, experts, |t, out| {
-        scalar::softmax(&logits[t * experts..][..experts], out)
+        kernels.softmax(&logits[t * experts..][..experts], out)
     });
     tensor(&shape, out)
 }

@@ -33,6 +33,15 @@ pub fn dot(x: &[f32], w: &[f32]) -> f32 {
     sum(x.iter().zip(w).map(|(x, w)| x * w))
 }
 
+/// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times [n], `out` is [T, rows].
+pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
+    for (t, x) in x.iter().enumerate() {
+        for r in 0..rows {
+            out[t * rows + r] = dot(x, &w[r * stride..][..x.len()]);
+        }
+    }
+}
+
 /// x / √(mean(x²) + eps) · weight. `x`, `weight` and `out` are [n].
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let mean = sum(x.iter().map(|x| x * x)) / x.len() as f32;
@@ -60,20 +69,21 @@ pub fn rope(x: &[f32], angles: &[[f32; 2]], out: &mut [f32]) {
     }
 }
 
-/// q·k / √D against the first `seen` rows of the cache, 0 beyond. `q` is [D], row s of `k` starts at s·stride, `out` is [S].
-pub fn attn_scores(q: &[f32], k: &[f32], stride: usize, seen: usize, out: &mut [f32]) {
-    let scale = (1.0 / (q.len() as f64).sqrt()) as f32;
-    for (s, out) in out.iter_mut().enumerate() {
-        *out = if s < seen { dot(q, &k[s * stride..][..q.len()]) * scale } else { 0.0 };
-    }
+/// 1 / √D, by which q·k is multiplied.
+pub fn attn_scale(head_dim: usize) -> f32 {
+    (1.0 / (head_dim as f64).sqrt()) as f32
+}
+
+/// The largest of `x`; NaN if there is one, unlike with `f32::max`.
+pub fn max(x: &[f32]) -> f32 {
+    x.iter().copied().fold(f32::NEG_INFINITY, |max, x| if max.is_nan() || x <= max { max } else { x })
 }
 
 /// exp(x − max x) / Σ exp(x − max x). `x` and `out` are [n].
 ///
 /// A NaN among `x` makes every value NaN, as does +∞: neither has a maximum to subtract.
 pub fn softmax(x: &[f32], out: &mut [f32]) {
-    // Unlike `f32::max`, this keeps a NaN once it has met one.
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, |max, x| if max.is_nan() || x <= max { max } else { x });
+    let max = max(x);
     for (out, x) in out.iter_mut().zip(x) {
         *out = (x - max).exp();
     }

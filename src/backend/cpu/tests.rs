@@ -1,8 +1,9 @@
-//! Tests of `cpu:scalar`: every operation against its definition in f64, the checks on operands, ties and NaN in the
-//! router, and independence from the number of threads.
+//! Tests of every level: each operation against its definition in f64 within the bound that its contract gives, the checks on
+//! operands, ties and NaN in the router, and independence from the number of threads.
 
 use super::*;
 use crate::backend::Data;
+use crate::quant::GgmlType;
 use crate::stage::Stage;
 
 const SITE: Site = Site { layer: Some(3), stage: Stage::QProj };
@@ -24,8 +25,21 @@ fn values(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn scalar(threads: usize) -> CpuBackend {
-    CpuBackend::new(Some(Level::Scalar), Some(threads)).unwrap()
+fn scalar() -> CpuBackend {
+    CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap()
+}
+
+/// A backend of every level that this processor has; those that it lacks are said.
+fn backends(threads: usize) -> Vec<CpuBackend> {
+    for level in Level::ALL.iter().filter(|level| !level.missing().is_empty()) {
+        eprintln!("not tested: {} needs {}", level.backend_name(), level.missing().join(", "));
+    }
+    Level::available().into_iter().map(|level| CpuBackend::new(Some(level), Some(threads)).unwrap()).collect()
+}
+
+/// The n of γ_n for a sum of `n` products: one rounding for the product, then as many as the order of sums allows.
+fn depth(b: &CpuBackend, op: OpKind, n: usize) -> usize {
+    1 + b.contract(op).order.depth(n)
 }
 
 fn weight(name: &str, dims: [usize; 3], values: &[f32]) -> Arc<Weight> {
@@ -47,27 +61,29 @@ fn message(r: Result<CpuTensor>) -> String {
     r.err().expect("an error").to_string()
 }
 
+mod simd;
+
 #[test]
 fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
     for (t, k, n) in [(1, 1, 1), (1, 256, 9), (5, 77, 33), (40, 300, 17), (64, 512, 64)] {
         let (x, w) = (values(1, t * k), values(2, n * k));
         let weight = weight("w", [k, n, 1], &w);
-        let mut results = Vec::new();
-        for threads in [1, 2, 3] {
-            let mut b = scalar(threads);
+        let run = |mut b: CpuBackend| {
             let x = up(&mut b, &[t, k], &x);
             let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
             assert_eq!(b.shape(&y), [t, n]);
-            results.push(f32s(&mut b, &y));
-        }
-        assert_eq!(results[0], results[1]);
-        assert_eq!(results[0], results[2]);
-        // One rounding for the product, then as many as the order of sums allows.
-        let bound = gamma(1 + scalar(1).contract(OpKind::MatMul).order.depth(k));
-        for (i, y) in results[0].iter().enumerate() {
-            let terms = || (0..k).map(|j| x[i / n * k + j] as f64 * w[i % n * k + j] as f64);
-            let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-            assert!((*y as f64 - exact).abs() <= bound * size, "{t} {k} {n} at {i}: {y} {exact}");
+            f32s(&mut b, &y)
+        };
+        for (one, (two, three)) in backends(1).into_iter().zip(backends(2).into_iter().zip(backends(3))) {
+            let bound = gamma(depth(&one, OpKind::MatMul, k));
+            let y = run(one);
+            assert_eq!(y, run(two));
+            assert_eq!(y, run(three));
+            for (i, y) in y.iter().enumerate() {
+                let terms = || (0..k).map(|j| x[i / n * k + j] as f64 * w[i % n * k + j] as f64);
+                let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                assert!((*y as f64 - exact).abs() <= bound * size, "{t} {k} {n} at {i}: {y} {exact}");
+            }
         }
     }
 }
@@ -78,9 +94,8 @@ fn experts_are_read_by_id_whether_x_is_shared_or_one_per_slot() {
     let w = values(3, experts * n * k);
     let stack = weight("w", [k, n, experts], &w);
     let ids = vec![0u32, 3, 3, 0, 0, 3, 3, 1, 0, 1]; // expert 2 is chosen by nobody
-    let mut b = scalar(2);
-    let ids_t = b.upload(&HostTensor::u32(&[t, slots], ids.clone())).unwrap();
-    for shared in [true, false] {
+    for (mut b, shared) in backends(2).into_iter().zip([true; 3]).chain(backends(2).into_iter().zip([false; 3])) {
+        let ids_t = b.upload(&HostTensor::u32(&[t, slots], ids.clone())).unwrap();
         let x = values(4, if shared { t * k } else { t * slots * k });
         let shape: &[usize] = if shared { &[t, k] } else { &[t, slots, k] };
         let x_t = up(&mut b, shape, &x);
@@ -91,7 +106,9 @@ fn experts_are_read_by_id_whether_x_is_shared_or_one_per_slot() {
             let (pair, row) = (i / n, i % n);
             let x = &x[if shared { pair / slots } else { pair } * k..][..k];
             let w = &w[(ids[pair] as usize * n + row) * k..][..k];
-            assert_eq!(*y, scalar::dot(x, w));
+            let terms = || x.iter().zip(w).map(|(x, w)| *x as f64 * *w as f64);
+            let bound = gamma(depth(&b, OpKind::ExpertMatMul, k)) * terms().map(f64::abs).sum::<f64>();
+            assert!((*y as f64 - terms().sum::<f64>()).abs() <= bound, "{} pair {pair} row {row}", b.name());
         }
     }
 }
@@ -100,7 +117,7 @@ fn experts_are_read_by_id_whether_x_is_shared_or_one_per_slot() {
 fn rope_is_exact_at_a_far_position() {
     let (d, base, start) = (64, 1e6, 4000);
     let x = values(5, 2 * 3 * d); // two positions of three heads
-    let mut b = scalar(1);
+    let mut b = scalar();
     let x_t = up(&mut b, &[2, 3 * d], &x);
     let y = b.run(SITE, &Op::Rope { x: x_t, start, head_dim: d, base }).unwrap();
     let y = f32s(&mut b, &y);
@@ -122,14 +139,17 @@ fn rope_is_exact_at_a_far_position() {
 
 #[test]
 fn norm_swiglu_and_combine_follow_their_definitions() {
-    let mut b = scalar(1);
+    backends(1).into_iter().for_each(norm_swiglu_and_combine);
+}
+
+fn norm_swiglu_and_combine(mut b: CpuBackend) {
     let (n, groups) = (40, 3);
     let (x, w, eps) = (values(6, 2 * groups * n), values(7, n), 1e-6f32);
     let x_t = up(&mut b, &[2, groups * n], &x);
     let norm = b.run(SITE, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps }).unwrap();
     let norm = f32s(&mut b, &norm);
     // Σx² to γ(1 + depth), mean and + eps one each, and √ halves their sum; then √, division and two products.
-    let bound = gamma((1 + Order::Blocked { block: 32 }.depth(n) + 2).div_ceil(2) + 4);
+    let bound = gamma((depth(&b, OpKind::RmsNorm, n) + 2).div_ceil(2) + 4);
     for (i, y) in norm.iter().enumerate() {
         let group = &x[i / n * n..][..n];
         let mean = group.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / n as f64;
@@ -143,8 +163,9 @@ fn norm_swiglu_and_combine_follow_their_definitions() {
     for (i, y) in f32s(&mut b, &act).iter().enumerate() {
         let g = gate[i] as f64;
         let exact = g / (1.0 + (-g).exp()) * up_v[i] as f64;
-        // exp within 1 ULP (two u), sum, division, product.
-        assert!((*y as f64 - exact).abs() <= gamma(5) * exact.abs(), "{y} {exact}");
+        // exp, whose ULP are two u each; sum, division, product.
+        let bound = gamma(2 * b.contract(OpKind::SwiGlu).exp_base_ulp.ceil() as usize + 3);
+        assert!((*y as f64 - exact).abs() <= bound * exact.abs(), "{y} {exact}");
     }
 
     let (down, weights) = (values(10, 3 * 4 * 7), values(11, 3 * 4));
@@ -159,9 +180,15 @@ fn norm_swiglu_and_combine_follow_their_definitions() {
 
 #[test]
 fn attention_sees_the_past_only_and_maps_query_heads_to_their_kv_head() {
-    let (heads, kv_heads, d, start, t, capacity) = (4, 2, 8, 3, 2, 9);
+    for (start, t) in [(3, 2), (0, 1), (0, 19), (40, 1), (31, 7)] {
+        backends(2).into_iter().for_each(|b| attention(b, start, t));
+    }
+}
+
+fn attention(mut b: CpuBackend, start: usize, t: usize) {
+    let (heads, kv_heads, d) = (4, 2, 40);
     let seen = start + t;
-    let mut b = scalar(2);
+    let capacity = seen + 4;
     let (q, k, v) = (values(12, t * heads * d), values(13, seen * kv_heads * d), values(14, seen * kv_heads * d));
     let cache = |b: &mut CpuBackend, x: &[f32]| {
         let cache = b.alloc(&[capacity, kv_heads * d]).unwrap();
@@ -218,7 +245,7 @@ fn attention_sees_the_past_only_and_maps_query_heads_to_their_kv_head() {
 
 #[test]
 fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
-    let mut b = scalar(1);
+    let mut b = scalar();
     let nan = f32::NAN;
     #[rustfmt::skip]
     let probs = vec![
@@ -246,7 +273,7 @@ fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
 
 #[test]
 fn embedding_rows_and_moves() {
-    let mut b = scalar(1);
+    let mut b = scalar();
     let v = values(15, 4 * 6);
     let table = weight("token_embd.weight", [6, 4, 1], &v);
     let e = b.run(SITE, &Op::Embed { table: &table, tokens: &[3, 0] }).unwrap();
@@ -261,7 +288,7 @@ fn embedding_rows_and_moves() {
 
 #[test]
 fn wrong_operands_are_errors_that_say_where() {
-    let mut b = scalar(1);
+    let mut b = scalar();
     let w = weight("blk.3.attn_q.weight", [8, 4, 1], &values(1, 32));
     let stack = weight("exps", [8, 2, 2], &values(1, 32));
     let x = up(&mut b, &[2, 7], &values(1, 14));
@@ -332,6 +359,6 @@ fn a_missing_level_and_zero_threads_are_said() {
 #[test]
 fn unsupported_names_the_tensor_and_the_type() {
     let need = |ty, name: &str| Need { op: OpKind::MatMul, ty, cols: 256, name: name.into() };
-    let lines = scalar(1).unsupported(&[need(GgmlType::F32, "a"), need(GgmlType::Q8_K, "blk.0.ffn_up.weight")]);
+    let lines = scalar().unsupported(&[need(GgmlType::F32, "a"), need(GgmlType::Q8_K, "blk.0.ffn_up.weight")]);
     assert_eq!(lines, ["blk.0.ffn_up.weight: MatMul with Q8_K weights: the type has no dequantization"]);
 }

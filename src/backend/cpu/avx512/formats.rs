@@ -1,0 +1,340 @@
+//! Quantized blocks as registers of 16 f32 weights.
+//!
+//! Design:
+//! - A [`Format`] yields a block's weights in their natural order, `V` registers a step. [`unpack`] stores them, [`gemv`]
+//!   multiplies them; there is no other reader of the bits.
+//! - **Types of 4 bits and less are looked up.** For the weights under one scale, `scale · q − min` for every q is one fused
+//!   multiply-add on a register of 0..16. `vpermps` turns 16 bytes, widened to lanes, into weights, and ignores the bits above the
+//!   lowest four, so a nibble needs a shift at most. The fifth bit of Q5_K chooses between two registers (`vpermt2ps`).
+//! - A lookup is bit-equal to the definition, because the product is exact: a half has 11 significant bits, scale and q at most
+//!   11 more together, and only the subtraction rounds, in both. Q6_K: 11 + 8 + 6 bits, where 8 or 6 are reached by powers of
+//!   two alone, so 24 suffice.
+
+use super::*;
+use crate::backend::cpu::kernels::{Gemv, Unpack};
+use crate::quant::GgmlType;
+use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K};
+use crate::quant::legacy::BlockQ8_0;
+
+/// How a type's blocks become weights.
+///
+/// # Safety
+/// Both functions need the features of [`Level::Avx512`](crate::backend::cpu::Level).
+trait Format<const V: usize> {
+    type Block: Pod;
+    /// Steps in a block; a step is V registers of 16 weights.
+    const STEPS: usize;
+    /// What all steps of a block share.
+    type Head;
+    unsafe fn head(block: &Self::Block) -> Self::Head;
+    unsafe fn step(block: &Self::Block, head: &Self::Head, step: usize) -> [__m512; V];
+}
+
+/// The function that unpacks `ty`, where there is one.
+pub(in super::super) fn unpack(ty: GgmlType) -> Option<Unpack> {
+    Some(match ty {
+        GgmlType::F32 => unpack_blocks::<F32, 1>,
+        GgmlType::F16 => unpack_blocks::<F16, 1>,
+        GgmlType::BF16 => unpack_blocks::<Bf16, 1>,
+        GgmlType::Q8_0 => unpack_blocks::<Q8_0, 2>,
+        GgmlType::Q4_K => unpack_blocks::<Q4K, 4>,
+        GgmlType::Q5_K => unpack_blocks::<Q5K, 4>,
+        GgmlType::Q6_K => unpack_blocks::<Q6K, 8>,
+        _ => return None,
+    })
+}
+
+/// The function that multiplies rows of `ty` with one x, where there is one.
+pub(in super::super) fn gemv(ty: GgmlType) -> Option<Gemv> {
+    Some(match ty {
+        GgmlType::F32 => gemv_blocks::<F32, 1>,
+        GgmlType::F16 => gemv_blocks::<F16, 1>,
+        GgmlType::BF16 => gemv_blocks::<Bf16, 1>,
+        GgmlType::Q8_0 => gemv_blocks::<Q8_0, 2>,
+        GgmlType::Q4_K => gemv_blocks::<Q4K, 4>,
+        GgmlType::Q5_K => gemv_blocks::<Q5K, 4>,
+        GgmlType::Q6_K => gemv_blocks::<Q6K, 8>,
+        _ => return None,
+    })
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn unpack_blocks<F: Format<V>, const V: usize>(bytes: &[u8], out: &mut [f32]) {
+    let blocks: &[F::Block] = bytemuck::cast_slice(bytes);
+    let width = F::STEPS * V * 16;
+    assert_eq!(blocks.len() * width, out.len());
+    for (block, out) in blocks.iter().zip(out.chunks_exact_mut(width)) {
+        // SAFETY: this function has the features.
+        let head = unsafe { F::head(block) };
+        for (step, out) in out.chunks_exact_mut(V * 16).enumerate() {
+            // SAFETY: as above.
+            let weights = unsafe { F::step(block, &head, step) };
+            for (out, v) in out.as_chunks_mut::<16>().0.iter_mut().zip(weights) {
+                store(out, v);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn gemv_blocks<F: Format<V>, const V: usize>(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
+    assert_eq!(w.len(), row_bytes * out.len());
+    let row = |r: usize| bytemuck::cast_slice::<u8, F::Block>(&w[r * row_bytes..][..row_bytes]);
+    let (groups, rest) = out.as_chunks_mut::<ROWS>();
+    let vectorised = groups.len() * ROWS;
+    for (g, out) in groups.iter_mut().enumerate() {
+        *out = gemv_rows::<F, V, ROWS>(std::array::from_fn(|r| row(g * ROWS + r)), x);
+    }
+    for (r, out) in rest.iter_mut().enumerate() {
+        [*out] = gemv_rows::<F, V, 1>([row(vectorised + r)], x);
+    }
+}
+
+/// Σ x·w for `R` rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn gemv_rows<F: Format<V>, const V: usize, const R: usize>(w: [&[F::Block]; R], x: &[f32]) -> [f32; R] {
+    let blocks = w[0].len();
+    let x = x.as_chunks::<16>().0;
+    assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * V);
+    let mut sums = [_mm512_setzero_ps(); R];
+    for b in 0..blocks {
+        // SAFETY: b is below every row's number of blocks; this function has the features.
+        let heads: [F::Head; R] = std::array::from_fn(|r| unsafe { F::head(w[r].get_unchecked(b)) });
+        for step in 0..F::STEPS {
+            // SAFETY: there are STEPS · V chunks of x for every block.
+            let x: [__m512; V] =
+                std::array::from_fn(|v| load(unsafe { x.get_unchecked((b * F::STEPS + step) * V + v) }));
+            for r in 0..R {
+                // SAFETY: as for the heads.
+                let w = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
+                for v in 0..V {
+                    sums[r] = _mm512_fmadd_ps(x[v], w[v], sums[r]);
+                }
+            }
+        }
+    }
+    sums.map(|sum| reduce(sum))
+}
+
+/// 16 bytes, each in a lane of its own.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen(bytes: &[u8; 16]) -> __m512i {
+    // SAFETY: a reference to 16 bytes; no alignment is asked for.
+    _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// 0, 1, … 15.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn iota() -> __m512 {
+    _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
+}
+
+/// A half as f32, in all lanes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+fn half(d: [u8; 2]) -> __m512 {
+    let d = _mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(d) as i32));
+    _mm512_broadcastss_ps(d)
+}
+
+struct F32;
+
+impl Format<1> for F32 {
+    type Block = [[u8; 4]; 16];
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &Self::Block) {}
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+        // SAFETY: a block is 64 bytes; no alignment is asked for.
+        [unsafe { _mm512_loadu_ps(block.as_ptr().cast()) }]
+    }
+}
+
+struct F16;
+
+impl Format<1> for F16 {
+    type Block = [[u8; 2]; 16];
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &Self::Block) {}
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+        // SAFETY: a block is 32 bytes; no alignment is asked for.
+        [_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) })]
+    }
+}
+
+struct Bf16;
+
+impl Format<1> for Bf16 {
+    type Block = [[u8; 2]; 16];
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &Self::Block) {}
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+        // SAFETY: a block is 32 bytes; no alignment is asked for.
+        let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) });
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))]
+    }
+}
+
+struct Q8_0;
+
+impl Format<2> for Q8_0 {
+    type Block = BlockQ8_0;
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &BlockQ8_0) {}
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn step(block: &BlockQ8_0, (): &(), _: usize) -> [__m512; 2] {
+        let d = half(block.d);
+        std::array::from_fn(|i| {
+            // SAFETY: 16 of the block's 32 bytes.
+            let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.qs[i * 16..][..16].as_ptr().cast()) });
+            _mm512_mul_ps(_mm512_cvtepi32_ps(q), d)
+        })
+    }
+}
+
+/// The scales d·s and mins dmin·m of Q4_K and Q5_K: 8 and 8.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> [f32; 16] {
+    // What quant::kquant::scales_and_mins does to a byte, here to four at a time.
+    let word = |i: usize| u32::from_le_bytes([packed[i * 4], packed[i * 4 + 1], packed[i * 4 + 2], packed[i * 4 + 3]]);
+    let (first, second, third) = (word(0), word(1), word(2));
+    let (low6, low4, high2) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
+    let scales = (first & low6) as u64 | ((third & low4 | first >> 2 & high2) as u64) << 32;
+    let mins = (second & low6) as u64 | ((third >> 4 & low4 | second >> 2 & high2) as u64) << 32;
+    let q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(mins as i64, scales as i64)));
+    let by = _mm512_mask_blend_ps(0xff00, half(d), half(dmin));
+    let mut out = [0.0; 16];
+    store(&mut out, _mm512_mul_ps(q, by));
+    out
+}
+
+struct Q4K;
+
+impl Format<4> for Q4K {
+    type Block = BlockQ4K;
+    const STEPS: usize = 4;
+    type Head = [f32; 16];
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn head(block: &BlockQ4K) -> [f32; 16] {
+        scales_and_mins(block.d, block.dmin, &block.scales)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(block: &BlockQ4K, head: &[f32; 16], step: usize) -> [__m512; 4] {
+        let table = |g: usize| _mm512_fmsub_ps(iota(), _mm512_set1_ps(head[g]), _mm512_set1_ps(head[8 + g]));
+        let (low, high) = (table(step * 2), table(step * 2 + 1));
+        let bytes = &block.qs.as_chunks::<16>().0[step * 2..][..2];
+        let (a, b) = (widen(&bytes[0]), widen(&bytes[1]));
+        [
+            _mm512_permutexvar_ps(a, low),
+            _mm512_permutexvar_ps(b, low),
+            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(a), high),
+            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(b), high),
+        ]
+    }
+}
+
+struct Q5K;
+
+impl Format<4> for Q5K {
+    type Block = BlockQ5K;
+    const STEPS: usize = 4;
+    type Head = [f32; 16];
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn head(block: &BlockQ5K) -> [f32; 16] {
+        scales_and_mins(block.d, block.dmin, &block.scales)
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step(block: &BlockQ5K, head: &[f32; 16], step: usize) -> [__m512; 4] {
+        let (bytes, qh) = (block.qs.as_chunks::<16>().0, block.qh.as_chunks::<16>().0);
+        let weights = |g: usize, i: usize| {
+            let (scale, min) = (_mm512_set1_ps(head[g]), _mm512_set1_ps(head[8 + g]));
+            let low = _mm512_fmsub_ps(iota(), scale, min);
+            let high = _mm512_fmsub_ps(_mm512_add_ps(iota(), _mm512_set1_ps(16.0)), scale, min);
+            // The low four bits, at bit 0, and the fifth, brought to bit 4: the lookup ignores what is above.
+            let q = _mm512_srlv_epi32(widen(&bytes[g / 2 * 2 + i]), _mm512_set1_epi32((g % 2 * 4) as i32));
+            let fifth = _mm512_srlv_epi32(_mm512_slli_epi32::<4>(widen(&qh[i])), _mm512_set1_epi32(g as i32));
+            let index = _mm512_ternarylogic_epi32::<SELECT>(_mm512_set1_epi32(15), q, fifth);
+            _mm512_permutex2var_ps(low, index, high)
+        };
+        let g = step * 2;
+        [weights(g, 0), weights(g, 1), weights(g + 1, 0), weights(g + 1, 1)]
+    }
+}
+
+/// The truth table of `(a & b) | (!a & c)`.
+const SELECT: i32 = 0xca;
+/// The truth table of `(a & b) | c`.
+const AND_OR: i32 = 0xea;
+
+struct Q6K;
+
+impl Format<8> for Q6K {
+    type Block = BlockQ6K;
+    const STEPS: usize = 2;
+    type Head = [f32; 16];
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn head(block: &BlockQ6K) -> [f32; 16] {
+        // SAFETY: 16 bytes.
+        let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) });
+        let mut out = [0.0; 16];
+        store(&mut out, _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q)));
+        out
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn step(block: &BlockQ6K, head: &[f32; 16], step: usize) -> [__m512; 8] {
+        // 64 bytes of low nibbles for weights 0..64 and, above them, 64..128; 32 bytes of two high bits for each quarter.
+        // SAFETY: both slices are as long as the loads.
+        let (low, high) = unsafe {
+            (
+                _mm512_loadu_si512(block.ql[step * 64..][..64].as_ptr().cast()),
+                _mm512_broadcast_i64x4(_mm256_loadu_si256(block.qh[step * 32..][..32].as_ptr().cast())),
+            )
+        };
+        let (fifteen, top) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+        // The high bits of quarters 0 and 1, then of 2 and 3, moved to bits 4 and 5; what else moved is masked off.
+        let counts = |first, second| _mm512_inserti64x4::<1>(_mm512_set1_epi32(first), _mm256_set1_epi32(second));
+        let below = _mm512_sllv_epi32(high, counts(4, 2));
+        let above = _mm512_srlv_epi32(high, counts(0, 2));
+        let below = _mm512_ternarylogic_epi32::<AND_OR>(top, below, _mm512_and_si512(low, fifteen));
+        let low = _mm512_and_si512(_mm512_srli_epi32::<4>(low), fifteen);
+        let above = _mm512_ternarylogic_epi32::<AND_OR>(top, above, low);
+        let q = [below, above].map(|q| _mm512_sub_epi8(q, _mm512_set1_epi8(32)));
+        let weights = |i: usize, q: __m128i| {
+            _mm512_mul_ps(_mm512_set1_ps(head[step * 8 + i]), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)))
+        };
+        [
+            weights(0, _mm512_castsi512_si128(q[0])),
+            weights(1, _mm512_extracti32x4_epi32::<1>(q[0])),
+            weights(2, _mm512_extracti32x4_epi32::<2>(q[0])),
+            weights(3, _mm512_extracti32x4_epi32::<3>(q[0])),
+            weights(4, _mm512_castsi512_si128(q[1])),
+            weights(5, _mm512_extracti32x4_epi32::<1>(q[1])),
+            weights(6, _mm512_extracti32x4_epi32::<2>(q[1])),
+            weights(7, _mm512_extracti32x4_epi32::<3>(q[1])),
+        ]
+    }
+}

@@ -1,0 +1,179 @@
+//! Tests of the SIMD levels: unpacking against the definition to the bit, sums against f64 within the bound that their order
+//! gives, and each level against the next to the bit where the order is the same.
+
+use safetensors::SafeTensors;
+
+use super::*;
+use crate::quant::{dequantizable, dequantize};
+
+/// The kernels of the SIMD levels that this processor has.
+fn levels() -> Vec<&'static Kernels> {
+    backends(1).iter().skip(1).map(|b| b.kernels).collect()
+}
+
+fn types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::ALL.iter().copied().filter(|ty| dequantizable(*ty))
+}
+
+/// Random blocks of `ty` whose values are neither tiny nor huge, so that no product leaves the range of normal numbers.
+fn blocks(ty: GgmlType, n: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut byte = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    let mut values = vec![0.0; ty.block_len()];
+    (0..n)
+        .flat_map(|_| {
+            loop {
+                let block: Vec<u8> = (0..ty.block_bytes()).map(|_| byte()).collect();
+                dequantize(ty, &block, &mut values).unwrap();
+                let max = values.iter().fold(0.0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { f32::INFINITY });
+                if (1e-6..1e6).contains(&max) {
+                    break block;
+                }
+            }
+        })
+        .collect()
+}
+
+/// The bits, with every NaN alike.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| if v.is_nan() { f32::NAN } else { *v }.to_bits()).collect()
+}
+
+#[test]
+fn unpacking_is_the_definition_to_the_bit() {
+    let file = std::fs::read("tests/golden/dequant.safetensors").unwrap();
+    let golden = SafeTensors::deserialize(&file).unwrap();
+    for kernels in levels() {
+        for ty in types() {
+            // Subnormal, zero, negative and large scales; then random bytes, infinite and NaN scales among them.
+            let edge = golden.tensor(&format!("{ty}.blocks")).map_or(Vec::new(), |t| t.data().to_vec());
+            let any: Vec<u8> = values(7, 16 * 40 * ty.block_bytes()).iter().map(|v| (v.to_bits() >> 8) as u8).collect();
+            for bytes in [edge, any] {
+                // The unblocked types go 16 at a time.
+                let whole = bytes.len() / ty.block_bytes() / 16 * 16 * ty.block_bytes();
+                for len in [bytes.len(), whole] {
+                    let n = len / ty.block_bytes() * ty.block_len();
+                    let (mut expected, mut found) = (vec![0.0; n], vec![0.0; n]);
+                    dequantize(ty, &bytes[..len], &mut expected).unwrap();
+                    kernels.unpack(ty, &bytes[..len], &mut found).unwrap();
+                    assert_eq!(bits(&expected), bits(&found), "{} {ty}", kernels.level);
+                }
+            }
+        }
+    }
+}
+
+/// Every result of a matmul against Σ x·w in f64 over the dequantized weights.
+fn check(kernels: &Kernels, ty: GgmlType, k: usize, w: &[f32], x: &[f32], out: &[f32], what: &str) {
+    let bound = gamma(1 + kernels.contract(OpKind::MatMul).order.depth(k));
+    let rows = w.len() / k;
+    for (i, y) in out.iter().enumerate() {
+        let terms = || (0..k).map(|j| x[i / rows * k + j] as f64 * w[i % rows * k + j] as f64);
+        let (exact, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+        let error = (*y as f64 - exact).abs();
+        assert!(error <= bound * size, "{} {ty} {what} at {i}: {y} {exact}: {}", kernels.level, error / size / bound);
+    }
+}
+
+#[test]
+fn products_are_within_the_bound_for_every_type_and_shape_and_the_same_alone_and_in_a_batch() {
+    for kernels in levels() {
+        for ty in types() {
+            let unblocked = [16, 48, 256, 17, 1, 77];
+            let shapes = if ty.block_len() == 1 { &unblocked[..] } else { &[1, 3] };
+            for &blocks_in_row in shapes {
+                let k = blocks_in_row * ty.block_len();
+                for rows in [1, 3, 4, 21] {
+                    let bytes = blocks(ty, rows * blocks_in_row, (k * rows) as u64);
+                    let mut w = vec![0.0; rows * k];
+                    dequantize(ty, &bytes, &mut w).unwrap();
+                    let weight = Weight::from_vec("w", ty, [k, rows, 1], bytes).unwrap();
+                    let mut alone: Option<Vec<f32>> = None;
+                    for tokens in [1, 2, 6, 7, 13] {
+                        let x = values(9, tokens * k);
+                        let mut b = CpuBackend::new(Some(kernels.level), Some(2)).unwrap();
+                        let x_t = up(&mut b, &[tokens, k], &x);
+                        let y = b.run(SITE, &Op::MatMul { x: x_t, weight: &weight }).unwrap();
+                        let y = f32s(&mut b, &y);
+                        check(kernels, ty, k, &w, &x, &y, &format!("{tokens} × {k} × {rows}"));
+                        let alone = alone.get_or_insert_with(|| y.clone());
+                        assert_eq!(bits(&alone[..]), bits(&y[..rows]), "{} {ty}: token 0 of {tokens}", kernels.level);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn avx2_and_avx512_give_the_same_bits() {
+    let [a, b] = levels()[..] else { return };
+    for n in [1, 7, 16, 33, 64, 100, 259] {
+        let (x, w) = (values(1, n).iter().map(|x| x * 30.0).collect::<Vec<_>>(), values(2, n * 5));
+        let both = |len: usize, f: &dyn Fn(&Kernels, &mut [f32])| {
+            let (mut left, mut right) = (vec![0.0; len], vec![0.0; len]);
+            f(a, &mut left);
+            f(b, &mut right);
+            assert_eq!(bits(&left), bits(&right), "{n}");
+        };
+        both(5, &|k, out| k.panel(&w, n, 5, &[&x], out));
+        both(n, &|k, out| k.rms_norm(&x, &w[..n], 1e-6, out));
+        both(n, &|k, out| k.softmax(&x, out));
+        both(n, &|k, out| k.swiglu(&x, &w[..n], out));
+        both(n, &|k, out| k.attn_context(&x[..1], &w, n, out));
+        both(n, &|k, out| k.attn_context(&w[n..n + 5.min(n)], &w, n, out));
+    }
+    for ty in types() {
+        let (k, rows) = (ty.block_len().max(16) * 3, 9);
+        let w = blocks(ty, k / ty.block_len() * rows, 3);
+        let x = values(4, k);
+        let run = |level| {
+            let mut b = CpuBackend::new(Some(level), Some(1)).unwrap();
+            let weight = Weight::from_vec("w", ty, [k, rows, 1], w.clone()).unwrap();
+            let x = up(&mut b, &[1, k], &x);
+            let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
+            bits(&f32s(&mut b, &y))
+        };
+        assert_eq!(run(Level::Avx2), run(Level::Avx512), "{ty}");
+    }
+}
+
+#[test]
+fn softmax_keeps_its_bound_on_every_level_and_nan_in_sight() {
+    for b in backends(1) {
+        for n in [1, 2, 15, 16, 17, 100] {
+            let x: Vec<f32> = values(n as u64, n).iter().map(|x| x * 60.0).collect();
+            let mut out = vec![0.0; n];
+            b.kernels.softmax(&x, &mut out);
+            let max = scalar::max(&x) as f64;
+            let total: f64 = x.iter().map(|x| (*x as f64 - max).exp()).sum();
+            for (x, y) in x.iter().zip(&out) {
+                let p = (*x as f64 - max).exp() / total;
+                // The exponent's rounding, u·|x − max|, and exp's ULP (two u each), above and below the line; the sum; the
+                // division. What is subnormal keeps half of f32's smallest step instead.
+                let exp = 2.0 * U * b.contract(OpKind::AttnProbs).exp_base_ulp;
+                let bound = 2.0 * (U * 120.0 + exp) + gamma(depth(&b, OpKind::AttnProbs, n) + 1);
+                assert!((*y as f64 - p).abs() <= bound * p + 1e-45, "{} {n}: {y} {p}", b.name());
+            }
+            let mut with_nan = x.clone();
+            with_nan[n / 2] = f32::NAN;
+            b.kernels.softmax(&with_nan, &mut out);
+            assert!(out.iter().all(|y| y.is_nan()), "{} {n}", b.name());
+        }
+    }
+}
+
+#[test]
+fn swiglu_reaches_its_limits_and_keeps_nan() {
+    for b in backends(1) {
+        let gate = [f32::NEG_INFINITY, -200.0, -0.0, 0.0, 200.0, f32::INFINITY, f32::NAN, -87.5];
+        let mut out = [0.0; 8];
+        b.kernels.swiglu(&gate, &[1.0; 8], &mut out);
+        assert!(out[0].is_nan() && out[6].is_nan(), "−∞ · 0 and NaN: {out:?}");
+        assert_eq!(out[1..6], [0.0, 0.0, 0.0, 200.0, f32::INFINITY]);
+        assert!((out[7] as f64 / (-87.5 / (1.0 + 87.5f64.exp())) - 1.0).abs() < 1e-6);
+    }
+}
