@@ -112,6 +112,36 @@ fn types_of_the_demo_shape_are_those_that_llama_cpp_gave_the_demo_model() {
     assert_eq!(types(&plan), expected);
 }
 
+/// What `llama-quantize` made of the demo model's weights: output, token_embd, and in every layer attn_q, attn_k, attn_v, attn_output,
+/// gate and up, down.
+#[test]
+fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
+    use GgmlType::*;
+    for (mix, expected) in [
+        ("Q8_0", [Q8_0; 8]),
+        ("F16", [F16; 8]),
+        ("IQ4_XS", [Q6_K, IQ4_XS, IQ4_XS, Q8_0, Q8_0, Q5_K, IQ4_XS, IQ4_XS]),
+        ("Q2_K", [Q6_K, Q2_K, Q2_K, Q8_0, Q8_0, Q5_K, Q2_K, Q3_K]),
+        ("MXFP4_MOE", [Q8_0, Q8_0, Q8_0, Q8_0, Q8_0, Q8_0, MXFP4, MXFP4]),
+    ] {
+        let plan = Plan::new("t", &Shape::named("demo").unwrap(), &Mix::from_name(mix).unwrap(), 0).unwrap();
+        for tensor in plan.tensors() {
+            let expected = match tensor.role {
+                Role::Output => expected[0],
+                Role::TokenEmbd => expected[1],
+                Role::AttnQ => expected[2],
+                Role::AttnK => expected[3],
+                Role::AttnV => expected[4],
+                Role::AttnOutput => expected[5],
+                Role::FfnGate | Role::FfnUp => expected[6],
+                Role::FfnDown => expected[7],
+                Role::Norm | Role::Router => F32,
+            };
+            assert_eq!(tensor.spec.ty, expected, "{mix} {}", tensor.spec.name);
+        }
+    }
+}
+
 /// Every key of a real file is there, of the same type.
 #[test]
 fn metadata_has_the_keys_of_the_demo_model() {

@@ -2,7 +2,9 @@
 //!
 //! Design:
 //! - [`GgmlType`] is the one list of types; block sizes are checked against the `#[repr(C)]` layouts at compile time.
-//! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `mx`), layouts and scalar dequantization side by side.
+//! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `mx`), layouts and scalar dequantization side by side; a layout
+//!   implements [`block::Block`].
+//! - [`random`] makes blocks of every type without quantizing.
 //! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
 
 pub mod block;
@@ -188,7 +190,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> crate::Result<
     Ok(())
 }
 
-/// A loop over whole blocks, which trusts that the two lengths belong together.
+/// A loop over whole blocks, which trusts that the lengths of its arguments belong together.
 type Dequantizer = fn(&[u8], &mut [f32]);
 
 fn dequantizer(ty: GgmlType) -> Option<Dequantizer> {

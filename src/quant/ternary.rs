@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::GgmlType;
 use super::block::{Block, check, f16};
 
-/// A byte holds five base-3 digits as a fraction of 256 (see [`trit`]), the last four bytes four.
+/// A byte holds five base-3 digits as a fraction of 256, the last four bytes four.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockTQ1_0 {

@@ -6,7 +6,7 @@
 //!   weights depend on its name, not on its place, so the first layers of a deeper model have the same bits but for their scales.
 //! - **Activations keep their size.** A matrix of n inputs has weights of rms 1/√n. The two matrices that write to the residual stream
 //!   are smaller by √(2·layers), so that all of them together add to the stream about what it began with.
-//! - **It looks like a trained model where that matters to a test**: mixed types as llama.cpp mixes them ([`mix`]), a few channels
+//! - **It looks like a trained model where that matters to a test**: mixed types as llama.cpp mixes them ([`Mix`]), a few channels
 //!   that all norms amplify 5 to 20 times, routing that differs from token to token, logits with a clear first.
 
 mod mix;
@@ -15,10 +15,10 @@ mod vocab;
 
 use std::path::Path;
 
+use crate::Result;
 use crate::gguf::{self, Array, Metadata, Sink, TensorSpec, Value};
 use crate::quant::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
-use crate::{Error, Result};
 
 pub use mix::{MIXES, Mix, Role};
 pub use shape::{Ffn, Moe, Shape};
@@ -76,20 +76,19 @@ impl Plan {
     /// If the file cannot be written.
     pub fn write(&self, path: &Path, mut progress: impl FnMut(u64)) -> Result<()> {
         let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
-        let mut planned = self.tensors.iter();
+        let mut next = 0;
         let mut buffer = Vec::new();
         gguf::write(path, &self.metadata, &specs, |spec, sink| {
-            // The writer asks for tensors in the order of `specs`.
-            let content = planned.next().map(|t| t.content);
+            let content = self.tensors[next].content; // the writer asks for tensors in the order of `specs`
+            next += 1;
             let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
             match content {
-                Some(Content::Random { rms }) => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
-                Some(Content::Norm { outliers }) => {
+                Content::Random { rms } => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
+                Content::Norm { outliers } => {
                     let bytes = norm_weights(spec.dims[0], key, outliers.then_some(self.seed));
                     progress(bytes.len() as u64);
                     sink.put(&bytes)
                 }
-                None => Err(Error::usage(format!("tensor {} is not planned", spec.name))),
             }
         })
     }
