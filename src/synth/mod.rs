@@ -3,7 +3,7 @@
 //! Design:
 //! - **Blocks are made, not quantized** ([`crate::quant::random`]), so gigabytes take seconds.
 //! - **A file is a function of its plan and seed**: the same bytes on every machine and with every number of threads. A tensor's
-//!   weights depend on its name, not on its place, so the first layers of a deeper model have the same bits but for their scales.
+//!   weights depend on its name, not on its place, so a layer of a deeper model has the same bits but for its scales, if its types are the same.
 //! - **Activations keep their size.** A matrix of n inputs has weights of rms 1/√n. The two matrices that write to the residual stream
 //!   are smaller by √(2·layers), so that all of them together add to the stream about what it began with.
 //! - **It looks like a trained model where that matters to a test**: mixed types as llama.cpp mixes them ([`Mix`]), a few channels
