@@ -10,7 +10,9 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 mod common;
+mod export;
 mod inspect;
+mod output;
 mod run;
 mod synth;
 
@@ -33,6 +35,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Export(export::Args),
     Inspect(inspect::Args),
     Run(run::Args),
     Synth(Box<synth::Args>),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
+        Verb::Export(args) => export::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),

@@ -1,0 +1,420 @@
+//! The document that `inspect` makes of a file: the same for people (`text`) and for programs (JSON, described by
+//! `schemas/inspect.schema.json`).
+
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
+
+use super::runnable::Runnable;
+use crate::gguf::{Array, Gguf, TensorInfo, Value};
+use crate::quant::GgmlType;
+
+/// What one storage binding may hold on an adapter that promises no more than WebGPU's default: 128 MiB.
+pub const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
+
+#[derive(Serialize)]
+pub struct Document {
+    pub schema: &'static str,
+    pub model: ModelInfo,
+    /// `general.architecture`; `None` if the file does not say.
+    pub architecture: Option<String>,
+    /// The keys under the architecture's name, without it.
+    pub hyperparameters: Map<String, Json>,
+    pub tokenizer: Option<TokenizerInfo>,
+    /// Every key of the file; an array is given by its element type and length.
+    pub metadata: Vec<Pair>,
+    /// NaN and infinite metadata values, which stand as null here.
+    pub non_finite: u64,
+    pub tensors: Vec<Tensor>,
+    pub totals: Totals,
+    pub memory: Memory,
+    pub runnable: Vec<Runnable>,
+}
+
+#[derive(Serialize)]
+pub struct ModelInfo {
+    /// The file's path, or the bundled model's name.
+    pub file: String,
+    /// `general.name`.
+    pub name: Option<String>,
+    pub bytes: u64,
+    /// Files that it is split into.
+    pub parts: usize,
+    pub gguf_version: u32,
+    pub alignment: u64,
+    /// SHA-256 over the headers and both ends of every tensor.
+    pub fingerprint: String,
+}
+
+#[derive(Serialize)]
+pub struct TokenizerInfo {
+    pub model: Option<String>,
+    pub pre: Option<String>,
+    pub vocabulary: Option<usize>,
+    pub merges: Option<usize>,
+    pub special: Vec<Special>,
+    pub add_bos: Option<bool>,
+    pub add_eos: Option<bool>,
+    pub chat_template: bool,
+}
+
+/// A token with a role.
+#[derive(Serialize)]
+pub struct Special {
+    /// `bos`, `eos`, `padding`…, as in `tokenizer.ggml.bos_token_id`.
+    pub role: String,
+    pub id: u32,
+    /// Its text, if the vocabulary has that id.
+    pub token: Option<String>,
+}
+
+#[derive(Serialize)]
+pub struct Pair {
+    pub key: String,
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    Scalar { value: Json },
+    Array { element_type: &'static str, length: usize },
+}
+
+#[derive(Serialize)]
+pub struct Tensor {
+    pub name: String,
+    /// GGUF's order: the contiguous dimension first.
+    pub shape: Vec<u64>,
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+    /// Of its first byte, from the start of its file.
+    pub offset: u64,
+    pub bytes: u64,
+    /// Which part of a split file it is in, from 0.
+    pub part: usize,
+}
+
+#[derive(Serialize)]
+pub struct Totals {
+    pub tensors: usize,
+    pub elements: u64,
+    pub bytes: u64,
+    /// Most bytes first.
+    pub by_type: Vec<TypeTotal>,
+}
+
+#[derive(Serialize)]
+pub struct TypeTotal {
+    #[serde(rename = "type")]
+    pub ty: &'static str,
+    pub tensors: usize,
+    pub elements: u64,
+    pub bytes: u64,
+    pub bits_per_weight: f64,
+}
+
+#[derive(Serialize)]
+pub struct Memory {
+    pub cpu: CpuMemory,
+    pub gpu: GpuMemory,
+    /// The KV cache; `None` where the file lacks a key that it needs, or has one value a layer.
+    pub kv_cache: Option<KvCache>,
+}
+
+#[derive(Serialize)]
+pub struct CpuMemory {
+    /// The files, mapped: pages come in as they are read and can be dropped again. Nothing is copied.
+    pub mapped_bytes: u64,
+}
+
+#[derive(Serialize)]
+pub struct GpuMemory {
+    /// All tensors, quantized as they are.
+    pub uploaded_bytes: u64,
+    pub binding_limit: u64,
+    /// Tensors that are larger than one binding, and so are split by rows.
+    pub split: Vec<Split>,
+}
+
+#[derive(Serialize)]
+pub struct Split {
+    pub name: String,
+    pub bytes: u64,
+    /// Bindings of whole rows that it takes; `None` if one row alone is too large for one.
+    pub bindings: Option<u64>,
+}
+
+/// Keys and values of every layer, as f32.
+#[derive(Serialize)]
+pub struct KvCache {
+    pub bytes_per_position: u64,
+    /// The longest sequence, in positions.
+    pub context_length: u64,
+    pub bytes_at_context_length: u64,
+}
+
+impl Document {
+    pub fn new(gguf: &Gguf, runnable: Vec<Runnable>) -> Self {
+        let text = |key: &str| match gguf.metadata.get(key) {
+            Some(Value::String(s)) => Some(s.clone()),
+            _ => None, // of another type: the metadata list shows it
+        };
+        let architecture = text("general.architecture");
+        let mut non_finite = 0;
+        let metadata = gguf.metadata.iter().map(|(key, value)| pair(key, value, &mut non_finite)).collect();
+        let prefix = architecture.as_ref().map(|a| format!("{a}."));
+        let hyperparameters = gguf
+            .metadata
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(prefix.as_deref()?)?.to_string(), json(value))))
+            .collect();
+        Self {
+            schema: "twinscope.inspect/1",
+            model: ModelInfo {
+                file: gguf.name().into(),
+                name: text("general.name"),
+                bytes: gguf.file_len(),
+                parts: gguf.parts(),
+                gguf_version: gguf.version(),
+                alignment: gguf.alignment(),
+                fingerprint: gguf.fingerprint(),
+            },
+            hyperparameters,
+            tokenizer: tokenizer(gguf),
+            metadata,
+            non_finite,
+            tensors: gguf.tensors().iter().map(tensor).collect(),
+            totals: totals(gguf.tensors()),
+            memory: memory(gguf, architecture.as_deref(), DEFAULT_BINDING_LIMIT),
+            runnable,
+            architecture,
+        }
+    }
+}
+
+/// A number as JSON. An f32 gets the shortest decimal that reads back as the same f32: 1e-6 rather than 9.99999997e-7.
+/// NaN and infinities become null.
+fn float32(x: f32) -> Json {
+    Json::from(x.to_string().parse::<f64>().unwrap_or(x.into()))
+}
+
+fn json(value: &Value) -> Json {
+    match value {
+        Value::U8(x) => Json::from(*x),
+        Value::I8(x) => Json::from(*x),
+        Value::U16(x) => Json::from(*x),
+        Value::I16(x) => Json::from(*x),
+        Value::U32(x) => Json::from(*x),
+        Value::I32(x) => Json::from(*x),
+        Value::F32(x) => float32(*x),
+        Value::Bool(x) => Json::from(*x),
+        Value::String(x) => Json::from(x.as_str()),
+        Value::Array(x) => array(x),
+        Value::U64(x) => Json::from(*x),
+        Value::I64(x) => Json::from(*x),
+        Value::F64(x) => Json::from(*x),
+    }
+}
+
+fn array(array: &Array) -> Json {
+    match array {
+        Array::U8(v) => Json::from(v.as_slice()),
+        Array::I8(v) => Json::from(v.as_slice()),
+        Array::U16(v) => Json::from(v.as_slice()),
+        Array::I16(v) => Json::from(v.as_slice()),
+        Array::U32(v) => Json::from(v.as_slice()),
+        Array::I32(v) => Json::from(v.as_slice()),
+        Array::F32(v) => v.iter().copied().map(float32).collect(),
+        Array::Bool(v) => Json::from(v.as_slice()),
+        Array::String(v) => Json::from(v.as_slice()),
+        Array::Array(v) => v.iter().map(self::array).collect(),
+        Array::U64(v) => Json::from(v.as_slice()),
+        Array::I64(v) => Json::from(v.as_slice()),
+        Array::F64(v) => Json::from(v.as_slice()),
+    }
+}
+
+/// How many numbers in it are NaN or infinite.
+fn count_non_finite(value: &Value) -> u64 {
+    fn inside(array: &Array) -> u64 {
+        match array {
+            Array::F32(v) => v.iter().filter(|x| !x.is_finite()).count() as u64,
+            Array::F64(v) => v.iter().filter(|x| !x.is_finite()).count() as u64,
+            Array::Array(v) => v.iter().map(inside).sum(),
+            _ => 0,
+        }
+    }
+    match value {
+        Value::F32(x) => (!x.is_finite()).into(),
+        Value::F64(x) => (!x.is_finite()).into(),
+        Value::Array(a) => inside(a),
+        _ => 0,
+    }
+}
+
+fn pair(key: &str, value: &Value, non_finite: &mut u64) -> Pair {
+    *non_finite += count_non_finite(value);
+    let content = match value {
+        Value::Array(a) => Content::Array { element_type: a.element_type().name(), length: a.len() },
+        scalar => Content::Scalar { value: json(scalar) },
+    };
+    Pair { key: key.into(), ty: value.value_type().name(), content }
+}
+
+fn tokenizer(gguf: &Gguf) -> Option<TokenizerInfo> {
+    const PREFIX: &str = "tokenizer.ggml.";
+    let get = |key: &str| gguf.metadata.get(&format!("{PREFIX}{key}"));
+    let text = |key| if let Some(Value::String(s)) = get(key) { Some(s.clone()) } else { None };
+    let flag = |key| if let Some(Value::Bool(b)) = get(key) { Some(*b) } else { None };
+    let length = |key| if let Some(Value::Array(a)) = get(key) { Some(a.len()) } else { None };
+    let tokens = if let Some(Value::Array(Array::String(v))) = get("tokens") { v.as_slice() } else { &[] };
+    if !gguf.metadata.iter().any(|(key, _)| key.starts_with("tokenizer.")) {
+        return None;
+    }
+    let special = gguf.metadata.iter().filter_map(|(key, _)| {
+        let role = key.strip_prefix(PREFIX)?.strip_suffix("_token_id")?;
+        let id = gguf.metadata.u32(key).ok()?; // of another type: the metadata list shows it
+        Some(Special { role: role.into(), id, token: tokens.get(id as usize).cloned() })
+    });
+    Some(TokenizerInfo {
+        model: text("model"),
+        pre: text("pre"),
+        vocabulary: length("tokens"),
+        merges: length("merges"),
+        special: special.collect(),
+        add_bos: flag("add_bos_token"),
+        add_eos: flag("add_eos_token"),
+        chat_template: gguf.metadata.contains("tokenizer.chat_template"),
+    })
+}
+
+fn tensor(t: &TensorInfo) -> Tensor {
+    Tensor {
+        name: t.name.clone(),
+        shape: t.dims.clone(),
+        ty: t.ty.name(),
+        offset: t.offset,
+        bytes: t.bytes,
+        part: t.part,
+    }
+}
+
+fn totals(tensors: &[TensorInfo]) -> Totals {
+    let mut by_type: Vec<TypeTotal> = GgmlType::ALL
+        .iter()
+        .filter_map(|&ty| {
+            let of: Vec<_> = tensors.iter().filter(|t| t.ty == ty).collect();
+            let (elements, bytes) = (of.iter().map(|t| t.elements()).sum(), of.iter().map(|t| t.bytes).sum());
+            let bits_per_weight = 8.0 * ty.block_bytes() as f64 / ty.block_len() as f64;
+            (!of.is_empty()).then_some(TypeTotal { ty: ty.name(), tensors: of.len(), elements, bytes, bits_per_weight })
+        })
+        .collect();
+    by_type.sort_by_key(|t| std::cmp::Reverse(t.bytes)); // stable: ggml's order among equals
+    Totals {
+        tensors: tensors.len(),
+        elements: by_type.iter().map(|t| t.elements).sum(),
+        bytes: by_type.iter().map(|t| t.bytes).sum(),
+        by_type,
+    }
+}
+
+fn memory(gguf: &Gguf, architecture: Option<&str>, binding_limit: u64) -> Memory {
+    let split = gguf.tensors().iter().filter(|t| t.bytes > binding_limit).map(|t| Split {
+        name: t.name.clone(),
+        bytes: t.bytes,
+        bindings: bindings(t, binding_limit),
+    });
+    Memory {
+        cpu: CpuMemory { mapped_bytes: gguf.file_len() },
+        gpu: GpuMemory {
+            uploaded_bytes: gguf.tensors().iter().map(|t| t.bytes).sum(),
+            binding_limit,
+            split: split.collect(),
+        },
+        kv_cache: architecture.and_then(|a| kv_cache(gguf, a)),
+    }
+}
+
+/// Bindings that a tensor split between rows takes.
+fn bindings(t: &TensorInfo, limit: u64) -> Option<u64> {
+    let rows: u64 = t.dims[1..].iter().product();
+    let rows_in_one = limit / (t.bytes / rows);
+    (rows_in_one > 0).then(|| rows.div_ceil(rows_in_one))
+}
+
+fn kv_cache(gguf: &Gguf, architecture: &str) -> Option<KvCache> {
+    let get = |key: &str| gguf.metadata.u64(&format!("{architecture}.{key}")).ok();
+    let heads = get("attention.head_count_kv")?;
+    let values = get("attention.key_length")?.checked_add(get("attention.value_length")?)?;
+    let bytes_per_position = get("block_count")?.checked_mul(heads)?.checked_mul(values)?.checked_mul(4)?;
+    let context_length = get("context_length")?;
+    let bytes_at_context_length = bytes_per_position.checked_mul(context_length)?;
+    Some(KvCache { bytes_per_position, context_length, bytes_at_context_length })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::gguf::{Metadata, TensorSpec, write_to};
+
+    fn file(metadata: &Metadata, tensors: &[TensorSpec]) -> Gguf {
+        let mut out = Vec::new();
+        write_to(&mut out, metadata, tensors, |t, sink| sink.put(&vec![0; t.bytes()? as usize])).unwrap();
+        Gguf::from_bytes("f.gguf", Arc::new(out)).unwrap()
+    }
+
+    #[test]
+    fn bindings_hold_whole_rows() {
+        let g = file(&Metadata::default(), &[TensorSpec::new("t", GgmlType::F32, &[10, 7, 3])]); // 21 rows of 40 bytes
+        let t = g.tensor("t").unwrap();
+        assert_eq!(bindings(t, 840), Some(1));
+        assert_eq!(bindings(t, 839), Some(2));
+        assert_eq!(bindings(t, 119), Some(11), "2 rows fit, not 2.97");
+        assert_eq!(bindings(t, 39), None);
+        let plan = memory(&g, None, 839).gpu;
+        assert_eq!((plan.uploaded_bytes, plan.split.len(), plan.split[0].bindings), (840, 1, Some(2)));
+        assert!(memory(&g, None, 840).gpu.split.is_empty());
+    }
+
+    #[test]
+    fn floats_are_short_and_non_finite_ones_are_null_and_counted() {
+        let mut m = Metadata::default();
+        m.set("general.architecture", Value::String("a".into()));
+        m.set("a.eps", Value::F32(1e-6));
+        m.set("a.big", Value::F32(1e7));
+        m.set("a.nan", Value::F32(f32::NAN));
+        m.set("a.list", Value::Array(Array::F64(vec![0.5, f64::INFINITY])));
+        let d = Document::new(&file(&m, &[]), vec![]);
+        assert_eq!(
+            serde_json::to_string(&d.hyperparameters).unwrap(),
+            r#"{"eps":1e-6,"big":10000000.0,"nan":null,"list":[0.5,null]}"#
+        );
+        assert_eq!(d.non_finite, 2);
+    }
+
+    #[test]
+    fn kv_cache_counts_keys_and_values_of_every_layer() {
+        let mut m = Metadata::default();
+        m.set("general.architecture", Value::String("a".into()));
+        for (key, value) in [
+            ("block_count", 48),
+            ("attention.head_count_kv", 4),
+            ("attention.key_length", 128),
+            ("attention.value_length", 128),
+        ] {
+            m.set(&format!("a.{key}"), Value::U32(value));
+        }
+        assert!(Document::new(&file(&m, &[]), vec![]).memory.kv_cache.is_none(), "no context length");
+        m.set("a.context_length", Value::U64(40_960));
+        let kv = Document::new(&file(&m, &[]), vec![]).memory.kv_cache.unwrap();
+        assert_eq!(kv.bytes_per_position, 48 * 2 * 4 * 128 * 4);
+        assert_eq!(kv.bytes_at_context_length, kv.bytes_per_position * 40_960);
+        m.set("a.block_count", Value::U64(u64::MAX));
+        assert!(Document::new(&file(&m, &[]), vec![]).memory.kv_cache.is_none(), "overflow");
+    }
+}

@@ -1,0 +1,42 @@
+//! `inspect`: what is in a model file, what memory it takes and what can run it.
+//!
+//! Works on any valid GGUF file, whatever its architecture: what no backend can run is said under `runnable`, it is not an
+//! error.
+
+mod document;
+mod runnable;
+mod text;
+
+use crate::Result;
+use crate::cli::common::ModelArg;
+use crate::cli::{Outcome, output};
+use crate::model::{self, Model};
+
+/// Show what is in a model file, the memory that it takes and which backends can run it.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+    /// Print one JSON document (schema twinscope.inspect/1)
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let path = args.model.model.as_deref();
+    // A file that is no model for the forward pass is still a file to look at: then it is opened a second time without it.
+    let (gguf, needs) = match Model::open(path) {
+        Ok(model) => {
+            let needs = model.needs();
+            (model.gguf, Ok(needs))
+        }
+        Err(e) => (model::open_gguf(path)?, Err(e.to_string())),
+    };
+    let document = document::Document::new(&gguf, runnable::runnable(&needs));
+    if args.json {
+        output::print_json(&document)?;
+    } else {
+        output::print(&text::render(&document))?;
+    }
+    Ok(Outcome::Ok)
+}

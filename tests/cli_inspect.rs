@@ -1,0 +1,277 @@
+//! `inspect` and `export` on the built binary: output, exit codes, one-line errors, JSON against its schema.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value as Json;
+use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
+use twinscope::quant::{self, GgmlType};
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf")
+}
+
+fn twinscope(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinscope")).args(args.iter().map(|a| a.as_ref())).output().unwrap()
+}
+
+fn stdout(out: &Output) -> String {
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout.clone()).unwrap()
+}
+
+/// The message of a run that must fail with this exit code: one line on stderr, nothing on stdout.
+fn failure(out: &Output, code: i32) -> String {
+    let message = String::from_utf8(out.stderr.clone()).unwrap();
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(code), 0), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message.trim_end().strip_prefix("error: ").unwrap().to_string()
+}
+
+/// The JSON document of a file, checked against the schema.
+fn document(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Json {
+    let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"inspect", &"--json"];
+    all.extend(args);
+    let document: Json = serde_json::from_str(&stdout(&twinscope(&all))).unwrap();
+    let schema: Json = serde_json::from_str(include_str!("../schemas/inspect.schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    document
+}
+
+fn write(path: &Path, metadata: &Metadata, tensors: &[TensorSpec], data: impl Fn(&TensorSpec) -> Vec<u8>) {
+    gguf::write(path, metadata, tensors, |t, sink| sink.put(&data(t))).unwrap();
+}
+
+fn zeros(t: &TensorSpec) -> Vec<u8> {
+    vec![0; t.bytes().unwrap() as usize]
+}
+
+#[test]
+fn demo_model_as_json() {
+    let d = document(&[]);
+    assert_eq!(d["schema"], "twinscope.inspect/1");
+    assert_eq!(d["architecture"], "qwen3moe");
+    assert_eq!(d["hyperparameters"]["rope.freq_base"], 1e6);
+    assert_eq!(d["hyperparameters"]["attention.layer_norm_rms_epsilon"], 1e-6);
+    assert_eq!(d["tokenizer"]["vocabulary"], 2048);
+    assert_eq!(d["tokenizer"]["merges"], 1789);
+    assert_eq!(d["tokenizer"]["special"][0]["token"], "<|endoftext|>");
+    assert_eq!(d["metadata"].as_array().unwrap().len(), 28);
+
+    let g = Gguf::open(&demo()).unwrap();
+    let tensors = d["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), g.tensors().len());
+    for (json, t) in tensors.iter().zip(g.tensors()) {
+        assert_eq!(
+            (&json["name"], &json["offset"], &json["bytes"]),
+            (&t.name.as_str().into(), &t.offset.into(), &t.bytes.into())
+        );
+        assert_eq!((&json["shape"], &json["type"]), (&t.dims.clone().into(), &t.ty.name().into()));
+    }
+    let total: u64 = g.tensors().iter().map(|t| t.bytes).sum();
+    let by_type: u64 = d["totals"]["by_type"].as_array().unwrap().iter().map(|t| t["bytes"].as_u64().unwrap()).sum();
+    assert_eq!((d["totals"]["bytes"].as_u64(), by_type), (Some(total), total));
+    assert_eq!(d["totals"]["elements"], 8_661_760, "gguf-py's sum of n_elements");
+    assert_eq!(d["memory"]["cpu"]["mapped_bytes"], g.file_len());
+    assert_eq!(d["memory"]["gpu"]["split"].as_array().unwrap().len(), 0);
+    // 4 layers × 2 KV heads × (64 + 64) × 4 bytes
+    assert_eq!(d["memory"]["kv_cache"]["bytes_per_position"], 4096);
+    for backend in ["oracle", "cpu"] {
+        let row = d["runnable"].as_array().unwrap().iter().find(|r| r["backend"] == backend).unwrap();
+        assert_eq!(row["ok"], true, "{row}");
+    }
+}
+
+#[test]
+fn a_path_and_no_path_give_the_same_document() {
+    let (mut bundled, mut file) = (document(&[]), document(&[&demo()]));
+    assert_eq!(file["model"]["file"], demo().display().to_string());
+    for d in [&mut bundled, &mut file] {
+        d["model"]["file"] = Json::Null;
+    }
+    assert_eq!(bundled, file);
+}
+
+#[test]
+fn demo_model_as_text() {
+    let text = stdout(&twinscope(&[&"inspect"]));
+    for part in [
+        "qwen3moe · GGUF v3 · 1 file, 5.32 MiB · 51 tensors, 8,661,760 weights",
+        "blk.2.ffn_down_exps.weight  [256, 256, 8]  Q6_K",
+        "rope.freq_base",
+        "eos            0 <|endoftext|>",
+        "every tensor fits one binding of 128.00 MiB",
+        "oracle  yes",
+    ] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+    assert!(text.lines().all(|line| line == line.trim_end()), "no trailing blanks");
+    assert_eq!(
+        text,
+        stdout(&twinscope(&[&"inspect", &demo()])).replace(&demo().display().to_string(), "demo-moe-Q4_K_M")
+    );
+}
+
+/// Another architecture, odd values and hostile names: shown, not refused.
+#[test]
+fn any_valid_file_is_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd.gguf");
+    let mut m = Metadata::new("odd");
+    m.set("general.architecture", Value::String("clip\x1b[2J".into()));
+    m.set("clip\x1b[2J.nan", Value::F32(f32::NAN));
+    m.set("clip\x1b[2J.list", Value::Array(Array::F64(vec![1.5, f64::NEG_INFINITY])));
+    m.set("tokenizer.ggml.model", Value::U32(7));
+    m.set("tokenizer.ggml.bos_token_id", Value::U32(9));
+    m.set("text", Value::String("a\nb".repeat(1000)));
+    m.set("many", Value::Array(Array::Array(vec![Array::String(vec!["x".into()])])));
+    let every: Vec<_> = GgmlType::ALL
+        .iter()
+        .map(|&ty| TensorSpec::new(&format!("t.{ty}\r"), ty, &[ty.block_len() as u64, 1, 2]))
+        .collect();
+    write(&path, &m, &every, zeros);
+
+    let d = document(&[&path]);
+    assert_eq!(d["hyperparameters"]["nan"], Json::Null);
+    assert_eq!(d["hyperparameters"]["list"], serde_json::json!([1.5, null]));
+    assert_eq!(d["non_finite"], 2);
+    assert_eq!(d["tokenizer"]["model"], Json::Null);
+    assert_eq!(d["tokenizer"]["special"][0]["token"], Json::Null);
+    assert_eq!(d["tensors"].as_array().unwrap().len(), GgmlType::ALL.len());
+    for row in d["runnable"].as_array().unwrap() {
+        assert_eq!(row["ok"], false);
+        assert!(row["why"].as_str().unwrap().contains("architecture"), "{row}");
+    }
+    let text = stdout(&twinscope(&[&"inspect", &path]));
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "control characters are escaped");
+    assert!(text.contains("clip\\u{1b}[2J") && text.contains("t.IQ1_M\\r"), "{text}");
+
+    // The least that is a GGUF file.
+    write(&path, &Metadata::new("m"), &[], zeros);
+    let d = document(&[&path]);
+    assert_eq!((&d["architecture"], &d["tokenizer"]), (&Json::Null, &Json::Null));
+    assert!(stdout(&twinscope(&[&"inspect", &path])).contains("no architecture given"));
+}
+
+#[test]
+fn a_tensor_over_one_binding_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.gguf");
+    // 1024 rows of 136 KiB: 136 MiB. 963 rows fit 128 MiB.
+    let large = TensorSpec::new("token_embd.weight", GgmlType::Q8_0, &[131_072, 1024]);
+    let zeros = vec![0; 139_264];
+    gguf::write(&path, &Metadata::new("m"), &[large], |_, sink| (0..1024).try_for_each(|_| sink.put(&zeros))).unwrap();
+    let split = &document(&[&path])["memory"]["gpu"]["split"];
+    assert_eq!(split, &serde_json::json!([{ "name": "token_embd.weight", "bytes": 142_606_336u64, "bindings": 2 }]));
+    let text = stdout(&twinscope(&[&"inspect", &path]));
+    assert!(text.contains("1 of 1 tensors need several bindings of 128.00 MiB"), "{text}");
+    assert!(text.contains("token_embd.weight: 136.00 MiB, 2 bindings"), "{text}");
+}
+
+#[test]
+fn unreadable_files_are_one_line_and_exit_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    assert!(failure(&twinscope(&[&"inspect", &path]), 2).contains("x.gguf: "));
+    std::fs::write(&path, b"GGUF\x01\0\0\0").unwrap();
+    assert!(failure(&twinscope(&[&"inspect", &path]), 2).ends_with("header: expected GGUF version 2 or 3, found 1"));
+    assert!(failure(&twinscope(&[&"inspect", &"--json", &dir.path()]), 2).ends_with("found a directory"));
+    let out = dir.path().join("x.npy");
+    assert!(failure(&twinscope(&[&"export", &path, &"--tensor", &"t", &"--out", &out]), 2).contains("version 2 or 3"));
+    assert_eq!(twinscope(&[&"inspect", &"--no-such-flag"]).status.code(), Some(2));
+    assert_eq!(twinscope(&[&"export", &demo()]).status.code(), Some(2));
+}
+
+/// The shape and the values of a .npy file of f32.
+fn load_npy(path: &Path) -> (String, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+    let start = 10 + u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+    let header = std::str::from_utf8(&bytes[10..start]).unwrap();
+    let rest = header.strip_prefix("{'descr': '<f4', 'fortran_order': False, 'shape': ").unwrap();
+    let shape = rest.split_once(", }").unwrap().0.to_string();
+    (shape, bytes[start..].as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+#[test]
+fn export_writes_the_tensor_as_numpy_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.npy");
+    let g = Gguf::open(&demo()).unwrap();
+    for (name, expected_shape) in [
+        ("output_norm.weight", "(256,)"),
+        ("blk.1.attn_q.weight", "(512, 256)"),
+        ("blk.2.ffn_down_exps.weight", "(8, 256, 256)"),
+    ] {
+        let run = twinscope(&[&"export", &demo(), &"--tensor", &name, &"--out", &out]);
+        assert_eq!((stdout(&run).as_str(), run.stderr.len()), ("", 0));
+        let t = g.tensor(name).unwrap();
+        let mut expected = vec![0.0; t.elements() as usize];
+        quant::dequantize(t.ty, g.data(t), &mut expected).unwrap();
+        assert_eq!(load_npy(&out), (expected_shape.to_string(), expected), "{name}");
+    }
+    // Without a model: the bundled one.
+    stdout(&twinscope(&[&"export", &"--tensor", &"output_norm.weight", &"--out", &out]));
+    assert_eq!(load_npy(&out).0, "(256,)");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn export_of_any_architecture_says_what_it_rounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (dir.path().join("odd.gguf"), dir.path().join("x.npy"));
+    let specs = [TensorSpec::new("a", GgmlType::I32, &[2]), TensorSpec::new("b", GgmlType::Q8_K, &[256])];
+    write(&path, &Metadata::new("m"), &specs, |t| match t.ty {
+        GgmlType::I32 => [7i32, i32::MAX].iter().flat_map(|x| x.to_le_bytes()).collect(),
+        _ => zeros(t),
+    });
+    let run = twinscope(&[&"export", &path, &"--tensor", &"a", &"--out", &out]);
+    assert_eq!(stdout(&run), "");
+    let warning = String::from_utf8(run.stderr).unwrap();
+    assert_eq!(warning, "warning: tensor a: 1 of 2 I32 values are rounded: f32 does not hold them exactly\n");
+    assert_eq!(load_npy(&out), ("(2,)".into(), vec![7.0, 2147483648.0]));
+
+    let none = dir.path().join("none.npy");
+    let message = failure(&twinscope(&[&"export", &path, &"--tensor", &"b", &"--out", &none]), 2);
+    assert!(message.ends_with("tensor b: expected a type that has a numeric value, found Q8_K"), "{message}");
+    assert!(!none.exists());
+}
+
+#[test]
+fn export_refuses_what_it_cannot_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.npy");
+    let message = failure(&twinscope(&[&"export", &"--tensor", &"blk.1.attn_q.weigth", &"--out", &out]), 2);
+    assert!(message.contains("no such tensor in demo-moe-Q4_K_M; the nearest: blk.1.attn_q.weight"), "{message}");
+    let gone = dir.path().join("no/such/x.npy");
+    assert!(failure(&twinscope(&[&"export", &"--tensor", &"output.weight", &"--out", &gone]), 2).contains("x.npy: "));
+    let message = failure(&twinscope(&[&"export", &"--tensor", &"output.weight", &"--out", &dir.path()]), 2);
+    assert!(message.contains("expected a file to write"), "{message}");
+
+    let copy = dir.path().join("m.gguf");
+    std::fs::copy(demo(), &copy).unwrap();
+    let before = std::fs::metadata(&copy).unwrap().len();
+    let message = failure(&twinscope(&[&"export", &copy, &"--tensor", &"output.weight", &"--out", &copy]), 2);
+    assert!(message.ends_with("that is the model itself"), "{message}");
+    assert_eq!(std::fs::metadata(&copy).unwrap().len(), before);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// A reader that stops early, as `head` does, is no error.
+#[cfg(unix)]
+#[test]
+fn closed_pipe_is_no_error() {
+    use std::process::Stdio;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_twinscope"))
+        .args(["inspect", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    assert!(out.stderr.is_empty(), "{out:?}");
+}
