@@ -7,6 +7,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use twinscope::backend::cases::bench_table;
 use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::{Backend, Need};
 
 fn bench<B: Backend>(c: &mut Criterion, mut backend: B) {
@@ -47,5 +48,6 @@ fn main() {
     for level in Level::available() {
         bench(&mut c, CpuBackend::new(Some(level), None).expect("an available level"));
     }
+    bench(&mut c, GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("an adapter"));
     c.final_summary();
 }

@@ -6,6 +6,7 @@ mod common;
 use common::{PROMPTS, golden, nmse, record};
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::model::{LogitRows, Model, Session, forward};
 
@@ -44,6 +45,13 @@ fn cpu_equals_the_goldens_at_every_level() {
     for level in Level::available() {
         check_against_goldens(|| CpuBackend::new(Some(level), None).expect("an available level"), F32_NMSE);
     }
+}
+
+#[test]
+fn gpu_equals_the_goldens() {
+    let gpu =
+        || GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter");
+    check_against_goldens(gpu, F32_NMSE);
 }
 
 #[test]

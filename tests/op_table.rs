@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use twinscope::backend::cases::{self, Case};
 use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{Backend, Need, OpKind};
 use twinscope::diff::floor::judge;
@@ -83,4 +84,16 @@ fn cpu_levels_stay_below_the_floor() {
         assert_bites(&ratios);
         assert!(refusals.is_empty(), "{refusals:?}");
     }
+}
+
+/// The best adapter of this machine; a software adapter is one, none at all fails the test.
+#[test]
+fn gpu_stays_below_the_floor() {
+    let mut backend =
+        GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter");
+    let (ratios, refusals) = check(&mut backend, 200);
+    assert_bites(&ratios);
+    // The types of GGUF that the GPU has no kernels for.
+    let refused: Vec<&str> = refusals.keys().map(String::as_str).collect();
+    assert_eq!(refused, ["IQ1_M", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS", "TQ1_0", "TQ2_0"]);
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::cpu::{CpuBackend, Level};
+use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::backend::oracle::OracleBackend;
 use crate::backend::{AnyBackend, Backend, Erased};
 use crate::error::{Error, Result};
@@ -107,6 +108,10 @@ impl BackendArgs {
             ("cpu", Some(level)) => {
                 let level = Level::from_name(level).ok_or_else(|| unknown_backend(name))?;
                 Ok(Box::new(Erased(CpuBackend::new(Some(level), threads)?)))
+            }
+            ("gpu", detail) => {
+                let selector = detail.map_or(AdapterSelector::Best, AdapterSelector::parse);
+                Ok(Box::new(Erased(GpuBackend::new(&selector, GpuOptions::default())?)))
             }
             _ => Err(unknown_backend(name)),
         }
