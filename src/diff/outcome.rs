@@ -13,7 +13,7 @@ use super::pattern::Pattern;
 use super::router::RouterComparison;
 use crate::backend::{BackendInfo, Weight};
 use crate::quant::GgmlType;
-use crate::stage::Site;
+use crate::stage::{Dim, Site};
 
 /// A whole comparison.
 #[derive(Clone, Debug, PartialEq)]
@@ -352,6 +352,27 @@ impl StageResult {
         self.weight.as_ref().map(|w| w.ty)
     }
 
+    /// Sets `position` and `expert` to those of the worst element of the stage's own error, or of the first that is not
+    /// finite. `start` is the position of row 0; `ids` are the subject's expert ids `[T, K]`, for `[T, K, n]` stages.
+    pub fn locate(&mut self, start: usize, ids: Option<&[u32]>) {
+        let index = match self.own() {
+            Measured::Metrics(m) => m.worst.first().map(|e| e.index.clone()),
+            Measured::Failed(Mismatch::NonFinite { reference, subject }) => {
+                subject.first.clone().or_else(|| reference.first.clone())
+            }
+            _ => None,
+        };
+        let Some(index) = index else { return };
+        let dims = self.site.stage.info().shape;
+        let of = |dim| dims.iter().position(|d| *d == dim).and_then(|axis| index.get(axis).copied());
+        self.position = of(Dim::T).map(|t| start + t);
+        self.expert = match (of(Dim::E), of(Dim::T), of(Dim::K), self.shape.get(1)) {
+            (Some(expert), ..) => u32::try_from(expert).ok(),
+            (None, Some(t), Some(k), Some(slots)) => ids.and_then(|ids| ids.get(t * slots + k)).copied(),
+            _ => None,
+        };
+    }
+
     /// The error to judge the stage by: its own where it is known, else the total.
     pub fn own(&self) -> &Measured {
         self.injected.as_ref().unwrap_or(&self.total)
@@ -450,6 +471,24 @@ pub(crate) mod tests {
         let failed = Err(Mismatch::Nothing { shape: vec![0, 2], masked: 0 });
         c.routing = vec![LayerRouting { step: 0, layer: 0, routing: failed }];
         assert!(!c.agrees());
+    }
+
+    #[test]
+    fn the_worst_element_has_a_position_and_an_expert() {
+        let a = HostTensor::f32(&[2, 2, 2], vec![1.0; 8]);
+        let mut values = vec![1.0; 8];
+        values[5] = 2.0; // token 1, slot 0
+        let total = measure(&a, &HostTensor::f32(&[2, 2, 2], values), Mask::None).into();
+        let mut s = StageResult::new(0, Site::layer(0, Stage::ExpertDown), &[2, 2, 2], total);
+        s.locate(10, Some(&[4, 5, 6, 7]));
+        assert_eq!((s.position, s.expert), (Some(11), Some(6)));
+        let mut values = vec![1.0; 8];
+        values[3] = f32::INFINITY;
+        let a = HostTensor::f32(&[2, 4], vec![1.0; 8]);
+        let total = measure(&a, &HostTensor::f32(&[2, 4], values), Mask::None).into();
+        let mut s = StageResult::new(0, Site::layer(0, Stage::RouterLogits), &[2, 4], total);
+        s.locate(0, None);
+        assert_eq!((s.position, s.expert), (Some(0), Some(3)));
     }
 
     #[test]

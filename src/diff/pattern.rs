@@ -21,6 +21,8 @@ pub enum PatternKind {
     /// A few experts, or a range of them.
     Experts,
     AllButExpert,
+    /// One or a few of the places that the chosen experts have at a token.
+    Slot,
     Head,
     Heads,
     AllButHead,
@@ -52,12 +54,21 @@ pub struct Region {
     pub positions: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub experts: Option<Vec<usize>>,
+    /// Places among a token's chosen experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Vec<usize>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<Vec<usize>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub within_head: Option<Span>,
+    /// Key positions, the columns of attention scores and probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<Span>,
+    /// Key position minus query position, lowest and highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_minus_query: Option<[i64; 2]>,
 }
 
 /// The coordinates of one axis that a pattern takes in: those from `from` to `to` (both included) whose remainder by
@@ -91,6 +102,8 @@ pub enum RelationKind {
     Zero,
     SignFlip,
     Scale,
+    /// Each row, or each head of it, by a factor of its own.
+    GroupScale,
     Offset,
     HalvesExchanged,
     PairsExchanged,
@@ -101,9 +114,9 @@ pub enum RelationKind {
 /// Where a stage's error is.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Pattern {
-    /// The most telling restriction.
+    /// The first restriction.
     pub kind: PatternKind,
-    /// All restrictions, the most telling first.
+    /// All restrictions, in the order expert, head, position, slot, columns.
     pub kinds: Vec<PatternKind>,
     /// For people: "expert 93 only (11 of 34 rows); columns 224–255, the last block of 32".
     pub description: String,

@@ -1,0 +1,354 @@
+//! Sets of coordinates along one axis: which ones a fold suggests, what each costs to say, and how it is said.
+
+use super::super::pattern::{PatternKind, Region, Span};
+use crate::quant::GgmlType;
+
+/// Row and column tiles of kernels, and periods that lanes, vectors and sub-blocks have.
+const TILES: [usize; 6] = [8, 16, 32, 64, 128, 256];
+const MODULI: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
+
+/// What a coordinate counts, in the order in which the parts of a pattern are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Axis {
+    Expert,
+    Head,
+    Position,
+    /// Place of an expert among those chosen for a token.
+    Slot,
+    /// Dimension within a head.
+    WithinHead,
+    Column,
+    Key,
+}
+
+impl Axis {
+    /// Whether neighbours have nothing in common.
+    fn is_category(self) -> bool {
+        matches!(self, Axis::Expert | Axis::Head | Axis::Slot)
+    }
+
+    fn noun(self) -> &'static str {
+        match self {
+            Axis::Position => "position",
+            Axis::Slot => "slot",
+            Axis::Expert => "expert",
+            Axis::Head => "head",
+            Axis::WithinHead => "dimension",
+            Axis::Column => "column",
+            Axis::Key => "key",
+        }
+    }
+}
+
+/// What else the words for a set depend on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Words {
+    /// Position of row 0.
+    pub start: usize,
+    pub qtype: Option<GgmlType>,
+    /// Whether columns are the weight's own columns (an embedding) rather than its rows.
+    pub columns_of_weight: bool,
+}
+
+/// Some of an axis's coordinates.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Set {
+    One(usize),
+    /// Two to four of them.
+    Few(Vec<usize>),
+    AllBut(usize),
+    /// `from..to`
+    Range(usize, usize),
+    /// `i·width..(i+1)·width`
+    Block {
+        width: usize,
+        i: usize,
+    },
+    /// From the last multiple of `tile` to the end, which is not one.
+    PartialTile {
+        tile: usize,
+    },
+    /// Remainders `from..to` by `modulus`.
+    Residue {
+        modulus: usize,
+        from: usize,
+        to: usize,
+    },
+}
+
+/// A restriction of one axis.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Candidate {
+    pub axis: Axis,
+    /// Length of the axis.
+    pub n: usize,
+    pub set: Set,
+}
+
+/// A fold of the error along one axis.
+pub(super) struct Marginal {
+    pub axis: Axis,
+    /// Elements beyond their floor, by coordinate.
+    pub count: Vec<usize>,
+    /// Their energy.
+    pub energy: Vec<f64>,
+    /// All elements.
+    pub total: Vec<usize>,
+}
+
+impl Marginal {
+    pub fn new(axis: Axis, n: usize) -> Self {
+        Self { axis, count: vec![0; n], energy: vec![0.0; n], total: vec![0; n] }
+    }
+
+    pub fn add(&mut self, i: usize, count: usize, energy: f64, total: usize) {
+        self.count[i] += count;
+        self.energy[i] += energy;
+        self.total[i] += total;
+    }
+
+    /// Sets that may hold the error: those around the coordinates where it is dense.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let n = self.count.len();
+        let active = dense(&self.count, &self.total);
+        let (Some(&first), Some(&last)) = (active.first(), active.last()) else { return Vec::new() };
+        let mut sets = vec![];
+        match active[..] {
+            [one] => sets.push(Set::One(one)),
+            // Experts 93 and 100, with none used between them, are two experts rather than a range.
+            [_, .., _] if active.len() <= 4 && last - first + 1 > active.len() => sets.push(Set::Few(active.clone())),
+            _ => {}
+        }
+        let few = matches!(sets.first(), Some(Set::Few(_))) && self.axis.is_category();
+        if !few {
+            sets.extend([Set::Range(first, last + 1), Set::Range(first, n), Set::Range(0, last + 1)]);
+            sets.retain(|s| !matches!(s, Set::Range(from, to) if to - from == 1));
+        }
+        let mut others = (0..n).filter(|i| self.total[*i] > 0 && active.binary_search(i).is_err());
+        if let (Some(other), None) = (others.next(), others.next()) {
+            sets.push(Set::AllBut(other));
+        }
+        // Blocks and tiles mean something for columns, keys and positions, not for experts and heads.
+        let tiled = matches!(self.axis, Axis::Column | Axis::Position | Axis::Key);
+        for tile in TILES.into_iter().filter(|t| tiled && n > *t) {
+            if first / tile == last / tile && (first / tile + 1) * tile <= n {
+                sets.push(Set::Block { width: tile, i: first / tile });
+            }
+            if !n.is_multiple_of(tile) {
+                sets.push(Set::PartialTile { tile });
+            }
+        }
+        for modulus in MODULI.into_iter().filter(|m| n >= 2 * m) {
+            let fold = |x: &[usize]| {
+                let mut folded = vec![0; modulus];
+                x.iter().enumerate().for_each(|(i, v)| folded[i % modulus] += v);
+                folded
+            };
+            let active = dense(&fold(&self.count), &fold(&self.total));
+            if let (Some(&from), Some(&to)) = (active.first(), active.last())
+                && to - from + 1 < modulus
+            {
+                sets.push(Set::Residue { modulus, from, to: to + 1 });
+            }
+        }
+        let candidate = |set| Candidate { axis: self.axis, n, set };
+        sets.into_iter().map(candidate).filter(|c| (0..n).any(|i| !c.contains(i))).collect()
+    }
+
+    /// (count, energy, total) within a set.
+    pub fn within(&self, c: &Candidate) -> (usize, f64, usize) {
+        (0..self.count.len())
+            .filter(|i| c.contains(*i))
+            .fold((0, 0.0, 0), |(n, e, t), i| (n + self.count[i], e + self.energy[i], t + self.total[i]))
+    }
+}
+
+/// Ascending coordinates where elements beyond the floor are at least a quarter as dense as they are where the average
+/// such element lives: strays elsewhere do not widen a range.
+fn dense(count: &[usize], total: &[usize]) -> Vec<usize> {
+    let density = |i: usize| if total[i] == 0 { 0.0 } else { count[i] as f64 / total[i] as f64 };
+    let sum: usize = count.iter().sum();
+    let typical = (0..count.len()).map(|i| count[i] as f64 * density(i)).sum::<f64>() / sum.max(1) as f64;
+    (0..count.len()).filter(|&i| count[i] > 0 && density(i) >= 0.25 * typical).collect()
+}
+
+impl Candidate {
+    pub fn contains(&self, i: usize) -> bool {
+        match &self.set {
+            Set::One(v) => i == *v,
+            Set::Few(v) => v.contains(&i),
+            Set::AllBut(v) => i != *v,
+            Set::Range(from, to) => (*from..*to).contains(&i),
+            Set::Block { width, i: block } => i / width == *block,
+            Set::PartialTile { tile } => i >= self.n / tile * tile,
+            Set::Residue { modulus, from, to } => (*from..*to).contains(&(i % modulus)),
+        }
+    }
+
+    /// Bits to name the set among those of its family, and the family.
+    pub fn bits(&self) -> f64 {
+        let log = |x: usize| (x.max(1) as f64).log2();
+        let n = log(self.n);
+        match &self.set {
+            // The last position is where decoding looks: a name of its own.
+            Set::One(v) if self.axis == Axis::Position && *v + 1 == self.n => 2.0,
+            Set::One(_) => 3.0 + n,
+            // Experts and heads have no order that means much: "all but head 0" rather than "heads ≥ 1".
+            Set::Range(from, to) if (*from == 0 || *to == self.n) && self.axis.is_category() => 5.0 + n,
+            Set::Range(from, to) if *from == 0 || *to == self.n => 3.0 + n,
+            Set::PartialTile { .. } => 3.0 + log(TILES.len()),
+            Set::Block { width, .. } => 3.0 + log(TILES.len()) + log(self.n / width),
+            Set::AllBut(_) => 4.0 + n,
+            Set::Range(..) => 3.0 + 2.0 * n,
+            Set::Residue { modulus, .. } => 4.0 + log(MODULI.len()) + 2.0 * log(*modulus),
+            Set::Few(v) => 5.0 + v.len() as f64 * n,
+        }
+    }
+
+    pub fn kind(&self) -> PatternKind {
+        use PatternKind as P;
+        let one = matches!(self.set, Set::One(_));
+        let but = matches!(self.set, Set::AllBut(_));
+        match (self.axis, &self.set) {
+            (_, Set::PartialTile { .. }) => P::LastPartialTile,
+            (Axis::Position, Set::One(v)) if *v + 1 == self.n => P::LastPosition,
+            (Axis::Position, Set::Residue { .. }) => P::PositionResidue,
+            (Axis::Position, _) if one => P::Position,
+            (Axis::Position, _) if but => P::AllButPosition,
+            (Axis::Position, _) => P::PositionRange,
+            (Axis::Expert, _) if one => P::Expert,
+            (Axis::Expert, _) if but => P::AllButExpert,
+            (Axis::Expert, _) => P::Experts,
+            (Axis::Slot, _) => P::Slot,
+            (Axis::Head, _) if one => P::Head,
+            (Axis::Head, _) if but => P::AllButHead,
+            (Axis::Head, _) => P::Heads,
+            (Axis::WithinHead, _) => P::WithinHead,
+            (Axis::Column | Axis::Key, Set::Block { .. }) => P::ColumnBlock,
+            (Axis::Column | Axis::Key, Set::Residue { modulus, from, to }) => {
+                if *modulus == 256 && (to - from).is_multiple_of(16) { P::SubBlock } else { P::ColumnResidue }
+            }
+            (Axis::Column | Axis::Key, _) if one => P::Column,
+            (Axis::Column | Axis::Key, _) if but => P::AllButColumn,
+            (Axis::Column | Axis::Key, _) => P::ColumnRange,
+        }
+    }
+
+    /// In words. Positions are absolute.
+    pub fn describe(&self, w: Words) -> String {
+        let noun = self.axis.noun();
+        let of_each = if self.axis == Axis::WithinHead { " of each head" } else { "" };
+        let at = |i: usize| if self.axis == Axis::Position { i + w.start } else { i };
+        let span = |from: usize, to: usize| match to - from {
+            1 => format!("{noun} {}", at(from)),
+            _ => format!("{noun}s {}–{}", at(from), at(to - 1)),
+        };
+        match &self.set {
+            Set::One(v) if self.axis == Axis::Position && *v + 1 == self.n => "last position only".into(),
+            Set::One(v) => format!("{noun} {} only{of_each}", at(*v)),
+            Set::Few(v) => {
+                let (last, rest) = v.split_last().expect("a few are at least two");
+                let rest: Vec<String> = rest.iter().map(|i| at(*i).to_string()).collect();
+                format!("{noun}s {} and {} only{of_each}", rest.join(", "), at(*last))
+            }
+            Set::AllBut(v) => format!("all but {noun} {}{of_each}", at(*v)),
+            Set::Range(from, to)
+                if self.axis == Axis::WithinHead && self.n.is_multiple_of(2) && *from == 0 && 2 * to == self.n =>
+            {
+                "first half of each head".into()
+            }
+            Set::Range(from, to) if self.axis == Axis::WithinHead && 2 * from == self.n && *to == self.n => {
+                "second half of each head".into()
+            }
+            Set::Range(from, to) if *to == self.n && to - from > 1 => format!("{noun}s ≥ {}{of_each}", at(*from)),
+            Set::Range(0, to) if *to > 1 => format!("{noun}s < {}{of_each}", at(*to)),
+            Set::Range(from, to) => format!("{}{of_each}", span(*from, *to)),
+            Set::PartialTile { tile } => {
+                let axis = if self.axis == Axis::Position { "rows" } else { "columns" };
+                let from = at(self.n / tile * tile);
+                format!("last partial tile of {axis}: {noun}s ≥ {from} ({} in tiles of {tile})", self.n)
+            }
+            Set::Block { width, i } => {
+                let which = if (i + 1) * width == self.n {
+                    "the last".into()
+                } else if *i == 0 {
+                    "the first".into()
+                } else {
+                    format!("the {}", ordinal(i + 1))
+                };
+                let quant = w.qtype.filter(|t| t.block_len() == *width);
+                let what = match quant {
+                    Some(ty) if w.columns_of_weight => format!("{which} {ty} block"),
+                    Some(ty) => format!("{which} block of {width}, the length of a {ty} block"),
+                    None => format!("{which} block of {width}"),
+                };
+                format!("{}, {what}", span(i * width, (i + 1) * width))
+            }
+            Set::Residue { modulus: 2, from, .. } => {
+                format!("{} {noun}s{of_each}", if *from == 0 { "even" } else { "odd" })
+            }
+            Set::Residue { modulus, from, to } => {
+                let each = match to - from {
+                    1 => format!("{noun}s {from} mod {modulus}{of_each}"),
+                    _ => format!("{noun}s {from}–{} of each {modulus}{of_each}", to - 1),
+                };
+                let sub = w.qtype.filter(|t| t.block_len() == *modulus).map(sub_block_len);
+                match sub.filter(|s| from.is_multiple_of(*s) && to.is_multiple_of(*s) && self.axis == Axis::Column) {
+                    Some(s) if to - from == s => format!("sub-block {} of every block: {each}", from / s),
+                    Some(s) => format!("sub-blocks {}–{} of every block: {each}", from / s, to / s - 1),
+                    None => each,
+                }
+            }
+        }
+    }
+
+    /// Writes the set into its field of `region`.
+    pub fn restrict(&self, region: &mut Region, start: usize) {
+        let members = || (0..self.n).filter(|i| self.contains(*i)).collect::<Vec<_>>();
+        let shift = if self.axis == Axis::Position { start } else { 0 };
+        let span = || {
+            let all = members();
+            let (modulus, residues) = match self.set {
+                Set::Residue { modulus, from, to } => (Some(modulus), Some([from, to - 1])),
+                _ => (None, None),
+            };
+            let from = all.first().copied().unwrap_or(0);
+            let to = all.last().copied().unwrap_or(0);
+            let except = match (&self.set, modulus) {
+                (_, Some(_)) => vec![],
+                _ => (from..to).filter(|i| !self.contains(*i)).map(|i| i + shift).collect(),
+            };
+            Span { from: from + shift, to: to + shift, modulus, residues, except }
+        };
+        match self.axis {
+            Axis::Position => region.positions = Some(span()),
+            Axis::Slot => region.slots = Some(members()),
+            Axis::Expert => region.experts = Some(members()),
+            Axis::Head => region.heads = Some(members()),
+            Axis::WithinHead => region.within_head = Some(span()),
+            Axis::Column => region.columns = Some(span()),
+            Axis::Key => region.keys = Some(span()),
+        }
+    }
+}
+
+fn ordinal(n: usize) -> String {
+    let ending = match (n % 10, n % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{n}{ending}")
+}
+
+/// Weights that share a scale within a 256-weight block.
+fn sub_block_len(ty: GgmlType) -> usize {
+    use GgmlType::*;
+    match ty {
+        Q2_K | Q3_K | Q6_K | IQ2_XS | IQ2_S | IQ1_M => 16,
+        Q4_K | Q5_K | IQ4_XS | IQ2_XXS | IQ3_XXS | IQ3_S | IQ1_S => 32,
+        _ => ty.block_len(),
+    }
+}

@@ -1,0 +1,298 @@
+use super::super::pattern::{PatternKind as P, RelationKind};
+use super::*;
+
+/// A deterministic number in −1 to 1.
+fn noise(seed: u64) -> f64 {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(0x1234_5678_9ABC_DEF1);
+    x ^= x >> 30;
+    x = x.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x ^= x >> 27;
+    x = x.wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^= x >> 31;
+    x as f64 / u64::MAX as f64 * 2.0 - 1.0
+}
+
+struct Case {
+    stage: Stage,
+    shape: Vec<usize>,
+    start: usize,
+    ids: Option<Vec<u32>>,
+    head_dim: Option<usize>,
+    qtype: Option<GgmlType>,
+    expected: Vec<f64>,
+    subject: Vec<f64>,
+    floor: Vec<f64>,
+}
+
+impl Case {
+    /// Values of size 1 with noise up to the floor of 1e-6.
+    fn new(stage: Stage, shape: &[usize]) -> Self {
+        let n = shape.iter().product();
+        let expected: Vec<f64> = (0..n).map(|i| noise(i as u64)).collect();
+        let subject = expected.iter().enumerate().map(|(i, x)| x + 1e-6 * noise(!(i as u64))).collect();
+        Self {
+            stage,
+            shape: shape.to_vec(),
+            start: 0,
+            ids: None,
+            head_dim: None,
+            qtype: None,
+            expected,
+            subject,
+            floor: vec![1e-6; n],
+        }
+    }
+    /// Adds an error of up to `strength` floors where `wrong(row, column)`.
+    fn plant(mut self, strength: f64, wrong: impl Fn(usize, usize) -> bool) -> Self {
+        let cols = self.shape[self.shape.len() - 1];
+        for i in 0..self.subject.len() {
+            if wrong(i / cols, i % cols) {
+                self.subject[i] += strength * 1e-6 * noise(7 * i as u64 + 3);
+            }
+        }
+        self
+    }
+    fn find(&self) -> Option<Pattern> {
+        self.find_with(Some(&self.floor))
+    }
+    fn find_with(&self, floor: Option<&[f64]>) -> Option<Pattern> {
+        find(View {
+            stage: self.stage,
+            shape: &self.shape,
+            expected: &self.expected,
+            subject: &self.subject,
+            floor,
+            start: self.start,
+            ids: self.ids.as_deref(),
+            head_dim: self.head_dim,
+            qtype: self.qtype,
+        })
+    }
+    /// The same pattern at three strengths.
+    fn expect(
+        stage: Stage,
+        shape: &[usize],
+        set: impl Fn(&mut Case),
+        wrong: impl Fn(usize, usize) -> bool,
+        kinds: &[P],
+        says: &str,
+    ) {
+        for strength in [8.0, 64.0, 1e6] {
+            let mut case = Case::new(stage, shape);
+            set(&mut case);
+            let case = case.plant(strength, &wrong);
+            let pattern = case.find().unwrap_or_else(|| panic!("{says}: no pattern at {strength}"));
+            assert_eq!(pattern.description, says, "at {strength}: {pattern:?}");
+            assert_eq!(pattern.kinds, kinds, "{says} at {strength}");
+            assert!(pattern.share >= 0.95 && pattern.share <= 1.0 + 1e-12, "{says}: {}", pattern.share);
+        }
+    }
+}
+
+/// The ids of 17 tokens with 2 of 128 experts each; expert 93 has 11 rows.
+fn ids() -> Vec<u32> {
+    (0..17).flat_map(|t| [if t % 3 == 2 { 40 + t } else { 93 }, 100 + t % 5]).map(|id| id as u32).collect()
+}
+fn with_ids(c: &mut Case) {
+    c.ids = Some(ids());
+    c.qtype = Some(GgmlType::Q6_K);
+}
+fn plain(_: &mut Case) {}
+
+#[test]
+fn noise_has_no_pattern() {
+    assert_eq!(Case::new(Stage::MoeOut, &[17, 256]).find(), None);
+    assert_eq!(Case::new(Stage::AttnScores, &[4, 9, 9]).find(), None);
+}
+
+#[test]
+fn experts() {
+    let is_93 = |r: usize, _| ids()[r] == 93;
+    Case::expect(Stage::ExpertDown, &[17, 2, 256], with_ids, is_93, &[P::Expert], "expert 93 only (12 of 34 rows)");
+    Case::expect(
+        Stage::ExpertDown,
+        &[17, 2, 256],
+        with_ids,
+        |r, c| ids()[r] == 93 && c >= 224,
+        &[P::Expert, P::ColumnBlock],
+        "expert 93 only (12 of 34 rows); columns 224–255, the last block of 32",
+    );
+    Case::expect(
+        Stage::ExpertDown,
+        &[17, 2, 1024],
+        with_ids,
+        |r, c| ids()[r] == 93 && (512..768).contains(&c),
+        &[P::Expert, P::ColumnBlock],
+        "expert 93 only (12 of 34 rows); columns 512–767, the 3rd block of 256, the length of a Q6_K block",
+    );
+    Case::expect(
+        Stage::ExpertGate,
+        &[17, 2, 256],
+        with_ids,
+        |r, _| [93, 100].contains(&ids()[r]),
+        &[P::Experts],
+        "experts 93 and 100 only (16 of 34 rows)",
+    );
+    Case::expect(Stage::ExpertUp, &[17, 2, 64], with_ids, |r, _| r % 2 == 1, &[P::Slot], "slot 1 only");
+    Case::expect(Stage::RouterLogits, &[17, 128], plain, |_, c| c == 5, &[P::Expert], "expert 5 only");
+}
+
+#[test]
+fn columns() {
+    let shape = [17, 4050];
+    let last = |_, c| c >= 4032;
+    let says = "last partial tile of columns: columns ≥ 4032 (4050 in tiles of 32)";
+    Case::expect(Stage::Logits, &shape, plain, last, &[P::LastPartialTile], says);
+    let shape = [17, 1024];
+    let k = |c: &mut Case| c.qtype = Some(GgmlType::Q4_K);
+    let says = "sub-block 3 of every block: columns 96–127 of each 256";
+    Case::expect(Stage::Embedding, &shape, k, |_, c| c % 256 / 32 == 3, &[P::SubBlock], says);
+    let says = "columns 768–1023, the last Q4_K block";
+    Case::expect(Stage::Embedding, &shape, k, |_, c| c >= 768, &[P::ColumnBlock], says);
+    let says = "columns 992–1023, the last block of 32";
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c >= 992, &[P::ColumnBlock], says);
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c % 2 == 1, &[P::ColumnResidue], "odd columns");
+    let says = "columns 8–31 of each 32";
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c % 32 >= 8, &[P::ColumnResidue], says);
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c == 77, &[P::Column], "column 77 only");
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c != 77, &[P::AllButColumn], "all but column 77");
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| c >= 700, &[P::ColumnRange], "columns ≥ 700");
+    let says = "columns 130–419";
+    Case::expect(Stage::AttnOut, &shape, plain, |_, c| (130..420).contains(&c), &[P::ColumnRange], says);
+}
+
+#[test]
+fn positions() {
+    let shape = [130, 64];
+    let from = |r, _| r >= 64;
+    Case::expect(Stage::MoeOut, &shape, plain, from, &[P::PositionRange], "positions ≥ 64");
+    Case::expect(Stage::MoeOut, &shape, plain, |r, _| r == 129, &[P::LastPosition], "last position only");
+    let at_10 = |c: &mut Case| c.start = 10;
+    Case::expect(Stage::MoeOut, &shape, at_10, |r, _| r == 5, &[P::Position], "position 15 only");
+    Case::expect(Stage::QRope, &[17, 64], plain, |r, _| r > 0, &[P::PositionRange], "positions ≥ 1");
+    let says = "last partial tile of rows: positions ≥ 96 (100 in tiles of 8)";
+    Case::expect(Stage::MoeOut, &[100, 64], plain, |r, _| r >= 96, &[P::LastPartialTile], says);
+    Case::expect(Stage::MoeOut, &shape, plain, |r, _| r % 2 == 0, &[P::PositionResidue], "even positions");
+    let says = "last position only; columns 32–63, the last block of 32";
+    let kinds = [P::LastPosition, P::ColumnBlock];
+    Case::expect(Stage::MoeOut, &shape, plain, |r, c| r == 129 && c >= 32, &kinds, says);
+}
+
+#[test]
+fn heads() {
+    let shape = [17, 512];
+    let d = |c: &mut Case| c.head_dim = Some(64);
+    Case::expect(Stage::QRope, &shape, d, |_, c| c >= 64, &[P::AllButHead], "all but head 0");
+    Case::expect(Stage::QRope, &shape, d, |_, c| c / 64 == 3, &[P::Head], "head 3 only");
+    Case::expect(Stage::QRope, &shape, d, |_, c| c % 64 >= 32, &[P::WithinHead], "second half of each head");
+    let says = "dimension 9 only of each head";
+    Case::expect(Stage::QRope, &shape, d, |_, c| c % 64 == 9, &[P::WithinHead], says);
+    let odd = |r: usize, c: usize| r / 9 % 2 == 1 && c <= r % 9;
+    Case::expect(Stage::AttnScores, &[8, 9, 9], plain, odd, &[P::Heads], "odd heads");
+    let one = |r: usize, c: usize| r / 9 == 2 && c <= r % 9;
+    Case::expect(Stage::AttnScores, &[8, 9, 9], plain, one, &[P::Head], "head 2 only");
+    let first_key = |_, c: usize| c == 0;
+    Case::expect(Stage::AttnProbs, &[8, 9, 9], plain, first_key, &[P::Column], "key 0 only");
+}
+
+#[test]
+fn a_leaking_mask_is_above_the_diagonal() {
+    let mut case = Case::new(Stage::AttnScores, &[4, 9, 12]);
+    case.start = 3;
+    let case = case.plant(1e5, |r, c| c == r % 9 + 3 + 1);
+    let p = case.find().unwrap();
+    assert_eq!((p.kind, p.description.as_str()), (P::Diagonal, "above the diagonal: keys 1 after the query"));
+    assert_eq!(p.region.key_minus_query, Some([1, 1]));
+}
+
+#[test]
+fn everywhere_nowhere_and_one_element() {
+    Case::expect(Stage::MoeOut, &[17, 256], plain, |_, _| true, &[P::WholeTensor], "whole tensor");
+    let case = Case::new(Stage::MoeOut, &[17, 256]).plant(1e3, |r, c| (r * 2654435761 + c * 40503) % 211 == 0);
+    assert_eq!(case.find().unwrap().kind, P::Scattered);
+    let case = Case::new(Stage::MoeOut, &[17, 256]).plant(1e3, |r, c| r == 4 && c == 200);
+    let p = case.find().unwrap();
+    assert_eq!((p.kind, p.elements), (P::Element, 1), "{p:?}");
+}
+
+#[test]
+fn regions_are_data() {
+    let mut case = Case::new(Stage::ExpertDown, &[17, 2, 256]);
+    with_ids(&mut case);
+    let p = case.plant(64.0, |r, c| ids()[r] == 93 && c >= 224).find().unwrap();
+    assert_eq!(p.region.experts, Some(vec![93]));
+    let columns = p.region.columns.unwrap();
+    assert_eq!((columns.from, columns.to, p.elements), (224, 255, 12 * 32));
+}
+
+#[test]
+fn without_a_floor_a_loud_error_still_has_a_place() {
+    let case = Case::new(Stage::MoeOut, &[17, 256]).plant(1e4, |_, c| (64..128).contains(&c));
+    assert_eq!(case.find_with(None).unwrap().description, "columns 64–127, the 2nd block of 64");
+}
+
+#[test]
+fn non_finite_values_have_a_place_too() {
+    let mut case = Case::new(Stage::ExpertDown, &[17, 2, 256]);
+    with_ids(&mut case);
+    for (i, x) in case.subject.iter_mut().enumerate() {
+        if ids()[i / 256] == 93 {
+            *x = f64::NAN;
+        }
+    }
+    let p = case.find().unwrap();
+    assert_eq!(p.kind, P::Expert);
+    assert_eq!(p.non_finite.unwrap().first, Some(vec![0, 0, 0]));
+    assert_eq!(p.description, "3072 NaN and 0 infinite, the first at [0, 0, 0]: expert 93 only (12 of 34 rows)");
+}
+
+/// The relation of a subject that is a function of the expected values, with noise.
+fn relation(
+    shape: &[usize],
+    head_dim: Option<usize>,
+    f: impl Fn(&[f64], usize, usize) -> f64,
+) -> Option<(RelationKind, String)> {
+    let mut case = Case::new(Stage::QNorm, shape);
+    case.head_dim = head_dim;
+    for i in 0..case.subject.len() {
+        case.subject[i] = f(&case.expected, i / shape[1], i % shape[1]) + 1e-6 * noise(!(i as u64));
+    }
+    case.find().unwrap().relation.map(|r| (r.kind, r.description))
+}
+
+#[test]
+fn relations() {
+    let shape = [9, 64];
+    let at = |x: &[f64], r: usize, c: usize| x[r * 64 + c];
+    let kind = |f: &dyn Fn(&[f64], usize, usize) -> f64| relation(&shape, Some(16), f);
+    let (k, text) = kind(&|x, r, c| at(x, r, c) * 2f64.sqrt()).unwrap();
+    assert_eq!((k, text.as_str()), (RelationKind::Scale, "every element there is 1.41421 × expected"));
+    let (_, text) = kind(&|x, r, c| at(x, r, c) * 4.0).unwrap();
+    assert_eq!(text, "every element there is 4.000000 = √head_dim × expected");
+    let (_, text) = kind(&|x, r, c| at(x, r, c) * (1.0 + 1e-4)).unwrap();
+    assert!(text.starts_with("every element there is (1 + 9.99"), "{text}");
+    assert_eq!(kind(&|x, r, c| -at(x, r, c)).unwrap().0, RelationKind::SignFlip);
+    assert_eq!(kind(&|x, r, c| at(x, r, c) + 0.25).unwrap().0, RelationKind::Offset);
+    let halves = kind(&|x, r, c| at(x, r, c / 16 * 16 + (c % 16 + 8) % 16)).unwrap();
+    assert_eq!(halves.1, "the two halves of each head are exchanged");
+    assert_eq!(kind(&|x, r, c| at(x, r, c ^ 1)).unwrap().0, RelationKind::PairsExchanged);
+    let stale = kind(&|x, r, c| at(x, r.saturating_sub(1), c)).unwrap();
+    assert_eq!(stale, (RelationKind::ShiftedRow, "each row there is the row before it".into()));
+    let column = kind(&|x, r, c| at(x, r, (c + 1).min(63))).unwrap();
+    assert_eq!(column.1, "each element there is the one after it");
+    assert_eq!(kind(&|x, r, c| at(x, r, c) * (1.0 + r as f64)).unwrap().0, RelationKind::GroupScale);
+    assert_eq!(kind(&|x, r, c| at(x, r, c) + noise((r * 64 + c) as u64 ^ 0xABCDEF)), None);
+    let mut zero = Case::new(Stage::MoeOut, &[9, 64]);
+    zero.subject.iter_mut().skip(8 * 64).for_each(|x| *x = 0.0);
+    let p = zero.find().unwrap();
+    assert_eq!((p.kind, p.relation.unwrap().kind), (P::LastPosition, RelationKind::Zero));
+}
+
+#[test]
+fn an_empty_tensor_has_no_pattern_and_a_short_one_does_not_panic() {
+    assert_eq!(Case::new(Stage::MoeOut, &[0, 256]).find(), None);
+    for shape in [[1, 1], [1, 2], [2, 1], [3, 5]] {
+        let _ = Case::new(Stage::MoeOut, &shape).plant(100.0, |_, _| true).find();
+    }
+    let _ = Case::new(Stage::AttnScores, &[1, 1, 1]).plant(100.0, |_, _| true).find();
+}
