@@ -2,9 +2,15 @@
 
 use std::path::Path;
 
+use twinscope::Result;
+use twinscope::backend::cpu::CpuBackend;
+use twinscope::backend::{Backend, HostTensor};
 use twinscope::gguf::Gguf;
+use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::quant::{GgmlType, dequantize};
-use twinscope::synth::{Ffn, MIXES, Mix, Plan, Role, Shape};
+use twinscope::stage::{Site, Stage};
+use twinscope::synth::{Ffn, MIXES, Mix, Moe, Plan, Role, Shape};
+use twinscope::trace::{Observer, Traced};
 
 fn write(path: &Path, shape: &Shape, mix: &Mix, seed: u64) {
     Plan::new("test", shape, mix, seed).unwrap().write(path, |_| ()).unwrap();
@@ -211,7 +217,7 @@ fn dense_and_tied_models_have_their_tensors() {
 fn dimensions_that_make_no_model_are_refused_by_flag() {
     let tiny = Shape::named("tiny").unwrap();
     let Ffn::Moe(moe) = tiny.ffn else { panic!("tiny has experts") };
-    let used = |used| Shape { ffn: Ffn::Moe(twinscope::synth::Moe { used, ..moe }), ..tiny };
+    let used = |used| Shape { ffn: Ffn::Moe(Moe { used, ..moe }), ..tiny };
     for (shape, message) in [
         (Shape { kv_heads: 3, ..tiny }, "--kv-heads: expected a divisor of --heads 8, found 3"),
         (Shape { kv_heads: 9, ..tiny }, "--kv-heads: expected 1 to 8, found 9"),
@@ -227,6 +233,101 @@ fn dimensions_that_make_no_model_are_refused_by_flag() {
         let error = Plan::new("t", &shape, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap();
         assert_eq!((error.to_string().as_str(), error.exit_code()), (message, 2));
     }
+}
+
+/// What a forward pass made, by stage, in order of the layers.
+#[derive(Default)]
+struct Kept(Vec<(Site, HostTensor)>);
+
+impl Observer for Kept {
+    fn wants(&self, site: Site) -> bool {
+        matches!(
+            site.stage,
+            Stage::AttnOut | Stage::RouterIds | Stage::MoeOut | Stage::FfnOut | Stage::LayerOut | Stage::Logits
+        )
+    }
+    fn observe(&mut self, site: Site, _start: usize, values: HostTensor) -> Result<()> {
+        self.0.push((site, values));
+        Ok(())
+    }
+}
+
+impl Kept {
+    fn of(&self, stage: Stage) -> impl Iterator<Item = &HostTensor> {
+        self.0.iter().filter(move |(site, _)| site.stage == stage).map(|(_, values)| values)
+    }
+}
+
+fn rms(values: &HostTensor) -> f64 {
+    (values.to_f64().iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
+}
+
+fn run(shape: &Shape, mix: &str) -> Kept {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    write(&path, shape, &Mix::from_name(mix).unwrap(), 2);
+    let model = Model::open(Some(&path)).unwrap();
+    let mut backend = Traced::new(CpuBackend::new(None, None).unwrap(), Kept::default());
+    backend.prepare(&model.weights.all(), &mut |_| ()).unwrap();
+    let tokens: Vec<u32> = (0..12).map(|i| i * 23).collect();
+    let mut session = Session::new(&mut backend, &model.config, tokens.len()).unwrap();
+    forward(&mut backend, &model, &mut session, &tokens, LogitRows::All).unwrap();
+    backend.finish().unwrap().1
+}
+
+#[test]
+fn activations_neither_die_nor_explode_over_48_layers() {
+    let moe = Moe { experts: 16, used: 4, width: 256 };
+    let shape = Shape { layers: 48, vocab: 300, ffn: Ffn::Moe(moe), ..Shape::named("tiny").unwrap() };
+    let kept = run(&shape, "Q4_K_M");
+    // The stream begins with rms 1, and 2·48 independent parts of rms 1/√(2·48) would bring it to √2.
+    assert_eq!(kept.of(Stage::LayerOut).count(), 48);
+    for (layer, values) in kept.of(Stage::LayerOut).enumerate() {
+        assert!((0.9..2.5).contains(&rms(values)), "layer {layer}: rms {}", rms(values));
+    }
+    // No layer is lost in the stream that it adds to, and none takes it over.
+    for stage in [Stage::AttnOut, Stage::MoeOut] {
+        for (layer, (part, stream)) in kept.of(stage).zip(kept.of(Stage::LayerOut)).enumerate() {
+            let share = rms(part) / rms(stream);
+            assert!((0.02..0.5).contains(&share), "layer {layer} {stage}: {share} of the stream");
+        }
+    }
+    // Every expert has work, and tokens are routed apart.
+    let ids: Vec<u32> = kept.of(Stage::RouterIds).flat_map(|v| v.ids()).copied().collect();
+    let load: Vec<usize> = (0..16).map(|e| ids.iter().filter(|id| **id == e).count()).collect();
+    assert!(load.iter().all(|n| *n * 16 * 4 > ids.len()), "{load:?}");
+    let logits = kept.of(Stage::Logits).next().unwrap();
+    assert!((2.0..6.0).contains(&rms(logits)), "logits: rms {}", rms(logits));
+    let first = |row: &[f64]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+    let logits = logits.to_f64();
+    let firsts: std::collections::HashSet<_> = logits.chunks(300).map(first).collect();
+    assert!(firsts.len() > 6, "12 tokens have {} different first choices", firsts.len());
+}
+
+#[test]
+fn dense_tied_activations_neither_die_nor_explode_over_48_layers() {
+    let shape = Shape { layers: 48, vocab: 300, ffn: Ffn::Dense(512), tied: true, ..Shape::named("tiny").unwrap() };
+    let kept = run(&shape, "Q5_0");
+    for (layer, values) in kept.of(Stage::LayerOut).enumerate() {
+        assert!((0.1..2.5).contains(&rms(values)), "layer {layer}: rms {}", rms(values));
+    }
+    let logits = kept.of(Stage::Logits).next().unwrap();
+    assert!((2.0..6.0).contains(&rms(logits)), "logits: rms {}", rms(logits));
+}
+
+#[test]
+fn tokenizer_of_the_full_vocabulary_keeps_any_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let shape = Shape { hidden: 32, layers: 1, vocab: 151_936, ffn: Ffn::Dense(32), ..Shape::named("tiny").unwrap() };
+    write(&path, &shape, &Mix::from_name("Q8_0").unwrap(), 0);
+    let model = Model::open(Some(&path)).unwrap();
+    let text = "fn main() { let x = 1; }\n\tGröße 你好 🦀<|im_end|>";
+    let tokens = model.tokenizer().unwrap().encode(text).unwrap();
+    assert_eq!(tokens.last(), Some(&151_935));
+    // All pairs of bytes are tokens, so there are about half as many as bytes.
+    assert!(tokens.len() < text.len() * 2 / 3, "{} tokens of {} bytes", tokens.len(), text.len());
+    assert_eq!(model.tokenizer().unwrap().decode(&tokens).unwrap(), text);
 }
 
 /// Exit code and stderr of the program.
