@@ -11,6 +11,7 @@ use crate::Result;
 
 mod common;
 mod export;
+mod import;
 mod inspect;
 mod output;
 mod run;
@@ -36,6 +37,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Export(export::Args),
+    Import(import::Args),
     Inspect(inspect::Args),
     Run(run::Args),
     Synth(Box<synth::Args>),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
         Verb::Export(args) => export::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),

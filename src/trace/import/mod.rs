@@ -119,7 +119,7 @@ fn take(
     let about = source.about();
     let tokens = tokens.unwrap_or_else(|| about.tokens.clone());
     let mut unmapped = about.other.clone();
-    let mut assumed = Vec::new();
+    let mut lone = Vec::new();
 
     let mut found: BTreeMap<Site, Mapped> = BTreeMap::new();
     for (i, item) in source.items().iter().enumerate() {
@@ -147,12 +147,16 @@ fn take(
         if rows == positions && rows > 0 {
             starts.insert(*site, 0);
         } else if rows == 1 && (outer || about.last_row_only) && positions > 0 {
-            assumed.push(format!("{label}: its one row is taken to be the last of {positions} positions"));
+            lone.push(label.as_str());
             starts.insert(*site, positions - 1);
         } else {
             unmapped.push(format!("{label}: {rows} rows where the run has {positions} positions"));
         }
     }
+    let assumed = match &lone[..] {
+        [] => vec![],
+        labels => vec![format!("the one row of {} is the last of {positions} positions", labels.join(", "))],
+    };
     if starts.is_empty() {
         return Err(Error::input(format!(
             "{}: nothing in it is a stage of a run; {}",
