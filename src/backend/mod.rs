@@ -334,7 +334,7 @@ impl<'w, T> Op<'w, T> {
     }
 
     /// The same operation over other handles: `f` is called once for each operand, in the order of [`Op::inputs`].
-    pub fn try_map<U>(&self, mut f: impl FnMut(&T) -> Result<U>) -> Result<Op<'w, U>> {
+    pub fn try_map<'s, U>(&'s self, mut f: impl FnMut(&'s T) -> Result<U>) -> Result<Op<'w, U>> {
         Ok(match *self {
             Op::Embed { table, tokens } => Op::Embed { table, tokens },
             Op::RmsNorm { ref x, weight, eps } => Op::RmsNorm { x: f(x)?, weight, eps },

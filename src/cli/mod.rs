@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 mod common;
+mod diff;
 mod export;
-mod import;
 mod inspect;
 mod output;
 mod run;
@@ -36,8 +36,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Diff(Box<diff::Args>),
     Export(export::Args),
-    Import(import::Args),
     Inspect(inspect::Args),
     Run(run::Args),
     Synth(Box<synth::Args>),
@@ -58,8 +58,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
+        Verb::Diff(args) => diff::run(&args),
         Verb::Export(args) => export::run(&args),
-        Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),

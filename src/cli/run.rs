@@ -4,9 +4,9 @@ use std::io::Write;
 use std::time::Instant;
 
 use crate::Result;
-use crate::backend::{Backend, Data};
+use crate::backend::Backend;
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, argmax, prepare};
 use crate::error::Error;
 use crate::model::{LogitRows, Model, Session, Tokenizer, forward};
 
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut next = 0;
     for chunk in prompt.tokens.chunks(args.chunk as usize) {
         let logits = forward(&mut backend, &model, &mut session, chunk, LogitRows::Last)?;
-        next = argmax(&backend.read(&logits)?.data)?;
+        next = argmax(&backend.read(&logits)?)?;
     }
     let prefill = began.elapsed();
     let began = Instant::now();
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             break;
         }
         let logits = forward(&mut backend, &model, &mut session, &[next], LogitRows::Last)?;
-        next = argmax(&backend.read(&logits)?.data)?;
+        next = argmax(&backend.read(&logits)?)?;
         decoded += 1;
     }
     println!();
@@ -75,32 +75,6 @@ pub fn run(args: &Args) -> Result<Outcome> {
         eprintln!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed()));
     }
     Ok(Outcome::Ok)
-}
-
-/// The token with the largest logit, the lowest id among equals.
-///
-/// # Errors
-/// A NaN among the logits: there is no largest.
-fn argmax(logits: &Data) -> Result<u32> {
-    let best = |values: &mut dyn Iterator<Item = f64>| {
-        let mut best = (0, f64::NEG_INFINITY);
-        for (i, x) in values.enumerate() {
-            if x.is_nan() {
-                return Err(Error::cannot_run(format!(
-                    "logit {i} is NaN; `twinscope trace` shows where it first appears"
-                )));
-            }
-            if x > best.1 {
-                best = (i as u32, x);
-            }
-        }
-        Ok(best.0)
-    };
-    match logits {
-        Data::F32(v) => best(&mut v.iter().map(|&x| x as f64)),
-        Data::F64(v) => best(&mut v.iter().copied()),
-        Data::U32(_) => unreachable!("logits are numbers"),
-    }
 }
 
 /// Prints text as tokens arrive, holding back bytes that are not yet whole characters.

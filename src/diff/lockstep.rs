@@ -259,8 +259,9 @@ impl Backend for Lockstep<'_> {
         }
         if op.makes_stage() { self.stage(site, op) } else { self.moved(site, op) }
     }
+    /// The reference's values: the teacher's, where a run is continued from its own logits.
     fn fetch(&mut self, tensor: &Rc<Lane>) -> Result<Ticket> {
-        let values = (*tensor.host.borrow()[1]).clone();
+        let values = (*tensor.host.borrow()[0]).clone();
         Ok(self.tickets.put(values))
     }
     fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {

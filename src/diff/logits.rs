@@ -88,21 +88,33 @@ pub fn compare_logits(
         })
         .collect();
 
-    let mean = |f: fn(&LogitsAt) -> f64| at.iter().map(f).sum::<f64>() / t as f64;
-    let mut klds: Vec<f64> = at.iter().map(|p| p.kld).collect();
-    klds.sort_unstable_by(f64::total_cmp);
-    let same_top = at.iter().filter(|p| p.reference_top == p.subject_top).count();
-    Ok(LogitsComparison {
-        positions: t,
-        kld_mean: mean(|p| p.kld),
-        kld_p999: quantile(&klds, 0.999),
-        kld_max: klds[t - 1],
-        same_top,
-        same_top_rate: same_top as f64 / t as f64,
-        rms_delta_p: mean(|p| p.delta_p * p.delta_p).sqrt(),
-        top_k_overlap: mean(|p| p.top_k_overlap),
-        at,
-    })
+    Ok(LogitsComparison::from_positions(at))
+}
+
+impl LogitsComparison {
+    /// Aggregates positions.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn from_positions(at: Vec<LogitsAt>) -> Self {
+        let t = at.len();
+        assert!(t > 0, "logits of at least one position");
+        let mean = |f: fn(&LogitsAt) -> f64| at.iter().map(f).sum::<f64>() / t as f64;
+        let mut klds: Vec<f64> = at.iter().map(|p| p.kld).collect();
+        klds.sort_unstable_by(f64::total_cmp);
+        let same_top = at.iter().filter(|p| p.reference_top == p.subject_top).count();
+        Self {
+            positions: t,
+            kld_mean: mean(|p| p.kld),
+            kld_p999: quantile(&klds, 0.999),
+            kld_max: klds[t - 1],
+            same_top,
+            same_top_rate: same_top as f64 / t as f64,
+            rms_delta_p: mean(|p| p.delta_p * p.delta_p).sqrt(),
+            top_k_overlap: mean(|p| p.top_k_overlap),
+            at,
+        }
+    }
 }
 
 fn check_finite(a: &[f64], b: &[f64], shape: &[usize]) -> Result<(), Mismatch> {

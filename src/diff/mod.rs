@@ -10,6 +10,7 @@
 pub mod attribution;
 pub mod floor;
 pub mod geometry;
+pub mod judge;
 pub mod lockstep;
 pub mod logits;
 pub mod metrics;

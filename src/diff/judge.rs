@@ -1,0 +1,397 @@
+//! Turns what a lockstep run observes into a [`Comparison`].
+//!
+//! - Each stage is judged when it is made, so no more than one layer of values is held.
+//! - With a judge, the measure is the largest |error| over its rounding floor; without one, nmse thresholds. `--tol` limits
+//!   are held against the total error either way.
+//! - **Subject**: |g(x_g) − o(x_g)| over its own floor. **Reference**: |c(x_g) − o(x_g)| and |c(x_c) − o(x_c)|, the larger.
+//! - Routing: in the oracle's logits on the reference's inputs, the reference may be off by its floor; the subject by its
+//!   floor and by what its inputs moved, which was judged where it arose.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crate::backend::{AnyBackend, Backend, Contract, HostTensor, OpKind};
+use crate::diff::attribution::{InputError, split};
+use crate::diff::floor::{floor_of, injected_ratio, logit_bounds};
+use crate::diff::geometry::{self, View};
+use crate::diff::lockstep::{Observation, Sink};
+use crate::diff::logits::{LogitsAt, compare_logits};
+use crate::diff::metrics::{Mask, Mismatch, measure};
+use crate::diff::outcome::{Cause, JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
+use crate::diff::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
+use crate::diff::tolerance::Tolerances;
+use crate::error::Result;
+use crate::model::Config;
+use crate::stage::{Site, Stage};
+
+/// The contracts of one side, by operation.
+pub struct Contracts(HashMap<OpKind, Contract>);
+
+impl Contracts {
+    pub fn of(backend: &AnyBackend) -> Self {
+        Self(OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect())
+    }
+    pub fn get(&self, op: OpKind) -> &Contract {
+        &self.0[&op]
+    }
+}
+
+/// A stage's values on both sides, kept while its layer needs them.
+struct Pair {
+    reference: Rc<HostTensor>,
+    subject: Rc<HostTensor>,
+}
+
+/// What the router's decision is held against: the oracle's logits, and how far each side's may be from them.
+struct LogitBounds {
+    oracle: Vec<f64>,
+    reference: Vec<f64>,
+    subject: Vec<f64>,
+}
+
+/// The sink of a lockstep run.
+pub struct Judge<'m> {
+    config: &'m Config,
+    reference: Contracts,
+    subject: Contracts,
+    tolerances: Tolerances,
+    /// Tokens of the whole run, prompt and decode steps; the first `prompt` of them are step 0.
+    tokens: Vec<u32>,
+    prompt: usize,
+    /// Told of every fault with its observation, to explain it.
+    explain: Option<&'m mut dyn Explainer>,
+    pub stages: Vec<StageResult>,
+    pub routing: Vec<LayerRouting>,
+    pub logits: Vec<LogitsAt>,
+    /// Values of the layer in progress, by stage.
+    layer: HashMap<Stage, Pair>,
+    bounds: Option<LogitBounds>,
+    /// Error that each stage's output carries, for amplification: ‖g(x_g) − c(x_c)‖ and ‖c(x_c)‖.
+    carried: HashMap<Site, InputError>,
+}
+
+/// Looks for the cause of a fault.
+pub trait Explainer {
+    /// `wrong` is the output to explain, `exact` the oracle's on the same inputs, `floor` the error allowed to each element.
+    fn explain(
+        &mut self,
+        stage: &Observation<'_>,
+        wrong: &HostTensor,
+        exact: &HostTensor,
+        floor: &[f64],
+    ) -> Result<Option<Cause>>;
+}
+
+/// What the oracle says of one stage.
+struct OracleView {
+    ratios: JudgedRatios,
+    /// Injected error over what both sides are allowed together.
+    injected_ratio: f64,
+    /// The largest allowed error of an element of the injected difference, at the worst element.
+    floor: f64,
+    /// Each side's floor on the subject's inputs, per element.
+    subject_floor: Vec<f64>,
+    reference_floor: Vec<f64>,
+}
+
+impl<'m> Judge<'m> {
+    pub fn new(
+        config: &'m Config,
+        reference: Contracts,
+        subject: Contracts,
+        tolerances: Tolerances,
+        tokens: &[u32],
+        prompt: usize,
+        explain: Option<&'m mut dyn Explainer>,
+    ) -> Self {
+        Self {
+            config,
+            reference,
+            subject,
+            tolerances,
+            tokens: tokens.to_vec(),
+            prompt,
+            explain,
+            stages: Vec::new(),
+            routing: Vec::new(),
+            logits: Vec::new(),
+            layer: HashMap::new(),
+            bounds: None,
+            carried: HashMap::new(),
+        }
+    }
+
+    /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too.
+    fn against_oracle(&self, o: &Observation<'_>) -> Result<Option<OracleView>> {
+        let Some([exact_c, exact_g]) = &o.judged else { return Ok(None) };
+        let kind = o.op_subject.kind();
+        let (contract_c, contract_g) = (self.reference.get(kind), self.subject.get(kind));
+        let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
+        let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
+
+        let subject_floor = floor_of(&op_g, contract_g, exact_g)?;
+        let reference_floor = floor_of(&op_g, contract_c, exact_g)?;
+        let subject = injected_ratio(&error(&o.subject, exact_g), &subject_floor).max;
+        let mut reference = injected_ratio(&error(&o.replayed, exact_g), &reference_floor).max;
+        if o.reference != o.replayed {
+            let own_floor = floor_of(&op_c, contract_c, exact_c)?;
+            reference = reference.max(injected_ratio(&error(&o.reference, exact_c), &own_floor).max);
+        }
+        let both: Vec<f64> = subject_floor.iter().zip(&reference_floor).map(|(g, c)| g + c).collect();
+        let injected = injected_ratio(&error(&o.subject, &o.replayed), &both);
+        let floor = injected.index.map_or(0.0, |i| both[i]);
+        Ok(Some(OracleView {
+            ratios: JudgedRatios { reference, subject },
+            injected_ratio: injected.max,
+            floor,
+            subject_floor,
+            reference_floor,
+        }))
+    }
+
+    /// The error of each side on its own inputs.
+    fn total(&mut self, o: &Observation<'_>, mask: Mask) -> Result<Measured> {
+        if o.site.stage == Stage::RouterIds {
+            let routing = self.route(o)?;
+            let measured = match &routing {
+                Ok(r) => Measured::from(r),
+                Err(mismatch) => Measured::Failed(mismatch.clone()),
+            };
+            let layer = o.site.layer.unwrap_or_default();
+            self.routing.push(LayerRouting { step: self.step(o.start), layer, routing });
+            return Ok(measured);
+        }
+        // After a flip the same slot holds another expert: compare by expert, the flipped tokens apart.
+        let by_expert = matches!(
+            o.site.stage,
+            Stage::ExpertGate | Stage::ExpertUp | Stage::ExpertAct | Stage::ExpertDown | Stage::RouterWeights
+        );
+        if by_expert
+            && let Some(ids) = self.layer.get(&Stage::RouterIds)
+            && ids.reference != ids.subject
+            && let Ok(mut rows) = common_experts(&ids.reference, &ids.subject)
+        {
+            rows.retain(|r| !r.flipped);
+            if rows.is_empty() {
+                return Ok(measure(&o.replayed, &o.subject, mask).into());
+            }
+            let wide = |t: &HostTensor| HostTensor {
+                shape: vec![t.shape[0], t.shape[1], t.len() / ids.subject.len()],
+                data: t.data.clone(),
+            };
+            let gathered = gather_common(&wide(&o.reference), &wide(&o.subject), &rows);
+            return Ok(gathered.and_then(|(c, g)| measure(&c, &g, mask)).into());
+        }
+        Ok(measure(&o.reference, &o.subject, mask).into())
+    }
+
+    /// Compares the two sides' sets of experts, and holds each flip against the oracle's margin.
+    fn route(&mut self, o: &Observation<'_>) -> Result<Result<RouterComparison, Mismatch>> {
+        let experts = self.config.moe.as_ref().map_or(0, |m| m.experts);
+        let stage = |stage: Stage| self.layer.get(&stage);
+        let side = |ids, pick: fn(&Pair) -> &HostTensor| Routing {
+            ids,
+            weights: None,
+            probs: stage(Stage::RouterProbs).map(pick),
+            logits: stage(Stage::RouterLogits).map(pick),
+        };
+        let compared =
+            compare_routing(side(&o.reference, |p| &p.reference), side(&o.subject, |p| &p.subject), experts, o.start);
+        Ok(compared.map(|mut routing| {
+            if let Some(bounds) = &self.bounds {
+                for flip in &mut routing.flips {
+                    let at = (flip.position - o.start) * experts..(flip.position - o.start + 1) * experts;
+                    flip.explain(&bounds.oracle[at.clone()], &bounds.reference[at.clone()], &bounds.subject[at]);
+                }
+            }
+            routing
+        }))
+    }
+
+    /// Remembers what a flip will be held against, when the router's logits are made.
+    fn bound_logits(&mut self, o: &Observation<'_>, view: &OracleView) -> Result<()> {
+        let Some([exact_c, exact_g]) = &o.judged else { return Ok(()) };
+        let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
+        let own_floor = floor_of(&op_c, self.reference.get(OpKind::MatMul), exact_c)?;
+        let reference = logit_bounds(exact_c, &own_floor, self.reference.get(OpKind::RouterProbs))?;
+        let oracle = exact_c.to_f64();
+        let mut subject = logit_bounds(exact_g, &view.subject_floor, self.subject.get(OpKind::RouterProbs))?;
+        for (bound, (c, g)) in subject.iter_mut().zip(oracle.iter().zip(exact_g.to_f64())) {
+            *bound += (g - c).abs();
+        }
+        self.bounds = Some(LogitBounds { oracle, reference, subject });
+        Ok(())
+    }
+
+    /// 0 for the prompt, n for the n-th decoded token.
+    fn step(&self, start: usize) -> usize {
+        (start + 1).saturating_sub(self.prompt)
+    }
+
+    fn logits(&mut self, o: &Observation<'_>) {
+        let rows = o.subject.shape[0];
+        let next: Vec<Option<u32>> = (0..rows).map(|t| self.tokens.get(o.start + t + 1).copied()).collect();
+        // What could not be compared is said by the stage's own result.
+        if let Ok(logits) = compare_logits(&o.reference, &o.subject, &next, o.start) {
+            self.logits.extend(logits.at);
+        }
+    }
+
+    /// Error in ÷ error out of the reference's own arithmetic.
+    fn amplification(&mut self, o: &Observation<'_>) -> Option<f64> {
+        let split = split(&o.reference, &o.replayed, &o.subject).ok()?;
+        self.carried.insert(o.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
+        let inputs: Vec<InputError> = o
+            .site
+            .stage
+            .info()
+            .inputs
+            .iter()
+            .filter_map(|input| self.carried.get(&producer(o.site, *input)).copied())
+            .collect();
+        split.amplification(&inputs)
+    }
+
+    fn explained(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) -> Result<()> {
+        let Some([_, exact]) = &o.judged else { return Ok(()) };
+        let (wrong, floor) = match result.verdict {
+            Verdict::ReferenceWrong => (&o.replayed, &view.reference_floor),
+            _ => (&o.subject, &view.subject_floor),
+        };
+        let (expected, found) = (exact.to_f64(), wrong.to_f64());
+        let stage = o.site.stage;
+        let ids = self.layer.get(&Stage::RouterIds).map(|p| p.subject.clone());
+        let per_expert = matches!(stage.info().shape, [_, crate::stage::Dim::K, _]);
+        result.pattern = geometry::find(View {
+            stage,
+            shape: &wrong.shape,
+            expected: &expected,
+            subject: &found,
+            floor: Some(floor),
+            start: o.start,
+            ids: ids.as_ref().filter(|_| per_expert).map(|ids| ids.ids()),
+            head_dim: Some(self.config.head_dim),
+            qtype: result.qtype(),
+        });
+        if let Some(explainer) = &mut self.explain {
+            result.cause = explainer.explain(o, wrong, exact, floor)?;
+        }
+        Ok(())
+    }
+}
+
+/// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.
+fn producer(site: Site, input: Stage) -> Site {
+    let residual_in = input == Stage::LayerOut;
+    match (site.layer, residual_in) {
+        (Some(0), true) => Site::model(Stage::Embedding),
+        (Some(n), true) => Site { layer: Some(n - 1), stage: input },
+        (layer, _) => Site { layer, stage: input },
+    }
+}
+
+/// subject − expected, element by element. Where the expected value is not finite the inputs were not: the subject then
+/// errs only if it lost that. Elements of another count have no error to speak of; their shapes are compared elsewhere.
+fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
+    subject
+        .to_f64()
+        .iter()
+        .zip(expected.to_f64())
+        .map(|(&g, e)| match (g.is_finite(), e.is_finite()) {
+            (_, true) => g - e,
+            (false, false) => 0.0,
+            (true, false) => f64::INFINITY,
+        })
+        .collect()
+}
+
+impl Sink for Judge<'_> {
+    fn observe(&mut self, o: Observation<'_>) -> Result<()> {
+        let stage = o.site.stage;
+        if stage == Stage::AttnNorm {
+            self.layer.clear();
+            self.bounds = None;
+        }
+        let mask = match stage {
+            Stage::AttnScores | Stage::AttnProbs => Mask::Causal { start: o.start },
+            _ => Mask::None,
+        };
+        let total = self.total(&o, mask)?;
+        let mut result = StageResult::new(self.step(o.start), o.site, &o.subject.shape, total);
+        result.weight = o.op_subject.weight().map(|w| WeightSummary::from(&**w));
+        result.injected = Some(match stage {
+            Stage::RouterIds => compare_routing(
+                Routing { ids: &o.replayed, weights: None, probs: None, logits: None },
+                Routing { ids: &o.subject, weights: None, probs: None, logits: None },
+                self.config.moe.as_ref().map_or(0, |m| m.experts),
+                o.start,
+            )
+            .map_or_else(Measured::Failed, |r| Measured::from(&r)),
+            _ => measure(&o.replayed, &o.subject, mask).into(),
+        });
+        result.amplification = self.amplification(&o);
+
+        let view = if o.subject.shape == o.replayed.shape { self.against_oracle(&o)? } else { None };
+        if let Some(view) = &view {
+            result.judged = Some(view.ratios);
+            result.ratio = Some(view.injected_ratio);
+            result.floor = Some(view.floor);
+        }
+        self.decide(&mut result);
+        if let Some(ids) = self.layer.get(&Stage::RouterIds) {
+            result.locate(o.start, Some(ids.subject.ids()));
+        } else {
+            result.locate(o.start, None);
+        }
+        if let Some(view) = &view {
+            if stage == Stage::RouterLogits {
+                self.bound_logits(&o, view)?;
+            }
+            if result.verdict.is_fault() {
+                self.explained(&o, &mut result, view)?;
+            }
+        }
+        if stage == Stage::Logits {
+            self.logits(&o);
+        }
+        self.layer.insert(stage, Pair { reference: o.reference, subject: o.subject });
+        self.stages.push(result);
+        Ok(())
+    }
+}
+
+impl Judge<'_> {
+    /// What the numbers mean, by the oracle's ratios or, where the user set a limit or nothing judged, by limits.
+    fn decide(&self, result: &mut StageResult) {
+        let (stage, qtype) = (result.site.stage, result.qtype());
+        let passes = |measured: &Measured, ratio| match measured {
+            Measured::Metrics(m) => self.tolerances.judge(stage, qtype, m, ratio).iter().all(|j| j.passed),
+            Measured::Sets { flips, unexplained, .. } => *flips == 0 || *unexplained == 0,
+            Measured::Failed(_) => false,
+        };
+        result.visible = !passes(&result.total, result.ratio);
+        let own_passes = result.injected.as_ref().is_some_and(|own| passes(own, result.ratio));
+        let by_limit = self.tolerances.names(stage) || result.judged.is_none();
+        result.verdict = match result.judged {
+            Some(ratios) => match Verdict::from_ratios(ratios, result.visible) {
+                verdict if !by_limit => verdict,
+                verdict if own_passes => {
+                    if verdict.is_fault() {
+                        Verdict::Ok
+                    } else {
+                        verdict
+                    }
+                }
+                verdict if verdict.is_fault() => verdict,
+                _ => Verdict::Differs,
+            },
+            None if !own_passes => Verdict::Differs,
+            None if result.visible => Verdict::Inherits,
+            None => Verdict::Ok,
+        };
+        if let Some(metrics) = result.own().metrics() {
+            let smallest = self.tolerances.smallest(stage, qtype, metrics, result.ratio);
+            result.smallest_tolerance = smallest.iter().map(|t| t.to_string()).collect();
+        }
+    }
+}
