@@ -60,24 +60,31 @@ pub struct Terms {
 }
 
 /// Prefix sums are taken every so many terms; what happens between two of them is smaller than Q allows for.
-const STRIDE: usize = 16;
+const STRIDE: usize = 8;
 
 impl Terms {
     /// Of the products x·w.
     pub fn dot(x: &[f64], w: &[f64]) -> Self {
-        let mut terms = Self { n: x.len(), ..Self::default() };
+        let ((xs, x_tail), (ws, w_tail)) = (x.as_chunks::<STRIDE>(), w.as_chunks::<STRIDE>());
+        // A running sum for each place in a stretch, which the compiler may take as vectors.
+        let (mut absolute, mut squares) = ([0.0; STRIDE], [0.0; STRIDE]);
         let (mut prefix, mut low, mut high) = (0.0, 0f64, 0f64);
-        for (x, w) in x.chunks(STRIDE).zip(w.chunks(STRIDE)) {
-            for (x, w) in x.iter().zip(w) {
-                let p = x * w;
-                prefix += p;
-                terms.absolute += p.abs();
-                terms.squares += p * p;
+        let mut stretch = |x: &[f64; STRIDE], w: &[f64; STRIDE]| {
+            let mut p = [0.0; STRIDE];
+            for i in 0..STRIDE {
+                p[i] = x[i] * w[i];
+                absolute[i] += p[i].abs();
+                squares[i] += p[i] * p[i];
             }
+            prefix += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
             (low, high) = (low.min(prefix), high.max(prefix));
+        };
+        xs.iter().zip(ws).for_each(|(x, w)| stretch(x, w));
+        if !x_tail.is_empty() {
+            let padded = |tail: &[f64]| std::array::from_fn(|i| tail.get(i).copied().unwrap_or(0.0));
+            stretch(&padded(x_tail), &padded(w_tail));
         }
-        terms.range = high - low;
-        terms
+        Self { n: x.len(), absolute: absolute.iter().sum(), squares: squares.iter().sum(), range: high - low }
     }
 
     /// Of terms that are all of one sign, given |p|.
