@@ -31,10 +31,18 @@ fn one(
         Ok(needs) => match unsupported(needs) {
             Err(e) => Some(e.to_string()),
             Ok(missing) if missing.is_empty() => None,
-            Ok(missing) => Some(missing.join("; ")),
+            Ok(missing) => Some(some(&missing)),
         },
     };
     Runnable { backend: backend.into(), ok: why.is_none(), why }
+}
+
+/// The first few of many lines that differ in a layer number only, and how many more there are.
+fn some(missing: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let more = missing.len().saturating_sub(SHOWN);
+    let shown = missing[..missing.len() - more].join("; ");
+    if more > 0 { format!("{shown}; and {more} more tensors") } else { shown }
 }
 
 #[cfg(test)]
@@ -52,6 +60,8 @@ mod tests {
         let model = Ok(vec![]);
         assert_eq!(why(&model, |_| Ok(vec![])), None);
         assert_eq!(why(&model, |_| Ok(vec!["a".into(), "b".into()])).as_deref(), Some("a; b"));
+        let five = |_: &[Need]| Ok((0..5).map(|i| format!("t{i}")).collect());
+        assert_eq!(why(&model, five).as_deref(), Some("t0; t1; t2; and 2 more tensors"));
         assert_eq!(why(&model, |_| Err(Error::cannot_run("no adapter"))).as_deref(), Some("no adapter"));
         assert_eq!(why(&Err("no model".into()), |_| Ok(vec![])).as_deref(), Some("no model"));
     }
