@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 mod common;
+mod devices;
 mod diff;
 mod export;
 mod inspect;
@@ -36,6 +37,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Devices(devices::Args),
     Diff(Box<diff::Args>),
     Export(export::Args),
     Inspect(inspect::Args),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
+        Verb::Devices(args) => devices::run(&args),
         Verb::Diff(args) => diff::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Inspect(args) => inspect::run(&args),

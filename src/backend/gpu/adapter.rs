@@ -39,7 +39,7 @@ impl std::fmt::Display for AdapterSelector {
 }
 
 /// How to make a software Vulkan adapter appear.
-const PACKAGES: &str = "on Debian and Ubuntu, the packages mesa-vulkan-drivers and libvulkan1 bring a software adapter that works everywhere";
+pub const PACKAGES: &str = "on Debian and Ubuntu, the packages mesa-vulkan-drivers and libvulkan1 bring a software adapter that works everywhere";
 
 /// Every adapter, in the order of `gpu:N`.
 pub fn adapters() -> Vec<wgpu::Adapter> {
@@ -91,6 +91,13 @@ pub fn missing(adapter: &wgpu::Adapter) -> Vec<String> {
     lines
 }
 
+/// The place of the adapter that `gpu` means, of those that lack nothing: the first real one, else the first.
+pub fn best(all: &[wgpu::Adapter]) -> Option<usize> {
+    let able = |a: &wgpu::Adapter| missing(a).is_empty();
+    let real = all.iter().position(|a| able(a) && !is_software(&a.get_info()));
+    real.or_else(|| all.iter().position(able))
+}
+
 /// The adapter that `selector` means.
 ///
 /// # Errors
@@ -101,8 +108,7 @@ pub fn select(selector: &AdapterSelector) -> Result<wgpu::Adapter> {
         return Err(Error::cannot_run(format!("{selector}: no Vulkan, Metal or DX12 adapter was found; {PACKAGES}")));
     }
     let names = || {
-        let list: Vec<String> =
-            adapters().iter().enumerate().map(|(i, a)| format!("gpu:{i} {}", a.get_info().name)).collect();
+        let list: Vec<String> = all.iter().enumerate().map(|(i, a)| format!("gpu:{i} {}", a.get_info().name)).collect();
         list.join(", ")
     };
     let place = match selector {
@@ -114,12 +120,8 @@ pub fn select(selector: &AdapterSelector) -> Result<wgpu::Adapter> {
                 info.name.to_lowercase().contains(&part) || info.driver.to_lowercase().contains(&part)
             })
         }
-        AdapterSelector::Best => {
-            let able = |a: &wgpu::Adapter| missing(a).is_empty();
-            let real = all.iter().position(|a| able(a) && !is_software(&a.get_info()));
-            // Nothing able: take the first, whose list of what is missing then says why.
-            Some(real.or_else(|| all.iter().position(able)).unwrap_or(0))
-        }
+        // Nothing able: take the first, whose list of what is missing then says why.
+        AdapterSelector::Best => Some(best(&all).unwrap_or(0)),
     };
     let place =
         place.ok_or_else(|| Error::cannot_run(format!("{selector}: no such adapter; there are {}", names())))?;

@@ -89,6 +89,13 @@ impl Device {
         }
     }
 
+    /// Keeps a failure that no callback told of, and says it.
+    pub fn fail(&self, message: String) -> Error {
+        let error = Error::cannot_run(format!("{}: {message}", self.info.name));
+        self.failure.note(message);
+        error
+    }
+
     /// A buffer of `size` bytes.
     ///
     /// # Errors
@@ -173,7 +180,7 @@ impl Device {
     pub fn wait(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<()> {
         self.device
             .poll(wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: None })
-            .map_err(|e| Error::cannot_run(format!("{}: waiting for the device: {e}", self.info.name)))?;
+            .map_err(|e| self.fail(format!("waiting for the device: {e}")))?;
         self.check()
     }
 

@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use adapter::{AdapterSelector, adapters, is_software, missing};
+pub use adapter::{AdapterSelector, PACKAGES, adapters, best, is_software, missing};
 pub use kernels::{Patch, shader_sources};
 pub use layout::Layout;
 pub use tensor::GpuTensor;
@@ -232,5 +232,25 @@ impl Backend for GpuBackend {
     fn sync(&mut self) -> Result<()> {
         self.device.submit();
         self.device.wait(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Stage;
+
+    #[test]
+    fn a_lost_device_is_an_error_at_the_next_call() {
+        let mut gpu = GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).unwrap();
+        let tensor = gpu.upload(&HostTensor::f32(&[1, 4], vec![1.0; 4])).unwrap();
+        let ticket = gpu.fetch(&tensor).unwrap();
+        gpu.device.device.destroy();
+        assert_eq!(gpu.take(ticket).unwrap_err().exit_code(), 125);
+        let op = Op::Add { a: tensor.clone(), b: tensor.clone() };
+        for error in [gpu.run(Site::model(Stage::Embedding), &op).err(), gpu.sync().err(), gpu.fetch(&tensor).err()] {
+            let error = error.expect("the device is gone");
+            assert_eq!(error.exit_code(), 125);
+        }
     }
 }

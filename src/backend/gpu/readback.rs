@@ -119,7 +119,7 @@ impl Readback {
             device.submit();
         }
         device.wait(copy.submission.get())?;
-        let fail = |e: String| Error::cannot_run(format!("{}: reading a tensor back: {e}", device.info.name));
+        let fail = |e: String| device.fail(format!("reading a tensor back: {e}"));
         copy.mapped.get().cloned().unwrap_or_else(|| Err("it was not mapped".into())).map_err(fail)?;
         let bytes = copy.shape.iter().product::<usize>() as u64 * 4;
         let view = copy.buffer.get_mapped_range(0..bytes).map_err(|e| fail(e.to_string()))?;
