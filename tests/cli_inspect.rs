@@ -75,13 +75,21 @@ fn demo_model_as_json() {
     assert_eq!((d["totals"]["bytes"].as_u64(), by_type), (Some(total), total));
     assert_eq!(d["totals"]["elements"], 8_661_760, "gguf-py's sum of n_elements");
     assert_eq!(d["memory"]["cpu"]["mapped_bytes"], g.file_len());
-    assert_eq!(d["memory"]["gpu"]["split"].as_array().unwrap().len(), 0);
+    // The file's tensors and the GPU's rows differ by padding only: at most 15 bytes a row.
+    let rows: u64 = g.tensors().iter().map(|t| t.dims[1..].iter().product::<u64>()).sum();
+    let uploaded = d["memory"]["gpu"]["uploaded_bytes"].as_u64().unwrap();
+    assert!((total..=total + 15 * rows).contains(&uploaded), "{uploaded} for {total}");
+    assert_eq!(
+        (&d["memory"]["gpu"]["split"], &d["memory"]["gpu"]["without_kernels"]),
+        (&Json::Array(vec![]), &Json::Array(vec![]))
+    );
     // 4 layers × 2 KV heads × (64 + 64) × 4 bytes
     assert_eq!(d["memory"]["kv_cache"]["bytes_per_position"], 4096);
-    for backend in ["oracle", "cpu"] {
-        let row = d["runnable"].as_array().unwrap().iter().find(|r| r["backend"] == backend).unwrap();
-        assert_eq!(row["ok"], true, "{row}");
-    }
+    let rows = d["runnable"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|r| r["backend"].as_str().unwrap()).collect::<Vec<_>>(), ["oracle", "cpu", "gpu"]);
+    assert!(rows[0]["ok"] == true && rows[1]["ok"] == true, "{rows:?}");
+    // Wherever there is an adapter that the plan could ask, the demo model runs on it.
+    assert_eq!(rows[2]["ok"], d["memory"]["gpu"]["adapter"].is_string(), "{rows:?}");
 }
 
 #[test]
@@ -102,7 +110,7 @@ fn demo_model_as_text() {
         "blk.2.ffn_down_exps.weight  [256, 256, 8]  Q6_K",
         "rope.freq_base",
         "eos            0 <|endoftext|>",
-        "every tensor fits one binding of 128.00 MiB",
+        "every tensor fits one binding of",
         "oracle  yes",
     ] {
         assert!(text.contains(part), "{part:?} in\n{text}");
@@ -159,15 +167,23 @@ fn any_valid_file_is_shown() {
 fn a_tensor_over_one_binding_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("large.gguf");
-    // 1024 rows of 136 KiB: 136 MiB. 963 rows fit 128 MiB.
+    // 1024 rows of 136 KiB: 136 MiB, over the 128 MiB of an adapter that gives no more than the default.
     let large = TensorSpec::new("token_embd.weight", GgmlType::Q8_0, &[131_072, 1024]);
-    let zeros = vec![0; 139_264];
-    gguf::write(&path, &Metadata::new("m"), &[large], |_, sink| (0..1024).try_for_each(|_| sink.put(&zeros))).unwrap();
-    let split = &document(&[&path])["memory"]["gpu"]["split"];
-    assert_eq!(split, &serde_json::json!([{ "name": "token_embd.weight", "bytes": 142_606_336u64, "bindings": 2 }]));
+    let row = vec![0; 139_264];
+    gguf::write(&path, &Metadata::new("m"), &[large], |_, sink| (0..1024).try_for_each(|_| sink.put(&row))).unwrap();
+    let gpu = &document(&[&path])["memory"]["gpu"];
+    let limit = gpu["binding_limit"].as_u64().unwrap();
     let text = stdout(&twinscope(&[&"inspect", &path]));
-    assert!(text.contains("1 of 1 tensors need several bindings of 128.00 MiB"), "{text}");
-    assert!(text.contains("token_embd.weight: 136.00 MiB, 2 bindings"), "{text}");
+    if limit < 142_606_336 {
+        let bindings = 1024u64.div_ceil(limit / 139_264);
+        let split = serde_json::json!([{ "name": "token_embd.weight", "bytes": 142_606_336u64, "bindings": bindings }]);
+        assert_eq!(gpu["split"], split);
+        assert!(text.contains("1 of 1 tensors need several bindings of"), "{text}");
+        assert!(text.contains(&format!("token_embd.weight: 136.00 MiB, {bindings} bindings")), "{text}");
+    } else {
+        assert_eq!(gpu["split"], serde_json::json!([]));
+        assert!(text.contains("every tensor fits one binding of"), "{text}");
+    }
 }
 
 #[test]
@@ -273,5 +289,7 @@ fn closed_pipe_is_no_error() {
     drop(child.stdout.take());
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{out:?}");
-    assert!(out.stderr.is_empty(), "{out:?}");
+    // A Vulkan driver may have a word of its own to say.
+    let said = String::from_utf8_lossy(&out.stderr).to_string();
+    assert!(!said.contains("panicked") && !said.contains("stdout"), "{said}");
 }

@@ -86,6 +86,14 @@ impl Layout {
         self.tail_start(cols) + (self.blocks(cols) * self.tail).div_ceil(16)
     }
 
+    /// Bytes of GPU memory that `rows` rows of `cols` weights take, and the pieces of whole rows that they are cut into, if a
+    /// binding holds `limit` bytes. `None` if one row is over the limit.
+    pub fn plan(&self, cols: usize, rows: u64, limit: u64) -> Option<(u64, u64)> {
+        let row = (self.stride(cols) as u64).checked_mul(16)?;
+        let rows_a_piece = (limit / row.max(1)).min(rows.max(1));
+        if rows_a_piece == 0 { None } else { Some((row.checked_mul(rows)?, rows.div_ceil(rows_a_piece))) }
+    }
+
     /// Moves a row from ggml's layout into this one. `out` is [`Self::stride`] × 16 bytes, all zero.
     pub fn pack_row(&self, row: &[u8], out: &mut [u8]) {
         use GgmlType::*;

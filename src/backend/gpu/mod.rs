@@ -87,6 +87,11 @@ impl GpuBackend {
         })
     }
 
+    /// Bytes of a weight that one binding may hold here.
+    pub fn weight_binding(&self) -> u64 {
+        self.weight_binding
+    }
+
     /// Bytes of GPU memory that `weight` takes here and the bindings it is cut into; `None` if it cannot be used.
     pub fn memory_of(&self, weight: &Weight) -> Option<(u64, usize)> {
         GpuWeight::plan(weight, self.weight_binding)

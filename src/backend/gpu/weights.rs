@@ -42,10 +42,9 @@ impl GpuWeight {
     /// Bytes of GPU memory that `weight` takes, and the pieces it takes them in, if a binding holds `limit` bytes. `None` if
     /// its type has no kernels or a row is over the limit.
     pub fn plan(weight: &Weight, limit: u64) -> Option<(u64, usize)> {
-        let row = Layout::of(weight.ty)?.stride(weight.cols) as u64 * 16;
         let rows = (weight.rows * weight.experts) as u64;
-        let rows_a_piece = (limit / row.max(1)).min(rows.max(1));
-        (rows_a_piece > 0).then(|| (row * rows, rows.div_ceil(rows_a_piece) as usize))
+        let (bytes, pieces) = Layout::of(weight.ty)?.plan(weight.cols, rows, limit)?;
+        Some((bytes, pieces as usize))
     }
 
     /// Uploads a weight; `progress` is told the source bytes done so far.

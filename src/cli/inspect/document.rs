@@ -5,11 +5,13 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use super::runnable::Runnable;
+use crate::backend::Backend;
+use crate::backend::gpu::{GpuBackend, Layout};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
 use crate::quant::GgmlType;
 
-/// What one storage binding may hold on an adapter that promises no more than WebGPU's default: 128 MiB.
-pub const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
+/// What one storage binding may hold where there is no adapter to ask: WebGPU's default, 128 MiB.
+const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
 
 #[derive(Serialize)]
 pub struct Document {
@@ -132,16 +134,34 @@ pub struct CpuMemory {
 
 #[derive(Serialize)]
 pub struct GpuMemory {
-    /// All tensors, quantized as they are.
-    pub uploaded_bytes: u64,
+    /// The adapter that the plan is for; `None`: there is none here, and WebGPU's default limit stands for it.
+    pub adapter: Option<String>,
+    /// What one storage binding may hold.
     pub binding_limit: u64,
-    /// Tensors that are larger than one binding, and so are split by rows.
+    /// All tensors that the GPU has kernels for, quantized as they are, in its layout.
+    pub uploaded_bytes: u64,
+    /// Tensors that are larger than one binding, and so are split between rows.
     pub split: Vec<Split>,
+    /// Types of this file that the GPU has no kernels for; their tensors count in none of the above.
+    pub without_kernels: Vec<&'static str>,
+}
+
+/// What the memory plan needs to know of an adapter.
+pub struct Adapter {
+    pub name: String,
+    pub binding_limit: u64,
+}
+
+impl Adapter {
+    pub fn of(gpu: &GpuBackend) -> Self {
+        Self { name: gpu.info().adapter, binding_limit: gpu.weight_binding() }
+    }
 }
 
 #[derive(Serialize)]
 pub struct Split {
     pub name: String,
+    /// In the file.
     pub bytes: u64,
     /// Bindings of whole rows that it takes; `None` if one row alone is too large for one.
     pub bindings: Option<u64>,
@@ -157,7 +177,7 @@ pub struct KvCache {
 }
 
 impl Document {
-    pub fn new(gguf: &Gguf, runnable: Vec<Runnable>) -> Self {
+    pub fn new(gguf: &Gguf, runnable: Vec<Runnable>, adapter: Option<Adapter>) -> Self {
         let text = |key: &str| match gguf.metadata.get(key) {
             Some(Value::String(s)) => Some(s.clone()),
             _ => None, // of another type: the metadata list shows it
@@ -188,7 +208,11 @@ impl Document {
             non_finite,
             tensors: gguf.tensors().iter().map(tensor).collect(),
             totals: totals(gguf.tensors()),
-            memory: memory(gguf, architecture.as_deref(), DEFAULT_BINDING_LIMIT),
+            memory: Memory {
+                cpu: CpuMemory { mapped_bytes: gguf.file_len() },
+                gpu: gpu_memory(gguf.tensors(), adapter),
+                kv_cache: architecture.as_deref().and_then(|a| kv_cache(gguf, a)),
+            },
             runnable,
             architecture,
         }
@@ -321,28 +345,34 @@ fn totals(tensors: &[TensorInfo]) -> Totals {
     }
 }
 
-fn memory(gguf: &Gguf, architecture: Option<&str>, binding_limit: u64) -> Memory {
-    let split = gguf.tensors().iter().filter(|t| t.bytes > binding_limit).map(|t| Split {
-        name: t.name.clone(),
-        bytes: t.bytes,
-        bindings: bindings(t, binding_limit),
-    });
-    Memory {
-        cpu: CpuMemory { mapped_bytes: gguf.file_len() },
-        gpu: GpuMemory {
-            uploaded_bytes: gguf.tensors().iter().map(|t| t.bytes).sum(),
-            binding_limit,
-            split: split.collect(),
-        },
-        kv_cache: architecture.and_then(|a| kv_cache(gguf, a)),
+fn gpu_memory(tensors: &[TensorInfo], adapter: Option<Adapter>) -> GpuMemory {
+    let binding_limit = adapter.as_ref().map_or(DEFAULT_BINDING_LIMIT, |a| a.binding_limit);
+    let mut plan = GpuMemory {
+        adapter: adapter.map(|a| a.name),
+        binding_limit,
+        uploaded_bytes: 0,
+        split: Vec::new(),
+        without_kernels: Vec::new(),
+    };
+    for t in tensors {
+        let Some(layout) = Layout::of(t.ty) else {
+            plan.without_kernels.push(t.ty.name());
+            continue;
+        };
+        let rows = t.dims[1..].iter().product();
+        // A row is in memory, so its length fits.
+        let (bytes, bindings) = match layout.plan(t.dims[0] as usize, rows, binding_limit) {
+            Some((bytes, bindings)) => (bytes, Some(bindings)),
+            None => (t.bytes, None),
+        };
+        plan.uploaded_bytes += bytes;
+        if bindings != Some(1) {
+            plan.split.push(Split { name: t.name.clone(), bytes: t.bytes, bindings });
+        }
     }
-}
-
-/// Bindings that a tensor split between rows takes.
-fn bindings(t: &TensorInfo, limit: u64) -> Option<u64> {
-    let rows: u64 = t.dims[1..].iter().product();
-    let rows_in_one = limit / (t.bytes / rows);
-    (rows_in_one > 0).then(|| rows.div_ceil(rows_in_one))
+    plan.without_kernels.sort_unstable();
+    plan.without_kernels.dedup();
+    plan
 }
 
 fn kv_cache(gguf: &Gguf, architecture: &str) -> Option<KvCache> {
@@ -370,15 +400,20 @@ mod tests {
 
     #[test]
     fn bindings_hold_whole_rows() {
-        let g = file(&Metadata::default(), &[TensorSpec::new("t", GgmlType::F32, &[10, 7, 3])]); // 21 rows of 40 bytes
-        let t = g.tensor("t").unwrap();
-        assert_eq!(bindings(t, 840), Some(1));
-        assert_eq!(bindings(t, 839), Some(2));
-        assert_eq!(bindings(t, 119), Some(11), "2 rows fit, not 2.97");
-        assert_eq!(bindings(t, 39), None);
-        let plan = memory(&g, None, 839).gpu;
-        assert_eq!((plan.uploaded_bytes, plan.split.len(), plan.split[0].bindings), (840, 1, Some(2)));
-        assert!(memory(&g, None, 840).gpu.split.is_empty());
+        let tensors = [
+            TensorSpec::new("t", GgmlType::F32, &[32, 7, 3]), // 21 rows of 128 bytes
+            TensorSpec::new("u", GgmlType::IQ1_M, &[256]),
+        ];
+        let g = file(&Metadata::default(), &tensors);
+        let plan = |binding_limit| gpu_memory(g.tensors(), Some(Adapter { name: "a".into(), binding_limit }));
+        assert!(plan(21 * 128).split.is_empty());
+        for (limit, bindings) in [(21 * 128 - 1, Some(2)), (3 * 128 - 1, Some(11)), (127, None)] {
+            let plan = plan(limit);
+            assert_eq!((plan.uploaded_bytes, plan.split.len()), (21 * 128, 1));
+            assert_eq!(plan.split[0].bindings, bindings, "{limit}");
+            assert_eq!(plan.without_kernels, ["IQ1_M"]);
+        }
+        assert_eq!(gpu_memory(g.tensors(), None).binding_limit, 128 << 20);
     }
 
     #[test]
@@ -389,7 +424,7 @@ mod tests {
         m.set("a.big", Value::F32(1e7));
         m.set("a.nan", Value::F32(f32::NAN));
         m.set("a.list", Value::Array(Array::F64(vec![0.5, f64::INFINITY])));
-        let d = Document::new(&file(&m, &[]), vec![]);
+        let d = Document::new(&file(&m, &[]), vec![], None);
         assert_eq!(
             serde_json::to_string(&d.hyperparameters).unwrap(),
             r#"{"eps":1e-6,"big":10000000.0,"nan":null,"list":[0.5,null]}"#
@@ -409,12 +444,12 @@ mod tests {
         ] {
             m.set(&format!("a.{key}"), Value::U32(value));
         }
-        assert!(Document::new(&file(&m, &[]), vec![]).memory.kv_cache.is_none(), "no context length");
+        assert!(Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "no context length");
         m.set("a.context_length", Value::U64(40_960));
-        let kv = Document::new(&file(&m, &[]), vec![]).memory.kv_cache.unwrap();
+        let kv = Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.unwrap();
         assert_eq!(kv.bytes_per_position, 48 * 2 * 4 * 128 * 4);
         assert_eq!(kv.bytes_at_context_length, kv.bytes_per_position * 40_960);
         m.set("a.block_count", Value::U64(u64::MAX));
-        assert!(Document::new(&file(&m, &[]), vec![]).memory.kv_cache.is_none(), "overflow");
+        assert!(Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "overflow");
     }
 }

@@ -8,6 +8,7 @@ mod runnable;
 mod text;
 
 use crate::Result;
+use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
 use crate::model::{self, Model};
@@ -32,7 +33,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         Err(e) => (model::open_gguf(path)?, Err(e.to_string())),
     };
-    let document = document::Document::new(&gguf, runnable::runnable(&needs));
+    let gpu = GpuBackend::new(&AdapterSelector::Best, GpuOptions::default());
+    let runnable = runnable::runnable(&needs, &gpu);
+    let document = document::Document::new(&gguf, runnable, gpu.ok().as_ref().map(document::Adapter::of));
     if args.json {
         output::print_json(&document)?;
     } else {

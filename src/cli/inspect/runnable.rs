@@ -1,11 +1,9 @@
 //! Which backends can run a model, and why not.
 
-use crate::Result;
+use crate::backend::gpu::GpuBackend;
 use crate::backend::{Backend, Need};
 use crate::cli::common::BackendArgs;
-
-/// The backends that are asked, by the names that the command line knows them by.
-const BACKENDS: &[&str] = &["oracle", "cpu"];
+use crate::{Error, Result};
 
 /// Whether one backend can run the model.
 #[derive(Debug, PartialEq, serde::Serialize)]
@@ -16,9 +14,15 @@ pub struct Runnable {
     pub why: Option<String>,
 }
 
-/// Asks each backend. `needs` is what the model asks of one, or why the file is no model for the forward pass.
-pub fn runnable(needs: &Result<Vec<Need>, String>) -> Vec<Runnable> {
-    BACKENDS.iter().map(|name| one(name, needs, |n| Ok(BackendArgs::default().open(name)?.unsupported(n)))).collect()
+/// Asks each backend. `needs` is what the model asks of one, or why the file is no model for the forward pass; `gpu` is the
+/// best adapter, or why there is none.
+pub fn runnable(needs: &Result<Vec<Need>, String>, gpu: &Result<GpuBackend>) -> Vec<Runnable> {
+    let on_host = |name| one(name, needs, |n| Ok(BackendArgs::default().open(name)?.unsupported(n)));
+    let on_gpu = one("gpu", needs, |n| match gpu {
+        Ok(gpu) => Ok(gpu.unsupported(n)),
+        Err(e) => Err(Error::cannot_run(e.to_string())),
+    });
+    vec![on_host("oracle"), on_host("cpu"), on_gpu]
 }
 
 fn one(
@@ -48,7 +52,6 @@ fn some(missing: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Error;
 
     #[test]
     fn whatever_is_missing_is_said() {

@@ -157,6 +157,7 @@ fn memory(d: &Document) -> Table {
     let mut rows = table(&[], &[]);
     let (cpu, gpu) = (&d.memory.cpu, &d.memory.gpu);
     rows.add_row(["CPU".to_string(), format!("{} mapped, read in place", HumanBytes(cpu.mapped_bytes))]);
+    let adapter = gpu.adapter.as_ref().map_or("no adapter here".to_string(), |a| printable(a));
     let limit = HumanBytes(gpu.binding_limit);
     let fits = if gpu.split.is_empty() {
         format!("every tensor fits one binding of {limit}")
@@ -165,12 +166,15 @@ fn memory(d: &Document) -> Table {
     };
     rows.add_row([
         "GPU".to_string(),
-        format!("{} uploaded, quantized as stored; {fits}", HumanBytes(gpu.uploaded_bytes)),
+        format!("{} uploaded, quantized as stored ({adapter}); {fits}", HumanBytes(gpu.uploaded_bytes)),
     ]);
     for s in &gpu.split {
         let bindings =
             s.bindings.map_or("one row alone is larger than a binding".to_string(), |n| format!("{n} bindings"));
         rows.add_row([String::new(), format!("{}: {}, {bindings}", printable(&s.name), HumanBytes(s.bytes))]);
+    }
+    if !gpu.without_kernels.is_empty() {
+        rows.add_row([String::new(), format!("not counted, no kernels: {}", gpu.without_kernels.join(", "))]);
     }
     if let Some(kv) = &d.memory.kv_cache {
         rows.add_row([
