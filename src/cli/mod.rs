@@ -13,6 +13,7 @@ mod common;
 mod devices;
 mod diff;
 mod export;
+mod import;
 mod inspect;
 mod output;
 mod run;
@@ -40,6 +41,7 @@ enum Verb {
     Devices(devices::Args),
     Diff(Box<diff::Args>),
     Export(export::Args),
+    Import(import::Args),
     Inspect(inspect::Args),
     Run(run::Args),
     Synth(Box<synth::Args>),
@@ -63,6 +65,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Devices(args) => devices::run(&args),
         Verb::Diff(args) => diff::run(&args),
         Verb::Export(args) => export::run(&args),
+        Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),

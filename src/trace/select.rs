@@ -147,6 +147,11 @@ impl Selection {
 }
 
 impl Selected {
+    /// These sites, whole, in a run of `n_positions`.
+    pub fn of(sites: impl IntoIterator<Item = Site>, n_positions: usize) -> Self {
+        let positions = Ranges::new(if n_positions == 0 { vec![] } else { vec![0..=n_positions - 1] });
+        Self { sites: sites.into_iter().collect(), positions, experts: None }
+    }
     pub fn wants(&self, site: Site) -> bool {
         self.sites.contains(&site)
     }

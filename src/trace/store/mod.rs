@@ -88,6 +88,8 @@ pub struct Imported {
     pub path: String,
     /// What was found there and has no stage here, one line each.
     pub unmapped: Vec<String>,
+    /// What was not said there and was taken to be so, one line each.
+    pub assumed: Vec<String>,
 }
 
 /// A stored tensor.
