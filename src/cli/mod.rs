@@ -18,6 +18,7 @@ mod inspect;
 mod output;
 mod run;
 mod synth;
+mod trace;
 
 /// What a verb found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,7 @@ enum Verb {
     Inspect(inspect::Args),
     Run(run::Args),
     Synth(Box<synth::Args>),
+    Trace(Box<trace::Args>),
 }
 
 /// Runs the command line of this process.
@@ -69,5 +71,6 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),
+        Verb::Trace(args) => trace::run(&args),
     }
 }

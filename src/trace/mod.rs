@@ -7,6 +7,7 @@
 //!   queue between the two is bounded in operations and in bytes.
 //! - An [`Observer`] is told values in the order in which they were made, with the position of their first row.
 
+pub mod capture;
 pub mod import;
 pub mod select;
 pub mod stats;

@@ -280,13 +280,14 @@ struct Running {
 }
 
 impl Statistics {
-    /// Adds the values of a call at `site`, whose first row is position `start`.
-    pub fn add(&mut self, site: Site, start: usize, values: &HostTensor) {
+    /// Adds the values of a call at `site`, whose first row is position `start`; says how many are NaN or infinite.
+    pub fn add(&mut self, site: Site, start: usize, values: &HostTensor) -> u64 {
         let rows = super::positions_in(site.stage, values);
-        let Some(final_row) = rows.checked_sub(1) else { return };
+        let Some(final_row) = rows.checked_sub(1) else { return 0 };
         let last = Stats::of_rows(site, start, values, final_row..rows);
         let mut all = Stats::of_rows(site, start, values, 0..final_row);
         all.merge(&last);
+        let not_finite = all.non_finite();
         match self.sites.entry(site) {
             std::collections::btree_map::Entry::Vacant(e) => {
                 e.insert(Running { last_position: start + final_row, positions: rows, last, all });
@@ -301,6 +302,7 @@ impl Statistics {
                 }
             }
         }
+        not_finite
     }
 
     /// What has been seen: whole-model stages first, then layer by layer in order of execution.

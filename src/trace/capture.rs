@@ -1,0 +1,180 @@
+//! One run with every stage watched: statistics of all of them, values of some of them on disk.
+
+use std::collections::BTreeMap;
+
+use crate::backend::{Backend, BackendInfo, Contract, Data, HostTensor, Op};
+use crate::error::Result;
+use crate::model::{LogitRows, Model, Session, forward};
+use crate::stage::{Site, Stage};
+
+use super::stats::{Statistics, Stats};
+use super::store::{ModelInfo, Run, TraceWriter, contracts};
+use super::{Observer, Traced, positions_in};
+
+/// Keeps the statistics of every stage, gives the chosen ones to a writer, and notes what a report wants to say.
+#[derive(Default)]
+pub struct Recorder {
+    pub statistics: Statistics,
+    pub writer: Option<TraceWriter>,
+    /// The experts of the last position and their weights, by layer, in router_ids order.
+    pub routing: BTreeMap<u32, Routing>,
+    /// The first value in the order of execution that is NaN or infinite.
+    pub not_finite: Option<NotFinite>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    pub experts: Vec<u32>,
+    pub weights: Vec<f64>,
+}
+
+/// Where values that are not finite first appear.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NotFinite {
+    pub site: Site,
+    pub position: usize,
+    /// Of that stage at that position.
+    pub nan: u64,
+    pub inf: u64,
+    pub count: u64,
+}
+
+impl Recorder {
+    pub fn new(writer: Option<TraceWriter>) -> Self {
+        Self { writer, ..Self::default() }
+    }
+}
+
+impl Observer for Recorder {
+    fn wants(&self, _: Site) -> bool {
+        true
+    }
+
+    fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()> {
+        let bad = self.statistics.add(site, start, &values);
+        if bad > 0 && self.not_finite.is_none() {
+            let rows = 0..positions_in(site.stage, &values);
+            let first =
+                rows.map(|t| (t, Stats::of_rows(site, start, &values, t..t + 1))).find(|(_, s)| s.non_finite() > 0);
+            self.not_finite = first.map(|(t, stats)| {
+                let s = stats.summary();
+                NotFinite { site, position: start + t, nan: s.nan_count, inf: s.inf_count, count: s.count }
+            });
+        }
+        if let Some(layer) = site.layer {
+            let last = values.len() - values.cols().min(values.len());
+            let routing = self.routing.entry(layer);
+            match (site.stage, &values.data) {
+                (Stage::RouterIds, Data::U32(ids)) => routing.or_default().experts = ids[last..].to_vec(),
+                (Stage::RouterWeights, Data::F32(w)) => {
+                    routing.or_default().weights = w[last..].iter().map(|&w| w as f64).collect();
+                }
+                (Stage::RouterWeights, Data::F64(w)) => routing.or_default().weights = w[last..].to_vec(),
+                _ => {}
+            }
+        }
+        match &mut self.writer {
+            Some(writer) if writer.wants(site) => writer.add(site, start, &values),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What was run and what came of it.
+pub struct Captured {
+    pub recorder: Recorder,
+    /// Every token that went in: the prompt, then the decoded ones.
+    pub tokens: Vec<u32>,
+    /// The logits of the last position, [V].
+    pub logits: Vec<f64>,
+    pub backend: BackendInfo,
+    pub contracts: BTreeMap<String, Contract>,
+    /// Why fewer tokens were decoded than were asked for.
+    pub stopped: Option<String>,
+}
+
+impl Captured {
+    /// What a manifest says of the run.
+    pub fn run(&self, model: &Model, prompt: Option<String>, prompt_tokens: usize) -> Run {
+        let hyperparameters = match serde_json::to_value(&model.config) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        Run {
+            model: ModelInfo {
+                name: model.config.name.clone(),
+                architecture: model.config.architecture.name().into(),
+                fingerprint: model.gguf.fingerprint(),
+                hyperparameters,
+            },
+            prompt,
+            tokens: self.tokens.clone(),
+            prompt_tokens,
+            backend: self.backend.clone(),
+            contracts: self.contracts.clone(),
+        }
+    }
+}
+
+/// Runs `prompt` in chunks of `chunk` positions, then `decode` tokens greedily one at a time, with the logits of every
+/// position; `recorder` watches, and `progress` is told the positions done so far.
+///
+/// # Errors
+/// The model's, the backend's, and the writer's.
+pub fn capture<B: Backend>(
+    backend: B,
+    model: &Model,
+    prompt: &[u32],
+    chunk: usize,
+    decode: usize,
+    recorder: Recorder,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Captured> {
+    let (info, contracts) = (backend.info(), contracts(&backend));
+    let mut traced = Traced::new(backend, recorder);
+    let mut session = Session::new(&mut traced, &model.config, prompt.len().saturating_add(decode))?;
+    let mut tokens = prompt.to_vec();
+    let (mut stopped, mut logits) = (None, Vec::new());
+    for part in prompt.chunks(chunk) {
+        let all = forward(&mut traced, model, &mut session, part, LogitRows::All)?;
+        if session.position() == prompt.len() {
+            logits = last_row(&mut traced, all, part.len())?;
+        }
+        progress(session.position());
+    }
+    for step in 0..decode {
+        let Some(next) = largest(&logits) else {
+            stopped = Some(format!("decoding ended after {step} of {decode} tokens: a logit is NaN"));
+            break;
+        };
+        tokens.push(next);
+        let all = forward(&mut traced, model, &mut session, &[next], LogitRows::All)?;
+        logits = last_row(&mut traced, all, 1)?;
+        progress(session.position());
+    }
+    let (_, recorder) = traced.finish()?;
+    Ok(Captured { recorder, tokens, logits, backend: info, contracts, stopped })
+}
+
+/// The last of `rows` rows of logits, on the host.
+fn last_row<B: Backend>(backend: &mut B, logits: B::Tensor, rows: usize) -> Result<Vec<f64>> {
+    let last = match rows {
+        1 => logits,
+        _ => backend.run(Site::model(Stage::Logits), &Op::Rows { x: logits, start: rows - 1, rows: 1 })?,
+    };
+    Ok(backend.read(&last)?.to_f64())
+}
+
+/// The index of the largest number, the first of equals; `None` if any is NaN, for then nothing is the largest.
+fn largest(values: &[f64]) -> Option<u32> {
+    let mut best: Option<usize> = None;
+    for (i, x) in values.iter().enumerate() {
+        if x.is_nan() {
+            return None;
+        }
+        if best.is_none_or(|b| *x > values[b]) {
+            best = Some(i);
+        }
+    }
+    best.map(|i| i as u32)
+}
