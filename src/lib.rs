@@ -9,6 +9,7 @@ pub mod error;
 pub mod gguf;
 pub mod model;
 pub mod quant;
+pub mod report;
 pub mod stage;
 pub mod synth;
 pub mod trace;

@@ -75,7 +75,7 @@ struct Grid<'a> {
 
 /// Which elements count as wrong.
 enum Speaks<'a> {
-    /// Not finite where the expected value is.
+    /// Not finite where the expected value is, or the other way round.
     NonFinite,
     /// An error beyond its own floor.
     Floor(&'a [f64]),
@@ -161,7 +161,7 @@ impl<'a> Grid<'a> {
     fn energy(&self, i: usize) -> Option<f64> {
         let error = self.view.subject[i] - self.view.expected[i];
         match self.speaks {
-            Speaks::NonFinite => (!self.view.subject[i].is_finite()).then_some(1.0),
+            Speaks::NonFinite => (self.view.subject[i].is_finite() != self.view.expected[i].is_finite()).then_some(1.0),
             Speaks::Floor(floor) => (error.abs() > floor[i]).then_some(error * error),
             Speaks::Over(least) => (error.abs() > least).then_some(error * error),
         }
@@ -350,7 +350,8 @@ impl<'a> Grid<'a> {
             kind: kinds[0],
             kinds,
             description: match (&self.speaks, self.non_finite()) {
-                (Speaks::NonFinite, Some(n)) => format!("{n}: {description}"),
+                (Speaks::NonFinite, Some(n)) if n.any() => format!("{n}: {description}"),
+                (Speaks::NonFinite, _) => format!("finite where the expected value is not: {description}"),
                 _ => description,
             },
             share: inside.energy / all.energy,
@@ -438,22 +439,21 @@ impl<'a> Grid<'a> {
 
 impl<'a> Speaks<'a> {
     fn new(view: &View<'a>) -> Self {
-        if view.subject.iter().any(|x| !x.is_finite()) {
+        // What is not finite on both sides came in with the inputs.
+        if view.subject.iter().zip(view.expected).any(|(s, x)| s.is_finite() != x.is_finite()) {
             return Speaks::NonFinite;
         }
         if let Some(floor) = view.floor {
             return Speaks::Floor(floor);
         }
-        let mut errors: Vec<f64> = view.subject.iter().zip(view.expected).map(|(s, x)| (s - x).abs()).collect();
-        let energy = |least: f64| -> f64 {
-            view.subject
-                .iter()
-                .zip(view.expected)
-                .map(|(s, x)| (s - x).abs())
-                .filter(|e| *e > least)
-                .map(|e| e * e)
-                .sum()
-        };
+        let finite = |e: &f64| e.is_finite();
+        let mut errors: Vec<f64> =
+            view.subject.iter().zip(view.expected).map(|(s, x)| (s - x).abs()).filter(finite).collect();
+        if errors.is_empty() {
+            return Speaks::Over(0.0);
+        }
+        let all = errors.clone();
+        let energy = |least: f64| -> f64 { all.iter().filter(|e| **e > least).map(|e| e * e).sum() };
         let middle = errors.len() / 2;
         let median = *errors.select_nth_unstable_by(middle, f64::total_cmp).1;
         let least = 8.0 * median;

@@ -246,6 +246,25 @@ fn non_finite_values_have_a_place_too() {
     assert_eq!(p.description, "3072 NaN and 0 infinite, the first at [0, 0, 0]: expert 93 only (12 of 34 rows)");
 }
 
+#[test]
+fn nan_that_came_in_is_not_this_stages_pattern() {
+    let mut case = Case::new(Stage::MoeOut, &[17, 256]);
+    for i in 0..256 {
+        (case.expected[i], case.subject[i], case.floor[i]) = (f64::NAN, f64::NAN, f64::NAN);
+    }
+    assert_eq!(case.find(), None);
+    let case = case.plant(1e3, |r, _| r == 16);
+    assert_eq!(case.find().unwrap().description, "last position only");
+    assert_eq!(case.find_with(None).unwrap().description, "last position only");
+    let mut case = Case::new(Stage::MoeOut, &[2, 4]);
+    case.expected[..4].fill(f64::INFINITY);
+    let p = case.find().unwrap();
+    assert_eq!(p.description, "finite where the expected value is not: position 0 only");
+    case.expected.fill(f64::NAN);
+    case.subject.fill(f64::NAN);
+    assert_eq!(case.find_with(None), None);
+}
+
 /// The relation of a subject that is a function of the expected values, with noise.
 fn relation(
     shape: &[usize],

@@ -1,0 +1,116 @@
+//! Numbers and untrusted text as people read them.
+
+use crate::diff::metrics::Mismatch;
+use crate::diff::outcome::Measured;
+
+/// A number to two digits: `0.31`, `41`, `3.7e4`.
+pub fn short(x: f64) -> String {
+    match x.abs() {
+        _ if x.is_nan() => "NaN".into(),
+        a if a.is_infinite() => if x > 0.0 { "inf" } else { "-inf" }.into(),
+        0.0 => "0".into(),
+        a if (0.0995..0.995).contains(&a) => format!("{x:.2}"),
+        a if (0.995..9.95).contains(&a) => format!("{x:.1}"),
+        a if (9.95..999.5).contains(&a) => format!("{x:.0}"),
+        _ => format!("{x:.1e}"),
+    }
+}
+
+/// A small number, always with an exponent unless it is 0: `4.4e-3`.
+pub fn scientific(x: f64) -> String {
+    if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
+}
+
+/// A share of 1 in per cent: `100 %`, `99.98 %`, `0.3 %`. Only a whole share is printed as 100 %, only none as 0 %.
+pub fn percent(share: f64) -> String {
+    let p = share * 100.0;
+    match p {
+        _ if p == 0.0 || p == 100.0 => format!("{p:.0} %"),
+        _ if p > 99.9 && p < 100.0 => format!("{:.3} %", p.min(99.999)),
+        _ if (10.0..100.0).contains(&p) => format!("{p:.1} %"),
+        _ => format!("{} %", short(p)),
+    }
+}
+
+/// `17×2×256`
+pub fn shape(shape: &[usize]) -> String {
+    shape.iter().map(|n| n.to_string()).collect::<Vec<_>>().join("×")
+}
+
+/// Text from a file or the command line, without what a terminal would act on.
+pub fn clean(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+/// Columns that a terminal gives to `text`.
+pub fn width(text: &str) -> usize {
+    // East Asian and pictographic blocks take two columns; nothing printed here combines.
+    text.chars()
+        .map(|c| if matches!(c as u32, 0x1100..=0x115F | 0x2E80..=0xFFDC | 0x1F300..=0x3FFFF) { 2 } else { 1 })
+        .sum()
+}
+
+/// `text`, cut to `columns` with an ellipsis.
+pub fn cut(text: &str, columns: usize) -> String {
+    if width(text) <= columns {
+        return text.into();
+    }
+    let (mut out, mut used) = (String::new(), 1);
+    for c in text.chars() {
+        used += width(c.encode_utf8(&mut [0; 4]));
+        if used > columns {
+            break;
+        }
+        out.push(c);
+    }
+    out + "…"
+}
+
+/// One word for what a comparison gave, in place of a number.
+pub fn measured(m: &Measured) -> String {
+    match m {
+        Measured::Metrics(m) => scientific(m.nmse),
+        Measured::Sets { flips: 0, .. } => "equal".into(),
+        Measured::Sets { flips: 1, .. } => "1 flip".into(),
+        Measured::Sets { flips, .. } => format!("{flips} flips"),
+        Measured::Failed(m) => mismatch_kind(m).into(),
+    }
+}
+
+/// One word for a mismatch.
+fn mismatch_kind(m: &Mismatch) -> &'static str {
+    match m {
+        Mismatch::Shape { .. } => "shape",
+        Mismatch::Dtype { .. } => "dtype",
+        Mismatch::Ids => "ids",
+        Mismatch::Nothing { .. } => "empty",
+        Mismatch::NonFinite { .. } => "NaN/inf",
+        Mismatch::ZeroNorm { .. } => "all 0",
+        Mismatch::NoSuchExpert { .. } | Mismatch::RepeatedExpert { .. } => "bad ids",
+        Mismatch::NoSuchToken { .. } => "bad token",
+        Mismatch::Mask { .. } => "mask",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let texts: Vec<String> =
+            [0.0, 0.314, 0.0314, 0.09999, 1.26, 9.96, 41.3, 999.6, 3.7e4, -2.0].into_iter().map(short).collect();
+        assert_eq!(texts, ["0", "0.31", "3.1e-2", "0.10", "1.3", "10", "41", "1.0e3", "3.7e4", "-2.0"]);
+        assert_eq!((short(f64::NAN), short(f64::NEG_INFINITY)), ("NaN".into(), "-inf".into()));
+        let shares: Vec<String> = [1.0, 0.999999, 0.9995, 0.912, 0.05, 0.00001, 0.0].into_iter().map(percent).collect();
+        assert_eq!(shares, ["100 %", "99.999 %", "99.950 %", "91.2 %", "5.0 %", "1.0e-3 %", "0 %"]);
+    }
+
+    #[test]
+    fn untrusted_text_is_cut_and_cleaned() {
+        assert_eq!(clean("a\x1b[2J\nb"), "a\\u{1b}[2J\\nb");
+        assert_eq!(cut("abcdef", 4), "abc…");
+        assert_eq!(cut("日本語", 4), "日…");
+        assert_eq!(cut("abc", 3), "abc");
+    }
+}
