@@ -19,6 +19,7 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
+pub mod probe;
 pub mod scalar;
 mod tensor;
 
