@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::backend::oracle::OracleBackend;
-use crate::backend::{AnyBackend, Backend, Erased, HostTensor};
+use crate::backend::{AnyBackend, Backend, Erased};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -144,22 +144,4 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
     let result = backend.prepare(&weights, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     result
-}
-
-/// The token with the largest logit of the last row, the lowest id among equals.
-///
-/// # Errors
-/// A NaN among the logits: there is no largest.
-pub fn argmax(logits: &HostTensor) -> Result<u32> {
-    let values = logits.to_f64();
-    let mut best = (0, f64::NEG_INFINITY);
-    for (i, &x) in values[values.len() - logits.cols()..].iter().enumerate() {
-        if x.is_nan() {
-            return Err(Error::cannot_run(format!("logit {i} is NaN; `twinscope trace` shows where it first appears")));
-        }
-        if x > best.1 {
-            best = (i as u32, x);
-        }
-    }
-    Ok(best.0)
 }

@@ -6,9 +6,9 @@ use std::time::Instant;
 use crate::Result;
 use crate::backend::Backend;
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, argmax, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::error::Error;
-use crate::model::{LogitRows, Model, Session, Tokenizer, forward};
+use crate::model::{LogitRows, Model, Session, Tokenizer, forward, greedy};
 
 /// Generate text greedily, and say how fast.
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut next = 0;
     for chunk in prompt.tokens.chunks(args.chunk as usize) {
         let logits = forward(&mut backend, &model, &mut session, chunk, LogitRows::Last)?;
-        next = argmax(&backend.read(&logits)?)?;
+        next = greedy(&backend.read(&logits)?)?;
     }
     let prefill = began.elapsed();
     let began = Instant::now();
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             break;
         }
         let logits = forward(&mut backend, &model, &mut session, &[next], LogitRows::Last)?;
-        next = argmax(&backend.read(&logits)?)?;
+        next = greedy(&backend.read(&logits)?)?;
         decoded += 1;
     }
     println!();

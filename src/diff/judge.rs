@@ -19,6 +19,7 @@ use crate::diff::logits::{LogitsAt, compare_logits};
 use crate::diff::metrics::{Mask, Mismatch, measure};
 use crate::diff::outcome::{Cause, JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
 use crate::diff::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
+use crate::diff::share::Injections;
 use crate::diff::tolerance::Tolerances;
 use crate::error::Result;
 use crate::model::Config;
@@ -49,20 +50,30 @@ struct LogitBounds {
     subject: Vec<f64>,
 }
 
+/// What a run found.
+#[derive(Default)]
+pub struct Found {
+    /// In order of execution.
+    pub stages: Vec<StageResult>,
+    pub routing: Vec<LayerRouting>,
+    pub logits: Vec<LogitsAt>,
+    /// The prompt's injected errors, if they were asked for.
+    pub injections: Injections,
+}
+
 /// The sink of a lockstep run.
 pub struct Judge<'m> {
     config: &'m Config,
     reference: Contracts,
     subject: Contracts,
     tolerances: Tolerances,
-    /// Tokens of the whole run, prompt and decode steps; the first `prompt` of them are step 0.
-    tokens: Vec<u32>,
-    prompt: usize,
+    /// Tokens of the prompt, which is step 0.
+    prompt: Vec<u32>,
     /// Told of every fault with its observation, to explain it.
     explain: Option<&'m mut dyn Explainer>,
-    pub stages: Vec<StageResult>,
-    pub routing: Vec<LayerRouting>,
-    pub logits: Vec<LogitsAt>,
+    found: Found,
+    /// Bytes that injected errors may still take; `None` when none are kept.
+    room: Option<usize>,
     /// Values of the layer in progress, by stage.
     layer: HashMap<Stage, Pair>,
     bounds: Option<LogitBounds>,
@@ -100,8 +111,7 @@ impl<'m> Judge<'m> {
         reference: Contracts,
         subject: Contracts,
         tolerances: Tolerances,
-        tokens: &[u32],
-        prompt: usize,
+        prompt: &[u32],
         explain: Option<&'m mut dyn Explainer>,
     ) -> Self {
         Self {
@@ -109,16 +119,43 @@ impl<'m> Judge<'m> {
             reference,
             subject,
             tolerances,
-            tokens: tokens.to_vec(),
-            prompt,
+            prompt: prompt.to_vec(),
             explain,
-            stages: Vec::new(),
-            routing: Vec::new(),
-            logits: Vec::new(),
+            found: Found::default(),
+            room: None,
             layer: HashMap::new(),
             bounds: None,
             carried: HashMap::new(),
         }
+    }
+
+    /// Keeps the prompt's injected errors while they take at most `bytes`; of all stages, or of none.
+    pub fn keep_injections(&mut self, bytes: usize) {
+        self.room = Some(bytes);
+    }
+
+    pub fn finish(self) -> Found {
+        self.found
+    }
+
+    fn keep(&mut self, o: &Observation<'_>) {
+        let Some(room) = self.room.filter(|_| self.step(o.start) == 0) else { return };
+        let bytes = o.subject.len() * size_of::<f64>();
+        if bytes > room || o.start != 0 {
+            self.room = None;
+            self.found.injections = Injections::default();
+            return;
+        }
+        self.room = Some(room - bytes);
+        let injections = &mut self.found.injections;
+        if o.site.stage == Stage::Logits {
+            injections.logits = Some([o.reference.to_f64(), o.subject.to_f64()]);
+        }
+        let delta = match o.site.stage {
+            Stage::RouterIds => (*o.subject).clone(),
+            _ => HostTensor::f64(&o.subject.shape, error(&o.subject, &o.replayed)),
+        };
+        injections.by_site.insert(o.site, delta);
     }
 
     /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too.
@@ -158,7 +195,7 @@ impl<'m> Judge<'m> {
                 Err(mismatch) => Measured::Failed(mismatch.clone()),
             };
             let layer = o.site.layer.unwrap_or_default();
-            self.routing.push(LayerRouting { step: self.step(o.start), layer, routing });
+            self.found.routing.push(LayerRouting { step: self.step(o.start), layer, routing });
             return Ok(measured);
         }
         // After a flip the same slot holds another expert: compare by expert, the flipped tokens apart.
@@ -225,15 +262,15 @@ impl<'m> Judge<'m> {
 
     /// 0 for the prompt, n for the n-th decoded token.
     fn step(&self, start: usize) -> usize {
-        (start + 1).saturating_sub(self.prompt)
+        (start + 1).saturating_sub(self.prompt.len())
     }
 
     fn logits(&mut self, o: &Observation<'_>) {
         let rows = o.subject.shape[0];
-        let next: Vec<Option<u32>> = (0..rows).map(|t| self.tokens.get(o.start + t + 1).copied()).collect();
+        let next: Vec<Option<u32>> = (0..rows).map(|t| self.prompt.get(o.start + t + 1).copied()).collect();
         // What could not be compared is said by the stage's own result.
         if let Ok(logits) = compare_logits(&o.reference, &o.subject, &next, o.start) {
-            self.logits.extend(logits.at);
+            self.found.logits.extend(logits.at);
         }
     }
 
@@ -351,11 +388,12 @@ impl Sink for Judge<'_> {
                 self.explained(&o, &mut result, view)?;
             }
         }
+        self.keep(&o);
         if stage == Stage::Logits {
             self.logits(&o);
         }
         self.layer.insert(stage, Pair { reference: o.reference, subject: o.subject });
-        self.stages.push(result);
+        self.found.stages.push(result);
         Ok(())
     }
 }

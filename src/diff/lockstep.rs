@@ -68,9 +68,9 @@ pub struct LockstepOptions {
 
 /// Both backends as one; see the module's documentation.
 pub struct Lockstep<'s> {
-    reference: AnyBackend,
-    subject: AnyBackend,
-    judge: Option<AnyBackend>,
+    reference: &'s mut AnyBackend,
+    subject: &'s mut AnyBackend,
+    judge: Option<&'s mut AnyBackend>,
     options: LockstepOptions,
     sink: &'s mut dyn Sink,
     /// First position of the current call, and of the next.
@@ -83,9 +83,9 @@ impl<'s> Lockstep<'s> {
     /// # Panics
     /// If the reference is recorded and there is no judge to replay in its place.
     pub fn new(
-        reference: AnyBackend,
-        subject: AnyBackend,
-        judge: Option<AnyBackend>,
+        reference: &'s mut AnyBackend,
+        subject: &'s mut AnyBackend,
+        judge: Option<&'s mut AnyBackend>,
         options: LockstepOptions,
         sink: &'s mut dyn Sink,
     ) -> Self {
@@ -219,8 +219,9 @@ impl Backend for Lockstep<'_> {
         self.subject.contract(op)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        let sides = [Some(&self.reference), Some(&self.subject), self.judge.as_ref()];
-        sides.into_iter().flatten().flat_map(|b| b.unsupported(needs)).collect()
+        let judged = self.judge.as_ref().map(|j| j.unsupported(needs));
+        let sides = [self.reference.unsupported(needs), self.subject.unsupported(needs)];
+        sides.into_iter().chain(judged).flatten().collect()
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.reference.prepare(weights, &mut |_| ())?;

@@ -8,6 +8,7 @@
 //!   fill and the reports render.
 
 pub mod attribution;
+pub mod driver;
 pub mod floor;
 pub mod geometry;
 pub mod judge;
@@ -17,4 +18,5 @@ pub mod metrics;
 pub mod outcome;
 pub mod pattern;
 pub mod router;
+pub mod share;
 pub mod tolerance;

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use config::{Architecture, Config, MoeConfig};
-pub use forward::{LogitRows, Session, forward};
+pub use forward::{LogitRows, Session, forward, greedy};
 pub use tokenizer::Tokenizer;
 
 use crate::backend::{Need, OpKind, Weight};

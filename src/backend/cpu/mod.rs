@@ -19,7 +19,6 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
-pub mod probe;
 pub mod scalar;
 mod tensor;
 

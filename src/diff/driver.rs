@@ -1,0 +1,164 @@
+//! Runs a comparison: two opened backends, a judge, a prompt, and some decode steps.
+
+use crate::backend::{AnyBackend, Backend, OpKind};
+use crate::diff::judge::{Contracts, Explainer, Judge};
+use crate::diff::lockstep::{Lockstep, LockstepOptions};
+use crate::diff::logits::LogitsComparison;
+use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
+use crate::diff::share;
+use crate::diff::tolerance::Tolerances;
+use crate::error::{Error, Result};
+use crate::model::{LogitRows, Model, Session, forward};
+
+/// Prompt tokens that are run at a time unless told otherwise.
+pub const CHUNK: usize = 512;
+
+/// What to compare. Backends are opened and their weights prepared.
+pub struct Sides<'a> {
+    pub reference: &'a mut AnyBackend,
+    pub subject: &'a mut AnyBackend,
+    /// The float64 oracle; without it stages are held against nmse thresholds.
+    pub judge: Option<&'a mut AnyBackend>,
+}
+
+/// What to run, and how to judge it.
+#[derive(Clone, Debug)]
+pub struct DiffOptions {
+    pub tokens: Vec<u32>,
+    /// The prompt's text, where the tokens came from one.
+    pub prompt: Option<String>,
+    /// Tokens to decode after the prompt, each the reference's choice.
+    pub decode: usize,
+    /// Prompt tokens run at a time.
+    pub chunk: usize,
+    pub tolerances: Tolerances,
+    /// Give the subject the reference's expert ids.
+    pub force_routing: bool,
+    /// The reference is a recording: the judge replays in its place.
+    pub reference_is_recorded: bool,
+    /// Work out each stage's share of the logits' error.
+    pub shares: bool,
+}
+
+impl DiffOptions {
+    /// A plain comparison over `tokens`.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self {
+            tokens,
+            prompt: None,
+            decode: 0,
+            chunk: CHUNK,
+            tolerances: Tolerances::default(),
+            force_routing: false,
+            reference_is_recorded: false,
+            shares: true,
+        }
+    }
+}
+
+/// Runs both sides in lockstep and judges every stage. `explain` is asked for the cause of each fault.
+///
+/// # Errors
+/// A prompt that does not fit the model, or what the backends report.
+pub fn diff<'m>(
+    model: &'m Model,
+    sides: Sides<'_>,
+    options: &DiffOptions,
+    explain: Option<&'m mut dyn Explainer>,
+) -> Result<Comparison> {
+    let capacity = options.tokens.len().saturating_add(options.decode);
+    if capacity > model.config.context {
+        return Err(Error::usage(format!(
+            "{} prompt tokens and {} to decode are {capacity} positions; the context length of {} is {}",
+            options.tokens.len(),
+            options.decode,
+            model.config.name,
+            model.config.context
+        )));
+    }
+    let Sides { reference, subject, judge: oracle } = sides;
+    let mut comparison = Comparison {
+        kind: Kind::Diff,
+        model: summary(model),
+        tokens: options.tokens.len(),
+        prompt: options.prompt.clone(),
+        decode: options.decode,
+        reference: SideSummary { info: reference.info(), trace: None },
+        subject: SideSummary { info: subject.info(), trace: None },
+        judge: oracle.as_ref().map(|o| o.info().backend),
+        stages: Vec::new(),
+        first_fault: None,
+        first_visible: None,
+        routing: Vec::new(),
+        logits: None,
+        notes: notes(reference, subject),
+        next: None,
+    };
+    let mut judge = Judge::new(
+        &model.config,
+        Contracts::of(reference),
+        Contracts::of(subject),
+        options.tolerances.clone(),
+        &options.tokens,
+        explain,
+    );
+    if options.shares {
+        judge.keep_injections(share::MOST_BYTES);
+    }
+    let lockstep_options =
+        LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
+    let mut lockstep = Lockstep::new(&mut *reference, subject, oracle, lockstep_options, &mut judge);
+    let mut session = Session::new(&mut lockstep, &model.config, capacity)?;
+    let mut next = None;
+    for chunk in options.tokens.chunks(options.chunk.max(1)) {
+        let logits = forward(&mut lockstep, model, &mut session, chunk, LogitRows::All)?;
+        next = (options.decode > 0).then(|| lockstep.read(&logits)).transpose()?;
+    }
+    for step in 0..options.decode {
+        let token = crate::model::greedy(next.as_ref().expect("the prompt has logits"))?;
+        let logits = forward(&mut lockstep, model, &mut session, &[token], LogitRows::All)?;
+        next = (step + 1 < options.decode).then(|| lockstep.read(&logits)).transpose()?;
+    }
+    drop((session, lockstep));
+
+    let found = judge.finish();
+    (comparison.stages, comparison.routing) = (found.stages, found.routing);
+    comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
+    let one_call = options.tokens.len() <= options.chunk;
+    if options.shares && one_call && !options.reference_is_recorded {
+        share::fill(model, reference, &options.tokens, &found.injections, &mut comparison)?;
+    }
+    comparison.conclude();
+    Ok(comparison)
+}
+
+pub fn summary(model: &Model) -> ModelSummary {
+    let moe = model.config.moe.as_ref();
+    ModelSummary {
+        name: model.gguf.name().to_string(),
+        architecture: model.config.architecture.name().to_string(),
+        layers: model.config.layers,
+        experts: moe.map_or(0, |m| m.experts),
+        experts_used: moe.map_or(0, |m| m.used),
+    }
+}
+
+/// What must be said of the two sides before their numbers are read.
+fn notes(reference: &AnyBackend, subject: &AnyBackend) -> Vec<String> {
+    let mut notes = Vec::new();
+    for side in [reference, subject] {
+        let info = side.info();
+        if info.software {
+            notes.push(format!("{} runs on {}, a software adapter: a CPU, not a GPU", info.backend, info.adapter));
+        }
+    }
+    let differ = |op: &OpKind| {
+        let (c, g) = (reference.contract(*op), subject.contract(*op));
+        c.activations != g.activations || c.accumulator != g.accumulator
+    };
+    if OpKind::ALL.iter().any(differ) {
+        let (c, g) = (reference.info().contract, subject.info().contract);
+        notes.push(format!("the sides compute in different precision: {c}; {g}"));
+    }
+    notes
+}
