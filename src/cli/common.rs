@@ -50,6 +50,11 @@ pub struct Prompt {
 }
 
 impl PromptArgs {
+    /// Whether the command line says what to run.
+    pub fn is_given(&self) -> bool {
+        self.prompt.is_some() || self.prompt_file.is_some() || self.tokens.is_some()
+    }
+
     /// # Errors
     /// An unreadable file, a tokenizer that cannot be used, no tokens, or a token that is not in the vocabulary.
     pub fn resolve(&self, model: &Model) -> Result<Prompt> {

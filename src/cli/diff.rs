@@ -1,14 +1,19 @@
 //! `diff`: two backends in lockstep over one prompt; the first stage whose own error is more than rounding explains.
 
-use crate::Result;
-use crate::backend::AnyBackend;
+use std::path::Path;
+
+use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output};
 use crate::diff::driver::{DiffOptions, Sides, diff};
 use crate::diff::outcome::Comparison;
 use crate::diff::tolerance::Tolerances;
+use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::report::json::Document;
 use crate::report::text;
+use crate::trace::recorded::Recorded;
+use crate::trace::store::{Run, Trace};
 
 /// Compare two backends stage by stage.
 #[derive(clap::Args)]
@@ -17,10 +22,10 @@ pub struct Args {
     model: ModelArg,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// The side to compare with
+    /// The side to compare with: a backend, or trace:DIR
     #[arg(long, value_name = "BACKEND", default_value = "cpu:scalar")]
     reference: String,
-    /// The side to examine
+    /// The side to examine: a backend, or trace:DIR
     #[arg(long, value_name = "BACKEND", default_value = "gpu")]
     subject: String,
     /// Decode this many tokens after the prompt, each the reference's choice
@@ -51,26 +56,69 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
     let model = args.model.open()?;
-    let prompt = args.prompt.resolve(&model)?;
-    let open = |name: &str| -> Result<AnyBackend> {
-        let mut backend = args.backends.open(name)?;
-        prepare(&mut backend, &model)?;
-        Ok(backend)
+    let (mut reference, mut subject) =
+        (Side::open(args, &model, &args.reference)?, Side::open(args, &model, &args.subject)?);
+    let mut oracle = match args.no_oracle {
+        true => None,
+        false => Some(Side::open(args, &model, "oracle")?.backend),
     };
-    let (mut reference, mut subject) = (open(&args.reference)?, open(&args.subject)?);
-    let mut oracle = if args.no_oracle { None } else { Some(open("oracle")?) };
-    let options = DiffOptions {
-        prompt: prompt.text,
-        decode: args.decode,
+    if oracle.is_none() && reference.recorded.is_some() {
+        return Err(Error::usage("--no-oracle with a recorded reference: nothing could replay a stage"));
+    }
+    let mut options = DiffOptions {
         chunk: args.chunk as usize,
         tolerances,
         force_routing: args.routing == "reference",
-        ..DiffOptions::new(prompt.tokens)
+        reference_is_recorded: reference.recorded.is_some(),
+        ..DiffOptions::new(Vec::new())
     };
-    let sides = Sides { reference: &mut reference, subject: &mut subject, judge: oracle.as_mut() };
-    let comparison = diff(&model, sides, &options, None)?;
+    // A recording says what was run; otherwise the command line does.
+    match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
+        Some(run) if args.prompt.is_given() || args.decode > 0 => {
+            return Err(Error::usage(format!(
+                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens and --decode have nothing to say",
+                run.tokens.len()
+            )));
+        }
+        Some(run) => {
+            let (prompt, decoded) = run.tokens.split_at(run.prompt_tokens);
+            options.tokens = prompt.to_vec();
+            options.forced = decoded.to_vec();
+            options.decode = decoded.len();
+            options.prompt = run.prompt.clone();
+        }
+        None => {
+            let prompt = args.prompt.resolve(&model)?;
+            options.tokens = prompt.tokens;
+            options.prompt = prompt.text;
+            options.decode = args.decode;
+        }
+    }
+    let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judge: oracle.as_mut() };
+    let mut comparison = diff(&model, sides, &options, None)?;
+    comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
+    comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// A side of the comparison: a backend, or a trace that answers like one.
+struct Side {
+    backend: AnyBackend,
+    recorded: Option<Run>,
+}
+
+impl Side {
+    fn open(args: &Args, model: &Model, name: &str) -> Result<Self> {
+        if let Some(dir) = name.strip_prefix("trace:") {
+            let trace = Trace::open(Path::new(dir))?;
+            let run = trace.manifest().run.clone();
+            return Ok(Self { backend: Box::new(Erased(Recorded::new(trace, model)?)), recorded: Some(run) });
+        }
+        let mut backend = args.backends.open(name)?;
+        prepare(&mut backend, model)?;
+        Ok(Self { backend, recorded: None })
+    }
 }
 
 /// Prints a comparison: one JSON document, or the report for people.

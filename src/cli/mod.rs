@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::Result;
 
 mod common;
+mod compare;
 mod devices;
 mod diff;
 mod export;
@@ -39,6 +40,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Compare(compare::Args),
     Devices(devices::Args),
     Diff(Box<diff::Args>),
     Export(export::Args),
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
+        Verb::Compare(args) => compare::run(&args),
         Verb::Devices(args) => devices::run(&args),
         Verb::Diff(args) => diff::run(&args),
         Verb::Export(args) => export::run(&args),

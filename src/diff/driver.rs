@@ -8,7 +8,7 @@ use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
 use crate::diff::share;
 use crate::diff::tolerance::Tolerances;
 use crate::error::{Error, Result};
-use crate::model::{LogitRows, Model, Session, forward};
+use crate::model::{LogitRows, Model, Session, forward, greedy};
 
 /// Prompt tokens that are run at a time unless told otherwise.
 pub const CHUNK: usize = 512;
@@ -27,8 +27,10 @@ pub struct DiffOptions {
     pub tokens: Vec<u32>,
     /// The prompt's text, where the tokens came from one.
     pub prompt: Option<String>,
-    /// Tokens to decode after the prompt, each the reference's choice.
+    /// Tokens to decode after the prompt, each the reference's choice…
     pub decode: usize,
+    /// …or these, where a recording says what was decoded.
+    pub forced: Vec<u32>,
     /// Prompt tokens run at a time.
     pub chunk: usize,
     pub tolerances: Tolerances,
@@ -47,6 +49,7 @@ impl DiffOptions {
             tokens,
             prompt: None,
             decode: 0,
+            forced: Vec::new(),
             chunk: CHUNK,
             tolerances: Tolerances::default(),
             force_routing: false,
@@ -115,7 +118,10 @@ pub fn diff<'m>(
         next = (options.decode > 0).then(|| lockstep.read(&logits)).transpose()?;
     }
     for step in 0..options.decode {
-        let token = crate::model::greedy(next.as_ref().expect("the prompt has logits"))?;
+        let token = match options.forced.get(step) {
+            Some(&token) => token,
+            None => greedy(next.as_ref().expect("the call before was read"))?,
+        };
         let logits = forward(&mut lockstep, model, &mut session, &[token], LogitRows::All)?;
         next = (step + 1 < options.decode).then(|| lockstep.read(&logits)).transpose()?;
     }

@@ -20,3 +20,4 @@ pub mod pattern;
 pub mod router;
 pub mod share;
 pub mod tolerance;
+pub mod traces;

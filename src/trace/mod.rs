@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod import;
+pub mod recorded;
 pub mod select;
 pub mod stats;
 pub mod store;

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter;
 use super::kernels::Pipeline;
-use super::record::Recording;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
@@ -43,8 +42,6 @@ pub struct Device {
     pass: Option<wgpu::ComputePass<'static>>,
     dispatches: u32,
     submission: Submission,
-    /// Set while dispatches are kept; see [`super::record`].
-    pub(super) recording: Option<Recording>,
 }
 
 impl Device {
@@ -55,7 +52,7 @@ impl Device {
         let limits = adapter.limits();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("twinscope"),
-            required_features: adapter::FEATURES | (adapter.features() & adapter::OPTIONAL_FEATURES),
+            required_features: adapter::FEATURES,
             required_limits: limits.clone(),
             ..Default::default()
         }))
@@ -81,7 +78,6 @@ impl Device {
             pass: None,
             dispatches: 0,
             submission: Submission::default(),
-            recording: None,
         })
     }
 
@@ -124,17 +120,7 @@ impl Device {
     }
 
     /// Records one dispatch. `bindings` are whole storage buffers with the bytes of them that are used.
-    ///
-    /// # Errors
-    /// Only while dispatches are kept: if their buffers do not fit.
-    pub fn dispatch(
-        &mut self,
-        pipeline: &Pipeline,
-        bindings: &[(&wgpu::Buffer, u64)],
-        params: &[u32],
-        grid: [u32; 3],
-    ) -> Result<()> {
-        self.record_reads(pipeline, bindings, params, grid)?;
+    pub fn dispatch(&mut self, pipeline: &Pipeline, bindings: &[(&wgpu::Buffer, u64)], params: &[u32], grid: [u32; 3]) {
         let entries: Vec<_> = bindings
             .iter()
             .enumerate()
@@ -162,12 +148,10 @@ impl Device {
             pass.set_immediates(0, bytemuck::cast_slice(params));
             pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
         }
-        self.record_writes(bindings);
         self.dispatches += 1;
         if self.dispatches >= DISPATCHES_A_SUBMIT {
             self.submit();
         }
-        Ok(())
     }
 
     /// The encoder, for commands other than dispatches.

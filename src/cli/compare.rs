@@ -1,0 +1,39 @@
+//! `compare`: the same judgement over two saved traces.
+
+use std::path::PathBuf;
+
+use crate::Result;
+use crate::cli::Outcome;
+use crate::cli::diff::print_comparison;
+use crate::diff::tolerance::Tolerances;
+use crate::diff::traces;
+use crate::trace::store::Trace;
+
+/// Compare two saved traces stage by stage.
+///
+/// Without the model no stage can be replayed, so a difference may be inherited; `diff --reference trace:A --subject trace:B`
+/// with the model tells injected from inherited errors.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The trace directory to compare with
+    reference: PathBuf,
+    /// The trace directory to examine
+    subject: PathBuf,
+    /// A limit in place of the default one, such as 'expert_down:nmse<=5e-4'; several allowed
+    #[arg(long, value_name = "STAGE:METRIC<=VALUE")]
+    tol: Vec<String>,
+    /// Every stage, not only the worst
+    #[arg(long)]
+    full: bool,
+    /// One JSON document on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let tolerances = Tolerances::parse(&args.tol)?;
+    let (reference, subject) = (Trace::open(&args.reference)?, Trace::open(&args.subject)?);
+    let comparison = traces::compare(&reference, &subject, &tolerances)?;
+    print_comparison(&comparison, args.json, args.full)?;
+    Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}

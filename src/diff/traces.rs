@@ -1,0 +1,190 @@
+//! Two saved traces, without the model: each stage's total error.
+//!
+//! - Nothing can be replayed without the weights, so a stage that differs may have inherited its error; with the model at hand
+//!   the traces are the two sides of an ordinary comparison instead ([`crate::trace::recorded`]).
+//! - What only one of them has is listed as not compared; different tokens are an error, since nothing could agree.
+
+use crate::backend::{Data, HostTensor};
+use crate::diff::logits::{LogitsComparison, compare_logits};
+use crate::diff::metrics::{Mask, measure};
+use crate::diff::outcome::{Comparison, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict};
+use crate::diff::router::{Routing, compare_routing};
+use crate::diff::tolerance::Tolerances;
+use crate::error::{Error, Result};
+use crate::stage::{Dim, Site, Stage};
+use crate::trace::store::Trace;
+
+/// Compares two traces stage by stage, at the positions that both have.
+///
+/// # Errors
+/// Traces of other tokens or models, or an unreadable file.
+pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> Result<Comparison> {
+    let (c, g) = (&reference.manifest().run, &subject.manifest().run);
+    let named = |t: &Trace| t.dir().display().to_string();
+    if c.tokens != g.tokens {
+        let at = c.tokens.iter().zip(&g.tokens).position(|(a, b)| a != b).unwrap_or(c.tokens.len().min(g.tokens.len()));
+        return Err(Error::input(format!(
+            "{} and {} are of other tokens: {} and {} of them, the first difference at position {at}",
+            named(reference),
+            named(subject),
+            c.tokens.len(),
+            g.tokens.len()
+        )));
+    }
+    let mut notes = Vec::new();
+    let fingerprints = (&c.model.fingerprint, &g.model.fingerprint);
+    if fingerprints.0 != fingerprints.1 {
+        let unknown = fingerprints.0.is_empty() || fingerprints.1.is_empty();
+        notes.push(match unknown {
+            true => "one trace does not say which file it is of; that both are of one model is assumed".into(),
+            false => format!("the traces are of different files: {} and {}", c.model.name, g.model.name),
+        });
+    }
+    if c.contracts != g.contracts {
+        notes.push(format!("the sides promise different arithmetic: {}; {}", c.backend.contract, g.backend.contract));
+    }
+    let size = |key: &str| c.model.hyperparameters.get(key).and_then(|v| v.as_u64()).unwrap_or(0) as usize;
+    let of_moe = |key: &str| {
+        let moe = c.model.hyperparameters.get("moe");
+        moe.and_then(|m| m.get(key)).and_then(|v| v.as_u64()).unwrap_or(0) as usize
+    };
+    let mut comparison = Comparison {
+        kind: Kind::Compare,
+        model: ModelSummary {
+            name: c.model.name.clone(),
+            architecture: c.model.architecture.clone(),
+            layers: size("layers"),
+            experts: of_moe("experts"),
+            experts_used: of_moe("used"),
+        },
+        tokens: c.prompt_tokens,
+        prompt: c.prompt.clone(),
+        decode: c.tokens.len() - c.prompt_tokens,
+        reference: SideSummary { info: c.backend.clone(), trace: Some(named(reference)) },
+        subject: SideSummary { info: g.backend.clone(), trace: Some(named(subject)) },
+        judge: None,
+        stages: Vec::new(),
+        first_fault: None,
+        first_visible: None,
+        routing: Vec::new(),
+        logits: None,
+        notes,
+        next: None,
+    };
+    for site in in_order(reference, subject) {
+        let result = stage(reference, subject, site, tolerances, &mut comparison)?;
+        comparison.stages.push(result);
+    }
+    comparison.conclude();
+    Ok(comparison)
+}
+
+/// Every site that either trace has, in order of execution.
+fn in_order(a: &Trace, b: &Trace) -> Vec<Site> {
+    let mut sites: Vec<Site> = a.tensors().chain(b.tensors()).map(|(site, _)| site).collect();
+    let place = |s: &Site| match s.layer {
+        Some(n) => n as u64 + 1,
+        None if s.stage == Stage::Embedding => 0,
+        None => u64::MAX,
+    };
+    sites.sort_by_key(|s| (place(s), s.stage));
+    sites.dedup();
+    sites
+}
+
+fn stage(
+    reference: &Trace,
+    subject: &Trace,
+    site: Site,
+    tolerances: &Tolerances,
+    comparison: &mut Comparison,
+) -> Result<StageResult> {
+    let not_compared = |why: String| {
+        let total = measure(&HostTensor::f32(&[0], vec![]), &HostTensor::f32(&[0], vec![]), Mask::None);
+        let mut result = StageResult::new(0, site, &[], total.into());
+        result.visible = false;
+        result.verdict = Verdict::NotCompared(why);
+        result
+    };
+    let (Some(a), Some(b)) = (reference.stored(site), subject.stored(site)) else {
+        let lacks = if reference.stored(site).is_none() { "the reference" } else { "the subject" };
+        return Ok(not_compared(format!("{lacks}'s trace does not have it")));
+    };
+    if a.limited || b.limited {
+        let rows = |t: &Trace| site.layer.map_or(Ok(None), |n| t.expert_rows(n));
+        if a.limited != b.limited || rows(reference)? != rows(subject)? {
+            return Ok(not_compared("the traces have other rows of it: some experts only".into()));
+        }
+    }
+    let positions: Vec<usize> = a.positions.iter().filter(|p| b.positions.contains(*p)).collect();
+    let Some(&start) = positions.first() else {
+        return Ok(not_compared(format!("no position in common: {} and {}", a.positions, b.positions)));
+    };
+    let read = |trace: &Trace, limited: bool, have: Vec<usize>| -> Result<HostTensor> {
+        let tensor = trace.tensor(site)?.expect("it is listed");
+        if limited || have == positions {
+            return Ok(tensor);
+        }
+        let rows: Vec<usize> = positions.iter().map(|p| have.partition_point(|h| h < p)).collect();
+        Ok(select(&tensor, site, &rows))
+    };
+    let c = read(reference, a.limited, a.positions.iter().collect())?;
+    let g = read(subject, b.limited, b.positions.iter().collect())?;
+    let mask = match site.stage {
+        // Rows that are not consecutive positions have no common diagonal: zeros beyond it then count as equal.
+        Stage::AttnScores | Stage::AttnProbs if positions.len() == positions[positions.len() - 1] - start + 1 => {
+            Mask::Causal { start }
+        }
+        _ => Mask::None,
+    };
+
+    let total = if site.stage == Stage::RouterIds {
+        let side = |ids| Routing { ids, weights: None, probs: None, logits: None };
+        let experts =
+            comparison.model.experts.max(1 + c.ids().iter().chain(g.ids()).max().copied().unwrap_or(0) as usize);
+        let routing = compare_routing(side(&c), side(&g), experts, start);
+        let total = routing.as_ref().map_or_else(|m| Measured::Failed(m.clone()), Measured::from);
+        comparison.routing.push(LayerRouting { step: 0, layer: site.layer.unwrap_or_default(), routing });
+        total
+    } else {
+        measure(&c, &g, mask).into()
+    };
+    if site.stage == Stage::Logits {
+        let tokens = &reference.manifest().run.tokens;
+        let next: Vec<Option<u32>> = positions.iter().map(|p| tokens.get(p + 1).copied()).collect();
+        comparison.logits = compare_logits(&c, &g, &next, start).ok().map(|mut l: LogitsComparison| {
+            l.at.iter_mut().zip(&positions).for_each(|(at, p)| at.position = *p);
+            l
+        });
+    }
+    let mut result = StageResult::new(0, site, &g.shape, total);
+    let passed = match &result.total {
+        Measured::Metrics(m) => tolerances.judge(site.stage, None, m, None).iter().all(|j| j.passed),
+        Measured::Sets { flips, .. } => *flips == 0,
+        Measured::Failed(_) => false,
+    };
+    result.visible = !passed;
+    result.verdict = if passed { Verdict::Ok } else { Verdict::Differs };
+    if let Some(metrics) = result.total.metrics() {
+        let smallest = tolerances.smallest(site.stage, None, metrics, None);
+        result.smallest_tolerance = smallest.iter().map(|t| t.to_string()).collect();
+    }
+    result.locate(start, None);
+    Ok(result)
+}
+
+/// Some rows, by position, of a stage's values.
+fn select(tensor: &HostTensor, site: Site, rows: &[usize]) -> HostTensor {
+    let axis = site.stage.info().shape.iter().position(|d| *d == Dim::T).expect("every stage has positions");
+    let (outer, have) = (tensor.shape[..axis].iter().product::<usize>(), tensor.shape[axis]);
+    let inner = tensor.len() / (outer * have).max(1);
+    let at = (0..outer).flat_map(|o| rows.iter().map(move |r| (o * have + r) * inner));
+    let data = match &tensor.data {
+        Data::F32(v) => Data::F32(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
+        Data::F64(v) => Data::F64(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
+        Data::U32(v) => Data::U32(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
+    };
+    let mut shape = tensor.shape.clone();
+    shape[axis] = rows.len();
+    HostTensor { shape, data }
+}

@@ -1,0 +1,185 @@
+//! A saved trace as one side of a comparison.
+//!
+//! - [`Recorded`] is a backend that computes nothing: it answers each operation with what the trace has for that stage at
+//!   those positions, so a comparison with a recording is the same code as one between two backends.
+//! - It refuses before the run what it could not answer during it: a stage, a position or an expert that was not saved.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::backend::{
+    Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Order, Ticket, Weight,
+};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::stage::{Dim, STAGES, Scope, Site};
+use crate::trace::store::{Trace, op_name};
+
+/// A trace directory that answers like a backend.
+pub struct Recorded {
+    trace: Trace,
+    start: usize,
+    next_start: usize,
+    tickets: HostTickets,
+}
+
+impl Recorded {
+    /// A recording of a whole run of `model`: every stage, position and expert.
+    ///
+    /// # Errors
+    /// A trace of another model, or one that lacks a stage, positions or experts.
+    pub fn new(trace: Trace, model: &Model) -> Result<Self> {
+        let dir = trace.dir().display().to_string();
+        let of = &trace.manifest().run.model;
+        let ours = model.gguf.fingerprint();
+        if !of.fingerprint.is_empty() && of.fingerprint != ours {
+            return Err(Error::input(format!(
+                "{dir}: a trace of {} ({}…), not of {} ({}…)",
+                of.name,
+                &of.fingerprint[..of.fingerprint.len().min(12)],
+                model.config.name,
+                &ours[..12]
+            )));
+        }
+        let positions = trace.manifest().run.tokens.len();
+        let mut lacking = Vec::new();
+        for site in sites(model) {
+            match trace.stored(site) {
+                None => lacking.push(site.key()),
+                Some(s) if s.limited => lacking.push(format!("{} (saved for some experts only)", site.key())),
+                Some(s) if s.positions.count() != positions => {
+                    lacking.push(format!("{} (saved at positions {} of {positions})", site.key(), s.positions));
+                }
+                Some(_) => {}
+            }
+        }
+        if !lacking.is_empty() {
+            let shown = lacking.len().min(4);
+            let more = lacking.len() - shown;
+            return Err(Error::input(format!(
+                "{dir}: a side of a comparison needs every stage (`trace --save all`); {}{} not there",
+                lacking[..shown].join(", "),
+                if more > 0 { format!(" and {more} more are") } else { " is".into() }
+            )));
+        }
+        Ok(Self { trace, start: 0, next_start: 0, tickets: HostTickets::default() })
+    }
+
+    /// The tokens that were run, and how many of them are the prompt.
+    pub fn tokens(&self) -> (&[u32], usize) {
+        let run = &self.trace.manifest().run;
+        (&run.tokens, run.prompt_tokens)
+    }
+
+    /// The stage's values at positions start..next_start.
+    fn recorded(&self, site: Site) -> Result<HostTensor> {
+        let whole = self
+            .trace
+            .tensor(site)?
+            .ok_or_else(|| Error::input(format!("{}: {} is not there", self.trace.dir().display(), site.key())))?;
+        Ok(positions(&whole, site, self.start, self.next_start))
+    }
+}
+
+/// Every stage of `model`, in order of execution.
+pub fn sites(model: &Model) -> Vec<Site> {
+    let moe = model.config.moe.is_some();
+    let mut sites = Vec::new();
+    let layers = STAGES.iter().filter(|s| match s.scope {
+        Scope::Model => false,
+        Scope::Layer => true,
+        Scope::MoeLayer => moe,
+        Scope::DenseLayer => !moe,
+    });
+    let layers: Vec<_> = layers.map(|s| s.stage).collect();
+    let model_stages: Vec<_> = STAGES.iter().filter(|s| s.scope == Scope::Model).map(|s| s.stage).collect();
+    let (before, after) = model_stages.split_at(1); // the embedding comes before the layers
+    sites.extend(before.iter().map(|s| Site::model(*s)));
+    sites.extend((0..model.config.layers).flat_map(|n| layers.iter().map(move |s| Site::layer(n, *s))));
+    sites.extend(after.iter().map(|s| Site::model(*s)));
+    sites
+}
+
+/// Positions from..to of a stage's values; of attention matrices [heads, T, S] also the first `to` keys.
+fn positions(whole: &HostTensor, site: Site, from: usize, to: usize) -> HostTensor {
+    let dims = site.stage.info().shape;
+    let keys = dims.last() == Some(&Dim::S);
+    let (heads, rows) = if keys { (whole.shape[0], whole.shape[1]) } else { (1, whole.shape[0]) };
+    let cols = whole.len() / (heads * rows).max(1);
+    let kept = if keys { to.min(cols) } else { cols };
+    let indices = (0..heads).flat_map(|h| (from..to).map(move |t| (h * rows + t) * cols));
+    let data = match &whole.data {
+        Data::F32(v) => Data::F32(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
+        Data::F64(v) => Data::F64(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
+        Data::U32(v) => Data::U32(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
+    };
+    let mut shape = whole.shape.clone();
+    shape[if keys { 1 } else { 0 }] = to - from;
+    if keys {
+        shape[2] = kept;
+    }
+    HostTensor { shape, data }
+}
+
+impl Backend for Recorded {
+    type Tensor = Rc<HostTensor>;
+
+    fn info(&self) -> BackendInfo {
+        self.trace.manifest().run.backend.clone()
+    }
+
+    /// What the run promised; of a trace that does not say, the loosest f32.
+    fn contract(&self, op: OpKind) -> Contract {
+        let promised = self.trace.manifest().run.contracts.get(&op_name(op));
+        promised.copied().unwrap_or(Contract::wgsl_f32(Order::Sequential))
+    }
+    fn unsupported(&self, _: &[Need]) -> Vec<String> {
+        Vec::new()
+    }
+    fn prepare(&mut self, _: &[Arc<Weight>], _: &mut dyn FnMut(u64)) -> Result<()> {
+        Ok(())
+    }
+    fn alloc(&mut self, shape: &[usize]) -> Result<Rc<HostTensor>> {
+        Ok(Rc::new(HostTensor::f32(shape, vec![0.0; shape.iter().product()])))
+    }
+    fn upload(&mut self, values: &HostTensor) -> Result<Rc<HostTensor>> {
+        Ok(Rc::new(values.clone()))
+    }
+    fn shape(&self, tensor: &Rc<HostTensor>) -> Vec<usize> {
+        tensor.shape.clone()
+    }
+
+    fn run(&mut self, site: Site, op: &Op<'_, Rc<HostTensor>>) -> Result<Rc<HostTensor>> {
+        match op {
+            Op::Embed { tokens, .. } => {
+                self.start = self.next_start;
+                self.next_start += tokens.len();
+                let recorded = &self.trace.manifest().run.tokens;
+                if recorded.get(self.start..self.next_start) != Some(tokens) {
+                    return Err(Error::input(format!(
+                        "{}: was recorded with other tokens at positions {} to {}",
+                        self.trace.dir().display(),
+                        self.start,
+                        self.next_start - 1
+                    )));
+                }
+                self.recorded(site).map(Rc::new)
+            }
+            Op::Store { cache, .. } => Ok(cache.clone()),
+            Op::Rows { x, start, rows } => {
+                Ok(Rc::new(positions(x, Site::model(crate::stage::Stage::Embedding), *start, start + rows)))
+            }
+            _ => self.recorded(site).map(Rc::new),
+        }
+    }
+    fn fetch(&mut self, tensor: &Rc<HostTensor>) -> Result<Ticket> {
+        let values = (**tensor).clone();
+        Ok(self.tickets.put(values))
+    }
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.tickets.take(ticket)
+    }
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
