@@ -30,6 +30,7 @@ pub(super) struct Kernels {
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
     attn_context: unsafe fn(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]),
     swiglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
+    multiply_add: unsafe fn(rounds: usize) -> (f32, usize),
 }
 
 static SCALAR: Kernels = Kernels {
@@ -41,6 +42,7 @@ static SCALAR: Kernels = Kernels {
     softmax: scalar::softmax,
     attn_context: scalar::attn_context,
     swiglu: scalar::swiglu,
+    multiply_add: scalar::multiply_add,
 };
 
 /// The table of a SIMD module: the modules have the same form.
@@ -56,6 +58,7 @@ macro_rules! table {
             softmax: super::$module::softmax,
             attn_context: super::$module::attn_context,
             swiglu: super::$module::swiglu,
+            multiply_add: super::$module::multiply_add,
         }
     };
 }
@@ -154,6 +157,13 @@ impl Kernels {
         // SAFETY: `of` has checked the processor.
         unsafe { (self.swiglu)(gate, up, out) }
     }
+
+    /// For the probe: multiplies and adds `rounds` times in every lane of some independent sums. Returns their total, so that it is
+    /// computed, and the number of lanes.
+    pub fn multiply_add(&self, rounds: usize) -> (f32, usize) {
+        // SAFETY: `of` has checked the processor.
+        unsafe { (self.multiply_add)(rounds) }
+    }
 }
 
 /// A product that reads blocks. Only [`Kernels::direct`] makes one.
@@ -165,6 +175,18 @@ impl Direct {
     pub fn run(self, w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `Kernels::of` has checked the processor.
         unsafe { (self.0)(w, row_bytes, x, out) }
+    }
+}
+
+/// Asks for the memory `ahead` bytes behind a block, as much as a block is, whether or not it is there.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn prefetch<B>(block: *const B, ahead: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let at = block.cast::<i8>().wrapping_add(ahead);
+    for line in (0..size_of::<B>()).step_by(64) {
+        // SAFETY: a hint: it reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)) };
     }
 }
 

@@ -19,6 +19,7 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
+pub mod probe;
 pub mod scalar;
 mod tensor;
 
@@ -50,7 +51,7 @@ impl CpuBackend {
         let kernels = Kernels::of(level.unwrap_or_else(Level::detect))?;
         Ok(Self {
             kernels,
-            pool: Pool::new(threads)?,
+            pool: Pool::new(kernels.level, threads)?,
             tickets: HostTickets::default(),
             angles: ops::AngleCache::default(),
         })
@@ -152,33 +153,37 @@ fn zeros(shape: &[usize]) -> Result<Vec<f32>> {
 }
 
 /// The backend's own threads; with one thread there are none, and work runs where it is asked for.
-struct Pool(Option<rayon::ThreadPool>);
+struct Pool {
+    pool: Option<rayon::ThreadPool>,
+    /// Work (in multiplications or as many simple steps) below which waking other threads costs more than it saves: some
+    /// microseconds.
+    small: usize,
+}
 
 impl Pool {
-    fn new(threads: Option<usize>) -> Result<Self> {
+    fn new(level: Level, threads: Option<usize>) -> Result<Self> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        match threads {
-            0 => Err(Error::usage("0 threads: at least one is needed")),
-            1 => Ok(Self(None)),
+        let small = if level == Level::Scalar { 1 << 14 } else { 1 << 17 };
+        let pool = match threads {
+            0 => return Err(Error::usage("0 threads: at least one is needed")),
+            1 => None,
             n => rayon::ThreadPoolBuilder::new()
                 .num_threads(n)
                 .thread_name(|i| format!("cpu-{i}"))
                 .build()
-                .map(|pool| Self(Some(pool)))
-                .map_err(|e| Error::cannot_run(format!("cannot start {n} threads: {e}"))),
-        }
+                .map(Some)
+                .map_err(|e| Error::cannot_run(format!("cannot start {n} threads: {e}")))?,
+        };
+        Ok(Self { pool, small })
     }
 
     fn threads(&self) -> usize {
-        self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
+        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
     }
-
-    /// Work (in multiplications or as many simple steps) below which waking other threads costs more than it saves.
-    const SMALL: usize = 1 << 15;
 
     /// The pool, if `work` is worth it.
     fn for_work(&self, work: usize) -> Option<&rayon::ThreadPool> {
-        self.0.as_ref().filter(|_| work >= Self::SMALL)
+        self.pool.as_ref().filter(|_| work >= self.small)
     }
 
     /// Calls `f(i, chunk)` for each chunk of `width` values of `out`, on all threads when `work` is worth it.

@@ -23,7 +23,7 @@ impl AngleCache {
         if self.key != key {
             self.angles.clear();
             self.angles.resize(positions * head_dim / 2, [0.0; 2]);
-            let work = self.angles.len() * 64; // powf, sin and cos in f64
+            let work = self.angles.len() * 512; // powf, sin and cos in f64
             pool.for_chunks(work, &mut self.angles, head_dim / 2, |t, out| {
                 scalar::rope_angles(start + t, head_dim, base, out);
             });
@@ -386,7 +386,7 @@ fn router_top_k(at: At, pool: &Pool, probs: &CpuTensor, k: usize) -> Result<CpuT
     let probs = probs.f32(at.site, "probs")?;
     let probs = &*probs;
     let mut out = vec![0; tokens * k];
-    pool.for_chunks(probs.len() * 16, &mut out, k, |t, out| {
+    pool.for_chunks(probs.len() * 64, &mut out, k, |t, out| {
         scalar::router_top_k(&probs[t * experts..][..experts], out);
     });
     Ok(CpuTensor::new(HostTensor::u32(&[tokens, k], out)))

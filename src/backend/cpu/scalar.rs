@@ -148,3 +148,14 @@ pub fn combine(down: &[f32], weights: &[f32], out: &mut [f32]) {
         *out = sum(weights.iter().enumerate().map(|(k, weight)| weight * down[k * hidden + h]));
     }
 }
+
+/// For the probe: s ← s · x + y, `rounds` times, in 16 independent sums. Returns their total and their number.
+pub fn multiply_add(rounds: usize) -> (f32, usize) {
+    let (mut sums, x, y) = ([0.0f32; 16], std::hint::black_box(0.5f32), std::hint::black_box(1.0f32));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = *sum * x + y;
+        }
+    }
+    (sum(sums.into_iter()), sums.len())
+}

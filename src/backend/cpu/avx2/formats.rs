@@ -8,7 +8,7 @@
 //!   the subtraction rounds, in both. Q6_K: 11 + 8 + 6 bits, where 8 or 6 are reached by powers of two alone, so 24 suffice.
 
 use super::*;
-use crate::backend::cpu::kernels::{Gemv, Unpack};
+use crate::backend::cpu::kernels::{Gemv, Unpack, prefetch};
 use crate::quant::GgmlType;
 use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K, scales_and_mins};
 use crate::quant::legacy::BlockQ8_0;
@@ -25,7 +25,7 @@ trait Format<const N: usize> {
     /// Steps in a block; a step is N times 16 weights.
     const STEPS: usize;
     /// What all steps of a block share.
-    type Head;
+    type Head: Copy + Default;
     unsafe fn head(block: &Self::Block) -> Self::Head;
     unsafe fn step(block: &Self::Block, head: &Self::Head, step: usize) -> [V; N];
 }
@@ -97,23 +97,33 @@ fn gemv_rows<F: Format<N>, const N: usize, const R: usize>(w: [&[F::Block]; R], 
     let blocks = w[0].len();
     let x = x.as_chunks::<16>().0;
     assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * N);
+    // The same place in the next rows: they follow these, but in pages that the processor does not look into by itself.
+    let ahead = R * blocks * size_of::<F::Block>();
     let mut sums = [splat(0.0); R];
     for b in 0..blocks {
-        // SAFETY: b is below every row's number of blocks; this function has the features.
-        let heads: [F::Head; R] = std::array::from_fn(|r| unsafe { F::head(w[r].get_unchecked(b)) });
+        let mut heads = [F::Head::default(); R];
+        for r in 0..R {
+            // SAFETY: b is below every row's number of blocks; this function has the features.
+            heads[r] = unsafe { F::head(w[r].get_unchecked(b)) };
+            prefetch(w[r][b..].as_ptr(), ahead);
+        }
         for step in 0..F::STEPS {
             for r in 0..R {
                 // SAFETY: as above.
-                let w = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
-                for (i, w) in w.into_iter().enumerate() {
+                let weights = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
+                for i in 0..N {
                     // SAFETY: there are STEPS · N chunks of x for every block.
                     let x = load(unsafe { x.get_unchecked((b * F::STEPS + step) * N + i) });
-                    sums[r] = fma(x, w, sums[r]);
+                    sums[r] = fma(x, weights[i], sums[r]);
                 }
             }
         }
     }
-    sums.map(|sum| reduce(sum))
+    let mut out = [0.0; R];
+    for r in 0..R {
+        out[r] = reduce(sums[r]);
+    }
+    out
 }
 
 /// A half as f32, in all lanes.
@@ -135,14 +145,23 @@ fn load_bytes(bytes: &[u8; 16]) -> __m128i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unsigned(q: __m128i) -> V {
-    [q, _mm_unpackhi_epi64(q, q)].map(|q| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(q)))
+    let high = _mm_unpackhi_epi64(q, q);
+    [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))]
 }
 
 /// 16 signed bytes as f32.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn signed(q: __m128i) -> V {
-    [q, _mm_unpackhi_epi64(q, q)].map(|q| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)))
+    let high = _mm_unpackhi_epi64(q, q);
+    [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
+}
+
+/// a · b in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn times(a: V, b: __m256) -> V {
+    [_mm256_mul_ps(a[0], b), _mm256_mul_ps(a[1], b)]
 }
 
 /// The bits of `mask` in each byte, after a shift right by `count`.
@@ -179,7 +198,7 @@ impl Format<1> for F16 {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [V; 1] {
-        [[&block[0], &block[1]].map(|halves| _mm256_cvtph_ps(load_bytes(halves)))]
+        [[_mm256_cvtph_ps(load_bytes(&block[0])), _mm256_cvtph_ps(load_bytes(&block[1]))]]
     }
 }
 
@@ -194,8 +213,8 @@ impl Format<1> for Bf16 {
     #[inline]
     #[target_feature(enable = "avx2")]
     unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [V; 1] {
-        [[&block[0], &block[1]]
-            .map(|halves| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_bytes(halves)))))]
+        let wide = |halves| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_bytes(halves))));
+        [[wide(&block[0]), wide(&block[1])]]
     }
 }
 
@@ -212,7 +231,7 @@ impl Format<2> for Q8_0 {
     unsafe fn step(block: &BlockQ8_0, (): &(), _: usize) -> [V; 2] {
         let d = half(block.d);
         let qs = bytemuck::cast_ref::<[i8; 32], [[u8; 16]; 2]>(&block.qs);
-        [&qs[0], &qs[1]].map(|qs| signed(load_bytes(qs)).map(|q| _mm256_mul_ps(q, d)))
+        [times(signed(load_bytes(&qs[0])), d), times(signed(load_bytes(&qs[1])), d)]
     }
 }
 
@@ -231,7 +250,8 @@ fn scaled(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> [f32; 16] {
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn affine(q: V, scale: f32, min: f32) -> V {
-    q.map(|q| _mm256_fmsub_ps(q, _mm256_set1_ps(scale), _mm256_set1_ps(min)))
+    let (scale, min) = (_mm256_set1_ps(scale), _mm256_set1_ps(min));
+    [_mm256_fmsub_ps(q[0], scale, min), _mm256_fmsub_ps(q[1], scale, min)]
 }
 
 struct Q4K;
@@ -249,7 +269,8 @@ impl Format<2> for Q4K {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn step(block: &BlockQ4K, head: &[f32; 16], g: usize) -> [V; 2] {
         let qs = &block.qs.as_chunks::<16>().0[g / 2 * 2..][..2];
-        [&qs[0], &qs[1]].map(|qs| affine(unsigned(bits(load_bytes(qs), g % 2 * 4, 15)), head[g], head[8 + g]))
+        let weights = |qs| affine(unsigned(bits(load_bytes(qs), g % 2 * 4, 15)), head[g], head[8 + g]);
+        [weights(&qs[0]), weights(&qs[1])]
     }
 }
 
@@ -269,11 +290,12 @@ impl Format<2> for Q5K {
     unsafe fn step(block: &BlockQ5K, head: &[f32; 16], g: usize) -> [V; 2] {
         let qs = &block.qs.as_chunks::<16>().0[g / 2 * 2..][..2];
         let qh = block.qh.as_chunks::<16>().0;
-        [(&qs[0], &qh[0]), (&qs[1], &qh[1])].map(|(qs, qh)| {
+        let weights = |qs, qh| {
             let low = bits(load_bytes(qs), g % 2 * 4, 15);
             let fifth = _mm_slli_epi16::<4>(bits(load_bytes(qh), g, 1));
             affine(unsigned(_mm_or_si128(low, fifth)), head[g], head[8 + g])
-        })
+        };
+        [weights(&qs[0], &qh[0]), weights(&qs[1], &qh[1])]
     }
 }
 
@@ -289,7 +311,7 @@ impl Format<2> for Q6K {
         let d = half(block.d);
         let q = signed(load_bytes(bytemuck::cast_ref(&block.scales)));
         let mut out = [0.0; 16];
-        store(&mut out, q.map(|q| _mm256_mul_ps(d, q)));
+        store(&mut out, times(q, d));
         out
     }
     #[inline]
@@ -298,11 +320,12 @@ impl Format<2> for Q6K {
         let (half, quarter) = (run / 4, run % 4);
         let ql = &block.ql.as_chunks::<16>().0[half * 4 + quarter % 2 * 2..][..2];
         let qh = &block.qh.as_chunks::<16>().0[half * 2..][..2];
-        std::array::from_fn(|i| {
+        let weights = |i: usize| {
             let low = bits(load_bytes(&ql[i]), quarter / 2 * 4, 15);
             let high = _mm_slli_epi16::<4>(bits(load_bytes(&qh[i]), quarter * 2, 3));
             let q = _mm_sub_epi8(_mm_or_si128(low, high), _mm_set1_epi8(32));
-            signed(q).map(|q| _mm256_mul_ps(_mm256_set1_ps(head[run * 2 + i]), q))
-        })
+            times(signed(q), _mm256_set1_ps(head[run * 2 + i]))
+        };
+        [weights(0), weights(1)]
     }
 }

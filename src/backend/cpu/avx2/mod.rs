@@ -7,8 +7,13 @@
 //!   but Σ|x·w|.
 //! - **What must move.** One token ([`gemv`]): every byte of the matrix once, for 2 flops a weight; four rows go together to share
 //!   the loads of x. Many tokens ([`panel`]): two rows, unpacked to f32, meet three tokens: 12 of the 16 registers are sums.
+//! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
+//!   compiled without the features, so such a closure would be a call for every register.
 //! - Every function here needs the features of [`Level::Avx2`](super::Level) and nothing else: the pointers that loads
 //!   and stores take are made from slices or arrays of 16.
+
+// Loops over registers count: an iterator over an array of them would keep the array in memory.
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
@@ -112,15 +117,13 @@ fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&
     let row = |r: usize| &w[r * stride..][..k];
     let mut first = 0;
     while first + ROWS <= rows {
-        for (r, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
-            for (t, sum) in sums.iter().enumerate() {
-                out[t * rows + first + r] = *sum;
-            }
+        for (t, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
+            out[t * rows + first..][..ROWS].copy_from_slice(sums);
         }
         first += ROWS;
     }
     for r in first..rows {
-        for (t, sum) in tile::<1, T>([row(r)], x)[0].iter().enumerate() {
+        for (t, [sum]) in tile::<1, T>([row(r)], x).iter().enumerate() {
             out[t * rows + r] = *sum;
         }
     }
@@ -129,31 +132,40 @@ fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&
 /// Σ x·w for `R` rows and `T` tokens of one length.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; T]; R] {
+fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; R]; T] {
     let (w, w_tail) = split(w);
     let (x, x_tail) = split(x);
     let n = w[0].len();
     assert!(w.iter().all(|w| w.len() == n) && x.iter().all(|x| x.len() == n));
-    let mut sums = [[splat(0.0); T]; R];
+    let mut sums = [[splat(0.0); R]; T];
     for i in 0..n {
-        // SAFETY: every operand has n chunks.
-        let w: [V; R] = std::array::from_fn(|r| load(unsafe { w[r].get_unchecked(i) }));
+        let mut row = [splat(0.0); R];
+        for r in 0..R {
+            // SAFETY: every operand has n chunks.
+            row[r] = load(unsafe { w[r].get_unchecked(i) });
+        }
         for t in 0..T {
             // SAFETY: as above.
             let x = load(unsafe { x[t].get_unchecked(i) });
             for r in 0..R {
-                sums[r][t] = fma(x, w[r], sums[r][t]);
+                sums[t][r] = fma(x, row[r], sums[t][r]);
             }
         }
     }
     if !w_tail[0].is_empty() {
         for t in 0..T {
             for r in 0..R {
-                sums[r][t] = fma(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[r][t]);
+                sums[t][r] = fma(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[t][r]);
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| reduce(sum)))
+    let mut out = [[0.0; R]; T];
+    for t in 0..T {
+        for r in 0..R {
+            out[t][r] = reduce(sums[t][r]);
+        }
+    }
+    out
 }
 
 /// Each operand as chunks of 16 and what is left.
@@ -181,8 +193,11 @@ pub(super) fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f
     let (wide, rest) = out.as_chunks_mut::<{ WIDTH * 16 }>();
     for out in wide {
         let sums = weighted(probs, |s| {
-            let v = &v[s * stride + column..][..WIDTH * 16].as_chunks::<16>().0;
-            std::array::from_fn::<_, WIDTH, _>(|i| load(&v[i]))
+            let mut row = [splat(0.0); WIDTH];
+            for (row, v) in row.iter_mut().zip(v[s * stride + column..][..WIDTH * 16].as_chunks::<16>().0) {
+                *row = load(v);
+            }
+            row
         });
         for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             store(out, sum);
@@ -211,8 +226,8 @@ fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [V; W]) -> [V;
         let mut group = [splat(0.0); W];
         for (s, p) in probs.iter().enumerate() {
             let (p, row) = (splat(*p), row(g * BLOCK + s));
-            for (group, v) in group.iter_mut().zip(row) {
-                *group = fma(p, v, *group);
+            for i in 0..W {
+                group[i] = fma(p, row[i], group[i]);
             }
         }
         for (total, group) in total.iter_mut().zip(group) {
@@ -226,7 +241,7 @@ fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [V; W]) -> [V;
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn exp(x: V) -> V {
-    x.map(|x| exp8(x))
+    [exp8(x[0]), exp8(x[1])]
 }
 
 #[inline]
@@ -282,8 +297,9 @@ pub(super) fn softmax(x: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     let f = |gate: V, up: V| {
-        let below = add(splat(1.0), exp(gate.map(|gate| _mm256_sub_ps(_mm256_setzero_ps(), gate))));
-        std::array::from_fn(|i| _mm256_mul_ps(_mm256_div_ps(gate[i], below[i]), up[i]))
+        let zero = _mm256_setzero_ps();
+        let below = add(splat(1.0), exp([_mm256_sub_ps(zero, gate[0]), _mm256_sub_ps(zero, gate[1])]));
+        [_mm256_mul_ps(_mm256_div_ps(gate[0], below[0]), up[0]), _mm256_mul_ps(_mm256_div_ps(gate[1], below[1]), up[1])]
     };
     let ((gates, gate), (ups, up)) = (gate.as_chunks::<16>(), up.as_chunks::<16>());
     let (outs, out) = out.as_chunks_mut::<16>();
@@ -293,6 +309,20 @@ pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     if !out.is_empty() {
         store_tail(out, f(load_tail(gate), load_tail(up)));
     }
+}
+
+/// See [`scalar::multiply_add`](super::scalar::multiply_add); 12 registers keep two units of latency 4 to 6 busy.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn multiply_add(rounds: usize) -> (f32, usize) {
+    const N: usize = 6;
+    let (x, y) = (splat(std::hint::black_box(0.5)), splat(std::hint::black_box(1.0)));
+    let mut sums = [splat(0.0); N];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = fma(*sum, x, y);
+        }
+    }
+    (reduce(sums.into_iter().fold(splat(0.0), |a, b| add(a, b))), N * 16)
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@
 //!   11 more together, and only the subtraction rounds, in both. Q6_K: 11 + 8 + 6 bits, where 8 or 6 are reached by powers of
 //!   two alone, so 24 suffice.
 
+use super::tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
 use super::*;
-use crate::backend::cpu::kernels::{Gemv, Unpack};
+use crate::backend::cpu::kernels::{Gemv, Unpack, prefetch};
 use crate::quant::GgmlType;
 use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K};
 use crate::quant::legacy::BlockQ8_0;
@@ -20,12 +21,12 @@ use crate::quant::legacy::BlockQ8_0;
 ///
 /// # Safety
 /// Both functions need the features of [`Level::Avx512`](crate::backend::cpu::Level).
-trait Format<const V: usize> {
+pub(super) trait Format<const V: usize> {
     type Block: Pod;
     /// Steps in a block; a step is V registers of 16 weights.
     const STEPS: usize;
     /// What all steps of a block share.
-    type Head;
+    type Head: Copy + Default;
     unsafe fn head(block: &Self::Block) -> Self::Head;
     unsafe fn step(block: &Self::Block, head: &Self::Head, step: usize) -> [__m512; V];
 }
@@ -40,6 +41,15 @@ pub(in super::super) fn unpack(ty: GgmlType) -> Option<Unpack> {
         GgmlType::Q4_K => unpack_blocks::<Q4K, 4>,
         GgmlType::Q5_K => unpack_blocks::<Q5K, 4>,
         GgmlType::Q6_K => unpack_blocks::<Q6K, 8>,
+        GgmlType::Q2_K => unpack_blocks::<Q2K, 8>,
+        GgmlType::Q3_K => unpack_blocks::<Q3K, 8>,
+        GgmlType::Q4_0 => unpack_blocks::<Q4_0, 2>,
+        GgmlType::Q4_1 => unpack_blocks::<Q4_1, 2>,
+        GgmlType::Q5_0 => unpack_blocks::<Q5_0, 2>,
+        GgmlType::Q5_1 => unpack_blocks::<Q5_1, 2>,
+        GgmlType::IQ4_NL => unpack_blocks::<Iq4Nl, 2>,
+        GgmlType::IQ4_XS => unpack_blocks::<Iq4Xs, 2>,
+        GgmlType::MXFP4 => unpack_blocks::<Mxfp4, 2>,
         _ => return None,
     })
 }
@@ -54,6 +64,15 @@ pub(in super::super) fn gemv(ty: GgmlType) -> Option<Gemv> {
         GgmlType::Q4_K => gemv_blocks::<Q4K, 4>,
         GgmlType::Q5_K => gemv_blocks::<Q5K, 4>,
         GgmlType::Q6_K => gemv_blocks::<Q6K, 8>,
+        GgmlType::Q2_K => gemv_blocks::<Q2K, 8>,
+        GgmlType::Q3_K => gemv_blocks::<Q3K, 8>,
+        GgmlType::Q4_0 => gemv_blocks::<Q4_0, 2>,
+        GgmlType::Q4_1 => gemv_blocks::<Q4_1, 2>,
+        GgmlType::Q5_0 => gemv_blocks::<Q5_0, 2>,
+        GgmlType::Q5_1 => gemv_blocks::<Q5_1, 2>,
+        GgmlType::IQ4_NL => gemv_blocks::<Iq4Nl, 2>,
+        GgmlType::IQ4_XS => gemv_blocks::<Iq4Xs, 2>,
+        GgmlType::MXFP4 => gemv_blocks::<Mxfp4, 2>,
         _ => return None,
     })
 }
@@ -97,30 +116,42 @@ fn gemv_rows<F: Format<V>, const V: usize, const R: usize>(w: [&[F::Block]; R], 
     let blocks = w[0].len();
     let x = x.as_chunks::<16>().0;
     assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * V);
+    // The same place in the next rows: they follow these, but in pages that the processor does not look into by itself.
+    let ahead = R * blocks * size_of::<F::Block>();
     let mut sums = [_mm512_setzero_ps(); R];
     for b in 0..blocks {
-        // SAFETY: b is below every row's number of blocks; this function has the features.
-        let heads: [F::Head; R] = std::array::from_fn(|r| unsafe { F::head(w[r].get_unchecked(b)) });
+        let mut heads = [F::Head::default(); R];
+        for r in 0..R {
+            // SAFETY: b is below every row's number of blocks; this function has the features.
+            heads[r] = unsafe { F::head(w[r].get_unchecked(b)) };
+            prefetch(w[r][b..].as_ptr(), ahead);
+        }
         for step in 0..F::STEPS {
-            // SAFETY: there are STEPS · V chunks of x for every block.
-            let x: [__m512; V] =
-                std::array::from_fn(|v| load(unsafe { x.get_unchecked((b * F::STEPS + step) * V + v) }));
+            let mut chunks = [_mm512_setzero_ps(); V];
+            for i in 0..V {
+                // SAFETY: there are STEPS · V chunks of x for every block.
+                chunks[i] = load(unsafe { x.get_unchecked((b * F::STEPS + step) * V + i) });
+            }
             for r in 0..R {
                 // SAFETY: as for the heads.
-                let w = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
-                for v in 0..V {
-                    sums[r] = _mm512_fmadd_ps(x[v], w[v], sums[r]);
+                let weights = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
+                for i in 0..V {
+                    sums[r] = _mm512_fmadd_ps(chunks[i], weights[i], sums[r]);
                 }
             }
         }
     }
-    sums.map(|sum| reduce(sum))
+    let mut out = [0.0; R];
+    for r in 0..R {
+        out[r] = reduce(sums[r]);
+    }
+    out
 }
 
 /// 16 bytes, each in a lane of its own.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn widen(bytes: &[u8; 16]) -> __m512i {
+pub(super) fn widen(bytes: &[u8; 16]) -> __m512i {
     // SAFETY: a reference to 16 bytes; no alignment is asked for.
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
@@ -128,14 +159,14 @@ fn widen(bytes: &[u8; 16]) -> __m512i {
 /// 0, 1, … 15.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn iota() -> __m512 {
+pub(super) fn iota() -> __m512 {
     _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
 }
 
 /// A half as f32, in all lanes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,f16c")]
-fn half(d: [u8; 2]) -> __m512 {
+pub(super) fn half(d: [u8; 2]) -> __m512 {
     let d = _mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(d) as i32));
     _mm512_broadcastss_ps(d)
 }
@@ -201,29 +232,43 @@ impl Format<2> for Q8_0 {
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn step(block: &BlockQ8_0, (): &(), _: usize) -> [__m512; 2] {
         let d = half(block.d);
-        std::array::from_fn(|i| {
+        let weights = |i: usize| {
             // SAFETY: 16 of the block's 32 bytes.
             let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.qs[i * 16..][..16].as_ptr().cast()) });
             _mm512_mul_ps(_mm512_cvtepi32_ps(q), d)
-        })
+        };
+        [weights(0), weights(1)]
     }
 }
 
-/// The scales d·s and mins dmin·m of Q4_K and Q5_K: 8 and 8.
+/// A block's 16 scales, or 8 scales and 8 mins, in one cache line, so that loads are served by the store that precedes them.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+pub(super) struct Scales(pub [f32; 16]);
+
+/// The scales d·s and mins dmin·m of Q4_K and Q5_K, four of each in turn: scale g is at [`at`]`(g)`, its min 4 further.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,f16c")]
-fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> [f32; 16] {
-    // What quant::kquant::scales_and_mins does to a byte, here to four at a time.
-    let word = |i: usize| u32::from_le_bytes([packed[i * 4], packed[i * 4 + 1], packed[i * 4 + 2], packed[i * 4 + 3]]);
-    let (first, second, third) = (word(0), word(1), word(2));
-    let (low6, low4, high2) = (0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030);
-    let scales = (first & low6) as u64 | ((third & low4 | first >> 2 & high2) as u64) << 32;
-    let mins = (second & low6) as u64 | ((third >> 4 & low4 | second >> 2 & high2) as u64) << 32;
-    let q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(mins as i64, scales as i64)));
-    let by = _mm512_mask_blend_ps(0xff00, half(d), half(dmin));
-    let mut out = [0.0; 16];
-    store(&mut out, _mm512_mul_ps(q, by));
+fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
+    // What quant::kquant::scales_and_mins does to a byte, here to eight at a time: four scales and their four mins.
+    let [a, b, c, d4, e, f, g, h, rest @ ..] = *packed;
+    let first = u64::from_le_bytes([a, b, c, d4, e, f, g, h]);
+    let rest = u32::from_le_bytes(rest) as u64;
+    let last = (rest | rest << 28) & 0x0f0f_0f0f_0f0f_0f0f | first >> 2 & 0x3030_3030_3030_3030;
+    let first = first & 0x3f3f_3f3f_3f3f_3f3f;
+    let q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(last as i64, first as i64)));
+    let both = i32::from_le_bytes([d[0], d[1], dmin[0], dmin[1]]);
+    let both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_set1_epi32(both))); // d, dmin, d, dmin in the lowest lanes
+    let by = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1), both);
+    let mut out = Scales::default();
+    store(&mut out.0, _mm512_mul_ps(q, by));
     out
+}
+
+/// Where [`scales_and_mins`] puts scale g.
+#[inline]
+fn at(g: usize) -> usize {
+    g % 4 + g / 4 * 8
 }
 
 struct Q4K;
@@ -231,16 +276,16 @@ struct Q4K;
 impl Format<4> for Q4K {
     type Block = BlockQ4K;
     const STEPS: usize = 4;
-    type Head = [f32; 16];
+    type Head = Scales;
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
-    unsafe fn head(block: &BlockQ4K) -> [f32; 16] {
+    unsafe fn head(block: &BlockQ4K) -> Scales {
         scales_and_mins(block.d, block.dmin, &block.scales)
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ4K, head: &[f32; 16], step: usize) -> [__m512; 4] {
-        let table = |g: usize| _mm512_fmsub_ps(iota(), _mm512_set1_ps(head[g]), _mm512_set1_ps(head[8 + g]));
+    unsafe fn step(block: &BlockQ4K, Scales(head): &Scales, step: usize) -> [__m512; 4] {
+        let table = |g: usize| _mm512_fmsub_ps(iota(), _mm512_set1_ps(head[at(g)]), _mm512_set1_ps(head[at(g) + 4]));
         let (low, high) = (table(step * 2), table(step * 2 + 1));
         let bytes = &block.qs.as_chunks::<16>().0[step * 2..][..2];
         let (a, b) = (widen(&bytes[0]), widen(&bytes[1]));
@@ -258,18 +303,18 @@ struct Q5K;
 impl Format<4> for Q5K {
     type Block = BlockQ5K;
     const STEPS: usize = 4;
-    type Head = [f32; 16];
+    type Head = Scales;
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
-    unsafe fn head(block: &BlockQ5K) -> [f32; 16] {
+    unsafe fn head(block: &BlockQ5K) -> Scales {
         scales_and_mins(block.d, block.dmin, &block.scales)
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ5K, head: &[f32; 16], step: usize) -> [__m512; 4] {
+    unsafe fn step(block: &BlockQ5K, Scales(head): &Scales, step: usize) -> [__m512; 4] {
         let (bytes, qh) = (block.qs.as_chunks::<16>().0, block.qh.as_chunks::<16>().0);
         let weights = |g: usize, i: usize| {
-            let (scale, min) = (_mm512_set1_ps(head[g]), _mm512_set1_ps(head[8 + g]));
+            let (scale, min) = (_mm512_set1_ps(head[at(g)]), _mm512_set1_ps(head[at(g) + 4]));
             let low = _mm512_fmsub_ps(iota(), scale, min);
             let high = _mm512_fmsub_ps(_mm512_add_ps(iota(), _mm512_set1_ps(16.0)), scale, min);
             // The low four bits, at bit 0, and the fifth, brought to bit 4: the lookup ignores what is above.
@@ -284,7 +329,7 @@ impl Format<4> for Q5K {
 }
 
 /// The truth table of `(a & b) | (!a & c)`.
-const SELECT: i32 = 0xca;
+pub(super) const SELECT: i32 = 0xca;
 /// The truth table of `(a & b) | c`.
 const AND_OR: i32 = 0xea;
 
@@ -293,19 +338,19 @@ struct Q6K;
 impl Format<8> for Q6K {
     type Block = BlockQ6K;
     const STEPS: usize = 2;
-    type Head = [f32; 16];
+    type Head = Scales;
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
-    unsafe fn head(block: &BlockQ6K) -> [f32; 16] {
+    unsafe fn head(block: &BlockQ6K) -> Scales {
         // SAFETY: 16 bytes.
         let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) });
-        let mut out = [0.0; 16];
-        store(&mut out, _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q)));
+        let mut out = Scales::default();
+        store(&mut out.0, _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q)));
         out
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn step(block: &BlockQ6K, head: &[f32; 16], step: usize) -> [__m512; 8] {
+    unsafe fn step(block: &BlockQ6K, Scales(head): &Scales, step: usize) -> [__m512; 8] {
         // 64 bytes of low nibbles for weights 0..64 and, above them, 64..128; 32 bytes of two high bits for each quarter.
         // SAFETY: both slices are as long as the loads.
         let (low, high) = unsafe {
@@ -322,7 +367,8 @@ impl Format<8> for Q6K {
         let below = _mm512_ternarylogic_epi32::<AND_OR>(top, below, _mm512_and_si512(low, fifteen));
         let low = _mm512_and_si512(_mm512_srli_epi32::<4>(low), fifteen);
         let above = _mm512_ternarylogic_epi32::<AND_OR>(top, above, low);
-        let q = [below, above].map(|q| _mm512_sub_epi8(q, _mm512_set1_epi8(32)));
+        let minus = _mm512_set1_epi8(32);
+        let q = [_mm512_sub_epi8(below, minus), _mm512_sub_epi8(above, minus)];
         let weights = |i: usize, q: __m128i| {
             _mm512_mul_ps(_mm512_set1_ps(head[step * 8 + i]), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)))
         };

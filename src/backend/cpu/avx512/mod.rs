@@ -9,14 +9,20 @@
 //! - **What must move.** One token ([`gemv`]): every byte of the matrix once, for 2 flops a weight; memory is the limit, and four
 //!   rows go together to share the loads of x. Many tokens ([`panel`]): four rows, unpacked to f32, meet six tokens: 24 sums
 //!   stay in registers, and 10 loads feed 24 fused multiply-adds, so arithmetic is the limit.
+//! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
+//!   compiled without the features, so such a closure would be a call for every register.
 //! - Every function here needs the features of [`Level::Avx512`](super::Level) and nothing else: the pointers that loads
 //!   and stores take are made from slices or arrays of 16.
+
+// Loops over registers count: an iterator over an array of them would keep the array in memory.
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
 use bytemuck::Pod;
 
 mod formats;
+mod tables;
 
 pub(super) use formats::{gemv, unpack};
 
@@ -92,15 +98,13 @@ fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&
     let row = |r: usize| &w[r * stride..][..k];
     let mut first = 0;
     while first + ROWS <= rows {
-        for (r, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
-            for (t, sum) in sums.iter().enumerate() {
-                out[t * rows + first + r] = *sum;
-            }
+        for (t, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
+            out[t * rows + first..][..ROWS].copy_from_slice(sums);
         }
         first += ROWS;
     }
     for r in first..rows {
-        for (t, sum) in tile::<1, T>([row(r)], x)[0].iter().enumerate() {
+        for (t, [sum]) in tile::<1, T>([row(r)], x).iter().enumerate() {
             out[t * rows + r] = *sum;
         }
     }
@@ -109,31 +113,40 @@ fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&
 /// Σ x·w for `R` rows and `T` tokens of one length.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512vl")]
-fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; T]; R] {
+fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; R]; T] {
     let (w, w_tail) = split(w);
     let (x, x_tail) = split(x);
     let n = w[0].len();
     assert!(w.iter().all(|w| w.len() == n) && x.iter().all(|x| x.len() == n));
-    let mut sums = [[_mm512_setzero_ps(); T]; R];
+    let mut sums = [[_mm512_setzero_ps(); R]; T];
     for i in 0..n {
-        // SAFETY: every operand has n chunks.
-        let w: [__m512; R] = std::array::from_fn(|r| load(unsafe { w[r].get_unchecked(i) }));
+        let mut row = [_mm512_setzero_ps(); R];
+        for r in 0..R {
+            // SAFETY: every operand has n chunks.
+            row[r] = load(unsafe { w[r].get_unchecked(i) });
+        }
         for t in 0..T {
             // SAFETY: as above.
             let x = load(unsafe { x[t].get_unchecked(i) });
             for r in 0..R {
-                sums[r][t] = _mm512_fmadd_ps(x, w[r], sums[r][t]);
+                sums[t][r] = _mm512_fmadd_ps(x, row[r], sums[t][r]);
             }
         }
     }
     if !w_tail[0].is_empty() {
         for t in 0..T {
             for r in 0..R {
-                sums[r][t] = _mm512_fmadd_ps(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[r][t]);
+                sums[t][r] = _mm512_fmadd_ps(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[t][r]);
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| reduce(sum)))
+    let mut out = [[0.0; R]; T];
+    for t in 0..T {
+        for r in 0..R {
+            out[t][r] = reduce(sums[t][r]);
+        }
+    }
+    out
 }
 
 /// Each operand as chunks of 16 and what is left.
@@ -161,8 +174,11 @@ pub(super) fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f
     let (wide, rest) = out.as_chunks_mut::<{ WIDTH * 16 }>();
     for out in wide {
         let sums = weighted(probs, |s| {
-            let v = &v[s * stride + column..][..WIDTH * 16].as_chunks::<16>().0;
-            std::array::from_fn::<_, WIDTH, _>(|i| load(&v[i]))
+            let mut row = [_mm512_setzero_ps(); WIDTH];
+            for (row, v) in row.iter_mut().zip(v[s * stride + column..][..WIDTH * 16].as_chunks::<16>().0) {
+                *row = load(v);
+            }
+            row
         });
         for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             store(out, sum);
@@ -191,8 +207,8 @@ fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [__m512; W]) -
         let mut group = [_mm512_setzero_ps(); W];
         for (s, p) in probs.iter().enumerate() {
             let (p, row) = (_mm512_set1_ps(*p), row(g * BLOCK + s));
-            for (group, v) in group.iter_mut().zip(row) {
-                *group = _mm512_fmadd_ps(p, v, *group);
+            for i in 0..W {
+                group[i] = _mm512_fmadd_ps(p, row[i], group[i]);
             }
         }
         for (total, group) in total.iter_mut().zip(group) {
@@ -262,6 +278,20 @@ pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     if !out.is_empty() {
         store_tail(out, f(load_tail(gate), load_tail(up)));
     }
+}
+
+/// See [`scalar::multiply_add`](super::scalar::multiply_add); 12 registers keep two units of latency 4 to 6 busy.
+#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+pub(super) fn multiply_add(rounds: usize) -> (f32, usize) {
+    const N: usize = 12;
+    let (x, y) = (_mm512_set1_ps(std::hint::black_box(0.5)), _mm512_set1_ps(std::hint::black_box(1.0)));
+    let mut sums = [_mm512_setzero_ps(); N];
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, x, y);
+        }
+    }
+    (reduce(sums.into_iter().fold(_mm512_setzero_ps(), |a, b| _mm512_add_ps(a, b))), N * 16)
 }
 
 #[cfg(test)]
