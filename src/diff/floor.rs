@@ -30,7 +30,7 @@ use sum::{Terms, activation_error, confidence, roundoff};
 pub const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// The unit of the contract's ULP bounds.
-fn ulp(contract: &Contract) -> f64 {
+pub(super) fn ulp(contract: &Contract) -> f64 {
     if contract.accumulator == Precision::F64 { f64::EPSILON } else { f32::EPSILON as f64 }
 }
 
@@ -217,7 +217,7 @@ fn attn_scores(
 
 /// The relative error of exp(x − max): the subtraction moves the argument by u·|x − max|, and exp itself is good to
 /// base + slope·|x − max| ULP. With the product by log₂e that an exp made of exp2 has: another u·|x − max|.
-fn exp_error(distance: f64, contract: &Contract) -> f64 {
+pub(super) fn exp_error(distance: f64, contract: &Contract) -> f64 {
     2.0 * roundoff(contract) * distance + (contract.exp_base_ulp + contract.exp_slope_ulp * distance) * ulp(contract)
 }
 

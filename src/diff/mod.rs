@@ -9,6 +9,7 @@
 
 pub mod attribution;
 pub mod driver;
+pub mod explain;
 pub mod floor;
 pub mod geometry;
 pub mod judge;

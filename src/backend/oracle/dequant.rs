@@ -37,6 +37,23 @@ impl Term {
     }
 }
 
+/// One weight in its parts: step·code − offset, of group `group` of its block.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    pub group: usize,
+    /// d·s: the scale of the group.
+    pub step: f64,
+    pub code: f64,
+    /// dmin·m.
+    pub offset: f64,
+}
+
+impl From<Part> for Term {
+    fn from(p: Part) -> Self {
+        Self { product: p.step * p.code, offset: p.offset }
+    }
+}
+
 /// Whether [`each`] can read `ty`.
 pub fn supports(ty: GgmlType) -> bool {
     use GgmlType::*;
@@ -48,6 +65,14 @@ pub fn supports(ty: GgmlType) -> bool {
 /// # Errors
 /// If `ty` is not a weight type that models store, or `bytes` are not whole blocks.
 pub fn each(ty: GgmlType, bytes: &[u8], mut f: impl FnMut(usize, Term)) -> Result<()> {
+    parts(ty, bytes, |i, part| f(i, part.into()))
+}
+
+/// [`each`], with every weight in its parts.
+///
+/// # Errors
+/// As [`each`].
+pub fn parts(ty: GgmlType, bytes: &[u8], mut f: impl FnMut(usize, Part)) -> Result<()> {
     if !supports(ty) {
         return Err(Error::cannot_run(format!("the oracle does not read weights of type {ty}")));
     }
@@ -60,7 +85,7 @@ pub fn each(ty: GgmlType, bytes: &[u8], mut f: impl FnMut(usize, Term)) -> Resul
     }
     for (n, block) in bytes.chunks_exact(ty.block_bytes()).enumerate() {
         let first = n * ty.block_len();
-        one_block(ty, block, |i, term| f(first + i, term));
+        one_block(ty, block, |i, part| f(first + i, part));
     }
     Ok(())
 }
@@ -78,7 +103,7 @@ pub fn row(ty: GgmlType, bytes: &[u8], out: &mut [f64]) -> Result<()> {
 }
 
 /// The formulas. `b` is one block; `scale(g)` gives (d·s, dmin·m) of group g, `code(i)` the q of weight i.
-fn one_block(ty: GgmlType, b: &[u8], f: impl FnMut(usize, Term)) {
+fn one_block(ty: GgmlType, b: &[u8], f: impl FnMut(usize, Part)) {
     use GgmlType::*;
     let half = |at: usize| half_at(b, at);
     match ty {
@@ -217,12 +242,12 @@ fn spread(
     group: usize,
     scale: impl Fn(usize) -> (f64, f64),
     code: impl Fn(usize) -> f64,
-    mut f: impl FnMut(usize, Term),
+    mut f: impl FnMut(usize, Part),
 ) {
     for g in 0..len / group {
         let (step, offset) = scale(g);
         for i in g * group..(g + 1) * group {
-            f(i, Term { product: step * code(i), offset });
+            f(i, Part { group: g, step, code: code(i), offset });
         }
     }
 }

@@ -1,0 +1,218 @@
+//! From where to why: which known mistake computes exactly what the wrong side computed.
+//!
+//! Design:
+//! - **A hypothesis is a variant of the oracle's stage**: the same float64 formula with one thing done otherwise, on the wrong
+//!   side's own inputs. [`catalogue`] lists them all; adding one is a row of `list.rs` and a function that builds its variants.
+//! - **A variant is evaluated where it is asked.** Each gives a value and a floor for any element, so that hundreds are tried on
+//!   a few dozen elements first, and only those that survive are computed everywhere.
+//! - **To reproduce is to match every element within its floor**, the rounding that the contract allows in the *variant's* own
+//!   arithmetic. A mistake made in one expert, head, or range of positions or columns only is the variant there and the oracle
+//!   elsewhere.
+//! - **No guess dressed as a finding.** A match counts if the variant accounts for the error, and if the error is so large against
+//!   the floors that, with so many variants tried, chance would hardly match it. Otherwise the nearest is named as only that.
+//! - Hypotheses share no code with any backend, nor with whatever plants faults in one.
+
+mod attention;
+mod case;
+mod judge;
+mod linear;
+mod list;
+mod norm;
+mod pointwise;
+mod precision;
+mod region;
+mod rope;
+mod routing;
+mod search;
+mod weights;
+mod whole;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::outcome::Cause;
+use crate::backend::{Contract, HostTensor, Op, OpKind};
+use crate::error::Result;
+use crate::model::{Config, Weights};
+use crate::stage::{Site, Stage};
+
+use case::Variant;
+
+/// Everything that a hypothesis may look at: one stage of one call, on the side that is wrong.
+pub struct Scene<'a> {
+    pub site: Site,
+    /// The first position of the call.
+    pub start: usize,
+    /// The operation on the wrong side's own inputs.
+    pub op: &'a Op<'a, Rc<HostTensor>>,
+    /// What the wrong side made of it.
+    pub output: &'a HostTensor,
+    /// What the oracle makes of it.
+    pub exact: &'a HostTensor,
+    /// The rounding error that `contract` allows in each element of `exact`: [`super::floor::floor_of`].
+    pub floor: &'a [f64],
+    /// The wrong side's contract for this operation.
+    pub contract: Contract,
+    /// The wrong side's other values.
+    pub earlier: &'a Earlier,
+    pub config: &'a Config,
+    pub weights: &'a Weights,
+}
+
+/// One side's values of the layer in progress, for hypotheses in which a stage reads another's.
+#[derive(Default)]
+pub struct Earlier {
+    layer: Option<u32>,
+    /// What the layer before left, or the embedding.
+    input: Option<Rc<HostTensor>>,
+    stages: BTreeMap<Stage, Rc<HostTensor>>,
+}
+
+impl Earlier {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// To be told every stage in order of execution, after it has been explained; forgets a layer when the next begins.
+    pub fn note(&mut self, site: Site, value: &Rc<HostTensor>) {
+        if matches!(site.stage, Stage::Embedding | Stage::LayerOut) {
+            self.input = Some(value.clone());
+            self.stages.clear();
+        } else {
+            if site.layer != self.layer {
+                self.stages.clear();
+            }
+            // The attention matrices are by far the largest values, and nothing reads them but the next stage.
+            if !matches!(site.stage, Stage::AttnScores | Stage::AttnProbs) {
+                self.stages.insert(site.stage, value.clone());
+            }
+        }
+        self.layer = site.layer;
+    }
+
+    /// The value of a stage of this layer, if it has been made.
+    pub fn get(&self, stage: Stage) -> Option<&Rc<HostTensor>> {
+        self.stages.get(&stage)
+    }
+
+    /// The residual stream that came into this layer. [T, H]
+    pub fn input(&self) -> Option<&Rc<HostTensor>> {
+        self.input.as_ref()
+    }
+}
+
+/// A known kind of mistake: a row of the list.
+struct Hypothesis {
+    /// Stable, for programs: `rope-pairing`.
+    id: &'static str,
+    /// For people: what the mistake is.
+    description: &'static str,
+    /// Which operations it may befall.
+    ops: &'static [OpKind],
+    /// The ways of making it, simplest first; none where it makes no sense.
+    variants: for<'a> fn(&'a case::Case<'a>) -> Result<Vec<Variant<'a>>>,
+}
+
+/// A variant that was tried, and how well it does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tried {
+    /// The hypothesis.
+    pub id: &'static str,
+    /// What it computes, in words.
+    pub what: String,
+    /// The largest |output − variant| over the variant's floor; where it was not computed everywhere, over a sample, and the
+    /// whole may be larger.
+    pub residual: f64,
+}
+
+/// What came of looking for a cause.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// Every hypothesis that reproduces the output, simplest first.
+    pub fits: Vec<Tried>,
+    /// The best of the hypotheses that do not.
+    pub nearest: Option<Tried>,
+    /// Why `fits`, if there are some, do not count: what is wrong is too little to tell them from chance.
+    pub undecided: bool,
+    /// How many variants were tried.
+    pub tried: usize,
+}
+
+impl Explanation {
+    /// Whether something reproduces the output, and not by chance.
+    pub fn reproduced(&self) -> bool {
+        !self.fits.is_empty() && !self.undecided
+    }
+
+    /// For the outcome; `None` if no hypothesis applies.
+    pub fn cause(&self) -> Option<Cause> {
+        let next = |t: &Tried| super::outcome::NextBest { name: t.what.clone(), residual_ratio: t.residual };
+        let Some(best) = self.fits.first() else {
+            let nearest = self.nearest.as_ref()?;
+            return Some(Cause {
+                reproduced: false,
+                name: nearest.what.clone(),
+                residual_ratio: nearest.residual,
+                next_best: None,
+            });
+        };
+        let mut name = best.what.clone();
+        for other in self.fits[1..].iter().take(2) {
+            name += &format!(", which here is the same as {}", other.what);
+        }
+        if self.undecided {
+            name += " (too little is wrong to tell this from chance)";
+        }
+        Some(Cause {
+            reproduced: !self.undecided,
+            name,
+            residual_ratio: best.residual,
+            next_best: self.nearest.as_ref().map(next),
+        })
+    }
+}
+
+impl std::fmt::Display for Explanation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(cause) = self.cause() else { return write!(f, "no hypothesis applies to this operation") };
+        if !cause.reproduced && self.fits.is_empty() {
+            return write!(
+                f,
+                "none of {} hypotheses reproduces it; the nearest, {}, leaves {} × floor",
+                self.tried,
+                cause.name,
+                number(cause.residual_ratio)
+            );
+        }
+        write!(f, "computes exactly what {} gives (residual {} × floor", cause.name, number(cause.residual_ratio))?;
+        match &cause.next_best {
+            Some(next) => write!(f, "; the next best, {}, leaves {})", next.name, number(next.residual_ratio)),
+            None => write!(f, ")"),
+        }
+    }
+}
+
+/// Two digits, and an exponent where the number is large or small.
+fn number(x: f64) -> String {
+    if x == 0.0 || (0.01..100.0).contains(&x) { format!("{x:.2}") } else { format!("{x:.1e}") }
+}
+
+/// Looks for the known mistake that makes the scene's output from the scene's inputs.
+///
+/// # Errors
+/// If the scene's parts do not belong together.
+pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
+    judge::explain(scene)
+}
+
+/// Every hypothesis: its id, what the mistake is, and the operations that it may befall.
+pub fn catalogue() -> impl Iterator<Item = (&'static str, &'static str, String)> {
+    list::HYPOTHESES.iter().map(|h| {
+        let ops: Vec<String> = h.ops.iter().map(|op| format!("{op:?}")).collect();
+        let applies = if h.ops.len() == list::ANY.len() { "any".to_string() } else { ops.join(", ") };
+        (h.id, h.description, applies)
+    })
+}

@@ -1,0 +1,275 @@
+//! Scenes from the golden activations, with outputs that a mistake would make.
+
+use std::collections::HashMap;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::*;
+use crate::backend::oracle::evaluate;
+use crate::backend::{Order, Weight};
+use crate::diff::floor::floor_of;
+use crate::model::{Ffn, Model, MoeWeights};
+
+/// A correct GPU's contract, more or less.
+const CONTRACT: Contract = Contract::wgsl_f32(Order::Lanes { lanes: 8 });
+
+type Values = HashMap<String, Rc<HostTensor>>;
+
+/// The stages of a golden prompt, rounded to f32, and its tokens.
+fn golden(prompt: &str) -> (Vec<u32>, Values) {
+    let file = std::fs::read(format!("tests/golden/{prompt}.safetensors")).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&file).unwrap();
+    let tokens = header.metadata().as_ref().unwrap()["tokens"].split(',').map(|t| t.parse().unwrap()).collect();
+    let st = SafeTensors::deserialize(&file).unwrap();
+    let values = st.iter().map(|(key, view)| {
+        let value = match view.dtype() {
+            Dtype::F64 => {
+                let v = view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect();
+                HostTensor::f32(view.shape(), v)
+            }
+            Dtype::I32 => {
+                let v = view.data().as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+                HostTensor::u32(view.shape(), v)
+            }
+            other => panic!("{key} is {other:?}"),
+        };
+        (key.to_string(), Rc::new(value))
+    });
+    (tokens, values.collect())
+}
+
+/// The bundled model on one golden prompt.
+struct World {
+    model: Model,
+    tokens: Vec<u32>,
+    values: Values,
+}
+
+impl World {
+    fn new(prompt: &str) -> Self {
+        let (tokens, values) = golden(prompt);
+        Self { model: Model::open(None).unwrap(), tokens, values }
+    }
+
+    fn value(&self, site: Site, stage: Stage) -> Rc<HostTensor> {
+        let key = match (stage, site.layer) {
+            (Stage::LayerOut, Some(0)) => "embedding".into(),
+            (Stage::LayerOut, Some(n)) => format!("layers.{}.layer_out", n - 1),
+            (Stage::LayerOut, None) => format!("layers.{}.layer_out", self.model.config.layers - 1),
+            (_, Some(n)) => format!("layers.{n}.{stage}"),
+            (_, None) => stage.name().into(),
+        };
+        self.values[&key].clone()
+    }
+
+    fn moe(&self, layer: usize) -> &MoeWeights {
+        match &self.model.weights.layers[layer].ffn {
+            Ffn::Moe(moe) => moe,
+            Ffn::Dense { .. } => panic!("the bundled model has experts in every layer"),
+        }
+    }
+
+    fn weight(&self, site: Site) -> &std::sync::Arc<Weight> {
+        let w = &self.model.weights;
+        let Some(n) = site.layer.map(|n| n as usize) else {
+            return match site.stage {
+                Stage::Embedding => &w.token_embd,
+                Stage::FinalNorm => &w.output_norm,
+                _ => &w.output,
+            };
+        };
+        let (l, moe) = (&w.layers[n], self.moe(n));
+        match site.stage {
+            Stage::AttnNorm => &l.attn_norm,
+            Stage::QProj => &l.attn_q,
+            Stage::KProj => &l.attn_k,
+            Stage::VProj => &l.attn_v,
+            Stage::QNorm => &l.attn_q_norm,
+            Stage::KNorm => &l.attn_k_norm,
+            Stage::AttnOut => &l.attn_output,
+            Stage::FfnNorm => &l.ffn_norm,
+            Stage::RouterLogits => &moe.router,
+            Stage::ExpertGate => &moe.gate,
+            Stage::ExpertUp => &moe.up,
+            Stage::ExpertDown => &moe.down,
+            stage => panic!("{stage} has no weight"),
+        }
+    }
+
+    /// The operation that makes a stage, on the golden inputs.
+    fn op(&self, site: Site) -> Op<'_, Rc<HostTensor>> {
+        let row = site.stage.info();
+        let input = |n: usize| self.value(site, row.inputs[n]);
+        let c = &self.model.config;
+        let (start, head_dim) = (0, c.head_dim);
+        match row.op {
+            OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens },
+            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps },
+            OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, base: c.rope_base },
+            OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
+            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
+            OpKind::Add => Op::Add { a: input(0), b: input(1) },
+            OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: 2 },
+            OpKind::RouterWeights => Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true },
+            OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
+            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
+            OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
+        }
+    }
+
+    /// The layer's values before `site`.
+    fn earlier(&self, site: Site) -> Earlier {
+        let mut earlier = Earlier::new();
+        if let Some(n) = site.layer {
+            let before =
+                Site { layer: n.checked_sub(1), stage: if n == 0 { Stage::Embedding } else { Stage::LayerOut } };
+            earlier.note(before, &self.value(site, Stage::LayerOut));
+            for row in crate::stage::STAGES.iter().filter(|r| r.stage < site.stage) {
+                if let Some(value) = self.values.get(&format!("layers.{n}.{}", row.stage)) {
+                    earlier.note(Site { layer: Some(n), stage: row.stage }, value);
+                }
+            }
+        }
+        earlier
+    }
+
+    /// Explains `output` as what the stage made of the golden inputs.
+    fn explain(&self, site: Site, output: &HostTensor) -> Explanation {
+        self.explain_op(site, &self.op(site), output)
+    }
+
+    fn explain_op(&self, site: Site, op: &Op<'_, Rc<HostTensor>>, output: &HostTensor) -> Explanation {
+        let (exact, floor) = judge(op);
+        let earlier = self.earlier(site);
+        let start = match op {
+            Op::Rope { start, .. }
+            | Op::AttnScores { start, .. }
+            | Op::AttnProbs { start, .. }
+            | Op::AttnContext { start, .. } => *start,
+            _ => 0,
+        };
+        let scene = Scene {
+            site,
+            start,
+            op,
+            output,
+            exact: &exact,
+            floor: &floor,
+            contract: CONTRACT,
+            earlier: &earlier,
+            config: &self.model.config,
+            weights: &self.model.weights,
+        };
+        explain(&scene).unwrap()
+    }
+}
+
+fn judge(op: &Op<'_, Rc<HostTensor>>) -> (HostTensor, Vec<f64>) {
+    let host = op.try_map(|t| Ok(t.clone())).unwrap();
+    let inputs: Vec<Rc<HostTensor>> = host.inputs().into_iter().cloned().collect();
+    let mut next = inputs.iter();
+    let host = host.try_map(|_| Ok(&**next.next().unwrap())).unwrap();
+    let exact = evaluate(&host).unwrap();
+    let floor = floor_of(&host, &CONTRACT, &exact).unwrap();
+    (exact, floor)
+}
+
+/// What an f32 implementation makes of `op`: the oracle's result, rounded.
+fn made(op: &Op<'_, Rc<HostTensor>>) -> HostTensor {
+    let exact = judge(op).0;
+    match exact.data {
+        crate::backend::Data::U32(_) => exact,
+        _ => HostTensor::f32(&exact.shape, exact.to_f32()),
+    }
+}
+
+fn world() -> World {
+    World::new("main")
+}
+
+/// Every stage of the model, layer 1 for those of a layer.
+fn sites() -> Vec<Site> {
+    use crate::stage::{STAGES, Scope};
+    STAGES
+        .iter()
+        .filter(|row| row.scope != Scope::DenseLayer)
+        .map(|row| if row.scope == Scope::Model { Site::model(row.stage) } else { Site::layer(1, row.stage) })
+        .collect()
+}
+
+#[test]
+fn what_is_right_or_garbage_is_explained_by_nothing() {
+    let w = world();
+    for site in sites() {
+        let op = w.op(site);
+        let right = made(&op);
+        let e = w.explain(site, &right);
+        assert_eq!((e.fits.len(), e.tried, e.reproduced()), (0, 0, false), "{site}: {e}");
+        if site.stage.is_ids() {
+            continue;
+        }
+        // A fixed scramble of the order of magnitude of the values.
+        let noise =
+            |i: usize| ((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1u32 << 24) as f32 - 0.5;
+        let largest = right.to_f32().iter().fold(0f32, |m, x| m.max(x.abs()));
+        for size in [1.0, 1e-2, 1e-4] {
+            let garbage: Vec<f32> =
+                right.to_f32().iter().enumerate().map(|(i, x)| x + size * largest * noise(i)).collect();
+            let e = w.explain(site, &HostTensor::f32(&right.shape, garbage));
+            assert!(!e.reproduced() && e.tried > 0, "{site}, noise {size}: {e}");
+        }
+    }
+}
+
+/// Asserts that the first hypothesis to reproduce `output` is `id`, and that nothing else comes near.
+fn explained(w: &World, site: Site, output: &HostTensor, id: &str, words: &str) {
+    let e = w.explain(site, output);
+    assert!(e.reproduced(), "{site}: {e}");
+    assert_eq!(e.fits[0].id, id, "{site}: {e}");
+    assert!(e.fits[0].what.contains(words), "{site}: {e}");
+    assert!(e.fits[0].residual <= 1.0, "{site}: {e}");
+    let next = e.nearest.as_ref().expect("something else was tried").residual;
+    assert!(next > 10.0, "{site}: {e}");
+}
+
+fn f32s(t: HostTensor) -> HostTensor {
+    HostTensor::f32(&t.shape, t.to_f32())
+}
+
+#[test]
+fn rope_mistakes_are_told_apart() {
+    let w = world();
+    let site = Site::layer(1, Stage::QRope);
+    let op = w.op(site);
+    let Op::Rope { x, start, head_dim, base } = &op else { unreachable!() };
+    let with = |base: f64| f32s(evaluate(&Op::Rope { x: &**x, start: *start, head_dim: *head_dim, base }).unwrap());
+    explained(&w, site, &with(1e4), "rope-base", "base 10000 ");
+    explained(&w, site, &with(1e7), "rope-base", "base 10000000 ");
+    explained(&w, site, &with(123456.0), "rope-base", "base 123456 ");
+    let later = f32s(evaluate(&Op::Rope { x: &**x, start: 1, head_dim: *head_dim, base: *base }).unwrap());
+    explained(&w, site, &later, "rope-position", "off by +1");
+    explained(&w, site, &x.as_ref().clone(), "rope-missing", "no rope");
+    // NORM pairing, by hand.
+    let (xs, d) = (x.to_f64(), *head_dim);
+    let mut norm = xs.clone();
+    for (t, row) in norm.chunks_exact_mut(x.cols()).enumerate() {
+        for head in row.chunks_exact_mut(d) {
+            for i in 0..d / 2 {
+                let (sin, cos) = (t as f64 * base.powf(-2.0 * i as f64 / d as f64)).sin_cos();
+                let (a, b) = (head[2 * i], head[2 * i + 1]);
+                (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
+            }
+        }
+    }
+    explained(&w, site, &f32s(HostTensor::f64(&x.shape, norm)), "rope-pairing", "NORM");
+    // Only head 0.
+    let mut first = made(&op).to_f32();
+    for (i, y) in first.iter_mut().enumerate().filter(|(i, _)| i % x.cols() >= d) {
+        *y = xs[i] as f32;
+    }
+    explained(&w, site, &HostTensor::f32(&x.shape, first), "rope-first-head", "head 0");
+}

@@ -1,0 +1,443 @@
+//! Mistakes in reading quantized weights: another type's layout, a neighbour's scale, dropped bits, transposition, rounding.
+//!
+//! Each is a way of decoding a row; [`with`] makes it a variant of the operation that reads the weight: a product, or the embedding.
+//! A row is taken apart by the oracle's [`dequant::parts`] into scales and offsets of groups and codes of weights.
+
+use std::sync::{Arc, OnceLock};
+
+use super::super::floor::TINY;
+use super::super::floor::sum::roundoff;
+use super::case::{Case, Point, Variant};
+use super::linear::{Decode, Linear, as_it_is};
+use crate::backend::oracle::dequant;
+use crate::backend::{Op, Weight};
+use crate::error::Result;
+use crate::quant::GgmlType;
+
+/// The weight that the stage reads.
+pub(super) fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
+    match case.scene.op {
+        Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } | Op::Embed { table: weight, .. } => Some(weight),
+        _ => None,
+    }
+}
+
+/// The stage with its weight decoded otherwise.
+fn with<'a>(case: &'a Case<'a>, what: impl Into<String>, decode: Decode<'a>) -> Vec<Variant<'a>> {
+    if let Some((mut linear, _)) = Linear::stated(case) {
+        linear.decode = decode;
+        return vec![linear.variant(case, what)];
+    }
+    match case.scene.op {
+        Op::Embed { tokens, .. } => vec![embedding(case, what, tokens.iter().map(|t| *t as usize).collect(), decode)],
+        _ => vec![],
+    }
+}
+
+/// The embedding of other tokens, or decoded otherwise. A row's offset is taken off in one rounding, as in the stage's floor.
+pub(super) fn embedding<'a>(
+    case: &'a Case<'a>,
+    what: impl Into<String>,
+    rows: Vec<usize>,
+    decode: Decode<'a>,
+) -> Variant<'a> {
+    let (k, contract) = (case.cols(), case.scene.contract);
+    Variant::rows(what, k, move |t| {
+        let (mut product, mut offset) = (vec![0.0; k], vec![0.0; k]);
+        if decode(0, rows[t], &mut product, &mut offset).is_err() {
+            return vec![Point::exactly(f64::NAN); k];
+        }
+        let has_offset = offset.iter().any(|o| *o != 0.0);
+        let relative = if has_offset { roundoff(&contract) + 2f64.powi(-24) } else { 0.0 };
+        let values = product.iter().zip(&offset).map(|(p, o)| (p - o) as f32 as f64);
+        values.map(|y| Point::new(y, relative * y.abs() + TINY)).collect()
+    })
+}
+
+pub fn other_token<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::Embed { table, tokens } = case.scene.op else { return Ok(vec![]) };
+    let rows = |of: &dyn Fn(usize, usize) -> usize| -> Vec<usize> {
+        tokens.iter().enumerate().map(|(t, token)| of(t, *token as usize).min(table.rows - 1)).collect()
+    };
+    let before = |t: usize| tokens[t.saturating_sub(1)] as usize;
+    let after = |t: usize| tokens[(t + 1).min(tokens.len() - 1)] as usize;
+    let cases: [(&str, Vec<usize>); 6] = [
+        ("the row after the token's", rows(&|_, token| token + 1)),
+        ("the row before the token's", rows(&|_, token| token.saturating_sub(1))),
+        ("the embedding of the position before", rows(&|t, _| before(t))),
+        ("the embedding of the position after", rows(&|t, _| after(t))),
+        ("the first token's embedding at every position", rows(&|_, _| tokens[0] as usize)),
+        ("row 0 for every token", rows(&|_, _| 0)),
+    ];
+    Ok(cases.into_iter().map(|(what, rows)| embedding(case, what, rows, as_it_is(table))).collect())
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Which bytes
+
+/// The same bytes in another type's layout, with rows where they are and with rows where that type would have them. What lies
+/// behind the tensor's end reads as zero.
+pub fn other_type<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(weight) = weight(case) else { return Ok(vec![]) };
+    let mut all = Vec::new();
+    for &ty in GgmlType::ALL.iter().filter(|ty| **ty != weight.ty && dequant::supports(**ty)) {
+        let Some(row_bytes) = ty.row_bytes(weight.cols) else { continue };
+        let mut strides = vec![(weight.row_bytes(), "")];
+        if row_bytes != weight.row_bytes() {
+            strides.push((row_bytes, ", rows by that type's size"));
+        }
+        for (stride, note) in strides {
+            let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+                let at = (expert * weight.rows + row) * stride;
+                let have = weight.bytes().get(at..).unwrap_or(&[]);
+                let mut bytes = have[..have.len().min(row_bytes)].to_vec();
+                bytes.resize(row_bytes, 0);
+                dequant::each(ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
+            });
+            all.extend(with(case, format!("{} weights read as {ty}{note}", weight.ty), decode));
+        }
+    }
+    Ok(all)
+}
+
+/// Another row's weights.
+pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let (Some(weight), false) = (weight(case), matches!(case.scene.op, Op::Embed { .. })) else { return Ok(vec![]) };
+    let rows = weight.rows;
+    let map = |what: &str, of: fn(usize, usize) -> usize| {
+        let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+            as_it_is(weight)(expert, of(row, rows).min(rows - 1), product, offset)
+        });
+        with(case, what, decode)
+    };
+    let mut all = map("the weights of the row after", |row, _| row + 1);
+    all.extend(map("the weights of the row before", |row, _| row.saturating_sub(1)));
+    all.extend(map("the weights' rows in reverse", |row, n| n - 1 - row));
+    all.extend(map("the weights of neighbouring rows exchanged", |row, _| row ^ 1));
+    Ok(all)
+}
+
+/// The matrix read by columns: w[k, n] for w[n, k], in rows of its own length or of the other.
+pub fn transposed<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    /// Larger matrices are not expanded for the sake of one hypothesis: 128 MiB as f32.
+    const LARGEST: usize = 1 << 25;
+    let Some(weight) = weight(case).filter(|w| w.rows * w.cols <= LARGEST) else { return Ok(vec![]) };
+    let (rows, cols) = (weight.rows, weight.cols);
+    let decoded: Arc<Vec<OnceLock<Vec<f32>>>> = Arc::new((0..weight.experts).map(|_| OnceLock::new()).collect());
+    let matrix = move |expert: usize| -> Vec<f32> {
+        let mut all = vec![0.0; rows * cols];
+        for row in 0..rows {
+            let put = |i: usize, term: dequant::Term| all[row * cols + i] = term.value() as f32;
+            // The type is one that the oracle's own result was computed from.
+            if dequant::each(weight.ty, weight.row(expert, row), put).is_err() {
+                return vec![f32::NAN; rows * cols];
+            }
+        }
+        all
+    };
+    let read = |what: &str, index: fn(usize, usize, usize, usize) -> usize| {
+        let decoded = decoded.clone();
+        let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+            let all = decoded[expert].get_or_init(|| matrix(expert));
+            for (k, p) in product.iter_mut().enumerate() {
+                *p = all[index(row, k, rows, cols) % all.len()] as f64;
+            }
+            offset.fill(0.0);
+            Ok(())
+        });
+        with(case, what, decode)
+    };
+    let mut all = read("the weight transposed", |row, k, rows, _| k * rows + row);
+    if rows != cols {
+        all.extend(read("the weight transposed, in rows of the untransposed length", |row, k, _, cols| k * cols + row));
+    }
+    Ok(all)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Scales
+
+/// A row taken apart.
+struct Row {
+    /// By group of the row.
+    steps: Vec<f64>,
+    offsets: Vec<f64>,
+    /// By weight.
+    codes: Vec<f64>,
+    /// Groups in a block.
+    per_block: usize,
+}
+
+impl Row {
+    fn of(weight: &Weight, expert: usize, row: usize) -> Result<Self> {
+        let len = weight.ty.block_len();
+        let per_block = groups(weight.ty);
+        let all = weight.cols / len * per_block;
+        let mut this =
+            Self { steps: vec![0.0; all], offsets: vec![0.0; all], codes: vec![0.0; weight.cols], per_block };
+        dequant::parts(weight.ty, weight.row(expert, row), |i, part| {
+            let group = i / len * per_block + part.group;
+            (this.steps[group], this.offsets[group], this.codes[i]) = (part.step, part.offset, part.code);
+        })?;
+        Ok(this)
+    }
+    fn write(&self, product: &mut [f64], offset: &mut [f64]) {
+        let len = self.codes.len() / self.steps.len().max(1);
+        for (i, code) in self.codes.iter().enumerate() {
+            (product[i], offset[i]) = (self.steps[i / len] * code, self.offsets[i / len]);
+        }
+    }
+}
+
+/// Groups in a block that have scales of their own.
+fn groups(ty: GgmlType) -> usize {
+    let mut groups = 0;
+    // Any bytes have the same groups.
+    let counted = dequant::parts(ty, &vec![0; ty.block_bytes()], |_, part| groups = groups.max(part.group + 1));
+    counted.map_or(1, |()| groups)
+}
+
+/// The stage with every row of its weight taken apart, changed by `change` and put together.
+fn rebuilt<'a>(
+    case: &'a Case<'a>,
+    what: impl Into<String>,
+    change: impl Fn(&mut Row) + Send + Sync + 'a,
+) -> Vec<Variant<'a>> {
+    let Some(weight) = weight(case) else { return vec![] };
+    let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
+        let mut row = Row::of(weight, expert, n)?;
+        change(&mut row);
+        row.write(product, offset);
+        Ok(())
+    });
+    with(case, what, decode)
+}
+
+/// Scale and minimum of group g from group `from(g, groups, groups in a block)`.
+fn scales_from<'a>(
+    case: &'a Case<'a>,
+    what: impl Into<String>,
+    from: impl Fn(usize, usize, usize) -> usize + Send + Sync + 'a,
+) -> Vec<Variant<'a>> {
+    rebuilt(case, what, move |row| {
+        let n = row.steps.len();
+        let source: Vec<usize> = (0..n).map(|g| from(g, n, row.per_block).min(n - 1)).collect();
+        row.steps = source.iter().map(|g| row.steps[*g]).collect();
+        row.offsets = source.iter().map(|g| row.offsets[*g]).collect();
+    })
+}
+
+/// Types whose weights have a scale at all.
+fn scaled<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
+    weight(case).filter(|w| w.ty.block_len() > 1)
+}
+
+/// A neighbour's scale: of the sub-block beside, of the block beside.
+pub fn neighbours_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(weight) = scaled(case) else { return Ok(vec![]) };
+    let mut all = Vec::new();
+    all.extend(scales_from(case, "the scales of the block before", |g, _, per| g.checked_sub(per).unwrap_or(g)));
+    all.extend(scales_from(case, "the scales of the block after", |g, n, per| if g + per < n { g + per } else { g }));
+    all.extend(scales_from(case, "the last block's scales read from the block before it", |g, n, per| {
+        if g + per >= n && g >= per { g - per } else { g }
+    }));
+    all.extend(scales_from(case, "the first block's scales for every block", |g, _, per| g % per));
+    let per = groups(weight.ty);
+    if per > 1 {
+        all.extend(scales_from(case, "each sub-block with the scale of the one before", |g, _, _| g.saturating_sub(1)));
+        all.extend(scales_from(case, "each sub-block with the scale of the one after", |g, _, _| g + 1));
+        let before = "each sub-block with the scale of the one before, around in its block";
+        all.extend(scales_from(case, before, |g, _, per| g / per * per + (g + per - 1) % per));
+        let after = "each sub-block with the scale of the one after, around in its block";
+        all.extend(scales_from(case, after, |g, _, per| g / per * per + (g + 1) % per));
+        all.extend(scales_from(case, "neighbouring sub-blocks' scales exchanged", |g, _, _| g ^ 1));
+        all.extend(scales_from(case, "the block's halves' scales exchanged", |g, _, per| {
+            g / per * per + (g + per / 2) % per
+        }));
+        all.extend(scales_from(case, "the first sub-block's scale for the whole block", |g, _, per| g / per * per));
+        all.extend(scales_from(case, "one scale for every two sub-blocks", |g, _, _| g & !1));
+    }
+    Ok(all)
+}
+
+/// One sub-block of every block, or of the last block, with a neighbour's scale or a wrong one.
+pub fn one_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(weight) = scaled(case) else { return Ok(vec![]) };
+    let per = groups(weight.ty);
+    let mut all = Vec::new();
+    for g in 0..per {
+        for last in [false, true] {
+            let which = move |group: usize, n: usize| group % per == g && (!last || group + per >= n);
+            let place = match (per, last) {
+                (1, true) => "the last block".to_string(),
+                (1, false) => continue, // every weight: a constant factor
+                (_, false) => format!("sub-block {g} of every block"),
+                (_, true) => format!("sub-block {g} of the last block"),
+            };
+            for (factor, with) in
+                [(0.0, "scale 0"), (2.0, "twice its scale"), (0.5, "half its scale"), (-1.0, "its scale negated")]
+            {
+                all.extend(rebuilt(case, format!("{place} with {with}"), move |row| {
+                    let n = row.steps.len();
+                    row.steps.iter_mut().enumerate().filter(|(i, _)| which(*i, n)).for_each(|(_, s)| *s *= factor);
+                }));
+            }
+            for (shift, with) in [(1, "the scale of the one after"), (per - 1, "the scale of the one before")] {
+                if per > 1 {
+                    all.extend(scales_from(case, format!("{place} with {with}"), move |group, n, per| {
+                        if which(group, n) { group / per * per + (group + shift) % per } else { group }
+                    }));
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Minimums left out or added, of the types that have them.
+pub fn minimums<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    use GgmlType::*;
+    let Some(weight) = weight(case).filter(|w| matches!(w.ty, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K)) else {
+        return Ok(vec![]);
+    };
+    let factor =
+        |what: &str, factor: f64| rebuilt(case, what, move |row| row.offsets.iter_mut().for_each(|o| *o *= factor));
+    let mut all = factor("the minimums left out", 0.0);
+    all.extend(factor("the minimums with the wrong sign", -1.0));
+    if groups(weight.ty) > 1 {
+        all.extend(rebuilt(case, "each sub-block with the minimum of the one before", |row| {
+            let n = row.offsets.len();
+            row.offsets.copy_within(..n - 1, 1);
+        }));
+        all.extend(rebuilt(case, "each sub-block with the minimum of the one after", |row| {
+            row.offsets.copy_within(1.., 0)
+        }));
+    }
+    Ok(all)
+}
+
+/// Where a type keeps d, its scale over the block's quantized scales.
+fn super_scale(ty: GgmlType, block: &[u8]) -> Option<f64> {
+    use GgmlType::*;
+    let at = match ty {
+        Q4_K | Q5_K | IQ4_XS => 0,
+        Q2_K => 80,
+        Q3_K => 108,
+        Q6_K => 208,
+        _ => return None,
+    };
+    Some(half::f16::from_le_bytes([block[at], block[at + 1]]).to_f64())
+}
+
+/// Sub-block scales with bits dropped, without their offset, or without their sign.
+pub fn scale_bits<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    use GgmlType::*;
+    let Some(weight) = weight(case) else { return Ok(vec![]) };
+    // (what, scale g of the block → what is read instead)
+    type Changed = fn(usize, f64) -> f64;
+    let changes: &[(&str, Changed)] = match weight.ty {
+        Q4_K | Q5_K => &[
+            (
+                "the last four scales of each block without their upper two bits",
+                |g, s| if g < 4 { s } else { s % 16.0 },
+            ),
+            ("the scales of each block as 4 bits", |_, s| s % 16.0),
+        ],
+        Q6_K => &[("the sub-block scales as unsigned bytes", |_, s| if s < 0.0 { s + 256.0 } else { s })],
+        Q3_K | IQ4_XS => &[
+            ("the sub-block scales without their offset of 32", |_, s| s + 32.0),
+            ("the sub-block scales without their upper two bits", |_, s| (s + 32.0) % 16.0 - 32.0),
+        ],
+        _ => return Ok(vec![]),
+    };
+    let mut all = Vec::new();
+    for &(what, change) in changes {
+        let bytes = weight.ty.block_bytes();
+        let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
+            let mut row = Row::of(weight, expert, n)?;
+            let per = row.per_block;
+            for (g, step) in row.steps.iter_mut().enumerate() {
+                let block = &weight.row(expert, n)[g / per * bytes..][..bytes];
+                let d = super_scale(weight.ty, block).unwrap_or(0.0);
+                // d · s is exact, so s is.
+                *step = if d == 0.0 { 0.0 } else { d * change(g % per, *step / d) };
+            }
+            row.write(product, offset);
+            Ok(())
+        });
+        all.extend(with(case, what, decode));
+    }
+    all.extend(rebuilt_super(case, weight));
+    Ok(all)
+}
+
+/// The block's own scale left out.
+fn rebuilt_super<'a>(case: &'a Case<'a>, weight: &'a Weight) -> Vec<Variant<'a>> {
+    let bytes = weight.ty.block_bytes();
+    let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
+        let mut row = Row::of(weight, expert, n)?;
+        let per = row.per_block;
+        for (g, step) in row.steps.iter_mut().enumerate() {
+            let block = &weight.row(expert, n)[g / per * bytes..][..bytes];
+            let d = super_scale(weight.ty, block).unwrap_or(1.0);
+            *step = if d == 0.0 { 0.0 } else { *step / d };
+        }
+        row.write(product, offset);
+        Ok(())
+    });
+    with(case, "the sub-block scales without the block's", decode)
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Codes
+
+/// Codes with bits dropped, without their offset, or in another order.
+pub fn codes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    use GgmlType::*;
+    let Some(weight) = scaled(case) else { return Ok(vec![]) };
+    type Changed = fn(f64) -> f64;
+    let changes: &[(&str, Changed)] = match weight.ty {
+        Q4_0 => &[("codes without their offset of 8", |c| c + 8.0)],
+        Q5_0 => &[
+            ("codes without their offset of 16", |c| c + 16.0),
+            ("codes without their fifth bit", |c| (c + 16.0) % 16.0 - 16.0),
+        ],
+        Q5_1 | Q5_K => &[("codes without their fifth bit", |c| c % 16.0)],
+        Q8_0 => &[("codes as unsigned bytes", |c| if c < 0.0 { c + 256.0 } else { c })],
+        Q3_K => &[
+            ("codes without their offset of 4", |c| c + 4.0),
+            ("codes without their third bit", |c| (c + 4.0) % 4.0 - 4.0),
+        ],
+        Q6_K => &[
+            ("codes without their offset of 32", |c| c + 32.0),
+            ("codes without their upper two bits", |c| (c + 32.0) % 16.0 - 32.0),
+        ],
+        _ => &[],
+    };
+    let mut all = Vec::new();
+    for &(what, change) in changes {
+        all.extend(rebuilt(case, what, move |row| row.codes.iter_mut().for_each(|c| *c = change(*c))));
+    }
+    // Orders of the codes in runs of `run`: (what, run, weight i of a run → whose code it takes).
+    let halves: fn(usize, usize) -> usize = |i, run| (i + run / 2) % run;
+    let interleaved: fn(usize, usize) -> usize = |i, run| i / 2 + i % 2 * (run / 2);
+    let runs: &[usize] = match weight.ty {
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4_NL | MXFP4 | IQ4_XS => &[32],
+        Q4_K | Q5_K => &[64],
+        Q6_K | Q2_K | Q3_K => &[128, 64],
+        _ => &[],
+    };
+    for &run in runs {
+        for (what, order) in
+            [("low and high nibbles exchanged", halves), ("nibbles of a byte as neighbours", interleaved)]
+        {
+            all.extend(rebuilt(case, format!("{what}, in runs of {run}"), move |row| {
+                for codes in row.codes.chunks_exact_mut(run) {
+                    let before = codes.to_vec();
+                    codes.iter_mut().enumerate().for_each(|(i, c)| *c = before[order(i, run)]);
+                }
+            }));
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,137 @@
+//! Mistakes that may befall any operation: what it should have computed, scaled, moved, rounded or left out.
+
+use super::super::floor::TINY;
+use super::super::floor::sum::roundoff;
+use super::case::{Case, Point, Variant};
+use super::search::round_numbers;
+use crate::error::Result;
+
+/// Whether the stage's values are numbers, not ids.
+fn numbers(case: &Case<'_>) -> bool {
+    !case.scene.site.stage.is_ids()
+}
+
+/// The right values of other elements: `from(i)`, or zero.
+fn moved<'a>(case: &'a Case<'a>, what: impl Into<String>, from: impl Fn(usize) -> Option<usize> + 'a) -> Variant<'a> {
+    Variant::each(what, move |i| from(i).map_or(Point::exactly(0.0), |j| case.right(j)))
+}
+
+pub fn zero<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let some = case.wrong.iter().any(|i| case.output[*i] == 0.0);
+    Ok(some.then(|| Variant::each("zeros: nothing written", |_| Point::exactly(0.0))).into_iter().collect())
+}
+
+pub fn not_finite<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(&first) = case.wrong.iter().find(|i| !case.output[**i].is_finite()) else { return Ok(vec![]) };
+    let (cols, shape) = (case.cols(), &case.scene.output.shape);
+    let what = format!(
+        "{} whatever the input, which is finite; the first in row {}, column {} of {shape:?}",
+        if case.output[first].is_nan() { "NaN" } else { "infinity" },
+        first / cols,
+        first % cols
+    );
+    Ok(vec![Variant::each(what, |_| Point::exactly(f64::NAN))])
+}
+
+/// The same right values times one number.
+pub fn factor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    if !numbers(case) {
+        return Ok(vec![]);
+    }
+    let with = |factor: f64, what: String| {
+        let u = roundoff(&case.scene.contract);
+        Variant::each(what, move |i| {
+            let right = case.right(i);
+            let y = right.value * factor;
+            Point::new(y, right.floor * factor.abs() + 2.0 * u * y.abs() + TINY)
+        })
+    };
+    let mut all = vec![with(-1.0, "the sign flipped".into())];
+    for known in [2.0, 0.5, 4.0, 0.25, 3.0, 8.0, 0.125, 16.0, 0.0625] {
+        all.push(with(known, format!("{known} times the right values")));
+    }
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for i in case.wrong.iter().filter(|i| case.exact[**i].is_finite() && case.output[**i].is_finite()) {
+        xy += case.exact[*i] * case.output[*i];
+        xx += case.exact[*i] * case.exact[*i];
+    }
+    let fitted = xy / xx;
+    if fitted.is_finite() && fitted != 0.0 {
+        let config = case.scene.config;
+        let roots = [("√D", config.head_dim as f64), ("√hidden", config.hidden as f64)];
+        for (name, n) in roots {
+            all.push(with(n.sqrt(), format!("{name} times the right values")));
+            all.push(with(1.0 / n.sqrt(), format!("1/{name} times the right values")));
+        }
+        for factor in round_numbers(fitted, 1e-3) {
+            all.push(with(factor, format!("{factor} times the right values")).with_fitted(1));
+        }
+    }
+    Ok(all)
+}
+
+/// The same right values plus one number.
+pub fn offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    if !numbers(case) {
+        return Ok(vec![]);
+    }
+    let errors: Vec<f64> =
+        case.wrong.iter().map(|i| case.output[*i] - case.exact[*i]).filter(|e| e.is_finite()).collect();
+    if errors.is_empty() {
+        return Ok(vec![]);
+    }
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    let with = |offset: f64| {
+        let u = roundoff(&case.scene.contract);
+        let variant = Variant::each(format!("{offset} added to the right values"), move |i| {
+            let right = case.right(i);
+            let y = right.value + offset;
+            Point::new(y, right.floor + 2.0 * u * (y.abs() + offset.abs()) + TINY)
+        });
+        variant.with_fitted(1)
+    };
+    Ok(round_numbers(mean, 1e-3).into_iter().map(with).collect())
+}
+
+/// Rows and columns in other places.
+pub fn misplaced<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+    let (cols, n) = (case.cols(), case.output.len());
+    let rows = n / cols;
+    let mut all = Vec::new();
+    if rows > 1 {
+        all.push(moved(case, "every row in the place of the next", move |i| i.checked_sub(cols)));
+        all.push(moved(case, "every row in the place of the one before", move |i| Some(i + cols).filter(|i| *i < n)));
+        all.push(moved(case, "the first row in every row", move |i| Some(i % cols)));
+        all.push(moved(case, "the last row in every row", move |i| Some((rows - 1) * cols + i % cols)));
+        all.push(moved(case, "the rows in reverse", move |i| Some((rows - 1 - i / cols) * cols + i % cols)));
+        all.push(moved(case, "the result written by columns", move |i| Some(i % rows * cols + i / rows)));
+    }
+    let d = case.scene.config.head_dim;
+    if !case.is_attention_matrix() && rows > 1 && d > 0 && cols.is_multiple_of(d) && cols > d {
+        let heads = cols / d;
+        // [heads, T, D] where [T, heads, D] belongs.
+        all.push(moved(case, "the result written head by head, not position by position", move |i| {
+            let (head, token, column) = (i / d / rows, i / d % rows, i % d);
+            Some((token * heads + head) * d + column)
+        }));
+    }
+    if d > 0 && cols.is_multiple_of(d) && cols > d {
+        let heads = cols / d;
+        all.push(moved(case, "the heads in reverse", move |i| {
+            Some(i / cols * cols + (heads - 1 - i % cols / d) * d + i % d)
+        }));
+    }
+    for by in [1usize, 2, 4, 8, 16, 32, 64, 128].into_iter().filter(|by| *by < cols) {
+        all.push(moved(case, format!("columns {by} too far right"), move |i| (i % cols >= by).then(|| i - by)));
+        all.push(moved(case, format!("columns {by} too far left"), move |i| (i % cols + by < cols).then(|| i + by)));
+    }
+    all.push(moved(case, "neighbouring columns exchanged", move |i| Some(i ^ 1).filter(|j| j / cols == i / cols)));
+    if case.scene.output.shape.len() == 3 && !case.is_attention_matrix() {
+        let k = case.scene.output.shape[1].max(1);
+        all.push(moved(case, "the slots of each position in reverse", move |i| {
+            let (row, column) = (i / cols, i % cols);
+            Some((row / k * k + k - 1 - row % k) * cols + column)
+        }));
+    }
+    Ok(all)
+}
