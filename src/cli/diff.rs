@@ -4,10 +4,11 @@ use std::path::Path;
 
 use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
-use crate::cli::{Outcome, output};
+use crate::cli::{Outcome, output, vary};
 use crate::diff::driver::{DiffOptions, Sides, diff};
 use crate::diff::outcome::Comparison;
 use crate::diff::tolerance::Tolerances;
+use crate::diff::vary::Vary;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::json::Document;
@@ -43,6 +44,9 @@ pub struct Args {
     /// Whose choice of experts the subject computes with
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
+    /// Hold the subject against itself instead: chunk=1,7,64 (prefill chunk sizes) or repeat=3 (runs)
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "tol", "no_oracle", "routing", "full"])]
+    vary: Option<Vary>,
     /// Every stage, not only the worst
     #[arg(long)]
     full: bool,
@@ -56,6 +60,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
     let model = args.model.open()?;
+    if let Some(what) = &args.vary {
+        let prompt = args.prompt.resolve(&model)?;
+        return vary::run(&model, &prompt, what, &args.subject, &args.backends, args.json);
+    }
     let (mut reference, mut subject) =
         (Side::open(args, &model, &args.reference)?, Side::open(args, &model, &args.subject)?);
     let mut oracle = match args.no_oracle {

@@ -20,6 +20,7 @@ mod output;
 mod run;
 mod synth;
 mod trace;
+mod vary;
 
 /// What a verb found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

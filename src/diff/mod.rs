@@ -22,3 +22,4 @@ pub mod router;
 pub mod share;
 pub mod tolerance;
 pub mod traces;
+pub mod vary;

@@ -5,7 +5,7 @@
 //!   contradict another.
 //! - Text from files and the command line is cleaned of control characters before it reaches a terminal.
 
-mod format;
+pub mod format;
 pub mod json;
 #[cfg(test)]
 mod sample;
