@@ -30,6 +30,18 @@ pub fn gpu_with(options: GpuOptions) -> GpuBackend {
         .unwrap_or_else(|e| panic!("{e} (apt install mesa-vulkan-drivers libvulkan1)"))
 }
 
+/// The best adapter with each set of matrix kernels that it can run, named.
+pub fn each_set() -> Vec<(&'static str, GpuBackend)> {
+    let with = |lanes| GpuBackend::new(&AdapterSelector::Best, GpuOptions { lanes: Some(lanes), ..Default::default() });
+    let mut sets = vec![("threads", gpu_with(GpuOptions { lanes: Some(false), ..Default::default() }))];
+    match with(true) {
+        Ok(gpu) => sets.push(("lanes", gpu)),
+        // Only a software adapter is certain to have them.
+        Err(e) => assert!(!gpu().info().software, "{e}"),
+    }
+    sets
+}
+
 /// xorshift64*: the same numbers on every machine.
 pub struct Random(u64);
 

@@ -16,7 +16,10 @@ fn matmul_bound(gpu: &GpuBackend, op: OpKind, n: usize, magnitudes: &[f64]) -> i
 
 #[test]
 fn matrices_of_every_type_and_shape() {
-    let mut gpu = gpu();
+    each_set().iter_mut().for_each(|(set, gpu)| matrices(set, gpu));
+}
+
+fn matrices(set: &str, gpu: &mut GpuBackend) {
     let mut r = Random::new(1);
     for ty in TYPES {
         let block = ty.block_len();
@@ -30,11 +33,11 @@ fn matrices_of_every_type_and_shape() {
             let weight = r.weight(ty, [cols, rows, 1]);
             let x = r.tensor(&[positions, cols]);
             let op = Op::MatMul { x: &x, weight: &weight };
-            let got = run(&mut gpu, &op);
+            let got = run(gpu, &op);
             assert_eq!(got.shape, [positions, rows]);
             let magnitudes = magnitude(&op);
-            let bound = matmul_bound(&gpu, OpKind::MatMul, cols, &magnitudes);
-            within(&format!("{ty} [{positions}, {cols}] × [{rows}]"), &got, &exact(&op), bound);
+            let bound = matmul_bound(gpu, OpKind::MatMul, cols, &magnitudes);
+            within(&format!("{set}: {ty} [{positions}, {cols}] × [{rows}]"), &got, &exact(&op), bound);
         }
     }
 }
@@ -50,15 +53,18 @@ fn expert_case(gpu: &mut GpuBackend, x: &HostTensor, ids: &HostTensor, weight: &
 
 #[test]
 fn experts_of_every_type_and_routing() {
-    let mut gpu = gpu();
+    each_set().iter_mut().for_each(|(_, gpu)| experts(gpu));
+}
+
+fn experts(gpu: &mut GpuBackend) {
     let mut r = Random::new(2);
     for ty in TYPES {
         let cols = ty.block_len().max(32) * 2;
         let weight = r.weight(ty, [cols, 19, 5]);
         for (positions, k) in [(1, 2), (3, 2), (40, 3)] {
             let ids = r.ids(positions, k, 5);
-            expert_case(&mut gpu, &r.tensor(&[positions, cols]), &ids, &weight);
-            expert_case(&mut gpu, &r.tensor(&[positions, k, cols]), &ids, &weight);
+            expert_case(gpu, &r.tensor(&[positions, cols]), &ids, &weight);
+            expert_case(gpu, &r.tensor(&[positions, k, cols]), &ids, &weight);
         }
     }
     // Every expert chosen by every position; one expert chosen by all and the others by none.
@@ -66,9 +72,9 @@ fn experts_of_every_type_and_routing() {
     for positions in [1, 70] {
         let x = r.tensor(&[positions, 256]);
         let all = HostTensor::u32(&[positions, 4], (0..positions * 4).map(|i| (i % 4) as u32).collect());
-        expert_case(&mut gpu, &x, &all, &weight);
+        expert_case(gpu, &x, &all, &weight);
         for e in 0..4 {
-            expert_case(&mut gpu, &x, &HostTensor::u32(&[positions, 1], vec![e; positions]), &weight);
+            expert_case(gpu, &x, &HostTensor::u32(&[positions, 1], vec![e; positions]), &weight);
         }
     }
 }
@@ -77,8 +83,9 @@ fn experts_of_every_type_and_routing() {
 fn an_id_that_names_no_expert_gives_nan_and_nothing_else() {
     let mut r = Random::new(3);
     let weight = r.weight(GgmlType::Q8_0, [64, 40, 3]);
-    for options in [GpuOptions::default(), GpuOptions { weight_binding: Some(1024), ..Default::default() }] {
-        let mut gpu = gpu_with(options);
+    let pieces = gpu_with(GpuOptions { weight_binding: Some(1024), ..Default::default() });
+    let backends = each_set().into_iter().map(|(_, gpu)| gpu).chain([pieces]);
+    for mut gpu in backends {
         for positions in [1, 9] {
             let x = r.tensor(&[positions, 64]);
             let mut ids = r.ids(positions, 2, 3);

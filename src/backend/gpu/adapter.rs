@@ -61,8 +61,11 @@ pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
     info.device_type == wgpu::DeviceType::Cpu
 }
 
-/// The features that a device is asked for.
+/// The features that every device is asked for.
 pub const FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
+
+/// The features that a device is asked for where the adapter has them.
+pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
 
 /// What the kernels need of an adapter's limits: name, what the adapter has, what is needed.
 fn needed(limits: &wgpu::Limits) -> [(&'static str, u64, u64); 6] {

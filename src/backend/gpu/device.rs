@@ -52,7 +52,7 @@ impl Device {
         let limits = adapter.limits();
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("twinscope"),
-            required_features: adapter::FEATURES,
+            required_features: adapter::FEATURES | (adapter.features() & adapter::OPTIONAL_FEATURES),
             required_limits: limits.clone(),
             ..Default::default()
         }))

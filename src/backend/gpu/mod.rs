@@ -32,6 +32,7 @@ pub use tensor::GpuTensor;
 
 use self::device::Device;
 use self::kernels::Pipelines;
+use self::ops::Products;
 use self::readback::Readback;
 use self::tensor::{Inner, Pool};
 use self::weights::GpuWeight;
@@ -40,9 +41,6 @@ use crate::error::{Error, Result};
 use crate::quant::GgmlType;
 use crate::stage::Site;
 
-/// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read.
-const MATVEC_POSITIONS: usize = 4;
-
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
 pub struct GpuOptions {
@@ -50,8 +48,14 @@ pub struct GpuOptions {
     pub weight_binding: Option<u64>,
     /// Bytes of mappable memory for copies to the host.
     pub staging_bytes: Option<u64>,
-    /// Changes kernels' sources before they are compiled. Patched kernels run with wgpu's bounds checks.
+    /// Changes kernels' sources before they are compiled.
     pub patch: Option<Patch>,
+    /// Whether kernels run with the bounds and loop checks that wgpu adds to shaders it does not trust. Unless said, they do
+    /// when they are patched, and in builds with debug assertions, which are those that tests run.
+    pub checks: Option<bool>,
+    /// Whether matrix products use the kernels that share activations by subgroup broadcast. Unless said, they do on software
+    /// adapters whose subgroups are 8 wide.
+    pub lanes: Option<bool>,
 }
 
 /// A GPU, or a CPU that pretends to be one.
@@ -64,6 +68,7 @@ pub struct GpuBackend {
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
     weight_binding: u64,
+    products: Products,
     name: String,
 }
 
@@ -74,14 +79,22 @@ impl GpuBackend {
         let adapter = adapter::select(selector)?;
         let device = Device::new(&adapter)?;
         let limit = device.limits.max_storage_buffer_binding_size;
+        // A kernel that broadcasts within 8 lanes needs subgroups of exactly 8, which only the adapter can promise.
+        let eight = device.device.features().contains(wgpu::Features::SUBGROUP)
+            && (device.info.subgroup_min_size, device.info.subgroup_max_size) == (8, 8);
+        let lanes = options.lanes.unwrap_or(eight && is_software(&device.info));
+        if lanes && !eight {
+            return Err(Error::cannot_run(format!("{selector}: {} has no subgroups of 8 lanes", device.info.name)));
+        }
+        let checks = options.checks.unwrap_or(cfg!(debug_assertions) || options.patch.is_some());
         Ok(Self {
-            // Builds with debug assertions, which are those that tests run, keep wgpu's checks in the kernels.
-            pipelines: Pipelines::new(&device.device, options.patch, cfg!(debug_assertions)),
+            pipelines: Pipelines::new(&device.device, options.patch, checks),
             pool: Rc::default(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             angles: HashMap::new(),
             weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
+            products: if lanes { Products::LANES } else { Products::THREADS },
             name: selector.to_string(),
             device,
         })

@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
+use super::GpuBackend;
 use super::kernels::Kernel;
 use super::layout::PAIR;
 use super::tensor::{GpuTensor, Plan, Pooled};
 use super::weights::GpuWeight;
-use super::{GpuBackend, MATVEC_POSITIONS};
 use crate::backend::{Contract, Op, OpKind, Order, Weight};
 use crate::error::{Error, Result};
 use crate::quant::GgmlType;
@@ -19,14 +19,50 @@ use crate::stage::Site;
 
 /// Slots in a tile of `expert_matmul`: TILE in `shaders/lib/tile.wgsl`.
 const TILE: usize = 32;
-/// Rows a workgroup makes in the matrix-vector kernels: 4 · GROUPS in `shaders/lib/gemv.wgsl`.
-const GEMV_ROWS: usize = 16;
+
+/// The kernels of matrix products, for one kind of adapter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Products {
+    matvec: Kernel,
+    matmul: Kernel,
+    expert_matvec: Kernel,
+    expert_matmul: Kernel,
+    /// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read.
+    few: usize,
+    /// The same for experts, of which few positions seldom share one.
+    few_experts: usize,
+    /// Rows that a workgroup of the matrix-vector kernels makes.
+    rows: u32,
+}
+
+impl Products {
+    /// Threads share a row, tiles go through workgroup memory: for GPUs.
+    pub const THREADS: Products = Products {
+        matvec: Kernel::Matvec,
+        matmul: Kernel::Matmul,
+        expert_matvec: Kernel::ExpertMatvec,
+        expert_matmul: Kernel::ExpertMatmul,
+        few: 4,
+        few_experts: 4,
+        rows: 16, // 4 · GROUPS in gemv.wgsl
+    };
+    /// Lanes have rows to themselves, subgroups share activations by broadcast: for software adapters.
+    pub const LANES: Products = Products {
+        matvec: Kernel::MatvecLanes,
+        matmul: Kernel::MatmulLanes,
+        expert_matvec: Kernel::ExpertMatvecLanes,
+        expert_matmul: Kernel::ExpertMatmulLanes,
+        few: 1,
+        few_experts: 4,
+        rows: 128, // 32 · SUBGROUPS in matvec_lanes.wgsl
+    };
+}
 
 /// What the kernels promise. WGSL's own bounds on single operations; the orders are those that each .wgsl file states.
 pub fn contract(op: OpKind) -> Contract {
     Contract::wgsl_f32(match op {
-        // gemv.wgsl and tile.wgsl: at most 8·⌈pairs / 16⌉ + 6 and 10 + pairs additions, pairs = n / 32. Both are within
-        // 32 + n / 32, which is what blocks of 32 come to.
+        // gemv.wgsl, tile.wgsl and lanes.wgsl: at most 8·⌈pairs / 16⌉ + 6, 10 + pairs and 10 + pairs additions, pairs = n / 32.
+        // All are within 32 + n / 32, which is what blocks of 32 come to.
         OpKind::MatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
         OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 64 },
         OpKind::AttnScores => Order::Lanes { lanes: 4 },
@@ -206,13 +242,14 @@ impl GpuBackend {
         let x = self.padded(site, x, cols)?;
         let y = self.tensor(site, &[positions, weight.rows], false)?;
         let bindings = [x.binding(), y.binding()];
+        let products = self.products;
         let (rows, t) = (weight.rows as u32, positions as u32);
-        if positions <= MATVEC_POSITIONS {
-            let grid = |count: u32| [count.div_ceil(GEMV_ROWS as u32), t, 1];
-            self.dispatch_weight(site, Kernel::Matvec, &gpu, &bindings, rows, &[], grid)?;
+        if positions <= products.few {
+            let grid = |count: u32| [count.div_ceil(products.rows), t, 1];
+            self.dispatch_weight(site, products.matvec, &gpu, &bindings, rows, &[], grid)?;
         } else {
             let grid = |count: u32| [count.div_ceil(TILE as u32), t.div_ceil(TILE as u32), 1];
-            self.dispatch_weight(site, Kernel::Matmul, &gpu, &bindings, rows, &[t], grid)?;
+            self.dispatch_weight(site, products.matmul, &gpu, &bindings, rows, &[t], grid)?;
         }
         Ok(y)
     }
@@ -238,17 +275,18 @@ impl GpuBackend {
         let y = self.tensor(site, &[positions, k, weight.rows], false)?;
         let rows = weight.rows as u32;
         let experts = weight.experts as u32;
-        if positions <= MATVEC_POSITIONS {
+        let products = self.products;
+        if positions <= products.few_experts {
             let bindings = [x.binding(), ids.binding(), y.binding()];
             let more = [experts, shared_by as u32];
-            let grid = [rows.div_ceil(GEMV_ROWS as u32), slots as u32, 1];
-            self.dispatch_weight(site, Kernel::ExpertMatvec, &gpu, &bindings, rows, &more, |_| grid)?;
+            let grid = [rows.div_ceil(products.rows), slots as u32, 1];
+            self.dispatch_weight(site, products.expert_matvec, &gpu, &bindings, rows, &more, |_| grid)?;
         } else {
             let plan = self.expert_plan(site, ids, weight.experts)?;
             let bindings = [x.binding(), (&plan.memory.buffer, plan.bytes), y.binding()];
             let more = [experts, shared_by as u32, slots as u32];
             let grid = [rows.div_ceil(TILE as u32), plan.tiles, 1];
-            self.dispatch_weight(site, Kernel::ExpertMatmul, &gpu, &bindings, rows, &more, |_| grid)?;
+            self.dispatch_weight(site, products.expert_matmul, &gpu, &bindings, rows, &more, |_| grid)?;
         }
         Ok(y)
     }
