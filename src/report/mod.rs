@@ -5,8 +5,95 @@
 //!   contradict another.
 //! - Text from files and the command line is cleaned of control characters before it reaches a terminal.
 
+mod facts;
 pub mod format;
+mod grid;
+pub mod html;
 pub mod json;
+pub mod junit;
+mod markup;
 #[cfg(test)]
 mod sample;
 pub mod text;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::atomic_file::AtomicFile;
+use crate::diff::outcome::Comparison;
+use crate::error::{Error, Result};
+
+/// A file to write a report to; its name's ending says which report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportFile {
+    path: PathBuf,
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Html,
+    Junit,
+    Json,
+    Text,
+}
+
+impl ReportFile {
+    /// Checks the name before any work is done.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the name ends in none of .html, .xml, .json and .txt.
+    pub fn new(path: &Path) -> Result<Self> {
+        let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+        let format = match ending.as_str() {
+            "html" => Format::Html,
+            "xml" => Format::Junit,
+            "json" => Format::Json,
+            "txt" => Format::Text,
+            _ => {
+                return Err(Error::usage(format!(
+                    "{}: a report's name ends in .html, .xml (JUnit), .json or .txt",
+                    path.display()
+                )));
+            }
+        };
+        Ok(Self { path: path.into(), format })
+    }
+
+    /// Writes the report, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, c: &Comparison) -> Result<()> {
+        let content = match self.format {
+            Format::Html => html::render(c),
+            Format::Junit => junit::render(c),
+            Format::Json => serde_json::to_string_pretty(&json::Document::from(c))
+                .map_err(|e| Error::input(format!("{}: {e}", self.path.display())))?,
+            Format::Text => text::render(c, text::Style { color: false, full: true }),
+        };
+        let mut file = AtomicFile::create(&self.path)?;
+        file.write_all(content.as_bytes()).map_err(|e| Error::io(&self.path, e))?;
+        file.commit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_says_which_report() {
+        let dir = tempfile::tempdir().unwrap();
+        let c = sample::diverging();
+        for (name, begins) in [("a.html", "<!doctype"), ("a.XML", "<?xml"), ("a.json", "{"), ("a.txt", "demo-moe")] {
+            let path = dir.path().join(name);
+            ReportFile::new(&path).unwrap().write(&c).unwrap();
+            assert!(std::fs::read_to_string(&path).unwrap().starts_with(begins), "{name}");
+        }
+        let error = ReportFile::new(&dir.path().join("report.pdf")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("ends in .html"));
+        assert!(ReportFile::new(&dir.path().join("none/a.html")).unwrap().write(&c).is_err());
+    }
+}

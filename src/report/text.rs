@@ -6,15 +6,15 @@
 //!   share a line.
 //! - Colour only repeats what the characters say.
 
-mod picture;
 mod routing;
 #[cfg(test)]
 mod tests;
 
-use super::format::{clean, cut, measured, percent, scientific, shape, short, width};
+use super::facts::{count, place, stage_cells, verdict_facts};
+use super::format::{clean, cut, scientific, short, width};
+use super::grid::{Cell, Grid};
 use crate::diff::attribution::by_type;
-use crate::diff::outcome::{Comparison, Kind, Measured, SideSummary, StageResult, Verdict};
-use picture::{Cell, picture};
+use crate::diff::outcome::{Comparison, Kind, SideSummary, StageResult, Verdict};
 use routing::{logits, routers};
 
 /// Columns that the report keeps to.
@@ -139,125 +139,61 @@ fn indented(start: &str, text: &str) -> String {
     out + "\n"
 }
 
-fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+// ---------------------------------------------------------------------------------------------------------------------
+// Picture
+
+fn mark(cell: Cell, style: Style) -> String {
+    let symbol = cell.symbol().to_string();
+    match cell {
+        Cell::Inherits => style.yellow(&symbol),
+        Cell::Differs | Cell::Injects | Cell::NonFinite => style.red(&symbol),
+        _ => symbol,
+    }
+}
+
+fn picture(c: &Comparison, style: Style) -> String {
+    let grid = Grid::of(c);
+    let margin = grid.rows.iter().map(|r| width(&r.label())).max().unwrap_or(0).max(10);
+    let bar = |column: &str| if Grid::begins_group(column) { " | " } else { " " };
+    let mut out = String::new();
+    if !grid.rows.is_empty() {
+        let names: String = grid.columns.iter().map(|c| format!("{}{}", bar(c), Grid::title(c))).collect();
+        out += &format!("{:margin$}{names}\n", "");
+    }
+    for row in &grid.rows {
+        let label = row.label();
+        out += &format!("{label}{:pad$}", "", pad = margin - width(&label));
+        for (column, cell) in grid.columns.iter().zip(&row.cells) {
+            // The mark stands in the middle of the column's name.
+            let (room, bar) = (Grid::title(column).len(), bar(column));
+            let (left, mark) = (room / 2, mark(*cell, style));
+            out += &format!("{bar}{:left$}{mark}{:right$}", "", "", right = room - left - 1);
+        }
+        out.truncate(out.trim_end().len());
+        out.push('\n');
+    }
+    if !grid.whole.is_empty() {
+        let cells: Vec<String> =
+            grid.whole.iter().map(|(name, cell)| format!("{name} {}", mark(*cell, style))).collect();
+        out += &format!("{:<margin$} {}\n", "model", cells.join("   "));
+    }
+    let legend: Vec<String> = grid.legend().map(|cell| format!("{} {}", cell.symbol(), cell.meaning())).collect();
+    if !legend.is_empty() {
+        out += &format!("{:margin$} {}\n", "", legend.join("   "));
+    }
+    out
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // First fault
 
-/// Where a stage is, with its step if it was decoded.
-fn place(s: &StageResult) -> String {
-    if s.step == 0 { s.site.to_string() } else { format!("decoded token {} · {}", s.step, s.site) }
-}
-
 fn verdict(c: &Comparison, style: Style) -> String {
-    match (c.fault(), c.visible()) {
-        (Some(fault), _) => first_fault(c, fault, style),
-        (None, Some(s)) if !c.agrees() => {
-            let mut out = style.red("FIRST DIFFERENCE") + &format!("  {}\n", place(s));
-            for (name, text) in where_lines(s) {
-                out += &indented(&format!("  {name:<11}"), &text);
-            }
-            out
-        }
-        _ => String::new(),
-    }
-}
-
-fn first_fault(c: &Comparison, s: &StageResult, style: Style) -> String {
-    let who = match &s.verdict {
-        Verdict::BothWrong => "both sides are wrong".into(),
-        v => match v.side() {
-            Some(side) => format!("the {side} is wrong"),
-            None => "the sides differ".to_string(),
-        },
-    };
-    let mut first = format!("{} · {who}", place(s));
-    if let Some(ratio) = s.ratio {
-        first += &format!(" · {} × floor", short(ratio));
-    }
-    let mut out = style.red("FIRST FAULT") + &format!("  {first}\n");
-    let mut lines = where_lines(s);
-    if let Some(cause) = &s.cause {
-        let next = cause.next_best.as_ref();
-        let next = next
-            .map_or(String::new(), |n| format!("; next best, {}: {} × floor", clean(&n.name), short(n.residual_ratio)));
-        let (name, rest) = (clean(&cause.name), short(cause.residual_ratio));
-        lines.push(match cause.reproduced {
-            true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
-            false => (
-                "cause",
-                format!("none of the known mistakes reproduces it; the nearest, {name}, leaves {rest} × floor"),
-            ),
-        });
-    }
-    let mut effect = Vec::new();
-    if let Some(m) = s.own().metrics() {
-        effect.push(format!("nmse {} here", scientific(m.nmse)));
-    }
-    if let Some(share) = s.share_of_logits_error {
-        effect.push(format!("{} of the logits' error", percent(share)));
-    }
-    if let Some(a) = s.amplification {
-        effect.push(format!("errors that come in leave {} × as large", short(a)));
-    }
-    if let Some(l) = &c.logits {
-        effect.push(format!("KL {}, same top-1 {} of {}", scientific(l.kld_mean), l.same_top, l.positions));
-    }
-    if !effect.is_empty() {
-        lines.push(("effect", effect.join(", ")));
-    }
-    if let Some(judged) = s.judged {
-        let text =
-            format!("reference {} × its floor, subject {} × its floor", short(judged.reference), short(judged.subject));
-        lines.push(("judge", text));
-    }
-    if !s.smallest_tolerance.is_empty() {
-        let args: Vec<String> = s.smallest_tolerance.iter().map(|t| format!("--tol '{t}'")).collect();
-        lines.push(("passes at", args.join(" ")));
-    }
-    if let Some(v) = c.visible().filter(|v| *v != s) {
-        lines.push(("visible", format!("first over its limit in total: {}", place(v))));
-    }
-    if let Some(next) = &c.next {
-        lines.push(("next", clean(next)));
-    }
-    for (name, text) in lines {
+    let Some((title, first, facts)) = verdict_facts(c) else { return String::new() };
+    let mut out = style.red(title) + &format!("  {first}\n");
+    for (name, text) in facts {
         out += &indented(&format!("  {name:<11}"), &text);
     }
     out
-}
-
-/// Where in the tensor, of which weight.
-fn where_lines(s: &StageResult) -> Vec<(&'static str, String)> {
-    let mut lines = Vec::new();
-    match (&s.pattern, s.own()) {
-        (Some(p), _) => {
-            let share = if p.elements_share < 1.0 {
-                format!(": {} of the error in {} of the elements", percent(p.share), percent(p.elements_share))
-            } else {
-                String::new()
-            };
-            let relation = p.relation.as_ref().map_or(String::new(), |r| format!("; {}", r.description));
-            lines.push(("where", format!("{}{share}{relation}", p.description)));
-        }
-        (None, Measured::Failed(m)) => lines.push(("where", m.to_string())),
-        _ => {}
-    }
-    if let Some(e) = s.own().metrics().and_then(|m| m.worst.first()) {
-        let expert = s.expert.map_or(String::new(), |e| format!(", expert {e}"));
-        let position = s.position.map_or(String::new(), |p| format!(" (position {p}{expert})"));
-        lines.push((
-            "worst",
-            format!("{:?}{position}: reference {:.7e}, subject {:.7e}", e.index, e.reference, e.subject),
-        ));
-    }
-    if let Some(w) = &s.weight {
-        let text = format!("{} · {} · {:?} · offset {:#x}", clean(&w.name), w.ty, w.dims, w.file_offset);
-        lines.push(("weight", text));
-    }
-    lines
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -302,22 +238,16 @@ fn stages(c: &Comparison, style: Style) -> String {
         "× floor"
     );
     for s in listed {
-        let layer = s.site.layer.map_or("-".into(), |n| n.to_string());
-        let own = s.injected.as_ref().map_or("-".into(), measured);
-        let max_abs = s.own().metrics().map_or("-".into(), |m| scientific(m.max_abs));
         let verdict = match Cell::of(s) {
             Cell::Differs | Cell::Injects | Cell::NonFinite => style.red(&s.verdict.to_string()),
             Cell::Inherits => style.yellow(&s.verdict.to_string()),
             _ => s.verdict.to_string(),
         };
+        let [layer, stage, qtype, shape, own, total, max_abs, ratio] = stage_cells(s);
+        let shape = cut(&shape, 12);
+        out += &step(s.step.to_string());
         out += &format!(
-            "{}{layer:>5} {:<14} {:<7} {:<12} {own:>8} {:>8} {max_abs:>8} {:>8}  {verdict}\n",
-            step(s.step.to_string()),
-            s.site.stage.name(),
-            s.qtype().map_or("-", |t| t.name()),
-            cut(&shape(&s.shape), 12),
-            measured(&s.total),
-            s.ratio.map_or("-".into(), short),
+            "{layer:>5} {stage:<14} {qtype:<7} {shape:<12} {own:>8} {total:>8} {max_abs:>8} {ratio:>8}  {verdict}\n"
         );
     }
     out += "own: nmse of the subject against the reference on the subject's inputs; total: each on its own\n";

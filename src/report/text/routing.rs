@@ -1,8 +1,8 @@
 //! Routers and logits.
 
+use super::super::facts::{count, flip};
 use super::super::format::{percent, scientific};
-use super::{SHORT_LIST, Style, count, indented};
-use crate::diff::metrics::Side;
+use super::{SHORT_LIST, Style, indented};
 use crate::diff::outcome::Comparison;
 use crate::diff::router::{Flip, RouterComparison, WeightError};
 
@@ -74,36 +74,6 @@ pub(super) fn routers(c: &Comparison, style: Style) -> String {
         }
     }
     out
-}
-
-fn flip(f: &Flip) -> String {
-    let ids = |ids: &[u32]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
-    let mut text = format!("reference {}, subject {}", ids(&f.only_reference), ids(&f.only_subject));
-    let margins = [
-        ("logits", f.reference_margin.logits, f.subject_margin.logits),
-        ("probabilities", f.reference_margin.probs, f.subject_margin.probs),
-    ];
-    if let Some((what, Some(a), Some(b))) = margins.into_iter().find(|m| m.1.is_some() && m.2.is_some()) {
-        text += &format!("; margins {} and {} of {what}", scientific(a), scientific(b));
-    }
-    match &f.near_tie {
-        None => text += "; unexplained: nothing judged it",
-        Some(n) => {
-            let margin = scientific(n.oracle_margin);
-            text += &match n.beyond {
-                None => format!(
-                    "; explained: the oracle's margin is {margin}, bounds {} and {}",
-                    scientific(n.reference_bound),
-                    scientific(n.subject_bound)
-                ),
-                Some(side) => {
-                    let bound = if side == Side::Reference { n.reference_bound } else { n.subject_bound };
-                    format!("; unexplained: the oracle's margin is {margin}, the {side}'s bound {}", scientific(bound))
-                }
-            };
-        }
-    }
-    text
 }
 
 pub(super) fn logits(c: &Comparison, style: Style) -> String {

@@ -1,0 +1,167 @@
+//! What every report says of a fault and of a stage, in words.
+
+use super::format::{clean, measured, percent, scientific, shape, short};
+use crate::diff::metrics::Side;
+use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
+use crate::diff::router::Flip;
+
+/// `1 stage`, `2 stages`.
+pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// Where a stage is, with its step if it was decoded.
+pub fn place(s: &StageResult) -> String {
+    if s.step == 0 { s.site.to_string() } else { format!("decoded token {} · {}", s.step, s.site) }
+}
+
+/// A title, where it is, and named facts.
+pub type Facts = (&'static str, String, Vec<(&'static str, String)>);
+
+/// The first fault, or the first difference where nothing could say what injects it; `None` where the two agree.
+pub fn verdict_facts(c: &Comparison) -> Option<Facts> {
+    match (c.fault(), c.visible()) {
+        (Some(s), _) => {
+            let (first, facts) = first_fault(c, s);
+            Some(("FIRST FAULT", first, facts))
+        }
+        (None, Some(s)) if !c.agrees() => Some(("FIRST DIFFERENCE", place(s), where_facts(s))),
+        _ => None,
+    }
+}
+
+fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, String)>) {
+    let who = match &s.verdict {
+        Verdict::BothWrong => "both sides are wrong".into(),
+        v => match v.side() {
+            Some(side) => format!("the {side} is wrong"),
+            None => "the sides differ".to_string(),
+        },
+    };
+    let mut first = format!("{} · {who}", place(s));
+    if let Some(ratio) = s.ratio {
+        first += &format!(" · {} × floor", short(ratio));
+    }
+    let mut lines = where_facts(s);
+    if let Some(cause) = &s.cause {
+        let next = cause.next_best.as_ref();
+        let next = next
+            .map_or(String::new(), |n| format!("; next best, {}: {} × floor", clean(&n.name), short(n.residual_ratio)));
+        let (name, rest) = (clean(&cause.name), short(cause.residual_ratio));
+        lines.push(match cause.reproduced {
+            true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
+            false => (
+                "cause",
+                format!("none of the known mistakes reproduces it; the nearest, {name}, leaves {rest} × floor"),
+            ),
+        });
+    }
+    let mut effect = Vec::new();
+    if let Some(m) = s.own().metrics() {
+        effect.push(format!("nmse {} here", scientific(m.nmse)));
+    }
+    if let Some(share) = s.share_of_logits_error {
+        effect.push(format!("{} of the logits' error", percent(share)));
+    }
+    if let Some(a) = s.amplification {
+        effect.push(format!("errors that come in leave {} × as large", short(a)));
+    }
+    if let Some(l) = &c.logits {
+        effect.push(format!("KL {}, same top-1 {} of {}", scientific(l.kld_mean), l.same_top, l.positions));
+    }
+    if !effect.is_empty() {
+        lines.push(("effect", effect.join(", ")));
+    }
+    if let Some(judged) = s.judged {
+        let text =
+            format!("reference {} × its floor, subject {} × its floor", short(judged.reference), short(judged.subject));
+        lines.push(("judge", text));
+    }
+    if !s.smallest_tolerance.is_empty() {
+        let args: Vec<String> = s.smallest_tolerance.iter().map(|t| format!("--tol '{t}'")).collect();
+        lines.push(("passes at", args.join(" ")));
+    }
+    if let Some(v) = c.visible().filter(|v| *v != s) {
+        lines.push(("visible", format!("first over its limit in total: {}", place(v))));
+    }
+    if let Some(next) = &c.next {
+        lines.push(("next", clean(next)));
+    }
+    (first, lines)
+}
+
+/// Where in the tensor, of which weight.
+pub fn where_facts(s: &StageResult) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    match (&s.pattern, s.own()) {
+        (Some(p), _) => {
+            let share = if p.elements_share < 1.0 {
+                format!(": {} of the error in {} of the elements", percent(p.share), percent(p.elements_share))
+            } else {
+                String::new()
+            };
+            let relation = p.relation.as_ref().map_or(String::new(), |r| format!("; {}", r.description));
+            lines.push(("where", format!("{}{share}{relation}", p.description)));
+        }
+        (None, Measured::Failed(m)) => lines.push(("where", m.to_string())),
+        _ => {}
+    }
+    if let Some(e) = s.own().metrics().and_then(|m| m.worst.first()) {
+        let expert = s.expert.map_or(String::new(), |e| format!(", expert {e}"));
+        let position = s.position.map_or(String::new(), |p| format!(" (position {p}{expert})"));
+        lines.push((
+            "worst",
+            format!("{:?}{position}: reference {:.7e}, subject {:.7e}", e.index, e.reference, e.subject),
+        ));
+    }
+    if let Some(w) = &s.weight {
+        let text = format!("{} · {} · {:?} · offset {:#x}", clean(&w.name), w.ty, w.dims, w.file_offset);
+        lines.push(("weight", text));
+    }
+    lines
+}
+
+/// A stage's row of a table: layer, stage, type, shape, own, total, max abs, ratio.
+pub fn stage_cells(s: &StageResult) -> [String; 8] {
+    [
+        s.site.layer.map_or("-".into(), |n| n.to_string()),
+        s.site.stage.name().into(),
+        s.qtype().map_or("-", |t| t.name()).into(),
+        shape(&s.shape),
+        s.injected.as_ref().map_or("-".into(), measured),
+        measured(&s.total),
+        s.own().metrics().map_or("-".into(), |m| scientific(m.max_abs)),
+        s.ratio.map_or("-".into(), short),
+    ]
+}
+
+/// A flip: the experts, the margins, and whether the oracle explains it.
+pub fn flip(f: &Flip) -> String {
+    let ids = |ids: &[u32]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+    let mut text = format!("reference {}, subject {}", ids(&f.only_reference), ids(&f.only_subject));
+    let margins = [
+        ("logits", f.reference_margin.logits, f.subject_margin.logits),
+        ("probabilities", f.reference_margin.probs, f.subject_margin.probs),
+    ];
+    if let Some((what, Some(a), Some(b))) = margins.into_iter().find(|m| m.1.is_some() && m.2.is_some()) {
+        text += &format!("; margins {} and {} of {what}", scientific(a), scientific(b));
+    }
+    match &f.near_tie {
+        None => text += "; unexplained: nothing judged it",
+        Some(n) => {
+            let margin = scientific(n.oracle_margin);
+            text += &match n.beyond {
+                None => format!(
+                    "; explained: the oracle's margin is {margin}, bounds {} and {}",
+                    scientific(n.reference_bound),
+                    scientific(n.subject_bound)
+                ),
+                Some(side) => {
+                    let bound = if side == Side::Reference { n.reference_bound } else { n.subject_bound };
+                    format!("; unexplained: the oracle's margin is {margin}, the {side}'s bound {}", scientific(bound))
+                }
+            };
+        }
+    }
+    text
+}
