@@ -44,35 +44,65 @@ pub fn floor(op: &Op<'_, &HostTensor>, contract: &Contract) -> Result<Vec<f64>> 
     floor_of(op, contract, &exact)
 }
 
-/// [`floor`], for a caller that has the oracle's result already.
+/// [`floor`], for a caller that has the oracle's result already: `exact` is what [`evaluate`] made of `op`, so the operands
+/// are not checked again.
 ///
 /// # Errors
-/// If `exact` is not as long as `op`'s result.
+/// If the weight's type is unreadable.
+///
+/// # Panics
+/// If `exact` is not the result of `op`.
 pub fn floor_of(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor) -> Result<Vec<f64>> {
-    let y = exact.to_f64();
-    let floor = match *op {
+    let [floor] = floors_of(op, [contract], exact)?;
+    Ok(floor)
+}
+
+/// [`floor_of`] for several sides, of which one pass over the weights makes all.
+///
+/// # Errors
+/// As [`floor_of`].
+///
+/// # Panics
+/// As [`floor_of`].
+pub fn floors_of<const N: usize>(
+    op: &Op<'_, &HostTensor>,
+    contracts: [&Contract; N],
+    exact: &HostTensor,
+) -> Result<[Vec<f64>; N]> {
+    let floors = match *op {
+        Op::MatMul { x, weight } => matmul(x, None, weight, contracts)?,
+        Op::ExpertMatMul { x, ids, weight } => matmul(x, Some(ids), weight, contracts)?,
+        _ => {
+            let y = exact.to_f64();
+            contracts.map(|contract| without_matrix(op, contract, &y))
+        }
+    };
+    for floor in &floors {
+        assert_eq!(floor.len(), exact.len(), "{:?}: the exact values are not this operation's result", op.kind());
+    }
+    Ok(floors)
+}
+
+/// The floor of an operation that is no matrix product; `y` is its exact result.
+fn without_matrix(op: &Op<'_, &HostTensor>, contract: &Contract, y: &[f64]) -> Vec<f64> {
+    match *op {
+        Op::MatMul { .. } | Op::ExpertMatMul { .. } => unreachable!("`floors_of` has taken it"),
         Op::Store { .. } | Op::Rows { .. } | Op::RouterTopK { .. } => vec![0.0; y.len()],
-        Op::Embed { table, .. } => embed(table, &y, contract),
-        Op::MatMul { x, weight } => matmul(x, None, weight, contract)?,
-        Op::ExpertMatMul { x, ids, weight } => matmul(x, Some(ids), weight, contract)?,
-        Op::RmsNorm { x, weight, eps } => rms_norm(x, weight.cols, eps as f64, &y, contract),
-        Op::Rope { x, start, head_dim, base } => rope(x, start, head_dim, base, &y, contract),
-        Op::AttnScores { q, k, start, head_dim } => attn_scores(q, k, start, head_dim, &y, contract),
+        Op::Embed { table, .. } => embed(table, y, contract),
+        Op::RmsNorm { x, weight, eps } => rms_norm(x, weight.cols, eps as f64, y, contract),
+        Op::Rope { x, start, head_dim, base } => rope(x, start, head_dim, base, y, contract),
+        Op::AttnScores { q, k, start, head_dim } => attn_scores(q, k, start, head_dim, y, contract),
         Op::AttnProbs { scores, start } => {
             let (t, s) = (scores.shape[1].max(1), scores.cols());
-            softmax(&scores.to_f64(), s, |row| start + row % t + 1, &y, contract)
+            softmax(&scores.to_f64(), s, |row| start + row % t + 1, y, contract)
         }
         Op::AttnContext { probs, v, start, head_dim } => attn_context(probs, v, start, head_dim, contract),
         Op::Add { .. } => y.iter().map(|y| roundoff(contract) * y.abs() + TINY).collect(),
-        Op::RouterProbs { logits } => softmax(&logits.to_f64(), logits.cols(), |_| logits.cols(), &y, contract),
-        Op::RouterWeights { probs, ids, renormalise } => router_weights(probs, ids, renormalise, &y, contract),
-        Op::SwiGlu { gate, up } => swiglu(gate, up, &y, contract),
+        Op::RouterProbs { logits } => softmax(&logits.to_f64(), logits.cols(), |_| logits.cols(), y, contract),
+        Op::RouterWeights { probs, ids, renormalise } => router_weights(probs, ids, renormalise, y, contract),
+        Op::SwiGlu { gate, up } => swiglu(gate, up, y, contract),
         Op::Combine { down, weights } => combine(down, weights, contract),
-    };
-    if floor.len() != y.len() {
-        return Err(Error::usage(format!("{:?}: {} values where {} are judged", op.kind(), y.len(), floor.len())));
     }
-    Ok(floor)
 }
 
 /// A row of a table. The judge rounds product − offset to f32 once, 2⁻²⁴, the subject once, u. Types without an offset are exact.
@@ -86,7 +116,12 @@ fn embed(table: &Weight, y: &[f64], contract: &Contract) -> Vec<f64> {
 /// x · weightᵀ, for each token or for each token and chosen expert: [`Terms::bound`] of the products d·s·q·x beside the
 /// offsets dmin·m·x, since a kernel may sum them apart; plus what the activation type loses, e for each x: min(Σ e|w|, λ√(Σ e²w²)),
 /// the worst case and Hoeffding's inequality; plus TINY for each product and for each weight or activation that may be flushed.
-fn matmul(x: &HostTensor, ids: Option<&HostTensor>, weight: &Weight, contract: &Contract) -> Result<Vec<f64>> {
+fn matmul<const N: usize>(
+    x: &HostTensor,
+    ids: Option<&HostTensor>,
+    weight: &Weight,
+    contracts: [&Contract; N],
+) -> Result<[Vec<f64>; N]> {
     let (k, n) = (weight.cols, weight.rows);
     let tokens = x.len().checked_div(k).unwrap_or(0);
     let xs = x.to_f64();
@@ -99,15 +134,17 @@ fn matmul(x: &HostTensor, ids: Option<&HostTensor>, weight: &Weight, contract: &
         }
     };
     let lambda = confidence(slots.len() * n);
-    let errors: Vec<Option<Vec<f64>>> = xs.chunks_exact(k.max(1)).map(|x| activation_error(x, contract)).collect();
+    // For each side, what its activation type loses of each row of x.
+    let errors: [Vec<Option<Vec<f64>>>; N] =
+        contracts.map(|contract| xs.chunks_exact(k.max(1)).map(|x| activation_error(x, contract)).collect());
     let x_sums: Vec<f64> = xs.chunks_exact(k.max(1)).map(|x| x.iter().map(|x| x.abs()).sum()).collect();
-    let mut floor = vec![0.0; slots.len() * n];
+    let mut floors = [(); N].map(|()| vec![0.0; slots.len() * n]);
     for expert in 0..weight.experts {
         let here: Vec<usize> = (0..slots.len()).filter(|s| slots[*s].1 == expert).collect();
         if here.is_empty() {
             continue;
         }
-        let by_row: Vec<Vec<f64>> = (0..n)
+        let by_row: Vec<Vec<[f64; N]>> = (0..n)
             .into_par_iter()
             .map_init(
                 || (vec![0.0; k], vec![0.0; k]),
@@ -125,30 +162,38 @@ fn matmul(x: &HostTensor, ids: Option<&HostTensor>, weight: &Weight, contract: &
                         if has_offset {
                             terms = terms.beside(Terms::dot(x, offset));
                         }
-                        let lost = errors[token].as_ref().map_or(0.0, |errors| {
-                            let (mut worst, mut squares) = (0.0, 0.0);
-                            for (e, (p, o)) in errors.iter().zip(product.iter().zip(&*offset)) {
-                                let moved = e * (p - o);
-                                worst += moved.abs();
-                                squares += moved * moved;
-                            }
-                            worst.min(lambda * squares.sqrt())
-                        });
                         // A code is at most 127, so a flushed scale moves a weight by less than 128·TINY.
                         let flushed = TINY * (k as f64 + w_sum + 128.0 * x_sums[token]);
-                        terms.bound(contract, lambda) + lost + flushed
+                        std::array::from_fn(|side| {
+                            let errors = errors[side][token].as_deref();
+                            let lost = errors.map_or(0.0, |e| activation_loss(e, product, offset, lambda));
+                            terms.bound(contracts[side], lambda) + lost + flushed
+                        })
                     };
                     Ok(here.iter().map(bound).collect())
                 },
             )
             .collect::<Result<_>>()?;
         for (row, bounds) in by_row.iter().enumerate() {
-            for (slot, bound) in here.iter().zip(bounds) {
-                floor[slot * n + row] = *bound;
+            for (slot, bounds) in here.iter().zip(bounds) {
+                for (floor, bound) in floors.iter_mut().zip(bounds) {
+                    floor[slot * n + row] = *bound;
+                }
             }
         }
     }
-    Ok(floor)
+    Ok(floors)
+}
+
+/// Σ e·w for activations that are each off by at most e: min(Σ e|w|, λ√(Σ e²w²)).
+fn activation_loss(errors: &[f64], product: &[f64], offset: &[f64], lambda: f64) -> f64 {
+    let (mut worst, mut squares) = (0.0, 0.0);
+    for (e, (p, o)) in errors.iter().zip(product.iter().zip(offset)) {
+        let moved = e * (p - o);
+        worst += moved.abs();
+        squares += moved * moved;
+    }
+    worst.min(lambda * squares.sqrt())
 }
 
 /// x·w / √(mean(x²) + eps). The sum's relative error is halved by the root, as are those of the division by n and of adding eps;

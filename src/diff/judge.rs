@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::backend::{AnyBackend, Backend, Contract, HostTensor, OpKind};
 use crate::diff::attribution::{InputError, split};
-use crate::diff::floor::{floor_of, injected_ratio, logit_bounds};
+use crate::diff::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::diff::geometry::{self, View};
 use crate::diff::lockstep::{Observation, Sink};
 use crate::diff::logits::{LogitsAt, compare_logits};
@@ -166,8 +166,7 @@ impl<'m> Judge<'m> {
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
 
-        let subject_floor = floor_of(&op_g, contract_g, exact_g)?;
-        let reference_floor = floor_of(&op_g, contract_c, exact_g)?;
+        let [subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], exact_g)?;
         let subject = injected_ratio(&error(&o.subject, exact_g), &subject_floor).max;
         let mut reference = injected_ratio(&error(&o.replayed, exact_g), &reference_floor).max;
         if o.reference != o.replayed {
