@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter;
 use super::kernels::Pipeline;
+use super::record::Recording;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
@@ -42,6 +43,8 @@ pub struct Device {
     pass: Option<wgpu::ComputePass<'static>>,
     dispatches: u32,
     submission: Submission,
+    /// Set while dispatches are kept; see [`super::record`].
+    pub(super) recording: Option<Recording>,
 }
 
 impl Device {
@@ -78,6 +81,7 @@ impl Device {
             pass: None,
             dispatches: 0,
             submission: Submission::default(),
+            recording: None,
         })
     }
 
@@ -120,7 +124,17 @@ impl Device {
     }
 
     /// Records one dispatch. `bindings` are whole storage buffers with the bytes of them that are used.
-    pub fn dispatch(&mut self, pipeline: &Pipeline, bindings: &[(&wgpu::Buffer, u64)], params: &[u32], grid: [u32; 3]) {
+    ///
+    /// # Errors
+    /// Only while dispatches are kept: if their buffers do not fit.
+    pub fn dispatch(
+        &mut self,
+        pipeline: &Pipeline,
+        bindings: &[(&wgpu::Buffer, u64)],
+        params: &[u32],
+        grid: [u32; 3],
+    ) -> Result<()> {
+        self.record_reads(pipeline, bindings, params, grid)?;
         let entries: Vec<_> = bindings
             .iter()
             .enumerate()
@@ -148,10 +162,12 @@ impl Device {
             pass.set_immediates(0, bytemuck::cast_slice(params));
             pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
         }
+        self.record_writes(bindings);
         self.dispatches += 1;
         if self.dispatches >= DISPATCHES_A_SUBMIT {
             self.submit();
         }
+        Ok(())
     }
 
     /// The encoder, for commands other than dispatches.

@@ -135,6 +135,10 @@ pub fn shader_sources() -> impl Iterator<Item = (String, String)> {
 pub struct Pipeline {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
+    /// `kernel` or `kernel/TYPE`, its source as it was compiled, and what it does with each binding.
+    pub name: String,
+    pub source: Arc<str>,
+    pub bindings: &'static [Access],
 }
 
 /// The pipelines of one device.
@@ -168,7 +172,9 @@ impl Pipelines {
         if let Some(patch) = &self.patch {
             source = patch(&name, source);
         }
-        let desc = wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        let source: Arc<str> = source.into();
+        let wgsl = wgpu::ShaderSource::Wgsl(source.to_string().into());
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(&name), source: wgsl };
         let module = if self.checked {
             self.device.create_shader_module(desc)
         } else {
@@ -213,6 +219,6 @@ impl Pipelines {
             },
             cache: None,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline, layout, name, source, bindings: spec.bindings }
     }
 }

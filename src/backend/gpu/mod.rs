@@ -18,6 +18,7 @@ mod kernels;
 mod layout;
 mod ops;
 mod readback;
+mod record;
 mod tensor;
 mod weights;
 
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub use adapter::{AdapterSelector, PACKAGES, adapters, best, is_software, missing};
 pub use kernels::{Patch, shader_sources};
 pub use layout::Layout;
+pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
 
 use self::device::Device;
@@ -110,6 +112,29 @@ impl GpuBackend {
         GpuWeight::plan(weight, self.weight_binding)
     }
 
+    /// The adapter, and the limits that its device has.
+    pub fn adapter(&self) -> (&wgpu::AdapterInfo, &wgpu::Limits) {
+        (&self.device.info, &self.device.limits)
+    }
+
+    /// Keeps every dispatch from now on, with its source, parameters and the contents of its bindings.
+    pub fn record(&mut self) {
+        self.device.record();
+    }
+
+    /// The dispatches since [`Self::record`], in order; recording ends.
+    ///
+    /// # Errors
+    /// If the device is lost or a buffer cannot be read.
+    pub fn recorded(&mut self) -> Result<Vec<Dispatch>> {
+        self.device.recorded()
+    }
+
+    /// Gives back the GPU memory of a weight; a later operation uploads it again.
+    pub fn forget(&mut self, weight: &Weight) {
+        self.weights.remove(&weight.id);
+    }
+
     /// The weight in GPU memory, uploaded now if it was not.
     fn weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
         if let Some(ready) = self.weights.get(&weight.id) {
@@ -152,7 +177,7 @@ impl GpuBackend {
                 table.extend([cos as f32, sin as f32]);
             }
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let buffer = self.device.create_buffer("rope angles", bytes, usage)?;
         self.device.write(&buffer, 0, bytemuck::cast_slice(&table));
         self.angles.insert(key, (buffer.clone(), positions));

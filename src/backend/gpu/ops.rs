@@ -101,8 +101,7 @@ impl GpuBackend {
     ) -> Result<()> {
         self.check_grid(site, kernel, grid)?;
         let pipeline = self.pipelines.get(kernel, None);
-        self.device.dispatch(&pipeline, bindings, params, grid);
-        Ok(())
+        self.device.dispatch(&pipeline, bindings, params, grid)
     }
 
     /// Records a kernel once for each piece of a weight: `params` are pairs, stride, tail, `third`, first, count and `more`;
@@ -126,7 +125,7 @@ impl GpuBackend {
             params.extend(more);
             let mut all = vec![(&piece.buffer, piece.buffer.size())];
             all.extend(bindings);
-            self.device.dispatch(&pipeline, &all, &params, grid);
+            self.device.dispatch(&pipeline, &all, &params, grid)?;
         }
         Ok(())
     }

@@ -75,7 +75,8 @@ impl GpuWeight {
         let mut chunks = 0;
         for first in (0..rows).step_by(rows_a_piece) {
             let count = rows_a_piece.min(rows - first);
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+            // The source of a copy only where dispatches are recorded.
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
             let buffer = device.create_buffer(name, (count * row_bytes) as u64, usage)?;
             for start in (0..count).step_by(rows_a_chunk) {
                 let n = rows_a_chunk.min(count - start);
