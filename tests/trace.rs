@@ -237,6 +237,28 @@ fn what_cannot_be_traced_is_refused_before_it_is_run() {
 }
 
 #[test]
+fn a_killed_run_leaves_no_trace_and_the_old_one() {
+    let (guard, dir) = temp("trace");
+    let out = dir.to_str().unwrap();
+    stdout(&["trace", "--prompt", "struct", "--save", "logits", "--out", out]);
+    let args = ["trace", "--prompt", "struct", "--decode", "4000", "--save", "all", "--force", "--out", out];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_twinscope")).args(args).spawn().unwrap();
+    // Until it has begun to write; it has 4000 steps to go.
+    let began = || std::fs::read_dir(guard.path()).unwrap().count() > 1;
+    for _ in 0..600 {
+        if began() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(began(), "the run did not begin to write");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let trace = Trace::open(&dir).unwrap();
+    assert_eq!(trace.tensors().map(|(site, _)| site.key()).collect::<Vec<_>>(), ["logits"]);
+}
+
+#[test]
 fn imports_say_what_they_took_and_what_not() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let (_guard, dir) = temp("trace");

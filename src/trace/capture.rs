@@ -85,7 +85,7 @@ pub struct Captured {
     pub recorder: Recorder,
     /// Every token that went in: the prompt, then the decoded ones.
     pub tokens: Vec<u32>,
-    /// The logits of the last position, [V].
+    /// The logits of the last position, `[V]`.
     pub logits: Vec<f64>,
     pub backend: BackendInfo,
     pub contracts: BTreeMap<String, Contract>,
@@ -177,4 +177,122 @@ fn largest(values: &[f64]) -> Option<u32> {
         }
     }
     best.map(|i| i as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backend::cpu::{CpuBackend, CpuTensor, Level};
+    use crate::backend::{Need, OpKind, Ticket, Weight};
+
+    /// A CPU that spoils one value of one stage of one call.
+    struct Spoiled {
+        inner: CpuBackend,
+        site: Site,
+        /// In which call of the site, and which element.
+        call: usize,
+        element: usize,
+        calls: usize,
+    }
+
+    impl Backend for Spoiled {
+        type Tensor = CpuTensor;
+        fn info(&self) -> BackendInfo {
+            self.inner.info()
+        }
+        fn contract(&self, op: OpKind) -> Contract {
+            self.inner.contract(op)
+        }
+        fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+            self.inner.unsupported(needs)
+        }
+        fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+            self.inner.prepare(weights, progress)
+        }
+        fn alloc(&mut self, shape: &[usize]) -> Result<CpuTensor> {
+            self.inner.alloc(shape)
+        }
+        fn upload(&mut self, values: &HostTensor) -> Result<CpuTensor> {
+            self.inner.upload(values)
+        }
+        fn shape(&self, tensor: &CpuTensor) -> Vec<usize> {
+            self.inner.shape(tensor)
+        }
+        fn run(&mut self, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
+            let result = self.inner.run(site, op)?;
+            if site != self.site || !op.makes_stage() {
+                return Ok(result);
+            }
+            self.calls += 1;
+            if self.calls != self.call {
+                return Ok(result);
+            }
+            let mut values = self.inner.read(&result)?;
+            if let Data::F32(v) = &mut values.data {
+                v[self.element] = f32::NAN;
+            }
+            self.inner.upload(&values)
+        }
+        fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {
+            self.inner.fetch(tensor)
+        }
+        fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+            self.inner.take(ticket)
+        }
+        fn sync(&mut self) -> Result<()> {
+            self.inner.sync()
+        }
+    }
+
+    #[test]
+    fn the_first_nan_is_found_where_it_was_made() {
+        let model = Model::open(None).unwrap();
+        let tokens = [422, 472, 345, 339, 293, 473, 588];
+        let site = Site::layer(2, Stage::MoeOut);
+        let inner = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+        // Chunks of 3: the second call has positions 3 to 5, its row 1 is position 4.
+        let spoiled = Spoiled { inner, site, call: 2, element: 256 + 17, calls: 0 };
+        let captured = capture(spoiled, &model, &tokens, 3, 5, Recorder::default(), &mut |_| {}).unwrap();
+        let found = captured.recorder.not_finite.clone().unwrap();
+        assert_eq!(found, NotFinite { site, position: 4, nan: 1, inf: 0, count: 256 });
+        // Later positions attend to it, so every logit is NaN, nothing can be decoded, and that is said.
+        assert_eq!(captured.tokens, tokens);
+        assert!(captured.stopped.is_some_and(|why| why.contains("0 of 5")));
+        let of = |site| captured.recorder.statistics.sites().find(|(s, _)| *s == site).unwrap().1;
+        let here = of(site);
+        assert_eq!((here.all.nan_count, here.last.nan_count, here.positions), (1, 0, 7));
+        assert!(of(Site::model(Stage::Logits)).last.nan_count > 0);
+        assert_eq!(of(Site::layer(1, Stage::LayerOut)).all.nan_count, 0);
+    }
+
+    #[test]
+    fn decoding_is_greedy_and_every_position_is_seen() {
+        let model = Model::open(None).unwrap();
+        let tokens = [422, 472, 345, 339, 293];
+        let run = |tokens: &[u32], decode| {
+            let backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+            capture(backend, &model, tokens, 2, decode, Recorder::default(), &mut |_| {}).unwrap()
+        };
+        let decoded = run(&tokens, 4);
+        assert_eq!((decoded.tokens.len(), &decoded.tokens[..5]), (9, &tokens[..]));
+        // The same tokens given as a prompt are the same run.
+        let given = run(&decoded.tokens, 0);
+        assert_eq!(given.logits, decoded.logits);
+        let (a, b) = (given.recorder, decoded.recorder);
+        assert_eq!(a.routing, b.routing);
+        for ((site, a), (other, b)) in a.statistics.sites().zip(b.statistics.sites()) {
+            assert_eq!((site, a.positions, a.last.count), (other, 9, b.last.count));
+            assert_eq!((a.all.min, a.all.max), (b.all.min, b.all.max), "{site}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_the_largest_beside_a_nan() {
+        assert_eq!(largest(&[1.0, 3.0, 3.0, -1.0]), Some(1));
+        assert_eq!(largest(&[f64::NEG_INFINITY]), Some(0));
+        assert_eq!(largest(&[1.0, f64::NAN]), None);
+        assert_eq!(largest(&[]), None);
+    }
 }

@@ -171,7 +171,26 @@ fn figure(x: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::figure;
+    use super::*;
+
+    #[test]
+    fn values_that_are_not_finite_are_loud() {
+        let summary = |nan_count, inf_count| Summary {
+            count: 256,
+            min: None,
+            max: None,
+            mean: None,
+            std: None,
+            l2: None,
+            nan_count,
+            inf_count,
+            zero_count: 0,
+        };
+        let flagged = |last, all| flag(&StageStats { last_position: 1, positions: 2, last, all });
+        assert_eq!(flagged(summary(0, 0), summary(0, 0)), "");
+        assert_eq!(flagged(summary(3, 1), summary(9, 1)), "  <-- 3 NaN, 1 infinite of 256");
+        assert_eq!(flagged(summary(0, 0), summary(9, 0)), "  <-- 9 NaN, 0 infinite at other positions");
+    }
 
     #[test]
     fn figures_have_four_digits() {

@@ -1,15 +1,17 @@
 //! Statistics of a stage's values.
 //!
 //! Design:
-//! - Everything is accumulated in f64, in blocks that stay in the L1 cache: one pass for the sum, a second for the squared
-//!   deviations from the block's own mean; blocks and chunks are merged by Chan, Golub and LeVeque's update (1979). So the
-//!   variance does not cancel when the mean is large, and chunks of any size merge.
+//! - Everything is accumulated in f64, in blocks that stay in the L1 cache: one pass, and a second for the squared deviations
+//!   where the first would lose digits to a mean that is large beside them. Blocks and chunks are merged by Chan, Golub and
+//!   LeVeque's update (1979). So the variance never cancels, and chunks of any size merge.
 //! - `min`, `max`, `mean`, `std` and `l2` are over the finite values only, NaN and infinities are counted apart: one NaN does
 //!   not hide what the other values are. With no finite value they are null.
 //! - `std` is the population's: divided by n.
 //! - Of `attn_scores` and `attn_probs` only the entries that causality allows, s ≤ start + t, are counted: the zeros beyond
 //!   them are no results.
 //! - Expert ids are counted as numbers.
+
+mod block;
 
 use std::collections::BTreeMap;
 
@@ -19,12 +21,11 @@ use crate::backend::{Data, HostTensor};
 use crate::error::Result;
 use crate::stage::{Dim, Site};
 
+use self::block::{Sums, Value};
 use super::Observer;
 
 /// Elements in a block: 16 KiB of f32, half of a small L1 cache.
 const BLOCK: usize = 4096;
-/// Independent accumulators, so that the compiler can keep them in vector registers.
-const LANES: usize = 8;
 
 /// Running statistics, mergeable.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,26 +79,6 @@ impl Default for Stats {
     }
 }
 
-/// A number that a stage's values are stored as.
-trait Value: Copy {
-    fn wide(self) -> f64;
-}
-impl Value for f32 {
-    fn wide(self) -> f64 {
-        self as f64
-    }
-}
-impl Value for f64 {
-    fn wide(self) -> f64 {
-        self
-    }
-}
-impl Value for u32 {
-    fn wide(self) -> f64 {
-        self as f64
-    }
-}
-
 impl Stats {
     /// Statistics of rows `rows` of a stage's `values`, whose first row is position `start` of the run.
     ///
@@ -136,56 +117,19 @@ impl Stats {
     }
 
     fn of_block<V: Value>(block: &[V]) -> Self {
-        let (mut min, mut max) = ([f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
-        let (mut sum, mut squares, mut zero) = ([0f64; LANES], [0f64; LANES], [0u32; LANES]);
-        let (chunks, tail) = block.as_chunks::<LANES>();
-        for chunk in chunks {
-            for i in 0..LANES {
-                let x = chunk[i].wide();
-                min[i] = if x < min[i] { x } else { min[i] };
-                max[i] = if x > max[i] { x } else { max[i] };
-                sum[i] += x;
-                squares[i] += x * x;
-                zero[i] += u32::from(x == 0.0);
-            }
-        }
-        for (i, x) in tail.iter().enumerate() {
-            let x = x.wide();
-            min[i] = if x < min[i] { x } else { min[i] };
-            max[i] = if x > max[i] { x } else { max[i] };
-            sum[i] += x;
-            squares[i] += x * x;
-            zero[i] += u32::from(x == 0.0);
-        }
-        let total: f64 = sum.iter().sum();
-        let squares: f64 = squares.iter().sum();
-        // A NaN or an infinity anywhere makes the sum one; a sum that merely overflows is caught here too, and done again.
-        if !total.is_finite() || !squares.is_finite() {
+        let Sums { sum, squares, min, max, zero } = block::sums(block);
+        // A NaN or an infinity anywhere makes a sum one; sums that merely overflow are caught here too, and done again.
+        if !sum.is_finite() || !squares.is_finite() {
             return Self::of_rough_block(block);
         }
-        let mean = total / block.len() as f64;
-        let mut m2 = [0f64; LANES];
-        for chunk in chunks {
-            for i in 0..LANES {
-                let d = chunk[i].wide() - mean;
-                m2[i] += d * d;
-            }
+        let n = block.len() as f64;
+        let mean = sum / n;
+        // Σ(x − mean)² = Σx² − n·mean², where both terms are good to about 10⁻¹³ of Σx²: enough unless almost all cancels.
+        let mut m2 = squares - sum * mean;
+        if m2 < 1e-3 * squares {
+            m2 = block.iter().map(|x| (x.wide() - mean).powi(2)).sum();
         }
-        for (i, x) in tail.iter().enumerate() {
-            let d = x.wide() - mean;
-            m2[i] += d * d;
-        }
-        Self {
-            finite: block.len() as u64,
-            nan: 0,
-            inf: 0,
-            zero: zero.iter().map(|&z| z as u64).sum(),
-            min: min.into_iter().fold(f64::INFINITY, f64::min),
-            max: max.into_iter().fold(f64::NEG_INFINITY, f64::max),
-            mean,
-            m2: m2.iter().sum(),
-            squares,
-        }
+        Self { finite: block.len() as u64, nan: 0, inf: 0, zero, min, max, mean, m2, squares }
     }
 
     /// The same for a block with values that are not finite, one at a time.
