@@ -18,7 +18,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     let local = tokens[group.y] - p.first; // wraps below `first`
     if run < 2u * p.pairs && local < p.count {
         let row = local * p.stride;
-        let w = weights(row, row + p.tail, run / 2u, run & 1u);
+        let w = row_weights(row, row + p.tail, run / 2u, run & 1u);
         let column = columns(run / 2u, run & 1u) * 4u;
         for (var j = 0u; j < 4u; j++) {
             for (var k = 0u; k < 4u; k++) {

@@ -24,10 +24,10 @@ fn share(rows: vec4<u32>, start: u32, lane: u32) -> vec4<f32> {
         for (var h = 0u; h < 2u; h++) {
             let at = start + columns(i, h);
             let x4 = mat4x4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
-            a = multiply_add(a, weights(rows.x, rows.x + p.tail, i, h), x4);
-            b = multiply_add(b, weights(rows.y, rows.y + p.tail, i, h), x4);
-            c = multiply_add(c, weights(rows.z, rows.z + p.tail, i, h), x4);
-            d = multiply_add(d, weights(rows.w, rows.w + p.tail, i, h), x4);
+            a = multiply_add(a, row_weights(rows.x, rows.x + p.tail, i, h), x4);
+            b = multiply_add(b, row_weights(rows.y, rows.y + p.tail, i, h), x4);
+            c = multiply_add(c, row_weights(rows.z, rows.z + p.tail, i, h), x4);
+            d = multiply_add(d, row_weights(rows.w, rows.w + p.tail, i, h), x4);
         }
     }
     return vec4<f32>(add_up(a), add_up(b), add_up(c), add_up(d));

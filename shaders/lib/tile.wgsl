@@ -19,7 +19,7 @@ fn tile_products(w_row: u32, x_row: u32, id: vec3<u32>) -> mat4x4<f32> {
     let store = (id.y * 8u + id.x) / 2u * PITCH + h * 4u;
     var sum = mat4x4<f32>();
     for (var i = 0u; i < p.pairs; i++) {
-        let w = weights(w_row, w_row + p.tail, i, h);
+        let w = row_weights(w_row, w_row + p.tail, i, h);
         let at = x_row + columns(i, h);
         workgroupBarrier();
         tile_w[store] = w[0];

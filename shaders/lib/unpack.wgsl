@@ -19,3 +19,9 @@ fn plane_byte(at: u32, n: u32) -> u32 {
 fn plane_half(at: u32, n: u32) -> f32 {
     return half_bits((weight_data[at + (n >> 3u)][(n >> 1u) & 3u] >> ((n & 1u) * 16u)) & 0xffffu);
 }
+
+// Byte `n` of 16.
+fn byte_of(words: vec4<u32>, n: u32) -> u32 {
+    let pair = select(words.xy, words.zw, (n & 8u) != 0u);
+    return (select(pair.x, pair.y, (n & 4u) != 0u) >> ((n & 3u) * 8u)) & 255u;
+}

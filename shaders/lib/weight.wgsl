@@ -1,6 +1,14 @@
-// A quantized matrix as every kernel sees it, whatever its type. A type's file in quant/ gives two functions:
-//   columns(i, h)             where run h (0 or 1) of pair i of a row starts, in groups of four columns
-//   weights(row, tail, i, h)  the 16 weights of that run, column j holding weights 4j to 4j + 3
-// A pair is 32 weights in two runs of 16 columns that share bytes. `row` is where the row starts and `tail` where its
-// second plane starts, both counted in vec4<u32>; see src/backend/gpu/layout.rs for the layouts.
+// A quantized matrix as every kernel sees it, whatever its type. A row is a run of blocks, a block of pairs: 32 weights in two
+// runs of 16 columns that share bytes. A type's file in quant/ gives
+//   PAIRS              pairs in a block
+//   columns(i, h)      where run h (0 or 1) of pair i of a row starts, in groups of four columns
+//   block(row, tail, b)  what the weights of block b share (scales), and where it starts
+//   weights(s, c, h)   the 16 weights of run h of pair c of that block, column j holding weights 4j to 4j + 3
+// `row` is where the row starts and `tail` where its second plane starts, both counted in vec4<u32>; see
+// src/backend/gpu/layout.rs for the layouts.
 @group(0) @binding(0) var<storage, read> weight_data: array<vec4<u32>>;
+
+// The weights of run h of pair i of a row.
+fn row_weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
+    return weights(block(row, tail, i / PAIRS), i % PAIRS, h);
+}

@@ -1,6 +1,8 @@
 // MXFP4: blocks of 32. Body 1 vec4: low nibbles are weights 0 to 15, high nibbles 16 to 31. Tail 1 byte: the exponent e.
 // weight = 2^(e − 128)·v, v twice the E2M1 value of the nibble: 0 1 2 3 4 6 8 12 and their negatives.
 // e < 2 makes the scale itself subnormal, which WGSL may flush, so the scale is applied as two normal powers of two.
+const PAIRS: u32 = 1u;
+
 fn columns(i: u32, h: u32) -> u32 {
     return i * 8u + h * 4u;
 }
@@ -12,9 +14,18 @@ fn fp4_value(q: vec4<u32>) -> vec4<f32> {
     return vec4<f32>(select(magnitude, -magnitude, (q & vec4<u32>(8u)) != vec4<u32>(0u)));
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[row + i] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
-    let e = plane_byte(tail, i);
+struct Block {
+    at: u32,
+    e: u32,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    return Block(row + b, plane_byte(tail, b));
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let e = s.e;
     // 2^(e − 128) = 2^(e/2 − 64) · 2^(e − e/2 − 64)
     let a = bitcast<f32>((e / 2u + 63u) << 23u);
     let b = bitcast<f32>((e - e / 2u + 63u) << 23u);

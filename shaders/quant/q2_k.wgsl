@@ -1,22 +1,31 @@
 // Q2_K: blocks of 256. Body 5 vec4: 16 bytes of scale (low nibble) and min (high nibble), one for each run of 16 weights;
 // 64 bytes of 2-bit weights. Tail 4 bytes: d, dmin. weight = (d·scale)·q − dmin·min
 // In each half of a block, byte l holds weights l, l + 32, l + 64 and l + 96, lowest bits first.
+const PAIRS: u32 = 8u;
+
 fn columns(i: u32, h: u32) -> u32 {
     // half (i >> 2) & 1, bits s = ((i >> 1) & 1)·2 + h, run i & 1 of 16 bytes
     return (i >> 3u) * 64u + ((i >> 2u) & 1u) * 32u + (((i >> 1u) & 1u) * 2u + h) * 8u + (i & 1u) * 4u;
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let block = i >> 3u;
-    let upper = (i >> 2u) & 1u;
-    let s = ((i >> 1u) & 1u) * 2u + h;
-    let at = row + block * 5u;
-    let q = (weight_data[at + 1u + upper * 2u + (i & 1u)] >> vec4<u32>(2u * s)) & vec4<u32>(0x03030303u);
-    let n = upper * 8u + s * 2u + (i & 1u);
-    let scale_min = plane_byte(at, n);
-    let dm = halves(weight_data[tail + (block >> 2u)][block & 3u]);
-    let d = dm.x * f32(scale_min & 15u);
-    let m = vec4<f32>(dm.y * f32(scale_min >> 4u));
+struct Block {
+    at: u32,
+    scales: vec4<u32>,
+    dm: vec2<f32>,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    let at = row + b * 5u;
+    return Block(at, weight_data[at], halves(weight_data[tail + (b >> 2u)][b & 3u]));
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let upper = c >> 2u;
+    let shift = ((c >> 1u) & 1u) * 2u + h;
+    let q = (weight_data[s.at + 1u + upper * 2u + (c & 1u)] >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
+    let scale_min = byte_of(s.scales, upper * 8u + shift * 2u + (c & 1u));
+    let d = s.dm.x * f32(scale_min & 15u);
+    let m = vec4<f32>(s.dm.y * f32(scale_min >> 4u));
     return mat4x4<f32>(
         d * vec4<f32>(bytes(q.x)) - m,
         d * vec4<f32>(bytes(q.y)) - m,

@@ -1,17 +1,27 @@
 // Q4_1: blocks of 32. Body 1 vec4: low nibbles are weights 0 to 15, high nibbles 16 to 31. Tail 4 bytes: d, m.
 // weight = d·q + m
+const PAIRS: u32 = 1u;
+
 fn columns(i: u32, h: u32) -> u32 {
     return i * 8u + h * 4u;
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[row + i] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
-    let dm = halves(weight_data[tail + (i >> 2u)][i & 3u]);
-    let m = vec4<f32>(dm.y);
+struct Block {
+    at: u32,
+    dm: vec2<f32>,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    return Block(row + b, halves(weight_data[tail + (b >> 2u)][b & 3u]));
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let m = vec4<f32>(s.dm.y);
     return mat4x4<f32>(
-        dm.x * vec4<f32>(bytes(q.x)) + m,
-        dm.x * vec4<f32>(bytes(q.y)) + m,
-        dm.x * vec4<f32>(bytes(q.z)) + m,
-        dm.x * vec4<f32>(bytes(q.w)) + m,
+        s.dm.x * vec4<f32>(bytes(q.x)) + m,
+        s.dm.x * vec4<f32>(bytes(q.y)) + m,
+        s.dm.x * vec4<f32>(bytes(q.z)) + m,
+        s.dm.x * vec4<f32>(bytes(q.w)) + m,
     );
 }

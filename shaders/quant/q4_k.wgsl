@@ -1,6 +1,8 @@
 // Q4_K: blocks of 256. Body 9 vec4: d, dmin, 12 bytes of 6-bit scales and mins for 8 sub-blocks of 32; 128 bytes of nibbles.
 // weight = (d·scale)·q − dmin·min
 // In each quarter of a block, byte l holds weight l in its low and weight l + 32 in its high nibble.
+const PAIRS: u32 = 8u;
+
 fn columns(i: u32, h: u32) -> u32 {
     return (i >> 3u) * 64u + ((i >> 1u) & 3u) * 16u + h * 8u + (i & 1u) * 4u;
 }
@@ -13,11 +15,21 @@ fn scale_min(words: vec3<u32>, j: u32) -> vec2<f32> {
     return vec2<f32>(select(low, high, j >= 4u));
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let at = row + (i >> 3u) * 9u;
+struct Block {
+    at: u32,
+    dm: vec2<f32>,
+    words: vec3<u32>,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    let at = row + b * 9u;
     let head = weight_data[at];
-    let q = (weight_data[at + 1u + (i & 7u)] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
-    let dm = halves(head.x) * scale_min(head.yzw, ((i >> 1u) & 3u) * 2u + h);
+    return Block(at, halves(head.x), head.yzw);
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let q = (weight_data[s.at + 1u + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let dm = s.dm * scale_min(s.words, (c >> 1u) * 2u + h);
     let m = vec4<f32>(dm.y);
     return mat4x4<f32>(
         dm.x * vec4<f32>(bytes(q.x)) - m,

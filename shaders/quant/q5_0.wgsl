@@ -1,5 +1,7 @@
 // Q5_0: blocks of 32. Body 1 vec4: low nibbles are weights 0 to 15, high nibbles 16 to 31. Tail 8 bytes: bit n of the
 // first word is the fifth bit of weight n; the second word holds d in its low half. weight = d·(q − 16)
+const PAIRS: u32 = 1u;
+
 fn columns(i: u32, h: u32) -> u32 {
     return i * 8u + h * 4u;
 }
@@ -10,10 +12,21 @@ fn five(q: u32, high: u32, n: u32) -> vec4<f32> {
     return vec4<f32>(bytes(q) | bit) - vec4<f32>(16.0);
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[row + i] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
-    let at = tail + (i >> 1u);
-    let high = weight_data[at][(i & 1u) * 2u] >> (16u * h);
-    let d = half_bits(weight_data[at][(i & 1u) * 2u + 1u] & 0xffffu);
+struct Block {
+    at: u32,
+    high: u32,
+    d: f32,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    let at = tail + (b >> 1u);
+    let word = (b & 1u) * 2u;
+    return Block(row + b, weight_data[at][word], half_bits(weight_data[at][word + 1u] & 0xffffu));
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let high = s.high >> (16u * h);
+    let d = s.d;
     return mat4x4<f32>(d * five(q.x, high, 0u), d * five(q.y, high, 4u), d * five(q.z, high, 8u), d * five(q.w, high, 12u));
 }

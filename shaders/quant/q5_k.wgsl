@@ -2,6 +2,8 @@
 // 128 bytes of nibbles. weight = (d·scale)·q − dmin·min
 // In each quarter g of a block, byte l holds weight l in its low and weight l + 32 in its high nibble; their fifth bits are
 // bits 2g and 2g + 1 of byte l.
+const PAIRS: u32 = 8u;
+
 fn columns(i: u32, h: u32) -> u32 {
     return (i >> 3u) * 64u + ((i >> 1u) & 3u) * 16u + h * 8u + (i & 1u) * 4u;
 }
@@ -14,14 +16,26 @@ fn scale_min(words: vec3<u32>, j: u32) -> vec2<f32> {
     return vec2<f32>(select(low, high, j >= 4u));
 }
 
-fn weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {
-    let at = row + (i >> 3u) * 11u;
+struct Block {
+    at: u32,
+    dm: vec2<f32>,
+    words: vec3<u32>,
+    fifth0: vec4<u32>,
+    fifth1: vec4<u32>,
+}
+
+fn block(row: u32, tail: u32, b: u32) -> Block {
+    let at = row + b * 11u;
     let head = weight_data[at];
-    let j = ((i >> 1u) & 3u) * 2u + h;
-    let fifth = (weight_data[at + 1u + (i & 1u)] >> vec4<u32>(j)) & vec4<u32>(0x01010101u);
-    let nibbles = (weight_data[at + 3u + (i & 7u)] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    return Block(at, halves(head.x), head.yzw, weight_data[at + 1u], weight_data[at + 2u]);
+}
+
+fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
+    let j = (c >> 1u) * 2u + h;
+    let fifth = (select(s.fifth0, s.fifth1, (c & 1u) != 0u) >> vec4<u32>(j)) & vec4<u32>(0x01010101u);
+    let nibbles = (weight_data[s.at + 3u + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let q = nibbles | (fifth << vec4<u32>(4u));
-    let dm = halves(head.x) * scale_min(head.yzw, j);
+    let dm = s.dm * scale_min(s.words, j);
     let m = vec4<f32>(dm.y);
     return mat4x4<f32>(
         dm.x * vec4<f32>(bytes(q.x)) - m,
