@@ -1,7 +1,7 @@
 //! Traces of other programs.
 //!
 //! Design:
-//! - A [`Source`] lists what it has and reads one tensor at a time; [`import()`] maps names to stages through the stage
+//! - A `Source` lists what it has and reads one tensor at a time; [`import()`] maps names to stages through the stage
 //!   table's own names and aliases, fits shapes to the table, and writes an ordinary trace directory.
 //! - Nothing is dropped in silence: what has no stage here, or could be several, is listed with the reason, in the result
 //!   and in the manifest. So is every assumption, such as which position a lone row is.
