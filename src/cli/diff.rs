@@ -1,6 +1,6 @@
 //! `diff`: two backends in lockstep over one prompt; the first stage whose own error is more than rounding explains.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
@@ -11,6 +11,7 @@ use crate::diff::tolerance::Tolerances;
 use crate::diff::vary::Vary;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::report::ReportFile;
 use crate::report::json::Document;
 use crate::report::text;
 use crate::trace::recorded::Recorded;
@@ -45,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
     /// Hold the subject against itself instead: chunk=1,7,64 (prefill chunk sizes) or repeat=3 (runs)
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "tol", "no_oracle", "routing", "full"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "tol", "no_oracle", "routing", "full", "report"])]
     vary: Option<Vary>,
     /// Every stage, not only the worst
     #[arg(long)]
@@ -53,12 +54,16 @@ pub struct Args {
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
+    /// Also write a report to a file: .html, .xml (JUnit), .json or .txt; several allowed
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
     #[command(flatten)]
     backends: BackendArgs,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
+    let reports: Vec<ReportFile> = args.report.iter().map(|path| ReportFile::new(path)).collect::<Result<_>>()?;
     let model = args.model.open()?;
     if let Some(what) = &args.vary {
         let prompt = args.prompt.resolve(&model)?;
@@ -106,6 +111,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut comparison = diff(&model, sides, &options, None)?;
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
+    for report in &reports {
+        report.write(&comparison)?;
+    }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
 }
