@@ -7,6 +7,7 @@ use crate::cli::Outcome;
 use crate::cli::diff::print_comparison;
 use crate::diff::tolerance::Tolerances;
 use crate::diff::traces;
+use crate::report::ReportFile;
 use crate::trace::store::Trace;
 
 /// Compare two saved traces stage by stage.
@@ -28,12 +29,19 @@ pub struct Args {
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
+    /// Also write a report; its ending says which: .html, .xml (JUnit), .json or .txt; several allowed
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
+    let reports = args.report.iter().map(|p| ReportFile::new(p)).collect::<Result<Vec<_>>>()?;
     let (reference, subject) = (Trace::open(&args.reference)?, Trace::open(&args.subject)?);
     let comparison = traces::compare(&reference, &subject, &tolerances)?;
+    for report in &reports {
+        report.write(&comparison)?;
+    }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
 }

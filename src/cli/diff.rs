@@ -6,7 +6,7 @@ use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::driver::{DiffOptions, Sides, diff};
-use crate::diff::outcome::Comparison;
+use crate::diff::outcome::{Comparison, StageResult};
 use crate::diff::tolerance::Tolerances;
 use crate::diff::vary::Vary;
 use crate::error::{Error, Result};
@@ -108,14 +108,40 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judge: oracle.as_mut() };
-    let mut comparison = diff(&model, sides, &options, None)?;
+    let mut comparison = diff(&model, sides, &options)?;
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
+    comparison.next = comparison.fault().map(|fault| next(args, fault));
     for report in &reports {
         report.write(&comparison)?;
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// The command that takes the first fault apart.
+fn next(args: &Args, fault: &StageResult) -> String {
+    let mut command = "twinscope repro".to_string();
+    if let Some(model) = &args.model.model {
+        command += &format!(" {}", model.display());
+    }
+    if let Some(layer) = fault.site.layer {
+        command += &format!(" --layer {layer}");
+    }
+    command += &format!(" --stage {}", fault.site.stage);
+    if let Some(expert) = fault.expert.filter(|_| fault.shape.len() == 3) {
+        command += &format!(" --expert {expert}");
+    }
+    for (flag, value, default) in [("--reference", &args.reference, "cpu:scalar"), ("--subject", &args.subject, "gpu")]
+    {
+        if value != default {
+            command += &format!(" {flag} {value}");
+        }
+    }
+    if args.decode > 0 {
+        command += &format!(" --decode {}", args.decode);
+    }
+    command + " --out repro"
 }
 
 /// A side of the comparison: a backend, or a trace that answers like one.

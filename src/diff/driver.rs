@@ -1,7 +1,7 @@
 //! Runs a comparison: two opened backends, a judge, a prompt, and some decode steps.
 
 use crate::backend::{AnyBackend, Backend, OpKind};
-use crate::diff::judge::{Contracts, Explainer, Judge};
+use crate::diff::judge::{Contracts, Judge};
 use crate::diff::lockstep::{Lockstep, LockstepOptions};
 use crate::diff::logits::LogitsComparison;
 use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
@@ -59,16 +59,11 @@ impl DiffOptions {
     }
 }
 
-/// Runs both sides in lockstep and judges every stage. `explain` is asked for the cause of each fault.
+/// Runs both sides in lockstep and judges every stage.
 ///
 /// # Errors
 /// A prompt that does not fit the model, or what the backends report.
-pub fn diff<'m>(
-    model: &'m Model,
-    sides: Sides<'_>,
-    options: &DiffOptions,
-    explain: Option<&'m mut dyn Explainer>,
-) -> Result<Comparison> {
+pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
     let capacity = options.tokens.len().saturating_add(options.decode);
     if capacity > model.config.context {
         return Err(Error::usage(format!(
@@ -98,12 +93,11 @@ pub fn diff<'m>(
         next: None,
     };
     let mut judge = Judge::new(
-        &model.config,
+        model,
         Contracts::of(reference),
         Contracts::of(subject),
         options.tolerances.clone(),
         &options.tokens,
-        explain,
     );
     if options.shares {
         judge.keep_injections(share::MOST_BYTES);

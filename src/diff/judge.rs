@@ -12,18 +12,22 @@ use std::rc::Rc;
 
 use crate::backend::{AnyBackend, Backend, Contract, HostTensor, OpKind};
 use crate::diff::attribution::{InputError, split};
+use crate::diff::explain::{Earlier, Scene, explain};
 use crate::diff::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::diff::geometry::{self, View};
 use crate::diff::lockstep::{Observation, Sink};
 use crate::diff::logits::{LogitsAt, compare_logits};
 use crate::diff::metrics::{Mask, Mismatch, measure};
-use crate::diff::outcome::{Cause, JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
+use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
 use crate::diff::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::share::Injections;
 use crate::diff::tolerance::Tolerances;
 use crate::error::Result;
-use crate::model::Config;
+use crate::model::{Config, Model};
 use crate::stage::{Site, Stage};
+
+/// Faults that are explained at most.
+const MOST_EXPLANATIONS: usize = 8;
 
 /// The contracts of one side, by operation.
 pub struct Contracts(HashMap<OpKind, Contract>);
@@ -63,14 +67,17 @@ pub struct Found {
 
 /// The sink of a lockstep run.
 pub struct Judge<'m> {
+    model: &'m Model,
     config: &'m Config,
     reference: Contracts,
     subject: Contracts,
     tolerances: Tolerances,
     /// Tokens of the prompt, which is step 0.
     prompt: Vec<u32>,
-    /// Told of every fault with its observation, to explain it.
-    explain: Option<&'m mut dyn Explainer>,
+    /// The subject's values of the layer in progress, for explanations.
+    earlier: Earlier,
+    /// Faults that are still explained: each takes time, and those behind the first seldom say more.
+    explanations: usize,
     found: Found,
     /// Bytes that injected errors may still take; `None` when none are kept.
     room: Option<usize>,
@@ -79,18 +86,6 @@ pub struct Judge<'m> {
     bounds: Option<LogitBounds>,
     /// Error that each stage's output carries, for amplification: ‖g(x_g) − c(x_c)‖ and ‖c(x_c)‖.
     carried: HashMap<Site, InputError>,
-}
-
-/// Looks for the cause of a fault.
-pub trait Explainer {
-    /// `wrong` is the output to explain, `exact` the oracle's on the same inputs, `floor` the error allowed to each element.
-    fn explain(
-        &mut self,
-        stage: &Observation<'_>,
-        wrong: &HostTensor,
-        exact: &HostTensor,
-        floor: &[f64],
-    ) -> Result<Option<Cause>>;
 }
 
 /// What the oracle says of one stage.
@@ -107,20 +102,21 @@ struct OracleView {
 
 impl<'m> Judge<'m> {
     pub fn new(
-        config: &'m Config,
+        model: &'m Model,
         reference: Contracts,
         subject: Contracts,
         tolerances: Tolerances,
         prompt: &[u32],
-        explain: Option<&'m mut dyn Explainer>,
     ) -> Self {
         Self {
-            config,
+            model,
+            config: &model.config,
             reference,
             subject,
             tolerances,
             prompt: prompt.to_vec(),
-            explain,
+            earlier: Earlier::new(),
+            explanations: MOST_EXPLANATIONS,
             found: Found::default(),
             room: None,
             layer: HashMap::new(),
@@ -309,8 +305,22 @@ impl<'m> Judge<'m> {
             head_dim: Some(self.config.head_dim),
             qtype: result.qtype(),
         });
-        if let Some(explainer) = &mut self.explain {
-            result.cause = explainer.explain(o, wrong, exact, floor)?;
+        if self.explanations > 0 {
+            self.explanations -= 1;
+            let contracts = if result.verdict == Verdict::ReferenceWrong { &self.reference } else { &self.subject };
+            let scene = Scene {
+                site: o.site,
+                start: o.start,
+                op: &o.op_subject,
+                output: wrong,
+                exact,
+                floor,
+                contract: *contracts.get(o.op_subject.kind()),
+                earlier: &self.earlier,
+                config: self.config,
+                weights: &self.model.weights,
+            };
+            result.cause = explain(&scene)?.cause();
         }
         Ok(())
     }
@@ -391,6 +401,7 @@ impl Sink for Judge<'_> {
         if stage == Stage::Logits {
             self.logits(&o);
         }
+        self.earlier.note(o.site, &o.subject);
         self.layer.insert(stage, Pair { reference: o.reference, subject: o.subject });
         self.found.stages.push(result);
         Ok(())
