@@ -1,0 +1,160 @@
+//! `diff`, `compare` and `run` on the built binary: results, exit codes, one-line errors, documents against their schemas.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn twinscope(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinscope")).args(args).output().expect("the binary runs")
+}
+
+/// Runs, checks the exit code, gives stdout.
+fn expect(code: i32, args: &[&str]) -> String {
+    let out = twinscope(args);
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
+    stdout.into_owned()
+}
+
+/// Fails with `code` and one line on stderr that has every one of `words`; nothing on stdout.
+fn refused(code: i32, args: &[&str], words: &[&str]) {
+    let out = twinscope(args);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
+    assert!(out.stdout.is_empty(), "{args:?} wrote to stdout");
+    assert_eq!(stderr.lines().filter(|l| l.starts_with("error:")).count(), 1, "{args:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{args:?}: {word:?} is not in: {stderr}");
+    }
+}
+
+fn valid(schema: &str, document: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(schema);
+    let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let document: Value = serde_json::from_str(document).expect("one JSON document on stdout");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    document
+}
+
+#[test]
+fn the_demo_agrees_at_every_stage() {
+    let document = valid("diff.schema.json", &expect(0, &["diff", "--json"]));
+    assert_eq!(document["verdict"], "agree");
+    assert_eq!(document["stages"].as_array().unwrap().len(), 3 + 4 * 24);
+    assert!(
+        document["stages"].as_array().unwrap().iter().all(|s| s["verdict"] == "ok" && s["ratio"].as_f64().is_some())
+    );
+    assert_eq!(document["first_fault"], Value::Null);
+    assert_eq!(document["judge"], "oracle");
+    assert!(document["logits"]["kld_max"].as_f64().unwrap() < 1e-9);
+}
+
+#[test]
+fn decode_steps_are_compared_too() {
+    let json = expect(0, &["diff", "--prompt", "struct", "--decode", "3", "--subject", "cpu", "--json"]);
+    let document = valid("diff.schema.json", &json);
+    let steps: Vec<u64> = document["stages"].as_array().unwrap().iter().map(|s| s["step"].as_u64().unwrap()).collect();
+    assert_eq!((steps[0], *steps.last().unwrap(), steps.len()), (0, 3, 4 * 99));
+    assert_eq!(document["logits"]["positions"], 4);
+}
+
+#[test]
+fn tolerances_decide_where_they_are_given() {
+    let one = ["diff", "--prompt", "struct", "--subject", "cpu", "--reference", "oracle"];
+    let with = |tol: &'static str| [&one[..], &["--tol", tol]].concat();
+    expect(0, &one);
+    expect(0, &with("all:ratio<=1"));
+    let text = expect(1, &with("q_proj:max_abs<=0"));
+    assert!(text.contains("FIRST FAULT  layer 0 · q_proj"), "{text}");
+    expect(0, &[&one[..], &["--no-oracle"]].concat());
+    refused(2, &with("q_prj:nmse<=1"), &["q_prj", "q_proj"]);
+    refused(2, &with("q_proj:nmse=1"), &["q_proj:nmse=1"]);
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    refused(2, &["diff", "--subject", "tpu"], &["tpu", "cpu:avx2"]);
+    refused(2, &["diff", "--subject", "cpu:sse9"], &["cpu:sse9"]);
+    refused(125, &["diff", "--subject", "gpu:no such adapter"], &["no such adapter"]);
+    refused(125, &["diff", "--subject", "gpu:99"], &["99"]);
+    refused(2, &["diff", "/no/such/model.gguf"], &["/no/such/model.gguf"]);
+    refused(2, &["diff", "--prompt", ""], &["empty"]);
+    refused(2, &["diff", "--tokens", "1,2048"], &["2048", "vocabulary"]);
+    refused(2, &["diff", "--decode", "5000"], &["context length"]);
+    refused(2, &["diff", "--prompt-file", "/no/such/prompt"], &["/no/such/prompt"]);
+    refused(2, &["diff", "--reference", "trace:/no/such/trace"], &["/no/such/trace"]);
+    refused(2, &["diff", "--report", "out.pdf"], &["out.pdf", ".html"]);
+    refused(2, &["diff", "--vary", "seed=3"], &["seed=3", "chunk="]);
+    refused(2, &["diff", "Cargo.toml"], &["Cargo.toml"]);
+    let usage = twinscope(&["diff", "--no-such-flag"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
+
+#[test]
+fn traces_are_sides_and_can_be_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let save = |name: &str, backend: &str, prompt: &str| {
+        expect(0, &["trace", "--prompt", prompt, "--backend", backend, "--save", "all", "--out", &path(name)]);
+        path(name)
+    };
+    let (a, b) = (save("a", "cpu:scalar", "fn main"), save("b", "gpu", "fn main"));
+    let document = valid("diff.schema.json", &expect(0, &["compare", &a, &b, "--json"]));
+    assert_eq!(
+        (document["schema"].as_str(), document["verdict"].as_str()),
+        (Some("twinscope.compare/1"), Some("agree"))
+    );
+    assert_eq!(document["counts"]["compared"], 99);
+    expect(1, &["compare", &a, &b, "--tol", "all:max_abs<=0"]);
+
+    let (side_a, side_b) = (format!("trace:{a}"), format!("trace:{b}"));
+    let document = expect(0, &["diff", "--reference", &side_a, "--subject", &side_b, "--json"]);
+    let document = valid("diff.schema.json", &document);
+    assert_eq!(document["reference"]["trace"].as_str(), Some(&*a));
+    expect(0, &["diff", "--subject", &side_b]);
+    refused(2, &["diff", "--subject", &side_b, "--prompt", "x"], &["--prompt"]);
+
+    let other = save("other", "cpu", "fn other");
+    refused(2, &["compare", &a, &other], &["other tokens"]);
+    let part = path("part");
+    expect(0, &["trace", "--prompt", "fn main", "--save", "logits", "--out", &part]);
+    let document = valid("diff.schema.json", &expect(0, &["compare", &a, &part, "--json"]));
+    assert_eq!(
+        (document["counts"]["compared"].as_u64(), document["counts"]["not_compared"].as_u64()),
+        (Some(1), Some(98))
+    );
+    refused(2, &["diff", "--subject", &format!("trace:{part}")], &["attn_norm"]);
+}
+
+#[test]
+fn a_backend_equals_itself() {
+    let json = expect(0, &["diff", "--vary", "repeat=2", "--prompt", "fn main", "--json"]);
+    let document = valid("vary.schema.json", &json);
+    assert_eq!(document["variations"][0]["equal"], 99);
+    let text = expect(0, &["diff", "--vary", "chunk=3,1", "--subject", "cpu", "--prompt", "let x = 1;"]);
+    assert!(text.contains("chunk=1 "), "{text}");
+}
+
+#[test]
+fn every_backend_writes_the_same_text() {
+    let run = |backend| expect(0, &["run", "--prompt", "In Rust, ownership", "-n", "12", "--backend", backend]);
+    let text = run("oracle");
+    assert!(text.starts_with("In Rust, ownership"));
+    for backend in ["cpu:scalar", "cpu", "gpu"] {
+        assert_eq!(run(backend), text, "{backend}");
+    }
+    refused(2, &["run", "-n", "5000"], &["context length"]);
+}
+
+#[test]
+fn reports_are_written_beside_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (html, xml) = (dir.path().join("r.html"), dir.path().join("r.xml"));
+    let (html, xml) = (html.to_str().unwrap(), xml.to_str().unwrap());
+    expect(0, &["diff", "--prompt", "struct", "--subject", "cpu", "--report", html, "--report", xml]);
+    assert!(std::fs::read_to_string(html).unwrap().contains("expert_down"));
+    assert!(std::fs::read_to_string(xml).unwrap().contains("<testsuite"));
+}
