@@ -19,7 +19,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Writes one JSON document to stdout, indented, with a newline at its end.
 ///
 /// # Errors
-/// Like [`print`]; also if the document has a map whose keys are not strings.
+/// Like [`print()`]; also if the document has a map whose keys are not strings.
 pub fn print_json(document: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(document).map_err(|e| Error::input(format!("json: {e}")))?;
     text.push('\n');

@@ -1,4 +1,4 @@
-//! Turns what a lockstep run observes into a [`Comparison`].
+//! Turns what a lockstep run observes into a [`Comparison`](crate::diff::outcome::Comparison).
 //!
 //! - Each stage is judged when it is made, so no more than one layer of values is held.
 //! - With a judge, the measure is the largest |error| over its rounding floor; without one, nmse thresholds. `--tol` limits

@@ -82,10 +82,10 @@ pub fn write(
     file.commit()
 }
 
-/// Like [`write`], into anything.
+/// Like [`write()`], into anything.
 ///
 /// # Errors
-/// Like [`write`]; what was written by then is no file.
+/// Like [`write()`]; what was written by then is no file.
 pub fn write_to(
     out: &mut dyn Write,
     metadata: &Metadata,

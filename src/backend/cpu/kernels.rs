@@ -13,7 +13,7 @@ use crate::quant::{self, GgmlType};
 
 /// Dequantizes whole blocks; the two lengths belong together.
 pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
-/// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is [K].
+/// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`.
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
 /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
 pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]);
@@ -171,7 +171,7 @@ impl Kernels {
 pub(super) struct Direct(Gemv);
 
 impl Direct {
-    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values, `x` is [K].
+    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`.
     pub fn run(self, w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `Kernels::of` has checked the processor.
         unsafe { (self.0)(w, row_bytes, x, out) }

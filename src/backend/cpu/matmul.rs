@@ -25,7 +25,7 @@ const GEMV_BYTES: usize = 64 << 10;
 /// Rows of x that go through one expert's matrix.
 pub(super) struct Job<'a> {
     pub expert: usize,
-    /// [K] each.
+    /// `[K]` each.
     pub x: Vec<&'a [f32]>,
     /// The row of the result that each of `x` makes.
     pub out: Vec<usize>,

@@ -28,12 +28,12 @@ fn sum(terms: impl ExactSizeIterator<Item = f32>) -> f32 {
     total
 }
 
-/// Σ x·w. `x` and `w` are [n].
+/// Σ x·w. `x` and `w` are `[n]`.
 pub fn dot(x: &[f32], w: &[f32]) -> f32 {
     sum(x.iter().zip(w).map(|(x, w)| x * w))
 }
 
-/// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times [n], `out` is [T, rows].
+/// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times `[n]`, `out` is [T, rows].
 pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
     for (t, x) in x.iter().enumerate() {
         for r in 0..rows {
@@ -42,7 +42,7 @@ pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32
     }
 }
 
-/// x / √(mean(x²) + eps) · weight. `x`, `weight` and `out` are [n].
+/// x / √(mean(x²) + eps) · weight. `x`, `weight` and `out` are `[n]`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let mean = sum(x.iter().map(|x| x * x)) / x.len() as f32;
     let scale = 1.0 / (mean + eps).sqrt();
@@ -59,7 +59,7 @@ pub fn rope_angles(pos: usize, head_dim: usize, base: f64, out: &mut [[f32; 2]])
     }
 }
 
-/// Rotates the pairs (i, i + D/2) of one head. `x` and `out` are [D], `angles` is [D/2].
+/// Rotates the pairs (i, i + D/2) of one head. `x` and `out` are `[D]`, `angles` is [D/2].
 pub fn rope(x: &[f32], angles: &[[f32; 2]], out: &mut [f32]) {
     let half = angles.len();
     for (i, &[cos, sin]) in angles.iter().enumerate() {
@@ -79,7 +79,7 @@ pub fn max(x: &[f32]) -> f32 {
     x.iter().copied().fold(f32::NEG_INFINITY, |max, x| if max.is_nan() || x <= max { max } else { x })
 }
 
-/// exp(x − max x) / Σ exp(x − max x). `x` and `out` are [n].
+/// exp(x − max x) / Σ exp(x − max x). `x` and `out` are `[n]`.
 ///
 /// A NaN among `x` makes every value NaN, as does +∞: neither has a maximum to subtract.
 pub fn softmax(x: &[f32], out: &mut [f32]) {
@@ -93,21 +93,21 @@ pub fn softmax(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Σ_s probs[s] · v[s] over the positions of `probs`. `probs` is [seen], row s of `v` starts at s·stride, `out` is [D].
+/// Σ_s `probs[s]` · `v[s]` over the positions of `probs`. `probs` is `[seen]`, row s of `v` starts at s·stride, `out` is `[D]`.
 pub fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
     for (d, out) in out.iter_mut().enumerate() {
         *out = sum(probs.iter().enumerate().map(|(s, p)| p * v[s * stride + d]));
     }
 }
 
-/// a + b. All are [n].
+/// a + b. All are `[n]`.
 pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
     for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
         *out = a + b;
     }
 }
 
-/// The ids of the `out.len()` largest of `probs`, descending; ties to the lower id. `probs` is [E], `out` is [K].
+/// The ids of the `out.len()` largest of `probs`, descending; ties to the lower id. `probs` is `[E]`, `out` is `[K]`.
 ///
 /// NaN comes before every number, so that it is chosen and stays visible downstream rather than vanishing here.
 pub fn router_top_k(probs: &[f32], out: &mut [u32]) {
@@ -121,7 +121,7 @@ pub fn router_top_k(probs: &[f32], out: &mut [u32]) {
     out.copy_from_slice(&ids[..out.len()]);
 }
 
-/// probs at ids, divided by their sum if `renormalise`. `probs` is [E], `ids` and `out` are [K].
+/// probs at ids, divided by their sum if `renormalise`. `probs` is `[E]`, `ids` and `out` are `[K]`.
 pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, out: &mut [f32]) {
     for (out, &id) in out.iter_mut().zip(ids) {
         *out = probs[id as usize];
@@ -134,14 +134,14 @@ pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, out: &mut [
     }
 }
 
-/// gate · sigmoid(gate) · up. All are [n].
+/// gate · sigmoid(gate) · up. All are `[n]`.
 pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate / (1.0 + (-gate).exp()) * up;
     }
 }
 
-/// Σ_k weights[k] · down[k]. `down` is [K, H], `weights` is [K], `out` is [H].
+/// Σ_k `weights[k]` · `down[k]`. `down` is [K, H], `weights` is `[K]`, `out` is `[H]`.
 pub fn combine(down: &[f32], weights: &[f32], out: &mut [f32]) {
     let hidden = out.len();
     for (h, out) in out.iter_mut().enumerate() {

@@ -13,7 +13,7 @@ use crate::error::Result;
 struct Norm {
     n: usize,
     eps: f64,
-    /// [n], or shorter and repeated.
+    /// `[n]`, or shorter and repeated.
     weight: Vec<f64>,
     /// Subtract the mean.
     centred: bool,

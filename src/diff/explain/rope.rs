@@ -1,4 +1,4 @@
-//! Mistakes in the rotary embedding. The stage with its angle and its pairing left open is [`Turn`]; each hypothesis fills them in.
+//! Mistakes in the rotary embedding. The stage with its angle and its pairing left open is `Turn`; each hypothesis fills them in.
 
 use super::super::floor::TINY;
 use super::super::floor::sum::roundoff;

@@ -216,7 +216,7 @@ pub(super) fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f
     }
 }
 
-/// Σ_s probs[s] · row(s), in blocks.
+/// Σ_s `probs[s]` · row(s), in blocks.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [V; W]) -> [V; W] {

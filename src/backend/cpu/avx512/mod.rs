@@ -197,7 +197,7 @@ pub(super) fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f
     }
 }
 
-/// Σ_s probs[s] · row(s), in blocks.
+/// Σ_s `probs[s]` · row(s), in blocks.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [__m512; W]) -> [__m512; W] {
