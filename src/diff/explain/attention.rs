@@ -342,12 +342,16 @@ pub fn cache<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         let row = move || -> CacheRow<'a> { Box::new(move |p| row(p, sizes)) };
         all.extend(changed(case, what, |s| s.row = row(), |c| c.row = row()));
     }
-    // The rows that are first seen where something is wrong, and then the latest.
-    let first = case.wrong.first().map_or(0, |_| {
-        let token = |i: &usize| if case.is_attention_matrix() { i % s } else { start + i / case.cols() };
-        case.wrong.iter().map(token).min().unwrap_or(0)
-    });
-    let rows = (first..s).take(ROWS / 2).chain((first + ROWS / 2..s).rev().take(ROWS / 2)).collect::<Vec<_>>();
+    // Scores say which keys are wrong; a context does not, so all rows are tried, or the first and the latest.
+    let mut rows: Vec<usize> = match case.is_attention_matrix() {
+        true => case.wrong.iter().map(|i| i % s).collect(),
+        false => (0..s).collect(),
+    };
+    rows.sort_unstable();
+    rows.dedup();
+    if rows.len() > ROWS {
+        rows.drain(ROWS / 4..rows.len() - ROWS * 3 / 4);
+    }
     for p in rows {
         let mut one = |what: String, other: Option<usize>| {
             let row = move || -> CacheRow<'a> { Box::new(move |at| if at == p { other } else { Some(at) }) };

@@ -33,11 +33,12 @@ impl Point {
         Self { value, floor: 0.0 }
     }
     /// The error that `output` has against this, over the floor. Two values that are not finite are alike: which of NaN and
-    /// infinity comes out depends on the order of a sum.
+    /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite.
     pub fn residual(self, output: f64) -> f64 {
-        if !output.is_finite() && !self.value.is_finite() || output == self.value {
+        let finite = |x: f64| x.abs() <= f32::MAX as f64;
+        if !finite(output) && !finite(self.value) || output == self.value {
             0.0
-        } else if output.is_finite() && self.value.is_finite() && self.floor.is_finite() {
+        } else if finite(output) && finite(self.value) && self.floor.is_finite() {
             (output - self.value).abs() / self.floor
         } else {
             f64::INFINITY
@@ -57,13 +58,15 @@ pub struct Variant<'a> {
     /// Its floor allows for more than rounding in the contract's arithmetic, so that only how much of the error it accounts for tells
     /// anything, and its residual cannot be held against others'.
     pub loose: bool,
+    /// What speaks for it, in nats, where that is neither its floor nor the error that it accounts for.
+    pub evidence: Option<f64>,
     at: Box<At<'a>>,
 }
 
 impl<'a> Variant<'a> {
     /// From a function of many elements at once, asked for in ascending order.
     pub fn new(what: impl Into<String>, at: impl Fn(&[usize]) -> Result<Vec<Point>> + 'a) -> Self {
-        Self { what: what.into(), fitted: 0, loose: false, at: Box::new(at) }
+        Self { what: what.into(), fitted: 0, loose: false, evidence: None, at: Box::new(at) }
     }
 
     /// From a function of one element.
@@ -95,6 +98,13 @@ impl<'a> Variant<'a> {
     /// Says that its floor is wide.
     pub fn loosely(mut self) -> Self {
         self.loose = true;
+        self
+    }
+
+    /// Says what speaks for it besides its floor, which is wide.
+    pub fn with_evidence(mut self, nats: f64) -> Self {
+        self.loose = true;
+        self.evidence = Some(nats);
         self
     }
 

@@ -90,7 +90,9 @@ pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
 /// nothing; but of n unrelated errors it would leave a share q of the energy with a chance of about q^(n/2).
 fn evidence(case: &Case<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
     let nats = |i: &usize| case.right(*i).residual(case.output[*i]).ln().min(ELEMENT);
-    let evidence: f64 = if variant.loose {
+    let evidence: f64 = if let Some(nats) = variant.evidence {
+        nats
+    } else if variant.loose {
         0.5 * found.elements as f64 * (found.error / found.left.max(f64::MIN_POSITIVE)).ln()
     } else {
         case.wrong.iter().map(nats).sum()
@@ -147,20 +149,22 @@ fn reproduces<'r>(case: &Case<'_>, variant: &Variant<'_>, elements: &[usize]) ->
         }
     }
     let found = Match { residual, region: None, error, left, elements: elements.len() };
-    Ok((left <= UNACCOUNTED * error).then_some(found))
+    let accounted = left <= UNACCOUNTED * error || variant.evidence.is_some();
+    Ok(accounted.then_some(found))
 }
 
-/// The best of what does not fit, its residual taken over the whole stage.
+/// The best of what does not fit, its residual taken over the whole stage, or over a larger sample where the stage is large.
 fn nearest(case: &Case<'_>, mut rest: Vec<(Tried, Variant<'_>)>) -> Result<Option<Tried>> {
+    const MOST: usize = 1 << 16;
     rest.sort_by(|a, b| a.0.residual.total_cmp(&b.0.residual));
-    let all: Vec<usize> = (0..case.output.len()).collect();
-    // The sample underestimates: the best by it need not be the best.
+    let sample: Vec<usize> = (0..case.output.len()).step_by(case.output.len().div_ceil(MOST).max(1)).collect();
+    // The first sample underestimates: the best by it need not be the best.
     let mut best: Option<Tried> = None;
     for (mut tried, variant) in rest.into_iter().take(4) {
         if best.as_ref().is_some_and(|b| b.residual <= tried.residual) {
             break;
         }
-        tried.residual = case.residual(&all, &variant.at(&all)?)?;
+        tried.residual = tried.residual.max(case.residual(&sample, &variant.at(&sample)?)?);
         if best.as_ref().is_none_or(|b| tried.residual < b.residual) {
             best = Some(tried);
         }

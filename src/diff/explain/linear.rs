@@ -11,7 +11,7 @@ use super::super::floor::TINY;
 use super::super::floor::sum::{Terms, activation_error};
 use super::case::{Case, Point, Variant};
 use crate::backend::oracle::dequant;
-use crate::backend::{Op, Weight};
+use crate::backend::{Contract, Op, Weight};
 use crate::error::Result;
 use crate::stage::Stage;
 
@@ -62,8 +62,12 @@ impl<'a> Linear<'a> {
     /// The floor is the stage's: the bound on each sum of products beside the sum of offsets, what the activation type loses,
     /// and what may be flushed.
     pub fn variant(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
-        let this = self;
-        let (contract, lambda) = (case.scene.contract, case.lambda);
+        self.under(case, case.scene.contract, what)
+    }
+
+    /// With the floor of another contract.
+    pub fn under(self, case: &'a Case<'a>, contract: Contract, what: impl Into<String>) -> Variant<'a> {
+        let (this, lambda) = (self, case.lambda);
         Variant::new(what, move |indices| {
             let (k, n) = (this.k, this.n);
             // By weight row, so that each is decoded once.
@@ -256,20 +260,23 @@ pub fn lanes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let Some((stated, _)) = Linear::stated(case) else { return Ok(vec![]) };
     let k = stated.k;
     let mut all = Vec::new();
-    for lanes in [4, 8, 16, 32, 64, 128, 256] {
-        for run in [1, 2, 4, 8, 16, 32, 64] {
+    for run in [1, 2, 4, 8, 16, 32, 64] {
+        for lanes in [64, 32, 16, 8, 128, 256, 4] {
             // A lane without terms is no lane, and one turn of runs is a range.
             if lanes * run > k {
                 continue;
             }
+            let terms = if run == 1 { String::new() } else { format!(", of {run} terms at a time,") };
             let halves = std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2));
             for summed in halves.chain([lanes - 1]) {
-                let what = format!("only lanes 0–{} of {lanes}, of {run} terms at a time, summed", summed - 1);
+                let what = format!("only lanes 0–{} of {lanes}{terms} summed", summed - 1);
                 all.extend(weighed(case, what, |i| (i / run % lanes < summed) as u8 as f64));
             }
-            let what = format!("only the odd half of {lanes} lanes, of {run} terms at a time, summed");
+            let what = format!("only the odd half of {lanes} lanes{terms} summed");
             all.extend(weighed(case, what, |i| (i / run % 2) as f64));
         }
+    }
+    for lanes in [4, 8, 16, 32, 64] {
         let run = k / lanes;
         if run > 64 {
             for summed in std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2)) {

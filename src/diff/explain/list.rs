@@ -1,7 +1,7 @@
 //! The list. A row is a hypothesis: its id, what the mistake is, where it may befall, and the function that gives its variants.
 //!
 //! Where several reproduce an output and are equally simple, the first in the list is named first: so what says why stands before
-//! what only says what.
+//! what only says what. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
 use super::{Hypothesis, attention, linear, norm, pointwise, precision, rope, routing, weights, whole};
 use crate::backend::OpKind;
@@ -10,7 +10,8 @@ const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
 const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul];
 const ATTENTION: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnProbs, OpKind::AttnContext];
 const READS_CACHE: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnContext];
-const SUMS: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext];
+/// Products of two operands, or of one and a weight.
+const PRODUCTS: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext];
 
 /// Every operation that makes a stage.
 pub(super) const ANY: &[OpKind] = &[
@@ -39,6 +40,8 @@ macro_rules! list {
 }
 
 list! {
+    "not-finite"          "NaN or infinity whatever the inputs"                                         ANY, whole::not_finite;
+
     "rope-pairing"        "NORM pairing (2i with 2i + 1) for NEOX"                                      &[OpKind::Rope], rope::norm_pairing;
     "rope-base"           "another base: those that models use, and the one that fits the angles"       &[OpKind::Rope], rope::other_base;
     "rope-first-head"     "only head 0 rotated"                                                         &[OpKind::Rope], rope::first_head_only;
@@ -74,9 +77,9 @@ list! {
     "embedding-row"       "another token's row"                                                         &[OpKind::Embed], weights::other_token;
 
     "kv-head"             "another KV head (or probabilities) for a query head"                         READS_CACHE, attention::kv_head;
+    "kv-cache"            "cache rows stale, empty, shifted, or this call's not written"                READS_CACHE, attention::cache;
     "mask"                "a mask off by one or more keys, from the call's first, or none"              ATTENTION, attention::mask;
     "attention-scale"     "no scale 1/√D, applied twice, or of another width"                           ATTENTION, attention::scale;
-    "kv-cache"            "cache rows stale, empty, shifted, or this call's not written"                READS_CACHE, attention::cache;
     "attention-operand"   "q, k or v from before their norm or rope, or one for another"                READS_CACHE, attention::other_operand;
     "attention-softmax"   "a softmax without division, without subtracting the largest, or none"        &[OpKind::AttnProbs], attention::softmax_kind;
 
@@ -93,11 +96,10 @@ list! {
     "residual"            "a residual dropped, added twice, or another stream's"                        &[OpKind::Add], pointwise::residual;
 
     "int8-activations"    "inputs as int8 with one scale a block (Q8_0, Q8_K)"                          PRODUCT, precision::int8;
-    "input-precision"     "inputs or weights rounded to f16 or bf16"                                    SUMS, precision::inputs;
-    "sum-precision"       "sums in f16 or bf16, in one of several orders"                               SUMS, precision::sums;
+    "input-precision"     "inputs or weights rounded to f16 or bf16"                                    PRODUCTS, precision::inputs;
     "output-precision"    "the result rounded to f16 or bf16"                                           ANY, precision::output;
+    "sum-precision"       "sums in f16 or bf16"                              PRODUCT, precision::sums;
 
-    "not-finite"          "NaN or infinity whatever the inputs"                                         ANY, whole::not_finite;
     "zero"                "zeros: nothing written"                                                      ANY, whole::zero;
     "misplaced"           "right values in other rows, columns or heads; written by columns"            ANY, whole::misplaced;
     "factor"              "the right values times one number, or with the sign flipped"                 ANY, whole::factor;

@@ -1,5 +1,8 @@
 //! Scenes from the golden activations, with outputs that a mistake would make.
 
+mod by_hand;
+mod sweep;
+
 use std::collections::HashMap;
 
 use safetensors::{Dtype, SafeTensors};
@@ -238,38 +241,4 @@ fn explained(w: &World, site: Site, output: &HostTensor, id: &str, words: &str) 
 
 fn f32s(t: HostTensor) -> HostTensor {
     HostTensor::f32(&t.shape, t.to_f32())
-}
-
-#[test]
-fn rope_mistakes_are_told_apart() {
-    let w = world();
-    let site = Site::layer(1, Stage::QRope);
-    let op = w.op(site);
-    let Op::Rope { x, start, head_dim, base } = &op else { unreachable!() };
-    let with = |base: f64| f32s(evaluate(&Op::Rope { x: &**x, start: *start, head_dim: *head_dim, base }).unwrap());
-    explained(&w, site, &with(1e4), "rope-base", "base 10000 ");
-    explained(&w, site, &with(1e7), "rope-base", "base 10000000 ");
-    explained(&w, site, &with(123456.0), "rope-base", "base 123456 ");
-    let later = f32s(evaluate(&Op::Rope { x: &**x, start: 1, head_dim: *head_dim, base: *base }).unwrap());
-    explained(&w, site, &later, "rope-position", "off by +1");
-    explained(&w, site, &x.as_ref().clone(), "rope-missing", "no rope");
-    // NORM pairing, by hand.
-    let (xs, d) = (x.to_f64(), *head_dim);
-    let mut norm = xs.clone();
-    for (t, row) in norm.chunks_exact_mut(x.cols()).enumerate() {
-        for head in row.chunks_exact_mut(d) {
-            for i in 0..d / 2 {
-                let (sin, cos) = (t as f64 * base.powf(-2.0 * i as f64 / d as f64)).sin_cos();
-                let (a, b) = (head[2 * i], head[2 * i + 1]);
-                (head[2 * i], head[2 * i + 1]) = (a * cos - b * sin, a * sin + b * cos);
-            }
-        }
-    }
-    explained(&w, site, &f32s(HostTensor::f64(&x.shape, norm)), "rope-pairing", "NORM");
-    // Only head 0.
-    let mut first = made(&op).to_f32();
-    for (i, y) in first.iter_mut().enumerate().filter(|(i, _)| i % x.cols() >= d) {
-        *y = xs[i] as f32;
-    }
-    explained(&w, site, &HostTensor::f32(&x.shape, first), "rope-first-head", "head 0");
 }
