@@ -12,8 +12,10 @@ use crate::diff::vary::Vary;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::ReportFile;
+use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
+use crate::stage::Stage;
 use crate::trace::recorded::Recorded;
 use crate::trace::store::{Run, Trace};
 
@@ -107,8 +109,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
             options.decode = args.decode;
         }
     }
-    let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judge: oracle.as_mut() };
-    let mut comparison = diff(&model, sides, &options)?;
+    let mut run = |options: &DiffOptions| {
+        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judge: oracle.as_mut() };
+        diff(&model, sides, options)
+    };
+    let mut comparison = run(&options)?;
+    if options.force_routing {
+        let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;
+        comparison.notes.push(vanished(&own, &comparison));
+    }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
     comparison.next = comparison.fault().map(|fault| next(args, fault));
@@ -117,6 +126,22 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// What is left of the logits' error when the subject computes with the reference's choice of experts.
+fn vanished(own: &Comparison, forced: &Comparison) -> String {
+    let error = |c: &Comparison| -> f64 {
+        let logits = c.stages.iter().filter(|s| s.site.stage == Stage::Logits);
+        logits.filter_map(|s| s.total.metrics()).map(|m| m.error_norm * m.error_norm).sum()
+    };
+    let flips =
+        |c: &Comparison| c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.flips.len()).sum::<usize>();
+    let (before, after) = (error(own), error(forced));
+    let share = match before > 0.0 {
+        true => format!("{} of the logits' squared error vanishes", percent(1.0 - after / before)),
+        false => "the logits have no error to begin with".into(),
+    };
+    format!("the subject computes with the reference's experts: {share}; its own routing has {} flips", flips(own))
 }
 
 /// The command that takes the first fault apart.

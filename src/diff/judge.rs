@@ -240,6 +240,19 @@ impl<'m> Judge<'m> {
         }))
     }
 
+    /// Adds the error of the weights, by expert id, to the routing that they belong to.
+    fn weigh(&mut self, o: &Observation<'_>) {
+        let Some(ids) = self.layer.get(&Stage::RouterIds) else { return };
+        let experts = self.config.moe.as_ref().map_or(0, |m| m.experts);
+        let side = |ids, weights| Routing { ids, weights: Some(weights), probs: None, logits: None };
+        let weighed =
+            compare_routing(side(&ids.reference, &o.reference), side(&ids.subject, &o.subject), experts, o.start);
+        if let (Ok(weighed), Some(LayerRouting { routing: Ok(routing), .. })) = (weighed, self.found.routing.last_mut())
+        {
+            routing.weight_error = weighed.weight_error;
+        }
+    }
+
     /// Remembers what a flip will be held against, when the router's logits are made.
     fn bound_logits(&mut self, o: &Observation<'_>, view: &OracleView) -> Result<()> {
         let Some([exact_c, exact_g]) = &o.judged else { return Ok(()) };
@@ -398,6 +411,9 @@ impl Sink for Judge<'_> {
             }
         }
         self.keep(&o);
+        if stage == Stage::RouterWeights {
+            self.weigh(&o);
+        }
         if stage == Stage::Logits {
             self.logits(&o);
         }
