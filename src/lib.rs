@@ -1,6 +1,7 @@
 //! twinscope runs a quantized GGUF model on two backends in lockstep, reads every sub-stage back, and names the first stage
 //! whose own error is more than rounding explains. See `ARCHITECTURE.md` for the map.
 
+pub mod atomic_dir;
 pub mod atomic_file;
 pub mod backend;
 pub mod cli;
@@ -10,6 +11,7 @@ pub mod gguf;
 pub mod model;
 pub mod quant;
 pub mod report;
+pub mod repro;
 pub mod stage;
 pub mod synth;
 pub mod trace;

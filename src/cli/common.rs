@@ -114,12 +114,20 @@ impl BackendArgs {
                 let level = Level::from_name(level).ok_or_else(|| unknown_backend(name))?;
                 Ok(Box::new(Erased(CpuBackend::new(Some(level), threads)?)))
             }
-            ("gpu", detail) => {
-                let selector = detail.map_or(AdapterSelector::Best, AdapterSelector::parse);
-                Ok(Box::new(Erased(GpuBackend::new(&selector, GpuOptions::default())?)))
-            }
-            _ => Err(unknown_backend(name)),
+            _ => match gpu_selector(name) {
+                Some(selector) => Ok(Box::new(Erased(GpuBackend::new(&selector, GpuOptions::default())?))),
+                None => Err(unknown_backend(name)),
+            },
         }
+    }
+}
+
+/// The adapter that a backend called `name` is: of `gpu`, `gpu:N` and `gpu:NAME`.
+pub fn gpu_selector(name: &str) -> Option<AdapterSelector> {
+    match name.split_once(':') {
+        None if name == "gpu" => Some(AdapterSelector::Best),
+        Some(("gpu", detail)) => Some(AdapterSelector::parse(detail)),
+        _ => None,
     }
 }
 

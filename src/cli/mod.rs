@@ -17,6 +17,7 @@ mod export;
 mod import;
 mod inspect;
 mod output;
+mod repro;
 mod run;
 mod synth;
 mod trace;
@@ -47,6 +48,7 @@ enum Verb {
     Export(export::Args),
     Import(import::Args),
     Inspect(inspect::Args),
+    Repro(Box<repro::Args>),
     Run(run::Args),
     Synth(Box<synth::Args>),
     Trace(Box<trace::Args>),
@@ -83,6 +85,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Export(args) => export::run(&args),
         Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Repro(args) => repro::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Synth(args) => synth::run(&args),
         Verb::Trace(args) => trace::run(&args),

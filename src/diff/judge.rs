@@ -351,7 +351,7 @@ fn producer(site: Site, input: Stage) -> Site {
 
 /// subject − expected, element by element. Where the expected value is not finite the inputs were not: the subject then
 /// errs only if it lost that. Elements of another count have no error to speak of; their shapes are compared elsewhere.
-fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
+pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
     subject
         .to_f64()
         .iter()

@@ -1,0 +1,256 @@
+//! `repro`: a failing stage as a folder that fails alone; `repro run`: that folder again, anywhere.
+
+mod rerun;
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::Result;
+use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::{AnyBackend, Backend, BackendInfo};
+use crate::cli::Outcome;
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, gpu_selector, prepare};
+use crate::cli::output::{print, print_json};
+use crate::diff::pattern::Pattern;
+use crate::error::Error;
+use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::repro::capture::{Run, Wanted};
+use crate::repro::manifest::{InTheRun, Reference, Shrinking};
+use crate::repro::verdict::Figures;
+use crate::repro::{Options, RUNS, Subject, Verdict, make};
+use crate::stage::{STAGES, Scope, Site, Stage};
+use crate::trace::select::{has_expert_rows, nearest, stages_named};
+
+/// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs
+/// it again.
+///
+/// The folder has the operation, its operands, the float64 oracle's result with the floor of each element, and, for a GPU,
+/// each kernel's WGSL source with its parameters and buffers. Exit code 1: the stage fails; 0: there is nothing to reproduce.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    model: ModelArg,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// The layer; none for the whole-model stages
+    #[arg(long, value_name = "N")]
+    layer: Option<u32>,
+    /// The stage, by its name or an alias
+    #[arg(long, value_name = "STAGE", required = true)]
+    stage: Option<String>,
+    /// Only the rows of this expert
+    #[arg(long, value_name = "E")]
+    expert: Option<u32>,
+    /// Only this position, in the call that has it
+    #[arg(long, value_name = "P")]
+    position: Option<usize>,
+    /// The side to examine
+    #[arg(long, value_name = "BACKEND", default_value = "gpu")]
+    subject: String,
+    /// The side that chooses decoded tokens, and runs the folder's operands too
+    #[arg(long, value_name = "BACKEND", default_value = "cpu:scalar")]
+    reference: String,
+    /// Decode this many tokens after the prompt, each the reference's choice
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    decode: usize,
+    /// Prompt tokens run at a time
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
+    /// Runs that the search for the smallest failing case may take; 0 keeps all of it
+    #[arg(long, value_name = "N", default_value_t = RUNS)]
+    runs: usize,
+    /// The folder to write
+    #[arg(long, value_name = "DIR", required = true)]
+    out: Option<PathBuf>,
+    /// Replace the repro folder in DIR
+    #[arg(long)]
+    force: bool,
+    /// Write the stage even if it does not fail
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backends: BackendArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Run(rerun::Args),
+}
+
+/// What both commands found.
+#[derive(Serialize)]
+struct Document {
+    schema: &'static str,
+    /// `make` or `run`.
+    action: &'static str,
+    layer: Option<u32>,
+    stage: String,
+    verdict: Verdict,
+    subject: BackendInfo,
+    /// Shape of the result that was run alone.
+    shape: Vec<usize>,
+    /// Alone; `null` where the stage does not fail in the run.
+    alone: Option<Figures>,
+    /// Of the error alone, in the coordinates of the case.
+    pattern: Option<Pattern>,
+    in_the_run: InTheRun,
+    reference: Option<Reference>,
+    shrinking: Option<Shrinking>,
+    kernels: Vec<String>,
+    /// The folder, where there is one.
+    folder: Option<PathBuf>,
+    notes: Vec<String>,
+}
+
+const SCHEMA: &str = "twinscope.repro-result/1";
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    match &args.command {
+        Some(Command::Run(args)) => rerun::run(args),
+        None => from_model(args),
+    }
+}
+
+fn emit(document: &Document, json: bool) -> Result<()> {
+    if json { print_json(document) } else { print(&text::render(document)) }
+}
+
+fn from_model(args: &Args) -> Result<Outcome> {
+    let (Some(stage), Some(out)) = (&args.stage, &args.out) else {
+        return Err(Error::usage("--stage and --out are needed"));
+    };
+    let model = args.model.open()?;
+    let prompt = args.prompt.resolve(&model)?;
+    let wanted = wanted(args, stage, &model)?;
+    let positions = prompt.tokens.len().saturating_add(args.decode);
+    if positions > model.config.context {
+        return Err(Error::usage(format!(
+            "{} prompt tokens and --decode {} are {positions} positions; the context length of {} is {}",
+            prompt.tokens.len(),
+            args.decode,
+            model.config.name,
+            model.config.context
+        )));
+    }
+    if let Some(p) = args.position.filter(|p| *p >= positions) {
+        return Err(Error::usage(format!("--position {p}: the run has positions 0 to {}", positions - 1)));
+    }
+    let mut reference = args.backends.open(&args.reference)?;
+    let tokens = decoded(args, &model, &mut reference, &prompt.tokens)?;
+    let run = Run { tokens: &tokens, prompt: prompt.tokens.len(), chunk: args.chunk as usize };
+    let job = Job { args, model: &model, run: &run, wanted, out };
+    match gpu_selector(&args.subject) {
+        Some(selector) => job.finish(GpuBackend::new(&selector, GpuOptions::default())?, reference),
+        None => job.finish(args.backends.open(&args.subject)?, reference),
+    }
+}
+
+/// The stage that the arguments name, held against the model.
+fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
+    let moe = model.config.moe.as_ref();
+    let exists = |stage: &Stage| match stage.info().scope {
+        Scope::Model | Scope::Layer => true,
+        Scope::MoeLayer => moe.is_some(),
+        Scope::DenseLayer => moe.is_none(),
+    };
+    let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
+    let stage = match named[..] {
+        [stage] => stage,
+        [] => {
+            let names = nearest(name, STAGES.iter().filter(|s| exists(&s.stage)).map(|s| s.name));
+            return Err(Error::usage(format!("--stage {name:?}: this model has no such stage; the nearest: {names}")));
+        }
+        _ => {
+            let names: Vec<&str> = named.iter().map(|s| s.name()).collect();
+            return Err(Error::usage(format!("--stage {name:?}: one of {}", names.join(", "))));
+        }
+    };
+    let layers = model.config.layers;
+    match (args.layer, stage.info().scope == Scope::Model) {
+        (Some(n), true) => return Err(Error::usage(format!("--layer {n}: {stage} belongs to no layer"))),
+        (None, false) => return Err(Error::usage(format!("--stage {stage}: --layer is needed, 0 to {}", layers - 1))),
+        (Some(n), false) if n as usize >= layers => {
+            return Err(Error::usage(format!("--layer {n}: the model has layers 0 to {}", layers - 1)));
+        }
+        _ => {}
+    }
+    if let Some(expert) = args.expert {
+        let experts = moe.map_or(0, |m| m.experts);
+        if !has_expert_rows(stage) {
+            return Err(Error::usage(format!("--expert {expert}: {stage} has no rows of single experts")));
+        }
+        if expert as usize >= experts {
+            return Err(Error::usage(format!("--expert {expert}: a layer has experts 0 to {}", experts - 1)));
+        }
+    }
+    Ok(Wanted { site: Site { layer: args.layer, stage }, position: args.position, expert: args.expert })
+}
+
+/// The prompt, and what the reference decodes after it.
+fn decoded(args: &Args, model: &Model, reference: &mut AnyBackend, prompt: &[u32]) -> Result<Vec<u32>> {
+    let mut tokens = prompt.to_vec();
+    if args.decode == 0 {
+        return Ok(tokens);
+    }
+    prepare(reference, model)?;
+    let mut session = Session::new(reference, &model.config, prompt.len() + args.decode)?;
+    let mut logits = None;
+    for chunk in prompt.chunks(args.chunk as usize) {
+        logits = Some(forward(reference, model, &mut session, chunk, LogitRows::Last)?);
+    }
+    while let Some(of) = logits.take() {
+        tokens.push(greedy(&reference.read(&of)?)?);
+        if tokens.len() < prompt.len() + args.decode {
+            let last = &tokens[tokens.len() - 1..];
+            logits = Some(forward(reference, model, &mut session, last, LogitRows::Last)?);
+        }
+    }
+    Ok(tokens)
+}
+
+/// A folder to be made.
+struct Job<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    run: &'a Run<'a>,
+    wanted: Wanted,
+    out: &'a Path,
+}
+
+impl Job<'_> {
+    fn finish<S: Subject>(self, mut subject: S, mut reference: AnyBackend) -> Result<Outcome> {
+        let Job { args, model, run, wanted, out } = self;
+        prepare(&mut subject, model)?;
+        let options = Options { runs: args.runs, keep: args.keep };
+        let made = make(&mut subject, &mut reference, model, run, &wanted, options, (out, args.force))?;
+        let verdict = made.verdict;
+        let written = made.written.as_ref();
+        let document = Document {
+            schema: SCHEMA,
+            action: "make",
+            layer: wanted.site.layer,
+            stage: wanted.site.stage.name().into(),
+            verdict,
+            subject: subject.info(),
+            reference: written.map(|w| w.reference.clone()),
+            shrinking: written.map(|w| w.shrinking),
+            kernels: written.map_or(Vec::new(), |w| w.kernels.clone()),
+            notes: written.map_or(Vec::new(), |w| w.notes.clone()),
+            folder: written.map(|_| out.to_path_buf()),
+            shape: made.shape,
+            alone: made.alone,
+            pattern: made.pattern,
+            in_the_run: made.in_the_run,
+        };
+        emit(&document, args.json)?;
+        Ok(if verdict == Verdict::Ok { Outcome::Ok } else { Outcome::Diverged })
+    }
+}

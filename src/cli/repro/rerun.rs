@@ -1,0 +1,113 @@
+//! `repro run`: a folder's operation alone, on any backend.
+
+use std::path::PathBuf;
+
+use super::{Document, SCHEMA, emit};
+use crate::Result;
+use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::{Backend, HostTensor};
+use crate::cli::Outcome;
+use crate::cli::common::{BackendArgs, gpu_selector};
+use crate::error::Error;
+use crate::repro::shaders::FolderShaders;
+use crate::repro::{Folder, Subject, Verdict};
+
+/// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 125: it cannot run here.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// The backend [default: the one that the folder was made on]
+    #[arg(long, value_name = "BACKEND")]
+    subject: Option<String>,
+    /// Whose WGSL a GPU compiles: the folder's, which may have been edited, or this program's own
+    #[arg(long, value_name = "WHOSE", default_value = "folder", value_parser = ["folder", "built-in"])]
+    shaders: String,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backends: BackendArgs,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let folder = Folder::open(&args.dir)?;
+    let name = args.subject.as_deref().unwrap_or(&folder.manifest.subject.info.backend);
+    match gpu_selector(name) {
+        Some(selector) => {
+            let shaders = (args.shaders == "folder" && !folder.shaders.is_empty())
+                .then(|| FolderShaders::new(folder.shaders.clone()));
+            let options = shaders.as_ref().map_or(GpuOptions::default(), |s| s.options());
+            let mut gpu = GpuBackend::new(&selector, options)?;
+            let (output, kernels) = run_on(&folder, &mut gpu)?;
+            let mut notes = Vec::new();
+            match &shaders {
+                Some(shaders) => notes.extend(
+                    shaders
+                        .not_replaced()?
+                        .iter()
+                        .map(|kernel| format!("kernel {kernel} is not in the folder: this program's own was run")),
+                ),
+                None if args.shaders == "folder" => {
+                    notes.push("the folder has no shaders: this program's own were run".into());
+                }
+                None => {}
+            }
+            finish(args, &folder, &gpu, output, kernels, notes)
+        }
+        None => {
+            let mut backend = args.backends.open(name)?;
+            let (output, kernels) = run_on(&folder, &mut backend)?;
+            finish(args, &folder, &backend, output, kernels, Vec::new())
+        }
+    }
+}
+
+/// The result, and the kernels that made it where that is known.
+fn run_on<S: Subject>(folder: &Folder, subject: &mut S) -> Result<(HostTensor, Vec<String>)> {
+    let missing = subject.unsupported(&folder.needs());
+    if !missing.is_empty() {
+        let name = subject.info().backend;
+        return Err(Error::cannot_run(format!("{name} cannot run {}: {}", folder.case.site, missing.join("; "))));
+    }
+    let (output, recorded) = subject.run_recorded(&folder.case)?;
+    Ok((output, recorded.into_iter().flat_map(|r| r.dispatches).map(|d| d.kernel).collect()))
+}
+
+fn finish<B: Backend>(
+    args: &Args,
+    folder: &Folder,
+    subject: &B,
+    output: HostTensor,
+    kernels: Vec<String>,
+    mut notes: Vec<String>,
+) -> Result<Outcome> {
+    let contract = subject.contract(folder.case.op().kind());
+    let judged = folder.judge(&contract, output)?;
+    let (m, info) = (&folder.manifest, subject.info());
+    if !folder.same_contract(&contract) {
+        let made_on = &m.subject.info.backend;
+        notes.push(format!("{} has another contract than {made_on}: the floors are its own", info.backend));
+    }
+    let fails = judged.fails();
+    let document = Document {
+        schema: SCHEMA,
+        action: "run",
+        layer: m.layer,
+        stage: m.stage.clone(),
+        verdict: if fails { Verdict::SubjectWrong } else { Verdict::Ok },
+        subject: info,
+        shape: folder.case.shape().to_vec(),
+        alone: Some(judged.figures(&folder.case)),
+        pattern: judged.pattern(&folder.case, m.head_dim),
+        in_the_run: m.in_the_run.clone(),
+        reference: None,
+        shrinking: None,
+        kernels,
+        folder: Some(args.dir.clone()),
+        notes,
+    };
+    emit(&document, args.json)?;
+    Ok(if fails { Outcome::Diverged } else { Outcome::Ok })
+}

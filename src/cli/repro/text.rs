@@ -1,0 +1,77 @@
+//! What both commands found, for people.
+
+use super::Document;
+use crate::report::format::{clean, shape, short};
+use crate::repro::Verdict;
+use crate::repro::verdict::Figures;
+
+pub fn render(d: &Document) -> String {
+    let site = d.layer.map_or(d.stage.clone(), |n| format!("layer {n} · {}", d.stage));
+    let figures = d.alone.as_ref().unwrap_or(&d.in_the_run.figures);
+    let verdict = match d.verdict {
+        Verdict::SubjectWrong => "the subject is wrong",
+        Verdict::OnlyInTheRun => "the subject is wrong in the run, and right when the operation runs alone",
+        Verdict::Ok => "the subject agrees",
+    };
+    let headline = if d.verdict == Verdict::OnlyInTheRun { &d.in_the_run.figures } else { figures };
+    let mut out = format!("{site} · {verdict} · {}\n", ratio(headline));
+    let mut line = |name: &str, text: String| out += &format!("  {name:<11}{text}\n");
+    let software = if d.subject.software { " (software adapter)" } else { "" };
+    line("subject", format!("{} · {}{software}", clean(&d.subject.backend), clean(&d.subject.adapter)));
+    if let Some(pattern) = &d.in_the_run.pattern {
+        line(
+            "in the run",
+            format!(
+                "{} of {} values wrong: {}",
+                d.in_the_run.figures.beyond,
+                shape(&d.in_the_run.shape),
+                clean(pattern)
+            ),
+        );
+    }
+    if let Some(alone) = &d.alone {
+        let pattern =
+            d.pattern.as_ref().filter(|_| alone.elements > 1).map_or(String::new(), |p| format!(": {}", p.description));
+        line("alone", format!("{} of {} values wrong, {}{pattern}", alone.beyond, shape(&d.shape), ratio(alone)));
+    }
+    if let Some(worst) = &figures.worst {
+        line("worst", worst.to_string());
+    }
+    if let Some(reference) = &d.reference {
+        line(
+            "reference",
+            format!("{}: {} on the same operands", clean(&reference.info.backend), ratio(&reference.figures)),
+        );
+    }
+    if let Some(s) = d.shrinking.filter(|s| s.runs > 0) {
+        let stopped = if s.stopped { ", all that --runs allows: it may be smaller" } else { "" };
+        line("shrunk", format!("{} → {} in {} runs{stopped}", shape(&d.in_the_run.shape), shape(&d.shape), s.runs));
+    }
+    if !d.kernels.is_empty() {
+        line("kernels", d.kernels.join(", "));
+    }
+    for note in &d.notes {
+        line("note", clean(note));
+    }
+    match (d.action, d.verdict, &d.folder) {
+        ("make", _, Some(folder)) => {
+            line("folder", clean(&folder.display().to_string()));
+            line("next", format!("twinscope repro run {}", clean(&folder.display().to_string())));
+        }
+        ("make", Verdict::Ok, None) => line("", "there is nothing to reproduce; --keep writes it anyway".into()),
+        ("make", _, None) => {
+            line("", "no folder: what is wrong is not the operation itself but what surrounds it, such as".into());
+            line("", "the order of dispatches or a buffer that is used twice; --keep writes it anyway".into());
+        }
+        _ => {}
+    }
+    out
+}
+
+fn ratio(figures: &Figures) -> String {
+    match figures.ratio {
+        Some(ratio) => format!("{} × floor", short(ratio)),
+        None if figures.non_finite > 0 => "not finite".into(),
+        None => "where no error is allowed".into(),
+    }
+}

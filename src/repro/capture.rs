@@ -1,0 +1,276 @@
+//! Finds the call in which a stage fails, and takes its operands out of the run.
+//!
+//! Design:
+//! - [`Captor`] is a backend over the subject that passes every call on as it is. At the one site that is looked at it reads
+//!   the operands before the call and the result after it.
+//! - A KV cache is not read. Its rows are collected from what was stored into it, so an entry that the subject stores in the
+//!   wrong place is part of the stage that reads it, as in a comparison.
+
+use std::sync::Arc;
+
+use super::case::{Case, Kept, Params, Row, Slot};
+use super::verdict::Judged;
+use crate::backend::{Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use crate::error::{Error, Result};
+use crate::model::{LogitRows, Model, Session, forward};
+use crate::stage::{Scope, Site, Stage};
+use crate::trace::select::has_expert_rows;
+
+/// The calls of a run.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    /// The prompt and what was decoded after it.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt, which is run `chunk` positions at a time; the others one by one.
+    pub prompt: usize,
+    pub chunk: usize,
+}
+
+/// What to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    pub site: Site,
+    /// In the call that has this position only, and only there.
+    pub position: Option<usize>,
+    /// Only in the rows of this expert.
+    pub expert: Option<u32>,
+}
+
+/// A stage in one call of the run, judged as it was there.
+pub struct Found {
+    pub case: Case,
+    pub judged: Judged,
+    /// The largest ratio among the elements that are looked at, and the element's place.
+    pub ratio: f64,
+    pub index: Option<usize>,
+}
+
+impl Found {
+    pub fn fails(&self) -> bool {
+        self.ratio.is_nan() || self.ratio > 1.0
+    }
+}
+
+/// Runs until the stage fails, and returns it as it was in that call; in the last call if it never does.
+///
+/// # Errors
+/// The backend's, and [`Error::Usage`] if nothing in the run is what is wanted.
+pub fn find<B: Backend>(backend: &mut B, model: &Model, run: &Run<'_>, wanted: &Wanted) -> Result<Found> {
+    let rows = match wanted.site.stage.info().scope {
+        Scope::Model => LogitRows::All,
+        _ => LogitRows::Last,
+    };
+    let mut captor = Captor::new(backend, wanted.site);
+    let mut session = Session::new(&mut captor, &model.config, run.tokens.len())?;
+    let (prompt, decoded) = run.tokens.split_at(run.prompt.min(run.tokens.len()));
+    let mut last: Option<Found> = None;
+    for tokens in prompt.chunks(run.chunk.max(1)).chain(decoded.chunks(1)) {
+        let start = session.position();
+        captor.awake = wanted.position.is_none_or(|p| (start..start + tokens.len()).contains(&p));
+        forward(&mut captor, model, &mut session, tokens, rows)?;
+        let Some(caught) = captor.caught.take() else { continue };
+        let contract = captor.inner.contract(wanted.site.stage.info().op);
+        let output = caught.output.clone();
+        let case = caught.into_case(wanted.site, start)?;
+        let judged = Judged::new(&case, &contract, output)?;
+        let (ratio, index) = worst(&case, &judged, wanted);
+        // Nobody may have chosen the expert in this call.
+        if index.is_none() {
+            continue;
+        }
+        let found = Found { case, judged, ratio, index };
+        let fails = found.fails();
+        last = Some(found);
+        if fails {
+            break;
+        }
+    }
+    last.ok_or_else(|| {
+        let expert = wanted.expert.map_or(String::new(), |e| format!(" of expert {e}"));
+        let position = wanted.position.map_or(String::new(), |p| format!(" at position {p}"));
+        Error::usage(format!("{}: the run has no rows{expert}{position}", wanted.site))
+    })
+}
+
+/// The largest ratio among the elements that are wanted.
+fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) {
+    if wanted.position.is_none() && wanted.expert.is_none() {
+        return (judged.ratio.max, judged.ratio.index);
+    }
+    let (mut most, mut index) = (0.0, None);
+    let error = crate::diff::judge::error(&judged.output, &judged.exact);
+    for (i, (error, floor)) in error.iter().zip(&judged.floor).enumerate() {
+        let place = case.place(i);
+        let expert = wanted.expert.is_none_or(|e| place.expert == Some(e));
+        if !expert || wanted.position.is_some_and(|p| place.position != p) {
+            continue;
+        }
+        let ratio = crate::diff::floor::injected_ratio(&[*error], &[*floor]).max;
+        if index.is_none() || ratio > most {
+            (most, index) = (ratio, Some(i));
+        }
+    }
+    (most, index)
+}
+
+/// What the captor took.
+struct Caught {
+    params: Params,
+    inputs: Vec<HostTensor>,
+    weight: Option<Arc<Weight>>,
+    output: HostTensor,
+    /// The router's choice, for stages with a row for each chosen expert.
+    ids: Option<HostTensor>,
+}
+
+impl Caught {
+    fn into_case(self, site: Site, start: usize) -> Result<Case> {
+        let shape = &self.output.shape;
+        let by_head = matches!(self.params, Params::AttnScores { .. } | Params::AttnProbs { .. });
+        let positions = shape.get(usize::from(by_head)).copied().unwrap_or(0);
+        let row = |t: usize| {
+            let slots = self.ids.iter().flat_map(|ids| {
+                let k = ids.cols();
+                ids.ids()[t * k..(t + 1) * k].iter().enumerate().map(|(slot, expert)| Slot { slot, expert: *expert })
+            });
+            Row { position: start + t, slots: slots.collect() }
+        };
+        let stack = matches!(self.params, Params::ExpertMatMul);
+        let blocks = |w: &Arc<Weight>| w.cols.div_ceil(w.ty.block_len().max(32));
+        let kept = Kept {
+            rows: (0..positions).map(row).collect(),
+            columns: (0..self.output.cols()).collect(),
+            heads: (0..if by_head { shape[0] } else { 0 }).collect(),
+            experts: (0..self.weight.as_ref().filter(|_| stack).map_or(0, |w| w.experts)).collect(),
+            blocks: (0..self.weight.as_ref().map_or(0, blocks)).collect(),
+        };
+        Case::new(site, self.params, self.inputs, self.weight, kept)
+    }
+}
+
+/// A backend that takes the operands and the result of one stage out of what another backend runs.
+struct Captor<'b, B: Backend> {
+    inner: &'b mut B,
+    site: Site,
+    /// Whether this call is looked at.
+    awake: bool,
+    caught: Option<Caught>,
+    /// What was stored in the cache that the site reads, by position: [S, n].
+    stored: Option<HostTensor>,
+    ids: Option<B::Tensor>,
+}
+
+impl<'b, B: Backend> Captor<'b, B> {
+    fn new(inner: &'b mut B, site: Site) -> Self {
+        Self { inner, site, awake: true, caught: None, stored: None, ids: None }
+    }
+
+    /// Follows what is stored in the cache that the site reads.
+    fn store(&mut self, site: Site, x: &B::Tensor, start: usize) -> Result<()> {
+        let source = match self.site.stage {
+            Stage::AttnScores => Stage::KRope,
+            Stage::AttnContext => Stage::VProj,
+            _ => return Ok(()),
+        };
+        if site != (Site { layer: self.site.layer, stage: source }) {
+            return Ok(());
+        }
+        let x = self.inner.read(x)?;
+        let cols = x.cols();
+        let stored = self.stored.get_or_insert_with(|| HostTensor {
+            shape: vec![0, cols],
+            data: match x.data {
+                Data::F64(_) => Data::F64(Vec::new()),
+                _ => Data::F32(Vec::new()),
+            },
+        });
+        if stored.shape[0] != start {
+            let have = stored.shape[0];
+            return Err(Error::cannot_run(format!("{site}: stored at position {start}, {have} are there")));
+        }
+        match (&mut stored.data, &x.data) {
+            (Data::F32(all), Data::F32(new)) => all.extend(new),
+            (Data::F64(all), Data::F64(new)) => all.extend(new),
+            (_, _) => return Err(Error::cannot_run(format!("{site}: the cache changes its type to {}", x.dtype()))),
+        }
+        stored.shape[0] += x.shape[0];
+        Ok(())
+    }
+
+    /// Reads the operands of `op`, runs it, reads the result.
+    fn capture(&mut self, op: &Op<'_, B::Tensor>, params: Params) -> Result<B::Tensor> {
+        let mut inputs = Vec::new();
+        for (i, tensor) in op.inputs().into_iter().enumerate() {
+            inputs.push(match params.cache() {
+                Some((cache, stage)) if cache == i => self
+                    .stored
+                    .clone()
+                    .ok_or_else(|| Error::cannot_run(format!("{}: no {stage} was stored before it", self.site)))?,
+                _ => self.inner.read(tensor)?,
+            });
+        }
+        if let Op::Embed { tokens, .. } = op {
+            inputs.push(HostTensor::u32(&[tokens.len()], tokens.to_vec()));
+        }
+        let result = self.inner.run(self.site, op)?;
+        let output = self.inner.read(&result)?;
+        let ids = match &self.ids {
+            Some(ids) if has_expert_rows(self.site.stage) => Some(self.inner.read(ids)?),
+            _ => None,
+        };
+        self.caught = Some(Caught { params, inputs, weight: op.weight().cloned(), output, ids });
+        Ok(result)
+    }
+}
+
+impl<B: Backend> Backend for Captor<'_, B> {
+    type Tensor = B::Tensor;
+
+    fn info(&self) -> BackendInfo {
+        self.inner.info()
+    }
+    fn contract(&self, op: OpKind) -> Contract {
+        self.inner.contract(op)
+    }
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        self.inner.unsupported(needs)
+    }
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.inner.prepare(weights, progress)
+    }
+    fn alloc(&mut self, shape: &[usize]) -> Result<B::Tensor> {
+        self.inner.alloc(shape)
+    }
+    fn upload(&mut self, values: &HostTensor) -> Result<B::Tensor> {
+        self.inner.upload(values)
+    }
+    fn shape(&self, tensor: &B::Tensor) -> Vec<usize> {
+        self.inner.shape(tensor)
+    }
+
+    fn run(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
+        if let Op::Store { x, start, .. } = op {
+            self.store(site, x, *start)?;
+        }
+        match Params::of(op) {
+            Some(params) if self.awake && site == self.site => self.capture(op, params),
+            _ => {
+                let result = self.inner.run(site, op)?;
+                if site == (Site { layer: self.site.layer, stage: Stage::RouterIds }) {
+                    self.ids = Some(result.clone());
+                }
+                Ok(result)
+            }
+        }
+    }
+
+    fn fetch(&mut self, tensor: &B::Tensor) -> Result<Ticket> {
+        self.inner.fetch(tensor)
+    }
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.inner.take(ticket)
+    }
+    fn sync(&mut self) -> Result<()> {
+        self.inner.sync()
+    }
+}

@@ -1,0 +1,389 @@
+//! Smaller cases of a case: fewer rows, columns, heads, keys, experts, blocks.
+//!
+//! A cut case is a whole operation of its own, on operands that were gathered from the larger one; nothing is masked. Where an
+//! operation ties a row to its position (rope, attention), rows stay consecutive and the first position moves with them.
+
+use std::sync::Arc;
+
+use super::case::{Case, Kept, Params, Row};
+use crate::backend::{Data, HostTensor, Weight};
+use crate::diff::metrics::unravel;
+use crate::error::Result;
+
+/// What a case can have fewer of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// Positions, or (position, slot) pairs once a case is flat.
+    Rows,
+    /// Experts chosen for a token.
+    Slots,
+    /// Columns of the result: rows of the weight where there is one.
+    Columns,
+    /// Heads, or groups of a norm; for attention, KV heads with all their query heads.
+    Heads,
+    /// Query heads of each KV head.
+    Group,
+    /// The oldest positions that are attended to.
+    Keys,
+    /// Experts that nobody chose.
+    Experts,
+    /// Blocks of columns of the weight: the length of the dot products.
+    Blocks,
+}
+
+/// Which parts of an axis may be kept together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Any,
+    /// Consecutive ones.
+    Range,
+    /// The last ones, or none.
+    Suffix,
+    /// Any, or none.
+    AnyOrNone,
+}
+
+/// Columns that are kept or dropped together where the type has no blocks.
+const PLAIN_UNIT: usize = 32;
+
+impl Case {
+    /// What can be cut, and how; an axis that has nothing to cut is left out.
+    pub fn axes(&self) -> Vec<(Axis, Choice)> {
+        use Axis::*;
+        let axes: &[Axis] = match self.params {
+            Params::Embed => &[Rows, Blocks],
+            Params::RmsNorm { .. } => &[Rows, Heads, Blocks],
+            Params::MatMul => &[Rows, Columns, Blocks],
+            Params::Rope { .. } => &[Rows, Heads],
+            Params::AttnProbs { .. } => &[Rows, Heads, Keys],
+            Params::AttnScores { .. } | Params::AttnContext { .. } => &[Rows, Heads, Group, Keys],
+            Params::Add | Params::SwiGlu | Params::RouterProbs => &[Rows, Columns],
+            Params::RouterTopK { .. } => &[Rows],
+            Params::RouterWeights { .. } => &[Rows, Slots],
+            Params::ExpertMatMul => &[Rows, Columns, Experts, Blocks],
+            Params::Combine => &[Rows, Slots, Columns],
+        };
+        let choice = |axis: Axis| match axis {
+            Rows if self.params.start().is_some() => Choice::Range,
+            Keys => Choice::Suffix,
+            Experts => Choice::AnyOrNone,
+            _ => Choice::Any,
+        };
+        let has_some =
+            |axis: Axis| self.count(axis) > usize::from(!matches!(choice(axis), Choice::Suffix | Choice::AnyOrNone));
+        axes.iter().filter(|a| has_some(**a)).map(|a| (*a, choice(*a))).collect()
+    }
+
+    /// How many there are along `axis`: of keys, those that can be dropped; of experts, those that nobody chose.
+    pub fn count(&self, axis: Axis) -> usize {
+        let cols = self.shape()[self.shape().len() - 1];
+        match (axis, self.params) {
+            (Axis::Rows, _) => self.positions(),
+            (Axis::Columns, _) => cols,
+            (Axis::Slots, _) => self.inputs[1].cols(),
+            (Axis::Heads, Params::RmsNorm { .. }) => cols / self.width(),
+            (Axis::Heads, Params::Rope { head_dim, .. }) => cols / head_dim,
+            (Axis::Heads, Params::AttnScores { head_dim, .. } | Params::AttnContext { head_dim, .. }) => {
+                self.inputs[1].cols() / head_dim
+            }
+            (Axis::Heads, _) => self.shape()[0],
+            (Axis::Group, _) => self.group(),
+            (Axis::Keys, _) => self.params.start().unwrap_or(0),
+            (Axis::Experts, _) => self.unused_experts().len(),
+            (Axis::Blocks, _) => self.width().div_ceil(self.unit()),
+        }
+    }
+
+    /// Where element `index` of the result is along `axis`, if it is at one place of it.
+    pub fn coordinate(&self, axis: Axis, index: usize) -> Option<usize> {
+        let at = unravel(index, self.shape());
+        let (first, last) = (at[0], at[at.len() - 1]);
+        match (axis, self.params) {
+            (Axis::Rows, Params::AttnScores { .. } | Params::AttnProbs { .. }) => Some(at[1]),
+            (Axis::Rows, _) => Some(first),
+            (Axis::Columns, _) | (Axis::Slots, Params::RouterWeights { .. }) => Some(last),
+            (Axis::Heads, Params::RmsNorm { .. }) => Some(last / self.width()),
+            (Axis::Heads, Params::Rope { head_dim, .. }) => Some(last / head_dim),
+            (Axis::Heads, Params::AttnProbs { .. }) => Some(first),
+            (Axis::Heads, Params::AttnScores { .. }) => Some(first / self.group()),
+            (Axis::Group, Params::AttnScores { .. }) => Some(first % self.group()),
+            (Axis::Heads, Params::AttnContext { head_dim, .. }) => Some(last / head_dim / self.group()),
+            (Axis::Group, Params::AttnContext { head_dim, .. }) => Some(last / head_dim % self.group()),
+            (Axis::Blocks, Params::Embed | Params::RmsNorm { .. }) => Some(last % self.width() / self.unit()),
+            _ => None,
+        }
+    }
+
+    /// Columns of the weight.
+    fn width(&self) -> usize {
+        self.weight.as_ref().map_or(1, |w| w.cols)
+    }
+
+    /// Columns that are kept or dropped together.
+    fn unit(&self) -> usize {
+        self.weight.as_ref().map_or(1, |w| w.ty.block_len().max(PLAIN_UNIT))
+    }
+
+    /// Query heads of a KV head.
+    fn group(&self) -> usize {
+        match self.params {
+            Params::AttnScores { .. } => self.inputs[0].cols() / self.inputs[1].cols(),
+            Params::AttnContext { .. } => self.shape()[1] / self.inputs[1].cols(),
+            _ => 1,
+        }
+    }
+
+    fn unused_experts(&self) -> Vec<usize> {
+        let mut used = vec![false; self.weight.as_ref().map_or(0, |w| w.experts)];
+        for id in self.inputs[1].ids() {
+            used[*id as usize] = true;
+        }
+        (0..used.len()).filter(|e| !used[*e]).collect()
+    }
+
+    /// The case with only `keep` along `axis`; they ascend, and are as [`Case::axes`] allows.
+    ///
+    /// # Errors
+    /// If memory for the gathered weight is not there.
+    pub fn cut(&self, axis: Axis, keep: &[usize]) -> Result<Case> {
+        let mut new = Parts {
+            params: self.params,
+            inputs: self.inputs.clone(),
+            weight: self.weight.clone(),
+            kept: self.kept.clone(),
+        };
+        match axis {
+            Axis::Rows => self.cut_rows(&mut new, keep)?,
+            Axis::Slots => {
+                new.inputs[1] = take(&self.inputs[1], 1, keep);
+                if matches!(self.params, Params::Combine) {
+                    new.inputs[0] = take(&self.inputs[0], 1, keep);
+                } else {
+                    new.kept.columns = pick(&self.kept.columns, keep);
+                }
+            }
+            Axis::Columns => self.cut_columns(&mut new, keep)?,
+            Axis::Heads | Axis::Group => self.cut_heads(&mut new, axis, keep),
+            Axis::Keys => {
+                // `keep` are the last of those before this call, and all of this call's stay.
+                let dropped = self.count(Axis::Keys) - keep.len();
+                let seen: Vec<usize> = (dropped..self.params.start().unwrap_or(0) + self.positions()).collect();
+                cut_seen(&mut new, self.params, &seen);
+                new.params = self.params.at(keep.len());
+            }
+            Axis::Experts => {
+                let mut experts = pick(&self.unused_experts(), keep);
+                let unused = self.unused_experts();
+                experts.extend((0..self.kept.experts.len()).filter(|e| unused.binary_search(e).is_err()));
+                experts.sort_unstable();
+                if let Some(w) = &self.weight {
+                    new.weight = Some(gather(w, &experts, &all(w.rows), None)?);
+                }
+                let renamed =
+                    self.inputs[1].ids().iter().map(|id| experts.partition_point(|e| e < &(*id as usize)) as u32);
+                new.inputs[1] = HostTensor::u32(&self.inputs[1].shape, renamed.collect());
+                new.kept.experts = pick(&self.kept.experts, &experts);
+            }
+            Axis::Blocks => {
+                let (width, unit) = (self.width(), self.unit());
+                if let Some(w) = &self.weight {
+                    new.weight = Some(gather(w, &all(w.experts), &all(w.rows), Some(keep))?);
+                }
+                let within: Vec<usize> = keep.iter().flat_map(|b| b * unit..((b + 1) * unit).min(width)).collect();
+                let last = if matches!(self.params, Params::Embed) { self.shape()[1] } else { self.inputs[0].cols() };
+                let columns: Vec<usize> =
+                    (0..last / width).flat_map(|g| within.iter().map(move |c| g * width + c)).collect();
+                if !matches!(self.params, Params::Embed) {
+                    let axis = self.inputs[0].shape.len() - 1;
+                    new.inputs[0] = take(&self.inputs[0], axis, &columns);
+                }
+                if matches!(self.params, Params::Embed | Params::RmsNorm { .. }) {
+                    new.kept.columns = pick(&self.kept.columns, &columns);
+                }
+                new.kept.blocks = pick(&self.kept.blocks, keep);
+            }
+        }
+        Case::new(self.site, new.params, new.inputs, new.weight, new.kept)
+    }
+
+    fn cut_rows(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
+        new.kept.rows = pick(&self.kept.rows, keep);
+        match self.params {
+            Params::Embed => {
+                // The table keeps the rows that are still looked up.
+                let tokens = pick(self.inputs[0].ids(), keep);
+                let mut rows: Vec<usize> = tokens.iter().map(|t| *t as usize).collect();
+                rows.sort_unstable();
+                rows.dedup();
+                if let Some(w) = &self.weight {
+                    new.weight = Some(gather(w, &[0], &rows, None)?);
+                }
+                let renamed = tokens.iter().map(|t| rows.partition_point(|r| r < &(*t as usize)) as u32);
+                new.inputs[0] = HostTensor::u32(&[keep.len()], renamed.collect());
+            }
+            Params::AttnScores { start, .. } | Params::AttnProbs { start } | Params::AttnContext { start, .. } => {
+                let (from, to) = (keep[0], keep[keep.len() - 1] + 1);
+                let axis = if matches!(self.params, Params::AttnScores { .. }) { 0 } else { 1 };
+                new.inputs[0] = take(&self.inputs[0], axis, keep);
+                cut_seen(new, self.params, &all(start + to));
+                new.params = self.params.at(start + from);
+            }
+            Params::Rope { start, .. } => {
+                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.params = self.params.at(start + keep[0]);
+            }
+            _ => {
+                for input in &mut new.inputs {
+                    *input = take(input, 0, keep);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cut_columns(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
+        new.kept.columns = pick(&self.kept.columns, keep);
+        match (&self.weight, self.params) {
+            (Some(w), _) => new.weight = Some(gather(w, &all(w.experts), keep, None)?),
+            (None, Params::Combine) => new.inputs[0] = take(&self.inputs[0], 2, keep),
+            (None, _) => {
+                for input in &mut new.inputs {
+                    let axis = input.shape.len() - 1;
+                    *input = take(input, axis, keep);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cut_heads(&self, new: &mut Parts, axis: Axis, keep: &[usize]) {
+        let group = self.group();
+        // Query heads that stay.
+        let heads: Vec<usize> = match axis {
+            Axis::Heads => keep.iter().flat_map(|kv| kv * group..(kv + 1) * group).collect(),
+            _ => (0..self.count(Axis::Heads)).flat_map(|kv| keep.iter().map(move |m| kv * group + m)).collect(),
+        };
+        let kv = if axis == Axis::Heads { keep.to_vec() } else { all(self.count(Axis::Heads)) };
+        match self.params {
+            Params::AttnScores { head_dim, .. } => {
+                new.inputs[0] = take(&self.inputs[0], 1, &units(&heads, head_dim));
+                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.kept.heads = pick(&self.kept.heads, &heads);
+            }
+            Params::AttnContext { head_dim, .. } => {
+                new.inputs[0] = take(&self.inputs[0], 0, &heads);
+                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.kept.columns = pick(&self.kept.columns, &units(&heads, head_dim));
+            }
+            Params::AttnProbs { .. } => {
+                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.kept.heads = pick(&self.kept.heads, keep);
+            }
+            Params::Rope { head_dim: n, .. } => self.cut_groups(new, keep, n),
+            _ => self.cut_groups(new, keep, self.width()),
+        }
+    }
+
+    fn cut_groups(&self, new: &mut Parts, keep: &[usize], n: usize) {
+        new.inputs[0] = take(&self.inputs[0], 1, &units(keep, n));
+        new.kept.columns = pick(&self.kept.columns, &units(keep, n));
+    }
+
+    /// Each (position, slot) as a row of its own with one slot, [T, K, n] → [T·K, 1, n]; `None` where that is so already.
+    pub fn flat(&self) -> Option<Result<Case>> {
+        if !self.per_slot() || self.shape()[1] == 1 {
+            return None;
+        }
+        let (t, k) = (self.shape()[0], self.shape()[1]);
+        let flat = |x: &HostTensor| match x.shape[..] {
+            [_, _, n] => HostTensor { shape: vec![t * k, 1, n], data: x.data.clone() },
+            // Shared by the slots: once for each.
+            _ => take(x, 0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
+        };
+        let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
+        if matches!(self.params, Params::ExpertMatMul) {
+            inputs[1] = HostTensor { shape: vec![t * k, 1], data: self.inputs[1].data.clone() };
+        }
+        let rows = self
+            .kept
+            .rows
+            .iter()
+            .flat_map(|row| row.slots.iter().map(|slot| Row { position: row.position, slots: vec![*slot] }));
+        let kept = Kept { rows: rows.collect(), ..self.kept.clone() };
+        Some(Case::new(self.site, self.params, inputs, self.weight.clone(), kept))
+    }
+}
+
+/// A case under construction.
+struct Parts {
+    params: Params,
+    inputs: Vec<HostTensor>,
+    weight: Option<Arc<Weight>>,
+    kept: Kept,
+}
+
+/// Keeps the positions `seen` of those that are attended to.
+fn cut_seen(new: &mut Parts, params: Params, seen: &[usize]) {
+    match params {
+        Params::AttnScores { .. } => new.inputs[1] = take(&new.inputs[1], 0, seen),
+        Params::AttnProbs { .. } => new.inputs[0] = take(&new.inputs[0], 2, seen),
+        _ => {
+            new.inputs[0] = take(&new.inputs[0], 2, seen);
+            new.inputs[1] = take(&new.inputs[1], 0, seen);
+        }
+    }
+    if !matches!(params, Params::AttnContext { .. }) {
+        new.kept.columns = pick(&new.kept.columns, seen);
+    }
+}
+
+fn all(n: usize) -> Vec<usize> {
+    (0..n).collect()
+}
+
+fn pick<T: Clone>(of: &[T], keep: &[usize]) -> Vec<T> {
+    keep.iter().map(|i| of[*i].clone()).collect()
+}
+
+/// The elements of the `keep`-th groups of `n`.
+fn units(keep: &[usize], n: usize) -> Vec<usize> {
+    keep.iter().flat_map(|i| i * n..(i + 1) * n).collect()
+}
+
+/// The parts `keep` of `t` along `axis`, in that order.
+pub(super) fn take(t: &HostTensor, axis: usize, keep: &[usize]) -> HostTensor {
+    fn gather<T: Copy>(values: &[T], n: usize, inner: usize, keep: &[usize]) -> Vec<T> {
+        let parts = values.chunks_exact(n * inner);
+        parts.flat_map(|part| keep.iter().flat_map(|i| part[i * inner..(i + 1) * inner].iter().copied())).collect()
+    }
+    let (n, inner) = (t.shape[axis], t.shape[axis + 1..].iter().product());
+    let mut shape = t.shape.clone();
+    shape[axis] = keep.len();
+    let data = match &t.data {
+        Data::F32(v) => Data::F32(gather(v, n, inner, keep)),
+        Data::F64(v) => Data::F64(gather(v, n, inner, keep)),
+        Data::U32(v) => Data::U32(gather(v, n, inner, keep)),
+    };
+    HostTensor { shape, data }
+}
+
+/// A weight of these experts and rows, and of these blocks of columns where they are given.
+fn gather(w: &Weight, experts: &[usize], rows: &[usize], blocks: Option<&[usize]>) -> Result<Arc<Weight>> {
+    let (block, bytes) = (w.ty.block_len(), w.ty.block_bytes());
+    let unit = block.max(PLAIN_UNIT);
+    let mut out = Vec::new();
+    let mut cols = w.cols;
+    for (e, r) in experts.iter().flat_map(|e| rows.iter().map(move |r| (*e, *r))) {
+        let row = w.row(e, r);
+        match blocks {
+            None => out.extend_from_slice(row),
+            Some(keep) => {
+                let before = out.len();
+                let parts: Vec<&[u8]> = row.chunks(unit / block * bytes).collect();
+                keep.iter().for_each(|b| out.extend_from_slice(parts[*b]));
+                cols = (out.len() - before) / bytes * block;
+            }
+        }
+    }
+    Weight::new(&w.name, w.ty, [cols, rows.len(), experts.len()], Arc::new(out), 0, w.file_offset)
+}

@@ -1,0 +1,175 @@
+//! From a stage of a run to a folder.
+
+use std::path::Path;
+
+use super::capture::{Found, Run, Wanted, find};
+use super::case::Case;
+use super::manifest::{InTheRun, Reference, Shrinking, Side};
+use super::verdict::{Figures, Judged};
+use super::write::{Contents, KIND, Origin, write};
+use super::{Alone, RUNS, Subject, isolate};
+use crate::atomic_dir::AtomicDir;
+use crate::backend::Backend;
+use crate::diff::pattern::Pattern;
+use crate::error::Result;
+use crate::model::Model;
+
+/// How a folder is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Runs that the search for the smallest failing case may take; 0 keeps all of it.
+    pub runs: usize,
+    /// Write the stage even if it does not fail alone.
+    pub keep: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { runs: RUNS, keep: false }
+    }
+}
+
+/// What is wrong with a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Ok,
+    SubjectWrong,
+    /// Wrong in the run, and right when the operation runs alone on the operands that it had there.
+    OnlyInTheRun,
+}
+
+/// What was found, and whether it was written.
+#[derive(Clone, Debug)]
+pub struct Made {
+    pub verdict: Verdict,
+    pub in_the_run: InTheRun,
+    /// Shape of the result that was run alone.
+    pub shape: Vec<usize>,
+    /// Run alone; `None` where the stage does not fail in the run and is not kept.
+    pub alone: Option<Figures>,
+    pub pattern: Option<Pattern>,
+    /// What the folder says besides, if it was written.
+    pub written: Option<Written>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub reference: Reference,
+    pub shrinking: Shrinking,
+    /// In order of dispatch; empty unless the subject is a GPU.
+    pub kernels: Vec<String>,
+    /// What must be said besides, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Looks for the call in which the stage fails, isolates it, makes it small, and writes it to `dir`, which is left alone if
+/// there is nothing to write. `subject` has the model's weights prepared; `reference` runs the folder's operands too.
+///
+/// # Errors
+/// The backends', and what [`AtomicDir`] says of `dir`.
+pub fn make<S: Subject, R: Backend>(
+    subject: &mut S,
+    reference: &mut R,
+    model: &Model,
+    run: &Run<'_>,
+    wanted: &Wanted,
+    options: Options,
+    dir: (&Path, bool),
+) -> Result<Made> {
+    // Before anything is run, so that a wrong place costs no time.
+    let dir = AtomicDir::create(dir.0, KIND, dir.1)?;
+    let found = find(subject, model, run, wanted)?;
+    let head_dim = model.config.head_dim;
+    let mut made = Made {
+        verdict: Verdict::Ok,
+        in_the_run: InTheRun::new(&found, head_dim),
+        shape: found.case.shape().to_vec(),
+        alone: None,
+        pattern: None,
+        written: None,
+    };
+    let none = Shrinking { runs: 0, stopped: false };
+    let (case, judged, shrinking) = if found.fails() {
+        match isolate(subject, &found, wanted, options.runs)? {
+            Alone::Fails(shrunk) => {
+                made.verdict = Verdict::SubjectWrong;
+                (shrunk.case, shrunk.judged, Shrinking { runs: shrunk.runs, stopped: shrunk.stopped })
+            }
+            Alone::Agrees(judged) => {
+                made.verdict = Verdict::OnlyInTheRun;
+                (found.case.clone(), *judged, none)
+            }
+        }
+    } else {
+        (found.case.clone(), found.judged.clone(), none)
+    };
+    if made.verdict != Verdict::Ok {
+        made.alone = Some(judged.figures(&case));
+    }
+    if made.verdict != Verdict::SubjectWrong && !options.keep {
+        return Ok(made);
+    }
+    let parts = Parts { case, judged, shrinking, origin: Origin { model, run, found: &found } };
+    parts.write(subject, reference, dir, made)
+}
+
+/// What is left to be run once more and written.
+struct Parts<'a> {
+    case: Case,
+    judged: Judged,
+    shrinking: Shrinking,
+    origin: Origin<'a>,
+}
+
+impl Parts<'_> {
+    fn write<S: Subject, R: Backend>(
+        self,
+        subject: &mut S,
+        reference: &mut R,
+        dir: AtomicDir,
+        mut made: Made,
+    ) -> Result<Made> {
+        let Parts { case, judged, shrinking, origin } = self;
+        let kind = case.op().kind();
+        let (output, recorded) = subject.run_recorded(&case)?;
+        let judged = Judged::against(&case, judged.exact, judged.floor, output)?;
+        let other = Judged::new(&case, &reference.contract(kind), case.run(reference)?)?;
+        let mut notes = Vec::new();
+        if made.verdict == Verdict::SubjectWrong && !judged.fails() {
+            notes.push("the last run agreed: the error does not come every time".into());
+        }
+        made.shape = case.shape().to_vec();
+        made.alone = Some(judged.figures(&case));
+        made.pattern = judged.pattern(&case, origin.model.config.head_dim);
+        let written = Written {
+            reference: Reference { info: reference.info(), figures: other.figures(&case) },
+            shrinking,
+            kernels: recorded.iter().flat_map(|r| r.dispatches.iter().map(|d| d.kernel.clone())).collect(),
+            notes,
+        };
+        let contents = Contents {
+            case: &case,
+            judged: &judged,
+            shrinking,
+            subject: Side { info: subject.info(), contract: subject.contract(kind) },
+            reference: written.reference.clone(),
+            recorded,
+            origin,
+        };
+        write(dir, contents)?;
+        made.written = Some(written);
+        Ok(made)
+    }
+}
+
+/// The whole stage is what [`Found`] has.
+impl InTheRun {
+    pub fn new(found: &Found, head_dim: usize) -> Self {
+        Self {
+            shape: found.case.shape().to_vec(),
+            figures: found.judged.figures(&found.case),
+            pattern: found.judged.pattern(&found.case, head_dim).map(|p| p.description),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Kernels from a folder in place of this program's own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::backend::gpu::{GpuOptions, Patch};
+use crate::error::{Error, Result};
+
+/// The kernels of matrix products, of both kinds.
+const THREADS: [&str; 4] = ["matvec", "matmul", "expert_matvec", "expert_matmul"];
+const LANES: [&str; 4] = ["matvec_lanes", "matmul_lanes", "expert_matvec_lanes", "expert_matmul_lanes"];
+
+/// Sources by kernel name, and which kernels a backend asked for.
+#[derive(Default)]
+pub struct FolderShaders {
+    sources: BTreeMap<String, String>,
+    /// The kernels that were compiled, and whether the source was the folder's.
+    compiled: Mutex<BTreeMap<String, bool>>,
+}
+
+impl FolderShaders {
+    pub fn new(sources: BTreeMap<String, String>) -> Arc<Self> {
+        Arc::new(Self { sources, compiled: Mutex::default() })
+    }
+
+    /// How a GPU backend is built that runs these: with their sources, and with the kind of matrix kernels that they are,
+    /// whatever kind the adapter would have used.
+    pub fn options(self: &Arc<Self>) -> GpuOptions {
+        let shaders = self.clone();
+        let patch: Patch = Arc::new(move |kernel, built_in| {
+            let source = shaders.sources.get(kernel);
+            shaders.compiled().insert(kernel.to_string(), source.is_some());
+            source.cloned().unwrap_or(built_in)
+        });
+        let has =
+            |names: [&str; 4]| self.sources.keys().any(|k| names.contains(&k.split('/').next().unwrap_or_default()));
+        let lanes = if has(LANES) { Some(true) } else { has(THREADS).then_some(false) };
+        GpuOptions { patch: Some(patch), lanes, ..Default::default() }
+    }
+
+    /// The kernels that ran with this program's own source, because the folder has none for them.
+    ///
+    /// # Errors
+    /// [`Error::CannotRun`] if that is so for all of them: then nothing of the folder was tried.
+    pub fn not_replaced(&self) -> Result<Vec<String>> {
+        let compiled = self.compiled();
+        let own: Vec<String> = compiled.iter().filter(|(_, replaced)| !**replaced).map(|(k, _)| k.clone()).collect();
+        if own.len() == compiled.len() {
+            let list = |names: Vec<&String>| names.into_iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::cannot_run(format!(
+                "this adapter runs the kernels {} for the operation, the folder has {}; --shaders built-in runs this program's own",
+                list(compiled.keys().collect()),
+                list(self.sources.keys().collect())
+            )));
+        }
+        Ok(own)
+    }
+
+    fn compiled(&self) -> MutexGuard<'_, BTreeMap<String, bool>> {
+        // A poisoned lock still holds a valid map.
+        self.compiled.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::gpu::shader_sources;
+
+    #[test]
+    fn the_kind_of_matrix_kernels_is_that_of_the_folder() {
+        let names: Vec<String> = shader_sources().map(|(name, _)| name).collect();
+        for kernel in THREADS.iter().chain(&LANES) {
+            assert!(names.iter().any(|n| n.split('/').next() == Some(*kernel)), "there is no kernel {kernel}");
+        }
+        let lanes = |kernel: &str| FolderShaders::new(BTreeMap::from([(kernel.into(), String::new())])).options().lanes;
+        assert_eq!(
+            (lanes("matmul/Q4_K"), lanes("expert_matvec_lanes/Q6_K"), lanes("swiglu")),
+            (Some(false), Some(true), None)
+        );
+    }
+
+    #[test]
+    fn kernels_that_the_folder_lacks_are_said() {
+        let shaders = FolderShaders::new(BTreeMap::from([("a".to_string(), "mine".to_string())]));
+        let patch = shaders.options().patch.unwrap();
+        assert_eq!((patch("b", "own".into()), shaders.not_replaced().unwrap_err().exit_code()), ("own".into(), 125));
+        assert_eq!((patch("a", "own".into()), shaders.not_replaced().unwrap()), ("mine".into(), vec!["b".to_string()]));
+    }
+}

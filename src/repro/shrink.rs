@@ -1,0 +1,296 @@
+//! The smallest case that still fails.
+//!
+//! Design:
+//! - Along each axis the place of the worst element is tried alone first; mostly that is enough. If not, delta debugging
+//!   (Zeller and Hildebrandt's ddmin) over what the axis may be cut into, or bisection from both ends where rows must stay
+//!   consecutive.
+//! - A cut counts only if the error stays what it was: at least a sixteenth of its ratio, and not a number where it was not
+//!   one. Otherwise one would end with another, weaker fault.
+//! - The number of runs is bounded; what is reached by then is kept.
+
+use super::case::Case;
+use super::cut::{Axis, Choice};
+use super::verdict::Judged;
+use crate::error::Result;
+
+/// How much of its ratio an error must keep.
+const KEPT_RATIO: f64 = 1.0 / 16.0;
+
+/// A case, its judgement, and how it was found.
+pub struct Shrunk {
+    pub case: Case,
+    pub judged: Judged,
+    pub runs: usize,
+    /// Whether it is the bound on runs that ended the search.
+    pub stopped: bool,
+}
+
+/// Shrinks a failing `case`, running at most `most` others; `run` runs and judges one.
+///
+/// # Errors
+/// What `run` reports.
+pub fn shrink(case: Case, judged: Judged, most: usize, run: &mut dyn FnMut(&Case) -> Result<Judged>) -> Result<Shrunk> {
+    let least = if judged.ratio.max.is_finite() { judged.ratio.max * KEPT_RATIO } else { f64::INFINITY };
+    let mut search = Search { case, judged, runs: 0, most, least: least.max(1.0), run };
+    // An axis that could not be cut may be once another is: until nothing changes.
+    loop {
+        let before = search.case.clone();
+        for axis in
+            [Axis::Rows, Axis::Slots, Axis::Columns, Axis::Heads, Axis::Group, Axis::Keys, Axis::Experts, Axis::Blocks]
+        {
+            search.cut(axis)?;
+            if axis == Axis::Rows && search.flatten()? {
+                search.cut(Axis::Rows)?;
+            }
+        }
+        let same = before.kept == search.case.kept && before.params == search.case.params;
+        if same || search.spent() {
+            break;
+        }
+    }
+    Ok(Shrunk { stopped: search.spent(), case: search.case, judged: search.judged, runs: search.runs })
+}
+
+struct Search<'r> {
+    case: Case,
+    judged: Judged,
+    runs: usize,
+    most: usize,
+    /// The least ratio that still counts.
+    least: f64,
+    run: &'r mut dyn FnMut(&Case) -> Result<Judged>,
+}
+
+impl Search<'_> {
+    fn spent(&self) -> bool {
+        self.runs >= self.most
+    }
+
+    /// Takes `candidate` if it fails as well.
+    fn take(&mut self, candidate: Case) -> Result<bool> {
+        if self.spent() {
+            return Ok(false);
+        }
+        self.runs += 1;
+        let judged = (self.run)(&candidate)?;
+        let fails = judged.fails() && judged.ratio.max >= self.least;
+        if fails {
+            (self.case, self.judged) = (candidate, judged);
+        }
+        Ok(fails)
+    }
+
+    fn keep(&mut self, axis: Axis, keep: &[usize]) -> Result<bool> {
+        let candidate = self.case.cut(axis, keep)?;
+        self.take(candidate)
+    }
+
+    fn flatten(&mut self) -> Result<bool> {
+        match self.case.flat() {
+            Some(flat) => self.take(flat?),
+            None => Ok(false),
+        }
+    }
+
+    fn cut(&mut self, axis: Axis) -> Result<()> {
+        let Some((_, choice)) = self.case.axes().into_iter().find(|(a, _)| *a == axis) else { return Ok(()) };
+        let worst = self.judged.ratio.index.and_then(|i| self.case.coordinate(axis, i));
+        let alone = match choice {
+            Choice::Suffix | Choice::AnyOrNone => Some(vec![]),
+            Choice::Any | Choice::Range => worst.map(|w| vec![w]),
+        };
+        if let Some(keep) = alone
+            && self.keep(axis, &keep)?
+        {
+            return Ok(());
+        }
+        match choice {
+            Choice::Any | Choice::AnyOrNone => self.minimize(axis),
+            Choice::Range => self.trim(axis, true).and_then(|()| self.trim(axis, false)),
+            Choice::Suffix => self.trim(axis, true),
+        }
+    }
+
+    /// ddmin: halves, then quarters and all but a quarter, and so on.
+    fn minimize(&mut self, axis: Axis) -> Result<()> {
+        let mut parts = 2;
+        loop {
+            let n = self.case.count(axis);
+            if n <= 1 || self.spent() {
+                return Ok(());
+            }
+            parts = parts.min(n);
+            let of = parts;
+            let part = |p: usize| p * n / of..(p + 1) * n / of;
+            let mut progress = false;
+            // The part with the worst element first, and dropped last: the error stays the same one while it can.
+            let worst = self.judged.ratio.index.and_then(|i| self.case.coordinate(axis, i));
+            let mut order: Vec<usize> = (0..of).collect();
+            order.sort_by_key(|p| !worst.is_some_and(|w| part(*p).contains(&w)));
+            for &p in &order {
+                if self.keep(axis, &part(p).collect::<Vec<_>>())? {
+                    (parts, progress) = (2, true);
+                    break;
+                }
+            }
+            if !progress && of > 2 {
+                for &p in order.iter().rev() {
+                    let rest: Vec<usize> = (0..n).filter(|i| !part(p).contains(i)).collect();
+                    if self.keep(axis, &rest)? {
+                        (parts, progress) = (parts - 1, true);
+                        break;
+                    }
+                }
+            }
+            if !progress {
+                if parts == n {
+                    return Ok(());
+                }
+                parts *= 2;
+            }
+        }
+    }
+
+    /// Cuts from one end, by halves of what is left, then by less and less.
+    fn trim(&mut self, axis: Axis, front: bool) -> Result<()> {
+        let mut step = self.case.count(axis) / 2;
+        while step > 0 {
+            let n = self.case.count(axis);
+            let keep: Vec<usize> =
+                if front { (step.min(n)..n).collect() } else { (0..n.saturating_sub(step)).collect() };
+            if keep.is_empty() || !self.keep(axis, &keep)? {
+                step /= 2;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::HostTensor;
+    use crate::backend::cpu::{CpuBackend, Level};
+    use crate::backend::{Backend, Contract, OpKind, Weight};
+    use crate::quant::GgmlType;
+    use crate::quant::random::Rng;
+    use crate::repro::case::{Kept, Params, Row, Slot};
+    use crate::stage::{Site, Stage};
+
+    fn normal(rng: &mut Rng, n: usize) -> Vec<f32> {
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    fn contract(op: OpKind) -> Contract {
+        CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap().contract(op)
+    }
+
+    fn rows(positions: std::ops::Range<usize>, slots: &[u32]) -> Vec<Row> {
+        let k = slots.len() / positions.len();
+        positions
+            .enumerate()
+            .map(|(t, position)| {
+                let slots = (0..k).map(|slot| Slot { slot, expert: slots[t * k + slot] });
+                Row { position, slots: slots.collect() }
+            })
+            .collect()
+    }
+
+    /// Shrinks a case whose fault `wrong` puts into the right result, told by the places of its elements.
+    fn shrunk(case: Case, wrong: impl Fn(&Case, &crate::repro::case::Place) -> bool) -> Shrunk {
+        let mut cpu = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+        let contract = contract(case.op().kind());
+        let mut run = |case: &Case| {
+            let mut output = case.run(&mut cpu)?;
+            let faulty = output.to_f32().into_iter().enumerate();
+            let values = faulty.map(|(i, x)| if wrong(case, &case.place(i)) { x + 1.0 + x.abs() } else { x }).collect();
+            output = HostTensor::f32(&output.shape, values);
+            Judged::new(case, &contract, output)
+        };
+        let judged = run(&case).unwrap();
+        assert!(judged.fails());
+        shrink(case, judged, 300, &mut run).unwrap()
+    }
+
+    fn experts() -> Case {
+        let mut rng = Rng::new(7, 0);
+        let ids: Vec<u32> = (0..17).flat_map(|t| [t % 5, 5 + t % 2]).collect();
+        let weight: Vec<u8> = normal(&mut rng, 8 * 24 * 96).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weight = Weight::from_vec("blk.1.ffn_down_exps.weight", GgmlType::F32, [96, 24, 8], weight).unwrap();
+        let kept = Kept {
+            rows: rows(3..20, &ids),
+            columns: (0..24).collect(),
+            experts: (0..8).collect(),
+            blocks: (0..3).collect(),
+            ..Kept::default()
+        };
+        let x = HostTensor::f32(&[17, 2, 96], normal(&mut rng, 17 * 2 * 96));
+        let inputs = vec![x, HostTensor::u32(&[17, 2], ids)];
+        Case::new(Site::layer(1, Stage::ExpertDown), Params::ExpertMatMul, inputs, Some(weight), kept).unwrap()
+    }
+
+    #[test]
+    fn one_wrong_element_ends_as_one_element() {
+        let s = shrunk(experts(), |_, place| place.position == 9 && place.column == 17 && place.slot == Some(1));
+        assert_eq!(s.case.shape(), [1, 1, 1]);
+        assert_eq!(s.case.kept.rows, [Row { position: 9, slots: vec![Slot { slot: 1, expert: 5 }] }]);
+        let kept = &s.case.kept;
+        assert_eq!((&kept.columns[..], &kept.experts[..], kept.blocks.len()), (&[17][..], &[5][..], 1));
+        assert_eq!(s.case.weight.as_ref().unwrap().dims(), [32, 1]);
+        assert!(!s.stopped && s.runs < 20, "{} runs", s.runs);
+    }
+
+    #[test]
+    fn what_the_fault_needs_stays() {
+        // Wrong only where at least three rows and expert 7, which nobody chose, are there.
+        let s = shrunk(experts(), |case, place| {
+            place.column == 2 && case.positions() >= 3 && case.kept.experts.contains(&7)
+        });
+        assert_eq!(s.case.positions(), 3);
+        assert_eq!(s.case.kept.columns, [2]);
+        assert!(s.case.kept.experts.contains(&7) && s.case.kept.experts.len() <= 4, "{:?}", s.case.kept.experts);
+    }
+
+    #[test]
+    fn attention_keeps_positions_in_place() {
+        let (t, start, head_dim) = (6, 5, 8);
+        let mut rng = Rng::new(3, 0);
+        let q = HostTensor::f32(&[t, 4 * head_dim], normal(&mut rng, t * 4 * head_dim));
+        let k = HostTensor::f32(&[start + t, 2 * head_dim], normal(&mut rng, (start + t) * 2 * head_dim));
+        let kept = Kept {
+            rows: rows(start..start + t, &[]),
+            columns: (0..start + t).collect(),
+            heads: (0..4).collect(),
+            ..Kept::default()
+        };
+        let params = Params::AttnScores { start, head_dim };
+        let case = Case::new(Site::layer(0, Stage::AttnScores), params, vec![q, k], None, kept).unwrap();
+        let s = shrunk(case, |_, place| place.head == Some(3) && place.position == 8 && place.column == 6);
+        assert_eq!((s.case.kept.heads.as_slice(), s.case.kept.rows[0].position), (&[3][..], 8));
+        assert_eq!(s.case.kept.rows.len(), 1);
+        assert!(
+            s.case.kept.columns.contains(&6) && s.case.kept.columns.last() == Some(&8),
+            "{:?}",
+            s.case.kept.columns
+        );
+        assert!(s.case.kept.columns.len() <= 3, "{:?}", s.case.kept.columns);
+    }
+
+    #[test]
+    fn the_number_of_runs_is_bounded() {
+        let case = experts();
+        let contract = contract(OpKind::ExpertMatMul);
+        let mut cpu = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+        let mut runs = 0;
+        let mut run = |case: &Case| {
+            runs += 1;
+            let output = case.run(&mut cpu)?;
+            let wrong = output.to_f32().into_iter().map(|x| 2.0 * x + 1.0).collect();
+            Judged::new(case, &contract, HostTensor::f32(&output.shape, wrong))
+        };
+        let judged = run(&case).unwrap();
+        let s = shrink(case, judged, 3, &mut run).unwrap();
+        assert!(s.stopped && s.judged.fails());
+        assert_eq!((s.runs, runs), (3, 4));
+    }
+}

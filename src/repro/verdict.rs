@@ -1,0 +1,128 @@
+//! What a case's result is worth: its error against the float64 oracle, over the floor of the contract.
+
+use serde::{Deserialize, Serialize};
+
+use super::case::{Case, Place};
+use crate::backend::oracle::evaluate;
+use crate::backend::{Contract, HostTensor};
+use crate::diff::floor::{Ratio, floor_of, injected_ratio};
+use crate::diff::geometry::{self, View};
+use crate::diff::judge::error;
+use crate::diff::pattern::Pattern;
+use crate::error::{Error, Result};
+
+/// A result with what it is held against.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    pub output: HostTensor,
+    /// The oracle's result on the same operands.
+    pub exact: HostTensor,
+    /// For each element, the error that the contract allows.
+    pub floor: Vec<f64>,
+    pub ratio: Ratio,
+}
+
+impl Judged {
+    /// # Errors
+    /// If the oracle cannot compute the case, or `output` has another shape than its result.
+    pub fn new(case: &Case, contract: &Contract, output: HostTensor) -> Result<Self> {
+        let op = case.op();
+        let exact = evaluate(&op)?;
+        let floor = floor_of(&op, contract, &exact)?;
+        Self::against(case, exact, floor, output)
+    }
+
+    /// Judges `output` by an oracle's result and floors that are known already.
+    ///
+    /// # Errors
+    /// If the shapes differ.
+    pub fn against(case: &Case, exact: HostTensor, floor: Vec<f64>, output: HostTensor) -> Result<Self> {
+        if output.shape != exact.shape {
+            return Err(Error::cannot_run(format!(
+                "{}: the result is {:?}, the oracle's is {:?}",
+                case.site, output.shape, exact.shape
+            )));
+        }
+        let ratio = injected_ratio(&error(&output, &exact), &floor);
+        Ok(Self { output, exact, floor, ratio })
+    }
+
+    /// Whether some element is off by more than its floor.
+    pub fn fails(&self) -> bool {
+        !self.ratio.explained()
+    }
+
+    /// Where in the result the error sits, in the coordinates of the case.
+    pub fn pattern(&self, case: &Case, head_dim: usize) -> Option<Pattern> {
+        let ids: Vec<u32> = case.kept.rows.iter().flat_map(|row| row.slots.iter().map(|s| s.expert)).collect();
+        geometry::find(View {
+            stage: case.site.stage,
+            shape: &self.output.shape,
+            expected: &self.exact.to_f64(),
+            subject: &self.output.to_f64(),
+            floor: Some(&self.floor),
+            start: case.params.start().unwrap_or(case.kept.rows[0].position),
+            ids: case.per_slot().then_some(&ids),
+            head_dim: Some(head_dim),
+            qtype: case.weight.as_ref().map(|w| w.ty),
+        })
+    }
+
+    /// The element that is furthest beyond its floor.
+    pub fn worst(&self, case: &Case) -> Option<Worst> {
+        let index = self.ratio.index?;
+        let finite = |x: f64| x.is_finite().then_some(x);
+        Some(Worst {
+            place: case.place(index),
+            expected: finite(self.exact.to_f64()[index]),
+            found: finite(self.output.to_f64()[index]),
+            floor: finite(self.floor[index]),
+        })
+    }
+
+    pub fn figures(&self, case: &Case) -> Figures {
+        Figures {
+            verdict: if self.fails() { "subject_wrong" } else { "ok" }.into(),
+            ratio: self.ratio.max.is_finite().then_some(self.ratio.max),
+            elements: self.floor.len(),
+            beyond: self.ratio.beyond,
+            non_finite: self.ratio.non_finite,
+            worst: self.worst(case),
+        }
+    }
+}
+
+/// A judgement in figures, as files and documents have it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figures {
+    /// `subject_wrong` or `ok`.
+    pub verdict: String,
+    /// The largest |error| / floor; `null` where it is infinite: an error that may not be, or one that is not a number.
+    pub ratio: Option<f64>,
+    pub elements: usize,
+    /// Elements off by more than their floor, and those of them whose error is not finite.
+    pub beyond: usize,
+    pub non_finite: usize,
+    pub worst: Option<Worst>,
+}
+
+/// An element in figures; `null` where a number is not finite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Worst {
+    /// In the whole stage.
+    pub place: Place,
+    pub expected: Option<f64>,
+    pub found: Option<f64>,
+    pub floor: Option<f64>,
+}
+
+impl std::fmt::Display for Worst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = |x: Option<f64>| x.map_or("not finite".into(), |x| format!("{x:.7e}"));
+        let (expected, found) = (number(self.expected), number(self.found));
+        let floor = self.floor.map_or("none".into(), |x| format!("{x:.1e}"));
+        write!(f, "{}: expected {expected}, found {found}; floor {floor}", self.place)
+    }
+}

@@ -1,0 +1,464 @@
+//! `repro`: a fault planted in a kernel ends as a folder that fails alone, and mending the folder's shader mends it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Patch};
+use twinscope::backend::{Backend, Erased};
+use twinscope::model::Model;
+use twinscope::repro::capture::{Run, Wanted};
+use twinscope::repro::manifest::Manifest;
+use twinscope::repro::shaders::FolderShaders;
+use twinscope::repro::verdict::Judged;
+use twinscope::repro::{Folder, Made, Options, Subject, Verdict, make};
+use twinscope::stage::{Site, Stage};
+
+mod common;
+
+fn gpu(options: GpuOptions) -> GpuBackend {
+    GpuBackend::new(&AdapterSelector::Best, options)
+        .expect("an adapter that can run the kernels (apt install mesa-vulkan-drivers libvulkan1)")
+}
+
+/// A kernel's source, edited: every kernel of that name, whatever the type of its weights. An edit that does not apply fails.
+fn edit(kernel: &'static str, from: &'static str, to: &'static str) -> Patch {
+    Arc::new(move |name, source| {
+        if name.split('/').next() != Some(kernel) {
+            return source;
+        }
+        assert_eq!(source.matches(from).count(), 1, "{kernel}: {from}");
+        source.replace(from, to)
+    })
+}
+
+/// A planted fault and where to look for it.
+struct Fault {
+    kernel: &'static str,
+    from: &'static str,
+    to: &'static str,
+    wanted: Wanted,
+    /// The tokens of this golden prompt are run…
+    tokens: Vec<u32>,
+    /// …of which so many are the prompt.
+    prompt: usize,
+}
+
+fn at(layer: usize, stage: Stage) -> Wanted {
+    Wanted { site: Site::layer(layer, stage), position: None, expert: None }
+}
+
+impl Fault {
+    fn new(kernel: &'static str, from: &'static str, to: &'static str, wanted: Wanted) -> Self {
+        Self { kernel, from, to, wanted, tokens: common::golden("main").tokens, prompt: usize::MAX }
+    }
+
+    fn make(&self, dir: &Path, options: Options) -> Made {
+        let model = Model::open(None).unwrap();
+        let run = Run { tokens: &self.tokens, prompt: self.prompt.min(self.tokens.len()), chunk: 512 };
+        let patch = Some(edit(self.kernel, self.from, self.to));
+        // The kernels that every adapter can run.
+        let mut subject = gpu(GpuOptions { patch, lanes: Some(false), ..Default::default() });
+        let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
+        make(&mut subject, &mut reference, &model, &run, &self.wanted, options, (dir, false)).unwrap()
+    }
+
+    /// Makes the folder, and checks what holds of every such folder.
+    fn folder(&self, dir: &Path) -> (Made, Folder) {
+        let made = self.make(dir, Options::default());
+        assert_eq!(made.verdict, Verdict::SubjectWrong);
+        let folder = Folder::open(dir).unwrap();
+        check_schema(&std::fs::read(dir.join("manifest.json")).unwrap(), include_str!("../schemas/repro.schema.json"));
+        let alone = made.alone.clone().unwrap();
+        assert_eq!(folder.manifest.alone, alone);
+        assert_eq!(folder.manifest.reference.figures.verdict, "ok", "the reference agrees on the same operands");
+
+        // Alone, on another device: the same verdict, to the bit.
+        let (again, judged) = run(&folder, false);
+        assert_eq!(again, alone);
+        assert_eq!(bits(&judged.output.to_f64()), bits(&folder.subject.to_f64()));
+        // This program's own kernels agree, and so does the folder once its shader is mended.
+        assert_eq!(run(&folder, true).0.verdict, "ok");
+        for shader in self.shaders(&folder.manifest) {
+            let path = dir.join(shader);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.matches(self.to).count(), 1, "{}", path.display());
+            std::fs::write(&path, text.replace(self.to, self.from)).unwrap();
+        }
+        let mended = Folder::open(dir).unwrap();
+        assert_eq!(run(&mended, false).0.verdict, "ok");
+        (made, folder)
+    }
+
+    fn shaders(&self, m: &Manifest) -> Vec<String> {
+        let of_kernel = |kernel: &str| kernel.split('/').next() == Some(self.kernel);
+        let mut files: Vec<String> =
+            m.dispatches.iter().filter(|d| of_kernel(&d.kernel)).map(|d| d.shader.clone()).collect();
+        files.sort();
+        files.dedup();
+        assert!(!files.is_empty(), "{} is among the dispatches", self.kernel);
+        files
+    }
+}
+
+fn bits(values: &[f64]) -> Vec<u64> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Runs a folder on the GPU, with its shaders or this program's own.
+fn run(folder: &Folder, built_in: bool) -> (twinscope::repro::verdict::Figures, Judged) {
+    let shaders = FolderShaders::new(folder.shaders.clone());
+    let options = shaders.options();
+    let patch = options.patch.filter(|_| !built_in);
+    let mut gpu = gpu(GpuOptions { patch, ..options });
+    let (output, recorded) = gpu.run_recorded(&folder.case).unwrap();
+    if !built_in {
+        assert!(shaders.not_replaced().unwrap().is_empty());
+    }
+    let ran: Vec<String> = recorded.unwrap().dispatches.into_iter().map(|d| d.kernel).collect();
+    let kept: Vec<String> = folder.manifest.dispatches.iter().map(|d| d.kernel.clone()).collect();
+    assert_eq!(ran, kept);
+    let judged = folder.judge(&gpu.contract(folder.case.op().kind()), output).unwrap();
+    (judged.figures(&folder.case), judged)
+}
+
+fn check_schema(document: &[u8], schema: &str) -> Json {
+    let document: Json = serde_json::from_slice(document).unwrap();
+    let schema: Json = serde_json::from_str(schema).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    document
+}
+
+#[test]
+fn an_elementwise_fault_ends_as_one_value() {
+    let dir = tempfile::tempdir().unwrap();
+    // The sigmoid of a positive number taken as that of its negative.
+    let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", at(2, Stage::ExpertAct));
+    let (made, folder) = fault.folder(&dir.path().join("repro"));
+    assert_eq!(folder.case.shape(), [1, 1, 1]);
+    assert_eq!(made.in_the_run.shape[0], common::golden("main").tokens.len());
+    assert!(made.in_the_run.figures.beyond > 1000);
+    // The buffers are there as the kernel saw them: gate, up, and what it made of them.
+    let dispatch = &folder.manifest.dispatches[0];
+    assert_eq!(dispatch.workgroups, [1, 1, 1]);
+    let buffer = |i: usize| std::fs::read(folder.dir.join(&dispatch.bindings[i].file)).unwrap();
+    assert_eq!(buffer(0)[..4], folder.case.inputs[0].to_f32()[0].to_le_bytes());
+    assert_eq!(buffer(2)[..4], folder.subject.to_f32()[0].to_le_bytes());
+    assert_eq!(dispatch.bindings.iter().map(|b| b.access.as_str()).collect::<Vec<_>>(), ["read", "read", "write"]);
+}
+
+#[test]
+fn one_experts_last_columns_end_as_one_expert_and_one_column() {
+    let dir = tempfile::tempdir().unwrap();
+    // The last 32 outputs of expert 0, only in the kernel for more than four positions.
+    let fault = Fault {
+        tokens: common::golden("ownership").tokens,
+        ..Fault::new(
+            "expert_matmul",
+            "y[slot * p.rows + r] = sums[j][k];",
+            "y[slot * p.rows + r] = sums[j][k] * select(1.0, 1.5, expert == 0u && r + 32u >= p.rows);",
+            at(1, Stage::ExpertDown),
+        )
+    };
+    let (made, folder) = fault.folder(&dir.path().join("repro"));
+    // Five rows at least: up to four go to another kernel.
+    assert_eq!((folder.case.positions(), folder.case.shape()[1], folder.case.shape()[2]), (5, 1, 1));
+    let worst = made.alone.as_ref().unwrap().worst.as_ref().unwrap();
+    let expert = folder.case.kept.experts[0] as u32;
+    assert_eq!(worst.place.expert, Some(expert));
+    assert!(made.in_the_run.pattern.as_ref().unwrap().contains("expert 0"), "{:?}", made.in_the_run.pattern);
+    assert!(folder.case.weight.as_ref().unwrap().bytes().len() < 10_000);
+    assert!(!made.written.unwrap().shrinking.stopped);
+}
+
+#[test]
+fn attention_at_a_decoded_position_keeps_its_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = common::golden("main").tokens.len();
+    // The oldest key is not seen, from the second call on.
+    let fault = Fault {
+        prompt: tokens - 2,
+        ..Fault::new(
+            "attn_scores",
+            "p.seen + s] = score;",
+            "p.seen + s] = select(score, 0.0, p.start > 0u && s == 0u);",
+            at(0, Stage::AttnScores),
+        )
+    };
+    let (made, folder) = fault.folder(&dir.path().join("repro"));
+    let worst = made.alone.unwrap().worst.unwrap();
+    assert_eq!(worst.place.position, tokens - 2, "the first decoded position, not the prompt's");
+    assert_eq!(worst.place.column, folder.case.kept.columns[0]);
+    assert_eq!(folder.case.shape()[..2], [1, 1]);
+    let start = folder.manifest.op.start().unwrap();
+    assert!(start > 0 && start < tokens - 2, "some of the {start} older keys are needed");
+    assert_eq!(folder.manifest.dispatches.len(), 3, "older keys are stored, this one is, both are read");
+}
+
+#[test]
+fn a_wrong_cache_write_is_part_of_the_stage_that_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = common::golden("main").tokens.len();
+    // A write that does not begin at the cache's start flips a bit.
+    let fault = Fault {
+        prompt: tokens - 1,
+        ..Fault::new(
+            "copy",
+            "y[p.to + n] = word;",
+            "y[p.to + n] = select(word, word ^ 0x400000u, p.to > 0u);",
+            at(3, Stage::AttnContext),
+        )
+    };
+    let (made, folder) = fault.folder(&dir.path().join("repro"));
+    let kernels: Vec<&str> = folder.manifest.dispatches.iter().map(|d| d.kernel.as_str()).collect();
+    assert_eq!(kernels, ["copy", "copy", "attn_context"], "older values are stored, this one is, both are read");
+    assert_eq!(made.alone.unwrap().worst.unwrap().place.position, tokens - 1);
+}
+
+#[test]
+fn a_position_and_an_expert_narrow_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let wanted = Wanted { position: Some(3), ..at(2, Stage::ExpertAct) };
+    let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", wanted);
+    let (made, _) = fault.folder(&dir.path().join("position"));
+    let place = made.alone.unwrap().worst.unwrap().place;
+    assert_eq!(place.position, 3);
+    let wanted = Wanted { expert: place.expert, ..at(2, Stage::ExpertAct) };
+    let (made, folder) = Fault { wanted, ..fault }.folder(&dir.path().join("expert"));
+    assert_eq!(made.alone.unwrap().worst.unwrap().place.expert, place.expert);
+    assert_eq!(folder.case.shape(), [1, 1, 1]);
+}
+
+#[test]
+fn nothing_is_written_where_nothing_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", at(0, Stage::AttnOut));
+    let made = fault.make(&dir.path().join("repro"), Options::default());
+    assert_eq!((made.verdict, made.alone, made.written.is_none()), (Verdict::Ok, None, true));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn every_kind_of_stage_makes_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::open(None).unwrap();
+    let tokens = common::golden("one").tokens;
+    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let scalar = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
+    let mut subject: twinscope::backend::AnyBackend = Box::new(Erased(scalar()));
+    for row in twinscope::stage::STAGES {
+        use twinscope::stage::Scope::*;
+        let site = match row.scope {
+            Model => Site::model(row.stage),
+            Layer | MoeLayer => Site::layer(1, row.stage),
+            DenseLayer => continue,
+        };
+        let out = dir.path().join(row.name);
+        let wanted = Wanted { site, position: None, expert: None };
+        let options = Options { keep: true, ..Options::default() };
+        let made = make(&mut subject, &mut scalar(), &model, &run, &wanted, options, (&out, false)).unwrap();
+        assert_eq!(made.verdict, Verdict::Ok, "{site}");
+        let folder = Folder::open(&out).unwrap();
+        let output = folder.case.run(&mut scalar()).unwrap();
+        assert_eq!(output, folder.subject, "{site}");
+        let judged = folder.judge(&scalar().contract(row.op), output).unwrap();
+        assert!(!judged.fails(), "{site}");
+        check_schema(&std::fs::read(out.join("manifest.json")).unwrap(), include_str!("../schemas/repro.schema.json"));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Folders that somebody else wrote
+
+/// A whole folder of one stage, made on the CPU.
+fn kept(dir: &Path, stage: Stage) -> PathBuf {
+    let model = Model::open(None).unwrap();
+    let tokens = common::golden("one").tokens;
+    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let mut cpu: twinscope::backend::AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None).unwrap()));
+    let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
+    let out = dir.join(stage.name());
+    let options = Options { keep: true, ..Options::default() };
+    make(&mut cpu, &mut reference, &model, &run, &at(1, stage), options, (&out, false)).unwrap();
+    out
+}
+
+#[test]
+fn a_damaged_folder_is_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = kept(dir.path(), Stage::ExpertDown);
+    let manifest: Json = serde_json::from_slice(&std::fs::read(good.join("manifest.json")).unwrap()).unwrap();
+    // Opens a copy with one thing changed, and judges the subject's own result by it.
+    let broken = |what: &str, change: &dyn Fn(&Path, &mut Json)| {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&good).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let mut json = manifest.clone();
+        change(copy.path(), &mut json);
+        if copy.path().join("manifest.json").is_file() && json != manifest {
+            std::fs::write(copy.path().join("manifest.json"), serde_json::to_vec(&json).unwrap()).unwrap();
+        }
+        let contract =
+            CpuBackend::new(Some(Level::Scalar), None).unwrap().contract(twinscope::backend::OpKind::ExpertMatMul);
+        let result = Folder::open(copy.path()).and_then(|f| f.judge(&contract, f.subject.clone()));
+        let error = result.map(|_| ()).expect_err(what);
+        assert_eq!(error.exit_code(), 2, "{what}: {error}");
+        assert!(error.to_string().contains(what), "expected {what:?} in: {error}");
+    };
+    // The hash of a file that was changed on purpose.
+    let rehash = |path: &Path, name: &str, json: &mut Json| {
+        use sha2::Digest;
+        let bytes = std::fs::read(path.join(name)).unwrap();
+        let hash: String = sha2::Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let files = json["files"].as_array_mut().unwrap();
+        let entry = files.iter_mut().find(|f| f["name"] == name).unwrap();
+        entry["sha256"] = hash.into();
+        entry["bytes"] = bytes.len().into();
+    };
+    let write = |path: PathBuf, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = std::fs::read(&path).unwrap();
+        change(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+    };
+
+    broken("manifest.json", &|dir, _| std::fs::remove_file(dir.join("manifest.json")).unwrap());
+    broken("manifest.json", &|dir, _| write(dir.join("manifest.json"), &|b| b.truncate(b.len() / 2)));
+    broken("schema \"twinscope.repro/1\" expected", &|_, m| m["schema"] = "twinscope.repro/2".into());
+    broken("unknown field `extra`", &|_, m| m["extra"] = 1.into());
+    broken("weight.bin", &|dir, _| std::fs::remove_file(dir.join("weight.bin")).unwrap());
+    broken("weight.bin is damaged", &|dir, _| write(dir.join("weight.bin"), &|b| b[100] ^= 1));
+    broken("tensors.safetensors has", &|dir, _| write(dir.join("tensors.safetensors"), &|b| b.truncate(1000)));
+    for name in ["../weight.bin", "/etc/passwd", ""] {
+        broken("is not the name of a file in the folder", &|_, m| {
+            let entry = serde_json::json!({ "name": name, "bytes": 1, "sha256": "0".repeat(64) });
+            m["files"].as_array_mut().unwrap().push(entry);
+        });
+    }
+    broken("weight.bin is not among its files", &|_, m| {
+        m["files"].as_array_mut().unwrap().retain(|f| f["name"] != "weight.bin");
+    });
+    broken("no such stage", &|_, m| m["stage"] = "expert_sideways".into());
+    broken("no such stage", &|_, m| m["layer"] = Json::Null);
+    broken("is made by SwiGlu, not by ExpertMatMul", &|_, m| m["stage"] = "expert_act".into());
+    broken("unknown variant", &|_, m| m["op"]["kind"] = "fry".into());
+    broken("operands", &|_, m| m["op"]["kind"] = "mat_mul".into());
+    broken("input.x is f32", &|_, m| m["inputs"][0]["shape"] = vec![1, 1, 1].into());
+    broken("no such type", &|_, m| m["weight"]["type"] = "Q9_Z".into());
+    broken("does not fit", &|_, m| m["weight"]["rows"] = (1u64 << 60).into());
+    broken("are not whole", &|_, m| m["weight"]["cols"] = 100.into());
+    broken("rows of 512", &|_, m| {
+        m["weight"]["cols"] = 512.into();
+        m["weight"]["rows"] = (m["weight"]["rows"].as_u64().unwrap() / 2).into();
+    });
+    broken("weight.bin has", &|_, m| m["weight"]["experts"] = 7.into());
+    broken("rows are said to be kept", &|_, m| m["kept"]["rows"] = Json::Array(vec![]));
+    broken("no model has so many", &|_, m| m["kept"]["rows"][0]["position"] = (1u64 << 40).into());
+    broken("0 slots are said", &|_, m| {
+        m["kept"]["rows"][0].as_object_mut().unwrap().remove("slots");
+    });
+    broken("where the operands give", &|dir, m| {
+        // The last tensor but the oracle's and the floors is the subject's; the oracle's is first.
+        let header = |b: &[u8]| 8 + u64::from_le_bytes(b[..8].try_into().unwrap()) as usize;
+        write(dir.join("tensors.safetensors"), &|b| {
+            let at = header(b);
+            b[at..at + 8].copy_from_slice(&1.0f64.to_le_bytes());
+        });
+        rehash(dir, "tensors.safetensors", m);
+    });
+    broken("where there are 8", &|dir, m| {
+        write(dir.join("tensors.safetensors"), &|b| {
+            let file = safetensors::SafeTensors::deserialize(b).unwrap();
+            let ids = file.tensor("input.ids").unwrap().data().as_ptr() as usize - b.as_ptr() as usize;
+            b[ids..ids + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        });
+        rehash(dir, "tensors.safetensors", m);
+    });
+    let rope = kept(dir.path(), Stage::KRope);
+    let mut json: Json = serde_json::from_slice(&std::fs::read(rope.join("manifest.json")).unwrap()).unwrap();
+    for (start, head_dim, what) in [(u64::MAX, 64, "positions from"), (0, 0, "whole heads"), (0, 63, "whole heads")] {
+        (json["op"]["start"], json["op"]["head_dim"]) = (start.into(), head_dim.into());
+        std::fs::write(rope.join("manifest.json"), serde_json::to_vec(&json).unwrap()).unwrap();
+        let error = Folder::open(&rope).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains(what) && error.exit_code() == 2, "{error}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The binary
+
+fn twinscope(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinscope")).arg("repro").args(args).output().unwrap()
+}
+
+fn code(args: &[&str]) -> (i32, String) {
+    let out = twinscope(args);
+    let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    (out.status.code().unwrap(), text)
+}
+
+#[test]
+fn the_command_line_makes_runs_and_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("repro");
+    let out = out.to_str().unwrap();
+    let stage = ["--tokens", "1,2,3,4,5,6", "--layer", "0", "--stage", "ffn_moe_swiglu", "--out", out];
+
+    let (status, text) = code(&stage);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("there is nothing to reproduce") && !Path::new(out).exists(), "{text}");
+    let kept = twinscope(&[&stage[..], &["--keep", "--json"]].concat());
+    assert_eq!(kept.status.code(), Some(0), "{kept:?}");
+    let schema = include_str!("../schemas/repro-result.schema.json");
+    let json = check_schema(&kept.stdout, schema);
+    assert_eq!((&json["verdict"], &json["kernels"][0]), (&"ok".into(), &"swiglu".into()));
+    let (status, text) = code(&[&stage[..], &["--keep"]].concat());
+    assert!(status == 2 && text.contains("--force replaces it"), "{status}: {text}");
+
+    let json = check_schema(&twinscope(&["run", out, "--json"]).stdout, schema);
+    assert_eq!((&json["verdict"], &json["action"]), (&"ok".into(), &"run".into()));
+    assert_eq!(code(&["run", out]).0, 0);
+    let (status, text) = code(&["run", out, "--subject", "cpu:scalar"]);
+    assert!(status == 0 && text.contains("the floors are its own"), "{status}: {text}");
+    assert_eq!(code(&["run", out, "--subject", "gpu:99"]).0, 125);
+
+    // An author breaks the kernel, then the syntax, then mends both.
+    let shader = Path::new(out).join("shaders/swiglu.wgsl");
+    let good = std::fs::read_to_string(&shader).unwrap();
+    std::fs::write(&shader, good.replace("g >= 0.0", "g >= 9.0")).unwrap();
+    let (status, text) = code(&["run", out]);
+    assert!(status == 1 && text.contains("layer 0 · expert_act · the subject is wrong"), "{status}: {text}");
+    assert_eq!(code(&["run", out, "--shaders", "built-in"]).0, 0);
+    std::fs::write(&shader, good.replace("fn main", "fun main")).unwrap();
+    let (status, text) = code(&["run", out]);
+    assert!(status == 125 && text.contains("swiglu"), "{status}: {text}");
+    std::fs::write(&shader, good).unwrap();
+    assert_eq!(code(&["run", out]).0, 0);
+    std::fs::remove_file(&shader).unwrap();
+    let (status, text) = code(&["run", out]);
+    assert!(status == 2 && text.contains("swiglu.wgsl"), "{status}: {text}");
+
+    let refused = [
+        (&["--layer", "0", "--stage", "expert_akt"][..], "nearest: expert_act"),
+        (&["--layer", "0", "--stage", "qkv_matmul"], "one of q_proj, k_proj, v_proj"),
+        (&["--layer", "0", "--stage", "ffn_gate"], "no such stage"),
+        (&["--layer", "4", "--stage", "q_proj"], "layers 0 to 3"),
+        (&["--stage", "q_proj"], "--layer is needed"),
+        (&["--layer", "0", "--stage", "logits"], "belongs to no layer"),
+        (&["--layer", "0", "--stage", "q_proj", "--expert", "1"], "no rows of single experts"),
+        (&["--layer", "0", "--stage", "expert_act", "--expert", "8"], "experts 0 to 7"),
+        (&["--layer", "0", "--stage", "q_proj", "--position", "1000"], "--position 1000"),
+        (&["--layer", "0", "--stage", "q_proj", "--subject", "tpu"], "unknown backend"),
+        (&["--layer", "0"], "--stage"),
+    ];
+    for (args, what) in refused {
+        let (status, text) = code(&[args, &["--out", dir.path().join("none").to_str().unwrap()]].concat());
+        assert!(status == 2 && text.contains(what), "{args:?}: {status}: {text}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else was written");
+}
