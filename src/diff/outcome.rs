@@ -271,6 +271,10 @@ impl std::fmt::Display for Verdict {
 pub struct Cause {
     /// Whether it reproduces the output within the floor; if not, it is only the nearest of those tried.
     pub reproduced: bool,
+    /// The hypothesis, as [`super::explain::catalogue`] lists it: `rope-pairing`.
+    pub id: &'static str,
+    /// Other hypotheses that reproduce the output as well: on these inputs they cannot be told apart.
+    pub also: Vec<&'static str>,
     /// What the wrong side computes, in words: "rope with NORM pairing".
     pub name: String,
     /// The error that remains under it, over the floor.

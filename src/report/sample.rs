@@ -121,6 +121,8 @@ pub fn diverging() -> Comparison {
     });
     s.cause = Some(Cause {
         reproduced: true,
+        id: "scale-neighbour",
+        also: vec![],
         name: "last block's scales read from the block before it".into(),
         residual_ratio: 0.7,
         next_best: Some(NextBest { name: "read as Q4_K".into(), residual_ratio: 2.1e5 }),

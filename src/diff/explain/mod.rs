@@ -154,6 +154,8 @@ impl Explanation {
             let nearest = self.nearest.as_ref()?;
             return Some(Cause {
                 reproduced: false,
+                id: nearest.id,
+                also: Vec::new(),
                 name: nearest.what.clone(),
                 residual_ratio: nearest.residual,
                 next_best: None,
@@ -168,6 +170,8 @@ impl Explanation {
         }
         Some(Cause {
             reproduced: !self.undecided,
+            id: best.id,
+            also: self.fits[1..].iter().map(|f| f.id).collect(),
             name,
             residual_ratio: best.residual,
             next_best: self.nearest.as_ref().map(next),
