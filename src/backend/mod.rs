@@ -11,12 +11,18 @@
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
 pub mod cases;
+mod contract;
 pub mod cpu;
+mod erased;
 pub mod gpu;
 pub mod oracle;
+mod wrapper;
+
+pub use contract::{Contract, Order, Precision};
+pub use erased::{AnyBackend, AnyTensor, Erased};
+pub(crate) use wrapper::pass_on;
 
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -363,96 +369,6 @@ impl<'w, T> Op<'w, T> {
 // ---------------------------------------------------------------------------------------------------------------------
 // What a backend says of itself
 
-/// A number format that a contract names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    /// int8 with one scale per block of this many activations.
-    Int8 {
-        block: u32,
-    },
-}
-
-/// In which order a sum of n terms is taken, which is what bounds its rounding error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// One accumulator, first term to last.
-    Sequential,
-    /// Each block of this many terms on its own accumulator, first to last; then the block sums, first to last.
-    Blocked { block: u32 },
-    /// At least `lanes` accumulators take turns over the terms; then their sums are added in a tree.
-    Lanes { lanes: u32 },
-}
-
-impl Order {
-    /// The most additions that any one term goes through in a sum of `n`: the n of γ_n in the rounding bound.
-    pub fn depth(self, n: usize) -> usize {
-        match self {
-            Order::Sequential => n,
-            Order::Blocked { block } => n.min(block as usize) + n.div_ceil(block as usize),
-            Order::Lanes { lanes } => n.div_ceil(lanes as usize) + lanes.next_power_of_two().trailing_zeros() as usize,
-        }
-    }
-}
-
-/// How a backend computes one kind of operation: what a rounding floor may assume, and nothing tighter than it keeps.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Contract {
-    pub activations: Precision,
-    pub accumulator: Precision,
-    pub order: Order,
-    /// Bound on the relative error of one +, −, × or fused multiply-add.
-    pub unit_roundoff: f64,
-    /// Bounds on the relative error of exp (`exp_base` + `exp_slope`·|x|), division and inverse square root, in units of 2⁻²³.
-    pub exp_base_ulp: f64,
-    pub exp_slope_ulp: f64,
-    pub div_ulp: f64,
-    pub rsqrt_ulp: f64,
-}
-
-impl Contract {
-    /// f32 with IEEE rounding and a libm good to 1 ULP: what Rust on a CPU gives.
-    pub const fn ieee_f32(order: Order) -> Self {
-        Self {
-            activations: Precision::F32,
-            accumulator: Precision::F32,
-            order,
-            unit_roundoff: 5.960464477539063e-8, // 2^-24
-            exp_base_ulp: 1.0,
-            exp_slope_ulp: 0.0,
-            div_ulp: 0.5,
-            rsqrt_ulp: 1.0, // a square root and a division, each within half an ULP
-        }
-    }
-    /// f32 as WGSL promises it: any rounding mode, and the ULP table of the specification's section on floating point accuracy.
-    pub const fn wgsl_f32(order: Order) -> Self {
-        Self {
-            activations: Precision::F32,
-            accumulator: Precision::F32,
-            order,
-            unit_roundoff: 1.1920928955078125e-7, // 2^-23
-            exp_base_ulp: 3.0,
-            exp_slope_ulp: 2.0,
-            div_ulp: 2.5,
-            rsqrt_ulp: 2.0,
-        }
-    }
-    /// f64 throughout.
-    pub const fn f64() -> Self {
-        Self {
-            activations: Precision::F64,
-            accumulator: Precision::F64,
-            unit_roundoff: 1.1102230246251565e-16, // 2^-53
-            ..Self::ieee_f32(Order::Sequential)
-        }
-    }
-}
-
 /// What a backend is, for reports and traces.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct BackendInfo {
@@ -525,105 +441,6 @@ pub trait Backend {
 
     /// Waits until everything run so far is done.
     fn sync(&mut self) -> Result<()>;
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Choosing a backend at run time
-
-/// A handle to a tensor of a backend whose type is not known here.
-pub type AnyTensor = Rc<dyn std::any::Any>;
-
-/// A backend whose type is not known here.
-pub type AnyBackend = Box<dyn Backend<Tensor = AnyTensor>>;
-
-/// Hides a backend's tensor type, so that backends can be chosen at run time.
-pub struct Erased<B: Backend>(pub B);
-
-impl<B: Backend> Erased<B>
-where
-    B::Tensor: 'static,
-{
-    fn unwrap(tensor: &AnyTensor) -> &B::Tensor {
-        tensor.downcast_ref().expect("a tensor is only used with the backend that made it")
-    }
-}
-
-impl<B: Backend> Backend for Erased<B>
-where
-    B::Tensor: 'static,
-{
-    type Tensor = AnyTensor;
-    fn info(&self) -> BackendInfo {
-        self.0.info()
-    }
-    fn contract(&self, op: OpKind) -> Contract {
-        self.0.contract(op)
-    }
-    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        self.0.unsupported(needs)
-    }
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        self.0.prepare(weights, progress)
-    }
-    fn alloc(&mut self, shape: &[usize]) -> Result<AnyTensor> {
-        Ok(Rc::new(self.0.alloc(shape)?))
-    }
-    fn upload(&mut self, values: &HostTensor) -> Result<AnyTensor> {
-        Ok(Rc::new(self.0.upload(values)?))
-    }
-    fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
-        self.0.shape(Self::unwrap(tensor))
-    }
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        let op = op.try_map(|t| Ok(Self::unwrap(t).clone()))?;
-        Ok(Rc::new(self.0.run(site, &op)?))
-    }
-    fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {
-        self.0.fetch(Self::unwrap(tensor))
-    }
-    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-        self.0.take(ticket)
-    }
-    fn sync(&mut self) -> Result<()> {
-        self.0.sync()
-    }
-}
-
-impl Backend for AnyBackend {
-    type Tensor = AnyTensor;
-    fn info(&self) -> BackendInfo {
-        (**self).info()
-    }
-    fn contract(&self, op: OpKind) -> Contract {
-        (**self).contract(op)
-    }
-    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        (**self).unsupported(needs)
-    }
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        (**self).prepare(weights, progress)
-    }
-    fn alloc(&mut self, shape: &[usize]) -> Result<AnyTensor> {
-        (**self).alloc(shape)
-    }
-    fn upload(&mut self, values: &HostTensor) -> Result<AnyTensor> {
-        (**self).upload(values)
-    }
-    fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
-        (**self).shape(tensor)
-    }
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        (**self).run(site, op)
-    }
-    fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {
-        (**self).fetch(tensor)
-    }
-    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-        (**self).take(ticket)
-    }
-    fn sync(&mut self) -> Result<()> {
-        (**self).sync()
-    }
 }
 
 /// Tickets for backends whose values are on the host already: a copy is finished when it is started.

@@ -7,11 +7,8 @@
 //!   the clock, so that the same command prints the same columns everywhere.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use crate::backend::{
-    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight,
-};
+use crate::backend::{AnyBackend, AnyTensor, Backend, Data, HostTensor, Op, pass_on};
 use crate::diff::outcome::Comparison;
 use crate::error::Result;
 use crate::model::{LogitRows, Model, Session, forward};
@@ -78,7 +75,7 @@ struct Injecting<'a> {
 }
 
 impl Backend for Injecting<'_> {
-    type Tensor = AnyTensor;
+    pass_on!(inner: AnyBackend);
 
     fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
         let out = self.inner.run(site, op)?;
@@ -91,35 +88,5 @@ impl Backend for Injecting<'_> {
         let values = self.inner.read(&out)?;
         let sum = values.to_f64().iter().zip(self.injected.to_f64()).map(|(v, d)| v + d).collect();
         self.inner.upload(&HostTensor { shape: values.shape, data: Data::F64(sum) })
-    }
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-    fn contract(&self, op: OpKind) -> Contract {
-        self.inner.contract(op)
-    }
-    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        self.inner.unsupported(needs)
-    }
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        self.inner.prepare(weights, progress)
-    }
-    fn alloc(&mut self, shape: &[usize]) -> Result<AnyTensor> {
-        self.inner.alloc(shape)
-    }
-    fn upload(&mut self, values: &HostTensor) -> Result<AnyTensor> {
-        self.inner.upload(values)
-    }
-    fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
-        self.inner.shape(tensor)
-    }
-    fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {
-        self.inner.fetch(tensor)
-    }
-    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-        self.inner.take(ticket)
-    }
-    fn sync(&mut self) -> Result<()> {
-        self.inner.sync()
     }
 }

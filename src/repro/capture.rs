@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::case::{Case, Kept, Params, Row, Slot};
 use super::verdict::Judged;
-use crate::backend::{Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use crate::backend::{Backend, Data, HostTensor, Op, Weight, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
 use crate::stage::{Scope, Site, Stage};
@@ -224,29 +224,7 @@ impl<'b, B: Backend> Captor<'b, B> {
 }
 
 impl<B: Backend> Backend for Captor<'_, B> {
-    type Tensor = B::Tensor;
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-    fn contract(&self, op: OpKind) -> Contract {
-        self.inner.contract(op)
-    }
-    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        self.inner.unsupported(needs)
-    }
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        self.inner.prepare(weights, progress)
-    }
-    fn alloc(&mut self, shape: &[usize]) -> Result<B::Tensor> {
-        self.inner.alloc(shape)
-    }
-    fn upload(&mut self, values: &HostTensor) -> Result<B::Tensor> {
-        self.inner.upload(values)
-    }
-    fn shape(&self, tensor: &B::Tensor) -> Vec<usize> {
-        self.inner.shape(tensor)
-    }
+    pass_on!(inner: B);
 
     fn run(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
         if let Op::Store { x, start, .. } = op {
@@ -262,15 +240,5 @@ impl<B: Backend> Backend for Captor<'_, B> {
                 Ok(result)
             }
         }
-    }
-
-    fn fetch(&mut self, tensor: &B::Tensor) -> Result<Ticket> {
-        self.inner.fetch(tensor)
-    }
-    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-        self.inner.take(ticket)
-    }
-    fn sync(&mut self) -> Result<()> {
-        self.inner.sync()
     }
 }

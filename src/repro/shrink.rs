@@ -178,7 +178,7 @@ mod tests {
     use crate::stage::{Site, Stage};
 
     fn normal(rng: &mut Rng, n: usize) -> Vec<f32> {
-        (0..n).map(|_| rng.normal() as f32).collect()
+        (0..n).map(|_| rng.normal()).collect()
     }
 
     fn contract(op: OpKind) -> Contract {

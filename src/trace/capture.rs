@@ -181,11 +181,10 @@ fn largest(values: &[f64]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use super::*;
     use crate::backend::cpu::{CpuBackend, CpuTensor, Level};
-    use crate::backend::{Need, OpKind, Ticket, Weight};
+    use crate::backend::pass_on;
 
     /// A CPU that spoils one value of one stage of one call.
     struct Spoiled {
@@ -198,28 +197,8 @@ mod tests {
     }
 
     impl Backend for Spoiled {
-        type Tensor = CpuTensor;
-        fn info(&self) -> BackendInfo {
-            self.inner.info()
-        }
-        fn contract(&self, op: OpKind) -> Contract {
-            self.inner.contract(op)
-        }
-        fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-            self.inner.unsupported(needs)
-        }
-        fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-            self.inner.prepare(weights, progress)
-        }
-        fn alloc(&mut self, shape: &[usize]) -> Result<CpuTensor> {
-            self.inner.alloc(shape)
-        }
-        fn upload(&mut self, values: &HostTensor) -> Result<CpuTensor> {
-            self.inner.upload(values)
-        }
-        fn shape(&self, tensor: &CpuTensor) -> Vec<usize> {
-            self.inner.shape(tensor)
-        }
+        pass_on!(inner: CpuBackend);
+
         fn run(&mut self, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
             let result = self.inner.run(site, op)?;
             if site != self.site || !op.makes_stage() {
@@ -234,15 +213,6 @@ mod tests {
                 v[self.element] = f32::NAN;
             }
             self.inner.upload(&values)
-        }
-        fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {
-            self.inner.fetch(tensor)
-        }
-        fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-            self.inner.take(ticket)
-        }
-        fn sync(&mut self) -> Result<()> {
-            self.inner.sync()
         }
     }
 

@@ -15,9 +15,8 @@ pub mod stats;
 pub mod store;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
-use crate::backend::{Backend, BackendInfo, Contract, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use crate::backend::{Backend, HostTensor, Op, Ticket, pass_on};
 use crate::error::{Error, Result};
 use crate::stage::{Dim, Site, Stage};
 
@@ -119,29 +118,7 @@ impl<B: Backend, O: Observer> Traced<B, O> {
 }
 
 impl<B: Backend, O: Observer> Backend for Traced<B, O> {
-    type Tensor = B::Tensor;
-
-    fn info(&self) -> BackendInfo {
-        self.inner.info()
-    }
-    fn contract(&self, op: OpKind) -> Contract {
-        self.inner.contract(op)
-    }
-    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        self.inner.unsupported(needs)
-    }
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        self.inner.prepare(weights, progress)
-    }
-    fn alloc(&mut self, shape: &[usize]) -> Result<B::Tensor> {
-        self.inner.alloc(shape)
-    }
-    fn upload(&mut self, values: &HostTensor) -> Result<B::Tensor> {
-        self.inner.upload(values)
-    }
-    fn shape(&self, tensor: &B::Tensor) -> Vec<usize> {
-        self.inner.shape(tensor)
-    }
+    pass_on!(inner: B);
 
     fn run(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
         self.follow(site, op)?;
@@ -165,22 +142,14 @@ impl<B: Backend, O: Observer> Backend for Traced<B, O> {
         }
         Ok(result)
     }
-
-    fn fetch(&mut self, tensor: &B::Tensor) -> Result<Ticket> {
-        self.inner.fetch(tensor)
-    }
-    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
-        self.inner.take(ticket)
-    }
-    fn sync(&mut self) -> Result<()> {
-        self.inner.sync()
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Contract, Data, HostTickets, Order};
+    use std::sync::Arc;
+
+    use crate::backend::{BackendInfo, Contract, Data, HostTickets, Need, OpKind, Order, Weight};
     use crate::quant::GgmlType;
 
     /// A backend of one operation or so: every result is a row of ones for each token, and it logs what it is asked.
