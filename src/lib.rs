@@ -12,6 +12,7 @@ pub mod model;
 pub mod quant;
 pub mod report;
 pub mod repro;
+pub mod selftest;
 pub mod stage;
 pub mod synth;
 pub mod trace;

@@ -19,6 +19,7 @@ mod inspect;
 mod output;
 mod repro;
 mod run;
+mod selftest;
 mod synth;
 mod trace;
 mod vary;
@@ -50,6 +51,7 @@ enum Verb {
     Inspect(inspect::Args),
     Repro(Box<repro::Args>),
     Run(run::Args),
+    Selftest(selftest::Args),
     Synth(Box<synth::Args>),
     Trace(Box<trace::Args>),
 }
@@ -87,6 +89,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Repro(args) => repro::run(&args),
         Verb::Run(args) => run::run(&args),
+        Verb::Selftest(args) => selftest::run(&args),
         Verb::Synth(args) => synth::run(&args),
         Verb::Trace(args) => trace::run(&args),
     }

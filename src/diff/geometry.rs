@@ -189,7 +189,9 @@ impl<'a> Grid<'a> {
         if self.view.ids.is_some() {
             axes.push((Axis::Expert, longest(|r| r.expert)));
         }
-        if dims.len() == 3 && dims[0] != Dim::Heads {
+        // Of a single position each expert has one slot: the slot then says nothing that the expert does not say better.
+        let several = longest(|r| r.position) > 1 || self.view.ids.is_none();
+        if dims.len() == 3 && dims[0] != Dim::Heads && several {
             axes.push((Axis::Slot, longest(|r| r.slot)));
         }
         if dims[0] == Dim::Heads {

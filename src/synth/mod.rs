@@ -74,11 +74,27 @@ impl Plan {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write(&self, path: &Path, mut progress: impl FnMut(u64)) -> Result<()> {
+    pub fn write(&self, path: &Path, progress: impl FnMut(u64)) -> Result<()> {
         let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
+        gguf::write(path, &self.metadata, &specs, self.filler(progress))
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// If the metadata or the tensors' names are ones that no file can have.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let specs: Vec<_> = self.tensors.iter().map(|t| t.spec.clone()).collect();
+        let mut bytes = Vec::new();
+        gguf::write_to(&mut bytes, &self.metadata, &specs, self.filler(|_| ()))?;
+        Ok(bytes)
+    }
+
+    /// Puts the data of each tensor into a writer's sink.
+    fn filler(&self, mut progress: impl FnMut(u64)) -> impl FnMut(&TensorSpec, &mut Sink) -> Result<()> {
         let mut next = 0;
         let mut buffer = Vec::new();
-        gguf::write(path, &self.metadata, &specs, |spec, sink| {
+        move |spec, sink| {
             let content = self.tensors[next].content; // the writer asks for tensors in the order of `specs`
             next += 1;
             let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
@@ -90,7 +106,7 @@ impl Plan {
                     sink.put(&bytes)
                 }
             }
-        })
+        }
     }
 }
 

@@ -261,7 +261,7 @@ pub fn stages_named(word: &str) -> Vec<Stage> {
 }
 
 /// `*` is any run of characters, `?` any one. Linear in the text for each `*`: after a mismatch only the last `*` is retried.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star = None; // where to go on after the last `*`, and how much of the text it has eaten
     while t < text.len() {

@@ -1,0 +1,97 @@
+//! `selftest`: plants faults in running kernels and checks that each is found where it is; measures the floors.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::Result;
+use crate::backend::gpu::AdapterSelector;
+use crate::cli::{Outcome, output};
+use crate::selftest::calibrate::{self, calibrate};
+use crate::selftest::faults::Subject;
+use crate::selftest::{Options, list, run as plant};
+
+/// Plant faults in the kernels and check that each is located; or measure the rounding floors.
+///
+/// Exit code 0 only if every fault is detected at its stage and on its side, and nothing else is blamed.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only the faults with these names, such as 'rope*'
+    #[arg(long, value_name = "GLOB", conflicts_with = "calibrate")]
+    only: Option<String>,
+    /// List the faults and plant none
+    #[arg(long, conflicts_with = "calibrate")]
+    list: bool,
+    /// Only the faults that are planted on this backend [default: both]
+    #[arg(long, value_name = "BACKEND", value_parser = ["cpu", "gpu"])]
+    subject: Option<String>,
+    /// The adapter to plant on: a number or a name, as `devices` lists them
+    #[arg(long, value_name = "ADAPTER")]
+    adapter: Option<String>,
+    /// Measure what correct kernels come to against their floors, over types, shapes and seeds
+    #[arg(long)]
+    calibrate: bool,
+    /// Operations that --calibrate judges in all
+    #[arg(long, value_name = "N", default_value_t = 100_000, requires = "calibrate", value_parser = clap::value_parser!(u64).range(1..))]
+    evaluations: u64,
+    /// One JSON document on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<Outcome> {
+    let adapter = args.adapter.as_deref().map_or(AdapterSelector::Best, AdapterSelector::parse);
+    let subject = args.subject.as_deref().map(|s| if s == "gpu" { Subject::Gpu } else { Subject::Cpu });
+    if args.calibrate {
+        let options = calibrate::Options { evaluations: args.evaluations, subject, adapter };
+        let bar = progress_bar();
+        let result = calibrate(&options, |name, done, total| tell(&bar, name, done, total));
+        bar.finish_and_clear();
+        let calibration = result?;
+        if args.json {
+            output::print_json(&calibration.to_json())?;
+        } else {
+            output::print(&calibration.render())?;
+        }
+        return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
+    }
+    let options = Options { only: args.only.clone(), subject, adapter };
+    if args.list {
+        return print_list(&options, args.json);
+    }
+    let bar = progress_bar();
+    let result = plant(&options, |name, done, total| tell(&bar, name, done, total));
+    bar.finish_and_clear();
+    let report = result?;
+    if args.json {
+        output::print_json(&report.to_json())?;
+    } else {
+        output::print(&report.render())?;
+    }
+    Ok(if report.passed() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+fn print_list(options: &Options, json: bool) -> Result<Outcome> {
+    let faults = list(options)?;
+    if json {
+        let rows: Vec<_> = faults
+            .iter()
+            .map(|(name, subject, what)| serde_json::json!({"name": name, "subject": subject.name(), "what": what}))
+            .collect();
+        output::print_json(&serde_json::json!({"schema": "twinscope.selftest.list/1", "faults": rows}))?;
+    } else {
+        let line = |(name, subject, what): &(&str, Subject, String)| format!("{name:22} {:4} {what}\n", subject.name());
+        output::print(&faults.iter().map(line).collect::<String>())?;
+    }
+    Ok(Outcome::Ok)
+}
+
+/// On a terminal only: indicatif draws nothing in a pipe.
+fn progress_bar() -> ProgressBar {
+    ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("a valid template"))
+}
+
+fn tell(bar: &ProgressBar, name: &str, done: usize, total: usize) {
+    bar.set_length(total as u64);
+    bar.set_position(done as u64);
+    bar.set_message(name.to_string());
+}

@@ -1,0 +1,218 @@
+//! One run of the self-test: what is planted, and whether what was found is what was planted.
+
+use super::faults::{self, By, Fault, Place, Subject};
+use super::faulty::{Done, Plant, Strength};
+use super::ground::{Ground, POSITIONS};
+use super::shader;
+use crate::backend::gpu::AdapterSelector;
+use crate::diff::metrics::Side;
+use crate::diff::outcome::{Comparison, StageResult, Verdict};
+use crate::diff::pattern::{Pattern, PatternKind};
+use crate::stage::{Scope as Layers, Site, Stage};
+
+/// A fault or several, on one of the models, at one strength.
+#[derive(Clone)]
+pub struct Case {
+    pub name: &'static str,
+    pub faults: Vec<&'static Fault>,
+    /// 0 for the demo model, 1 for the wide one.
+    pub ground: usize,
+    pub strength: Strength,
+}
+
+/// The strengths, in rounding floors, at which graded faults are planted besides their full one.
+const GRADES: [f64; 2] = [8.0, 64.0];
+
+/// Every case, in the order of the table.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for ground in 0..2 {
+        for fault in faults::all() {
+            let full = [Strength::Full].into_iter();
+            let grades = GRADES.into_iter().filter(|_| fault.graded).map(Strength::Floors);
+            cases.extend(grades.chain(full).map(|strength| Case {
+                name: fault.name,
+                faults: vec![fault],
+                ground,
+                strength,
+            }));
+        }
+        cases.extend(faults::TOGETHER.iter().map(|(name, names)| {
+            let faults = names.iter().map(|n| faults::named(n)).collect();
+            Case { name, faults, ground, strength: Strength::Full }
+        }));
+    }
+    cases
+}
+
+impl Case {
+    /// The backend beside the reference: a GPU if one of the faults needs it.
+    pub fn subject(&self) -> Subject {
+        self.faults.iter().map(|f| f.subject).max().expect("a case has a fault")
+    }
+    /// Decode steps that it takes.
+    pub fn decode(&self) -> usize {
+        self.faults.iter().map(|f| f.step).max().expect("a case has a fault")
+    }
+    /// The layer whose router must have ties.
+    pub fn tied(&self) -> Option<usize> {
+        self.faults.iter().find(|f| f.tied).map(|f| f.layers[self.ground])
+    }
+
+    /// Where a fault errs.
+    fn planted_at(&self, fault: &Fault) -> Site {
+        site(fault.stage, fault.layers[self.ground])
+    }
+    /// Where it must be located: step, site.
+    pub fn seen_at(&self, fault: &Fault) -> (usize, Site) {
+        (fault.step, site(fault.seen_at(), fault.layers[self.ground]))
+    }
+    /// The fault that must be named first.
+    pub fn first(&self) -> &'static Fault {
+        self.faults.iter().min_by_key(|f| self.seen_at(f)).expect("a case has a fault")
+    }
+
+    /// Its faults of one side, ready to be planted.
+    pub fn plants(&self, side: Side, ground: &Ground, adapter: &AdapterSelector) -> Vec<Plant> {
+        let of_side = self.faults.iter().filter(|f| f.side == side);
+        of_side
+            .map(|fault| Plant {
+                site: self.planted_at(fault),
+                op: fault.op(),
+                start: (fault.step > 0).then(|| POSITIONS + fault.step - 1),
+                scope: fault.scope,
+                strength: self.strength,
+                mistake: match fault.by {
+                    By::Shader(shaders) => shader::mistake(shaders, adapter.clone()),
+                    By::Operation(make) => make(&Place { model: &ground.model, layer: fault.layers[self.ground] }),
+                },
+                done: Done::default(),
+            })
+            .collect()
+    }
+}
+
+/// The stage in a layer, or of the whole model.
+fn site(stage: Stage, layer: usize) -> Site {
+    if stage.info().scope == Layers::Model { Site::model(stage) } else { Site::layer(layer, stage) }
+}
+
+/// What a case came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The comparison disagrees.
+    pub detected: bool,
+    /// The first fault is the planted one, with its expert and position; and where several are planted, each is found.
+    pub located: bool,
+    pub side_ok: bool,
+    pub pattern_ok: bool,
+    /// The cause is named; or rightly none, where no hypothesis describes the fault, or it is weaker than the mistake is.
+    pub explained_ok: bool,
+    /// Stages that are blamed and are not at fault.
+    pub blamed: Vec<String>,
+    /// Stages judged, those of the plants aside.
+    pub evaluations: usize,
+    /// The first fault as it was reported.
+    pub found: Option<Found>,
+}
+
+/// What a comparison said of a fault.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub site: Site,
+    pub step: usize,
+    pub verdict: Verdict,
+    pub ratio: f64,
+    pub position: Option<usize>,
+    pub expert: Option<u32>,
+    pub pattern: Option<String>,
+    pub cause: Option<String>,
+}
+
+/// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults.
+pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> Outcome {
+    let at = |fault: &Fault| -> Option<&StageResult> {
+        let (step, site) = case.seen_at(fault);
+        comparison.stages.iter().find(|s| (s.step, s.site) == (step, site))
+    };
+    let planted: Vec<(usize, Site)> = case.faults.iter().map(|f| case.seen_at(f)).collect();
+    let first = case.first();
+    let place = case.faults.iter().position(|f| f.name == first.name).expect("one of them");
+    let located = comparison.fault().is_some_and(|found| {
+        let expert = done[place].expert.is_none_or(|expert| found.expert == Some(expert));
+        let position = done[place].position.is_none_or(|position| found.position == Some(position));
+        (found.step, found.site) == case.seen_at(first) && expert && position
+    });
+    let all_found = case.faults.iter().all(|f| at(f).is_some_and(|s| s.verdict.is_fault()));
+    let side_ok = case.faults.iter().all(|fault| {
+        let here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
+        let both = here.clone().any(|f| f.side == Side::Subject) && here.clone().any(|f| f.side == Side::Reference);
+        let expected = match (both, fault.side) {
+            (true, _) => Verdict::BothWrong,
+            (_, Side::Subject) => Verdict::SubjectWrong,
+            (_, Side::Reference) => Verdict::ReferenceWrong,
+        };
+        at(fault).is_some_and(|s| s.verdict == expected)
+    });
+    let pattern_ok = case.faults.iter().all(|fault| {
+        let named = at(fault).and_then(|s| s.pattern.as_ref());
+        let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
+        named.is_some_and(|p| here.any(|f| describes(f, p)))
+    });
+    let explained_ok = case.faults.iter().all(|fault| {
+        let cause = at(fault).and_then(|s| s.cause.as_ref());
+        let named: Vec<&str> = cause.filter(|c| c.reproduced).map_or(Vec::new(), |c| [&[c.id][..], &c.also].concat());
+        let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
+        here.any(|f| explains(f, case.strength, &named))
+    });
+    let others = || comparison.stages.iter().filter(|s| !planted.contains(&(s.step, s.site)));
+    Outcome {
+        detected: !comparison.agrees(),
+        located: located && all_found,
+        side_ok,
+        pattern_ok,
+        explained_ok,
+        blamed: others().filter(|s| s.verdict.is_fault()).map(describe).collect(),
+        evaluations: others().filter(|s| s.verdict.was_compared()).count(),
+        found: comparison.fault().map(|s| Found {
+            site: s.site,
+            step: s.step,
+            verdict: s.verdict.clone(),
+            ratio: s.ratio.unwrap_or(f64::NAN),
+            position: s.position,
+            expert: s.expert,
+            pattern: s.pattern.as_ref().map(|p| format!("{:?}: {}", p.kind, p.description)),
+            cause: s.cause.as_ref().map(|c| {
+                let says = if c.reproduced { "reproduced by" } else { "not reproduced, nearest" };
+                format!("{says} {}: {}", c.id, c.name)
+            }),
+        }),
+    }
+}
+
+/// A region with this share of a stage's elements claims so little that it is as good as no geometry.
+const NEARLY_ALL: f64 = 0.75;
+
+/// Whether a pattern describes the error of a fault. Of an error that is everywhere, the elements beyond their floor may by chance
+/// leave out a position or a slot: a region of nearly all elements is right then.
+fn describes(fault: &Fault, pattern: &Pattern) -> bool {
+    let everywhere = fault.patterns.contains(&PatternKind::WholeTensor) && pattern.elements_share >= NEARLY_ALL;
+    everywhere || pattern.kinds.iter().any(|kind| fault.patterns.contains(kind))
+}
+
+/// Whether the hypotheses that reproduce the wrong output are right: the one that describes the fault is among them; none, where none
+/// does. A fault that was made weaker than it is is another one: rightly not explained, or as the factor that is left of it.
+fn explains(fault: &Fault, strength: Strength, named: &[&str]) -> bool {
+    let weaker = strength != Strength::Full;
+    let right = named.iter().any(|id| fault.explained.contains(id) || weaker && *id == "factor");
+    let none = named.is_empty() && (fault.explained.is_empty() || weaker);
+    right || none
+}
+
+/// A stage that is blamed, in words.
+pub fn describe(s: &StageResult) -> String {
+    let step = if s.step == 0 { String::new() } else { format!("step {} · ", s.step) };
+    let ratio =
+        s.ratio.map_or("not comparable".to_string(), |r| format!("{} × floor", crate::report::format::short(r)));
+    format!("{step}{} · {} · {ratio}", s.site, s.verdict)
+}

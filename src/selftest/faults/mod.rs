@@ -1,0 +1,153 @@
+//! The faults that are planted: one table, in four files.
+//!
+//! - Each is a mistake that was made in a public engine, or is like one, at its real depth: a kernel's WGSL made wrong, or an
+//!   operation run with the wrong operands, weights or constants on a real backend.
+//! - Nothing is shared with the hypotheses that explain faults: those are variants of the oracle's formulas. A row only says
+//!   which of them, by name, is the right explanation; none, for a mistake that is in no list.
+//! - A row says what must be found: the stage, the side, and the kinds of geometry that describe the error truly.
+
+mod attention;
+mod experts;
+mod matrices;
+mod unlisted;
+
+use super::faulty::{Mistake, Scope};
+use super::shader::Shader;
+use crate::backend::OpKind;
+use crate::diff::metrics::Side;
+use crate::diff::pattern::PatternKind;
+use crate::model::{LayerWeights, Model};
+use crate::stage::Stage;
+
+/// How a mistake is made.
+#[derive(Clone, Copy)]
+pub enum By {
+    /// By a kernel whose source is changed: the one of these that the adapter runs.
+    Shader(&'static [Shader]),
+    /// By an operation run otherwise than it was asked for.
+    Operation(fn(&Place<'_>) -> Mistake),
+}
+
+/// What a mistake may know of where it is made.
+pub struct Place<'a> {
+    pub model: &'a Model,
+    pub layer: usize,
+}
+
+impl<'a> Place<'a> {
+    pub fn weights(&self) -> &'a LayerWeights {
+        &self.model.weights.layers[self.layer]
+    }
+}
+
+/// The backend that errs, or beside which the reference errs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    Cpu,
+    Gpu,
+}
+
+impl Subject {
+    /// As the command line names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Cpu => "cpu",
+            Subject::Gpu => "gpu",
+        }
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Copy)]
+pub struct Fault {
+    pub name: &'static str,
+    /// What is wrong, in a line.
+    pub what: &'static str,
+    pub by: By,
+    pub subject: Subject,
+    pub side: Side,
+    /// The stage of the operation that errs.
+    pub stage: Stage,
+    /// Set where it is not the one that makes the stage.
+    pub op: Option<OpKind>,
+    /// The stage that must be named, where it is another: a wrong cache shows where it is read.
+    pub seen_at: Option<Stage>,
+    /// The layer on the demo model, and on the one with 128 experts. Without meaning for stages of the whole model.
+    pub layers: [usize; 2],
+    /// 0 in the prompt, n at the n-th decoded token.
+    pub step: usize,
+    pub scope: Scope,
+    /// It has a strength: it is planted at 8 and at 64 times the rounding floor too.
+    pub graded: bool,
+    /// Needs router logits that are equal.
+    pub tied: bool,
+    /// Kinds of geometry of which the one that is named must be one.
+    pub patterns: &'static [PatternKind],
+    /// Hypotheses of which one must be named; none: no explanation is right.
+    pub explained: &'static [&'static str],
+}
+
+/// What most rows have in common.
+const FAULT: Fault = Fault {
+    name: "",
+    what: "",
+    by: By::Shader(&[]),
+    subject: Subject::Gpu,
+    side: Side::Subject,
+    stage: Stage::Embedding,
+    op: None,
+    seen_at: None,
+    layers: [0, 0],
+    step: 0,
+    scope: Scope::All,
+    graded: false,
+    tied: false,
+    patterns: &[PatternKind::WholeTensor],
+    explained: &[],
+};
+
+impl Fault {
+    /// The kind of the operation that errs.
+    pub fn op(&self) -> OpKind {
+        self.op.unwrap_or(self.stage.info().op)
+    }
+    /// The stage that must be named.
+    pub fn seen_at(&self) -> Stage {
+        self.seen_at.unwrap_or(self.stage)
+    }
+}
+
+/// The whole table, in order.
+pub fn all() -> impl Iterator<Item = &'static Fault> {
+    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, unlisted::FAULTS].into_iter().flatten()
+}
+
+/// Faults that are planted together in one run.
+pub static TOGETHER: &[(&str, &[&str])] = &[
+    ("two-stages", &["rope-pairing", "expert-offset"]),
+    ("two-sides", &["int8-reference", "residual-dropped"]),
+    ("both-wrong", &["int8-reference", "down-k-tail"]),
+];
+
+/// The fault called `name`.
+///
+/// # Panics
+/// If there is none: the names are the table's own.
+pub fn named(name: &str) -> &'static Fault {
+    all().find(|f| f.name == name).unwrap_or_else(|| panic!("no fault {name:?} in the table"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_those_of_a_run_exist() {
+        let names: Vec<&str> = all().map(|f| f.name).chain(TOGETHER.iter().map(|t| t.0)).collect();
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len());
+        assert!(names.len() >= 24);
+        TOGETHER.iter().flat_map(|t| t.1).for_each(|name| assert!(!named(name).what.is_empty()));
+        assert!(all().all(|f| f.layers[0] < 4 && f.layers[1] < 2 && !f.patterns.is_empty()));
+    }
+}

@@ -1,0 +1,68 @@
+//! The models that faults are planted on.
+
+use std::sync::Arc;
+
+use crate::backend::Weight;
+use crate::error::Result;
+use crate::gguf::Gguf;
+use crate::model::{Ffn, Model};
+use crate::quant::GgmlType;
+use crate::synth::{Ffn as SynthFfn, Mix, Moe, Plan, Shape};
+
+/// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.
+pub const POSITIONS: usize = 7;
+
+/// A model and a prompt.
+pub struct Ground {
+    pub name: &'static str,
+    pub model: Model,
+    pub tokens: Vec<u32>,
+}
+
+impl Ground {
+    /// The bundled model: trained, 4 layers, 8 experts of which 2 are used.
+    ///
+    /// # Errors
+    /// If the bundled model cannot be read, which would be a defect.
+    pub fn demo() -> Result<Self> {
+        let model = Model::open(None)?;
+        let mut tokens = model.tokenizer()?.encode("fn main() {\n    let x = 5;\n    println!")?;
+        tokens.truncate(POSITIONS);
+        Ok(Self { name: "demo", model, tokens })
+    }
+
+    /// A synthetic model of 2 layers with 128 experts of which 8 are used, and a vocabulary that is no multiple of a tile.
+    ///
+    /// # Errors
+    /// If the model cannot be made, which would be a defect.
+    pub fn wide() -> Result<Self> {
+        let tiny = Shape::named("tiny").expect("a named shape");
+        let ffn = SynthFfn::Moe(Moe { experts: 128, used: 8, width: 256 });
+        let shape = Shape { layers: 2, ffn, vocab: 519, ..tiny };
+        let mix = Mix::from_name("Q4_K_M").expect("a named mix");
+        let bytes = Plan::new("wide", &shape, &mix, 1)?.to_bytes()?;
+        let model = Model::from_gguf(Gguf::from_bytes("wide", Arc::new(bytes))?)?;
+        Ok(Self { name: "wide", model, tokens: vec![11, 300, 42, 511, 7, 256, 123] })
+    }
+
+    /// Exchanges the router of a layer for one whose experts are equal in threes, so that every position has a tie at the
+    /// boundary of 2 or of 8 experts unless a pair is left over; gives back the router that was there.
+    ///
+    /// # Errors
+    /// If the layer has no router of f32 weights.
+    pub fn tie(&mut self, layer: usize) -> Result<Option<Arc<Weight>>> {
+        let Ffn::Moe(moe) = &mut self.model.weights.layers[layer].ffn else { return Ok(None) };
+        let router = moe.router.clone();
+        let rows = (0..router.rows).flat_map(|row| router.row(0, row / 3 * 3).to_vec()).collect();
+        moe.router = Weight::from_vec(&router.name, router.ty, [router.cols, router.rows, 1], rows)?;
+        debug_assert_eq!(router.ty, GgmlType::F32);
+        Ok(Some(router))
+    }
+
+    /// Puts the router back.
+    pub fn untie(&mut self, layer: usize, router: Option<Arc<Weight>>) {
+        if let (Ffn::Moe(moe), Some(router)) = (&mut self.model.weights.layers[layer].ffn, router) {
+            moe.router = router;
+        }
+    }
+}

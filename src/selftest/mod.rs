@@ -1,0 +1,247 @@
+//! The instrument, tested: faults are planted in running kernels, and each must be found where it was planted.
+//!
+//! Design:
+//! - [`faults`] is the table of what is planted; [`faulty`] plants it, in a backend that errs at one site, and [`shader`] in the
+//!   WGSL of a real kernel. [`case`] says what must be found, and whether it was.
+//! - Every fault is planted on two models ([`ground`]), those that have a strength at 8 and 64 times the rounding floor too, and
+//!   some together.
+//! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
+//! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
+
+pub mod calibrate;
+mod case;
+pub mod faults;
+pub mod faulty;
+mod ground;
+pub mod report;
+pub mod shader;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::backend::cpu::{CpuBackend, Level};
+use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
+use crate::backend::oracle::OracleBackend;
+use crate::backend::{AnyBackend, Backend, Erased};
+use crate::diff::driver::{DiffOptions, Sides, diff};
+use crate::diff::metrics::Side;
+use crate::diff::outcome::Comparison;
+use crate::error::{Error, Result};
+use crate::trace::select::{glob, nearest};
+use case::{Case, Outcome, cases, check, describe};
+use faults::Subject;
+use faulty::{Done, Faulty, Plants, Strength};
+use ground::Ground;
+use report::{Control, FaultResult, Report};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of faults, with `*` and `?`; all of them if absent.
+    pub only: Option<String>,
+    /// Only cases with this backend beside the reference.
+    pub subject: Option<Subject>,
+    pub adapter: AdapterSelector,
+}
+
+impl Options {
+    /// The cases chosen, in order.
+    ///
+    /// # Errors
+    /// If there are none.
+    fn cases(&self) -> Result<Vec<Case>> {
+        let pattern = self.only.as_deref().unwrap_or("*");
+        let named: Vec<Case> = cases().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
+        if named.is_empty() {
+            let known = nearest(pattern, cases().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
+            return Err(Error::usage(format!("--only {pattern}: no fault has such a name; the nearest are {known}")));
+        }
+        let chosen: Vec<Case> =
+            named.into_iter().filter(|c| self.subject.is_none_or(|subject| c.subject() == subject)).collect();
+        match (chosen.is_empty(), self.subject) {
+            (true, Some(subject)) => {
+                let subject = subject.name();
+                Err(Error::usage(format!(
+                    "--only {pattern} --subject {subject}: none of these is planted on a {subject}"
+                )))
+            }
+            _ => Ok(chosen),
+        }
+    }
+}
+
+/// The faults chosen, each once: name, subject, what is wrong.
+///
+/// # Errors
+/// If there are none.
+pub fn list(options: &Options) -> Result<Vec<(&'static str, Subject, String)>> {
+    let mut all: Vec<(&'static str, Subject, String)> = Vec::new();
+    for case in options.cases()? {
+        if !all.iter().any(|(name, ..)| *name == case.name) {
+            let what: Vec<&str> = case.faults.iter().map(|f| f.what).collect();
+            all.push((case.name, case.subject(), what.join("; and ")));
+        }
+    }
+    Ok(all)
+}
+
+/// A backend that several runs use.
+type Shared = Rc<RefCell<AnyBackend>>;
+
+fn shared<B: Backend + 'static>(backend: B) -> Shared
+where
+    B::Tensor: 'static,
+{
+    Rc::new(RefCell::new(Box::new(Erased(backend)) as AnyBackend))
+}
+
+/// The backends of all runs, opened once.
+struct Backends {
+    reference: Shared,
+    cpu: Option<Shared>,
+    gpu: Option<Shared>,
+    oracle: AnyBackend,
+    adapter: AdapterSelector,
+}
+
+impl Backends {
+    fn open(cases: &[Case], adapter: &AdapterSelector) -> Result<Self> {
+        let needed = |subject: Subject| cases.iter().any(|c| c.subject() == subject);
+        Ok(Self {
+            reference: shared(CpuBackend::new(Some(Level::Scalar), None)?),
+            cpu: needed(Subject::Cpu).then(|| CpuBackend::new(None, None).map(shared)).transpose()?,
+            gpu: needed(Subject::Gpu)
+                .then(|| GpuBackend::new(adapter, GpuOptions::default()).map(shared))
+                .transpose()?,
+            oracle: Box::new(Erased(OracleBackend::new())),
+            adapter: adapter.clone(),
+        })
+    }
+
+    fn subject(&self, subject: Subject) -> &Shared {
+        let backend = match subject {
+            Subject::Cpu => &self.cpu,
+            Subject::Gpu => &self.gpu,
+        };
+        backend.as_ref().expect("opened for the cases that there are")
+    }
+
+    /// Compares the two sides, each with its plants.
+    fn diff(&mut self, ground: &Ground, subject: Subject, decode: usize, plants: [Plants; 2]) -> Result<Comparison> {
+        let [of_reference, of_subject] = plants;
+        let mut reference: AnyBackend = Box::new(Faulty::new(self.reference.clone(), of_reference));
+        let mut faulty: AnyBackend = Box::new(Faulty::new(self.subject(subject).clone(), of_subject));
+        let options = DiffOptions { decode, shares: false, ..DiffOptions::new(ground.tokens.clone()) };
+        let sides = Sides { reference: &mut reference, subject: &mut faulty, judge: Some(&mut self.oracle) };
+        diff(&ground.model, sides, &options)
+    }
+
+    /// A run without a fault, which must agree.
+    fn control(
+        &mut self,
+        ground: &mut Ground,
+        subject: Subject,
+        decode: usize,
+        tied: Option<usize>,
+    ) -> Result<Control> {
+        let router = tied.map(|layer| ground.tie(layer)).transpose()?;
+        let comparison = self.diff(ground, subject, decode, Default::default());
+        if let (Some(layer), Some(router)) = (tied, router) {
+            ground.untie(layer, router);
+        }
+        let comparison = comparison?;
+        let blamed = comparison.stages.iter().filter(|s| s.verdict.is_fault());
+        Ok(Control {
+            model: ground.name,
+            reference: comparison.reference.info.backend.clone(),
+            subject: comparison.subject.info.backend.clone(),
+            adapter: comparison.subject.info.adapter.clone(),
+            software: comparison.subject.info.software,
+            decode,
+            tied: tied.is_some(),
+            agrees: comparison.agrees(),
+            evaluations: comparison.counts().0,
+            false_alarms: blamed.map(describe).collect(),
+        })
+    }
+
+    /// A run with the case's faults.
+    fn run(&mut self, ground: &mut Ground, case: &Case) -> Result<(Outcome, Vec<Done>)> {
+        let router = case.tied().map(|layer| ground.tie(layer)).transpose()?;
+        let plants = |side| Rc::new(RefCell::new(case.plants(side, ground, &self.adapter)));
+        let (of_reference, of_subject) = (plants(Side::Reference), plants(Side::Subject));
+        let comparison = self.diff(ground, case.subject(), case.decode(), [of_reference.clone(), of_subject.clone()]);
+        if let (Some(layer), Some(router)) = (case.tied(), router) {
+            ground.untie(layer, router);
+        }
+        let comparison = comparison.map_err(|e| match e {
+            Error::Usage(m) => Error::Usage(format!("{}: {m}", case.name)),
+            Error::Input(m) => Error::Input(format!("{}: {m}", case.name)),
+            Error::CannotRun(m) => Error::CannotRun(format!("{}: {m}", case.name)),
+        })?;
+        let (of_reference, of_subject) = (of_reference.borrow(), of_subject.borrow());
+        let (mut references, mut subjects) = (of_reference.iter(), of_subject.iter());
+        let mut done = Vec::new();
+        for fault in &case.faults {
+            let plant = match fault.side {
+                Side::Reference => references.next(),
+                Side::Subject => subjects.next(),
+            };
+            let plant = plant.expect("a plant for each fault");
+            if plant.done.calls == 0 {
+                let message = format!("{}: {} never ran, so nothing was planted", fault.name, plant.site);
+                return Err(Error::usage(message));
+            }
+            done.push(plant.done);
+        }
+        Ok((check(case, &done, &comparison), done))
+    }
+}
+
+/// Plants everything that `options` chooses. `progress` is told the name of each run, its number, and how many there are.
+///
+/// # Errors
+/// If a fault cannot be planted, or a backend cannot run.
+pub fn run(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> Result<Report> {
+    let cases = options.cases()?;
+    let mut backends = Backends::open(&cases, &options.adapter)?;
+    let mut grounds = [Ground::demo()?, Ground::wide()?];
+
+    // A control for every configuration that a case runs in.
+    let mut configurations: Vec<(usize, Subject, usize, Option<usize>)> =
+        cases.iter().map(|c| (c.ground, c.subject(), c.decode(), c.tied())).collect();
+    configurations.sort();
+    configurations.dedup();
+    let total = configurations.len() + cases.len();
+    let mut report = Report::default();
+    for (n, (ground, subject, decode, tied)) in configurations.into_iter().enumerate() {
+        progress(&format!("control, {}", grounds[ground].name), n, total);
+        report.controls.push(backends.control(&mut grounds[ground], subject, decode, tied)?);
+    }
+    let controls = report.controls.len();
+    for (n, case) in cases.iter().enumerate() {
+        progress(case.name, controls + n, total);
+        let ground = &mut grounds[case.ground];
+        let (outcome, done) = backends.run(ground, case)?;
+        let first = case.first();
+        let (step, site) = case.seen_at(first);
+        let place = case.faults.iter().position(|f| f.name == first.name).expect("one of them");
+        report.faults.push(FaultResult {
+            name: case.name,
+            model: ground.name,
+            subject: case.subject().name(),
+            layer: site.layer,
+            stage: site.stage,
+            step,
+            expert: done[place].expert,
+            position: done[place].position,
+            strength: match case.strength {
+                Strength::Full => None,
+                Strength::Floors(times) => Some(times),
+            },
+            planted_ratio: done[place].ratio,
+            outcome,
+        });
+    }
+    Ok(report)
+}

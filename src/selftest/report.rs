@@ -1,0 +1,253 @@
+//! What the self-test found: as a table, and as JSON.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+
+use super::case::{Found, Outcome};
+use crate::report::format::short;
+use crate::stage::Stage;
+
+/// Every run of the self-test.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub faults: Vec<FaultResult>,
+    pub controls: Vec<Control>,
+}
+
+/// One planted run.
+#[derive(Clone, Debug)]
+pub struct FaultResult {
+    pub name: &'static str,
+    pub model: &'static str,
+    pub subject: &'static str,
+    /// Where the first of its faults must be located.
+    pub layer: Option<u32>,
+    pub stage: Stage,
+    pub step: usize,
+    pub expert: Option<u32>,
+    pub position: Option<usize>,
+    /// In rounding floors; `None` for the fault as it is.
+    pub strength: Option<f64>,
+    /// The planted error over the floor of the side that errs.
+    pub planted_ratio: f64,
+    pub(super) outcome: Outcome,
+}
+
+/// One run without a fault.
+#[derive(Clone, Debug, Serialize)]
+pub struct Control {
+    pub model: &'static str,
+    pub reference: String,
+    pub subject: String,
+    pub adapter: String,
+    pub software: bool,
+    pub decode: usize,
+    /// Whether a router has equal experts.
+    pub tied: bool,
+    pub agrees: bool,
+    pub evaluations: usize,
+    pub false_alarms: Vec<String>,
+}
+
+impl FaultResult {
+    /// Detected, located, and the right side named.
+    pub fn passed(&self) -> bool {
+        let o = &self.outcome;
+        o.detected && o.located && o.side_ok && o.blamed.is_empty()
+    }
+
+    fn place(&self) -> String {
+        let layer = self.layer.map_or(String::new(), |n| format!("layer {n} · "));
+        let step = if self.step == 0 { String::new() } else { format!(" · step {}", self.step) };
+        format!("{layer}{}{step}", self.stage)
+    }
+}
+
+impl Report {
+    /// Stages that were blamed and were not at fault.
+    pub fn false_alarms(&self) -> usize {
+        let controls = self.controls.iter().map(|c| c.false_alarms.len().max(usize::from(!c.agrees)));
+        controls.chain(self.faults.iter().map(|f| f.outcome.blamed.len())).sum()
+    }
+    /// Stages judged that no fault was planted in.
+    pub fn evaluations(&self) -> usize {
+        let controls = self.controls.iter().map(|c| c.evaluations);
+        controls.chain(self.faults.iter().map(|f| f.outcome.evaluations)).sum()
+    }
+    /// Whether every fault was detected, located and put on the right side, and nothing else was blamed.
+    pub fn passed(&self) -> bool {
+        self.faults.iter().all(FaultResult::passed) && self.false_alarms() == 0
+    }
+
+    /// The document of schema `twinscope.selftest/1`.
+    pub fn to_json(&self) -> Json {
+        let count = |f: fn(&Outcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        json!({
+            "schema": "twinscope.selftest/1",
+            "passed": self.passed(),
+            "faults": self.faults.iter().map(fault_json).collect::<Vec<_>>(),
+            "controls": self.controls,
+            "false_alarms": self.false_alarms(),
+            "evaluations": self.evaluations(),
+            "totals": {
+                "planted": self.faults.len(),
+                "detected": count(|o| o.detected),
+                "located": count(|o| o.located),
+                "side_ok": count(|o| o.side_ok),
+                "pattern_ok": count(|o| o.pattern_ok),
+                "explained_ok": count(|o| o.explained_ok),
+            },
+        })
+    }
+
+    /// For people: a line for each run, then what went wrong.
+    pub fn render(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header([
+            "fault",
+            "model",
+            "on",
+            "planted at",
+            "× floor",
+            "seen",
+            "located",
+            "side",
+            "geometry",
+            "cause",
+        ]);
+        for f in &self.faults {
+            let o = &f.outcome;
+            let strength = match (f.strength, f.planted_ratio) {
+                (Some(times), _) => short(times),
+                (None, r) if r.is_finite() => short(r),
+                _ => "—".into(),
+            };
+            let mark = |ok: bool| if ok { "yes" } else { "NO" }.to_string();
+            table.add_row([
+                f.name.to_string(),
+                f.model.to_string(),
+                f.subject.to_string(),
+                f.place(),
+                strength,
+                mark(o.detected),
+                mark(o.located),
+                mark(o.side_ok),
+                mark(o.pattern_ok),
+                mark(o.explained_ok),
+            ]);
+        }
+        if let Some(column) = table.column_mut(4) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        for line in table.lines() {
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+        let _ = writeln!(out);
+        for f in self.faults.iter().filter(|f| !(f.passed() && f.outcome.pattern_ok && f.outcome.explained_ok)) {
+            let _ = writeln!(out, "{}", failure(f));
+        }
+        for c in self.controls.iter().filter(|c| !c.agrees) {
+            let _ = writeln!(
+                out,
+                "control {} · {} and {} · decode {}: {}",
+                c.model,
+                c.reference,
+                c.subject,
+                c.decode,
+                if c.false_alarms.is_empty() { "disagrees".to_string() } else { c.false_alarms.join("; ") }
+            );
+        }
+        let n = self.faults.len();
+        let share = |f: fn(&Outcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        let _ = writeln!(
+            out,
+            "{n} planted · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained",
+            share(|o| o.detected),
+            share(|o| o.located),
+            share(|o| o.side_ok),
+            share(|o| o.pattern_ok),
+            share(|o| o.explained_ok),
+        );
+        let _ = writeln!(
+            out,
+            "{} controls · {} false alarms in {} stage evaluations",
+            self.controls.len(),
+            self.false_alarms(),
+            self.evaluations()
+        );
+        out
+    }
+}
+
+fn finite(x: f64) -> Option<f64> {
+    x.is_finite().then_some(x)
+}
+
+fn fault_json(f: &FaultResult) -> Json {
+    let o = &f.outcome;
+    json!({
+        "name": f.name,
+        "model": f.model,
+        "subject": f.subject,
+        "layer": f.layer,
+        "stage": f.stage.name(),
+        "step": f.step,
+        "expert": f.expert,
+        "position": f.position,
+        "strength": f.strength,
+        "planted_ratio": finite(f.planted_ratio),
+        "detected": o.detected,
+        "located": o.located,
+        "side_ok": o.side_ok,
+        "pattern_ok": o.pattern_ok,
+        "explained_ok": o.explained_ok,
+        "blamed": o.blamed,
+        "found": o.found.as_ref().map(found_json),
+    })
+}
+
+fn found_json(found: &Found) -> Json {
+    json!({
+        "layer": found.site.layer,
+        "stage": found.site.stage.name(),
+        "step": found.step,
+        "verdict": found.verdict.name(),
+        "ratio": finite(found.ratio),
+        "position": found.position,
+        "expert": found.expert,
+        "pattern": found.pattern,
+        "cause": found.cause,
+    })
+}
+
+/// What went wrong with a planted run.
+fn failure(f: &FaultResult) -> String {
+    let mut out = format!("{} on {} at {}", f.name, f.model, f.place());
+    let o = &f.outcome;
+    let _ = match &o.found {
+        None => write!(out, ": no stage was blamed"),
+        Some(found) => {
+            let step = if found.step == 0 { String::new() } else { format!(", step {}", found.step) };
+            let pattern = found.pattern.as_deref().unwrap_or("no geometry");
+            let wanted = match (f.expert, f.position) {
+                (None, None) => String::new(),
+                (expert, position) => format!(
+                    "; expert {:?} and position {:?}, planted {expert:?} and {position:?}",
+                    found.expert, found.position
+                ),
+            };
+            let cause = found.cause.as_deref().unwrap_or("no hypothesis applies");
+            write!(out, ": found {}{step}, {}; {pattern}{wanted}; {cause}", found.site, found.verdict)
+        }
+    };
+    if !o.blamed.is_empty() {
+        let _ = write!(out, "; also blamed: {}", o.blamed.join("; "));
+    }
+    out
+}

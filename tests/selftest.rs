@@ -1,0 +1,88 @@
+//! `selftest` on the built binary: every planted fault found where it is, on a real adapter; the floors calibrated.
+
+use std::process::{Command, Output};
+
+use serde_json::Value as Json;
+
+fn selftest(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinscope")).arg("selftest").args(args).output().unwrap()
+}
+
+/// The JSON document of a run, held against its schema, and the exit code.
+fn document(args: &[&str]) -> (Json, Option<i32>) {
+    let out = selftest(&[args, &["--json"]].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    let document: Json =
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{}", String::from_utf8_lossy(&out.stderr)));
+    let schema: Json = serde_json::from_str(include_str!("../schemas/selftest.schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    (document, out.status.code())
+}
+
+/// The whole table. A planted fault that is not found fails the build.
+#[test]
+fn every_planted_fault_is_found_where_it_is() {
+    let (document, code) = document(&[]);
+    let faults = document["faults"].as_array().unwrap();
+    let missed: Vec<&Json> = faults
+        .iter()
+        .filter(|f| !(f["detected"] == true && f["located"] == true && f["side_ok"] == true && f["pattern_ok"] == true))
+        .collect();
+    assert!(missed.is_empty(), "{missed:#?}");
+    assert_eq!(document["false_alarms"], 0, "{:#?}", document["controls"]);
+    assert_eq!((code, &document["passed"]), (Some(0), &Json::Bool(true)));
+
+    let names: std::collections::BTreeSet<&str> = faults.iter().map(|f| f["name"].as_str().unwrap()).collect();
+    assert!(names.len() >= 24, "{names:?}");
+    for model in ["demo", "wide"] {
+        for subject in ["cpu", "gpu"] {
+            assert!(faults.iter().any(|f| f["model"] == model && f["subject"] == subject), "{model} {subject}");
+        }
+        for strength in [8.0, 64.0] {
+            assert!(faults.iter().any(|f| f["model"] == model && f["strength"] == strength), "{model} {strength}");
+        }
+    }
+    for control in document["controls"].as_array().unwrap() {
+        assert_eq!(control["agrees"], true, "{control}");
+    }
+}
+
+#[test]
+fn correct_kernels_stay_below_their_floors() {
+    let (document, code) = document(&["--calibrate", "--evaluations", "2000"]);
+    assert_eq!((code, &document["passed"]), (Some(0), &Json::Bool(true)), "{document:#}");
+    assert!(document["evaluations"].as_u64().unwrap() >= 2000);
+}
+
+#[test]
+fn faults_are_listed_and_chosen_by_name() {
+    let (listed, code) = document(&["--list"]);
+    assert_eq!(code, Some(0));
+    assert!(listed["faults"].as_array().unwrap().len() >= 24);
+    let (rope, _) = document(&["--list", "--only", "rope-*"]);
+    let rope = rope["faults"].as_array().unwrap();
+    assert!(!rope.is_empty() && rope.iter().all(|f| f["name"].as_str().unwrap().starts_with("rope-")));
+
+    for (args, said) in [
+        (&["--only", "rope-pairings"][..], "rope-pairing"),
+        (&["--only", "rope-pairing", "--subject", "cpu"][..], "planted on a cpu"),
+        (&["--evaluations", "5"][..], "--calibrate"),
+    ] {
+        let out = selftest(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(said), "{out:?}");
+    }
+    let out = selftest(&["--only", "rope-pairing", "--adapter", "no-such-adapter"]);
+    assert_eq!(out.status.code(), Some(125), "{out:?}");
+}
+
+#[test]
+fn the_table_is_for_people() {
+    let out = selftest(&["--only", "one-row"]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
+    assert!(text.contains("one-row") && text.contains("layer 3 · attn_out") && text.contains("2 planted · 2 detected"));
+}
