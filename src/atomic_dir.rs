@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// What may be replaced.
 #[derive(Clone, Copy)]
 pub struct Kind {
-    /// What it is called: `a trace`.
+    /// What it is called: `trace`.
     pub name: &'static str,
     /// Whether a directory is one, and holds nothing else.
     pub is_one: fn(&Path) -> bool,
@@ -121,10 +121,10 @@ fn check_target(target: &Path, kind: Kind, force: bool) -> Result<()> {
         return Ok(());
     }
     if !(kind.is_one)(target) {
-        return refuse(format!("a directory that has files in it and is not {}; it is left as it is", kind.name));
+        return refuse(format!("a directory that has files in it and is no {}; it is left as it is", kind.name));
     }
     if !force {
-        return refuse(format!("{} is there already; --force replaces it", kind.name));
+        return refuse(format!("a {} is there already; --force replaces it", kind.name));
     }
     Ok(())
 }
@@ -152,7 +152,7 @@ fn sync_dir(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const NOTES: Kind = Kind { name: "a notebook", is_one: |dir| dir.join("notes").is_file() };
+    const NOTES: Kind = Kind { name: "notebook", is_one: |dir| dir.join("notes").is_file() };
 
     #[test]
     fn appears_whole_or_not_at_all() {

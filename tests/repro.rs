@@ -7,13 +7,15 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Patch};
-use twinscope::backend::{Backend, Erased};
+use twinscope::backend::{Backend, BackendInfo, Contract, Erased, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use twinscope::error::Result;
 use twinscope::model::Model;
 use twinscope::repro::capture::{Run, Wanted};
+use twinscope::repro::case::Case;
 use twinscope::repro::manifest::Manifest;
 use twinscope::repro::shaders::FolderShaders;
 use twinscope::repro::verdict::Judged;
-use twinscope::repro::{Folder, Made, Options, Subject, Verdict, make};
+use twinscope::repro::{Folder, Made, Options, Recorded, Subject, Verdict, make};
 use twinscope::stage::{Site, Stage};
 
 mod common;
@@ -242,6 +244,82 @@ fn nothing_is_written_where_nothing_is_wrong() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
+/// The CPU, wrong the first time that a stage is run.
+struct WrongOnce {
+    cpu: CpuBackend,
+    site: Site,
+    done: bool,
+}
+
+impl Backend for WrongOnce {
+    type Tensor = <CpuBackend as Backend>::Tensor;
+    fn info(&self) -> BackendInfo {
+        self.cpu.info()
+    }
+    fn contract(&self, op: OpKind) -> Contract {
+        self.cpu.contract(op)
+    }
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        self.cpu.unsupported(needs)
+    }
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        self.cpu.prepare(weights, progress)
+    }
+    fn alloc(&mut self, shape: &[usize]) -> Result<Self::Tensor> {
+        self.cpu.alloc(shape)
+    }
+    fn upload(&mut self, values: &HostTensor) -> Result<Self::Tensor> {
+        self.cpu.upload(values)
+    }
+    fn shape(&self, tensor: &Self::Tensor) -> Vec<usize> {
+        self.cpu.shape(tensor)
+    }
+    fn run(&mut self, site: Site, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor> {
+        let result = self.cpu.run(site, op)?;
+        if site != self.site || std::mem::replace(&mut self.done, true) {
+            return Ok(result);
+        }
+        let right = self.cpu.read(&result)?;
+        self.cpu.upload(&HostTensor::f32(&right.shape, right.to_f32().iter().map(|x| x + 1.0).collect()))
+    }
+    fn fetch(&mut self, tensor: &Self::Tensor) -> Result<Ticket> {
+        self.cpu.fetch(tensor)
+    }
+    fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        self.cpu.take(ticket)
+    }
+    fn sync(&mut self) -> Result<()> {
+        self.cpu.sync()
+    }
+}
+
+impl Subject for WrongOnce {
+    fn forget(&mut self, _: &Weight) {}
+    fn run_recorded(&mut self, case: &Case) -> Result<(HostTensor, Option<Recorded>)> {
+        Ok((case.run(self)?, None))
+    }
+}
+
+#[test]
+fn what_is_wrong_in_the_run_only_is_said_to_be_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Model::open(None).unwrap();
+    let tokens = common::golden("main").tokens;
+    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let wanted = at(1, Stage::AttnOut);
+    let out = dir.path().join("repro");
+    for keep in [false, true] {
+        let cpu = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
+        let mut subject = WrongOnce { cpu: cpu(), site: wanted.site, done: false };
+        let options = Options { keep, ..Options::default() };
+        let made = make(&mut subject, &mut cpu(), &model, &run, &wanted, options, (&out, false)).unwrap();
+        assert_eq!((made.verdict, made.written.is_some()), (Verdict::OnlyInTheRun, keep));
+        assert_eq!(made.in_the_run.figures.verdict, "subject_wrong");
+        assert_eq!(made.alone.unwrap().verdict, "ok");
+    }
+    assert_eq!(Folder::open(&out).unwrap().manifest.in_the_run.figures.verdict, "subject_wrong");
+}
+
 #[test]
 fn every_kind_of_stage_makes_a_folder() {
     let dir = tempfile::tempdir().unwrap();
@@ -304,8 +382,7 @@ fn a_damaged_folder_is_one_clear_error() {
         if copy.path().join("manifest.json").is_file() && json != manifest {
             std::fs::write(copy.path().join("manifest.json"), serde_json::to_vec(&json).unwrap()).unwrap();
         }
-        let contract =
-            CpuBackend::new(Some(Level::Scalar), None).unwrap().contract(twinscope::backend::OpKind::ExpertMatMul);
+        let contract = CpuBackend::new(Some(Level::Scalar), None).unwrap().contract(OpKind::ExpertMatMul);
         let result = Folder::open(copy.path()).and_then(|f| f.judge(&contract, f.subject.clone()));
         let error = result.map(|_| ()).expect_err(what);
         assert_eq!(error.exit_code(), 2, "{what}: {error}");

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output, vary};
-use crate::diff::driver::{DiffOptions, Sides, diff};
+use crate::diff::driver::{CHUNK, DiffOptions, Sides, diff};
+use crate::diff::metrics;
 use crate::diff::outcome::{Comparison, StageResult};
 use crate::diff::tolerance::Tolerances;
 use crate::diff::vary::Vary;
@@ -17,6 +18,7 @@ use crate::report::json::Document;
 use crate::report::text;
 use crate::stage::Stage;
 use crate::trace::recorded::Recorded;
+use crate::trace::select::has_expert_rows;
 use crate::trace::store::{Run, Trace};
 
 /// Compare two backends stage by stage.
@@ -120,7 +122,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
-    comparison.next = comparison.fault().map(|fault| next(args, fault));
+    comparison.next = comparison.fault().and_then(|fault| next(args, fault));
     for report in &reports {
         report.write(&comparison)?;
     }
@@ -144,29 +146,54 @@ fn vanished(own: &Comparison, forced: &Comparison) -> String {
     format!("the subject computes with the reference's experts: {share}; its own routing has {} flips", flips(own))
 }
 
-/// The command that takes the first fault apart.
-fn next(args: &Args, fault: &StageResult) -> String {
+/// The command that takes the first fault apart: the side that is wrong is its subject. `None` where a side is a trace, of
+/// which no stage can be run again.
+fn next(args: &Args, fault: &StageResult) -> Option<String> {
+    let (mut reference, mut subject) = (&args.reference, &args.subject);
+    if fault.verdict.side() == Some(metrics::Side::Reference) {
+        (reference, subject) = (subject, reference);
+    }
+    if [reference, subject].iter().any(|side| side.starts_with("trace:")) {
+        return None;
+    }
     let mut command = "twinscope repro".to_string();
     if let Some(model) = &args.model.model {
-        command += &format!(" {}", model.display());
+        command += &format!(" {}", quoted(&model.display().to_string()));
+    }
+    if let Some(text) = &args.prompt.prompt {
+        command += &format!(" --prompt {}", quoted(text));
+    }
+    if let Some(path) = &args.prompt.prompt_file {
+        command += &format!(" --prompt-file {}", quoted(&path.display().to_string()));
+    }
+    if let Some(tokens) = &args.prompt.tokens {
+        let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
+        command += &format!(" --tokens {}", tokens.join(","));
     }
     if let Some(layer) = fault.site.layer {
         command += &format!(" --layer {layer}");
     }
     command += &format!(" --stage {}", fault.site.stage);
-    if let Some(expert) = fault.expert.filter(|_| fault.shape.len() == 3) {
+    if let Some(expert) = fault.expert.filter(|_| has_expert_rows(fault.site.stage)) {
         command += &format!(" --expert {expert}");
     }
-    for (flag, value, default) in [("--reference", &args.reference, "cpu:scalar"), ("--subject", &args.subject, "gpu")]
-    {
+    for (flag, value, default) in [("--reference", reference, "cpu:scalar"), ("--subject", subject, "gpu")] {
+        if value != default {
+            command += &format!(" {flag} {}", quoted(value));
+        }
+    }
+    for (flag, value, default) in [("--decode", args.decode, 0), ("--chunk", args.chunk as usize, CHUNK)] {
         if value != default {
             command += &format!(" {flag} {value}");
         }
     }
-    if args.decode > 0 {
-        command += &format!(" --decode {}", args.decode);
-    }
-    command + " --out repro"
+    Some(command + " --out repro")
+}
+
+/// As a shell takes it for one word.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// A side of the comparison: a backend, or a trace that answers like one.
@@ -194,5 +221,43 @@ pub fn print_comparison(comparison: &Comparison, json: bool, full: bool) -> Resu
         output::print_json(&Document::from(comparison))
     } else {
         output::print(&text::render(comparison, text::Style::for_stdout(full)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::diff::metrics::Mismatch;
+    use crate::diff::outcome::{Measured, Verdict};
+    use crate::stage::Site;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        diff: Args,
+    }
+
+    #[test]
+    fn the_next_command_reruns_the_stage_on_the_side_that_is_wrong() {
+        let total = Measured::Failed(Mismatch::Ids);
+        let mut fault = StageResult::new(0, Site::layer(2, Stage::ExpertDown), &[4, 2, 8], total);
+        (fault.verdict, fault.expert) = (Verdict::SubjectWrong, Some(3));
+        let next =
+            |fault: &StageResult, args: &[&str]| super::next(&Cli::parse_from([&["diff"], args].concat()).diff, fault);
+        let plain = "twinscope repro --layer 2 --stage expert_down --expert 3 --out repro";
+        assert_eq!(next(&fault, &[]).as_deref(), Some(plain));
+        let full = ["a b.gguf", "--prompt", "it's", "--subject", "gpu:1", "--decode", "2", "--chunk", "7"];
+        assert_eq!(
+            next(&fault, &full).as_deref(),
+            Some(
+                r"twinscope repro 'a b.gguf' --prompt 'it'\''s' --layer 2 --stage expert_down --expert 3 --subject gpu:1 --decode 2 --chunk 7 --out repro"
+            )
+        );
+        fault.verdict = Verdict::ReferenceWrong;
+        let sides = "twinscope repro --tokens 1,2 --layer 2 --stage expert_down --expert 3 --reference gpu --subject cpu:scalar --out repro";
+        assert_eq!(next(&fault, &["--tokens", "1,2"]).as_deref(), Some(sides));
+        assert_eq!(next(&fault, &["--subject", "trace:run"]), None, "a trace cannot be run again");
     }
 }

@@ -19,7 +19,7 @@ use crate::model::Model;
 use crate::trace::store::file::{dtype, header, le_bytes};
 
 /// What may be replaced by another one.
-pub const KIND: Kind = Kind { name: "a repro folder", is_one: is_repro };
+pub const KIND: Kind = Kind { name: "repro folder", is_one: is_repro };
 
 /// What a GPU ran.
 pub struct Recorded {
@@ -219,9 +219,9 @@ fn readme(m: &Manifest) -> String {
         "ok" => "which agrees with the float64 oracle".to_string(),
         _ => format!("which is wrong {ratio}"),
     };
+    let how = if m.shrinking.runs > 0 { ", cut down to as little as still shows the error" } else { "" };
     let mut text = format!(
-        "{layer}{stage} of {model}, as {backend} ({adapter}) computes it,\n{what}.\nOne operation with its operands, cut down to as \
-         little as still shows it.\n\n\
+        "{layer}{stage} of {model}, as {backend} ({adapter}) computes it,\n{what}.\nOne operation with its operands{how}.\n\n\
          Run it:\n\n    twinscope repro run .\n    twinscope repro run . --subject cpu:scalar\n\n\
          exits with 1 while it is wrong, 0 when it agrees, 125 when it cannot run here, and so\nserves `git bisect run`.\n\n\
          manifest.json        what is here: operation, operands, verdict, dispatches\n\

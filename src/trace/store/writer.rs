@@ -2,24 +2,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::Write;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::layer::{LayerFile, Layout};
 use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
+use crate::atomic_dir::{AtomicDir, Kind};
 use crate::backend::{Data, HostTensor};
 use crate::error::{Error, Result};
 use crate::stage::{Dim, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
 
+/// What may be replaced by another one.
+const KIND: Kind = Kind { name: "trace", is_one: is_trace };
+
 /// A trace under way. Dropped without [`TraceWriter::finish`], it leaves nothing.
 pub struct TraceWriter {
-    target: PathBuf,
-    /// The hidden directory beside the target; `None` once it bears the target's name.
-    partial: Option<PathBuf>,
-    force: bool,
+    dir: AtomicDir,
     selected: Selected,
     files: BTreeMap<Option<u32>, LayerFile>,
     /// The positions that each site's rows are, ascending.
@@ -41,15 +41,8 @@ impl TraceWriter {
     /// # Errors
     /// [`Error::Usage`] if there is something there that must not be replaced, [`Error::Input`] if the directory cannot be made.
     pub fn create(target: &Path, force: bool, selected: Selected) -> Result<Self> {
-        check_target(target, force)?;
-        let (parent, name) = parent_and_name(target)?;
-        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-        let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
-        std::fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
         Ok(Self {
-            target: target.into(),
-            partial: Some(partial),
-            force,
+            dir: AtomicDir::create(target, KIND, force)?,
             selected,
             files: BTreeMap::new(),
             positions: BTreeMap::new(),
@@ -158,7 +151,7 @@ impl TraceWriter {
     }
 
     fn file(&mut self, site: Site) -> Result<&mut LayerFile> {
-        let dir = self.partial.as_deref().expect("the writer is not finished");
+        let dir = self.dir.path();
         Ok(match self.files.entry(site.layer) {
             std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::btree_map::Entry::Vacant(e) => e.insert(LayerFile::create(dir, &file_name(site.layer))?),
@@ -220,44 +213,10 @@ impl TraceWriter {
         for file in std::mem::take(&mut self.files).into_values() {
             file.finish()?;
         }
-        let dir = self.partial.clone().expect("the writer is not finished");
-        let path = dir.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::cannot_run(format!("the manifest: {e}")))?;
-        let mut file = File::create_new(&path).map_err(|e| Error::io(&path, e))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(|e| Error::io(&path, e))?;
-        drop(file);
-        sync_dir(&dir)?;
-        self.rename(&dir)?;
+        self.dir.write(MANIFEST, &text)?;
+        self.dir.commit()?;
         Ok(manifest)
-    }
-
-    /// Gives the finished directory the target's name; an older trace steps aside first and is removed last.
-    fn rename(&mut self, dir: &Path) -> Result<()> {
-        let target = &self.target;
-        check_target(target, self.force)?;
-        let (parent, name) = parent_and_name(target)?;
-        let mut old = None;
-        if target.exists() {
-            let aside = parent.join(format!(".{name}.replaced-{}", std::process::id()));
-            std::fs::rename(target, &aside).map_err(|e| Error::io(target, e))?;
-            old = Some(aside);
-        }
-        std::fs::rename(dir, target).map_err(|e| Error::io(target, e))?;
-        self.partial = None;
-        sync_dir(parent)?;
-        if let Some(old) = old {
-            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for TraceWriter {
-    fn drop(&mut self) {
-        if let Some(dir) = &self.partial {
-            // Already on the way out with another error; a hidden directory that stays behind does no harm.
-            let _ = std::fs::remove_dir_all(dir);
-        }
     }
 }
 
@@ -279,38 +238,6 @@ fn runs(rows: &[usize]) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
     rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[run.len() - 1] + 1)
 }
 
-fn parent_and_name(target: &Path) -> Result<(&Path, &str)> {
-    let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
-        Error::usage(format!("--out {}: not a path that names a directory to make", target.display()))
-    })?;
-    let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((parent, name))
-}
-
-/// Refuses to replace anything but nothing, an empty directory, or with `force` a trace.
-fn check_target(target: &Path, force: bool) -> Result<()> {
-    let refuse = |what: &str| Err(Error::usage(format!("--out {}: {what}", target.display())));
-    let there = match std::fs::symlink_metadata(target) {
-        Ok(there) => there,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io(target, e)),
-    };
-    if !there.is_dir() {
-        return refuse("exists and is not a directory; it is left as it is");
-    }
-    let mut entries = std::fs::read_dir(target).map_err(|e| Error::io(target, e))?;
-    if entries.next().is_none() {
-        return Ok(());
-    }
-    if !is_trace(target) {
-        return refuse("a directory that has files in it and is no trace; it is left as it is");
-    }
-    if !force {
-        return refuse("a trace is there already; --force replaces it");
-    }
-    Ok(())
-}
-
 /// Whether the directory has a manifest with this schema, and nothing that a trace does not have.
 fn is_trace(dir: &Path) -> bool {
     #[derive(serde::Deserialize)]
@@ -323,12 +250,4 @@ fn is_trace(dir: &Path) -> bool {
     let only_ours = std::fs::read_dir(dir)
         .is_ok_and(|mut entries| entries.all(|e| e.is_ok_and(|e| e.file_name().to_str().is_some_and(ours))));
     schema.is_some_and(|s| s.schema == SCHEMA) && only_ours
-}
-
-/// Makes the names in a directory last. Windows has no such call, and none is needed there.
-fn sync_dir(dir: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(dir, e))?;
-    }
-    Ok(())
 }
