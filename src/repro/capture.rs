@@ -1,7 +1,7 @@
 //! Finds the call in which a stage fails, and takes its operands out of the run.
 //!
 //! Design:
-//! - [`Captor`] is a backend over the subject that passes every call on as it is. At the one site that is looked at it reads
+//! - `Captor` is a backend over the subject that passes every call on as it is. At the one site that is looked at it reads
 //!   the operands before the call and the result after it.
 //! - A KV cache is not read. Its rows are collected from what was stored into it, so an entry that the subject stores in the
 //!   wrong place is part of the stage that reads it, as in a comparison.

@@ -2,7 +2,7 @@
 //!
 //! Design:
 //! - **A [`case::Case`] is one operation with its operands on the host.** [`capture`] takes it out of a run, [`cut`] makes it
-//!   smaller, [`verdict`] judges what a backend makes of it, [`shrink`] looks for the smallest one that still fails.
+//!   smaller, [`verdict`] judges what a backend makes of it, [`mod@shrink`] looks for the smallest one that still fails.
 //! - **A [`folder`] is a case on disk**, with the oracle's result, the floors, what the subject made of it and, where that
 //!   was a GPU, every dispatch with its WGSL source and the contents of its bindings.
 //! - **What runs again is the operation**, through the same [`crate::backend::Backend`] as in a model. On a GPU the
