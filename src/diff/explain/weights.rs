@@ -246,10 +246,14 @@ pub fn neighbours_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     if per > 1 {
         all.extend(scales_from(case, "each sub-block with the scale of the one before", |g, _, _| g.saturating_sub(1)));
         all.extend(scales_from(case, "each sub-block with the scale of the one after", |g, _, _| g + 1));
-        let before = "each sub-block with the scale of the one before, around in its block";
-        all.extend(scales_from(case, before, |g, _, per| g / per * per + (g + per - 1) % per));
-        let after = "each sub-block with the scale of the one after, around in its block";
-        all.extend(scales_from(case, after, |g, _, per| g / per * per + (g + 1) % per));
+        // Around in the whole block, or in parts of it that are unpacked together.
+        for span in [per, 4, 8].into_iter().filter(|span| *span > 2 && per.is_multiple_of(*span)) {
+            let place = if span == per { "its block".to_string() } else { format!("its {span}") };
+            for (shift, which) in [(span - 1, "before"), (1, "after")] {
+                let what = format!("each sub-block with the scale of the one {which}, around in {place}");
+                all.extend(scales_from(case, what, move |g, _, _| g / span * span + (g % span + shift) % span));
+            }
+        }
         all.extend(scales_from(case, "neighbouring sub-blocks' scales exchanged", |g, _, _| g ^ 1));
         all.extend(scales_from(case, "the block's halves' scales exchanged", |g, _, per| {
             g / per * per + (g + per / 2) % per

@@ -63,7 +63,7 @@ pub fn factor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
             all.push(with(n.sqrt(), format!("{name} times the right values")));
             all.push(with(1.0 / n.sqrt(), format!("1/{name} times the right values")));
         }
-        for factor in round_numbers(fitted, 1e-3) {
+        for factor in round_numbers(fitted, 1e-3).into_iter().filter(|f| *f != 1.0) {
             all.push(with(factor, format!("{factor} times the right values")).with_fitted(1));
         }
     }
@@ -90,7 +90,7 @@ pub fn offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         });
         variant.with_fitted(1)
     };
-    Ok(round_numbers(mean, 1e-3).into_iter().map(with).collect())
+    Ok(round_numbers(mean, 1e-3).into_iter().filter(|o| *o != 0.0).map(with).collect())
 }
 
 /// Rows and columns in other places.

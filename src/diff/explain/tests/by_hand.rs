@@ -99,7 +99,8 @@ fn experts() {
     let e = w.explain(site, &nan);
     assert!(e.reproduced() && e.fits[0].id == "not-finite", "{e}");
     assert!(e.fits[0].what.ends_with(&format!("only expert {some}")), "{e}");
-    let swapped = edited(&w, site, |i, _| made(&op).to_f32()[(i / n / k * k + k - 1 - i / n % k) * n + i % n]);
+    let right = made(&op).to_f32();
+    let swapped = edited(&w, site, |i, _| right[(i / n / k * k + k - 1 - i / n % k) * n + i % n]);
     explained(&w, site, &swapped, "expert-offset", "slots");
 
     let site = Site::layer(3, Stage::ExpertAct);
