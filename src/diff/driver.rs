@@ -114,7 +114,17 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
     for step in 0..options.decode {
         let token = match options.forced.get(step) {
             Some(&token) => token,
-            None => greedy(next.as_ref().expect("the call before was read"))?,
+            None => match greedy(next.as_ref().expect("the call before was read")) {
+                Ok(token) => token,
+                // What came before is compared, and is where the cause is to be found.
+                Err(e) => {
+                    comparison
+                        .notes
+                        .push(format!("decoding ended after {step} of {} tokens: the reference's {e}", options.decode));
+                    comparison.decode = step;
+                    break;
+                }
+            },
         };
         let logits = forward(&mut lockstep, model, &mut session, &[token], LogitRows::All)?;
         next = (step + 1 < options.decode).then(|| lockstep.read(&logits)).transpose()?;
@@ -123,6 +133,7 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
 
     let found = judge.finish();
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
+    comparison.notes.extend(found.notes);
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
     let one_call = options.tokens.len() <= options.chunk;
     if options.shares && one_call && !options.reference_is_recorded {

@@ -17,7 +17,7 @@ use crate::diff::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::diff::geometry::{self, View};
 use crate::diff::lockstep::{Observation, Sink};
 use crate::diff::logits::{LogitsAt, compare_logits};
-use crate::diff::metrics::{Mask, Mismatch, measure};
+use crate::diff::metrics::{Mask, Mismatch, Side, measure};
 use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
 use crate::diff::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::share::Injections;
@@ -61,6 +61,8 @@ pub struct Found {
     pub stages: Vec<StageResult>,
     pub routing: Vec<LayerRouting>,
     pub logits: Vec<LogitsAt>,
+    /// What else must be said, one line each.
+    pub notes: Vec<String>,
     /// The prompt's injected errors, if they were asked for.
     pub injections: Injections,
 }
@@ -74,8 +76,8 @@ pub struct Judge<'m> {
     tolerances: Tolerances,
     /// Tokens of the prompt, which is step 0.
     prompt: Vec<u32>,
-    /// The subject's values of the layer in progress, for explanations.
-    earlier: Earlier,
+    /// Each side's values of the layer in progress, for explanations: the reference's, the subject's.
+    earlier: [Earlier; 2],
     /// Faults that are still explained: each takes time, and those behind the first seldom say more.
     explanations: usize,
     found: Found,
@@ -98,6 +100,17 @@ struct OracleView {
     /// Each side's floor on the subject's inputs, per element.
     subject_floor: Vec<f64>,
     reference_floor: Vec<f64>,
+    /// The reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
+    /// whose replays are the judge's, or a backend that errs on those inputs alone.
+    only_on_its_own: Option<OwnError>,
+}
+
+/// The reference's error on its own inputs.
+struct OwnError {
+    ratio: f64,
+    /// The floor of its worst element, and of each.
+    floor: f64,
+    floors: Vec<f64>,
 }
 
 impl<'m> Judge<'m> {
@@ -115,7 +128,7 @@ impl<'m> Judge<'m> {
             subject,
             tolerances,
             prompt: prompt.to_vec(),
-            earlier: Earlier::new(),
+            earlier: [Earlier::new(), Earlier::new()],
             explanations: MOST_EXPLANATIONS,
             found: Found::default(),
             room: None,
@@ -148,7 +161,7 @@ impl<'m> Judge<'m> {
             injections.logits = Some([o.reference.to_f64(), o.subject.to_f64()]);
         }
         let delta = match o.site.stage {
-            Stage::RouterIds => (*o.subject).clone(),
+            Stage::RouterIds => (*o.next[1]).clone(),
             _ => HostTensor::f64(&o.subject.shape, error(&o.subject, &o.replayed)),
         };
         injections.by_site.insert(o.site, delta);
@@ -165,9 +178,15 @@ impl<'m> Judge<'m> {
         let [subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], exact_g)?;
         let subject = injected_ratio(&error(&o.subject, exact_g), &subject_floor).max;
         let mut reference = injected_ratio(&error(&o.replayed, exact_g), &reference_floor).max;
+        let mut only_on_its_own = None;
         if o.reference != o.replayed {
-            let own_floor = floor_of(&op_c, contract_c, exact_c)?;
-            reference = reference.max(injected_ratio(&error(&o.reference, exact_c), &own_floor).max);
+            let floors = floor_of(&op_c, contract_c, exact_c)?;
+            let own = injected_ratio(&error(&o.reference, exact_c), &floors);
+            if own.max > 1.0 && reference <= 1.0 {
+                let floor = own.index.map_or(0.0, |i| floors[i]);
+                only_on_its_own = Some(OwnError { ratio: own.max, floor, floors });
+            }
+            reference = reference.max(own.max);
         }
         let both: Vec<f64> = subject_floor.iter().zip(&reference_floor).map(|(g, c)| g + c).collect();
         let injected = injected_ratio(&error(&o.subject, &o.replayed), &both);
@@ -178,6 +197,7 @@ impl<'m> Judge<'m> {
             floor,
             subject_floor,
             reference_floor,
+            only_on_its_own,
         }))
     }
 
@@ -298,14 +318,17 @@ impl<'m> Judge<'m> {
     }
 
     fn explained(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) -> Result<()> {
-        let Some([_, exact]) = &o.judged else { return Ok(()) };
-        let (wrong, floor) = match result.verdict {
-            Verdict::ReferenceWrong => (&o.replayed, &view.reference_floor),
-            _ => (&o.subject, &view.subject_floor),
+        let Some([exact_c, exact_g]) = &o.judged else { return Ok(()) };
+        // Which side is explained, on whose inputs.
+        let (side, inputs, wrong, exact, floor) = match (&result.verdict, &view.only_on_its_own) {
+            (Verdict::ReferenceWrong, Some(own)) => (0, 0, &o.reference, exact_c, &own.floors),
+            (Verdict::ReferenceWrong, None) => (0, 1, &o.replayed, exact_g, &view.reference_floor),
+            _ => (1, 1, &o.subject, exact_g, &view.subject_floor),
         };
+        let op = [&o.op_reference, &o.op_subject][inputs];
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
         let stage = o.site.stage;
-        let ids = self.layer.get(&Stage::RouterIds).map(|p| p.subject.clone());
+        let ids = self.layer.get(&Stage::RouterIds).map(|p| [&p.reference, &p.subject][inputs].clone());
         let per_expert = matches!(stage.info().shape, [_, crate::stage::Dim::K, _]);
         result.pattern = geometry::find(View {
             stage,
@@ -320,16 +343,16 @@ impl<'m> Judge<'m> {
         });
         if self.explanations > 0 {
             self.explanations -= 1;
-            let contracts = if result.verdict == Verdict::ReferenceWrong { &self.reference } else { &self.subject };
+            let contracts = [&self.reference, &self.subject][side];
             let scene = Scene {
                 site: o.site,
                 start: o.start,
-                op: &o.op_subject,
+                op,
                 output: wrong,
                 exact,
                 floor,
-                contract: *contracts.get(o.op_subject.kind()),
-                earlier: &self.earlier,
+                contract: *contracts.get(op.kind()),
+                earlier: &self.earlier[inputs],
                 config: self.config,
                 weights: &self.model.weights,
             };
@@ -397,6 +420,16 @@ impl Sink for Judge<'_> {
             result.floor = Some(view.floor);
         }
         self.decide(&mut result);
+        if let Some(OracleView { only_on_its_own: Some(own), .. }) = &view
+            && let Some([exact_c, _]) = &o.judged
+            && result.verdict == Verdict::ReferenceWrong
+        {
+            // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
+            (result.ratio, result.floor) = (Some(own.ratio), Some(own.floor));
+            if stage != Stage::RouterIds {
+                result.injected = Some(measure(&o.reference, exact_c, mask).into());
+            }
+        }
         if let Some(ids) = self.layer.get(&Stage::RouterIds) {
             result.locate(o.start, Some(ids.subject.ids()));
         } else {
@@ -417,8 +450,16 @@ impl Sink for Judge<'_> {
         if stage == Stage::Logits {
             self.logits(&o);
         }
-        self.earlier.note(o.site, &o.subject);
-        self.layer.insert(stage, Pair { reference: o.reference, subject: o.subject });
+        if let Measured::Failed(mismatch @ Mismatch::NoSuchExpert { side, .. }) = &result.total {
+            let other = if *side == Side::Reference { Side::Subject } else { Side::Reference };
+            self.found
+                .notes
+                .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.site));
+        }
+        let [reference, subject] = o.next;
+        self.earlier[0].note(o.site, &reference);
+        self.earlier[1].note(o.site, &subject);
+        self.layer.insert(stage, Pair { reference, subject });
         self.found.stages.push(result);
         Ok(())
     }

@@ -7,6 +7,8 @@
 //!   total error g(x_g) − c(x_c), the injected g(x_g) − c(x_g), the propagated c(x_g) − c(x_c), and which side is wrong.
 //! - The KV cache that a replay reads is filled from the subject's *stage outputs* (k_rope, v_proj), not from the subject's
 //!   cache: an entry that the subject stores wrongly is then its own error at the next stage that reads it.
+//! - Expert ids that name no expert of the layer would end the run at the next stage, and with it the report of the fault. A side
+//!   that chose such ids goes on with the other side's; [`Observation::next`] says so to the sink.
 //! - A lane holds only what the rest of its layer still needs; handles are dropped as the model drops them.
 
 use std::cell::RefCell;
@@ -18,7 +20,7 @@ use crate::backend::{
     Weight,
 };
 use crate::error::Result;
-use crate::stage::{Site, Stage};
+use crate::stage::Site;
 
 /// One value of the model, as each party has it.
 pub struct Lane {
@@ -50,6 +52,9 @@ pub struct Observation<'a> {
     pub replayed: Rc<HostTensor>,
     /// o(x_c) and o(x_g).
     pub judged: Option<[Rc<HostTensor>; 2]>,
+    /// What the rest of the run computes with, the reference and the subject: their results, unless expert ids were put in
+    /// the place of theirs.
+    pub next: [Rc<HostTensor>; 2],
 }
 
 /// Receives each stage as it is made.
@@ -106,7 +111,7 @@ impl<'s> Lockstep<'s> {
     /// An operation that makes a stage: all five runs, observed.
     fn stage(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
         // The subject goes first: a GPU works on it while the CPU does the reference's share.
-        let mut subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
         let ticket = self.subject.fetch(&subject)?;
         let reference = self.reference.run(site, &op.try_map(|l| Ok(l.reference.clone()))?)?;
         let judged = match &mut self.judge {
@@ -127,7 +132,12 @@ impl<'s> Lockstep<'s> {
             Rc::new(self.reference.read(&value)?)
         };
         let host_reference = Rc::new(self.reference.read(&reference)?);
-        let mut host_subject = Rc::new(self.subject.take(ticket)?);
+        let host_subject = Rc::new(self.subject.take(ticket)?);
+        let results = [host_reference.clone(), host_subject.clone()];
+        let next = match op {
+            Op::RouterTopK { probs, .. } => self.chosen(probs.host.borrow()[0].cols(), &results),
+            _ => results,
+        };
 
         self.sink.observe(Observation {
             site,
@@ -138,13 +148,30 @@ impl<'s> Lockstep<'s> {
             subject: host_subject.clone(),
             replayed,
             judged,
+            next: next.clone(),
         })?;
 
-        if self.options.force_routing && site.stage == Stage::RouterIds {
-            subject = self.subject.upload(&host_reference)?;
-            host_subject = host_reference.clone();
+        let (mut reference, mut subject) = (reference, subject);
+        if !Rc::ptr_eq(&next[0], &host_reference) {
+            reference = self.reference.upload(&next[0])?;
         }
-        self.lane(reference, subject, [host_reference, host_subject])
+        if !Rc::ptr_eq(&next[1], &host_subject) {
+            subject = self.subject.upload(&next[1])?;
+        }
+        self.lane(reference, subject, next)
+    }
+
+    /// The expert ids that each side goes on with, of what both chose among `experts`.
+    fn chosen(&self, experts: usize, [reference, subject]: &[Rc<HostTensor>; 2]) -> [Rc<HostTensor>; 2] {
+        let exist = |ids: &HostTensor| {
+            ids.dtype() == "u32" && ids.shape == reference.shape && ids.ids().iter().all(|id| (*id as usize) < experts)
+        };
+        match (exist(reference), exist(subject)) {
+            (true, true) if self.options.force_routing => [reference.clone(), reference.clone()],
+            (true, false) => [reference.clone(), reference.clone()],
+            (false, true) => [subject.clone(), subject.clone()],
+            _ => [reference.clone(), subject.clone()],
+        }
     }
 
     /// An operation that only moves values: done by every party, and on the host copies.

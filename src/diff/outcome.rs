@@ -306,10 +306,12 @@ impl Comparison {
     }
 
     /// Whether the two sides agree: something was compared, no stage adds an error of its own, no flip is unexplained,
-    /// every routing could be compared.
+    /// every routing could be compared. Values that are not finite on both sides, and in the oracle too, come from the model
+    /// or from the inputs; they are no stage's fault, and no agreement.
     pub fn agrees(&self) -> bool {
+        let lost = |s: &StageResult| matches!(s.total.mismatch(), Some(Mismatch::NonFinite { .. }));
         self.stages.iter().any(|s| s.verdict.was_compared())
-            && !self.stages.iter().any(|s| s.verdict.is_fault())
+            && !self.stages.iter().any(|s| s.verdict.is_fault() || lost(s))
             && self.routing.iter().all(|r| r.routing.as_ref().is_ok_and(|r| r.unexplained() == 0))
     }
 
@@ -454,6 +456,14 @@ pub(crate) mod tests {
         c.conclude();
         assert!(!c.agrees());
         assert_eq!((c.first_fault, c.first_visible), (None, Some(0)), "without a replay it may be inherited");
+    }
+
+    #[test]
+    fn what_is_finite_on_neither_side_is_no_agreement() {
+        let a = HostTensor::f32(&[1], vec![f32::NAN]);
+        let mut s = StageResult::new(0, Site::model(Stage::Logits), &[1], measure(&a, &a, Mask::None).into());
+        s.verdict = Verdict::Inherits; // as where the oracle has NaN too
+        assert!(!comparison(vec![stage(Site::layer(0, Stage::AttnNorm), 0.0), s]).agrees());
     }
 
     #[test]

@@ -142,7 +142,12 @@ fn stage(
         let side = |ids| Routing { ids, weights: None, probs: None, logits: None };
         let experts =
             comparison.model.experts.max(1 + c.ids().iter().chain(g.ids()).max().copied().unwrap_or(0) as usize);
-        let routing = compare_routing(side(&c), side(&g), experts, start);
+        let mut routing = compare_routing(side(&c), side(&g), experts, start);
+        if let Ok(routing) = &mut routing {
+            let flips = routing.flips.iter_mut().map(|f| &mut f.position);
+            let changes = routing.order_changes.iter_mut().map(|c| &mut c.position);
+            flips.chain(changes).for_each(|position| *position = positions[*position - start]);
+        }
         let total = routing.as_ref().map_or_else(|m| Measured::Failed(m.clone()), Measured::from);
         comparison.routing.push(LayerRouting { step: 0, layer: site.layer.unwrap_or_default(), routing });
         total
@@ -169,7 +174,11 @@ fn stage(
         let smallest = tolerances.smallest(site.stage, None, metrics, None);
         result.smallest_tolerance = smallest.iter().map(|t| t.to_string()).collect();
     }
-    result.locate(start, None);
+    // Rows of some experts only are not rows of positions, and rows of positions need not be consecutive ones.
+    if !a.limited {
+        result.locate(start, None);
+        result.position = result.position.map(|p| positions[p - start]);
+    }
     Ok(result)
 }
 
