@@ -116,6 +116,9 @@ fn traces_are_sides_and_can_be_compared() {
     assert_eq!(document["reference"]["trace"].as_str(), Some(&*a));
     expect(0, &["diff", "--subject", &side_b]);
     refused(2, &["diff", "--subject", &side_b, "--prompt", "x"], &["--prompt"]);
+    // The comparison is made twice there; a recorded subject cannot compute with other experts than it did.
+    expect(0, &["diff", "--reference", &side_a, "--subject", "cpu", "--routing", "reference"]);
+    refused(2, &["diff", "--subject", &side_b, "--routing", "reference"], &["--routing reference", "recorded"]);
 
     let other = save("other", "cpu", "fn other");
     refused(2, &["compare", &a, &other], &["other tokens"]);

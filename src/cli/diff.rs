@@ -82,6 +82,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if oracle.is_none() && reference.recorded.is_some() {
         return Err(Error::usage("--no-oracle with a recorded reference: nothing could replay a stage"));
     }
+    if args.routing == "reference" && subject.recorded.is_some() {
+        return Err(Error::usage(
+            "--routing reference with a recorded subject: what it made of other experts was not saved",
+        ));
+    }
     let mut options = DiffOptions {
         chunk: args.chunk as usize,
         tolerances,

@@ -152,8 +152,10 @@ impl Backend for Recorded {
     fn run(&mut self, site: Site, op: &Op<'_, Rc<HostTensor>>) -> Result<Rc<HostTensor>> {
         match op {
             Op::Embed { tokens, .. } => {
-                self.start = self.next_start;
-                self.next_start += tokens.len();
+                let whole = self.trace.manifest().run.tokens.len();
+                // After its last token a recording can be run again from the first.
+                self.start = if self.next_start == whole { 0 } else { self.next_start };
+                self.next_start = self.start + tokens.len();
                 let recorded = &self.trace.manifest().run.tokens;
                 if recorded.get(self.start..self.next_start) != Some(tokens) {
                     return Err(Error::input(format!(
