@@ -53,6 +53,41 @@ pub struct Contract {
 }
 
 impl Contract {
+    /// Whether a contract that was read from a file can be one: every sum is of at least one term at a time, and no bound
+    /// exceeds the unit roundoff of bf16, 2⁻⁸, in units of 2⁻²³ where it is in ULP. A looser one would explain any error.
+    ///
+    /// # Errors
+    /// The field, what was expected and what was found.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        const LOOSEST: f64 = 1.0 / 256.0;
+        const LOOSEST_ULP: f64 = (1 << 15) as f64;
+        let terms = match self.order {
+            Order::Sequential => 1,
+            Order::Blocked { block } => block,
+            Order::Lanes { lanes } => lanes,
+        };
+        if !(1..=1 << 16).contains(&terms) {
+            return Err(format!("order: expected blocks or lanes from 1 to 65536, found {terms}"));
+        }
+        for (name, precision) in [("activations", self.activations), ("accumulator", self.accumulator)] {
+            if precision == (Precision::Int8 { block: 0 }) {
+                return Err(format!("{name}: expected blocks of at least 1, found 0"));
+            }
+        }
+        for (name, value, most) in [
+            ("unit_roundoff", self.unit_roundoff, LOOSEST),
+            ("exp_base_ulp", self.exp_base_ulp, LOOSEST_ULP),
+            ("exp_slope_ulp", self.exp_slope_ulp, LOOSEST_ULP),
+            ("div_ulp", self.div_ulp, LOOSEST_ULP),
+            ("rsqrt_ulp", self.rsqrt_ulp, LOOSEST_ULP),
+        ] {
+            if !(0.0..=most).contains(&value) {
+                return Err(format!("{name}: expected 0 to {most}, found {value}"));
+            }
+        }
+        Ok(())
+    }
+
     /// f32 with IEEE rounding and a libm good to 1 ULP: what Rust on a CPU gives.
     pub const fn ieee_f32(order: Order) -> Self {
         Self {

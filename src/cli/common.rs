@@ -1,6 +1,8 @@
 //! What several verbs take: a model, a prompt, a backend.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -12,6 +14,9 @@ use crate::backend::oracle::OracleBackend;
 use crate::backend::{AnyBackend, Backend, Erased};
 use crate::error::{Error, Result};
 use crate::model::Model;
+
+/// Bytes of text that are read of a prompt file: more than the longest context takes.
+const MAX_PROMPT: u64 = 64 << 20;
 
 /// What is run when no prompt is given.
 pub const DEFAULT_PROMPT: &str = "fn main() {\n    let x = 5;";
@@ -60,7 +65,7 @@ impl PromptArgs {
     pub fn resolve(&self, model: &Model) -> Result<Prompt> {
         let text = match (&self.prompt, &self.prompt_file) {
             (Some(text), _) => Some(text.clone()),
-            (None, Some(path)) => Some(std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?),
+            (None, Some(path)) => Some(read_prompt(path)?),
             (None, None) if self.tokens.is_none() => Some(DEFAULT_PROMPT.to_string()),
             (None, None) => None,
         };
@@ -88,6 +93,21 @@ impl PromptArgs {
             )));
         }
         Ok(Prompt { text, tokens })
+    }
+}
+
+/// A prompt from a file or a pipe, of which no more is read than a prompt can have.
+fn read_prompt(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let read = file.take(MAX_PROMPT + 1).read_to_string(&mut text);
+    match read {
+        Ok(bytes) if bytes as u64 > MAX_PROMPT => Err(Error::input(format!(
+            "--prompt-file {}: expected at most {MAX_PROMPT} bytes, found more",
+            path.display()
+        ))),
+        Ok(_) => Ok(text),
+        Err(e) => Err(Error::io(path, e)),
     }
 }
 
@@ -126,7 +146,7 @@ impl BackendArgs {
 pub fn gpu_selector(name: &str) -> Option<AdapterSelector> {
     match name.split_once(':') {
         None if name == "gpu" => Some(AdapterSelector::Best),
-        Some(("gpu", detail)) => Some(AdapterSelector::parse(detail)),
+        Some(("gpu", detail)) if !detail.is_empty() => Some(AdapterSelector::parse(detail)),
         _ => None,
     }
 }
@@ -146,7 +166,9 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
     let missing = backend.unsupported(&model.needs());
     if !missing.is_empty() {
         let name = backend.info().backend;
-        return Err(Error::cannot_run(format!("{name} cannot run {}: {}", model.config.name, missing.join("; "))));
+        let (first, rest) = missing.split_at(missing.len().min(3));
+        let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
+        return Err(Error::cannot_run(format!("{name} cannot run {}: {}{more}", model.config.name, first.join("; "))));
     }
     let weights = model.weights.all();
     let total = weights.iter().map(|w| w.bytes().len() as u64).sum();

@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
     /// Hold the subject against itself instead: chunk=1,7,64 (prefill chunk sizes) or repeat=3 (runs)
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "tol", "no_oracle", "routing", "full", "report"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "full", "report"])]
     vary: Option<Vary>,
     /// Every stage, not only the worst
     #[arg(long)]

@@ -9,10 +9,19 @@ use crate::{Error, Result};
 /// # Errors
 /// If stdout cannot take it for another reason, such as a full disk.
 pub fn print(text: &str) -> Result<()> {
+    print_on(text).map(|_| ())
+}
+
+/// Like [`print()`]; also says whether the reader is still there.
+///
+/// # Errors
+/// Like [`print()`].
+pub fn print_on(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::input(format!("stdout: {e}"))),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Error::input(format!("stdout: {e}"))),
     }
 }
 

@@ -1,12 +1,11 @@
 //! `run`: greedy text from one backend, streamed.
 
-use std::io::Write;
 use std::time::Instant;
 
 use crate::Result;
 use crate::backend::Backend;
-use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
+use crate::cli::{Outcome, output};
 use crate::error::Error;
 use crate::model::{LogitRows, Model, Session, Tokenizer, forward, greedy};
 
@@ -60,7 +59,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let began = Instant::now();
     let mut decoded = 0;
     for i in 0..args.n {
-        stream.push(next)?;
+        if !stream.push(next)? {
+            return Ok(Outcome::Ok); // whoever read the text has seen enough
+        }
         if model.tokenizer()?.eos == Some(next) || i + 1 == args.n {
             break;
         }
@@ -68,7 +69,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         next = greedy(&backend.read(&logits)?)?;
         decoded += 1;
     }
-    println!();
+    output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
     eprintln!("prefill {} tokens, {:.1} tokens/s", prompt.tokens.len(), rate(prompt.tokens.len(), prefill));
     if decoded > 0 {
@@ -88,19 +89,20 @@ impl<'m> Stream<'m> {
     fn new(model: &'m Model, prompt: &Prompt) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         match &prompt.text {
-            Some(text) => print!("{text}"),
-            None => print!("{}", tokenizer.decode(&prompt.tokens)?),
+            Some(text) => output::print(text)?,
+            None => output::print(&tokenizer.decode(&prompt.tokens)?)?,
         }
         Ok(Self { tokenizer, tokens: Vec::new(), printed: 0 })
     }
 
-    fn push(&mut self, token: u32) -> Result<()> {
+    /// Prints what `token` completes; false once nobody reads it.
+    fn push(&mut self, token: u32) -> Result<bool> {
+        let mut read = true;
         self.tokens.push(token);
         let text = self.tokenizer.decode(&self.tokens)?;
         let whole = text.trim_end_matches('\u{fffd}').len();
         if whole > self.printed {
-            print!("{}", &text[self.printed..whole]);
-            std::io::stdout().flush().map_err(|e| Error::input(format!("standard output: {e}")))?;
+            read = output::print_on(&text[self.printed..whole])?;
             self.printed = whole;
         }
         if whole == text.len() {
@@ -108,6 +110,6 @@ impl<'m> Stream<'m> {
             self.tokens.clear();
             self.printed = 0;
         }
-        Ok(())
+        Ok(read)
     }
 }

@@ -19,7 +19,7 @@
 use rayon::prelude::*;
 
 use crate::backend::oracle::{dequant, evaluate};
-use crate::backend::{Contract, HostTensor, Op, Precision, Weight};
+use crate::backend::{Contract, Data, HostTensor, Op, Precision, Weight};
 use crate::error::{Error, Result};
 
 pub mod sum;
@@ -97,12 +97,23 @@ fn without_matrix(op: &Op<'_, &HostTensor>, contract: &Contract, y: &[f64]) -> V
             softmax(&scores.to_f64(), s, |row| start + row % t + 1, y, contract)
         }
         Op::AttnContext { probs, v, start, head_dim } => attn_context(probs, v, start, head_dim, contract),
-        Op::Add { .. } => y.iter().map(|y| roundoff(contract) * y.abs() + TINY).collect(),
+        Op::Add { a, b } => add(a, b, y, contract),
         Op::RouterProbs { logits } => softmax(&logits.to_f64(), logits.cols(), |_| logits.cols(), y, contract),
         Op::RouterWeights { probs, ids, renormalise } => router_weights(probs, ids, renormalise, y, contract),
         Op::SwiGlu { gate, up } => swiglu(gate, up, y, contract),
         Op::Combine { down, weights } => combine(down, weights, contract),
     }
+}
+
+/// One rounding of the sum; and one of each operand on its way into a side that computes in less than the float64 it came in.
+fn add(a: &HostTensor, b: &HostTensor, y: &[f64], contract: &Contract) -> Vec<f64> {
+    let u = roundoff(contract);
+    let incoming = |t: &HostTensor| match t.data {
+        Data::F64(_) if contract.activations != Precision::F64 => t.to_f64().iter().map(|x| u * x.abs()).collect(),
+        _ => vec![0.0; t.len()],
+    };
+    let operands = incoming(a).into_iter().zip(incoming(b)).map(|(a, b)| (1.0 + u) * (a + b));
+    y.iter().zip(operands).map(|(y, operands)| u * y.abs() + operands + TINY).collect()
 }
 
 /// A row of a table. The judge rounds product − offset to f32 once, 2⁻²⁴, the subject once, u. Types without an offset are exact.

@@ -21,6 +21,16 @@ use crate::trace::store::Trace;
 pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> Result<Comparison> {
     let (c, g) = (&reference.manifest().run, &subject.manifest().run);
     let named = |t: &Trace| t.dir().display().to_string();
+    for (trace, run, other) in [(reference, c, g), (subject, g, c)] {
+        if run.tokens.is_empty() && !other.tokens.is_empty() {
+            return Err(Error::input(format!(
+                "{}: expected the {} tokens of the other trace, found none: what it was imported from does not say them; \
+                 `import` with --tokens does",
+                named(trace),
+                other.tokens.len()
+            )));
+        }
+    }
     if c.tokens != g.tokens {
         let at = c.tokens.iter().zip(&g.tokens).position(|(a, b)| a != b).unwrap_or(c.tokens.len().min(g.tokens.len()));
         return Err(Error::input(format!(

@@ -93,13 +93,17 @@ pub fn vary(
     what: &Vary,
     mut open: impl FnMut() -> Result<AnyBackend>,
 ) -> Result<Vec<Variation>> {
-    let (names, chunks): (Vec<String>, Vec<usize>) = match what {
-        Vary::Chunk(sizes) => sizes.iter().map(|n| (format!("chunk={n}"), *n)).unzip(),
-        Vary::Repeat(runs) => (1..=*runs).map(|n| (format!("run {n}"), tokens.len())).unzip(),
+    let runs = match what {
+        Vary::Chunk(sizes) => sizes.len(),
+        Vary::Repeat(runs) => *runs,
     };
-    let base = record(model, tokens, chunks[0], open()?)?;
+    let of = |i: usize| match what {
+        Vary::Chunk(sizes) => (format!("chunk={}", sizes[i]), sizes[i]),
+        Vary::Repeat(_) => (format!("run {}", i + 1), tokens.len()),
+    };
+    let base = record(model, tokens, of(0).1, open()?)?;
     let mut variations = Vec::new();
-    for (name, chunk) in names.into_iter().zip(chunks).skip(1) {
+    for (name, chunk) in (1..runs).map(of) {
         let run = record(model, tokens, chunk, open()?)?;
         variations.push(against(name, &base, &run, matches!(what, Vary::Repeat(_))));
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{About, Item, Source};
 use crate::backend::HostTensor;
 use crate::error::{Error, Result};
+use crate::trace::store::file::open_regular;
 
 /// The largest trace.json that is read.
 const MAX_JSON: u64 = 256 << 20;
@@ -36,7 +37,7 @@ impl Aprt {
         let mut about = About { program: "aprender".into(), last_row_only: true, ..About::default() };
         let json = dir.join("trace.json");
         match std::fs::metadata(&json) {
-            Ok(there) if there.len() <= MAX_JSON => {
+            Ok(there) if there.is_file() && there.len() <= MAX_JSON => {
                 let text = std::fs::read(&json).map_err(|e| Error::io(&json, e))?;
                 let parsed: Json =
                     serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", json.display())))?;
@@ -45,7 +46,10 @@ impl Aprt {
                 about.tokens = parsed.encoded_tokens;
                 about.other.push("trace.json: its statistics; those of the tensors are made anew".into());
             }
-            Ok(there) => return Err(Error::input(format!("{}: {} bytes, too large", json.display(), there.len()))),
+            Ok(there) if there.is_file() => {
+                return Err(Error::input(format!("{}: {} bytes, too large", json.display(), there.len())));
+            }
+            Ok(_) => return Err(Error::input(format!("{}: expected a file, found none", json.display()))),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 about.other.push("trace.json: not there, so no tokens".into())
             }
@@ -81,7 +85,7 @@ impl Aprt {
 /// The file behind its header, and the number of values in it.
 fn open(path: &Path, label: &str) -> Result<(File, usize)> {
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut file = open_regular(path)?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut header = [0; HEADER as usize];
     file.read_exact(&mut header).map_err(|_| wrong(format!("{length} bytes, an APRT header has {HEADER}")))?;

@@ -4,13 +4,13 @@
 //! member is listed as such. An array called `tokens` is the token ids.
 //! Formats: numpy.lib.format (versions 1 to 3) and PKWARE's APPNOTE (central directory, zip64).
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{About, Item, Source, whole};
 use crate::backend::{Data, HostTensor};
 use crate::error::{Error, Result};
+use crate::trace::store::file::open_regular;
 
 pub struct Arrays {
     about: About,
@@ -102,7 +102,7 @@ impl Array {
     /// Reads the header of a member; the inner error is a reason to leave this array out.
     fn open(member: &Member) -> Result<Result<Self, String>> {
         let path = &member.path;
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file = open_regular(path)?;
         let wrong = |what: &str| Error::input(format!("{}: {}: {what}", path.display(), member.label));
         let mut head = [0; 12];
         let take = member.length.min(12) as usize;
@@ -141,7 +141,7 @@ impl Array {
     fn read(&self) -> Result<HostTensor> {
         let io = |e| Error::io(&self.path, e);
         let count: usize = self.shape.iter().product();
-        let mut file = File::open(&self.path).map_err(io)?;
+        let mut file = open_regular(&self.path)?;
         file.seek(SeekFrom::Start(self.offset)).map_err(io)?;
         let mut bytes = Vec::new();
         let wanted = count as u64 * self.dtype.bytes();
@@ -227,7 +227,7 @@ impl Bytes<'_> {
 fn archive(path: &Path, about: &mut About) -> Result<Vec<Member>> {
     let io = |e| Error::io(path, e);
     let wrong = |what: &str| Error::input(format!("{}: not an .npz archive: {what}", path.display()));
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = open_regular(path)?;
     let length = file.metadata().map_err(io)?.len();
     let mut read = |at: u64, size: u64| -> Result<Vec<u8>> {
         if size > MAX_DIRECTORY || at.checked_add(size).is_none_or(|end| end > length) {

@@ -34,12 +34,12 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let wrong = |what: String| Error::input(format!("{}: not a safetensors file: {what}", path.display()));
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path)?;
         let length = file.metadata().map_err(io)?.len();
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| wrong(format!("{length} bytes, the length of its header needs 8")))?;
         let size = u64::from_le_bytes(size);
-        if size > MAX_HEADER || size > length - 8 {
+        if size > MAX_HEADER || size > length.saturating_sub(8) {
             return Err(wrong(format!("a header of {size} bytes in a file of {length}")));
         }
         let mut text = vec![0; size as usize];
@@ -104,6 +104,19 @@ impl TensorFile {
         let data = values.map_err(|e| wrong(e.to_string()))?;
         Ok(HostTensor { shape: info.shape.clone(), data })
     }
+}
+
+/// Opens a file that has an end. Asked before opening: opening a pipe would wait for its other end.
+///
+/// # Errors
+/// A file that cannot be opened, or that is a directory, a pipe or a device.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if !found.is_file() {
+        let kind = if found.is_dir() { "a directory" } else { "something that is not a regular file" };
+        return Err(Error::input(format!("{}: expected a file, found {kind}", path.display())));
+    }
+    File::open(path).map_err(|e| Error::io(path, e))
 }
 
 /// `count` numbers at `at`, as they lie in the file.

@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::file::TensorFile;
+use super::file::{TensorFile, open_regular};
 use super::{MANIFEST, Manifest, SCHEMA, TensorEntry, expert_rows_key, file_name, site_of};
 use crate::backend::HostTensor;
 use crate::error::{Error, Result};
@@ -42,11 +43,13 @@ impl Trace {
     /// [`Error::Input`] naming the file and what does not fit.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
-        let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+        let mut file = open_regular(&path)?;
+        let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         if length > MAX_MANIFEST {
             return Err(Error::input(format!("{}: {length} bytes, more than a manifest has", path.display())));
         }
-        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
         let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
         let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         match json.get("schema").and_then(|s| s.as_str()) {
@@ -57,6 +60,9 @@ impl Trace {
         if manifest.run.prompt_tokens > manifest.run.tokens.len() {
             let (prompt, all) = (manifest.run.prompt_tokens, manifest.run.tokens.len());
             return Err(wrong(format!("{prompt} prompt tokens of {all} tokens")));
+        }
+        for (op, contract) in &manifest.run.contracts {
+            contract.check().map_err(|what| wrong(format!("contract of {op}: {what}")))?;
         }
         for row in &manifest.statistics {
             site_of(row.layer, &row.stage)
