@@ -28,7 +28,13 @@ fn every_planted_fault_is_found_where_it_is() {
     let faults = document["faults"].as_array().unwrap();
     let missed: Vec<&Json> = faults
         .iter()
-        .filter(|f| !(f["detected"] == true && f["located"] == true && f["side_ok"] == true && f["pattern_ok"] == true))
+        .filter(|f| {
+            !(f["detected"] == true
+                && f["located"] == true
+                && f["side_ok"] == true
+                && f["pattern_ok"] == true
+                && f["explained_ok"] == true)
+        })
         .collect();
     assert!(missed.is_empty(), "{missed:#?}");
     assert_eq!(document["false_alarms"], 0, "{:#?}", document["controls"]);

@@ -22,8 +22,9 @@ use crate::error::Result;
 
 /// The median ratio of an operation that rounds, at the least: a floor far above every error would never bite.
 pub const LEAST_MEDIAN: f64 = 0.01;
-/// Multiply-adds of a case that is drawn again and again.
-const SMALL: u64 = 6000;
+/// Multiply-adds, at the most, of a case that is drawn again and again: enough for products of dozens of rows, since the worst of a
+/// few elements is not what the worst of a stage is.
+const SMALL: u64 = 40_000;
 /// Cases that are drawn before progress is told.
 const BATCH: usize = 512;
 
