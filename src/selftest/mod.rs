@@ -2,8 +2,8 @@
 //!
 //! Design:
 //! - [`faults`] is the table of what is planted; [`faulty`] plants it, in a backend that errs at one site, and [`shader`] in the
-//!   WGSL of a real kernel. [`case`] says what must be found, and whether it was.
-//! - Every fault is planted on two models ([`ground`]), those that have a strength at 8 and 64 times the rounding floor too, and
+//!   WGSL of a real kernel. `case` says what must be found, and whether it was.
+//! - Every fault is planted on two models (`ground`), those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
