@@ -1,19 +1,19 @@
 //! twinscope runs a quantized GGUF model on two backends in lockstep, reads every sub-stage back, and names the first stage
 //! whose own error is more than rounding explains. See `ARCHITECTURE.md` for the map.
 
-pub mod atomic_dir;
-pub mod atomic_file;
+pub mod atomic;
 pub mod backend;
 pub mod cli;
 pub mod diff;
 pub mod error;
+pub mod formula;
 pub mod gguf;
 pub mod model;
+pub mod op;
 pub mod quant;
 pub mod report;
 pub mod repro;
 pub mod selftest;
-pub mod stage;
 pub mod synth;
 pub mod trace;
 

@@ -5,7 +5,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value as Json;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
-use twinscope::quant::{self, GgmlType};
+use twinscope::op::GgmlType;
+use twinscope::quant;
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf")

@@ -1,7 +1,8 @@
 //! Scalar dequantization against gguf-py's values, bit by bit.
 
 use safetensors::SafeTensors;
-use twinscope::quant::{GgmlType, dequantizable, dequantize};
+use twinscope::op::GgmlType;
+use twinscope::quant::{dequantizable, dequantize};
 
 static GOLDEN: &[u8] = include_bytes!("golden/dequant.safetensors");
 

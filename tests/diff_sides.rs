@@ -6,13 +6,11 @@ use std::sync::Arc;
 use twinscope::Result;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::oracle::OracleBackend;
-use twinscope::backend::{
-    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Erased, HostTensor, Need, Op, OpKind, Ticket, Weight,
-};
-use twinscope::diff::driver::{DiffOptions, Sides, diff};
+use twinscope::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::diff::outcome::{Comparison, StageResult, Verdict};
+use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
-use twinscope::stage::{Site, Stage};
+use twinscope::op::{HostTensor, Op, OpKind, Site, Stage, Weight};
 
 type Change = fn(HostTensor) -> HostTensor;
 

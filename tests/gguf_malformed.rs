@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
-use twinscope::quant::GgmlType;
+use twinscope::op::GgmlType;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory that a thread holds

@@ -7,8 +7,9 @@ use twinscope::backend::cases::{self, Case};
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
-use twinscope::backend::{Backend, Need, OpKind};
-use twinscope::diff::floor::judge;
+use twinscope::backend::{Backend, Need};
+use twinscope::formula::floor::judge;
+use twinscope::op::OpKind;
 
 /// Whether `backend` says that it cannot run the case's weight type.
 fn refused<B: Backend>(backend: &B, case: &Case, operands: &cases::Operands) -> bool {

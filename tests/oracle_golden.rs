@@ -12,13 +12,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use common::{PROMPTS, golden, nmse, record};
+use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
-use twinscope::backend::{Backend, HostTensor, Op, OpKind, Weight};
-use twinscope::diff::floor::judge;
+use twinscope::formula::floor::judge;
 use twinscope::model::Model;
-use twinscope::stage::{STAGES, Scope, Site, Stage, StageInfo};
+use twinscope::op::{HostTensor, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
 /// The stages of one run, by trace key.
 struct Run<'a> {

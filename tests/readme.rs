@@ -1,7 +1,7 @@
 //! The README says what the program has.
 
 use twinscope::diff::explain::catalogue;
-use twinscope::stage::STAGES;
+use twinscope::op::STAGES;
 
 #[test]
 fn the_readme_lists_every_hypothesis_and_every_stage() {

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Patch};
-use twinscope::backend::{Backend, BackendInfo, Contract, Erased, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use twinscope::backend::{Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::error::Result;
 use twinscope::model::Model;
+use twinscope::op::{HostTensor, Op, OpKind, Site, Stage, Weight};
 use twinscope::repro::capture::{Run, Wanted};
 use twinscope::repro::case::Case;
 use twinscope::repro::manifest::Manifest;
 use twinscope::repro::shaders::FolderShaders;
 use twinscope::repro::verdict::Judged;
 use twinscope::repro::{Folder, Made, Options, Recorded, Subject, Verdict, make};
-use twinscope::stage::{Site, Stage};
 
 mod common;
 
@@ -328,8 +328,8 @@ fn every_kind_of_stage_makes_a_folder() {
     let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
     let scalar = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
     let mut subject: twinscope::backend::AnyBackend = Box::new(Erased(scalar()));
-    for row in twinscope::stage::STAGES {
-        use twinscope::stage::Scope::*;
+    for row in twinscope::op::STAGES {
+        use twinscope::op::Scope::*;
         let site = match row.scope {
             Model => Site::model(row.stage),
             Layer | MoeLayer => Site::layer(1, row.stage),

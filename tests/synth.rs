@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use twinscope::Result;
+use twinscope::backend::Backend;
 use twinscope::backend::cpu::CpuBackend;
-use twinscope::backend::{Backend, HostTensor};
 use twinscope::gguf::Gguf;
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::quant::{GgmlType, dequantize};
-use twinscope::stage::{Site, Stage};
+use twinscope::op::{GgmlType, HostTensor, Site, Stage};
+use twinscope::quant::dequantize;
 use twinscope::synth::{Ffn, MIXES, Mix, Moe, Plan, Role, Shape};
 use twinscope::trace::{Observer, Traced};
 

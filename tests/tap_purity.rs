@@ -4,12 +4,12 @@
 mod common;
 
 use common::golden;
+use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
-use twinscope::backend::{Backend, HostTensor};
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::stage::Site;
+use twinscope::op::{HostTensor, Site};
 use twinscope::trace::{Observer, Traced};
 
 /// Wants the sites that a rule picks, and looks at every value.

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use common::{PROMPTS, golden, nmse};
 use serde_json::Value as Json;
-use twinscope::stage::{STAGES, Site, Stage};
+use twinscope::op::{STAGES, Site, Stage};
 use twinscope::trace::store::Trace;
 
 fn run(args: &[&str]) -> Output {
@@ -201,7 +201,7 @@ fn the_table_names_every_stage_once_a_layer() {
     let text = stdout(&["trace", "--prompt", "struct"]);
     for row in STAGES.iter().filter(|s| !matches!(s.name, "ffn_gate" | "ffn_up" | "ffn_act" | "ffn_out")) {
         let lines = text.lines().filter(|l| l.split_whitespace().next() == Some(row.name)).count();
-        let expected = if row.scope == twinscope::stage::Scope::Model { 1 } else { 4 };
+        let expected = if row.scope == twinscope::op::Scope::Model { 1 } else { 4 };
         assert_eq!(lines, expected, "{}", row.name);
     }
     assert!(text.contains("every stage was seen at the same 1; figures are of the last, 0"));

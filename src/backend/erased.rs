@@ -3,9 +3,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, BackendInfo, Contract, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::Result;
-use crate::stage::Site;
+use crate::op::Site;
+use crate::op::{HostTensor, Op, OpKind, Weight};
 
 /// A handle to a tensor of a backend whose type is not known here.
 pub type AnyTensor = Rc<dyn std::any::Any>;

@@ -9,7 +9,7 @@ macro_rules! pass_on {
         fn info(&self) -> $crate::backend::BackendInfo {
             self.$inner.info()
         }
-        fn contract(&self, op: $crate::backend::OpKind) -> $crate::backend::Contract {
+        fn contract(&self, op: $crate::op::OpKind) -> $crate::backend::Contract {
             self.$inner.contract(op)
         }
         fn unsupported(&self, needs: &[$crate::backend::Need]) -> Vec<String> {
@@ -17,7 +17,7 @@ macro_rules! pass_on {
         }
         fn prepare(
             &mut self,
-            weights: &[std::sync::Arc<$crate::backend::Weight>],
+            weights: &[std::sync::Arc<$crate::op::Weight>],
             progress: &mut dyn FnMut(u64),
         ) -> $crate::Result<()> {
             self.$inner.prepare(weights, progress)
@@ -25,7 +25,7 @@ macro_rules! pass_on {
         fn alloc(&mut self, shape: &[usize]) -> $crate::Result<Self::Tensor> {
             self.$inner.alloc(shape)
         }
-        fn upload(&mut self, values: &$crate::backend::HostTensor) -> $crate::Result<Self::Tensor> {
+        fn upload(&mut self, values: &$crate::op::HostTensor) -> $crate::Result<Self::Tensor> {
             self.$inner.upload(values)
         }
         fn shape(&self, tensor: &Self::Tensor) -> Vec<usize> {
@@ -34,7 +34,7 @@ macro_rules! pass_on {
         fn fetch(&mut self, tensor: &Self::Tensor) -> $crate::Result<$crate::backend::Ticket> {
             self.$inner.fetch(tensor)
         }
-        fn take(&mut self, ticket: $crate::backend::Ticket) -> $crate::Result<$crate::backend::HostTensor> {
+        fn take(&mut self, ticket: $crate::backend::Ticket) -> $crate::Result<$crate::op::HostTensor> {
             self.$inner.take(ticket)
         }
         fn sync(&mut self) -> $crate::Result<()> {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use crate::Result;
 use crate::cli::Outcome;
 use crate::cli::diff::print_comparison;
-use crate::diff::tolerance::Tolerances;
-use crate::diff::traces;
+use crate::diff::measure::tolerance::Tolerances;
+use crate::diff::run::traces;
 use crate::report::ReportFile;
 use crate::trace::store::Trace;
 

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use crate::backend::{AnyBackend, Erased};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output, vary};
-use crate::diff::driver::{CHUNK, DiffOptions, Sides, diff};
-use crate::diff::metrics;
+use crate::diff::measure::metrics;
+use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, StageResult};
-use crate::diff::tolerance::Tolerances;
-use crate::diff::vary::Vary;
+use crate::diff::run::driver::{CHUNK, DiffOptions, Sides, diff};
+use crate::diff::run::vary::Vary;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::op::Stage;
 use crate::report::ReportFile;
 use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
-use crate::stage::Stage;
 use crate::trace::recorded::Recorded;
 use crate::trace::select::has_expert_rows;
 use crate::trace::store::{Run, Trace};
@@ -234,9 +234,9 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::diff::metrics::Mismatch;
+    use crate::diff::measure::metrics::Mismatch;
     use crate::diff::outcome::{Measured, Verdict};
-    use crate::stage::Site;
+    use crate::op::Site;
 
     #[derive(Parser)]
     struct Cli {

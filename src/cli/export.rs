@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::atomic_file::AtomicFile;
+use crate::atomic::file::AtomicFile;
 use crate::cli::Outcome;
 use crate::cli::common::ModelArg;
 use crate::gguf::{Gguf, TensorInfo, printable};
-use crate::quant::{self, GgmlType};
+use crate::op::GgmlType;
+use crate::quant;
 use crate::trace::select::nearest;
 use crate::{Error, Result, model};
 

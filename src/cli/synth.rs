@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::Outcome;
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::synth::{Ffn, MIXES, Mix, Moe, Plan, Shape};
 use crate::{Error, Result};
 

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::backend::{Backend, BackendInfo};
 use crate::cli::common::{BackendArgs, Prompt, prepare};
 use crate::cli::{Outcome, output};
-use crate::diff::vary::{Difference, Variation, Vary, vary};
+use crate::diff::run::vary::{Difference, Variation, Vary, vary};
 use crate::model::Model;
 use crate::report::format::{clean, scientific};
 

@@ -1,25 +1,14 @@
 //! Comparing two runs, stage by stage.
 //!
 //! Design:
-//! - **Pure functions over host values.** [`metrics`], [`router`], [`logits`], [`geometry`] and [`attribution`] take
-//!   tensors and give numbers or a [`metrics::Mismatch`]; they know neither backends nor models, so each is tested by hand-made values.
-//! - A comparison that could not be made is data, never agreement.
-//! - [`geometry`] names where an error sits, [`attribution`] what it belongs to; [`outcome`] is the model that the drivers
-//!   fill and the reports render.
+//! - [`measure`] takes host values and gives numbers, or a [`measure::metrics::Mismatch`]: it knows neither backends nor models, so each
+//!   measure is tested by hand-made values. A comparison that could not be made is data, never agreement.
+//! - [`locate`] names where an error sits, [`explain`] which known mistake computes it.
+//! - [`run`] drives two backends in lockstep and judges every stage.
+//! - [`outcome`] is what the runs fill and the reports render.
 
-pub mod attribution;
-pub mod driver;
 pub mod explain;
-pub mod floor;
-pub mod geometry;
-pub mod judge;
-pub mod lockstep;
-pub mod logits;
-pub mod metrics;
+pub mod locate;
+pub mod measure;
 pub mod outcome;
-pub mod pattern;
-pub mod router;
-pub mod share;
-pub mod tolerance;
-pub mod traces;
-pub mod vary;
+pub mod run;

@@ -7,13 +7,12 @@
 //!   and a run that compared nothing does not agree.
 //! - Numbers here are as computed; rounding, colour and `null` for what is not finite belong to the reports.
 
-use super::logits::LogitsComparison;
-use super::metrics::{Metrics, Mismatch, Side};
-use super::pattern::Pattern;
-use super::router::RouterComparison;
-use crate::backend::{BackendInfo, Weight};
-use crate::quant::GgmlType;
-use crate::stage::{Dim, Site};
+use crate::backend::BackendInfo;
+use crate::diff::locate::pattern::Pattern;
+use crate::diff::measure::logits::LogitsComparison;
+use crate::diff::measure::metrics::{Metrics, Mismatch, Side};
+use crate::diff::measure::router::RouterComparison;
+use crate::op::{Dim, GgmlType, Site, Weight};
 
 /// A whole comparison.
 #[derive(Clone, Debug, PartialEq)]
@@ -387,10 +386,9 @@ impl StageResult {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::super::metrics::{Mask, measure};
     use super::*;
-    use crate::backend::HostTensor;
-    use crate::stage::Stage;
+    use crate::diff::measure::metrics::{Mask, measure};
+    use crate::op::{HostTensor, Stage};
 
     pub(crate) fn side(backend: &str, software: bool) -> SideSummary {
         SideSummary {

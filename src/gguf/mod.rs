@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::{Error, Result};
 
 pub use value::{Array, Metadata, Value, ValueType};

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::printable;
 use super::value::{Array, Metadata, Value, ValueType};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::{Error, Result};
 
 /// Arrays inside arrays, at most: a file cannot make the reader recurse further.

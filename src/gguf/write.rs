@@ -8,8 +8,8 @@ use std::path::Path;
 use super::printable;
 use super::read::{self, MAX_ARRAY_DEPTH, MAX_ENTRIES, MAX_NAME};
 use super::value::{Array, Metadata, Value};
-use crate::atomic_file::AtomicFile;
-use crate::quant::GgmlType;
+use crate::atomic::file::AtomicFile;
+use crate::op::GgmlType;
 use crate::{Error, Result};
 
 /// A tensor to write.

@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, HostTensor, Op, Weight};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
-use crate::stage::{Site, Stage};
+use crate::op::{HostTensor, Op, Site, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
 pub struct Session<T> {

@@ -15,11 +15,10 @@ pub use config::{Architecture, Config, MoeConfig};
 pub use forward::{LogitRows, Session, forward, greedy};
 pub use tokenizer::Tokenizer;
 
-use crate::backend::{Need, OpKind, Weight};
+use crate::backend::Need;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::quant::GgmlType;
-use crate::stage::STAGES;
+use crate::op::{GgmlType, OpKind, STAGES, Weight};
 
 /// The model that is used when none is named: four layers of Qwen3-MoE, trained on the Rust documentation.
 pub const BUNDLED_NAME: &str = "demo-moe-Q4_K_M";

@@ -1,9 +1,9 @@
 //! What every report says of a fault and of a stage, in words.
 
 use super::format::{clean, measured, percent, scientific, shape, short};
-use crate::diff::metrics::Side;
+use crate::diff::measure::metrics::Side;
+use crate::diff::measure::router::Flip;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
-use crate::diff::router::Flip;
 
 /// `1 stage`, `2 stages`.
 pub fn count(n: usize, what: &str) -> String {

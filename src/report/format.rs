@@ -1,6 +1,6 @@
 //! Numbers and untrusted text as people read them.
 
-use crate::diff::metrics::Mismatch;
+use crate::diff::measure::metrics::Mismatch;
 use crate::diff::outcome::Measured;
 
 /// A number to two digits: `0.31`, `41`, `3.7e4`.

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::diff::metrics::Mismatch;
+use crate::diff::measure::metrics::Mismatch;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
-use crate::stage::{STAGES, Scope};
+use crate::op::{STAGES, Scope};
 
 /// What a cell shows, in ascending order of weight.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,14 +7,14 @@
 
 use serde::Serialize;
 
-use crate::diff::attribution::{TypeError, by_type};
-use crate::diff::logits::LogitsComparison;
-use crate::diff::metrics::{Element, Mismatch, NonFinite, Side};
+use crate::diff::locate::pattern::Pattern;
+use crate::diff::measure::attribution::{TypeError, by_type};
+use crate::diff::measure::logits::LogitsComparison;
+use crate::diff::measure::metrics::{Element, Mismatch, NonFinite, Side};
+use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::outcome::{
     Cause, Comparison, JudgedRatios, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
 };
-use crate::diff::pattern::Pattern;
-use crate::diff::router::{Flip, OrderChange, RouterComparison, WeightError};
 
 /// A `diff` or `compare` document.
 #[derive(Serialize)]

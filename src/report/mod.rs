@@ -19,7 +19,7 @@ pub mod text;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::atomic_file::AtomicFile;
+use crate::atomic::file::AtomicFile;
 use crate::diff::outcome::Comparison;
 use crate::error::{Error, Result};
 

@@ -1,16 +1,15 @@
 //! A comparison with one of everything, for the tests of every report.
 
-use crate::backend::{BackendInfo, HostTensor};
-use crate::diff::logits::compare_logits;
-use crate::diff::metrics::{Mask, measure};
+use crate::backend::BackendInfo;
+use crate::diff::locate::pattern::{Pattern, PatternKind, Region, Span};
+use crate::diff::measure::logits::compare_logits;
+use crate::diff::measure::metrics::{Mask, measure};
+use crate::diff::measure::router::{Routing, compare_routing};
 use crate::diff::outcome::{
     Cause, Comparison, JudgedRatios, Kind, LayerRouting, Measured, ModelSummary, NextBest, SideSummary, StageResult,
     Verdict, WeightSummary,
 };
-use crate::diff::pattern::{Pattern, PatternKind, Region, Span};
-use crate::diff::router::{Routing, compare_routing};
-use crate::quant::GgmlType;
-use crate::stage::{STAGES, Scope, Site, Stage};
+use crate::op::{GgmlType, HostTensor, STAGES, Scope, Site, Stage};
 
 fn side(backend: &str, adapter: &str, software: bool) -> SideSummary {
     SideSummary {

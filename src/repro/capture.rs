@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use super::case::{Case, Kept, Params, Row, Slot};
 use super::verdict::Judged;
-use crate::backend::{Backend, Data, HostTensor, Op, Weight, pass_on};
+use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::stage::{Scope, Site, Stage};
+use crate::op::{Data, HostTensor, Op, Scope, Site, Stage, Weight};
 use crate::trace::select::has_expert_rows;
 
 /// The calls of a run.
@@ -98,14 +98,14 @@ fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) 
         return (judged.ratio.max, judged.ratio.index);
     }
     let (mut most, mut index) = (0.0, None);
-    let error = crate::diff::judge::error(&judged.output, &judged.exact);
+    let error = crate::diff::run::judge::error(&judged.output, &judged.exact);
     for (i, (error, floor)) in error.iter().zip(&judged.floor).enumerate() {
         let place = case.place(i);
         let expert = wanted.expert.is_none_or(|e| place.expert == Some(e));
         if !expert || wanted.position.is_some_and(|p| place.position != p) {
             continue;
         }
-        let ratio = crate::diff::floor::injected_ratio(&[*error], &[*floor]).max;
+        let ratio = crate::formula::floor::injected_ratio(&[*error], &[*floor]).max;
         if index.is_none() || ratio > most {
             (most, index) = (ratio, Some(i));
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::cut::take;
-use crate::backend::{Backend, Data, HostTensor, Op, Weight};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::stage::{Site, Stage};
+use crate::op::{Data, HostTensor, Op, Site, Stage, Weight};
 
 /// Positions beyond this are refused: no model's context is that long, and tables of angles grow with it.
 const MOST_POSITIONS: usize = 1 << 20;
@@ -270,7 +270,7 @@ impl Case {
 
     /// Where element `index` of the result is in the whole stage.
     pub fn place(&self, index: usize) -> Place {
-        let at = crate::diff::metrics::unravel(index, &self.shape);
+        let at = crate::diff::measure::metrics::unravel(index, &self.shape);
         let row = &self.kept.rows[at[self.position_axis()]];
         let slot = self.per_slot().then(|| row.slots[at[1]]);
         Place {

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use super::case::{Case, Kept, Params, Row};
-use crate::backend::{Data, HostTensor, Weight};
-use crate::diff::metrics::unravel;
+use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
+use crate::op::{Data, HostTensor, Weight};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,11 +12,10 @@ use super::case::Case;
 use super::manifest::{FileEntry, MANIFEST, Manifest, SCHEMA, TENSORS, TensorEntry, WEIGHT};
 use super::verdict::Judged;
 use crate::backend::oracle::evaluate;
-use crate::backend::{Contract, HostTensor, Need, Weight};
-use crate::diff::floor::floor_of;
+use crate::backend::{Contract, Need};
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
-use crate::stage::{Scope, Site, Stage};
+use crate::formula::floor::floor_of;
+use crate::op::{GgmlType, HostTensor, Scope, Site, Stage, Weight};
 use crate::trace::store::file::TensorFile;
 
 /// The largest manifest and the largest shader that are read.

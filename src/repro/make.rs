@@ -8,9 +8,9 @@ use super::manifest::{InTheRun, Reference, Shrinking, Side};
 use super::verdict::{Figures, Judged};
 use super::write::{Contents, KIND, Origin, write};
 use super::{Alone, RUNS, Subject, isolate};
-use crate::atomic_dir::AtomicDir;
+use crate::atomic::dir::AtomicDir;
 use crate::backend::Backend;
-use crate::diff::pattern::Pattern;
+use crate::diff::locate::pattern::Pattern;
 use crate::error::Result;
 use crate::model::Model;
 

@@ -27,8 +27,9 @@ use shrink::{Shrunk, shrink};
 use verdict::Judged;
 
 use crate::backend::gpu::GpuBackend;
-use crate::backend::{AnyBackend, Backend, HostTensor, Weight};
+use crate::backend::{AnyBackend, Backend};
 use crate::error::Result;
+use crate::op::{HostTensor, Weight};
 
 pub use folder::Folder;
 pub use make::{Made, Options, Verdict, make};

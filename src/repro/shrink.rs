@@ -169,13 +169,11 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::HostTensor;
     use crate::backend::cpu::{CpuBackend, Level};
-    use crate::backend::{Backend, Contract, OpKind, Weight};
-    use crate::quant::GgmlType;
+    use crate::backend::{Backend, Contract};
+    use crate::op::{GgmlType, HostTensor, OpKind, Site, Stage, Weight};
     use crate::quant::random::Rng;
     use crate::repro::case::{Kept, Params, Row, Slot};
-    use crate::stage::{Site, Stage};
 
     fn normal(rng: &mut Rng, n: usize) -> Vec<f32> {
         (0..n).map(|_| rng.normal()).collect()

@@ -3,13 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::case::{Case, Place};
+use crate::backend::Contract;
 use crate::backend::oracle::evaluate;
-use crate::backend::{Contract, HostTensor};
-use crate::diff::floor::{Ratio, floor_of, injected_ratio};
-use crate::diff::geometry::{self, View};
-use crate::diff::judge::error;
-use crate::diff::pattern::Pattern;
+use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::{self, View};
+use crate::diff::run::judge::error;
 use crate::error::{Error, Result};
+use crate::formula::floor::{Ratio, floor_of, injected_ratio};
+use crate::op::HostTensor;
 
 /// A result with what it is held against.
 #[derive(Clone, Debug)]
@@ -55,7 +56,7 @@ impl Judged {
     /// Where in the result the error sits, in the coordinates of the case.
     pub fn pattern(&self, case: &Case, head_dim: usize) -> Option<Pattern> {
         let ids: Vec<u32> = case.kept.rows.iter().flat_map(|row| row.slots.iter().map(|s| s.expert)).collect();
-        geometry::find(View {
+        locate::find(View {
             stage: case.site.stage,
             shape: &self.output.shape,
             expected: &self.exact.to_f64(),

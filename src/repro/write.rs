@@ -11,11 +11,11 @@ use super::case::Case;
 use super::folder::{Folder, hex};
 use super::manifest::*;
 use super::verdict::Judged;
-use crate::atomic_dir::{AtomicDir, Kind};
+use crate::atomic::dir::{AtomicDir, Kind};
 use crate::backend::gpu::{Dispatch, GpuBackend};
-use crate::backend::{HostTensor, Weight};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::op::{HostTensor, Weight};
 use crate::trace::store::file::{dtype, header, le_bytes};
 
 /// What may be replaced by another one.

@@ -16,9 +16,10 @@ use super::faults::Subject;
 use crate::backend::cases::{self, Case};
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use crate::backend::{Backend, Need, OpKind};
-use crate::diff::floor::judge;
+use crate::backend::{Backend, Need};
 use crate::error::Result;
+use crate::formula::floor::judge;
+use crate::op::OpKind;
 
 /// The median ratio of an operation that rounds, at the least: a floor far above every error would never bite.
 pub const LEAST_MEDIAN: f64 = 0.01;

@@ -5,10 +5,10 @@ use super::faulty::{Done, Plant, Strength};
 use super::ground::{Ground, POSITIONS};
 use super::shader;
 use crate::backend::gpu::AdapterSelector;
-use crate::diff::metrics::Side;
+use crate::diff::locate::pattern::{Pattern, PatternKind};
+use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::{Comparison, StageResult, Verdict};
-use crate::diff::pattern::{Pattern, PatternKind};
-use crate::stage::{Scope as Layers, Site, Stage};
+use crate::op::{Scope as Layers, Site, Stage};
 
 /// A fault or several, on one of the models, at one strength.
 #[derive(Clone)]

@@ -12,12 +12,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::backend::oracle::evaluate;
-use crate::backend::{
-    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight,
-};
-use crate::diff::floor::{floor_of, injected_ratio};
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Site};
+use crate::formula::floor::{floor_of, injected_ratio};
+use crate::op::{Data, Dim, HostTensor, Op, OpKind, Site, Weight};
 
 /// An operation over values on the host.
 pub type HostOp<'a> = Op<'a, Rc<HostTensor>>;

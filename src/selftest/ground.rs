@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::backend::Weight;
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::model::{Ffn, Model};
-use crate::quant::GgmlType;
+use crate::op::{GgmlType, Weight};
 use crate::synth::{Ffn as SynthFfn, Mix, Moe, Plan, Shape};
 
 /// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.

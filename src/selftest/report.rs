@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::case::{Found, Outcome};
+use crate::op::Stage;
 use crate::report::format::short;
-use crate::stage::Stage;
 
 /// Every run of the self-test.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! Which type each tensor gets: llama.cpp's mixes (`llama_tensor_get_type` in `llama-quant.cpp`), without an importance matrix.
 
 use super::Shape;
-use crate::quant::GgmlType::{self, *};
+use crate::op::GgmlType::{self, *};
 
 /// A way to choose types: a llama.cpp file type, or one type for every matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::Result;
 use crate::gguf::{self, Array, Metadata, Sink, TensorSpec, Value};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};

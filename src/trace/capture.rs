@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{Backend, BackendInfo, Contract, Data, HostTensor, Op};
+use crate::backend::{Backend, BackendInfo, Contract};
 use crate::error::Result;
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::stage::{Site, Stage};
+use crate::op::{Data, HostTensor, Op, Site, Stage};
 
 use super::stats::{Statistics, Stats};
 use super::store::{ModelInfo, Run, TraceWriter, contracts};

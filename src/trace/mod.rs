@@ -16,9 +16,9 @@ pub mod store;
 
 use std::collections::VecDeque;
 
-use crate::backend::{Backend, HostTensor, Op, Ticket, pass_on};
+use crate::backend::{Backend, Ticket, pass_on};
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Site, Stage};
+use crate::op::{Dim, HostTensor, Op, Site, Stage};
 
 /// Is told the values of the stages that it wants.
 pub trait Observer {
@@ -149,8 +149,8 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use crate::backend::{BackendInfo, Contract, Data, HostTickets, Need, OpKind, Order, Weight};
-    use crate::quant::GgmlType;
+    use crate::backend::{BackendInfo, Contract, HostTickets, Need, Order};
+    use crate::op::{Data, GgmlType, OpKind, Weight};
 
     /// A backend of one operation or so: every result is a row of ones for each token, and it logs what it is asked.
     #[derive(Default)]

@@ -7,12 +7,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{
-    Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Order, Ticket, Weight,
-};
+use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::stage::{Dim, STAGES, Scope, Site};
+use crate::op::{Data, Dim, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
 use crate::trace::store::{Trace, op_name};
 
 /// A trace directory that answers like a backend.
@@ -169,7 +167,7 @@ impl Backend for Recorded {
             }
             Op::Store { cache, .. } => Ok(cache.clone()),
             Op::Rows { x, start, rows } => {
-                Ok(Rc::new(positions(x, Site::model(crate::stage::Stage::Embedding), *start, start + rows)))
+                Ok(Rc::new(positions(x, Site::model(crate::op::Stage::Embedding), *start, start + rows)))
             }
             _ => self.recorded(site).map(Rc::new),
         }

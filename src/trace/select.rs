@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::stage::{Dim, STAGES, Scope, Site, Stage, StageInfo};
+use crate::op::{Dim, STAGES, Scope, Site, Stage, StageInfo};
 
 /// What a user asked for, not yet held against a run.
 #[derive(Clone, Debug, PartialEq)]

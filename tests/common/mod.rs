@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use twinscope::backend::{Backend, HostTensor};
+use twinscope::backend::Backend;
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::stage::Site;
+use twinscope::op::{HostTensor, Site};
 use twinscope::trace::{Observer, Traced};
 
 /// The prompts with golden activations.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use twinscope::backend::Backend;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
-use twinscope::backend::{Backend, HostTensor, Op, Weight};
-use twinscope::quant::GgmlType::{self, *};
-use twinscope::stage::{Site, Stage};
+use twinscope::op::GgmlType::{self, *};
+use twinscope::op::{HostTensor, Op, Site, Stage, Weight};
 
 /// The types that the GPU has kernels for.
 pub const TYPES: [GgmlType; 16] =
@@ -126,7 +126,7 @@ pub fn magnitude(op: &Op<'_, &HostTensor>) -> Vec<f64> {
         .inputs()
         .into_iter()
         .map(|t| match t.data {
-            twinscope::backend::Data::U32(_) => (*t).clone(),
+            twinscope::op::Data::U32(_) => (*t).clone(),
             _ => HostTensor::f64(&t.shape, t.to_f64().iter().map(|v| v.abs()).collect()),
         })
         .collect();

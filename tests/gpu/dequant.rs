@@ -7,8 +7,7 @@
 
 use crate::common::*;
 use safetensors::SafeTensors;
-use twinscope::backend::{Op, Weight};
-use twinscope::quant::GgmlType;
+use twinscope::op::{GgmlType, Op, Weight};
 
 #[test]
 fn every_type_equals_gguf_py() {

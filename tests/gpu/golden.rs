@@ -8,9 +8,8 @@ use std::sync::Arc;
 use crate::common::*;
 
 use safetensors::{Dtype, SafeTensors};
-use twinscope::backend::{HostTensor, Op, OpKind, Weight};
 use twinscope::gguf::Gguf;
-use twinscope::stage::{STAGES, Scope, Site, Stage, StageInfo};
+use twinscope::op::{HostTensor, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
 const LAYERS: usize = 4;
 const HEAD_DIM: usize = 64;

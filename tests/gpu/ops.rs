@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use crate::common::*;
+use twinscope::backend::Backend;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use twinscope::backend::{Backend, HostTensor, Op, OpKind, Weight};
-use twinscope::quant::GgmlType;
+use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};
 
 /// One multiplication and one rounding of the weight's own on top of the sum's additions.
 fn matmul_bound(gpu: &GpuBackend, op: OpKind, n: usize, magnitudes: &[f64]) -> impl Fn(usize) -> f64 {
@@ -90,7 +90,7 @@ fn an_id_that_names_no_expert_gives_nan_and_nothing_else() {
             let x = r.tensor(&[positions, 64]);
             let mut ids = r.ids(positions, 2, 3);
             let good = run(&mut gpu, &Op::ExpertMatMul { x: &x, ids: &ids, weight: &weight }).to_f32();
-            let twinscope::backend::Data::U32(list) = &mut ids.data else { unreachable!() };
+            let twinscope::op::Data::U32(list) = &mut ids.data else { unreachable!() };
             let last = list.len() - 1;
             list[last] = if positions == 1 { 3 } else { u32::MAX };
             let got = run(&mut gpu, &Op::ExpertMatMul { x: &x, ids: &ids, weight: &weight }).to_f32();

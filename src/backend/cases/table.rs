@@ -2,7 +2,7 @@
 
 use super::{Case, Choice, Shape, Values};
 use crate::backend::oracle::dequant;
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// Every weight type that a model stores, in ggml's order.
 fn types() -> impl Iterator<Item = GgmlType> {

@@ -8,8 +8,9 @@
 
 use super::{Level, scalar};
 use crate::Result;
-use crate::backend::{Contract, OpKind, Order};
-use crate::quant::{self, GgmlType};
+use crate::backend::{Contract, Order};
+use crate::op::{GgmlType, OpKind};
+use crate::quant;
 
 /// Dequantizes whole blocks; the two lengths belong together.
 pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::Pool;
 use super::kernels::Kernels;
 use crate::Result;
-use crate::backend::Weight;
+use crate::op::Weight;
 
 /// Weight rows in a task that unpacks them.
 const PANEL_ROWS: usize = 16;

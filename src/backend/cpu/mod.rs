@@ -27,9 +27,10 @@ use kernels::Kernels;
 pub use level::Level;
 pub use tensor::CpuTensor;
 
-use super::{Backend, BackendInfo, Contract, HostTensor, HostTickets, Need, Op, OpKind, Ticket, Weight};
+use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
+use crate::op::Site;
+use crate::op::{HostTensor, Op, OpKind, Weight};
 use crate::quant;
-use crate::stage::Site;
 use crate::{Error, Result};
 
 /// Runs the forward pass on the processor.

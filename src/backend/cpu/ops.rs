@@ -3,9 +3,8 @@
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
 use super::{CpuBackend, CpuTensor, Pool, scalar, zeros};
-use crate::backend::{HostTensor, Op, OpKind, Weight};
+use crate::op::{HostTensor, Op, OpKind, Site, Weight};
 use crate::quant;
-use crate::stage::Site;
 use crate::{Error, Result};
 
 /// Rotary angles of the last call: all layers of a forward pass ask for the same ones.

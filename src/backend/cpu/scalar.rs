@@ -1,7 +1,7 @@
 //! `cpu:scalar`: the plain definition of every operation, in f32.
 //!
 //! Design:
-//! - One function an operation, in the words of [`Op`](crate::backend::Op)'s documentation, over one row, head or group of
+//! - One function an operation, in the words of [`Op`](crate::op::Op)'s documentation, over one row, head or group of
 //!   values at a time. Who calls it how often, and on which thread, is decided elsewhere and changes no result.
 //! - **Order of sums**: `Order::Blocked { block: 32 }`. Each group of 32 terms is added up on its own accumulator, first
 //!   to last, then the group sums, first to last. A term of a sum of n goes through at most 32 + n/32 additions, against

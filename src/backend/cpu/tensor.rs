@@ -7,8 +7,8 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
-use super::super::{Data, HostTensor};
-use crate::stage::Site;
+use crate::op::Site;
+use crate::op::{Data, HostTensor};
 use crate::{Error, Result};
 
 /// A handle to values on the host. Cloning it copies no values.

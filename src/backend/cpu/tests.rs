@@ -2,9 +2,7 @@
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
 use super::*;
-use crate::backend::Data;
-use crate::quant::GgmlType;
-use crate::stage::Stage;
+use crate::op::{Data, GgmlType, Stage};
 
 const SITE: Site = Site { layer: Some(3), stage: Stage::QProj };
 const U: f64 = 5.960464477539063e-8; // 2^-24

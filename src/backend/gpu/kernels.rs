@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::layout::Layout;
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// Changes a kernel's source before it is compiled: kernel name, source → source.
 pub type Patch = Arc<dyn Fn(&str, String) -> String>;

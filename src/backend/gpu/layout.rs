@@ -8,7 +8,7 @@
 //!   `shaders/quant/`, which documents the same layout; the golden blocks test the two against each other.
 //! - Plain types (F32, F16, BF16) are packed as blocks of 32, the last one filled up with zeros.
 
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// Weights in a pair of runs: the unit in which kernels walk a row.
 pub const PAIR: usize = 32;

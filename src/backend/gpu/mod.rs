@@ -38,10 +38,10 @@ use self::ops::Products;
 use self::readback::Readback;
 use self::tensor::{Inner, Pool};
 use self::weights::GpuWeight;
-use super::{Backend, BackendInfo, Contract, Data, HostTensor, Need, Op, OpKind, Ticket, Weight};
+use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
-use crate::stage::Site;
+use crate::op::{Data, HostTensor, Op, OpKind, Weight};
+use crate::op::{GgmlType, Site};
 
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
@@ -281,7 +281,7 @@ impl Backend for GpuBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::Stage;
+    use crate::op::Stage;
 
     #[test]
     fn a_lost_device_is_an_error_at_the_next_call() {

@@ -12,10 +12,9 @@ use super::kernels::Kernel;
 use super::layout::PAIR;
 use super::tensor::{GpuTensor, Plan, Pooled};
 use super::weights::GpuWeight;
-use crate::backend::{Contract, Op, OpKind, Order, Weight};
+use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
-use crate::stage::Site;
+use crate::op::{GgmlType, Op, OpKind, Site, Weight};
 
 /// Slots in a tile of `expert_matmul`: TILE in `shaders/lib/tile.wgsl`.
 const TILE: usize = 32;

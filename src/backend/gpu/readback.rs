@@ -11,8 +11,9 @@ use std::sync::{Arc, OnceLock};
 
 use super::device::{Device, Submission};
 use super::tensor::{GpuTensor, Pool};
-use crate::backend::{Data, HostTensor, Ticket};
+use crate::backend::Ticket;
 use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor};
 
 /// Bytes of mappable memory that copies may hold at a time, unless the options say otherwise.
 pub const STAGING_BYTES: u64 = 256 << 20;

@@ -144,9 +144,9 @@ impl Device {
 
 #[cfg(test)]
 mod tests {
+    use crate::backend::Backend;
     use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-    use crate::backend::{Backend, HostTensor, Op};
-    use crate::stage::{Site, Stage};
+    use crate::op::{HostTensor, Op, Site, Stage};
 
     #[test]
     fn a_dispatch_is_kept_with_what_it_read_and_what_it_wrote() {

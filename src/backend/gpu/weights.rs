@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::device::Device;
 use super::layout::Layout;
-use crate::backend::Weight;
 use crate::error::{Error, Result};
+use crate::op::Weight;
 
 /// Bytes repacked and written at a time.
 const CHUNK: usize = 4 << 20;

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{matrix, require, values};
-use crate::backend::HostTensor;
 use crate::error::Result;
+use crate::op::HostTensor;
 
 /// heads and kv_heads of a [_, heads·D] and a [capacity ≥ S, kv_heads·D] operand.
 fn heads(q_cols: usize, cache: &HostTensor, positions: usize, head_dim: usize) -> Result<(usize, usize)> {

@@ -15,7 +15,7 @@
 
 use super::grids;
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// One weight: `product` − `offset`, both exact.
 #[derive(Clone, Copy, Debug, PartialEq)]

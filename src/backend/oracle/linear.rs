@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{dequant, ids, matrix, require, values};
-use crate::backend::{HostTensor, Weight};
 use crate::error::{Error, Result};
+use crate::op::{HostTensor, Weight};
 
 /// Σ x·w in eight running sums, added at the end: the compiler may then use vectors, and the error is smaller than one sum's.
 fn dot(x: &[f64], w: &[f64]) -> f64 {

@@ -17,9 +17,10 @@ use std::cell::{Ref, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Ticket, Weight};
+use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::stage::Site;
+use crate::op::Site;
+use crate::op::{Data, HostTensor, Op, OpKind, Weight};
 
 mod attention;
 pub mod dequant;

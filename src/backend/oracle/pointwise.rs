@@ -1,8 +1,8 @@
 //! Norm, rope, residual, activation, and the two operations that only move values.
 
 use super::{dequant, matrix, require, values};
-use crate::backend::{Data, HostTensor, Weight};
 use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor, Weight};
 
 fn same_shape(a: &HostTensor, b: &HostTensor) -> Result<()> {
     require(a.shape == b.shape, &format!("two operands of one shape, {:?}", a.shape), || format!("{:?}", b.shape))

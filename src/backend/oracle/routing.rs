@@ -2,8 +2,8 @@
 
 use super::attention::softmax;
 use super::{ids, matrix, require, values};
-use crate::backend::HostTensor;
 use crate::error::Result;
+use crate::op::HostTensor;
 
 /// Softmax over all experts. [T, E] → same.
 pub fn probs(logits: &HostTensor) -> Result<HostTensor> {

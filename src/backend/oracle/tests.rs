@@ -1,6 +1,5 @@
 use super::*;
-use crate::quant::GgmlType;
-use crate::stage::Stage;
+use crate::op::{GgmlType, Stage};
 
 fn f64s(shape: &[usize], v: &[f64]) -> HostTensor {
     HostTensor::f64(shape, v.to_vec())

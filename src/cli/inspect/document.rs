@@ -8,7 +8,7 @@ use super::runnable::Runnable;
 use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, Layout};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// What one storage binding may hold where there is no adapter to ask: WebGPU's default, 128 MiB.
 const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;

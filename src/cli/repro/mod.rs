@@ -13,14 +13,14 @@ use crate::backend::{AnyBackend, Backend, BackendInfo};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, gpu_selector, prepare};
 use crate::cli::output::{print, print_json};
-use crate::diff::pattern::Pattern;
+use crate::diff::locate::pattern::Pattern;
 use crate::error::Error;
 use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::op::{STAGES, Scope, Site, Stage};
 use crate::repro::capture::{Run, Wanted};
 use crate::repro::manifest::{InTheRun, Reference, Shrinking};
 use crate::repro::verdict::Figures;
 use crate::repro::{Options, RUNS, Subject, Verdict, make};
-use crate::stage::{STAGES, Scope, Site, Stage};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
 /// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::{Document, SCHEMA, emit};
 use crate::Result;
+use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
-use crate::backend::{Backend, HostTensor};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, gpu_selector};
 use crate::error::Error;
+use crate::op::HostTensor;
 use crate::repro::shaders::FolderShaders;
 use crate::repro::{Folder, Subject, Verdict};
 

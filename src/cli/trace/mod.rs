@@ -13,7 +13,7 @@ use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
 use crate::error::Error;
 use crate::model::Model;
-use crate::stage::Site;
+use crate::op::Site;
 use crate::trace::capture::{Captured, Recorder, capture};
 use crate::trace::select::Selection;
 use crate::trace::stats::StageStats;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Report;
 use crate::gguf::printable;
-use crate::stage::{STAGES, Scope};
+use crate::op::{STAGES, Scope};
 use crate::trace::stats::{StageStats, Summary};
 
 /// Layers side by side in the overview: with 15 columns of name, 8 of 11 make 103.

@@ -3,12 +3,12 @@
 
 use std::borrow::Cow;
 
-use super::super::floor::sum::{Terms, roundoff};
-use super::super::floor::{TINY, exp_error, ulp};
 use super::case::{Case, Point, Variant};
-use crate::backend::{Contract, Op};
+use crate::backend::Contract;
 use crate::error::Result;
-use crate::stage::Stage;
+use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::sum::{Terms, roundoff};
+use crate::op::{Op, Stage};
 
 /// Sizes of an attention stage.
 #[derive(Clone, Copy)]

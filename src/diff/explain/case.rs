@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::floor::sum::confidence;
 use super::Scene;
-use crate::backend::{HostTensor, Op, Weight};
 use crate::error::{Error, Result};
-use crate::stage::Stage;
+use crate::formula::sum::confidence;
+use crate::op::{HostTensor, Op, Stage, Weight};
 
 /// Elements in the sample that are wrong, and that are not.
 const PROBE_WRONG: usize = 48;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::super::floor::TINY;
-use super::super::floor::sum::{Terms, activation_error};
 use super::case::{Case, Point, Variant};
+use crate::backend::Contract;
 use crate::backend::oracle::dequant;
-use crate::backend::{Contract, Op, Weight};
 use crate::error::Result;
-use crate::stage::Stage;
+use crate::formula::floor::TINY;
+use crate::formula::sum::{Terms, activation_error};
+use crate::op::{Op, Stage, Weight};
 
 /// Writes row n of an expert: products and offsets, `K` of each. `(expert, n, products, offsets)`.
 pub(super) type Decode<'a> = Box<dyn Fn(usize, usize, &mut [f64], &mut [f64]) -> Result<()> + Send + Sync + 'a>;
@@ -138,7 +138,7 @@ pub fn other_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 pub fn other_input<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let shape = case.shapes[0];
     let mut all = Vec::new();
-    let mut with = |name: String, x: &crate::backend::HostTensor| {
+    let mut with = |name: String, x: &crate::op::HostTensor| {
         if x.shape == shape {
             let x = Arc::new(x.to_f64());
             all.extend(changed(case, format!("the product of {name}"), |l| l.x = x));

@@ -4,7 +4,7 @@
 //! what only says what. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
 use super::{Hypothesis, attention, linear, norm, pointwise, precision, rope, routing, weights, whole};
-use crate::backend::OpKind;
+use crate::op::OpKind;
 
 const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
 const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul];

@@ -33,11 +33,11 @@ mod tests;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::outcome::Cause;
-use crate::backend::{Contract, HostTensor, Op, OpKind};
+use crate::backend::Contract;
+use crate::diff::outcome::Cause;
 use crate::error::Result;
 use crate::model::{Config, Weights};
-use crate::stage::{Site, Stage};
+use crate::op::{HostTensor, Op, OpKind, Site, Stage};
 
 use case::Variant;
 
@@ -52,7 +52,7 @@ pub struct Scene<'a> {
     pub output: &'a HostTensor,
     /// What the oracle makes of it.
     pub exact: &'a HostTensor,
-    /// The rounding error that `contract` allows in each element of `exact`: [`super::floor::floor_of`].
+    /// The rounding error that `contract` allows in each element of `exact`: [`crate::formula::floor::floor_of`].
     pub floor: &'a [f64],
     /// The wrong side's contract for this operation.
     pub contract: Contract,
@@ -149,7 +149,7 @@ impl Explanation {
 
     /// For the outcome; `None` if no hypothesis applies.
     pub fn cause(&self) -> Option<Cause> {
-        let next = |t: &Tried| super::outcome::NextBest { name: t.what.clone(), residual_ratio: t.residual };
+        let next = |t: &Tried| crate::diff::outcome::NextBest { name: t.what.clone(), residual_ratio: t.residual };
         let Some(best) = self.fits.first() else {
             let nearest = self.nearest.as_ref()?;
             return Some(Cause {

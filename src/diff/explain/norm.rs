@@ -1,12 +1,12 @@
 //! Mistakes in RMS normalisation. [`Norm`] is the stage with its parts left open.
 
-use super::super::floor::sum::{Terms, roundoff};
-use super::super::floor::{TINY, ulp};
 use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
 use crate::backend::oracle::dequant;
-use crate::backend::{Op, Weight};
 use crate::error::Result;
+use crate::formula::floor::{TINY, ulp};
+use crate::formula::sum::{Terms, roundoff};
+use crate::op::{Op, Weight};
 
 /// (x − mean) · weight / √(Σ(x − mean)²/divisor + eps), over groups of n.
 #[derive(Clone)]

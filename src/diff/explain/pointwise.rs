@@ -1,11 +1,10 @@
 //! Mistakes in the residual sums and in the activation.
 
-use super::super::floor::sum::roundoff;
-use super::super::floor::{TINY, exp_error, ulp};
 use super::case::{Case, Point, Variant};
-use crate::backend::Op;
 use crate::error::Result;
-use crate::stage::Stage;
+use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::sum::roundoff;
+use crate::op::{Op, Stage};
 
 /// The sum of two values, rounded once.
 fn sum(case: &Case<'_>, a: f64, b: f64) -> Point {

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use super::super::floor::TINY;
-use super::super::floor::sum::roundoff;
 use super::attention;
 use super::case::{Case, Point, Variant};
 use super::linear::{Decode, Linear};
 use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
+use crate::formula::floor::TINY;
+use crate::formula::sum::roundoff;
 
 /// A storage format.
 #[derive(Clone, Copy)]

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::case::Case;
-use crate::stage::Stage;
+use crate::op::Stage;
 
 /// A coordinate of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

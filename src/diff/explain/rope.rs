@@ -1,11 +1,12 @@
 //! Mistakes in the rotary embedding. The stage with its angle and its pairing left open is `Turn`; each hypothesis fills them in.
 
-use super::super::floor::TINY;
-use super::super::floor::sum::roundoff;
 use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
-use crate::backend::{Op, Precision};
+use crate::backend::Precision;
 use crate::error::Result;
+use crate::formula::floor::TINY;
+use crate::formula::sum::roundoff;
+use crate::op::Op;
 
 /// Which dimensions of a head turn together.
 #[derive(Clone, Copy, PartialEq)]

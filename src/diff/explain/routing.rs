@@ -1,12 +1,11 @@
 //! Mistakes in the router and in what is done with its weights.
 
-use super::super::floor::sum::{Terms, roundoff};
-use super::super::floor::{TINY, exp_error, ulp};
 use super::attention::{overflowing, softmax};
 use super::case::{Case, Point, Variant};
-use crate::backend::Op;
 use crate::error::Result;
-use crate::stage::Stage;
+use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::sum::{Terms, roundoff};
+use crate::op::{Op, Stage};
 
 /// The `k` largest of a row, ties to the lower id.
 fn largest(row: &[f64], k: usize) -> Vec<usize> {

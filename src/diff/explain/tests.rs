@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::*;
+use crate::backend::Order;
 use crate::backend::oracle::evaluate;
-use crate::backend::{Order, Weight};
-use crate::diff::floor::floor_of;
+use crate::formula::floor::floor_of;
 use crate::model::{Ffn, Model, MoeWeights};
+use crate::op::Weight;
 
 /// A correct GPU's contract, more or less.
 const CONTRACT: Contract = Contract::wgsl_f32(Order::Lanes { lanes: 8 });
@@ -131,7 +132,7 @@ impl World {
             let before =
                 Site { layer: n.checked_sub(1), stage: if n == 0 { Stage::Embedding } else { Stage::LayerOut } };
             earlier.note(before, &self.value(site, Stage::LayerOut));
-            for row in crate::stage::STAGES.iter().filter(|r| r.stage < site.stage) {
+            for row in crate::op::STAGES.iter().filter(|r| r.stage < site.stage) {
                 if let Some(value) = self.values.get(&format!("layers.{n}.{}", row.stage)) {
                     earlier.note(Site { layer: Some(n), stage: row.stage }, value);
                 }
@@ -185,7 +186,7 @@ fn judge(op: &Op<'_, Rc<HostTensor>>) -> (HostTensor, Vec<f64>) {
 fn made(op: &Op<'_, Rc<HostTensor>>) -> HostTensor {
     let exact = judge(op).0;
     match exact.data {
-        crate::backend::Data::U32(_) => exact,
+        crate::op::Data::U32(_) => exact,
         _ => HostTensor::f32(&exact.shape, exact.to_f32()),
     }
 }
@@ -196,7 +197,7 @@ fn world() -> World {
 
 /// Every stage of the model, layer 1 for those of a layer.
 fn sites() -> Vec<Site> {
-    use crate::stage::{STAGES, Scope};
+    use crate::op::{STAGES, Scope};
     STAGES
         .iter()
         .filter(|row| row.scope != Scope::DenseLayer)

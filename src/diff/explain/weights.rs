@@ -5,14 +5,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::super::floor::TINY;
-use super::super::floor::sum::roundoff;
 use super::case::{Case, Point, Variant};
 use super::linear::{Decode, Linear, as_it_is};
 use crate::backend::oracle::dequant;
-use crate::backend::{Op, Weight};
 use crate::error::Result;
-use crate::quant::GgmlType;
+use crate::formula::floor::TINY;
+use crate::formula::sum::roundoff;
+use crate::op::{GgmlType, Op, Weight};
 
 /// The weight that the stage reads.
 pub(super) fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {

@@ -1,10 +1,10 @@
 //! Mistakes that may befall any operation: what it should have computed, scaled, moved, rounded or left out.
 
-use super::super::floor::TINY;
-use super::super::floor::sum::roundoff;
 use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
+use crate::formula::floor::TINY;
+use crate::formula::sum::roundoff;
 
 /// Whether the stage's values are numbers, not ids.
 fn numbers(case: &Case<'_>) -> bool {

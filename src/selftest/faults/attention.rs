@@ -3,10 +3,9 @@
 use super::super::faulty::{HostOp, Mistake, Scope};
 use super::super::shader::Shader;
 use super::{By, FAULT, Fault, Subject};
-use crate::backend::{HostTensor, Op, OpKind};
-use crate::diff::pattern::PatternKind as P;
+use crate::diff::locate::pattern::PatternKind as P;
 use crate::error::{Error, Result};
-use crate::stage::Stage;
+use crate::op::{HostTensor, Op, OpKind, Stage};
 
 pub static FAULTS: &[Fault] = &[
     Fault {

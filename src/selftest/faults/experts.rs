@@ -4,11 +4,10 @@ use super::super::faulty::{HostOp, Mistake, Scope};
 use super::super::shader::Shader;
 use super::matrices::{LANES_TAIL, TILE_TAIL, exchanged};
 use super::{By, FAULT, Fault, Place, Subject};
-use crate::backend::{HostTensor, Op};
-use crate::diff::pattern::PatternKind as P;
+use crate::diff::locate::pattern::PatternKind as P;
 use crate::error::{Error, Result};
 use crate::model::Ffn;
-use crate::stage::Stage;
+use crate::op::{HostTensor, Op, Stage};
 
 pub static FAULTS: &[Fault] = &[
     Fault {

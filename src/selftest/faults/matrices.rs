@@ -4,12 +4,10 @@ use super::super::faulty::{Engine, HostOp, Scope};
 use super::super::shader::{Edit, Shader};
 use super::{By, FAULT, Fault, Subject};
 use crate::backend::oracle::dequant;
-use crate::backend::{HostTensor, Op, Weight};
-use crate::diff::metrics::Side;
-use crate::diff::pattern::PatternKind as P;
+use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::measure::metrics::Side;
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
-use crate::stage::Stage;
+use crate::op::{GgmlType, HostTensor, Op, Stage, Weight};
 use std::rc::Rc;
 use std::sync::Arc;
 

@@ -13,11 +13,10 @@ mod unlisted;
 
 use super::faulty::{Mistake, Scope};
 use super::shader::Shader;
-use crate::backend::OpKind;
-use crate::diff::metrics::Side;
-use crate::diff::pattern::PatternKind;
+use crate::diff::locate::pattern::PatternKind;
+use crate::diff::measure::metrics::Side;
 use crate::model::{LayerWeights, Model};
-use crate::stage::Stage;
+use crate::op::{OpKind, Stage};
 
 /// How a mistake is made.
 #[derive(Clone, Copy)]

@@ -3,10 +3,9 @@
 use super::super::faulty::Scope;
 use super::super::shader::Shader;
 use super::{By, FAULT, Fault, Subject};
-use crate::backend::HostTensor;
-use crate::diff::pattern::PatternKind as P;
+use crate::diff::locate::pattern::PatternKind as P;
+use crate::op::{HostTensor, Stage};
 use crate::quant::random::Rng;
-use crate::stage::Stage;
 
 pub static FAULTS: &[Fault] = &[
     Fault {

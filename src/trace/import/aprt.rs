@@ -8,8 +8,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{About, Item, Source};
-use crate::backend::HostTensor;
 use crate::error::{Error, Result};
+use crate::op::HostTensor;
 use crate::trace::store::file::open_regular;
 
 /// The largest trace.json that is read.

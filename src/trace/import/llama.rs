@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{About, Item, Source};
-use crate::backend::HostTensor;
 use crate::error::{Error, Result};
+use crate::op::HostTensor;
 
 /// More than a million tokens of vocabulary, or of prompt, is no such file.
 const MAX_BYTES: u64 = 4 << 20;

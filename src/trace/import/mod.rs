@@ -15,9 +15,9 @@ mod tensors;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::backend::{BackendInfo, Data, HostTensor};
+use crate::backend::BackendInfo;
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Scope, Site, Stage};
+use crate::op::{Data, Dim, HostTensor, Scope, Site, Stage};
 
 use super::select::{Selected, nearest, stages_named};
 use super::stats::Statistics;
@@ -236,7 +236,7 @@ fn site_named(label: &str) -> Result<Site, String> {
 }
 
 fn nearest_stage(name: &str) -> String {
-    let names = crate::stage::STAGES.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
+    let names = crate::op::STAGES.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
     nearest(name, names)
 }
 

@@ -8,8 +8,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{About, Item, Source, whole};
-use crate::backend::{Data, HostTensor};
 use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor};
 use crate::trace::store::file::open_regular;
 
 pub struct Arrays {

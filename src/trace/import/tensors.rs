@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{About, Item, Source, token_list};
-use crate::backend::HostTensor;
 use crate::error::Result;
+use crate::op::HostTensor;
 use crate::trace::store::file::TensorFile;
 
 pub struct Tensors {

@@ -17,9 +17,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::backend::{Data, HostTensor};
 use crate::error::Result;
-use crate::stage::{Dim, Site};
+use crate::op::{Data, Dim, HostTensor, Site};
 
 use self::block::{Sums, Value};
 use super::Observer;
@@ -276,7 +275,7 @@ impl Observer for Statistics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stage::Stage;
+    use crate::op::Stage;
 
     fn close(a: f64, b: f64) {
         // Sums of up to 10⁴ terms in f64 in either order: n·2⁻⁵³ is 1e-12 of Σ|x|.

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use crate::backend::{Data, HostTensor};
 use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor};
 
 /// The largest header that is read: the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;

@@ -12,8 +12,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::file;
-use crate::backend::Data;
 use crate::error::{Error, Result};
+use crate::op::Data;
 
 /// Room for a header in front of the data: a layer has at most 25 tensors of about 150 bytes of header each.
 const ROOM: usize = 8192;

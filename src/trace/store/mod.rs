@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, BackendInfo, Contract, OpKind};
-use crate::stage::{STAGES, Site, Stage};
+use crate::backend::{Backend, BackendInfo, Contract};
+use crate::op::{OpKind, STAGES, Site, Stage};
 
 use super::stats::StageStats;
 
@@ -163,7 +163,7 @@ fn expert_rows_key(layer: u32) -> String {
 /// The site that `layer` and the name `stage` mean, if there is such a stage and it belongs to a layer or not, as said.
 fn site_of(layer: Option<u32>, stage: &str) -> Option<Site> {
     let stage = Stage::from_name(stage)?;
-    let whole = stage.info().scope == crate::stage::Scope::Model;
+    let whole = stage.info().scope == crate::op::Scope::Model;
     (whole == layer.is_none()).then_some(Site { layer, stage })
 }
 

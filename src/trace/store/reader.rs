@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::file::{TensorFile, open_regular};
 use super::{MANIFEST, Manifest, SCHEMA, TensorEntry, expert_rows_key, file_name, site_of};
-use crate::backend::HostTensor;
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Site};
+use crate::op::{Dim, HostTensor, Site};
 use crate::trace::select::{Ranges, has_expert_rows};
 
 /// The largest manifest that is read: a thousand times that of a 48-layer model.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::backend::{HostTensor, Order};
+use crate::backend::Order;
 use crate::error::Result;
-use crate::stage::{Dim, Scope};
+use crate::op::{Dim, HostTensor, Scope};
 use crate::trace::select::Selection;
 use crate::trace::stats::Statistics;
 

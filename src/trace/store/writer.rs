@@ -7,10 +7,9 @@ use std::path::Path;
 
 use super::layer::{LayerFile, Layout};
 use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
-use crate::atomic_dir::{AtomicDir, Kind};
-use crate::backend::{Data, HostTensor};
+use crate::atomic::dir::{AtomicDir, Kind};
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Site, Stage};
+use crate::op::{Data, Dim, HostTensor, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
 

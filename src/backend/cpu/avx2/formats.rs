@@ -9,7 +9,7 @@
 
 use super::*;
 use crate::backend::cpu::kernels::{Gemv, Unpack, prefetch};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K, scales_and_mins};
 use crate::quant::legacy::BlockQ8_0;
 

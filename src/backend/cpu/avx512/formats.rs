@@ -13,7 +13,7 @@
 use super::tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
 use super::*;
 use crate::backend::cpu::kernels::{Gemv, Unpack, prefetch};
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K};
 use crate::quant::legacy::BlockQ8_0;
 

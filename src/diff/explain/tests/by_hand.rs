@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::quant::GgmlType;
+use crate::op::GgmlType;
 
 /// The stage's operation on changed operands.
 fn of(op: Op<'_, &HostTensor>) -> HostTensor {

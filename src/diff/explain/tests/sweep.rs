@@ -15,7 +15,7 @@ fn the_catalogue_lists_every_hypothesis_once() {
         assert!(id.bytes().all(|b| b.is_ascii_lowercase() || b == b'-' || b.is_ascii_digit()), "{id}");
         assert!(!description.is_empty() && !applies.is_empty(), "{id}");
     }
-    let stages: BTreeSet<OpKind> = crate::stage::STAGES.iter().map(|s| s.op).collect();
+    let stages: BTreeSet<OpKind> = crate::op::STAGES.iter().map(|s| s.op).collect();
     assert_eq!(stages, ANY.iter().copied().collect(), "the operations that make stages");
 }
 
@@ -33,7 +33,7 @@ fn every_hypothesis_finds_itself() {
         let earlier = w.earlier(site);
         // Some output that is wrong everywhere, for variants to be made at all.
         let wrong = match &exact.data {
-            crate::backend::Data::U32(ids) => HostTensor::u32(&exact.shape, ids.iter().map(|i| i ^ 1).collect()),
+            crate::op::Data::U32(ids) => HostTensor::u32(&exact.shape, ids.iter().map(|i| i ^ 1).collect()),
             _ => HostTensor::f32(&exact.shape, exact.to_f32().iter().map(|x| x * 1.5 + 0.25).collect()),
         };
         let scene = Scene {
@@ -57,7 +57,7 @@ fn every_hypothesis_finds_itself() {
             for v in variants.iter().filter(|v| v.fitted == 0 && !v.loose).step_by(step) {
                 let values: Vec<f64> = v.at(&all).unwrap().iter().map(|p| p.value).collect();
                 let output = match &exact.data {
-                    crate::backend::Data::U32(_) => {
+                    crate::op::Data::U32(_) => {
                         HostTensor::u32(&exact.shape, values.iter().map(|x| *x as u32).collect())
                     }
                     _ => HostTensor::f32(&exact.shape, values.iter().map(|x| *x as f32).collect()),

@@ -3,7 +3,7 @@
 //! Selection, comparison, replay, rounding floors, reports, documentation and tests read this table; nothing restates it.
 //! The order of [`Stage`]'s variants is the order of execution.
 
-use crate::backend::OpKind;
+use super::OpKind;
 
 /// A named value of the forward pass. Order of variants = order of execution inside a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,39 +168,6 @@ impl Stage {
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
-    }
-}
-
-/// Where in the forward pass a backend call stands: which stage of which layer its result is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Site {
-    /// `None` for the whole-model stages.
-    pub layer: Option<u32>,
-    pub stage: Stage,
-}
-
-impl Site {
-    pub fn model(stage: Stage) -> Self {
-        Self { layer: None, stage }
-    }
-    pub fn layer(layer: usize, stage: Stage) -> Self {
-        Self { layer: Some(layer as u32), stage }
-    }
-    /// The key of this site in a trace: `layers.N.stage` or `stage`.
-    pub fn key(&self) -> String {
-        match self.layer {
-            Some(n) => format!("layers.{n}.{}", self.stage),
-            None => self.stage.name().to_string(),
-        }
-    }
-}
-
-impl std::fmt::Display for Site {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.layer {
-            Some(n) => write!(f, "layer {n} · {}", self.stage),
-            None => write!(f, "{}", self.stage),
-        }
     }
 }
 

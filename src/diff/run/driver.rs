@@ -1,14 +1,15 @@
 //! Runs a comparison: two opened backends, a judge, a prompt, and some decode steps.
 
-use crate::backend::{AnyBackend, Backend, OpKind};
-use crate::diff::judge::{Contracts, Judge};
-use crate::diff::lockstep::{Lockstep, LockstepOptions};
-use crate::diff::logits::LogitsComparison;
+use crate::backend::{AnyBackend, Backend};
+use crate::diff::measure::logits::LogitsComparison;
+use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
-use crate::diff::share;
-use crate::diff::tolerance::Tolerances;
+use crate::diff::run::judge::{Contracts, Judge};
+use crate::diff::run::lockstep::{Lockstep, LockstepOptions};
+use crate::diff::run::share;
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::op::OpKind;
 
 /// Prompt tokens that are run at a time unless told otherwise.
 pub const CHUNK: usize = 512;

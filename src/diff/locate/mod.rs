@@ -12,17 +12,16 @@
 //! - A region must hold 95 % of the energy beyond the floor. None cheaper than naming nothing: the whole tensor, or scattered.
 
 mod axis;
+pub mod pattern;
 mod relation;
 #[cfg(test)]
 mod tests;
 
 use rayon::prelude::*;
 
-use super::metrics::{NonFinite, unravel};
-use super::pattern::{Pattern, PatternKind, Region};
-use crate::backend::OpKind;
-use crate::quant::GgmlType;
-use crate::stage::{Dim, Stage};
+use crate::diff::locate::pattern::{Pattern, PatternKind, Region};
+use crate::diff::measure::metrics::{NonFinite, unravel};
+use crate::op::{Dim, GgmlType, OpKind, Stage};
 use axis::{Axis, Candidate, Marginal, Words};
 
 /// The least share of the energy that a named region holds.

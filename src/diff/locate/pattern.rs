@@ -1,6 +1,6 @@
 //! The name of an error's geometry: which elements of a tensor hold it, in words and as data.
 
-use super::metrics::NonFinite;
+use crate::diff::measure::metrics::NonFinite;
 
 /// What kind of region holds the error. The names are stable: programs match on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]

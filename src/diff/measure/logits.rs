@@ -10,8 +10,8 @@
 
 use rayon::prelude::*;
 
-use super::metrics::{Mismatch, NonFinite, unravel};
-use crate::backend::HostTensor;
+use crate::diff::measure::metrics::{Mismatch, NonFinite, unravel};
+use crate::op::HostTensor;
 
 /// How many of the most probable tokens `top_k_overlap` looks at.
 pub const TOP_K: usize = 10;

@@ -15,12 +15,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{
-    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Data, HostTensor, HostTickets, Need, Op, OpKind, Ticket,
-    Weight,
-};
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
 use crate::error::Result;
-use crate::stage::Site;
+use crate::op::{Data, HostTensor, Op, OpKind, Site, Weight};
 
 /// One value of the model, as each party has it.
 pub struct Lane {

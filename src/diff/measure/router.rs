@@ -8,8 +8,8 @@
 //! - Order-only changes are kept apart: the same experts ran.
 //! - After a flip, [`common_experts`] pairs the rows of `expert_*` stages by expert id.
 
-use super::metrics::{Mismatch, Side};
-use crate::backend::{Data, HostTensor};
+use crate::diff::measure::metrics::{Mismatch, Side};
+use crate::op::{Data, HostTensor};
 
 /// What one side's router said. Shapes: ids and weights `[T, K]`, probabilities and logits `[T, E]`.
 #[derive(Clone, Copy, Debug)]

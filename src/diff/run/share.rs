@@ -8,11 +8,11 @@
 
 use std::collections::HashMap;
 
-use crate::backend::{AnyBackend, AnyTensor, Backend, Data, HostTensor, Op, pass_on};
+use crate::backend::{AnyBackend, AnyTensor, Backend, pass_on};
 use crate::diff::outcome::Comparison;
 use crate::error::Result;
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::stage::{Site, Stage};
+use crate::op::{Data, HostTensor, Op, Site, Stage};
 
 /// Injected errors are kept while they take no more than this.
 pub const MOST_BYTES: usize = 256 << 20;

@@ -19,18 +19,17 @@
 use rayon::prelude::*;
 
 use crate::backend::oracle::{dequant, evaluate};
-use crate::backend::{Contract, Data, HostTensor, Op, Precision, Weight};
+use crate::backend::{Contract, Precision};
 use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor, Op, Weight};
 
-pub mod sum;
-
-use sum::{Terms, activation_error, confidence, roundoff};
+use super::sum::{Terms, activation_error, confidence, roundoff};
 
 /// The smallest normal f32, 2⁻¹²⁶: what flushing a subnormal result can lose.
 pub const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// The unit of the contract's ULP bounds.
-pub(super) fn ulp(contract: &Contract) -> f64 {
+pub(crate) fn ulp(contract: &Contract) -> f64 {
     if contract.accumulator == Precision::F64 { f64::EPSILON } else { f32::EPSILON as f64 }
 }
 
@@ -118,7 +117,7 @@ fn add(a: &HostTensor, b: &HostTensor, y: &[f64], contract: &Contract) -> Vec<f6
 
 /// A row of a table. The judge rounds product − offset to f32 once, 2⁻²⁴, the subject once, u. Types without an offset are exact.
 fn embed(table: &Weight, y: &[f64], contract: &Contract) -> Vec<f64> {
-    use crate::quant::GgmlType::*;
+    use crate::op::GgmlType::*;
     let rounds = matches!(table.ty, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K);
     let relative = if rounds { roundoff(contract) + 2f64.powi(-24) } else { 0.0 };
     y.iter().map(|y| relative * y.abs() + TINY).collect()
@@ -273,7 +272,7 @@ fn attn_scores(
 
 /// The relative error of exp(x − max): the subtraction moves the argument by u·|x − max|, and exp itself is good to
 /// base + slope·|x − max| ULP. With the product by log₂e that an exp made of exp2 has: another u·|x − max|.
-pub(super) fn exp_error(distance: f64, contract: &Contract) -> f64 {
+pub(crate) fn exp_error(distance: f64, contract: &Contract) -> f64 {
     2.0 * roundoff(contract) * distance + (contract.exp_base_ulp + contract.exp_slope_ulp * distance) * ulp(contract)
 }
 
@@ -493,6 +492,3 @@ pub fn logit_bounds(logits: &HostTensor, logits_floor: &[f64], probs: &Contract)
         })
         .collect())
 }
-
-#[cfg(test)]
-mod tests;

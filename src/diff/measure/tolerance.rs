@@ -8,11 +8,9 @@
 //! - What was found is returned beside each limit, and the tightest tolerance that would have passed is printed in the same
 //!   syntax, so it can be pasted.
 
-use super::metrics::Metrics;
-use crate::backend::OpKind;
+use crate::diff::measure::metrics::Metrics;
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
-use crate::stage::{STAGES, Stage};
+use crate::op::{GgmlType, OpKind, STAGES, Stage};
 use crate::trace::select;
 
 /// ggml's limit for a matrix product over quantized weights.
@@ -238,9 +236,9 @@ fn short(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::{Mask, measure};
     use super::*;
-    use crate::backend::HostTensor;
+    use crate::diff::measure::metrics::{Mask, measure};
+    use crate::op::HostTensor;
 
     fn parse(text: &str) -> Result<Tolerance> {
         text.parse()

@@ -6,11 +6,9 @@
 //! - Amplification is how much a stage enlarges the error that reaches it, relative to the sizes of what carries it.
 //! - Errors are pooled by quantization type over layers, so that one kernel's fault shows as one type.
 
-use super::metrics::{Mismatch, NonFinite, unravel};
-use super::outcome::StageResult;
-use crate::backend::HostTensor;
-use crate::quant::GgmlType;
-use crate::stage::{STAGES, Site};
+use crate::diff::measure::metrics::{Mismatch, NonFinite, unravel};
+use crate::diff::outcome::StageResult;
+use crate::op::{GgmlType, HostTensor, STAGES, Site};
 
 /// The parts of a stage's error. Norms are Euclidean.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -143,10 +141,10 @@ pub fn by_type(stages: &[StageResult]) -> Vec<TypeError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcome::tests::stage;
-    use super::super::outcome::{Verdict, WeightSummary};
     use super::*;
-    use crate::stage::Stage;
+    use crate::diff::outcome::tests::stage;
+    use crate::diff::outcome::{Verdict, WeightSummary};
+    use crate::op::Stage;
     use proptest::prelude::*;
 
     fn tensor(x: Vec<f32>) -> HostTensor {

@@ -12,11 +12,11 @@
 
 use std::sync::Arc;
 
-use super::{Backend, HostTensor, Op, OpKind, Weight};
+use super::Backend;
 use crate::error::{Error, Result};
-use crate::quant::GgmlType;
+use crate::op::{GgmlType, STAGES, Site, Stage};
+use crate::op::{HostTensor, Op, OpKind, Weight};
 use crate::quant::random::{RandomBlocks, Rng};
-use crate::stage::{STAGES, Site, Stage};
 
 mod table;
 

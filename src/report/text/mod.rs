@@ -13,7 +13,7 @@ mod tests;
 use super::facts::{count, place, stage_cells, verdict_facts};
 use super::format::{clean, cut, scientific, short, width};
 use super::grid::{Cell, Grid};
-use crate::diff::attribution::by_type;
+use crate::diff::measure::attribution::by_type;
 use crate::diff::outcome::{Comparison, Kind, SideSummary, StageResult, Verdict};
 use routing::{logits, routers};
 

@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use crate::backend::{Data, HostTensor};
+use crate::op::{Data, HostTensor};
 
 /// How many of the worst elements are kept.
 pub const WORST: usize = 5;

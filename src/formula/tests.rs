@@ -1,5 +1,7 @@
-use super::*;
-use crate::backend::Order;
+use super::floor::*;
+use super::sum::*;
+use crate::backend::{Contract, Order, Precision};
+use crate::op::{HostTensor, Op, Weight};
 
 const U: f64 = f32::EPSILON as f64 / 2.0;
 
@@ -34,7 +36,7 @@ fn short_sums_take_the_worst_case_and_long_ones_the_probable() {
     let contract = Contract::ieee_f32(Order::Sequential);
     let one = Terms::dot(&[3.0], &[2.0]);
     assert_eq!(one, Terms { n: 1, absolute: 6.0, squares: 36.0, range: 6.0 });
-    let m = (1 + sum::ROUNDINGS + 1) as f64 * U;
+    let m = (1 + ROUNDINGS + 1) as f64 * U;
     assert_eq!(one.bound(&contract, 8.0), m / (1.0 - m) * 6.0);
 
     let ones = vec![1.0; 4096];
@@ -67,7 +69,7 @@ fn confidence_grows_with_the_number_of_elements() {
 #[test]
 fn int8_activations_have_the_floor_of_their_step() {
     let x = f32s(&[1, 32], &[127.0; 32]);
-    let w = Weight::from_vec("w", crate::quant::GgmlType::F32, [32, 1, 1], 1f32.to_le_bytes().repeat(32)).unwrap();
+    let w = Weight::from_vec("w", crate::op::GgmlType::F32, [32, 1, 1], 1f32.to_le_bytes().repeat(32)).unwrap();
     let mut contract = Contract::ieee_f32(Order::Sequential);
     let op = Op::MatMul { x: &x, weight: &w };
     let f32_floor = floor(&op, &contract).unwrap()[0];

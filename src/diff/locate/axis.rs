@@ -1,7 +1,7 @@
 //! Sets of coordinates along one axis: which ones a fold suggests, what each costs to say, and how it is said.
 
-use super::super::pattern::{PatternKind, Region, Span};
-use crate::quant::GgmlType;
+use crate::diff::locate::pattern::{PatternKind, Region, Span};
+use crate::op::GgmlType;
 
 /// Row and column tiles of kernels, and periods that lanes, vectors and sub-blocks have.
 const TILES: [usize; 6] = [8, 16, 32, 64, 128, 256];

@@ -7,12 +7,12 @@
 
 use std::collections::HashMap;
 
-use crate::backend::{AnyBackend, HostTensor};
-use crate::diff::metrics::{Mask, Metrics, measure};
-use crate::diff::tolerance::Tolerances;
+use crate::backend::AnyBackend;
+use crate::diff::measure::metrics::{Mask, Metrics, measure};
+use crate::diff::measure::tolerance::Tolerances;
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::stage::{Dim, Site, Stage};
+use crate::op::{Dim, HostTensor, Site, Stage};
 use crate::trace::{Observer, Traced};
 
 /// The first run's values may take this much.
@@ -153,7 +153,7 @@ impl Difference {
         site: Site,
         a: &HostTensor,
         b: &HostTensor,
-        measured: Result<Metrics, crate::diff::metrics::Mismatch>,
+        measured: Result<Metrics, crate::diff::measure::metrics::Mismatch>,
     ) -> Self {
         let axis = site.stage.info().shape.iter().position(|d| *d == Dim::T).unwrap_or_default();
         let (x, y) = (a.to_f64(), b.to_f64());
@@ -219,14 +219,14 @@ impl Observer for Collector {
             for t in 0..rows {
                 let (source, target) = ((o * rows + t) * from, (o * tokens + start + t) * to);
                 match (&mut whole.data, &values.data) {
-                    (crate::backend::Data::U32(w), crate::backend::Data::U32(v)) => {
+                    (crate::op::Data::U32(w), crate::op::Data::U32(v)) => {
                         w[target..target + from].copy_from_slice(&v[source..source + from]);
                     }
-                    (crate::backend::Data::F64(w), crate::backend::Data::F32(v)) => {
+                    (crate::op::Data::F64(w), crate::op::Data::F32(v)) => {
                         let pairs = w[target..target + from].iter_mut().zip(&v[source..source + from]);
                         pairs.for_each(|(w, v)| *w = *v as f64);
                     }
-                    (crate::backend::Data::F64(w), crate::backend::Data::F64(v)) => {
+                    (crate::op::Data::F64(w), crate::op::Data::F64(v)) => {
                         w[target..target + from].copy_from_slice(&v[source..source + from]);
                     }
                     _ => return Err(Error::cannot_run(format!("{site}: values of type {}", values.dtype()))),

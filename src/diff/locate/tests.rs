@@ -1,5 +1,5 @@
-use super::super::pattern::{PatternKind as P, RelationKind};
 use super::*;
+use crate::diff::locate::pattern::{PatternKind as P, RelationKind};
 
 /// A deterministic number in −1 to 1.
 fn noise(seed: u64) -> f64 {

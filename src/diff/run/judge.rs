@@ -10,21 +10,21 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::backend::{AnyBackend, Backend, Contract, HostTensor, OpKind};
-use crate::diff::attribution::{InputError, split};
+use crate::backend::{AnyBackend, Backend, Contract};
 use crate::diff::explain::{Earlier, Scene, explain};
-use crate::diff::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
-use crate::diff::geometry::{self, View};
-use crate::diff::lockstep::{Observation, Sink};
-use crate::diff::logits::{LogitsAt, compare_logits};
-use crate::diff::metrics::{Mask, Mismatch, Side, measure};
+use crate::diff::locate::{self, View};
+use crate::diff::measure::attribution::{InputError, split};
+use crate::diff::measure::logits::{LogitsAt, compare_logits};
+use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
+use crate::diff::measure::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
+use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
-use crate::diff::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
-use crate::diff::share::Injections;
-use crate::diff::tolerance::Tolerances;
+use crate::diff::run::lockstep::{Observation, Sink};
+use crate::diff::run::share::Injections;
 use crate::error::Result;
+use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::model::{Config, Model};
-use crate::stage::{Site, Stage};
+use crate::op::{HostTensor, OpKind, Site, Stage};
 
 /// Faults that are explained at most.
 const MOST_EXPLANATIONS: usize = 8;
@@ -329,8 +329,8 @@ impl<'m> Judge<'m> {
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
         let stage = o.site.stage;
         let ids = self.layer.get(&Stage::RouterIds).map(|p| [&p.reference, &p.subject][inputs].clone());
-        let per_expert = matches!(stage.info().shape, [_, crate::stage::Dim::K, _]);
-        result.pattern = geometry::find(View {
+        let per_expert = matches!(stage.info().shape, [_, crate::op::Dim::K, _]);
+        result.pattern = locate::find(View {
             stage,
             shape: &wrong.shape,
             expected: &expected,

@@ -4,14 +4,13 @@
 //!   the traces are the two sides of an ordinary comparison instead ([`crate::trace::recorded`]).
 //! - What only one of them has is listed as not compared; different tokens are an error, since nothing could agree.
 
-use crate::backend::{Data, HostTensor};
-use crate::diff::logits::{LogitsComparison, compare_logits};
-use crate::diff::metrics::{Mask, measure};
+use crate::diff::measure::logits::{LogitsComparison, compare_logits};
+use crate::diff::measure::metrics::{Mask, measure};
+use crate::diff::measure::router::{Routing, compare_routing};
+use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict};
-use crate::diff::router::{Routing, compare_routing};
-use crate::diff::tolerance::Tolerances;
 use crate::error::{Error, Result};
-use crate::stage::{Dim, Site, Stage};
+use crate::op::{Data, Dim, HostTensor, Site, Stage};
 use crate::trace::store::Trace;
 
 /// Compares two traces stage by stage, at the positions that both have.

@@ -1,0 +1,21 @@
+//! The vocabulary: what a forward pass is made of. It imports nothing of the crate above it.
+//!
+//! - [`Stage`] and [`STAGES`]: every named value, in the one table that everything else reads.
+//! - [`Site`] and [`At`]: where in the model a call stands, and where in the sequence.
+//! - [`Op`]: every operation with its operands, as data, and what its operands must be ([`Op::check`]).
+//! - [`HostTensor`] and [`Weight`]: the values that operations take and give.
+
+mod ggml_type;
+mod operands;
+mod operation;
+mod site;
+mod stage;
+mod tensor;
+mod weight;
+
+pub use ggml_type::GgmlType;
+pub use operation::{Op, OpKind};
+pub use site::{At, Site};
+pub use stage::{Dim, STAGES, Scope, Stage, StageInfo};
+pub use tensor::{Data, HostTensor};
+pub use weight::{Weight, WeightOwner};

@@ -1,0 +1,1 @@
+//! What the operands of an operation must be.
