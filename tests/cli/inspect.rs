@@ -34,7 +34,7 @@ fn document(args: &[&dyn AsRef<std::ffi::OsStr>]) -> Json {
     let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"inspect", &"--json"];
     all.extend(args);
     let document: Json = serde_json::from_str(&stdout(&twinscope(&all))).unwrap();
-    let schema: Json = serde_json::from_str(include_str!("../schemas/inspect.schema.json")).unwrap();
+    let schema: Json = serde_json::from_str(include_str!("../../schemas/inspect.schema.json")).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}");

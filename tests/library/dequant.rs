@@ -4,7 +4,7 @@ use safetensors::SafeTensors;
 use twinscope::op::GgmlType;
 use twinscope::quant::{dequantizable, dequantize};
 
-static GOLDEN: &[u8] = include_bytes!("golden/dequant.safetensors");
+static GOLDEN: &[u8] = include_bytes!("../golden/dequant.safetensors");
 
 /// The raw blocks and the f32 values that gguf-py reads from them.
 fn golden(ty: GgmlType) -> Option<(Vec<u8>, Vec<f32>)> {

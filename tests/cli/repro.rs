@@ -1,5 +1,6 @@
 //! `repro`: a fault planted in a kernel ends as a folder that fails alone, and mending the folder's shader mends it.
 
+use crate::common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -17,8 +18,6 @@ use twinscope::repro::manifest::Manifest;
 use twinscope::repro::shaders::FolderShaders;
 use twinscope::repro::verdict::Judged;
 use twinscope::repro::{Folder, Made, Options, Recorded, Subject, Verdict, make};
-
-mod common;
 
 fn gpu(options: GpuOptions) -> GpuBackend {
     GpuBackend::new(&AdapterSelector::Best, options)
@@ -72,7 +71,10 @@ impl Fault {
         let made = self.make(dir, Options::default());
         assert_eq!(made.verdict, Verdict::SubjectWrong);
         let folder = Folder::open(dir).unwrap();
-        check_schema(&std::fs::read(dir.join("manifest.json")).unwrap(), include_str!("../schemas/repro.schema.json"));
+        check_schema(
+            &std::fs::read(dir.join("manifest.json")).unwrap(),
+            include_str!("../../schemas/repro.schema.json"),
+        );
         let alone = made.alone.clone().unwrap();
         assert_eq!(folder.manifest.alone, alone);
         assert_eq!(folder.manifest.reference.figures.verdict, "ok", "the reference agrees on the same operands");
@@ -345,7 +347,10 @@ fn every_kind_of_stage_makes_a_folder() {
         assert_eq!(output, folder.subject, "{site}");
         let judged = folder.judge(&scalar().contract(row.op), output).unwrap();
         assert!(!judged.fails(), "{site}");
-        check_schema(&std::fs::read(out.join("manifest.json")).unwrap(), include_str!("../schemas/repro.schema.json"));
+        check_schema(
+            &std::fs::read(out.join("manifest.json")).unwrap(),
+            include_str!("../../schemas/repro.schema.json"),
+        );
     }
 }
 
@@ -491,7 +496,7 @@ fn the_command_line_makes_runs_and_refuses() {
     assert!(text.contains("there is nothing to reproduce") && !Path::new(out).exists(), "{text}");
     let kept = twinscope(&[&stage[..], &["--keep", "--json"]].concat());
     assert_eq!(kept.status.code(), Some(0), "{kept:?}");
-    let schema = include_str!("../schemas/repro-result.schema.json");
+    let schema = include_str!("../../schemas/repro-result.schema.json");
     let json = check_schema(&kept.stdout, schema);
     assert_eq!((&json["verdict"], &json["kernels"][0]), (&"ok".into(), &"swiglu".into()));
     let (status, text) = code(&[&stage[..], &["--keep"]].concat());

@@ -1,11 +1,9 @@
 //! `trace` and `import` on the built binary: what they print, what they save, and what they refuse.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{PROMPTS, golden, nmse};
+use crate::common::{PROMPTS, golden, nmse};
 use serde_json::Value as Json;
 use twinscope::op::{STAGES, Site, Stage};
 use twinscope::trace::store::Trace;
@@ -40,7 +38,7 @@ fn checked(json: &str, schema: &str) -> Json {
 fn document(args: &[&str]) -> Json {
     let mut all = vec!["trace", "--json"];
     all.extend(args);
-    checked(&stdout(&all), include_str!("../schemas/trace.schema.json"))
+    checked(&stdout(&all), include_str!("../../schemas/trace.schema.json"))
 }
 
 fn temp(name: &str) -> (tempfile::TempDir, PathBuf) {
@@ -172,7 +170,7 @@ fn selections_save_what_they_name() {
         let trace = Trace::open(&dir).unwrap();
         checked(
             &std::fs::read_to_string(dir.join("manifest.json")).unwrap(),
-            include_str!("../schemas/manifest.schema.json"),
+            include_str!("../../schemas/manifest.schema.json"),
         );
         assert_eq!(json["saved"]["tensors"], trace.tensors().count());
         let manifest = trace.manifest();
@@ -265,10 +263,10 @@ fn imports_say_what_they_took_and_what_not() {
     let import = |kind: &str, path: &str| {
         let path = data.join(path);
         let args = ["import", kind, path.to_str().unwrap(), "--out", dir.to_str().unwrap(), "--force", "--json"];
-        let json = checked(&stdout(&args), include_str!("../schemas/import.schema.json"));
+        let json = checked(&stdout(&args), include_str!("../../schemas/import.schema.json"));
         checked(
             &std::fs::read_to_string(dir.join("manifest.json")).unwrap(),
-            include_str!("../schemas/manifest.schema.json"),
+            include_str!("../../schemas/manifest.schema.json"),
         );
         let count = |what: &str| json[what].as_array().unwrap().len();
         (count("mapped"), count("unmapped"), count("assumed"))

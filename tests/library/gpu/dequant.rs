@@ -5,7 +5,7 @@
 //! contracted multiply-add rounds as the two operations do. One thing may differ: WGSL lets a device flush subnormal results to
 //! zero, so where gguf-py's value is subnormal a zero is accepted too.
 
-use crate::common::*;
+use super::common::*;
 use safetensors::SafeTensors;
 use twinscope::op::{GgmlType, Op, Weight};
 

@@ -1,9 +1,7 @@
 //! Tracing only observes: logits with every tap on are those with none, bit for bit, on each backend, in one call, in
 //! chunks and while decoding.
 
-mod common;
-
-use common::golden;
+use crate::common::golden;
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::common::*;
+use super::common::*;
 use twinscope::backend::Backend;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};

@@ -14,7 +14,7 @@ fn document(args: &[&str]) -> (Json, Option<i32>) {
     let text = String::from_utf8(out.stdout).unwrap();
     let document: Json =
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}{}", String::from_utf8_lossy(&out.stderr)));
-    let schema: Json = serde_json::from_str(include_str!("../schemas/selftest.schema.json")).unwrap();
+    let schema: Json = serde_json::from_str(include_str!("../../schemas/selftest.schema.json")).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}");

@@ -6,12 +6,10 @@
 //! - Against every backend's own run: each stage, on the activations of the real model that the backend itself made,
 //!   is within the rounding floor of the backend's contract.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::{PROMPTS, golden, nmse, record};
+use crate::common::{PROMPTS, golden, nmse, record};
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};

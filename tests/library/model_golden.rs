@@ -1,9 +1,7 @@
 //! The forward pass of the bundled model against float64 goldens from an independent implementation, at every stage, on each
 //! backend; its tokenizer; and what it refuses.
 
-mod common;
-
-use common::{PROMPTS, golden, nmse, record};
+use crate::common::{PROMPTS, golden, nmse, record};
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};

@@ -15,7 +15,7 @@ fn json_keeps_its_schema_and_the_list_says_the_same() {
     let text = devices(&["--json"]);
     assert_eq!(text, devices(&["--json"]), "the order is stable");
     let document: Json = serde_json::from_str(&text).unwrap();
-    let schema: Json = serde_json::from_str(include_str!("../schemas/devices.schema.json")).unwrap();
+    let schema: Json = serde_json::from_str(include_str!("../../schemas/devices.schema.json")).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
     assert!(errors.is_empty(), "{errors:#?}");

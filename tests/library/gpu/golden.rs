@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::common::*;
+use super::common::*;
 
 use safetensors::{Dtype, SafeTensors};
 use twinscope::gguf::Gguf;

@@ -5,7 +5,7 @@ use twinscope::op::STAGES;
 
 #[test]
 fn the_readme_lists_every_hypothesis_and_every_stage() {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let table: String =
         catalogue().map(|(id, description, ops)| format!("| `{id}` | {description} | {ops} |\n")).collect();
     assert!(

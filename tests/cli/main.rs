@@ -1,0 +1,13 @@
+//! The built binary: its verbs, exit codes, documents and files.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bisect;
+mod devices;
+mod diff;
+mod hostile;
+mod inspect;
+mod readme;
+mod repro;
+mod trace;

@@ -1,0 +1,16 @@
+//! The library: files, models, every backend against goldens and the oracle, tracing and comparing. Tests that need a GPU fail where
+//! there is no adapter; they never skip.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod dequant;
+mod diff_sides;
+mod gguf_malformed;
+mod gpu;
+mod model_golden;
+mod op_table;
+mod oracle_golden;
+mod shaders;
+mod synth;
+mod tap_purity;
