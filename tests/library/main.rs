@@ -8,6 +8,7 @@ mod dequant;
 mod diff_sides;
 mod gguf_malformed;
 mod gpu;
+mod house;
 mod model_golden;
 mod op_table;
 mod oracle_golden;
