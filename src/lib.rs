@@ -3,6 +3,7 @@
 
 pub mod atomic;
 pub mod backend;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod diff;
 pub mod error;
@@ -12,7 +13,9 @@ pub mod model;
 pub mod op;
 pub mod quant;
 pub mod report;
+#[cfg(feature = "gpu")]
 pub mod repro;
+#[cfg(feature = "cli")]
 pub mod selftest;
 pub mod synth;
 pub mod trace;

@@ -14,13 +14,18 @@ pub mod cases;
 mod contract;
 pub mod cpu;
 mod erased;
+#[cfg(feature = "gpu")]
 pub mod gpu;
+mod open;
 pub mod oracle;
 mod tickets;
 mod wrapper;
 
 pub use contract::{Contract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
+#[cfg(feature = "gpu")]
+pub use open::gpu_selector;
+pub use open::open;
 pub use tickets::{HostTickets, Ticket};
 pub(crate) use wrapper::pass_on;
 

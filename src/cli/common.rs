@@ -8,10 +8,7 @@ use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::cpu::{CpuBackend, Level};
-use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use crate::backend::oracle::OracleBackend;
-use crate::backend::{AnyBackend, Backend, Erased};
+use crate::backend::{self, AnyBackend, Backend};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -120,42 +117,13 @@ pub struct BackendArgs {
 }
 
 impl BackendArgs {
-    /// Opens the backend called `name`: `oracle`, `cpu`, `cpu:LEVEL`, `gpu`, `gpu:N` or `gpu:NAME`.
+    /// Opens the backend called `name`.
     ///
     /// # Errors
-    /// An unknown name (usage), or a processor or adapter that cannot run it (cannot run).
+    /// As [`backend::open`].
     pub fn open(&self, name: &str) -> Result<AnyBackend> {
-        let threads = self.threads.map(usize::from);
-        let (kind, detail) = name.split_once(':').map_or((name, None), |(k, d)| (k, Some(d)));
-        match (kind, detail) {
-            ("oracle", None) => Ok(Box::new(Erased(OracleBackend::new()))),
-            ("cpu", None) => Ok(Box::new(Erased(CpuBackend::new(None, threads)?))),
-            ("cpu", Some(level)) => {
-                let level = Level::from_name(level).ok_or_else(|| unknown_backend(name))?;
-                Ok(Box::new(Erased(CpuBackend::new(Some(level), threads)?)))
-            }
-            _ => match gpu_selector(name) {
-                Some(selector) => Ok(Box::new(Erased(GpuBackend::new(&selector, GpuOptions::default())?))),
-                None => Err(unknown_backend(name)),
-            },
-        }
+        backend::open(name, self.threads.map(usize::from))
     }
-}
-
-/// The adapter that a backend called `name` is: of `gpu`, `gpu:N` and `gpu:NAME`.
-pub fn gpu_selector(name: &str) -> Option<AdapterSelector> {
-    match name.split_once(':') {
-        None if name == "gpu" => Some(AdapterSelector::Best),
-        Some(("gpu", detail)) if !detail.is_empty() => Some(AdapterSelector::parse(detail)),
-        _ => None,
-    }
-}
-
-fn unknown_backend(name: &str) -> Error {
-    Error::usage(format!(
-        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME \
-         (`twinscope devices` lists them)"
-    ))
 }
 
 /// Makes a model's weights ready on a backend, with a progress bar on a terminal.

@@ -6,6 +6,7 @@
 
 mod config;
 mod forward;
+#[cfg_attr(not(feature = "tokenizer"), path = "no_tokenizer.rs")]
 mod tokenizer;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::op::{GgmlType, OpKind, STAGES, Weight};
 
 /// The model that is used when none is named: four layers of Qwen3-MoE, trained on the Rust documentation.
 pub const BUNDLED_NAME: &str = "demo-moe-Q4_K_M";
+#[cfg(feature = "demo-model")]
 static BUNDLED: &[u8] = include_bytes!("../../models/demo-moe-Q4_K_M.gguf");
 
 /// The weights of one layer.
@@ -134,7 +136,10 @@ impl Model {
 pub fn open_gguf(path: Option<&Path>) -> Result<Gguf> {
     match path {
         Some(path) => Gguf::open(path),
+        #[cfg(feature = "demo-model")]
         None => Gguf::from_bytes(BUNDLED_NAME, Arc::new(BUNDLED)),
+        #[cfg(not(feature = "demo-model"))]
+        None => Err(Error::usage("no model is named, and this build has no demo model (feature `demo-model`)")),
     }
 }
 

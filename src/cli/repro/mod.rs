@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::gpu_selector;
 use crate::backend::{AnyBackend, Backend, BackendInfo};
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, gpu_selector, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
 use crate::diff::locate::pattern::Pattern;
 use crate::error::Error;
