@@ -1,20 +1,32 @@
-//! A comparison, for people and for programs.
+//! What the verbs print, for people and for programs: one module a document.
 //!
 //! Design:
-//! - Every report renders [`crate::diff::outcome::Comparison`] and computes nothing that is not in it, so none can
-//!   contradict another.
+//! - A document is data that the layers below or the verb have filled, and a renderer computes nothing that is not in it, so no two
+//!   forms of one document can contradict each other. Those of a comparison ([`text`], [`json`], [`html`], [`junit`]) render
+//!   [`crate::diff::outcome::Comparison`].
 //! - Text from files and the command line is cleaned of control characters before it reaches a terminal.
 
+pub mod calibration;
+#[cfg(feature = "cli")]
+pub mod devices;
 mod facts;
 pub mod format;
 mod grid;
 pub mod html;
+#[cfg(feature = "cli")]
+pub mod inspect;
 pub mod json;
 pub mod junit;
 mod markup;
+#[cfg(feature = "gpu")]
+pub mod repro;
 #[cfg(test)]
 mod sample;
+#[cfg(feature = "cli")]
+pub mod selftest;
 pub mod text;
+pub mod trace;
+pub mod vary;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use crate::diff::locate::pattern::{Pattern, PatternKind};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::{Comparison, StageResult, Verdict};
 use crate::op::{Scope as Layers, Site, Stage};
+use crate::report::selftest::{FoundFault, TrialOutcome};
 
 /// A fault or several, on one of the models, at one strength.
 #[derive(Clone)]
@@ -97,40 +98,8 @@ fn site(stage: Stage, layer: usize) -> Site {
     if stage.info().scope == Layers::Model { Site::model(stage) } else { Site::layer(layer, stage) }
 }
 
-/// What a case came to.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The comparison disagrees.
-    pub detected: bool,
-    /// The first fault is the planted one, with its expert and position; and where several are planted, each is found.
-    pub located: bool,
-    pub side_ok: bool,
-    pub pattern_ok: bool,
-    /// The cause is named; or rightly none, where no hypothesis describes the fault, or it is weaker than the mistake is.
-    pub explained_ok: bool,
-    /// Stages that are blamed and are not at fault.
-    pub blamed: Vec<String>,
-    /// Stages judged, those of the plants aside.
-    pub evaluations: usize,
-    /// The first fault as it was reported.
-    pub found: Option<Found>,
-}
-
-/// What a comparison said of a fault.
-#[derive(Clone, Debug)]
-pub struct Found {
-    pub site: Site,
-    pub step: usize,
-    pub verdict: Verdict,
-    pub ratio: f64,
-    pub position: Option<usize>,
-    pub expert: Option<u32>,
-    pub pattern: Option<String>,
-    pub cause: Option<String>,
-}
-
 /// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults.
-pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> Outcome {
+pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> TrialOutcome {
     let at = |fault: &Fault| -> Option<&StageResult> {
         let (step, site) = case.seen_at(fault);
         comparison.stages.iter().find(|s| (s.step, s.site) == (step, site))
@@ -166,7 +135,7 @@ pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> Outcome {
         here.any(|f| explains(f, case.strength, &named))
     });
     let others = || comparison.stages.iter().filter(|s| !planted.contains(&(s.step, s.site)));
-    Outcome {
+    TrialOutcome {
         detected: !comparison.agrees(),
         located: located && all_found,
         side_ok,
@@ -174,7 +143,7 @@ pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> Outcome {
         explained_ok,
         blamed: others().filter(|s| s.verdict.is_fault()).map(describe).collect(),
         evaluations: others().filter(|s| s.verdict.was_compared()).count(),
-        found: comparison.fault().map(|s| Found {
+        found: comparison.fault().map(|s| FoundFault {
             site: s.site,
             step: s.step,
             verdict: s.verdict.clone(),

@@ -13,7 +13,7 @@ mod case;
 pub mod faults;
 pub mod faulty;
 mod ground;
-pub mod report;
+
 pub mod shader;
 
 use std::cell::RefCell;
@@ -27,12 +27,12 @@ use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::Comparison;
 use crate::diff::run::driver::{DiffOptions, Sides, diff};
 use crate::error::{Error, Result};
+use crate::report::selftest::{Control, FaultResult, SelftestReport, TrialOutcome};
 use crate::trace::select::{glob, nearest};
-use case::{Case, Outcome, cases, check, describe};
+use case::{Case, cases, check, describe};
 use faults::Subject;
 use faulty::{Done, Faulty, Plants, Strength};
 use ground::Ground;
-use report::{Control, FaultResult, Report};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -166,7 +166,7 @@ impl Backends {
     }
 
     /// A run with the case's faults.
-    fn run(&mut self, ground: &mut Ground, case: &Case) -> Result<(Outcome, Vec<Done>)> {
+    fn run(&mut self, ground: &mut Ground, case: &Case) -> Result<(TrialOutcome, Vec<Done>)> {
         let router = case.tied().map(|layer| ground.tie(layer)).transpose()?;
         let plants = |side| Rc::new(RefCell::new(case.plants(side, ground, &self.adapter)));
         let (of_reference, of_subject) = (plants(Side::Reference), plants(Side::Subject));
@@ -202,7 +202,7 @@ impl Backends {
 ///
 /// # Errors
 /// If a fault cannot be planted, or a backend cannot run.
-pub fn run(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> Result<Report> {
+pub fn run(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> Result<SelftestReport> {
     let cases = options.cases()?;
     let mut backends = Backends::open(&cases, &options.adapter)?;
     let mut grounds = [Ground::demo()?, Ground::wide()?];
@@ -213,7 +213,7 @@ pub fn run(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> R
     configurations.sort();
     configurations.dedup();
     let total = configurations.len() + cases.len();
-    let mut report = Report::default();
+    let mut report = SelftestReport::default();
     for (n, (ground, subject, decode, tied)) in configurations.into_iter().enumerate() {
         progress(&format!("control, {}", grounds[ground].name), n, total);
         report.controls.push(backends.control(&mut grounds[ground], subject, decode, tied)?);

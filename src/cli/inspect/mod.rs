@@ -3,15 +3,14 @@
 //! Works on any valid GGUF file, whatever its architecture: what no backend can run is said under `runnable`, it is not an
 //! error.
 
-mod document;
 mod runnable;
-mod text;
 
 use crate::Result;
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
 use crate::model::{self, Model};
+use crate::report::inspect::{self, Adapter, InspectDocument};
 
 /// Show what is in a model file, the memory that it takes and which backends can run it.
 #[derive(clap::Args)]
@@ -35,11 +34,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     };
     let gpu = GpuBackend::new(&AdapterSelector::Best, GpuOptions::default());
     let runnable = runnable::runnable(&needs, &gpu);
-    let document = document::Document::new(&gguf, runnable, gpu.ok().as_ref().map(document::Adapter::of));
+    let document = InspectDocument::new(&gguf, runnable, gpu.ok().as_ref().map(Adapter::of));
     if args.json {
         output::print_json(&document)?;
     } else {
-        output::print(&text::render(&document))?;
+        output::print(&inspect::render(&document))?;
     }
     Ok(Outcome::Ok)
 }

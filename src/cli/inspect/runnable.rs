@@ -3,16 +3,8 @@
 use crate::backend::gpu::GpuBackend;
 use crate::backend::{Backend, Need};
 use crate::cli::common::BackendArgs;
+use crate::report::inspect::Runnable;
 use crate::{Error, Result};
-
-/// Whether one backend can run the model.
-#[derive(Debug, PartialEq, serde::Serialize)]
-pub struct Runnable {
-    pub backend: String,
-    pub ok: bool,
-    /// What is missing; `None` if nothing is.
-    pub why: Option<String>,
-}
 
 /// Asks each backend. `needs` is what the model asks of one, or why the file is no model for the forward pass; `gpu` is the
 /// best adapter, or why there is none.

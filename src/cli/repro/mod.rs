@@ -1,26 +1,22 @@
 //! `repro`: a failing stage as a folder that fails alone; `repro run`: that folder again, anywhere.
 
 mod rerun;
-mod text;
 
 use std::path::{Path, PathBuf};
-
-use serde::Serialize;
 
 use crate::Result;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
-use crate::backend::{AnyBackend, Backend, BackendInfo};
+use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
-use crate::diff::locate::pattern::Pattern;
 use crate::error::Error;
 use crate::model::{LogitRows, Model, Session, forward, greedy};
 use crate::op::{STAGES, Scope, Site, Stage};
+use crate::report;
+use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::capture::{Run, Wanted};
-use crate::repro::manifest::{InTheRun, Reference, Shrinking};
-use crate::repro::verdict::Figures;
 use crate::repro::{Options, RUNS, Subject, Verdict, make};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
@@ -86,33 +82,6 @@ enum Command {
     Run(rerun::Args),
 }
 
-/// What both commands found.
-#[derive(Serialize)]
-struct Document {
-    schema: &'static str,
-    /// `make` or `run`.
-    action: &'static str,
-    layer: Option<u32>,
-    stage: String,
-    verdict: Verdict,
-    subject: BackendInfo,
-    /// Shape of the result that was run alone.
-    shape: Vec<usize>,
-    /// Alone; `null` where the stage does not fail in the run.
-    alone: Option<Figures>,
-    /// Of the error alone, in the coordinates of the case.
-    pattern: Option<Pattern>,
-    in_the_run: InTheRun,
-    reference: Option<Reference>,
-    shrinking: Option<Shrinking>,
-    kernels: Vec<String>,
-    /// The folder, where there is one.
-    folder: Option<PathBuf>,
-    notes: Vec<String>,
-}
-
-const SCHEMA: &str = "twinscope.repro-result/1";
-
 pub fn run(args: &Args) -> Result<Outcome> {
     match &args.command {
         Some(Command::Run(args)) => rerun::run(args),
@@ -120,8 +89,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
 }
 
-fn emit(document: &Document, json: bool) -> Result<()> {
-    if json { print_json(document) } else { print(&text::render(document)) }
+fn emit(document: &ReproDocument, json: bool) -> Result<()> {
+    if json { print_json(document) } else { print(&report::repro::render(document)) }
 }
 
 fn from_model(args: &Args) -> Result<Outcome> {
@@ -234,7 +203,7 @@ impl Job<'_> {
         let made = make(&mut subject, &mut reference, model, run, &wanted, options, (out, args.force))?;
         let verdict = made.verdict;
         let written = made.written.as_ref();
-        let document = Document {
+        let document = ReproDocument {
             schema: SCHEMA,
             action: "make",
             layer: wanted.site.layer,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Document, SCHEMA, emit};
+use super::emit;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
@@ -11,6 +11,7 @@ use crate::cli::Outcome;
 use crate::cli::common::BackendArgs;
 use crate::error::Error;
 use crate::op::HostTensor;
+use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::shaders::FolderShaders;
 use crate::repro::{Folder, Subject, Verdict};
 
@@ -93,7 +94,7 @@ fn finish<B: Backend>(
         notes.push(format!("{} has another contract than {made_on}: the floors are its own", info.backend));
     }
     let fails = judged.fails();
-    let document = Document {
+    let document = ReproDocument {
         schema: SCHEMA,
         action: "run",
         layer: m.layer,

@@ -1,10 +1,13 @@
 //! The document that `inspect` makes of a file: the same for people (`text`) and for programs (JSON, described by
 //! `schemas/inspect.schema.json`).
 
+mod text;
+
+pub use text::render;
+
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use super::runnable::Runnable;
 use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, Layout};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
@@ -13,8 +16,17 @@ use crate::op::GgmlType;
 /// What one storage binding may hold where there is no adapter to ask: WebGPU's default, 128 MiB.
 const DEFAULT_BINDING_LIMIT: u64 = 128 << 20;
 
+/// Whether one backend can run the model.
+#[derive(Debug, PartialEq, serde::Serialize)]
+pub struct Runnable {
+    pub backend: String,
+    pub ok: bool,
+    /// What is missing; `None` if nothing is.
+    pub why: Option<String>,
+}
+
 #[derive(Serialize)]
-pub struct Document {
+pub struct InspectDocument {
     pub schema: &'static str,
     pub model: ModelInfo,
     /// `general.architecture`; `None` if the file does not say.
@@ -176,7 +188,7 @@ pub struct KvCache {
     pub bytes_at_context_length: u64,
 }
 
-impl Document {
+impl InspectDocument {
     pub fn new(gguf: &Gguf, runnable: Vec<Runnable>, adapter: Option<Adapter>) -> Self {
         let text = |key: &str| match gguf.metadata.get(key) {
             Some(Value::String(s)) => Some(s.clone()),
@@ -424,7 +436,7 @@ mod tests {
         m.set("a.big", Value::F32(1e7));
         m.set("a.nan", Value::F32(f32::NAN));
         m.set("a.list", Value::Array(Array::F64(vec![0.5, f64::INFINITY])));
-        let d = Document::new(&file(&m, &[]), vec![], None);
+        let d = InspectDocument::new(&file(&m, &[]), vec![], None);
         assert_eq!(
             serde_json::to_string(&d.hyperparameters).unwrap(),
             r#"{"eps":1e-6,"big":10000000.0,"nan":null,"list":[0.5,null]}"#
@@ -444,12 +456,12 @@ mod tests {
         ] {
             m.set(&format!("a.{key}"), Value::U32(value));
         }
-        assert!(Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "no context length");
+        assert!(InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "no context length");
         m.set("a.context_length", Value::U64(40_960));
-        let kv = Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.unwrap();
+        let kv = InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.unwrap();
         assert_eq!(kv.bytes_per_position, 48 * 2 * 4 * 128 * 4);
         assert_eq!(kv.bytes_at_context_length, kv.bytes_per_position * 40_960);
         m.set("a.block_count", Value::U64(u64::MAX));
-        assert!(Document::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "overflow");
+        assert!(InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "overflow");
     }
 }

@@ -1,11 +1,44 @@
 //! What both commands found, for people.
 
-use super::Document;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::backend::BackendInfo;
+use crate::diff::locate::pattern::Pattern;
 use crate::report::format::{clean, shape, short};
 use crate::repro::Verdict;
+use crate::repro::manifest::{InTheRun, Reference, Shrinking};
 use crate::repro::verdict::Figures;
 
-pub fn render(d: &Document) -> String {
+/// What both commands found.
+#[derive(Serialize)]
+pub struct ReproDocument {
+    pub schema: &'static str,
+    /// `make` or `run`.
+    pub action: &'static str,
+    pub layer: Option<u32>,
+    pub stage: String,
+    pub verdict: Verdict,
+    pub subject: BackendInfo,
+    /// Shape of the result that was run alone.
+    pub shape: Vec<usize>,
+    /// Alone; `null` where the stage does not fail in the run.
+    pub alone: Option<Figures>,
+    /// Of the error alone, in the coordinates of the case.
+    pub pattern: Option<Pattern>,
+    pub in_the_run: InTheRun,
+    pub reference: Option<Reference>,
+    pub shrinking: Option<Shrinking>,
+    pub kernels: Vec<String>,
+    /// The folder, where there is one.
+    pub folder: Option<PathBuf>,
+    pub notes: Vec<String>,
+}
+
+pub const SCHEMA: &str = "twinscope.repro-result/1";
+
+pub fn render(d: &ReproDocument) -> String {
     let site = d.layer.map_or(d.stage.clone(), |n| format!("layer {n} · {}", d.stage));
     let figures = d.alone.as_ref().unwrap_or(&d.in_the_run.figures);
     let verdict = match d.verdict {

@@ -6,13 +6,13 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::case::{Found, Outcome};
-use crate::op::Stage;
+use crate::diff::outcome::Verdict;
+use crate::op::{Site, Stage};
 use crate::report::format::short;
 
 /// Every run of the self-test.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct SelftestReport {
     pub faults: Vec<FaultResult>,
     pub controls: Vec<Control>,
 }
@@ -33,7 +33,39 @@ pub struct FaultResult {
     pub strength: Option<f64>,
     /// The planted error over the floor of the side that errs.
     pub planted_ratio: f64,
-    pub(super) outcome: Outcome,
+    pub outcome: TrialOutcome,
+}
+
+/// What a case came to.
+#[derive(Clone, Debug)]
+pub struct TrialOutcome {
+    /// The comparison disagrees.
+    pub detected: bool,
+    /// The first fault is the planted one, with its expert and position; and where several are planted, each is found.
+    pub located: bool,
+    pub side_ok: bool,
+    pub pattern_ok: bool,
+    /// The cause is named; or rightly none, where no hypothesis describes the fault, or it is weaker than the mistake is.
+    pub explained_ok: bool,
+    /// Stages that are blamed and are not at fault.
+    pub blamed: Vec<String>,
+    /// Stages judged, those of the plants aside.
+    pub evaluations: usize,
+    /// The first fault as it was reported.
+    pub found: Option<FoundFault>,
+}
+
+/// What a comparison said of a fault.
+#[derive(Clone, Debug)]
+pub struct FoundFault {
+    pub site: Site,
+    pub step: usize,
+    pub verdict: Verdict,
+    pub ratio: f64,
+    pub position: Option<usize>,
+    pub expert: Option<u32>,
+    pub pattern: Option<String>,
+    pub cause: Option<String>,
 }
 
 /// One run without a fault.
@@ -66,7 +98,7 @@ impl FaultResult {
     }
 }
 
-impl Report {
+impl SelftestReport {
     /// Stages that were blamed and were not at fault.
     pub fn false_alarms(&self) -> usize {
         let controls = self.controls.iter().map(|c| c.false_alarms.len().max(usize::from(!c.agrees)));
@@ -84,7 +116,7 @@ impl Report {
 
     /// The document of schema `twinscope.selftest/1`.
     pub fn to_json(&self) -> Json {
-        let count = |f: fn(&Outcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        let count = |f: fn(&TrialOutcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
         json!({
             "schema": "twinscope.selftest/1",
             "passed": self.passed(),
@@ -164,7 +196,7 @@ impl Report {
             );
         }
         let n = self.faults.len();
-        let share = |f: fn(&Outcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        let share = |f: fn(&TrialOutcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
         let _ = writeln!(
             out,
             "{n} planted · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained",
@@ -212,7 +244,7 @@ fn fault_json(f: &FaultResult) -> Json {
     })
 }
 
-fn found_json(found: &Found) -> Json {
+fn found_json(found: &FoundFault) -> Json {
     json!({
         "layer": found.site.layer,
         "stage": found.site.stage.name(),

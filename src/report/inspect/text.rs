@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
 
-use super::document::{Document, TokenizerInfo};
+use super::{InspectDocument, TokenizerInfo};
 use crate::gguf::printable;
 
 /// Values longer than this are cut: the JSON has them whole.
@@ -47,7 +47,7 @@ fn value(json: &serde_json::Value) -> String {
     if text.chars().count() <= MAX_VALUE { text } else { text.chars().take(MAX_VALUE).chain(['…']).collect() }
 }
 
-pub fn render(d: &Document) -> String {
+pub fn render(d: &InspectDocument) -> String {
     let mut out = String::new();
     let m = &d.model;
     let files = if m.parts == 1 { "1 file".to_string() } else { format!("{} files", m.parts) };
@@ -79,8 +79,8 @@ pub fn render(d: &Document) -> String {
             rows.add_row([
                 printable(&pair.key),
                 match &pair.content {
-                    super::document::Content::Scalar { value: json } => value(json),
-                    super::document::Content::Array { element_type, length } => {
+                    super::Content::Scalar { value: json } => value(json),
+                    super::Content::Array { element_type, length } => {
                         format!("array of {length} {element_type}")
                     }
                 },
@@ -153,7 +153,7 @@ fn tokenizer(t: &TokenizerInfo) -> Table {
     rows
 }
 
-fn memory(d: &Document) -> Table {
+fn memory(d: &InspectDocument) -> Table {
     let mut rows = table(&[], &[]);
     let (cpu, gpu) = (&d.memory.cpu, &d.memory.gpu);
     rows.add_row(["CPU".to_string(), format!("{} mapped, read in place", HumanBytes(cpu.mapped_bytes))]);

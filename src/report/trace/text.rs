@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Report;
+use super::TraceReport;
 use crate::gguf::printable;
 use crate::op::{STAGES, Scope};
 use crate::trace::stats::{StageStats, Summary};
@@ -10,7 +10,7 @@ use crate::trace::stats::{StageStats, Summary};
 /// Layers side by side in the overview: with 15 columns of name, 8 of 11 make 103.
 const ABREAST: usize = 8;
 
-pub fn render(report: &Report, full: bool) -> String {
+pub fn render(report: &TraceReport, full: bool) -> String {
     let mut out = String::new();
     heading(&mut out, report);
     if full {
@@ -22,7 +22,7 @@ pub fn render(report: &Report, full: bool) -> String {
     out
 }
 
-fn heading(out: &mut String, report: &Report) {
+fn heading(out: &mut String, report: &TraceReport) {
     let (config, captured) = (&report.model.config, &report.captured);
     let _ = write!(out, "{} · {} · {} layers", printable(&config.name), config.architecture.name(), config.layers);
     if let Some(moe) = &config.moe {
@@ -60,7 +60,7 @@ fn heading(out: &mut String, report: &Report) {
 }
 
 /// A row for each stage of each layer.
-fn every_figure(out: &mut String, report: &Report) {
+fn every_figure(out: &mut String, report: &TraceReport) {
     let columns = |out: &mut String, title: &str| {
         let _ = writeln!(out, "\n{title:<17}{:>11}{:>12}{:>12}{:>12}{:>12}", "l2", "mean", "std", "min", "max");
     };
@@ -93,7 +93,7 @@ fn every_figure(out: &mut String, report: &Report) {
 }
 
 /// The l2 of each stage, layers side by side.
-fn overview(out: &mut String, report: &Report) {
+fn overview(out: &mut String, report: &TraceReport) {
     let layers = report.model.config.layers;
     let _ = writeln!(out, "\nl2 of the last position; `--full` prints every figure");
     for first in (0..layers).step_by(ABREAST) {
@@ -124,7 +124,7 @@ fn overview(out: &mut String, report: &Report) {
     }
 }
 
-fn ending(out: &mut String, report: &Report) {
+fn ending(out: &mut String, report: &TraceReport) {
     let _ = writeln!(out, "\nnext token after position {}", report.captured.tokens.len() - 1);
     if report.top.is_empty() {
         let _ = writeln!(out, "  none: no logit is finite");
