@@ -1,5 +1,6 @@
-// Σ_s probs · v over s ≤ start + t. A workgroup makes one head of one position: 16 threads take turns over s, each for 4 of
-// the D values; then their sums are added in a tree. [heads, T, S], cache [capacity, kv_heads·D] → [T, heads·D]
+// Σ_s probs · v over s ≤ start + t. A workgroup makes one head of one position.
+// Order of a sum: LANES threads take turns over s, each for 4 of the D values, then a tree.
+// [heads, T, S], cache [capacity, kv_heads·D] → [T, heads·D]
 struct Params {
     quads: u32,    // D / 4
     heads: u32,
@@ -12,8 +13,6 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> v: array<vec4<f32>>;       // [capacity, kv_heads, D / 4]
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>; // [T, heads, D / 4]
 
-const LANES: u32 = 16u;   // threads over s
-const COLUMNS: u32 = 16u; // threads over D / 4
 var<workgroup> partial: array<vec4<f32>, LANES * COLUMNS>;
 
 @compute @workgroup_size(COLUMNS, LANES)

@@ -1,5 +1,5 @@
-// Softmax over s ≤ start + t; 0 beyond. A workgroup a row. [heads, T, S] → same
-// The sum: 64 threads take turns over the terms, then a tree.
+// Softmax over s ≤ start + t; 0 beyond. A workgroup makes a row. [heads, T, S] → same
+// Order of the sum: that of lib/softmax.wgsl.
 struct Params {
     start: u32,
     seen: u32, // S
@@ -17,24 +17,8 @@ fn main(
     let t = group.x;
     let start = (group.y * grid.x + t) * p.seen;
     let visible = min(p.start + t + 1u, p.seen);
-    var largest = x[start];
-    for (var s = id.x; s < visible; s += THREADS) {
-        largest = max(largest, x[start + s]);
-    }
-    largest = max_all(id.x, largest);
-    var sum = 0.0;
-    for (var s = id.x; s < visible; s += THREADS) {
-        let e = exp_f32(x[start + s] - largest);
-        y[start + s] = e;
-        sum += e;
-    }
-    sum = sum_all(id.x, sum);
-    // Each thread reads back only what it wrote.
-    for (var s = id.x; s < p.seen; s += THREADS) {
-        var prob = 0.0;
-        if s < visible {
-            prob = y[start + s] / sum;
-        }
-        y[start + s] = prob;
+    softmax(start, visible, id.x);
+    for (var s = visible + id.x; s < p.seen; s += THREADS) {
+        y[start + s] = 0.0;
     }
 }

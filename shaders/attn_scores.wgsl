@@ -14,13 +14,13 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>; // [capacity, kv_heads, D / 4]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [heads, T, S]
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_id) id: vec3<u32>,
 ) {
-    let s = group.x * 64u + id.x;
+    let s = group.x * THREADS + id.x;
     let t = group.y;
     let head = group.z;
     if s < p.seen {

@@ -11,13 +11,9 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
 
-@compute @workgroup_size(64)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_id) id: vec3<u32>,
-) {
-    let n = (group.y * grid.x + group.x) * 64u + id.x;
+@compute @workgroup_size(THREADS)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
+    let n = id.y * grid.x * THREADS + id.x;
     if n < p.words {
         let row = n / p.y_cols;
         let column = n % p.y_cols;

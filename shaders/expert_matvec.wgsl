@@ -1,14 +1,9 @@
-// y[s] = x[s] · weight[ids[s]]ᵀ for few slots, s = t·K + k. A workgroup makes 16 outputs of one slot.
-// [T, n] or [T, K, n], ids [T, K], weight [E, N, n] → [T, K, N]. This piece of the stack holds its rows first to
-// first + count - 1, counted through all experts.
+// y[s] = x[s] · weight[ids[s]]ᵀ for few slots, s = t·K + k. A workgroup makes MATVEC_ROWS outputs of one slot; LANES threads
+// share each row. Order of a sum: that of lib/gemv.wgsl.
+// [T, n] or [T, K, n], ids [T, K], weight [E, N, n] → [T, K, N]; this piece of the stack makes its rows (lib/expert.wgsl).
 struct Params {
-    pairs: u32,   // n / 32
-    stride: u32,  // vec4 a weight row
-    tail: u32,    // vec4 from a row's start to its second plane
-    rows: u32,    // N
-    first: u32,
-    count: u32,
-    experts: u32, // E
+    piece: Piece,
+    experts: u32,   // E
     shared_by: u32, // slots that share a row of x: K, or 1
 }
 var<immediate> p: Params;
@@ -18,31 +13,18 @@ var<immediate> p: Params;
 
 @compute @workgroup_size(LANES, GROUPS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
-    let row = (group.x * GROUPS + id.y) * 4u;
+    let row = group.x * MATVEC_ROWS + id.y * 4u;
     let slot = group.y;
-    let expert = ids[slot];
-    // An id that names no expert gives NaN, never another expert's answer.
-    let known = expert < p.experts;
-    // The first row of this expert that this piece holds, and the end of its rows here, both within the expert.
-    let base = select(0u, expert, known) * p.rows;
-    let from_row = max(base, p.first) - base;
-    let end_row = min(max(min(base + p.rows, p.first + p.count), base) - base, p.rows);
-    let here = known && row < end_row && row + 4u > from_row;
+    let expert = held(ids[slot]);
     var mine = vec4<f32>();
-    if here {
-        let local = clamp(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(from_row), vec4<u32>(end_row - 1u));
-        mine = share((local + vec4<u32>(base) - vec4<u32>(p.first)) * p.stride, slot / p.shared_by * p.pairs * 8u, id.x);
+    if holds_any(expert, row, 4u) {
+        let rows = starts(expert, vec4<u32>(row, row + 1u, row + 2u, row + 3u));
+        mine = share(rows, slot / p.shared_by * p.piece.pairs * 8u, id.x);
     }
     let sum = sum_lanes(id, mine);
     if id.x == 0u {
         for (var j = 0u; j < 4u; j++) {
-            let r = row + j;
-            if here && r >= from_row && r < end_row {
-                y[slot * p.rows + r] = sum[j];
-            }
-            if !known && r < p.rows {
-                y[slot * p.rows + r] = make_nan(p.first & 0u);
-            }
+            put(expert, slot, row + j, sum[j]);
         }
     }
 }

@@ -6,13 +6,10 @@ struct Params {
     slots: u32,   // T·K
     experts: u32, // E
     tiles: u32,   // room for tiles; the unused ones have length 0
-    tile: u32,    // slots a tile
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> ids: array<u32>;        // [T·K]
 @group(0) @binding(1) var<storage, read_write> plan: array<u32>; // [E + 1 + slots + 3·tiles]
-
-const THREADS: u32 = 64u;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_id) id: vec3<u32>) {
@@ -33,10 +30,10 @@ fn main(@builtin(local_invocation_id) id: vec3<u32>) {
         for (var e = 0u; e <= p.experts; e++) {
             let count = plan[e];
             plan[e] = place;
-            for (var done = 0u; done < count; done += p.tile) {
+            for (var done = 0u; done < count; done += TILE) {
                 plan[tiles + 3u * n] = e;
                 plan[tiles + 3u * n + 1u] = place + done;
-                plan[tiles + 3u * n + 2u] = min(p.tile, count - done);
+                plan[tiles + 3u * n + 2u] = min(TILE, count - done);
                 n++;
             }
             place += count;

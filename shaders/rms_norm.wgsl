@@ -1,5 +1,5 @@
 // x / √(mean(x²) + eps) · weight over groups of n values, a workgroup a group. [G, n] → same
-// The sum of squares: 64 threads take turns over the terms, then a tree.
+// Order of the sum of squares: THREADS threads take turns over the terms, then a tree.
 struct Params {
     n: u32,
     groups: u32, // G

@@ -1,6 +1,6 @@
-// The ids of the K largest values, largest first, ties to the lower id. A workgroup a position. [T, E] → [T, K]
-// Values compare by an integer key in which NaN stands below every number, so that ids are distinct and in range whatever
-// the values are. A round takes the best candidate after the last one taken, so nothing needs to be marked.
+// The ids of the K largest values, largest first, NaN before every number, ties to the lower id. A workgroup makes a position.
+// [T, E] → [T, K]. Values compare by an integer key, so that ids are distinct and in range whatever the values are. A round takes
+// the best candidate after the last one taken, so nothing needs to be marked.
 struct Params {
     experts: u32, // E
     k: u32,       // K ≤ E
@@ -9,16 +9,15 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> probs: array<f32>;     // [T, E]
 @group(0) @binding(1) var<storage, read_write> ids: array<u32>; // [T, K]
 
-const THREADS: u32 = 64u;
 const NONE: u32 = 0xffffffffu;
 var<workgroup> keys: array<u32, THREADS>;
 var<workgroup> best: array<u32, THREADS>;
 
-// Larger for larger numbers, 0 for NaN; -0 and 0 are equal.
+// Larger for larger numbers, largest for NaN; -0 and 0 are equal.
 fn key_of(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     if is_nan(value) {
-        return 0u;
+        return 0xffffffffu;
     }
     if (bits & 0x80000000u) != 0u {
         return 0x80000000u - (bits & 0x7fffffffu);

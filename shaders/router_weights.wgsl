@@ -17,7 +17,7 @@ fn chosen(t: u32, k: u32) -> f32 {
     return select(make_nan(p.k & 0u), value, e < p.experts);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let t = id.x;
     if t < p.positions {

@@ -2,16 +2,10 @@
 // Order of a sum: a thread's four accumulators take the columns in turn, one pair after the other; then the four are added,
 // then the threads' sums in a tree in workgroup memory. A term goes through at most 8·⌈pairs / LANES⌉ + 2 + log2(LANES)
 // additions. Nothing depends on the subgroup size.
-const LANES: u32 = 16u;
-const GROUPS: u32 = 4u;
 var<workgroup> sums: array<vec4<f32>, LANES * GROUPS>;
 
 fn multiply_add(sum: vec4<f32>, w: mat4x4<f32>, x: mat4x4<f32>) -> vec4<f32> {
     return fma(w[3], x[3], fma(w[2], x[2], fma(w[1], x[1], fma(w[0], x[0], sum))));
-}
-
-fn add_up(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
 }
 
 // This thread's share. `rows`: where each weight row starts. `start`: where the activation row starts, in vec4.
@@ -20,14 +14,14 @@ fn share(rows: vec4<u32>, start: u32, lane: u32) -> vec4<f32> {
     var b = vec4<f32>();
     var c = vec4<f32>();
     var d = vec4<f32>();
-    for (var i = lane; i < p.pairs; i += LANES) {
+    for (var i = lane; i < p.piece.pairs; i += LANES) {
         for (var h = 0u; h < 2u; h++) {
             let at = start + columns(i, h);
             let x4 = mat4x4<f32>(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
-            a = multiply_add(a, row_weights(rows.x, rows.x + p.tail, i, h), x4);
-            b = multiply_add(b, row_weights(rows.y, rows.y + p.tail, i, h), x4);
-            c = multiply_add(c, row_weights(rows.z, rows.z + p.tail, i, h), x4);
-            d = multiply_add(d, row_weights(rows.w, rows.w + p.tail, i, h), x4);
+            a = multiply_add(a, row_weights(rows.x, rows.x + p.piece.tail, i, h), x4);
+            b = multiply_add(b, row_weights(rows.y, rows.y + p.piece.tail, i, h), x4);
+            c = multiply_add(c, row_weights(rows.z, rows.z + p.piece.tail, i, h), x4);
+            d = multiply_add(d, row_weights(rows.w, rows.w + p.piece.tail, i, h), x4);
         }
     }
     return vec4<f32>(add_up(a), add_up(b), add_up(c), add_up(d));

@@ -1,5 +1,4 @@
-// Sums and maxima over a workgroup of 64 threads, in a tree in workgroup memory: no dependence on the subgroup size.
-const THREADS: u32 = 64u;
+// Sums and maxima over a workgroup of THREADS threads, in a tree in workgroup memory: no dependence on the subgroup size.
 var<workgroup> cells: array<f32, THREADS>;
 
 // The sum of every thread's value, in every thread.

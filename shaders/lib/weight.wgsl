@@ -6,6 +6,17 @@
 //   weights(s, c, h)   the 16 weights of run h of pair c of that block, column j holding weights 4j to 4j + 3
 // `row` is where the row starts and `tail` where its second plane starts, both counted in vec4<u32>; see
 // src/backend/gpu/layout.rs for the layouts.
+
+// The piece of a matrix that a kernel reads: the first of its parameters.
+struct Piece {
+    pairs: u32,  // pairs in a row, ⌈K / 32⌉
+    stride: u32, // vec4 in a row
+    tail: u32,   // vec4 from a row's start to its second plane
+    rows: u32,   // N: rows of the whole matrix, or of one expert
+    first: u32,  // the piece holds rows first to first + count - 1, counted through all experts
+    count: u32,
+}
+
 @group(0) @binding(0) var<storage, read> weight_data: array<vec4<u32>>;
 
 // The weights of run h of pair i of a row.

@@ -7,14 +7,6 @@ fn columns(i: u32, h: u32) -> u32 {
     return (i >> 3u) * 64u + ((i >> 1u) & 3u) * 16u + h * 8u + (i & 1u) * 4u;
 }
 
-// Scale and min of sub-block j; `words` are the 12 bytes.
-fn scale_min(words: vec3<u32>, j: u32) -> vec2<f32> {
-    let w = words >> vec3<u32>((j & 3u) * 8u);
-    let low = vec2<u32>(w.x & 63u, w.y & 63u);
-    let high = vec2<u32>((w.z & 15u) | ((w.x >> 2u) & 48u), ((w.z >> 4u) & 15u) | ((w.y >> 2u) & 48u));
-    return vec2<f32>(select(low, high, j >= 4u));
-}
-
 struct Block {
     at: u32,
     dm: vec2<f32>,

@@ -48,13 +48,15 @@ pub struct BackendInfo {
     pub contract: String,
 }
 
-/// An operation on a weight type that a run is going to need, checked before it starts.
+/// An operation that a run is going to need, checked before it starts: on the rows of a weight, or of attention on heads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Need {
     pub op: OpKind,
+    /// The weight's type; F32 for attention.
     pub ty: GgmlType,
+    /// The length of the weight's rows, or head_dim.
     pub cols: usize,
-    /// The tensor's name, for the message.
+    /// For the message: the tensor's name, or the hyperparameter's.
     pub name: String,
 }
 

@@ -118,17 +118,20 @@ impl Model {
 
     /// What a backend must be able to do to run this model.
     pub fn needs(&self) -> Vec<Need> {
-        self.weights
-            .all()
-            .iter()
-            .flat_map(|w| {
-                let name = strip_layer(&w.name);
-                let ops = STAGES.iter().filter(|s| s.weight == Some(name)).map(|s| s.op);
-                let tied =
-                    (name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
-                ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
-            })
-            .collect()
+        let attention = Need {
+            op: OpKind::AttnScores,
+            ty: GgmlType::F32,
+            cols: self.config.head_dim,
+            name: format!("{}.attention.key_length", self.config.architecture.name()),
+        };
+        let weights = self.weights.all();
+        let of_weights = weights.iter().flat_map(|w| {
+            let name = strip_layer(&w.name);
+            let ops = STAGES.iter().filter(|s| s.weight == Some(name)).map(|s| s.op);
+            let tied = (name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
+            ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
+        });
+        std::iter::once(attention).chain(of_weights).collect()
     }
 }
 

@@ -3,12 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::backend::gpu::{GpuOptions, Patch};
+use crate::backend::gpu::{GpuOptions, Patch, for_lanes};
 use crate::error::{Error, Result};
-
-/// The kernels of matrix products, of both kinds.
-const THREADS: [&str; 4] = ["matvec", "matmul", "expert_matvec", "expert_matmul"];
-const LANES: [&str; 4] = ["matvec_lanes", "matmul_lanes", "expert_matvec_lanes", "expert_matmul_lanes"];
 
 /// Sources by kernel name, and which kernels a backend asked for.
 #[derive(Default)]
@@ -32,9 +28,8 @@ impl FolderShaders {
             shaders.compiled().insert(kernel.to_string(), source.is_some());
             source.cloned().unwrap_or(built_in)
         });
-        let has =
-            |names: [&str; 4]| self.sources.keys().any(|k| names.contains(&k.split('/').next().unwrap_or_default()));
-        let lanes = if has(LANES) { Some(true) } else { has(THREADS).then_some(false) };
+        let kind = |name: &String| for_lanes(name.split('/').next().unwrap_or_default());
+        let lanes = self.sources.keys().filter_map(kind).max();
         GpuOptions { patch: Some(patch), lanes, ..Default::default() }
     }
 
@@ -65,14 +60,9 @@ impl FolderShaders {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::gpu::shader_sources;
 
     #[test]
     fn the_kind_of_matrix_kernels_is_that_of_the_folder() {
-        let names: Vec<String> = shader_sources().map(|(name, _)| name).collect();
-        for kernel in THREADS.iter().chain(&LANES) {
-            assert!(names.iter().any(|n| n.split('/').next() == Some(*kernel)), "there is no kernel {kernel}");
-        }
         let lanes = |kernel: &str| FolderShaders::new(BTreeMap::from([(kernel.into(), String::new())])).options().lanes;
         assert_eq!(
             (lanes("matmul/Q4_K"), lanes("expert_matvec_lanes/Q6_K"), lanes("swiglu")),

@@ -95,7 +95,7 @@ mod tests {
     /// changes a kernel and breaks this finds the edit in `selftest/faults/`, by the name of the kernel.
     #[test]
     fn every_planted_shader_applies_and_is_valid() {
-        let sources: Vec<(String, String)> = shader_sources().collect();
+        let sources: Vec<(String, String)> = shader_sources().map(|(_, name, source)| (name, source)).collect();
         // Besides what the kernels need: halves packed in words, with which f16 sums are imitated.
         let can = Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         for fault in faults::all() {

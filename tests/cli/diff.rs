@@ -94,6 +94,19 @@ fn what_cannot_be_compared_is_refused() {
 }
 
 #[test]
+fn a_model_that_a_backend_cannot_run_is_refused_before_it_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("narrow.gguf");
+    let model = model.to_str().unwrap();
+    expect(0, &["synth", model, "--pure", "F16", "--layers", "1", "--head-dim", "6"]);
+    let narrow = ["diff", model, "--tokens", "1,2,3"];
+    let words = ["gpu cannot run", "qwen3moe.attention.key_length", "head_dim", "multiple of 4, not 6"];
+    refused(125, &narrow, &words);
+    // A backend that is not asked for lacks nothing, and the others can run the model.
+    expect(0, &[&narrow[..], &["--subject", "cpu"]].concat());
+}
+
+#[test]
 fn traces_are_sides_and_can_be_compared() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();

@@ -163,8 +163,8 @@ fn one_experts_last_columns_end_as_one_expert_and_one_column() {
         tokens: common::golden("ownership").tokens,
         ..Fault::new(
             "expert_matmul",
-            "y[slot * p.rows + r] = sums[j][k];",
-            "y[slot * p.rows + r] = sums[j][k] * select(1.0, 1.5, expert == 0u && r + 32u >= p.rows);",
+            "y[slot * p.piece.rows + row] = value;",
+            "y[slot * p.piece.rows + row] = value * select(1.0, 1.5, e.base == 0u && row + 32u >= p.piece.rows);",
             at(1, Stage::ExpertDown),
         )
     };

@@ -1,13 +1,17 @@
-//! Every shader, for every quantization type, is valid WGSL with the capabilities that the GPU backend asks a device for.
-//! Needs no GPU.
+//! Every shader, for every quantization type, is valid WGSL with the capabilities that the GPU backend asks a device for, and is what
+//! the table of kernels says of it: bindings, parameters, workgroup. Needs no GPU.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 
 use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
-use twinscope::backend::gpu::shader_sources;
+use naga::{AddressSpace, GlobalVariable, Module, StorageAccess, TypeInner};
+use twinscope::backend::gpu::{Access, Member, shader_sources};
 
 #[test]
-fn every_shader_is_valid() {
-    let mut names = Vec::new();
-    for (name, source) in shader_sources() {
+fn every_shader_is_valid_and_what_the_table_says() {
+    let (mut files, mut names) = (BTreeSet::new(), Vec::new());
+    for (spec, name, source) in shader_sources() {
         let module = naga::front::wgsl::parse_str(&source)
             .unwrap_or_else(|e| panic!("{name} does not parse:\n{}", e.emit_to_string_with_path(&source, &name)));
         Validator::new(ValidationFlags::all(), Capabilities::IMMEDIATES | Capabilities::SUBGROUP)
@@ -15,12 +19,69 @@ fn every_shader_is_valid() {
             .subgroup_operations(SubgroupOperationSet::all())
             .validate(&module)
             .unwrap_or_else(|e| panic!("{name} is not valid:\n{}", e.emit_to_string_with_path(&source, &name)));
-        assert_eq!(module.entry_points.len(), 1, "{name}");
-        assert_eq!(module.entry_points[0].name, "main", "{name}");
+
+        let [main] = &module.entry_points[..] else { panic!("{name}: one entry point expected") };
+        let [x, y] = spec.workgroup;
+        assert_eq!((main.name.as_str(), main.workgroup_size), ("main", [x, y, 1]), "{name}");
+        let mut bindings = Vec::new();
+        let (mut parameters, mut workgroup_memory) = (None, 0);
+        for (_, variable) in module.global_variables.iter() {
+            match variable.space {
+                AddressSpace::Storage { access } => bindings.push((place(variable), access)),
+                AddressSpace::Immediate => parameters = Some(variable.ty),
+                AddressSpace::WorkGroup => workgroup_memory += size(&module, variable.ty).next_multiple_of(16),
+                ref other => panic!("{name}: {:?} in {other:?}", variable.name),
+            }
+        }
+        bindings.sort_by_key(|(place, _)| *place);
+        let expected = spec.bindings.iter().enumerate().map(|(i, access)| match access {
+            Access::Weights | Access::Read => ((0, i as u32), StorageAccess::LOAD),
+            Access::Write => ((0, i as u32), StorageAccess::LOAD | StorageAccess::STORE),
+        });
+        assert_eq!(bindings, expected.collect::<Vec<_>>(), "{name}: group, binding and access");
+        assert_eq!(spec.bindings.contains(&Access::Weights), name.contains('/'), "{name}");
+        assert_eq!(workgroup_memory, spec.storage, "{name}: bytes of workgroup memory");
+        let parameters = parameters.unwrap_or_else(|| panic!("{name} has no parameters"));
+        assert_eq!(size(&module, parameters), spec.immediate_size, "{name}: bytes of parameters");
+        same_members(&name, &module, parameters, spec.params);
+
+        files.insert(spec.name);
         names.push(name);
     }
-    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
-    assert_eq!(distinct.len(), names.len());
+    assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
     // 9 kernels for each of 16 types, and those without weights.
     assert_eq!(names.iter().filter(|n| n.contains('/')).count(), 9 * 16);
+    let in_folder = std::fs::read_dir("shaders").unwrap().map(|entry| entry.unwrap().path());
+    let in_folder = in_folder.filter(|path| path.is_file()).map(|path| path.file_stem().unwrap().to_owned());
+    let files: BTreeSet<_> = files.into_iter().map(OsString::from).collect();
+    assert_eq!(in_folder.collect::<BTreeSet<_>>(), files, "a file in shaders/ is a kernel, and the other way round");
+}
+
+fn place(variable: &GlobalVariable) -> (u32, u32) {
+    let binding = variable.binding.expect("a storage buffer has a binding");
+    (binding.group, binding.binding)
+}
+
+fn size(module: &Module, ty: naga::Handle<naga::Type>) -> u32 {
+    module.types[ty].inner.size(module.to_ctx())
+}
+
+/// The struct `ty` of the shader has the members that the host's has: names, types and offsets.
+fn same_members(what: &str, module: &Module, ty: naga::Handle<naga::Type>, host: &[Member]) {
+    let TypeInner::Struct { members, .. } = &module.types[ty].inner else { panic!("{what}: a struct was expected") };
+    assert_eq!(members.len(), host.len(), "{what}: members");
+    for (member, host) in members.iter().zip(host) {
+        let what = format!("{what}: {}", host.name);
+        let ty = match &module.types[member.ty] {
+            naga::Type { name: Some(name), .. } => name.clone(),
+            naga::Type { inner: TypeInner::Scalar(naga::Scalar::U32), .. } => "u32".into(),
+            naga::Type { inner: TypeInner::Scalar(naga::Scalar::F32), .. } => "f32".into(),
+            other => panic!("{what} is {other:?}"),
+        };
+        let found = (member.name.as_deref(), ty.as_str(), member.offset as usize);
+        assert_eq!(found, (Some(host.name), host.ty, host.offset), "{what}");
+        if !host.members.is_empty() {
+            same_members(&what, module, member.ty, host.members);
+        }
+    }
 }

@@ -35,6 +35,8 @@ pub enum Values {
     Small,
     /// Of size 40: exp overflows and underflows.
     Large,
+    /// One in four is NaN.
+    Nan,
 }
 
 /// Which experts a token chooses.
@@ -397,6 +399,7 @@ impl Maker {
             Values::Outliers => x * if channel % 64 == 17 { 300.0 } else { 1.0 },
             Values::Small => x * 1e-20,
             Values::Large => x * 40.0,
+            Values::Nan => [x, x, x, f32::NAN][self.rng.below(4) as usize],
         }
     }
 
@@ -441,11 +444,11 @@ impl Maker {
     }
 }
 
-/// Makes each row of `cols` a distribution over its elements that are not 0.
+/// Makes each row of `cols` a distribution over its elements that are neither 0 nor NaN.
 fn positive(t: &mut HostTensor, cols: usize) {
     let mut values = t.to_f32();
     for row in values.chunks_exact_mut(cols) {
-        let sum: f32 = row.iter().map(|x| x.abs()).sum();
+        let sum: f32 = row.iter().map(|x| x.abs()).filter(|x| !x.is_nan()).sum();
         for x in row {
             *x = x.abs() / sum;
         }

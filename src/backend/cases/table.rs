@@ -89,7 +89,7 @@ pub fn table() -> Vec<Case> {
     {
         all(WITH_LARGE, Shape::RouterProbs { tokens, experts });
         for ties in [false, true] {
-            all(NORMAL, Shape::RouterTopK { tokens, experts, k, ties });
+            all(&[Values::Normal, Values::Nan], Shape::RouterTopK { tokens, experts, k, ties });
         }
         for renormalise in [true, false] {
             all(NORMAL, Shape::RouterWeights { tokens, experts, k, renormalise });

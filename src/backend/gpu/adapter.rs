@@ -5,6 +5,7 @@
 //! - `gpu` is the first real adapter that lacks nothing, else the first software one that lacks nothing.
 //! - What is required is one table, [`missing`]; an adapter that lacks something is refused with the list of it.
 
+use super::kernels::{KERNELS, Spec};
 use crate::error::{Error, Result};
 
 /// Which adapter to use.
@@ -67,16 +68,21 @@ pub const FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
 /// The features that a device is asked for where the adapter has them.
 pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
 
-/// What the kernels need of an adapter's limits: name, what the adapter has, what is needed.
-fn needed(limits: &wgpu::Limits) -> [(&'static str, u64, u64); 6] {
-    [
-        ("max_immediate_size", limits.max_immediate_size.into(), 36),
-        ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage.into(), 4),
-        ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size.into(), 9216),
-        ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup.into(), 256),
-        ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x.into(), 64),
-        ("max_compute_workgroup_size_y", limits.max_compute_workgroup_size_y.into(), 16),
-    ]
+/// What the kernels need of an adapter's limits: name, what the adapter has, what the kernel needs that needs most.
+fn needed(limits: &wgpu::Limits) -> [(&'static str, u32, u32); 6] {
+    let rows: [(_, _, fn(&Spec) -> u32); 6] = [
+        ("max_immediate_size", limits.max_immediate_size, |s| s.immediate_size),
+        ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, |s| {
+            s.bindings.len() as u32
+        }),
+        ("max_compute_workgroup_storage_size", limits.max_compute_workgroup_storage_size, |s| s.storage),
+        ("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup, |s| {
+            s.workgroup.iter().product()
+        }),
+        ("max_compute_workgroup_size_x", limits.max_compute_workgroup_size_x, |s| s.workgroup[0]),
+        ("max_compute_workgroup_size_y", limits.max_compute_workgroup_size_y, |s| s.workgroup[1]),
+    ];
+    rows.map(|(name, has, of)| (name, has, KERNELS.iter().copied().flatten().map(of).max().unwrap_or(0)))
 }
 
 /// Every feature and limit that the adapter lacks, one line each. Empty: it can run everything.

@@ -4,7 +4,7 @@
 //! - wgpu reports errors by callback, later than the call that caused them. The callbacks keep the first one; every entry
 //!   point of the backend calls [`Device::check`] and returns it. Nothing panics.
 //! - Commands are recorded into one encoder and one compute pass for as long as they go, and submitted every
-//!   [`DISPATCHES_A_SUBMIT`] dispatches, so that the GPU starts early and the host never waits.
+//!   [`DISPATCHES_PER_SUBMIT`] dispatches, so that the GPU starts early and the host never waits.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use super::record::Recording;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
-const DISPATCHES_A_SUBMIT: u32 = 64;
+const DISPATCHES_PER_SUBMIT: u32 = 64;
 
 /// The submission that a recorded command went into, once it did.
 pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
@@ -164,7 +164,7 @@ impl Device {
         }
         self.record_writes(bindings);
         self.dispatches += 1;
-        if self.dispatches >= DISPATCHES_A_SUBMIT {
+        if self.dispatches >= DISPATCHES_PER_SUBMIT {
             self.submit();
         }
         Ok(())

@@ -2,113 +2,171 @@
 //!
 //! Design:
 //! - A kernel is a file in `shaders/`; its name is the file's name and the pipeline's label. The table gives the parts that
-//!   are put in front of the file, its bindings and the number of its parameters.
-//! - Kernels that read quantized weights exist once for each type: the type's file from `shaders/quant/` is one of the parts.
-//!   Nothing else varies, and no WGSL is made by printing strings.
-//! - Parameters are immediates: every native API has them, and they need no buffer and no bind group.
+//!   are put in front of the file, its bindings, its parameters and its workgroup.
+//! - Kernels that read quantized weights exist once for each type: the type's parts are put in front of them too. No WGSL is made
+//!   by printing strings: sizes that the host needs to know are constants of `shaders/lib/sizes.wgsl`, which both sides read.
+//! - Matrix products have a second file for subgroups of 8 lanes, with the same bindings and parameters. A row of the table is
+//!   both files, and so one kernel.
+//! - Parameters are immediates: every native API has them, and they need no buffer and no bind group. A [`Kernel`] is typed by its
+//!   struct of parameters, so a dispatch with another kernel's does not compile.
 //! - A pipeline is made on first use and kept.
 
 use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::layout::Layout;
+use super::params::{self, Member, Params};
+use super::{COLUMNS, GROUPS, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, wgsl};
 use crate::op::GgmlType;
 
 /// Changes a kernel's source before it is compiled: kernel name, source → source.
 pub type Patch = Arc<dyn Fn(&str, String) -> String>;
 
-/// Whether a kernel writes a binding.
+/// What a kernel does with a storage buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
+    /// Reads weights, in the layout of their type.
+    Weights,
     Read,
     Write,
 }
 
-/// A row of the kernel table.
+/// A file of the kernel table.
 #[derive(Debug)]
 pub struct Spec {
     /// File name, pipeline label.
     pub name: &'static str,
-    /// Whether it reads quantized weights, at binding 0.
-    pub quantized: bool,
-    /// What goes in front of its source, besides the quantization type.
+    /// What goes in front of its source, besides the sizes and the parts of a quantization type.
     parts: &'static [&'static str],
     source: &'static str,
     /// Storage buffers, in order of binding.
     pub bindings: &'static [Access],
-    /// 32-bit immediates.
-    pub params: u32,
+    /// The members of its parameters, and the bytes that they take.
+    pub params: &'static [Member],
+    pub immediate_size: u32,
+    /// Invocations of a workgroup, in x and y.
+    pub workgroup: [u32; 2],
+    /// Bytes of workgroup memory.
+    pub storage: u32,
 }
 
-const NUMERIC: &str = include_str!("../../../shaders/lib/numeric.wgsl");
-const HALF: &str = include_str!("../../../shaders/lib/half.wgsl");
-const UNPACK: &str = include_str!("../../../shaders/lib/unpack.wgsl");
-const WEIGHT: &str = include_str!("../../../shaders/lib/weight.wgsl");
-const IQ4: &str = include_str!("../../../shaders/lib/iq4.wgsl");
-const GEMV: &str = include_str!("../../../shaders/lib/gemv.wgsl");
-const LANES: &str = include_str!("../../../shaders/lib/lanes.wgsl");
-const TILE: &str = include_str!("../../../shaders/lib/tile.wgsl");
-const ROW: &str = include_str!("../../../shaders/lib/row.wgsl");
+/// A kernel that takes parameters `P`: a row of the table.
+pub struct Kernel<P> {
+    /// The file, and where there is a second one, that for subgroups of 8 lanes.
+    files: &'static [Spec],
+    params: PhantomData<P>,
+}
+
+const SIZES: &str = wgsl!("lib/sizes");
+const WEIGHT: &str = wgsl!("lib/weight");
+const HALF: &str = wgsl!("lib/half");
+const UNPACK: &str = wgsl!("lib/unpack");
+
+const DOT: &str = wgsl!("lib/dot");
+const EXPERT: &str = wgsl!("lib/expert");
+const GEMV: &str = wgsl!("lib/gemv");
+const NUMERIC: &str = wgsl!("lib/numeric");
+const ROW: &str = wgsl!("lib/row");
+const SOFTMAX: &str = wgsl!("lib/softmax");
+const SUBGROUP: &str = wgsl!("lib/lanes");
+const TILES: &str = wgsl!("lib/tile");
+
+use Access::{Read, Weights, Write};
 
 macro_rules! kernels {
-    ($($id:ident $name:literal $quantized:literal [$($part:ident),*] [$($access:ident),*] $params:literal;)*) => {
-        /// A kernel of the table.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum Kernel { $($id),* }
+    ($($id:ident: $params:ident $bindings:tt
+       $($name:literal [$($part:ident),*] $workgroup:expr, $storage:expr);+;)*) => {
+        $(pub const $id: Kernel<params::$params> = Kernel {
+            files: &[$(Spec {
+                name: $name,
+                parts: &[$($part),*],
+                source: wgsl!($name),
+                bindings: &$bindings,
+                params: params::$params::MEMBERS,
+                immediate_size: size_of::<params::$params>() as u32,
+                workgroup: $workgroup,
+                storage: $storage,
+            }),+],
+            params: PhantomData,
+        };)*
 
-        /// The table, in the order of [`Kernel`].
-        pub static KERNELS: &[Spec] = &[$(Spec {
-            name: $name,
-            quantized: $quantized,
-            parts: &[$($part),*],
-            source: include_str!(concat!("../../../shaders/", $name, ".wgsl")),
-            bindings: &[$(Access::$access),*],
-            params: $params,
-        }),*];
+        /// The files of every kernel.
+        pub static KERNELS: &[&[Spec]] = &[$($id.files),*];
     };
 }
 
+// Name: parameters, bindings; then for each file its parts, its workgroup and its workgroup memory.
 kernels! {
-    Add               "add"                 false []               [Read, Read, Write]       1;
-    AttnContext       "attn_context"        false []               [Read, Read, Write]       5;
-    AttnProbs         "attn_probs"          false [NUMERIC, ROW]   [Read, Write]             2;
-    AttnScores        "attn_scores"         false []               [Read, Read, Write]       6;
-    Combine           "combine"             false []               [Read, Read, Write]       3;
-    Copy              "copy"                false []               [Read, Write]             5;
-    Embed             "embed"               true  []               [Read, Read, Write]       6;
-    ExpertMatmul      "expert_matmul"       true  [NUMERIC, TILE]  [Read, Read, Read, Write] 9;
-    ExpertMatmulLanes "expert_matmul_lanes" true  [NUMERIC, LANES] [Read, Read, Read, Write] 9;
-    ExpertMatvec      "expert_matvec"       true  [NUMERIC, GEMV]  [Read, Read, Read, Write] 8;
-    ExpertMatvecLanes "expert_matvec_lanes" true  [NUMERIC, LANES] [Read, Read, Read, Write] 8;
-    ExpertPlan        "expert_plan"         false []               [Read, Write]             4;
-    Matmul            "matmul"              true  [TILE]           [Read, Read, Write]       7;
-    MatmulLanes       "matmul_lanes"        true  [LANES]          [Read, Read, Write]       7;
-    Matvec            "matvec"              true  [GEMV]           [Read, Read, Write]       6;
-    MatvecLanes       "matvec_lanes"        true  [LANES]          [Read, Read, Write]       6;
-    RmsNorm           "rms_norm"            false [ROW]            [Read, Read, Write]       3;
-    Rope              "rope"                false []               [Read, Read, Write]       4;
-    RouterProbs       "router_probs"        false [NUMERIC, ROW]   [Read, Write]             1;
-    RouterTopK        "router_topk"         false [NUMERIC]        [Read, Write]             2;
-    RouterWeights     "router_weights"      false [NUMERIC]        [Read, Read, Write]       4;
-    SwiGlu            "swiglu"              false [NUMERIC]        [Read, Read, Write]       1;
+    ADD: Elementwise [Read, Read, Write]
+        "add" [] [THREADS, 1], 0;
+    ATTN_CONTEXT: AttnContext [Read, Read, Write]
+        "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
+    ATTN_PROBS: AttnProbs [Read, Write]
+        "attn_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
+    ATTN_SCORES: AttnScores [Read, Read, Write]
+        "attn_scores" [] [THREADS, 1], 0;
+    COMBINE: Combine [Read, Read, Write]
+        "combine" [] [THREADS, 1], 0;
+    COPY: Copy [Read, Write]
+        "copy" [] [THREADS, 1], 0;
+    EMBED: Embed [Weights, Read, Write]
+        "embed" [] [THREADS, 1], 0;
+    EXPERT_MATMUL: ExpertMatmul [Weights, Read, Read, Write]
+        "expert_matmul" [NUMERIC, EXPERT, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
+        "expert_matmul_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
+    EXPERT_MATVEC: ExpertMatvec [Weights, Read, Read, Write]
+        "expert_matvec" [NUMERIC, EXPERT, DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
+        "expert_matvec_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+    EXPERT_PLAN: ExpertPlan [Read, Write]
+        "expert_plan" [] [THREADS, 1], 0;
+    MATMUL: Matmul [Weights, Read, Write]
+        "matmul" [DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
+        "matmul_lanes" [DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
+    MATVEC: Matvec [Weights, Read, Write]
+        "matvec" [DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
+        "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+    RMS_NORM: RmsNorm [Read, Read, Write]
+        "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
+    ROPE: Rope [Read, Read, Write]
+        "rope" [] [THREADS, 1], 0;
+    ROUTER_PROBS: RouterProbs [Read, Write]
+        "router_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
+    ROUTER_TOPK: RouterTopK [Read, Write]
+        "router_topk" [NUMERIC] [THREADS, 1], 2 * 4 * THREADS;
+    ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
+        "router_weights" [NUMERIC] [THREADS, 1], 0;
+    SWIGLU: Elementwise [Read, Read, Write]
+        "swiglu" [NUMERIC] [THREADS, 1], 0;
 }
 
-impl Kernel {
-    pub fn spec(self) -> &'static Spec {
-        &KERNELS[self as usize]
+impl<P> Kernel<P> {
+    /// The file that is run; `lanes`: on an adapter whose subgroups have 8 lanes.
+    pub fn spec(&self, lanes: bool) -> &'static Spec {
+        if lanes { self.files.last() } else { self.files.first() }.expect("a kernel has a file")
     }
 }
 
+/// Whether a file of this name is the one of its kernel for subgroups of 8 lanes; `None` if its kernel has one file only.
+pub fn for_lanes(name: &str) -> Option<bool> {
+    KERNELS.iter().filter(|files| files.len() == 2).find_map(|files| {
+        let lanes = files.iter().position(|file| file.name == name)?;
+        Some(lanes == 1)
+    })
+}
+
 impl Spec {
+    /// Whether it reads quantized weights, and so exists for each of their types.
+    pub fn quantized(&self) -> bool {
+        self.bindings[0] == Access::Weights
+    }
+
     /// The whole source, for one type of weights where it reads any.
     fn source(&self, layout: Option<&Layout>) -> String {
-        let mut parts = Vec::new();
+        let mut parts = vec![SIZES];
         if let Some(layout) = layout {
             parts.extend([WEIGHT, HALF, UNPACK]);
-            if matches!(layout.ty(), GgmlType::IQ4_NL | GgmlType::IQ4_XS) {
-                parts.push(IQ4);
-            }
-            parts.push(layout.shader());
+            parts.extend(layout.parts());
         }
         parts.extend(self.parts);
         parts.push(self.source);
@@ -123,11 +181,12 @@ impl Spec {
     }
 }
 
-/// Every shader as the device gets it: each kernel, or each kernel for each type, named `kernel` or `kernel/TYPE`.
-pub fn shader_sources() -> impl Iterator<Item = (String, String)> {
-    KERNELS.iter().flat_map(|spec| {
-        let layouts: Vec<Option<Layout>> = if spec.quantized { Layout::all().map(Some).collect() } else { vec![None] };
-        layouts.into_iter().map(move |l| (spec.full_name(l.as_ref()), spec.source(l.as_ref())))
+/// Every shader as the device gets it, with its file in the table, its name (`kernel`, or `kernel/TYPE` for each type of weights)
+/// and its source.
+pub fn shader_sources() -> impl Iterator<Item = (&'static Spec, String, String)> {
+    KERNELS.iter().copied().flatten().flat_map(|spec| {
+        let layouts: Vec<_> = if spec.quantized() { Layout::all().map(Some).collect() } else { vec![None] };
+        layouts.into_iter().map(move |l| (spec, spec.full_name(l.as_ref()), spec.source(l.as_ref())))
     })
 }
 
@@ -145,23 +204,25 @@ pub struct Pipeline {
 pub struct Pipelines {
     device: wgpu::Device,
     patch: Option<Patch>,
-    checked: bool,
-    made: HashMap<(Kernel, Option<GgmlType>), Arc<Pipeline>>,
+    /// With the bounds and loop checks that wgpu adds to shaders that it does not trust.
+    pub checked: bool,
+    made: HashMap<(&'static str, Option<GgmlType>), Arc<Pipeline>>,
 }
 
 impl Pipelines {
-    /// `checked`: with the bounds and loop checks that wgpu adds for shaders it does not trust.
-    pub fn new(device: &wgpu::Device, patch: Option<Patch>, checked: bool) -> Self {
+    /// `checks`: see [`super::GpuOptions`]. What a patch makes of the sources is never trusted.
+    pub fn new(device: &wgpu::Device, patch: Option<Patch>, checks: Option<bool>) -> Self {
+        let checked = patch.is_some() || checks.unwrap_or(cfg!(debug_assertions));
         Self { device: device.clone(), patch, checked, made: HashMap::new() }
     }
 
-    /// The pipeline of a kernel; `layout` is the weights' where it reads any.
-    pub fn get(&mut self, kernel: Kernel, layout: Option<&Layout>) -> Arc<Pipeline> {
-        let key = (kernel, layout.map(Layout::ty));
+    /// The pipeline of a kernel's file; `layout` is the weights' where it reads any.
+    pub fn get(&mut self, spec: &'static Spec, layout: Option<&Layout>) -> Arc<Pipeline> {
+        let key = (spec.name, layout.map(Layout::ty));
         if let Some(made) = self.made.get(&key) {
             return made.clone();
         }
-        let made = Arc::new(self.make(kernel.spec(), layout));
+        let made = Arc::new(self.make(spec, layout));
         self.made.insert(key, made.clone());
         made
     }
@@ -178,7 +239,7 @@ impl Pipelines {
         let module = if self.checked {
             self.device.create_shader_module(desc)
         } else {
-            // SAFETY: the sources are this crate's own. Every index into a buffer is below a bound that the host derives
+            // SAFETY: the sources are this crate's own, since a patch implies the checks. Every index into a buffer is below a bound that the host derives
             // from that buffer's size (ids from a router are compared with the number of experts, tokens with the table's
             // rows), every loop counts up to a parameter, and divisors are parameters that the host checks are not 0. The
             // test suite runs the same kernels with the checks on.
@@ -192,7 +253,7 @@ impl Pipelines {
                 binding: i as u32,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: *access == Access::Read },
+                    ty: wgpu::BufferBindingType::Storage { read_only: *access != Access::Write },
                     has_dynamic_offset: false,
                     min_binding_size: None,
                 },
@@ -205,7 +266,7 @@ impl Pipelines {
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&name),
             bind_group_layouts: &[Some(&layout)],
-            immediate_size: spec.params * 4,
+            immediate_size: spec.immediate_size,
         });
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&name),
@@ -213,7 +274,7 @@ impl Pipelines {
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &[],
+                constants: &[], // sizes are in the source: see lib/sizes.wgsl
                 // Kernels write workgroup memory before they read it.
                 zero_initialize_workgroup_memory: false,
             },

@@ -8,6 +8,7 @@
 //!   `shaders/quant/`, which documents the same layout; the golden blocks test the two against each other.
 //! - Plain types (F32, F16, BF16) are packed as blocks of 32, the last one filled up with zeros.
 
+use super::wgsl;
 use crate::op::GgmlType;
 
 /// Weights in a pair of runs: the unit in which kernels walk a row.
@@ -23,34 +24,36 @@ pub struct Layout {
     body: usize,
     /// Bytes a block in the tail.
     tail: usize,
-    /// The type's part of every kernel that reads it.
-    shader: &'static str,
+    /// The type's parts of every kernel that reads it.
+    parts: &'static [&'static str],
 }
 
 impl Layout {
     /// The layout of `ty`, if there is one: which is to say, if the GPU has kernels for it.
     pub fn of(ty: GgmlType) -> Option<Layout> {
         use GgmlType::*;
-        let (block_len, body, tail, shader) = match ty {
-            F32 => (32, 128, 0, include_str!("../../../shaders/quant/f32.wgsl")),
-            F16 => (32, 64, 0, include_str!("../../../shaders/quant/f16.wgsl")),
-            BF16 => (32, 64, 0, include_str!("../../../shaders/quant/bf16.wgsl")),
-            Q8_0 => (32, 32, 2, include_str!("../../../shaders/quant/q8_0.wgsl")),
-            Q4_0 => (32, 16, 2, include_str!("../../../shaders/quant/q4_0.wgsl")),
-            Q4_1 => (32, 16, 4, include_str!("../../../shaders/quant/q4_1.wgsl")),
-            Q5_0 => (32, 16, 8, include_str!("../../../shaders/quant/q5_0.wgsl")),
-            Q5_1 => (32, 16, 8, include_str!("../../../shaders/quant/q5_1.wgsl")),
-            Q2_K => (256, 80, 4, include_str!("../../../shaders/quant/q2_k.wgsl")),
-            Q3_K => (256, 112, 0, include_str!("../../../shaders/quant/q3_k.wgsl")),
-            Q4_K => (256, 144, 0, include_str!("../../../shaders/quant/q4_k.wgsl")),
-            Q5_K => (256, 176, 0, include_str!("../../../shaders/quant/q5_k.wgsl")),
-            Q6_K => (256, 208, 2, include_str!("../../../shaders/quant/q6_k.wgsl")),
-            IQ4_NL => (32, 16, 2, include_str!("../../../shaders/quant/iq4_nl.wgsl")),
-            IQ4_XS => (256, 128, 8, include_str!("../../../shaders/quant/iq4_xs.wgsl")),
-            MXFP4 => (32, 16, 1, include_str!("../../../shaders/quant/mxfp4.wgsl")),
+        const IQ4: &str = wgsl!("lib/iq4");
+        const SCALE_MIN: &str = wgsl!("lib/scale_min");
+        let (block_len, body, tail, parts): (_, _, _, &[&str]) = match ty {
+            F32 => (32, 128, 0, &[wgsl!("quant/f32")]),
+            F16 => (32, 64, 0, &[wgsl!("quant/f16")]),
+            BF16 => (32, 64, 0, &[wgsl!("quant/bf16")]),
+            Q8_0 => (32, 32, 2, &[wgsl!("quant/q8_0")]),
+            Q4_0 => (32, 16, 2, &[wgsl!("quant/q4_0")]),
+            Q4_1 => (32, 16, 4, &[wgsl!("quant/q4_1")]),
+            Q5_0 => (32, 16, 8, &[wgsl!("quant/q5_0")]),
+            Q5_1 => (32, 16, 8, &[wgsl!("quant/q5_1")]),
+            Q2_K => (256, 80, 4, &[wgsl!("quant/q2_k")]),
+            Q3_K => (256, 112, 0, &[wgsl!("quant/q3_k")]),
+            Q4_K => (256, 144, 0, &[SCALE_MIN, wgsl!("quant/q4_k")]),
+            Q5_K => (256, 176, 0, &[SCALE_MIN, wgsl!("quant/q5_k")]),
+            Q6_K => (256, 208, 2, &[wgsl!("quant/q6_k")]),
+            IQ4_NL => (32, 16, 2, &[IQ4, wgsl!("quant/iq4_nl")]),
+            IQ4_XS => (256, 128, 8, &[IQ4, wgsl!("quant/iq4_xs")]),
+            MXFP4 => (32, 16, 1, &[wgsl!("quant/mxfp4")]),
             _ => return None,
         };
-        Some(Layout { ty, block_len, body, tail, shader })
+        Some(Layout { ty, block_len, body, tail, parts })
     }
 
     /// Every type that has one.
@@ -62,9 +65,9 @@ impl Layout {
         self.ty
     }
 
-    /// The WGSL source of `columns` and `weights` for this type.
-    pub fn shader(&self) -> &'static str {
-        self.shader
+    /// WGSL that gives a kernel `PAIRS`, `columns`, `block` and `weights` for this type; see `shaders/lib/weight.wgsl`.
+    pub fn parts(&self) -> &'static [&'static str] {
+        self.parts
     }
 
     fn blocks(&self, cols: usize) -> usize {
@@ -90,8 +93,8 @@ impl Layout {
     /// binding holds `limit` bytes. `None` if one row is over the limit.
     pub fn plan(&self, cols: usize, rows: u64, limit: u64) -> Option<(u64, u64)> {
         let row = (self.stride(cols) as u64).checked_mul(16)?;
-        let rows_a_piece = (limit / row.max(1)).min(rows.max(1));
-        if rows_a_piece == 0 { None } else { Some((row.checked_mul(rows)?, rows.div_ceil(rows_a_piece))) }
+        let rows_per_piece = (limit / row.max(1)).min(rows.max(1));
+        if rows_per_piece == 0 { None } else { Some((row.checked_mul(rows)?, rows.div_ceil(rows_per_piece))) }
     }
 
     /// Moves a row from ggml's layout into this one. `out` is [`Self::stride`] × 16 bytes, all zero.

@@ -7,7 +7,7 @@
 //!   no activation. Only a readback waits.
 //! - Arithmetic is f32 throughout, with sums whose order each .wgsl file states and which depends neither on timing nor on the
 //!   subgroup size: two runs agree bitwise. Weights are dequantized to the same values as on the CPU before they are
-//!   multiplied (see `tests/gpu_dequant.rs`).
+//!   multiplied (see `tests/gpu/dequant.rs`).
 //! - What depends on sin and cos is a table made on the host in f64: WGSL's own are only good to 2⁻¹¹. exp is written out in
 //!   `shaders/lib/numeric.wgsl`, because the built-in may do anything with NaN.
 //! - No error of the device panics: the next call returns it.
@@ -17,24 +17,36 @@ mod device;
 mod kernels;
 mod layout;
 mod ops;
+mod params;
 mod readback;
 mod record;
 mod tensor;
 mod weights;
+
+/// The WGSL of a file in `shaders/`.
+macro_rules! wgsl {
+    ($name:expr) => {
+        include_str!(concat!("../../../shaders/", $name, ".wgsl"))
+    };
+}
+use wgsl;
+
+// The sizes that shaders and host share: Rust too.
+include!("../../../shaders/lib/sizes.wgsl");
 
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 pub use adapter::{AdapterSelector, PACKAGES, adapters, best, is_software, missing};
-pub use kernels::{Patch, shader_sources};
+pub use kernels::{Access, Patch, Spec, for_lanes, shader_sources};
 pub use layout::Layout;
+pub use params::Member;
 pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
 
 use self::device::Device;
 use self::kernels::Pipelines;
-use self::ops::Products;
 use self::readback::Readback;
 use self::tensor::{Inner, Pool};
 use self::weights::GpuWeight;
@@ -52,8 +64,8 @@ pub struct GpuOptions {
     pub staging_bytes: Option<u64>,
     /// Changes kernels' sources before they are compiled.
     pub patch: Option<Patch>,
-    /// Whether kernels run with the bounds and loop checks that wgpu adds to shaders it does not trust. Unless said, they do
-    /// when they are patched, and in builds with debug assertions, which are those that tests run.
+    /// Whether kernels run with the bounds and loop checks that wgpu adds to shaders it does not trust. Unless said, they do in
+    /// builds with debug assertions, which are those that tests run. Patched kernels always do.
     pub checks: Option<bool>,
     /// Whether matrix products use the kernels that share activations by subgroup broadcast. Unless said, they do on software
     /// adapters whose subgroups are 8 wide.
@@ -70,7 +82,8 @@ pub struct GpuBackend {
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
     weight_binding: u64,
-    products: Products,
+    /// Whether matrix products run the files for subgroups of 8 lanes.
+    lanes: bool,
     name: String,
 }
 
@@ -88,15 +101,14 @@ impl GpuBackend {
         if lanes && !eight {
             return Err(Error::cannot_run(format!("{selector}: {} has no subgroups of 8 lanes", device.info.name)));
         }
-        let checks = options.checks.unwrap_or(cfg!(debug_assertions) || options.patch.is_some());
         Ok(Self {
-            pipelines: Pipelines::new(&device.device, options.patch, checks),
+            pipelines: Pipelines::new(&device.device, options.patch, options.checks),
             pool: Rc::default(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             angles: HashMap::new(),
             weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
-            products: if lanes { Products::LANES } else { Products::THREADS },
+            lanes,
             name: selector.to_string(),
             device,
         })
@@ -105,11 +117,6 @@ impl GpuBackend {
     /// Bytes of a weight that one binding may hold here.
     pub fn weight_binding(&self) -> u64 {
         self.weight_binding
-    }
-
-    /// Bytes of GPU memory that `weight` takes here and the bindings it is cut into; `None` if it cannot be used.
-    pub fn memory_of(&self, weight: &Weight) -> Option<(u64, usize)> {
-        GpuWeight::plan(weight, self.weight_binding)
     }
 
     /// The adapter, and the limits that its device has.
@@ -133,6 +140,20 @@ impl GpuBackend {
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
     pub fn forget(&mut self, weight: &Weight) {
         self.weights.remove(&weight.id);
+    }
+
+    /// Why a need cannot be met, if it cannot.
+    fn refusal(&self, need: &Need) -> Option<String> {
+        let &Need { op, ty, cols, ref name } = need;
+        match op {
+            OpKind::AttnScores | OpKind::AttnContext => (!cols.is_multiple_of(ops::QUAD)).then(|| {
+                format!("{name}: the GPU has attention with a head_dim that is a multiple of {}, not {cols}", ops::QUAD)
+            }),
+            OpKind::RmsNorm if ty != GgmlType::F32 => {
+                Some(format!("tensor {name}: the GPU has norms with F32 weights, not {ty}"))
+            }
+            _ => GpuWeight::layout(name, ty, cols, self.weight_binding).err(),
+        }
     }
 
     /// The weight in GPU memory, uploaded now if it was not.
@@ -204,16 +225,7 @@ impl Backend for GpuBackend {
     }
 
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        let line = |need: &Need| match need.op {
-            OpKind::RmsNorm if need.ty != GgmlType::F32 => {
-                Some(format!("tensor {}: the GPU has norms with F32 weights, not {}", need.name, need.ty))
-            }
-            _ if Layout::of(need.ty).is_none() => {
-                Some(format!("tensor {}: the GPU has no kernels for {}", need.name, need.ty))
-            }
-            _ => None,
-        };
-        needs.iter().filter_map(line).collect()
+        needs.iter().filter_map(|need| self.refusal(need)).collect()
     }
 
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
@@ -282,6 +294,17 @@ impl Backend for GpuBackend {
 mod tests {
     use super::*;
     use crate::op::Stage;
+
+    #[test]
+    fn a_patch_implies_checks() {
+        let checked = |patch, checks| {
+            let options = GpuOptions { patch, checks, ..Default::default() };
+            GpuBackend::new(&AdapterSelector::Best, options).unwrap().pipelines.checked
+        };
+        let patch: Patch = Arc::new(|_, source| source);
+        assert!(checked(Some(patch), Some(false)), "WGSL from elsewhere is never trusted");
+        assert!(!checked(None, Some(false)) && checked(None, Some(true)) && checked(None, None));
+    }
 
     #[test]
     fn a_lost_device_is_an_error_at_the_next_call() {

@@ -7,55 +7,23 @@
 
 use std::sync::Arc;
 
-use super::GpuBackend;
-use super::kernels::Kernel;
+use super::kernels::{self, Kernel};
 use super::layout::PAIR;
+use super::params::{self, Params};
 use super::tensor::{GpuTensor, Plan, Pooled};
 use super::weights::GpuWeight;
+use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
 use crate::op::{GgmlType, Op, OpKind, Site, Weight};
 
-/// Slots in a tile of `expert_matmul`: TILE in `shaders/lib/tile.wgsl`.
-const TILE: usize = 32;
+/// The kernels of attention read a head this many values at a time.
+pub const QUAD: usize = 4;
 
-/// The kernels of matrix products, for one kind of adapter.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Products {
-    matvec: Kernel,
-    matmul: Kernel,
-    expert_matvec: Kernel,
-    expert_matmul: Kernel,
-    /// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read.
-    few: usize,
-    /// The same for experts, of which few positions seldom share one.
-    few_experts: usize,
-    /// Rows that a workgroup of the matrix-vector kernels makes.
-    rows: u32,
-}
-
-impl Products {
-    /// Threads share a row, tiles go through workgroup memory: for GPUs.
-    pub const THREADS: Products = Products {
-        matvec: Kernel::Matvec,
-        matmul: Kernel::Matmul,
-        expert_matvec: Kernel::ExpertMatvec,
-        expert_matmul: Kernel::ExpertMatmul,
-        few: 4,
-        few_experts: 4,
-        rows: 16, // 4 · GROUPS in gemv.wgsl
-    };
-    /// Lanes have rows to themselves, subgroups share activations by broadcast: for software adapters.
-    pub const LANES: Products = Products {
-        matvec: Kernel::MatvecLanes,
-        matmul: Kernel::MatmulLanes,
-        expert_matvec: Kernel::ExpertMatvecLanes,
-        expert_matmul: Kernel::ExpertMatmulLanes,
-        few: 1,
-        few_experts: 4,
-        rows: 128, // 32 · SUBGROUPS in matvec_lanes.wgsl
-    };
-}
+/// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read. Of experts, few positions
+/// seldom share one. Where lanes have rows to themselves, sharing pays from the second position on.
+const FEW: usize = 4;
+const FEW_ON_LANES: usize = 1;
 
 /// What the kernels promise. WGSL's own bounds on single operations; the orders are those that each .wgsl file states.
 pub fn contract(op: OpKind) -> Contract {
@@ -63,9 +31,9 @@ pub fn contract(op: OpKind) -> Contract {
         // gemv.wgsl, tile.wgsl and lanes.wgsl: at most 8·⌈pairs / 16⌉ + 6, 10 + pairs and 10 + pairs additions, pairs = n / 32.
         // All are within 32 + n / 32, which is what blocks of 32 come to.
         OpKind::MatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
-        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 64 },
-        OpKind::AttnScores => Order::Lanes { lanes: 4 },
-        OpKind::AttnContext => Order::Lanes { lanes: 16 },
+        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: THREADS },
+        OpKind::AttnScores => Order::Lanes { lanes: QUAD as u32 },
+        OpKind::AttnContext => Order::Lanes { lanes: LANES },
         _ => Order::Sequential,
     })
 }
@@ -89,55 +57,61 @@ impl GpuBackend {
         [x as u32, groups.div_ceil(x) as u32, 1]
     }
 
-    /// Records a kernel without weights.
-    fn dispatch(
-        &mut self,
-        site: Site,
-        kernel: Kernel,
-        bindings: &[(&wgpu::Buffer, u64)],
-        params: &[u32],
-        grid: [u32; 3],
-    ) -> Result<()> {
-        self.check_grid(site, kernel, grid)?;
-        let pipeline = self.pipelines.get(kernel, None);
-        self.device.dispatch(&pipeline, bindings, params, grid)
+    /// Workgroups of THREADS threads that make `values` values, one a thread, folded likewise.
+    fn fold_values(&self, values: usize) -> [u32; 3] {
+        self.fold(values.div_ceil(THREADS as usize))
     }
 
-    /// Records a kernel once for each piece of a weight: `params` are pairs, stride, tail, `third`, first, count and `more`;
-    /// `grid` is told the rows of the piece.
-    #[allow(clippy::too_many_arguments)] // a kernel's parameters, in their order
-    fn dispatch_weight(
+    /// Records a kernel without weights.
+    fn dispatch<P: Params>(
         &mut self,
         site: Site,
-        kernel: Kernel,
+        kernel: Kernel<P>,
+        bindings: &[(&wgpu::Buffer, u64)],
+        params: P,
+        grid: [u32; 3],
+    ) -> Result<()> {
+        let spec = kernel.spec(self.lanes);
+        self.check_grid(site, spec.name, grid)?;
+        let pipeline = self.pipelines.get(spec, None);
+        self.device.dispatch(&pipeline, bindings, bytemuck::cast_slice(&[params]), grid)
+    }
+
+    /// Records a kernel once for each piece of a weight; `params` is told the piece, `grid` the rows of it.
+    fn dispatch_weight<P: Params>(
+        &mut self,
+        site: Site,
+        kernel: Kernel<P>,
         weight: &GpuWeight,
         bindings: &[(&wgpu::Buffer, u64)],
-        third: u32,
-        more: &[u32],
+        params: impl Fn(params::Piece) -> P,
         grid: impl Fn(u32) -> [u32; 3],
     ) -> Result<()> {
-        let pipeline = self.pipelines.get(kernel, Some(&weight.layout));
+        let spec = kernel.spec(self.lanes);
+        let pipeline = self.pipelines.get(spec, Some(&weight.layout));
         for piece in &weight.pieces {
-            let grid = grid(piece.count);
-            self.check_grid(site, kernel, grid)?;
-            let mut params = vec![weight.pairs, weight.stride, weight.tail, third, piece.first, piece.count];
-            params.extend(more);
+            let grid = grid(piece.params.count);
+            self.check_grid(site, spec.name, grid)?;
             let mut all = vec![(&piece.buffer, piece.buffer.size())];
             all.extend(bindings);
-            self.device.dispatch(&pipeline, &all, &params, grid)?;
+            self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params(piece.params)]), grid)?;
         }
         Ok(())
     }
 
-    fn check_grid(&self, site: Site, kernel: Kernel, grid: [u32; 3]) -> Result<()> {
+    fn check_grid(&self, site: Site, kernel: &str, grid: [u32; 3]) -> Result<()> {
         let limit = self.device.limits.max_compute_workgroups_per_dimension;
         if grid.iter().any(|&n| n > limit) {
             return Err(Error::cannot_run(format!(
-                "{site}: {} needs {grid:?} workgroups, the adapter allows {limit} in a dimension; use a smaller chunk",
-                kernel.spec().name
+                "{site}: {kernel} needs {grid:?} workgroups, the adapter allows {limit} in a dimension; use a smaller chunk"
             )));
         }
         Ok(())
+    }
+
+    /// Rows that a workgroup of the matrix-vector kernels makes.
+    fn matvec_rows(&self) -> u32 {
+        if self.lanes { LANES_MATVEC_ROWS } else { MATVEC_ROWS }
     }
 
     /// Runs `op` and returns its result.
@@ -154,8 +128,8 @@ impl GpuBackend {
             Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim),
             Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start),
             Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim),
-            Op::Add { a, b } => self.elementwise(site, Kernel::Add, a, b),
-            Op::SwiGlu { gate, up } => self.elementwise(site, Kernel::SwiGlu, gate, up),
+            Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b),
+            Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up),
             Op::RouterProbs { logits } => self.router_probs(site, logits),
             Op::RouterTopK { probs, k } => self.router_topk(site, probs, *k),
             Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise),
@@ -179,16 +153,10 @@ impl GpuBackend {
         let y = self.tensor(site, &[tokens.len(), table.cols], false)?;
         let ids = self.tensor(site, &[tokens.len()], true)?;
         self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
-        let grid = [(2 * weight.pairs).div_ceil(64), tokens.len() as u32, 1];
-        self.dispatch_weight(
-            site,
-            Kernel::Embed,
-            &weight,
-            &[ids.binding(), y.binding()],
-            table.cols as u32,
-            &[],
-            |_| grid,
-        )?;
+        // A thread makes 16 values.
+        let grid = [(table.cols.div_ceil(16) as u32).div_ceil(THREADS), tokens.len() as u32, 1];
+        let params = |piece| params::Embed { piece, cols: table.cols as u32 };
+        self.dispatch_weight(site, kernels::EMBED, &weight, &[ids.binding(), y.binding()], params, |_| grid)?;
         Ok(y)
     }
 
@@ -208,14 +176,9 @@ impl GpuBackend {
         let groups = x.len() / n;
         // One row is one piece.
         let buffer = &gpu.pieces[0].buffer;
-        let grid = self.fold(groups);
-        self.dispatch(
-            site,
-            Kernel::RmsNorm,
-            &[(buffer, buffer.size()), x.binding(), y.binding()],
-            &[n as u32, groups as u32, eps.to_bits()],
-            grid,
-        )?;
+        let bindings = [(buffer, buffer.size()), x.binding(), y.binding()];
+        let params = params::RmsNorm { n: n as u32, groups: groups as u32, eps };
+        self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))?;
         Ok(y)
     }
 
@@ -240,14 +203,15 @@ impl GpuBackend {
         let x = self.padded(site, x, cols)?;
         let y = self.tensor(site, &[positions, weight.rows], false)?;
         let bindings = [x.binding(), y.binding()];
-        let products = self.products;
-        let (rows, t) = (weight.rows as u32, positions as u32);
-        if positions <= products.few {
-            let grid = |count: u32| [count.div_ceil(products.rows), t, 1];
-            self.dispatch_weight(site, products.matvec, &gpu, &bindings, rows, &[], grid)?;
+        let t = positions as u32;
+        if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
+            let rows = self.matvec_rows();
+            let grid = |count: u32| [count.div_ceil(rows), t, 1];
+            self.dispatch_weight(site, kernels::MATVEC, &gpu, &bindings, |piece| params::Matvec { piece }, grid)?;
         } else {
-            let grid = |count: u32| [count.div_ceil(TILE as u32), t.div_ceil(TILE as u32), 1];
-            self.dispatch_weight(site, products.matmul, &gpu, &bindings, rows, &[t], grid)?;
+            let params = |piece| params::Matmul { piece, positions: t };
+            let grid = |count: u32| [count.div_ceil(TILE), t.div_ceil(TILE), 1];
+            self.dispatch_weight(site, kernels::MATMUL, &gpu, &bindings, params, grid)?;
         }
         Ok(y)
     }
@@ -261,7 +225,7 @@ impl GpuBackend {
         // [T, n], shared by the slots, or [T, K, n].
         let shared_by = match x.len() / weight.cols.max(1) {
             n if n == slots => 1,
-            n if n == positions => k,
+            n if n == positions => k as u32,
             _ => 0,
         };
         if shared_by == 0 || rows_cols(x).1 != weight.cols {
@@ -271,20 +235,18 @@ impl GpuBackend {
         let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
         let y = self.tensor(site, &[positions, k, weight.rows], false)?;
-        let rows = weight.rows as u32;
-        let experts = weight.experts as u32;
-        let products = self.products;
-        if positions <= products.few_experts {
+        let (rows, experts) = (weight.rows as u32, weight.experts as u32);
+        if positions <= FEW {
             let bindings = [x.binding(), ids.binding(), y.binding()];
-            let more = [experts, shared_by as u32];
-            let grid = [rows.div_ceil(products.rows), slots as u32, 1];
-            self.dispatch_weight(site, products.expert_matvec, &gpu, &bindings, rows, &more, |_| grid)?;
+            let params = |piece| params::ExpertMatvec { piece, experts, shared_by };
+            let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
+            self.dispatch_weight(site, kernels::EXPERT_MATVEC, &gpu, &bindings, params, |_| grid)?;
         } else {
             let plan = self.expert_plan(site, ids, weight.experts)?;
             let bindings = [x.binding(), (&plan.memory.buffer, plan.bytes), y.binding()];
-            let more = [experts, shared_by as u32, slots as u32];
-            let grid = [rows.div_ceil(TILE as u32), plan.tiles, 1];
-            self.dispatch_weight(site, products.expert_matmul, &gpu, &bindings, rows, &more, |_| grid)?;
+            let params = |piece| params::ExpertMatmul { piece, experts, shared_by, slots: slots as u32 };
+            let grid = [rows.div_ceil(TILE), plan.tiles, 1];
+            self.dispatch_weight(site, kernels::EXPERT_MATMUL, &gpu, &bindings, params, |_| grid)?;
         }
         Ok(y)
     }
@@ -296,11 +258,12 @@ impl GpuBackend {
             Some(plan) => plan,
             None => {
                 // Σ ⌈n_e / TILE⌉ over the experts that are used, of which there are at most `slots`, or E and those unknown.
-                let tiles = slots / TILE + slots.min(experts + 1);
+                let tiles = slots / TILE as usize + slots.min(experts + 1);
                 let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
                 let memory = self.memory(site, bytes)?;
-                let params = [slots, experts, tiles, TILE].map(|n| n as u32);
-                self.dispatch(site, Kernel::ExpertPlan, &[ids.binding(), (&memory.buffer, bytes)], &params, [1, 1, 1])?;
+                let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
+                let bindings = [ids.binding(), (&memory.buffer, bytes)];
+                self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
                 ids.0.plan.get_or_init(|| Plan { memory, bytes, experts, tiles: tiles as u32 })
             }
         };
@@ -318,13 +281,12 @@ impl GpuBackend {
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !cols.is_multiple_of(head_dim) {
             return Err(mismatch(site, format!("rows of whole heads of {head_dim}, an even number"), x.shape()));
         }
-        let half = head_dim / 2;
         let angles = self.angles(site, base, head_dim, start + positions)?;
         let y = self.tensor(site, x.shape(), false)?;
-        let pairs = x.len() / 2;
-        let grid = self.fold(pairs.div_ceil(64));
-        let params = [pairs, cols / head_dim, half, start].map(|n| n as u32);
-        self.dispatch(site, Kernel::Rope, &[(&angles, angles.size()), x.binding(), y.binding()], &params, grid)?;
+        let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
+        let params = params::Rope { pairs, heads, half_dim, start };
+        let bindings = [(&angles, angles.size()), x.binding(), y.binding()];
+        self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))?;
         Ok(y)
     }
 
@@ -341,10 +303,10 @@ impl GpuBackend {
         y_cols: usize,
         rows: usize,
     ) -> Result<()> {
-        let words = rows * y_cols;
-        let params = [words, y_cols, x_cols, from, to].map(|n| n as u32);
-        let grid = self.fold(words.div_ceil(64));
-        self.dispatch(site, Kernel::Copy, &[x.binding(), y.binding()], &params, grid)
+        let grid = self.fold_values(rows * y_cols);
+        let [words, y_cols, x_cols, from_, to] = [rows * y_cols, y_cols, x_cols, from, to].map(|n| n as u32);
+        let params = params::Copy { words, y_cols, x_cols, from_, to };
+        self.dispatch(site, kernels::COPY, &[x.binding(), y.binding()], params, grid)
     }
 
     fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<GpuTensor> {
@@ -380,13 +342,13 @@ impl GpuBackend {
     ) -> Result<(usize, usize)> {
         let (capacity, n) = rows_cols(cache);
         let whole = head_dim > 0
-            && head_dim.is_multiple_of(4)
+            && head_dim.is_multiple_of(QUAD)
             && query.is_multiple_of(head_dim)
             && n.is_multiple_of(head_dim)
             && (query / head_dim).is_multiple_of(n / head_dim);
         if !whole || capacity < seen {
             let expected = format!(
-                "a cache of {seen} rows of whole heads of {head_dim}, a multiple of 4, that divide {query} values"
+                "a cache of {seen} rows of whole heads of {head_dim}, a multiple of {QUAD}, that divide {query} values"
             );
             return Err(mismatch(site, expected, cache.shape()));
         }
@@ -406,9 +368,10 @@ impl GpuBackend {
         let (heads, kv_heads) = self.heads(site, cols, k, seen, head_dim)?;
         let y = self.tensor(site, &[heads, positions, seen], false)?;
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
-        let params = [head_dim as u32 / 4, heads as u32, kv_heads as u32, start as u32, seen as u32, scale.to_bits()];
-        let grid = [seen.div_ceil(64) as u32, positions as u32, heads as u32];
-        self.dispatch(site, Kernel::AttnScores, &[q.binding(), k.binding(), y.binding()], &params, grid)?;
+        let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
+        let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
+        let params = params::AttnScores { quads, heads, kv_heads, start, seen, scale };
+        self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
@@ -421,8 +384,8 @@ impl GpuBackend {
         }
         let y = self.tensor(site, scores.shape(), false)?;
         let grid = [positions as u32, heads as u32, 1];
-        let params = [start as u32, seen as u32];
-        self.dispatch(site, Kernel::AttnProbs, &[scores.binding(), y.binding()], &params, grid)?;
+        let params = params::AttnProbs { start: start as u32, seen: seen as u32 };
+        self.dispatch(site, kernels::ATTN_PROBS, &[scores.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
@@ -442,19 +405,27 @@ impl GpuBackend {
         }
         let (_, kv_heads) = self.heads(site, heads * head_dim, v, seen, head_dim)?;
         let y = self.tensor(site, &[positions, heads * head_dim], false)?;
-        let params = [head_dim / 4, heads, kv_heads, start, seen].map(|n| n as u32);
         let grid = [heads as u32, positions as u32, 1];
-        self.dispatch(site, Kernel::AttnContext, &[probs.binding(), v.binding(), y.binding()], &params, grid)?;
+        let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
+        let params = params::AttnContext { quads, heads, kv_heads, start, seen };
+        self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
-    fn elementwise(&mut self, site: Site, kernel: Kernel, a: &GpuTensor, b: &GpuTensor) -> Result<GpuTensor> {
+    fn elementwise(
+        &mut self,
+        site: Site,
+        kernel: Kernel<params::Elementwise>,
+        a: &GpuTensor,
+        b: &GpuTensor,
+    ) -> Result<GpuTensor> {
         if a.shape() != b.shape() {
             return Err(mismatch(site, format!("{:?}, as the other operand", a.shape()), b.shape()));
         }
         let y = self.tensor(site, a.shape(), false)?;
-        let grid = self.fold(a.len().div_ceil(64));
-        self.dispatch(site, kernel, &[a.binding(), b.binding(), y.binding()], &[a.len() as u32], grid)?;
+        let params = params::Elementwise { n: a.len() as u32 };
+        let bindings = [a.binding(), b.binding(), y.binding()];
+        self.dispatch(site, kernel, &bindings, params, self.fold_values(a.len()))?;
         Ok(y)
     }
 
@@ -462,7 +433,8 @@ impl GpuBackend {
         let (positions, experts) = rows_cols(logits);
         let y = self.tensor(site, logits.shape(), false)?;
         let grid = [positions as u32, 1, 1];
-        self.dispatch(site, Kernel::RouterProbs, &[logits.binding(), y.binding()], &[experts as u32], grid)?;
+        let params = params::RouterProbs { experts: experts as u32 };
+        self.dispatch(site, kernels::ROUTER_PROBS, &[logits.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
@@ -472,8 +444,9 @@ impl GpuBackend {
             return Err(mismatch(site, format!("at least {k} experts, and k ≥ 1"), probs.shape()));
         }
         let y = self.tensor(site, &[positions, k], true)?;
-        let params = [experts as u32, k as u32];
-        self.dispatch(site, Kernel::RouterTopK, &[probs.binding(), y.binding()], &params, [positions as u32, 1, 1])?;
+        let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
+        let grid = [positions as u32, 1, 1];
+        self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
@@ -490,9 +463,10 @@ impl GpuBackend {
             return Err(mismatch(site, format!("expert ids [{positions}, K]"), ids.shape()));
         }
         let y = self.tensor(site, &[positions, k], false)?;
-        let params = [positions as u32, experts as u32, k as u32, renormalise.into()];
-        let grid = [positions.div_ceil(64) as u32, 1, 1];
-        self.dispatch(site, Kernel::RouterWeights, &[probs.binding(), ids.binding(), y.binding()], &params, grid)?;
+        let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
+        let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
+        let bindings = [probs.binding(), ids.binding(), y.binding()];
+        self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])?;
         Ok(y)
     }
 
@@ -503,10 +477,9 @@ impl GpuBackend {
             return Err(mismatch(site, format!("[{positions}, {k}, H]"), down.shape()));
         }
         let y = self.tensor(site, &[positions, cols], false)?;
-        let n = positions * cols;
-        let params = [n, cols, k].map(|n| n as u32);
-        let grid = self.fold(n.div_ceil(64));
-        self.dispatch(site, Kernel::Combine, &[down.binding(), weights.binding(), y.binding()], &params, grid)?;
+        let grid = self.fold_values(y.len());
+        let params = params::Combine { n: y.len() as u32, cols: cols as u32, k: k as u32 };
+        self.dispatch(site, kernels::COMBINE, &[down.binding(), weights.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 

@@ -77,7 +77,7 @@ impl Device {
         for (&(buffer, size), access) in bindings.iter().zip(pipeline.bindings) {
             let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
             let copy = self.create_buffer("a recorded binding", size, usage)?;
-            if *access == Access::Read {
+            if *access != Access::Write {
                 self.encoder().copy_buffer_to_buffer(buffer, 0, &copy, 0, size);
             }
             copies.push(copy);

@@ -1,7 +1,7 @@
 //! The router, the experts, their sum, and the residuals.
 
 use super::super::faulty::{HostOp, Mistake, Scope};
-use super::super::shader::Shader;
+use super::super::shader::{Edit, Shader};
 use super::matrices::{LANES_TAIL, TILE_TAIL, exchanged};
 use super::{By, FAULT, Fault, Place, Subject};
 use crate::diff::locate::pattern::PatternKind as P;
@@ -104,20 +104,8 @@ pub static FAULTS: &[Fault] = &[
         name: "nan-expert",
         what: "one expert's outputs are NaN",
         by: By::Shader(&[
-            Shader {
-                kernel: "expert_matmul",
-                edits: &[(
-                    "y[slot * p.rows + r] = sums[j][k];",
-                    "y[slot * p.rows + r] = select(sums[j][k], make_nan(p.first & 0u), expert == {expert}u);",
-                )],
-            },
-            Shader {
-                kernel: "expert_matmul_lanes",
-                edits: &[(
-                    "y[slots[k] * p.rows + r] = sums[j][k];",
-                    "y[slots[k] * p.rows + r] = select(sums[j][k], make_nan(p.first & 0u), expert == {expert}u);",
-                )],
-            },
+            Shader { kernel: "expert_matmul", edits: &[NAN_EXPERT] },
+            Shader { kernel: "expert_matmul_lanes", edits: &[NAN_EXPERT] },
         ]),
         stage: Stage::ExpertDown,
         layers: [1, 1],
@@ -157,12 +145,15 @@ pub static FAULTS: &[Fault] = &[
         name: "down-k-tail-decode",
         what: "the same in decoding",
         by: By::Shader(&[
-            Shader { kernel: "expert_matvec", edits: &[("i < p.pairs; i += LANES", "i + 1u < p.pairs; i += LANES")] },
+            Shader {
+                kernel: "expert_matvec",
+                edits: &[("i < p.piece.pairs; i += LANES", "i + 1u < p.piece.pairs; i += LANES")],
+            },
             Shader {
                 kernel: "expert_matvec_lanes",
                 edits: &[(
                     "let mine = x[start + columns(n * PAIRS + pair,",
-                    "if n * PAIRS + pair + 1u == p.pairs {
+                    "if n * PAIRS + pair + 1u == p.piece.pairs {
                 break;
             }
             let mine = x[start + columns(n * PAIRS + pair,",
@@ -236,9 +227,15 @@ pub static FAULTS: &[Fault] = &[
 ];
 
 /// Where an expert's rows begin, and the same for the expert after it.
-const EXPERT: &str = "let base = select(0u, expert, known) * p.rows;";
+const EXPERT: &str = "let base = select(0u, expert, known) * p.piece.rows;";
 const NEXT_EXPERT: &str =
-    "let base = select(0u, select(expert, (expert + 1u) % p.experts, expert == {expert}u), known) * p.rows;";
+    "let base = select(0u, select(expert, (expert + 1u) % p.experts, expert == {expert}u), known) * p.piece.rows;";
+
+/// In place of an expert's output, NaN.
+const NAN_EXPERT: Edit = (
+    "y[slot * p.piece.rows + row] = value;",
+    "y[slot * p.piece.rows + row] = select(value, make_nan(p.piece.first & 0u), e.base == {expert}u * p.piece.rows);",
+);
 
 /// Of an error that is everywhere, or everywhere that it exceeds the floor.
 const EVERYWHERE: &[P] = &[P::WholeTensor, P::Scattered];

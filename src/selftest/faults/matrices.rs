@@ -115,10 +115,16 @@ pub static FAULTS: &[Fault] = &[
         name: "row-tile",
         what: "the last tile of rows of the head is not written",
         by: By::Shader(&[
-            Shader { kernel: "matmul", edits: &[("if r < p.count &&", "if r < (p.count - 1u) / TILE * TILE &&")] },
+            Shader {
+                kernel: "matmul",
+                edits: &[("if r < p.piece.count &&", "if r < (p.piece.count - 1u) / TILE * TILE &&")],
+            },
             Shader {
                 kernel: "matmul_lanes",
-                edits: &[("if row + 8u * j < p.count &&", "if row + 8u * j < (p.count - 1u) / 32u * 32u &&")],
+                edits: &[(
+                    "if row + 8u * j < p.piece.count &&",
+                    "if row + 8u * j < (p.piece.count - 1u) / TILE * TILE &&",
+                )],
             },
         ]),
         stage: Stage::Logits,
@@ -159,9 +165,9 @@ pub static FAULTS: &[Fault] = &[
                 edits: &[
                     AS_F16,
                     (
-                        "            }
+                        "x3);
             sum = sum + mat4x4<f32>(a, b, c, d);",
-                        "            }
+                        "x3);
             sum = sum + mat4x4<f32>(a, b, c, d);
             sum = mat4x4<f32>(as_f16(sum[0]), as_f16(sum[1]), as_f16(sum[2]), as_f16(sum[3]));",
                     ),
@@ -247,10 +253,10 @@ pub static FAULTS: &[Fault] = &[
 pub(super) const NOWHERE: &[P] = &[P::WholeTensor, P::Scattered];
 
 /// The last pair of columns left out of a sum: in tiles, and where lanes have rows to themselves.
-pub(super) const TILE_TAIL: Edit = ("i < p.pairs; i++", "i + 1u < p.pairs; i++");
+pub(super) const TILE_TAIL: Edit = ("i < p.piece.pairs; i++", "i + 1u < p.piece.pairs; i++");
 pub(super) const LANES_TAIL: Edit = (
     "let at = columns(n * PAIRS + pair,",
-    "if n * PAIRS + pair + 1u == p.pairs {
+    "if n * PAIRS + pair + 1u == p.piece.pairs {
                 break;
             }
             let at = columns(n * PAIRS + pair,",

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::common::*;
-use twinscope::backend::Backend;
-use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
+use crate::common::*;
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Layout};
+use twinscope::backend::{Backend, Need};
 use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};
 
 /// One multiplication and one rounding of the weight's own on top of the sum's additions.
@@ -109,11 +110,11 @@ fn a_weight_in_pieces_gives_the_same_bits() {
         let matrix = r.weight(ty, [256, 100, 1]);
         let stack = r.weight(ty, [256, 45, 6]);
         // One row a binding; a few; a cut inside an expert; nearly all.
-        let (row, pieces) = whole.memory_of(&matrix).map(|(bytes, n)| (bytes / 100, n)).unwrap();
-        assert_eq!(pieces, 1);
+        let plan = |limit| Layout::of(ty).unwrap().plan(256, 100, limit);
+        let row = plan(u64::MAX).unwrap().0 / 100;
         for rows in [1, 7, 64, 99] {
             let mut cut = gpu_with(GpuOptions { weight_binding: Some(row * rows), ..Default::default() });
-            assert_eq!(cut.memory_of(&matrix).unwrap().1, 100usize.div_ceil(rows as usize));
+            assert_eq!(plan(cut.weight_binding()), Some((100 * row, 100u64.div_ceil(rows))));
             for positions in [1, 33] {
                 let x = r.tensor(&[positions, 256]);
                 let ids = r.ids(positions, 3, 6);
@@ -131,8 +132,10 @@ fn a_weight_in_pieces_gives_the_same_bits() {
     }
     let mut tiny = gpu_with(GpuOptions { weight_binding: Some(64), ..Default::default() });
     let weight = r.weight(GgmlType::Q4_K, [256, 2, 1]);
-    assert_eq!(tiny.memory_of(&weight), None);
+    let need = Need { op: OpKind::MatMul, ty: weight.ty, cols: weight.cols, name: weight.name.clone() };
+    let lines = tiny.unsupported(&[need]);
     let error = tiny.prepare(&[weight], &mut |_| ()).unwrap_err().to_string();
+    assert_eq!(lines, [error.clone()], "it is said before the run as well as in it");
     assert!(error.contains("random.Q4_K") && error.contains("144") && error.contains("64"), "{error}");
 }
 
@@ -284,7 +287,7 @@ fn router() {
 }
 
 #[test]
-fn top_k_ties_go_to_the_lower_id_and_nan_gives_valid_ids() {
+fn top_k_takes_nan_first_and_ties_go_to_the_lower_id() {
     let mut gpu = gpu();
     let mut top = |values: &[f32], k: usize| {
         let probs = HostTensor::f32(&[1, values.len()], values.to_vec());
@@ -295,8 +298,7 @@ fn top_k_ties_go_to_the_lower_id_and_nan_gives_valid_ids() {
     assert_eq!(top(&[-0.0, 0.0, -1.0, -2.0], 4), [0, 1, 2, 3]);
     assert_eq!(top(&[f32::NEG_INFINITY, f32::INFINITY, 0.0], 3), [1, 2, 0]);
     assert_eq!(top(&[f32::NAN; 70], 8), [0, 1, 2, 3, 4, 5, 6, 7]);
-    // NaN stands below every number.
-    assert_eq!(top(&[f32::NAN, 0.5, -f32::NAN, f32::NEG_INFINITY], 4), [1, 3, 0, 2]);
+    assert_eq!(top(&[0.5, f32::NAN, f32::INFINITY, -f32::NAN, f32::NEG_INFINITY], 5), [1, 3, 2, 0, 4]);
 }
 
 #[test]
@@ -430,19 +432,22 @@ fn shapes_that_do_not_fit_are_errors_that_say_so() {
 }
 
 #[test]
-fn a_type_without_kernels_is_named_before_the_run() {
+fn what_has_no_kernels_is_named_before_the_run() {
     let mut gpu = gpu();
-    let need = |op, ty| twinscope::backend::Need { op, ty, cols: 256, name: "blk.0.x".into() };
+    let need = |op, ty| Need { op, ty, cols: 256, name: "blk.0.x".into() };
     let needs = [
         need(OpKind::MatMul, GgmlType::Q4_K),
         need(OpKind::MatMul, GgmlType::IQ2_S),
         need(OpKind::RmsNorm, GgmlType::F16),
         need(OpKind::RmsNorm, GgmlType::F32),
+        need(OpKind::AttnScores, GgmlType::F32),
+        Need { cols: 6, name: "key_length".into(), ..need(OpKind::AttnScores, GgmlType::F32) },
     ];
     let lines = gpu.unsupported(&needs);
-    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines[0].contains("blk.0.x") && lines[0].contains("IQ2_S"), "{lines:?}");
     assert!(lines[1].contains("blk.0.x") && lines[1].contains("F16"), "{lines:?}");
+    assert!(lines[2].contains("key_length") && lines[2].contains("multiple of 4, not 6"), "{lines:?}");
     let weight = Weight::from_vec("blk.0.x", GgmlType::IQ2_S, [256, 1, 1], vec![0; 82]).unwrap();
     let error = gpu.prepare(&[weight], &mut |_| ()).unwrap_err();
     assert!(error.to_string().contains("IQ2_S"), "{error}");

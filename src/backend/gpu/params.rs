@@ -1,0 +1,73 @@
+//! The parameters of the kernels, as their shaders declare them: each struct here is the `Params` of a file in `shaders/`, member for
+//! member, and [`Piece`] is the one of `shaders/lib/weight.wgsl`. `tests/shaders.rs` holds names, types and offsets against the WGSL.
+
+use std::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Parameters that a kernel takes as immediates, or a number among them.
+pub trait Params: Pod {
+    /// In order; empty for a number.
+    const MEMBERS: &'static [Member];
+}
+
+/// A member of a struct of parameters.
+#[derive(Debug)]
+pub struct Member {
+    pub name: &'static str,
+    /// In WGSL and in Rust: `u32`, `f32`, or the name of a struct.
+    pub ty: &'static str,
+    /// In bytes.
+    pub offset: usize,
+    /// Those of the struct that it is, if it is one.
+    pub members: &'static [Member],
+}
+
+impl Params for u32 {
+    const MEMBERS: &'static [Member] = &[];
+}
+impl Params for f32 {
+    const MEMBERS: &'static [Member] = &[];
+}
+
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident { $($member:ident: $ty:ident),* })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Pod, Zeroable)]
+        pub struct $name { $(pub $member: $ty),* }
+
+        impl Params for $name {
+            const MEMBERS: &'static [Member] = &[$(Member {
+                name: stringify!($member),
+                ty: stringify!($ty),
+                offset: offset_of!($name, $member),
+                members: <$ty as Params>::MEMBERS,
+            }),*];
+        }
+    )*};
+}
+
+params! {
+    /// The piece of a matrix that a kernel reads.
+    Piece { pairs: u32, stride: u32, tail: u32, rows: u32, first: u32, count: u32 }
+
+    AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32 }
+    AttnProbs { start: u32, seen: u32 }
+    AttnScores { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, scale: f32 }
+    Combine { n: u32, cols: u32, k: u32 }
+    Copy { words: u32, y_cols: u32, x_cols: u32, from_: u32, to: u32 }
+    /// Of `add` and `swiglu`.
+    Elementwise { n: u32 }
+    Embed { piece: Piece, cols: u32 }
+    ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32 }
+    ExpertMatvec { piece: Piece, experts: u32, shared_by: u32 }
+    ExpertPlan { slots: u32, experts: u32, tiles: u32 }
+    Matmul { piece: Piece, positions: u32 }
+    Matvec { piece: Piece }
+    RmsNorm { n: u32, groups: u32, eps: f32 }
+    Rope { pairs: u32, heads: u32, half_dim: u32, start: u32 }
+    RouterProbs { experts: u32 }
+    RouterTopK { experts: u32, k: u32 }
+    RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32 }
+}
