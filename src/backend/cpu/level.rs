@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// An instruction-set level of the CPU backend, plainest first.
+/// An instruction-set level of the CPU backend; those of one architecture are in order, the plainest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
     /// Plain Rust on any processor: the definition.
@@ -13,15 +13,14 @@ pub enum Level {
     Avx512,
 }
 
-/// The features of the list that this processor lacks.
+/// Those of the features that this processor lacks; all of them, if it is no x86-64.
 macro_rules! missing {
     ($($feature:tt),*) => {{
-        let mut missing = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        { $(if !std::arch::is_x86_feature_detected!($feature) { missing.push($feature); })* }
+        let lacks = [$(($feature, !std::arch::is_x86_feature_detected!($feature))),*];
         #[cfg(not(target_arch = "x86_64"))]
-        missing.extend([$($feature),*]);
-        missing
+        let lacks = [$(($feature, true)),*];
+        lacks.into_iter().filter_map(|(feature, lacks)| lacks.then_some(feature)).collect()
     }};
 }
 
@@ -110,8 +109,13 @@ pub(super) fn processor() -> String {
     String::from_utf8_lossy(&bytes).trim().to_string()
 }
 
-/// The processor's architecture, and that it has no SIMD level here.
+/// The processor's architecture, and whether it has no SIMD level here.
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn processor() -> String {
-    format!("{} (no SIMD kernels for this architecture: scalar only)", std::env::consts::ARCH)
+    let arch = std::env::consts::ARCH;
+    if Level::detect() == Level::Scalar {
+        format!("{arch} (no SIMD kernels for this processor: scalar only)")
+    } else {
+        arch.into()
+    }
 }

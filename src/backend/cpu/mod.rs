@@ -1,26 +1,23 @@
 //! The CPU: `cpu:scalar`, `cpu:avx2` and `cpu:avx512`.
 //!
 //! Design:
-//! - `cpu:scalar` is the definition (`scalar.rs`, one plain function an operation). The SIMD levels have the same form, and
-//!   which one runs is resolved once, when the backend is made (`kernels.rs`).
+//! - `cpu:scalar` is the definition (`scalar.rs`, one plain function for each operation). The SIMD levels are one body over
+//!   their primitives (`simd/`). Which level runs is resolved once, when the backend is made (`kernels.rs`).
 //! - Activations are f32 everywhere. Weights are read as they are stored: blocks become f32 in registers or in a buffer of a few rows
 //!   that is used for every token that needs it, and forgotten. There is never a full f32 copy.
-//! - `avx2` and `avx512` take every sum in the same order: they give the same bits.
+//! - The SIMD levels take every sum in the same order: they give the same bits.
 //! - Every element of a result is computed by one task in a fixed order, so results do not depend on the number of threads.
 //! - An operand of the wrong shape or type is an error that names the site, never a panic.
 
 use std::sync::Arc;
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod kernels;
 mod level;
 mod matmul;
 mod ops;
 pub mod probe;
 pub mod scalar;
+mod simd;
 mod tensor;
 
 use kernels::Kernels;

@@ -96,7 +96,7 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
     match *op {
         Op::Embed { table, tokens } => embed(at, table, tokens),
         Op::RmsNorm { ref x, weight, eps } => rms_norm(at, kernels, pool, x, weight, eps),
-        Op::MatMul { ref x, weight } => mat_mul(at, kernels, pool, x, weight),
+        Op::MatMul { ref x, weight } => matmul(at, kernels, pool, x, weight),
         Op::Rope { ref x, start, head_dim, base } => rope(at, pool, &mut backend.angles, x, start, head_dim, base),
         Op::Store { ref cache, ref x, start } => store(at, cache, x, start),
         Op::AttnScores { ref q, ref k, start, head_dim } => attn_scores(at, kernels, pool, q, k, start, head_dim),
@@ -106,9 +106,9 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
         }
         Op::Add { ref a, ref b } => zip(at, pool, [("a", a), ("b", b)], 1, scalar::add),
         Op::RouterProbs { ref logits } => router_probs(at, kernels, pool, logits),
-        Op::RouterTopK { ref probs, k } => router_top_k(at, pool, probs, k),
+        Op::RouterTopK { ref probs, k } => router_topk(at, pool, probs, k),
         Op::RouterWeights { ref probs, ref ids, renormalise } => router_weights(at, probs, ids, renormalise),
-        Op::ExpertMatMul { ref x, ref ids, weight } => expert_mat_mul(at, kernels, pool, x, ids, weight),
+        Op::ExpertMatMul { ref x, ref ids, weight } => expert_matmul(at, kernels, pool, x, ids, weight),
         Op::SwiGlu { ref gate, ref up } => {
             zip(at, pool, [("gate", gate), ("up", up)], 16, |gate, up, out| kernels.swiglu(gate, up, out))
         }
@@ -153,7 +153,7 @@ fn rms_norm(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weig
     tensor(&shape, out)
 }
 
-fn mat_mul(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weight) -> Result<CpuTensor> {
+fn matmul(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weight) -> Result<CpuTensor> {
     at.single(weight)?;
     let shape = x.shape();
     let [rows, cols] = at.matrix("x", &shape)?;
@@ -168,7 +168,7 @@ fn mat_mul(at: At, kernels: &Kernels, pool: &Pool, x: &CpuTensor, weight: &Weigh
     tensor(&shape, out)
 }
 
-fn expert_mat_mul(
+fn expert_matmul(
     at: At,
     kernels: &Kernels,
     pool: &Pool,
@@ -376,7 +376,7 @@ fn router_probs(at: At, kernels: &Kernels, pool: &Pool, logits: &CpuTensor) -> R
     tensor(&shape, out)
 }
 
-fn router_top_k(at: At, pool: &Pool, probs: &CpuTensor, k: usize) -> Result<CpuTensor> {
+fn router_topk(at: At, pool: &Pool, probs: &CpuTensor, k: usize) -> Result<CpuTensor> {
     let shape = probs.shape();
     let [tokens, experts] = at.matrix("probs", &shape)?;
     if k == 0 || k > experts {
@@ -386,7 +386,7 @@ fn router_top_k(at: At, pool: &Pool, probs: &CpuTensor, k: usize) -> Result<CpuT
     let probs = &*probs;
     let mut out = vec![0; tokens * k];
     pool.for_chunks(probs.len() * 64, &mut out, k, |t, out| {
-        scalar::router_top_k(&probs[t * experts..][..experts], out);
+        scalar::router_topk(&probs[t * experts..][..experts], out);
     });
     Ok(CpuTensor::new(HostTensor::u32(&[tokens, k], out)))
 }

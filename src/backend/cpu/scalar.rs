@@ -110,7 +110,7 @@ pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
 /// The ids of the `out.len()` largest of `probs`, descending; ties to the lower id. `probs` is `[E]`, `out` is `[K]`.
 ///
 /// NaN comes before every number, so that it is chosen and stays visible downstream rather than vanishing here.
-pub fn router_top_k(probs: &[f32], out: &mut [u32]) {
+pub fn router_topk(probs: &[f32], out: &mut [u32]) {
     let rank = |id: u32| {
         let p = probs[id as usize];
         (p.is_nan(), p)

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::common::*;
-use crate::common::*;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Layout};
 use twinscope::backend::{Backend, Need};
 use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};

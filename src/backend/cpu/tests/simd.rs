@@ -1,9 +1,10 @@
 //! Tests of the SIMD levels: unpacking against the definition to the bit, sums against f64 within the bound that their order
-//! gives, and each level against the next to the bit where the order is the same.
+//! gives, and everything against the same lanes in plain Rust to the bit.
 
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::backend::cpu::kernels::PLAIN;
 use crate::quant::{dequantizable, dequantize};
 
 /// The kernels of the SIMD levels that this processor has.
@@ -46,7 +47,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn unpacking_is_the_definition_to_the_bit() {
     let file = std::fs::read("tests/golden/dequant.safetensors").unwrap();
     let golden = SafeTensors::deserialize(&file).unwrap();
-    for kernels in levels() {
+    for kernels in levels().into_iter().chain([&PLAIN]) {
         for ty in types() {
             // Subnormal, zero, negative and large scales; then random bytes, infinite and NaN scales among them.
             let edge = golden.tensor(&format!("{ty}.blocks")).map_or(Vec::new(), |t| t.data().to_vec());
@@ -109,35 +110,43 @@ fn products_are_within_the_bound_for_every_type_and_shape_and_the_same_alone_and
 }
 
 #[test]
-fn avx2_and_avx512_give_the_same_bits() {
-    let [a, b] = levels()[..] else { return };
-    for n in [1, 7, 16, 33, 64, 100, 259] {
-        let (x, w) = (values(1, n).iter().map(|x| x * 30.0).collect::<Vec<_>>(), values(2, n * 5));
-        let both = |len: usize, f: &dyn Fn(&Kernels, &mut [f32])| {
-            let (mut left, mut right) = (vec![0.0; len], vec![0.0; len]);
-            f(a, &mut left);
-            f(b, &mut right);
-            assert_eq!(bits(&left), bits(&right), "{n}");
-        };
-        both(5, &|k, out| k.panel(&w, n, 5, &[&x], out));
-        both(n, &|k, out| k.rms_norm(&x, &w[..n], 1e-6, out));
-        both(n, &|k, out| k.softmax(&x, out));
-        both(n, &|k, out| k.swiglu(&x, &w[..n], out));
-        both(n, &|k, out| k.attn_context(&x[..1], &w, n, out));
-        both(n, &|k, out| k.attn_context(&w[n..n + 5.min(n)], &w, n, out));
-    }
-    for ty in types() {
-        let (k, rows) = (ty.block_len().max(16) * 3, 9);
-        let w = blocks(ty, k / ty.block_len() * rows, 3);
-        let x = values(4, k);
-        let run = |level| {
+fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
+    for kernels in levels() {
+        let level = kernels.level;
+        for n in [1, 7, 16, 33, 64, 100, 259] {
+            let (x, w) = (values(1, n).iter().map(|x| x * 30.0).collect::<Vec<_>>(), values(2, n * 5));
+            let same = |len: usize, f: &dyn Fn(&Kernels, &mut [f32])| {
+                let (mut expected, mut found) = (vec![0.0; len], vec![0.0; len]);
+                f(&PLAIN, &mut expected);
+                f(kernels, &mut found);
+                assert_eq!(bits(&expected), bits(&found), "{level} {n}");
+            };
+            same(5, &|k, out| k.panel(&w, n, 5, &[&x], out));
+            same(35, &|k, out| k.panel(&w, n, 5, &[&x[..]; 7], out));
+            same(n, &|k, out| k.rms_norm(&x, &w[..n], 1e-6, out));
+            same(n, &|k, out| k.softmax(&x, out));
+            same(n, &|k, out| k.swiglu(&x, &w[..n], out));
+            same(n, &|k, out| k.attn_context(&x[..1], &w, n, out));
+            same(n, &|k, out| k.attn_context(&w[n..n + 5.min(n)], &w, n, out));
+        }
+        for ty in types() {
+            let (k, rows) = (ty.block_len().max(16) * 3, 9);
+            let w = blocks(ty, k / ty.block_len() * rows, 3);
+            let x = values(4, k);
+            let (mut unpacked, mut expected) = (vec![0.0; rows * k], vec![0.0; rows]);
+            dequantize(ty, &w, &mut unpacked).unwrap();
+            PLAIN.panel(&unpacked, k, rows, &[&x], &mut expected);
+            if let Some(direct) = PLAIN.direct(ty, k) {
+                let mut found = vec![0.0; rows];
+                direct.run(&w, w.len() / rows, &x, &mut found);
+                assert_eq!(bits(&expected), bits(&found), "plain {ty}");
+            }
             let mut b = CpuBackend::new(Some(level), Some(1)).unwrap();
-            let weight = Weight::from_vec("w", ty, [k, rows, 1], w.clone()).unwrap();
+            let weight = Weight::from_vec("w", ty, [k, rows, 1], w).unwrap();
             let x = up(&mut b, &[1, k], &x);
             let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
-            bits(&f32s(&mut b, &y))
-        };
-        assert_eq!(run(Level::Avx2), run(Level::Avx512), "{ty}");
+            assert_eq!(bits(&expected), bits(&f32s(&mut b, &y)), "{level} {ty}");
+        }
     }
 }
 

@@ -1,8 +1,6 @@
-//! Quantized blocks as registers of 16 f32 weights.
+//! The formats of this level.
 //!
 //! Design:
-//! - A [`Format`] yields a block's weights in their natural order, `V` registers a step. [`unpack`] stores them, [`gemv`]
-//!   multiplies them; there is no other reader of the bits.
 //! - **Types of 4 bits and less are looked up.** For the weights under one scale, `scale · q − min` for every q is one fused
 //!   multiply-add on a register of 0..16. `vpermps` turns 16 bytes, widened to lanes, into weights, and ignores the bits above the
 //!   lowest four, so a nibble needs a shift at most. The fifth bit of Q5_K chooses between two registers (`vpermt2ps`).
@@ -10,143 +8,9 @@
 //!   11 more together, and only the subtraction rounds, in both. Q6_K: 11 + 8 + 6 bits, where 8 or 6 are reached by powers of
 //!   two alone, so 24 suffice.
 
-use super::tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
 use super::*;
-use crate::backend::cpu::kernels::{Gemv, Unpack, prefetch};
-use crate::op::GgmlType;
 use crate::quant::kquant::{BlockQ4K, BlockQ5K, BlockQ6K};
 use crate::quant::legacy::BlockQ8_0;
-
-/// How a type's blocks become weights.
-///
-/// # Safety
-/// Both functions need the features of [`Level::Avx512`](crate::backend::cpu::Level).
-pub(super) trait Format<const V: usize> {
-    type Block: Pod;
-    /// Steps in a block; a step is V registers of 16 weights.
-    const STEPS: usize;
-    /// What all steps of a block share.
-    type Head: Copy + Default;
-    unsafe fn head(block: &Self::Block) -> Self::Head;
-    unsafe fn step(block: &Self::Block, head: &Self::Head, step: usize) -> [__m512; V];
-}
-
-/// The function that unpacks `ty`, where there is one.
-pub(in super::super) fn unpack(ty: GgmlType) -> Option<Unpack> {
-    Some(match ty {
-        GgmlType::F32 => unpack_blocks::<F32, 1>,
-        GgmlType::F16 => unpack_blocks::<F16, 1>,
-        GgmlType::BF16 => unpack_blocks::<Bf16, 1>,
-        GgmlType::Q8_0 => unpack_blocks::<Q8_0, 2>,
-        GgmlType::Q4_K => unpack_blocks::<Q4K, 4>,
-        GgmlType::Q5_K => unpack_blocks::<Q5K, 4>,
-        GgmlType::Q6_K => unpack_blocks::<Q6K, 8>,
-        GgmlType::Q2_K => unpack_blocks::<Q2K, 8>,
-        GgmlType::Q3_K => unpack_blocks::<Q3K, 8>,
-        GgmlType::Q4_0 => unpack_blocks::<Q4_0, 2>,
-        GgmlType::Q4_1 => unpack_blocks::<Q4_1, 2>,
-        GgmlType::Q5_0 => unpack_blocks::<Q5_0, 2>,
-        GgmlType::Q5_1 => unpack_blocks::<Q5_1, 2>,
-        GgmlType::IQ4_NL => unpack_blocks::<Iq4Nl, 2>,
-        GgmlType::IQ4_XS => unpack_blocks::<Iq4Xs, 2>,
-        GgmlType::MXFP4 => unpack_blocks::<Mxfp4, 2>,
-        _ => return None,
-    })
-}
-
-/// The function that multiplies rows of `ty` with one x, where there is one.
-pub(in super::super) fn gemv(ty: GgmlType) -> Option<Gemv> {
-    Some(match ty {
-        GgmlType::F32 => gemv_blocks::<F32, 1>,
-        GgmlType::F16 => gemv_blocks::<F16, 1>,
-        GgmlType::BF16 => gemv_blocks::<Bf16, 1>,
-        GgmlType::Q8_0 => gemv_blocks::<Q8_0, 2>,
-        GgmlType::Q4_K => gemv_blocks::<Q4K, 4>,
-        GgmlType::Q5_K => gemv_blocks::<Q5K, 4>,
-        GgmlType::Q6_K => gemv_blocks::<Q6K, 8>,
-        GgmlType::Q2_K => gemv_blocks::<Q2K, 8>,
-        GgmlType::Q3_K => gemv_blocks::<Q3K, 8>,
-        GgmlType::Q4_0 => gemv_blocks::<Q4_0, 2>,
-        GgmlType::Q4_1 => gemv_blocks::<Q4_1, 2>,
-        GgmlType::Q5_0 => gemv_blocks::<Q5_0, 2>,
-        GgmlType::Q5_1 => gemv_blocks::<Q5_1, 2>,
-        GgmlType::IQ4_NL => gemv_blocks::<Iq4Nl, 2>,
-        GgmlType::IQ4_XS => gemv_blocks::<Iq4Xs, 2>,
-        GgmlType::MXFP4 => gemv_blocks::<Mxfp4, 2>,
-        _ => return None,
-    })
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn unpack_blocks<F: Format<V>, const V: usize>(bytes: &[u8], out: &mut [f32]) {
-    let blocks: &[F::Block] = bytemuck::cast_slice(bytes);
-    let width = F::STEPS * V * 16;
-    assert_eq!(blocks.len() * width, out.len());
-    for (block, out) in blocks.iter().zip(out.chunks_exact_mut(width)) {
-        // SAFETY: this function has the features.
-        let head = unsafe { F::head(block) };
-        for (step, out) in out.chunks_exact_mut(V * 16).enumerate() {
-            // SAFETY: as above.
-            let weights = unsafe { F::step(block, &head, step) };
-            for (out, v) in out.as_chunks_mut::<16>().0.iter_mut().zip(weights) {
-                store(out, v);
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn gemv_blocks<F: Format<V>, const V: usize>(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
-    assert_eq!(w.len(), row_bytes * out.len());
-    let row = |r: usize| bytemuck::cast_slice::<u8, F::Block>(&w[r * row_bytes..][..row_bytes]);
-    let (groups, rest) = out.as_chunks_mut::<ROWS>();
-    let vectorised = groups.len() * ROWS;
-    for (g, out) in groups.iter_mut().enumerate() {
-        *out = gemv_rows::<F, V, ROWS>(std::array::from_fn(|r| row(g * ROWS + r)), x);
-    }
-    for (r, out) in rest.iter_mut().enumerate() {
-        [*out] = gemv_rows::<F, V, 1>([row(vectorised + r)], x);
-    }
-}
-
-/// Σ x·w for `R` rows.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn gemv_rows<F: Format<V>, const V: usize, const R: usize>(w: [&[F::Block]; R], x: &[f32]) -> [f32; R] {
-    let blocks = w[0].len();
-    let x = x.as_chunks::<16>().0;
-    assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * V);
-    // The same place in the next rows: they follow these, but in pages that the processor does not look into by itself.
-    let ahead = R * blocks * size_of::<F::Block>();
-    let mut sums = [_mm512_setzero_ps(); R];
-    for b in 0..blocks {
-        let mut heads = [F::Head::default(); R];
-        for r in 0..R {
-            // SAFETY: b is below every row's number of blocks; this function has the features.
-            heads[r] = unsafe { F::head(w[r].get_unchecked(b)) };
-            prefetch(w[r][b..].as_ptr(), ahead);
-        }
-        for step in 0..F::STEPS {
-            let mut chunks = [_mm512_setzero_ps(); V];
-            for i in 0..V {
-                // SAFETY: there are STEPS · V chunks of x for every block.
-                chunks[i] = load(unsafe { x.get_unchecked((b * F::STEPS + step) * V + i) });
-            }
-            for r in 0..R {
-                // SAFETY: as for the heads.
-                let weights = unsafe { F::step(w[r].get_unchecked(b), &heads[r], step) };
-                for i in 0..V {
-                    sums[r] = _mm512_fmadd_ps(chunks[i], weights[i], sums[r]);
-                }
-            }
-        }
-    }
-    let mut out = [0.0; R];
-    for r in 0..R {
-        out[r] = reduce(sums[r]);
-    }
-    out
-}
 
 /// 16 bytes, each in a lane of its own.
 #[inline]
@@ -159,21 +23,21 @@ pub(super) fn widen(bytes: &[u8; 16]) -> __m512i {
 /// 0, 1, … 15.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn iota() -> __m512 {
+pub(super) fn iota() -> V {
     _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
 }
 
 /// A half as f32, in all lanes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,f16c")]
-pub(super) fn half(d: [u8; 2]) -> __m512 {
+pub(super) fn half(d: [u8; 2]) -> V {
     let d = _mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(d) as i32));
     _mm512_broadcastss_ps(d)
 }
 
-struct F32;
+pub(super) struct F32;
 
-impl Format<1> for F32 {
+impl Format<V, 1> for F32 {
     type Block = [[u8; 4]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -181,15 +45,15 @@ impl Format<1> for F32 {
     unsafe fn head(_: &Self::Block) {}
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [V; 1] {
         // SAFETY: a block is 64 bytes; no alignment is asked for.
         [unsafe { _mm512_loadu_ps(block.as_ptr().cast()) }]
     }
 }
 
-struct F16;
+pub(super) struct F16;
 
-impl Format<1> for F16 {
+impl Format<V, 1> for F16 {
     type Block = [[u8; 2]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -197,15 +61,15 @@ impl Format<1> for F16 {
     unsafe fn head(_: &Self::Block) {}
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [V; 1] {
         // SAFETY: a block is 32 bytes; no alignment is asked for.
         [_mm512_cvtph_ps(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) })]
     }
 }
 
-struct Bf16;
+pub(super) struct Bf16;
 
-impl Format<1> for Bf16 {
+impl Format<V, 1> for Bf16 {
     type Block = [[u8; 2]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -213,16 +77,16 @@ impl Format<1> for Bf16 {
     unsafe fn head(_: &Self::Block) {}
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [__m512; 1] {
+    unsafe fn step(block: &Self::Block, (): &(), _: usize) -> [V; 1] {
         // SAFETY: a block is 32 bytes; no alignment is asked for.
         let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) });
         [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))]
     }
 }
 
-struct Q8_0;
+pub(super) struct Q8_0;
 
-impl Format<2> for Q8_0 {
+impl Format<V, 2> for Q8_0 {
     type Block = BlockQ8_0;
     const STEPS: usize = 1;
     type Head = ();
@@ -230,7 +94,7 @@ impl Format<2> for Q8_0 {
     unsafe fn head(_: &BlockQ8_0) {}
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
-    unsafe fn step(block: &BlockQ8_0, (): &(), _: usize) -> [__m512; 2] {
+    unsafe fn step(block: &BlockQ8_0, (): &(), _: usize) -> [V; 2] {
         let d = half(block.d);
         let weights = |i: usize| {
             // SAFETY: 16 of the block's 32 bytes.
@@ -271,9 +135,9 @@ fn at(g: usize) -> usize {
     g % 4 + g / 4 * 8
 }
 
-struct Q4K;
+pub(super) struct Q4K;
 
-impl Format<4> for Q4K {
+impl Format<V, 4> for Q4K {
     type Block = BlockQ4K;
     const STEPS: usize = 4;
     type Head = Scales;
@@ -284,7 +148,7 @@ impl Format<4> for Q4K {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ4K, Scales(head): &Scales, step: usize) -> [__m512; 4] {
+    unsafe fn step(block: &BlockQ4K, Scales(head): &Scales, step: usize) -> [V; 4] {
         let table = |g: usize| _mm512_fmsub_ps(iota(), _mm512_set1_ps(head[at(g)]), _mm512_set1_ps(head[at(g) + 4]));
         let (low, high) = (table(step * 2), table(step * 2 + 1));
         let bytes = &block.qs.as_chunks::<16>().0[step * 2..][..2];
@@ -298,9 +162,9 @@ impl Format<4> for Q4K {
     }
 }
 
-struct Q5K;
+pub(super) struct Q5K;
 
-impl Format<4> for Q5K {
+impl Format<V, 4> for Q5K {
     type Block = BlockQ5K;
     const STEPS: usize = 4;
     type Head = Scales;
@@ -311,7 +175,7 @@ impl Format<4> for Q5K {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ5K, Scales(head): &Scales, step: usize) -> [__m512; 4] {
+    unsafe fn step(block: &BlockQ5K, Scales(head): &Scales, step: usize) -> [V; 4] {
         let (bytes, qh) = (block.qs.as_chunks::<16>().0, block.qh.as_chunks::<16>().0);
         let weights = |g: usize, i: usize| {
             let (scale, min) = (_mm512_set1_ps(head[at(g)]), _mm512_set1_ps(head[at(g) + 4]));
@@ -333,9 +197,9 @@ pub(super) const SELECT: i32 = 0xca;
 /// The truth table of `(a & b) | c`.
 const AND_OR: i32 = 0xea;
 
-struct Q6K;
+pub(super) struct Q6K;
 
-impl Format<8> for Q6K {
+impl Format<V, 8> for Q6K {
     type Block = BlockQ6K;
     const STEPS: usize = 2;
     type Head = Scales;
@@ -350,7 +214,7 @@ impl Format<8> for Q6K {
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn step(block: &BlockQ6K, Scales(head): &Scales, step: usize) -> [__m512; 8] {
+    unsafe fn step(block: &BlockQ6K, Scales(head): &Scales, step: usize) -> [V; 8] {
         // 64 bytes of low nibbles for weights 0..64 and, above them, 64..128; 32 bytes of two high bits for each quarter.
         // SAFETY: both slices are as long as the loads.
         let (low, high) = unsafe {

@@ -6,7 +6,7 @@
 //! - Types of two and three bits repeat their 4 or 8 values through the register: what is above an index's own bits is ignored then.
 //! - Every product here is exact (a half's 11 bits by at most 12), so a lookup is bit-equal to the definition.
 
-use super::formats::{Format, SELECT, Scales, half, iota, widen};
+use super::formats::{SELECT, Scales, half, iota, widen};
 use super::*;
 use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, q3k_scales};
@@ -16,7 +16,7 @@ use crate::quant::mx::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
 /// 16 signed bytes as f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn signed(bytes: &[i8; 16]) -> __m512 {
+fn signed(bytes: &[i8; 16]) -> V {
     // SAFETY: a reference to 16 bytes; no alignment is asked for.
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }))
 }
@@ -24,7 +24,7 @@ fn signed(bytes: &[i8; 16]) -> __m512 {
 /// 32 nibbles by one table.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn four_bits(qs: &[u8; 16], table: __m512) -> [__m512; 2] {
+fn four_bits(qs: &[u8; 16], table: V) -> [V; 2] {
     let q = widen(qs);
     [_mm512_permutexvar_ps(q, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(q), table)]
 }
@@ -32,7 +32,7 @@ fn four_bits(qs: &[u8; 16], table: __m512) -> [__m512; 2] {
 /// 32 nibbles, each by the table that its bit of `qh` chooses.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn five_bits(qs: &[u8; 16], qh: [u8; 4], clear: __m512, set: __m512) -> [__m512; 2] {
+fn five_bits(qs: &[u8; 16], qh: [u8; 4], clear: V, set: V) -> [V; 2] {
     let (low, bits) = (widen(qs), u32::from_le_bytes(qh));
     let high = _mm512_srli_epi32::<4>(low);
     [
@@ -44,7 +44,7 @@ fn five_bits(qs: &[u8; 16], qh: [u8; 4], clear: __m512, set: __m512) -> [__m512;
 /// 0, 1, … 15, each plus `offset`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn from(offset: f32) -> __m512 {
+fn from(offset: f32) -> V {
     _mm512_add_ps(iota(), _mm512_set1_ps(offset))
 }
 
@@ -53,7 +53,7 @@ macro_rules! format32 {
     ($name:ident, |$block:ident: $layout:ident| $weights:expr) => {
         pub(super) struct $name;
 
-        impl Format<2> for $name {
+        impl Format<V, 2> for $name {
             type Block = $layout;
             const STEPS: usize = 1;
             type Head = ();
@@ -61,7 +61,7 @@ macro_rules! format32 {
             unsafe fn head(_: &$layout) {}
             #[inline]
             #[target_feature(enable = "avx512f,avx512vl,f16c")]
-            unsafe fn step($block: &$layout, (): &(), _: usize) -> [__m512; 2] {
+            unsafe fn step($block: &$layout, (): &(), _: usize) -> [V; 2] {
                 $weights
             }
         }
@@ -85,7 +85,7 @@ format32!(Mxfp4, |b: BlockMXFP4| {
 
 pub(super) struct Iq4Xs;
 
-impl Format<2> for Iq4Xs {
+impl Format<V, 2> for Iq4Xs {
     type Block = BlockIQ4XS;
     const STEPS: usize = 8;
     type Head = ();
@@ -93,7 +93,7 @@ impl Format<2> for Iq4Xs {
     unsafe fn head(_: &BlockIQ4XS) {}
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
-    unsafe fn step(block: &BlockIQ4XS, (): &(), g: usize) -> [__m512; 2] {
+    unsafe fn step(block: &BlockIQ4XS, (): &(), g: usize) -> [V; 2] {
         let low = block.scales_l[g / 2] >> (g % 2 * 4) & 15;
         let high = (u16::from_le_bytes(block.scales_h) >> (2 * g) & 3) as u8;
         let scale = _mm512_mul_ps(half(block.d), _mm512_set1_ps(((low | high << 4) as i8 - 32) as f32));
@@ -103,7 +103,7 @@ impl Format<2> for Iq4Xs {
 
 pub(super) struct Q2K;
 
-impl Format<8> for Q2K {
+impl Format<V, 8> for Q2K {
     type Block = BlockQ2K;
     const STEPS: usize = 2;
     /// The scales and the mins of 16 groups.
@@ -120,7 +120,7 @@ impl Format<8> for Q2K {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ2K, [Scales(scales), Scales(mins)]: &[Scales; 2], step: usize) -> [__m512; 8] {
+    unsafe fn step(block: &BlockQ2K, [Scales(scales), Scales(mins)]: &[Scales; 2], step: usize) -> [V; 8] {
         let values = _mm512_setr_ps(0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3.);
         let bytes = block.qs.as_chunks::<16>().0;
         let mut out = [_mm512_setzero_ps(); 8];
@@ -136,7 +136,7 @@ impl Format<8> for Q2K {
 
 pub(super) struct Q3K;
 
-impl Format<8> for Q3K {
+impl Format<V, 8> for Q3K {
     type Block = BlockQ3K;
     const STEPS: usize = 2;
     type Head = Scales;
@@ -149,7 +149,7 @@ impl Format<8> for Q3K {
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn step(block: &BlockQ3K, Scales(scales): &Scales, step: usize) -> [__m512; 8] {
+    unsafe fn step(block: &BlockQ3K, Scales(scales): &Scales, step: usize) -> [V; 8] {
         let values = _mm512_setr_ps(-4., -3., -2., -1., 0., 1., 2., 3., -4., -3., -2., -1., 0., 1., 2., 3.);
         let (low, high) = (block.qs.as_chunks::<16>().0, block.hmask.as_chunks::<16>().0);
         let mut out = [_mm512_setzero_ps(); 8];

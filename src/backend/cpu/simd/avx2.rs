@@ -1,0 +1,217 @@
+//! `cpu:avx2`: 16 f32 lanes in two registers of 8.
+
+use std::arch::x86_64::*;
+
+use super::blocks::{Format, block_kernels, prefetch};
+use super::bytes::byte_formats;
+use super::lanes::lane_kernels;
+use crate::backend::cpu::kernels::BlockKernels;
+
+/// The first 8 lanes and the last 8.
+type V = [__m256; 2];
+
+// Two rows meet three tokens: 12 of the 16 registers are sums.
+const ROWS: usize = 2;
+const GEMV_ROWS: usize = 4;
+const COLUMNS: usize = 2;
+
+lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3]);
+block_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
+byte_formats!(#[target_feature(enable = "avx2,fma,f16c")]);
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load(x: &[f32; 16]) -> V {
+    // SAFETY: a reference to 16 floats; no alignment is asked for.
+    unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x[8..].as_ptr())] }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store(out: &mut [f32; 16], v: V) {
+    // SAFETY: a reference to 16 floats; no alignment is asked for.
+    unsafe {
+        _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
+        _mm256_storeu_ps(out[8..].as_mut_ptr(), v[1]);
+    }
+}
+
+/// The first `x.len()` < 16 lanes from `x`, zeros beyond.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_tail(x: &[f32]) -> V {
+    let mut padded = [0.0; 16];
+    padded[..x.len()].copy_from_slice(x);
+    load(&padded)
+}
+
+/// Writes the first `out.len()` < 16 lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_tail(out: &mut [f32], v: V) {
+    let mut padded = [0.0; 16];
+    store(&mut padded, v);
+    out.copy_from_slice(&padded[..out.len()]);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn splat(x: f32) -> V {
+    [_mm256_set1_ps(x); 2]
+}
+
+/// a · b + c.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fma(a: V, b: V, c: V) -> V {
+    [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+}
+
+/// a · b − c.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn fms(a: V, b: V, c: V) -> V {
+    [_mm256_fmsub_ps(a[0], b[0], c[0]), _mm256_fmsub_ps(a[1], b[1], c[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn add(a: V, b: V) -> V {
+    [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn sub(a: V, b: V) -> V {
+    [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn mul(a: V, b: V) -> V {
+    [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn div(a: V, b: V) -> V {
+    [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])]
+}
+
+/// The smaller, or `b` where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn min(a: V, b: V) -> V {
+    [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])]
+}
+
+/// The larger, or `b` where either is NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn max(a: V, b: V) -> V {
+    [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])]
+}
+
+/// The nearest whole numbers, ties to even.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round(x: V) -> V {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    [_mm256_round_ps::<NEAREST>(x[0]), _mm256_round_ps::<NEAREST>(x[1])]
+}
+
+/// x · 2ⁿ, rounded once. 2ⁿ does not fit a float where the result is subnormal or close to the largest float: two factors do,
+/// and only the last product rounds.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn times_two_to_the(n: V, x: V) -> V {
+    let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))));
+    let times = |n, x| {
+        let n = _mm256_cvtps_epi32(n);
+        let half = _mm256_srai_epi32::<1>(n);
+        _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+    };
+    [times(n[0], x[0]), times(n[1], x[1])]
+}
+
+/// The sum of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn reduce(v: V) -> f32 {
+    let v = _mm256_add_ps(v[0], v[1]);
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+}
+
+/// The first 8 lanes of `a` and the last 8 of `b`.
+#[inline]
+fn halves(a: V, b: V) -> V {
+    [a[0], b[1]]
+}
+
+/// A half as f32, in all lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn splat_f16(d: [u8; 2]) -> V {
+    [_mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(d) as i32))); 2]
+}
+
+/// 16 halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn from_f16(bytes: &[[u8; 16]; 2]) -> V {
+    [_mm256_cvtph_ps(load_bytes(&bytes[0])), _mm256_cvtph_ps(load_bytes(&bytes[1]))]
+}
+
+/// 16 bfloats.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn from_bf16(bytes: &[[u8; 16]; 2]) -> V {
+    let wide = |bytes| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_bytes(bytes))));
+    [wide(&bytes[0]), wide(&bytes[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_bytes(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: a reference to 16 bytes; no alignment is asked for.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// 16 unsigned bytes as f32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unsigned(q: __m128i) -> V {
+    let high = _mm_unpackhi_epi64(q, q);
+    [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))]
+}
+
+/// 16 signed bytes as f32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn signed(q: __m128i) -> V {
+    let high = _mm_unpackhi_epi64(q, q);
+    [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
+}
+
+/// Each byte shifted right by `count`, and of that the bits of `mask`, which are at most 8 − `count`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bits(bytes: __m128i, count: usize, mask: u8) -> __m128i {
+    _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128(count as i32)), _mm_set1_epi8(mask as i8))
+}
+
+/// `high` · 16 + `low` in each byte, for fields of at most four bits.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn above_nibble(high: __m128i, low: __m128i) -> __m128i {
+    _mm_or_si128(low, _mm_slli_epi16::<4>(high))
+}
+
+/// Each byte less 32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn minus_32(bytes: __m128i) -> __m128i {
+    _mm_sub_epi8(bytes, _mm_set1_epi8(32))
+}

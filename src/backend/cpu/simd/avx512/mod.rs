@@ -1,0 +1,154 @@
+//! `cpu:avx512`: 16 f32 lanes in one register.
+
+use std::arch::x86_64::*;
+
+use super::blocks::{Format, block_kernels, prefetch};
+use super::lanes::lane_kernels;
+use crate::backend::cpu::kernels::BlockKernels;
+use crate::op::GgmlType;
+
+mod formats;
+mod tables;
+
+use formats::{Bf16, F16, F32, Q4K, Q5K, Q6K, Q8_0};
+use tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
+
+type V = __m512;
+
+// Four rows meet six tokens: 24 of the 32 registers are sums, and 10 loads feed 24 fused multiply-adds.
+const ROWS: usize = 4;
+const GEMV_ROWS: usize = 4;
+const COLUMNS: usize = 4;
+
+lane_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")], tokens: [1, 2, 3, 4, 5, 6]);
+block_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]);
+
+/// The kernels for blocks of `ty`, where there are some.
+pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
+    Some(match ty {
+        GgmlType::F32 => kernels::<F32, _>(),
+        GgmlType::F16 => kernels::<F16, _>(),
+        GgmlType::BF16 => kernels::<Bf16, _>(),
+        GgmlType::Q8_0 => kernels::<Q8_0, _>(),
+        GgmlType::Q4_K => kernels::<Q4K, _>(),
+        GgmlType::Q5_K => kernels::<Q5K, _>(),
+        GgmlType::Q6_K => kernels::<Q6K, _>(),
+        GgmlType::Q2_K => kernels::<Q2K, _>(),
+        GgmlType::Q3_K => kernels::<Q3K, _>(),
+        GgmlType::Q4_0 => kernels::<Q4_0, _>(),
+        GgmlType::Q4_1 => kernels::<Q4_1, _>(),
+        GgmlType::Q5_0 => kernels::<Q5_0, _>(),
+        GgmlType::Q5_1 => kernels::<Q5_1, _>(),
+        GgmlType::IQ4_NL => kernels::<Iq4Nl, _>(),
+        GgmlType::IQ4_XS => kernels::<Iq4Xs, _>(),
+        GgmlType::MXFP4 => kernels::<Mxfp4, _>(),
+        _ => return None,
+    })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(x: &[f32; 16]) -> V {
+    // SAFETY: a reference to 16 floats; no alignment is asked for.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(out: &mut [f32; 16], v: V) {
+    // SAFETY: a reference to 16 floats; no alignment is asked for.
+    unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+}
+
+/// The first `x.len()` < 16 lanes from `x`, zeros beyond.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_tail(x: &[f32]) -> V {
+    debug_assert!(x.len() < 16);
+    // SAFETY: masked lanes are not read.
+    unsafe { _mm512_maskz_loadu_ps(((1u32 << x.len()) - 1) as u16, x.as_ptr()) }
+}
+
+/// Writes the first `out.len()` < 16 lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_tail(out: &mut [f32], v: V) {
+    debug_assert!(out.len() < 16);
+    // SAFETY: masked lanes are not written.
+    unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr(), ((1u32 << out.len()) - 1) as u16, v) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn splat(x: f32) -> V {
+    _mm512_set1_ps(x)
+}
+
+/// a · b + c.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn fma(a: V, b: V, c: V) -> V {
+    _mm512_fmadd_ps(a, b, c)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add(a: V, b: V) -> V {
+    _mm512_add_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sub(a: V, b: V) -> V {
+    _mm512_sub_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn mul(a: V, b: V) -> V {
+    _mm512_mul_ps(a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn div(a: V, b: V) -> V {
+    _mm512_div_ps(a, b)
+}
+
+/// The smaller, or `b` where either is NaN.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn min(a: V, b: V) -> V {
+    _mm512_min_ps(a, b)
+}
+
+/// The larger, or `b` where either is NaN.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn max(a: V, b: V) -> V {
+    _mm512_max_ps(a, b)
+}
+
+/// The nearest whole numbers, ties to even.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round(x: V) -> V {
+    _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+}
+
+/// x · 2ⁿ, rounded once.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn times_two_to_the(n: V, x: V) -> V {
+    _mm512_scalef_ps(x, n)
+}
+
+/// The sum of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+fn reduce(v: V) -> f32 {
+    let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+    let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+    _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+}

@@ -1,0 +1,232 @@
+//! The operations that take time, over the primitives of a level.
+
+/// Writes the operations of a level into its module, each function with the attribute `features`.
+///
+/// The module has the type `V` of 16 f32 lanes, the functions on it that are called here, and the constants
+/// - `ROWS`: how many rows of unpacked weights share the loads of x; they meet as many tokens as the list `tokens` is long,
+///   which is 1, 2, … up to the most that the registers hold;
+/// - `COLUMNS`: how many registers of columns `attn_context` adds up together.
+macro_rules! lane_kernels {
+    (#[$features:meta], tokens: [$($tokens:literal),+]) => {
+        /// Tokens that share the loads of weights.
+        const TOKENS: usize = [$($tokens),+].len();
+
+        /// x · wᵀ for unpacked weights: see [`Panel`](crate::backend::cpu::kernels::Panel).
+        #[$features]
+        pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
+            let k = x.first().map_or(0, |x| x.len());
+            assert!(x.iter().all(|x| x.len() == k) && out.len() == rows * x.len());
+            // These few tokens stay in the first-level cache while all rows pass by.
+            for (x, out) in x.chunks(TOKENS).zip(out.chunks_mut((TOKENS * rows).max(1))) {
+                match x.len() {
+                    $($tokens => strip::<$tokens>(w, stride, rows, k, x, out),)+
+                    n => unreachable!("a chunk of {n} tokens"),
+                }
+            }
+        }
+
+        /// All rows against `T` tokens; `out` is [T, rows].
+        #[$features]
+        fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&[f32]], out: &mut [f32]) {
+            let x: [&[f32]; T] = std::array::from_fn(|t| x[t]);
+            let row = |r: usize| &w[r * stride..][..k];
+            let mut first = 0;
+            while first + ROWS <= rows {
+                for (t, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
+                    out[t * rows + first..][..ROWS].copy_from_slice(sums);
+                }
+                first += ROWS;
+            }
+            for r in first..rows {
+                for (t, [sum]) in tile::<1, T>([row(r)], x).iter().enumerate() {
+                    out[t * rows + r] = *sum;
+                }
+            }
+        }
+
+        /// Σ x·w for `R` rows and `T` tokens of one length.
+        #[inline]
+        #[$features]
+        fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; R]; T] {
+            let (w, w_tail) = split(w);
+            let (x, x_tail) = split(x);
+            let n = w[0].len();
+            assert!(w.iter().all(|w| w.len() == n) && x.iter().all(|x| x.len() == n));
+            let mut sums = [[splat(0.0); R]; T];
+            for i in 0..n {
+                let mut row = [splat(0.0); R];
+                for r in 0..R {
+                    // SAFETY: every operand has n chunks.
+                    row[r] = load(unsafe { w[r].get_unchecked(i) });
+                }
+                for t in 0..T {
+                    // SAFETY: as above.
+                    let x = load(unsafe { x[t].get_unchecked(i) });
+                    for r in 0..R {
+                        sums[t][r] = fma(x, row[r], sums[t][r]);
+                    }
+                }
+            }
+            if !w_tail[0].is_empty() {
+                for t in 0..T {
+                    for r in 0..R {
+                        sums[t][r] = fma(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[t][r]);
+                    }
+                }
+            }
+            let mut out = [[0.0; R]; T];
+            for t in 0..T {
+                for r in 0..R {
+                    out[t][r] = reduce(sums[t][r]);
+                }
+            }
+            out
+        }
+
+        /// Each operand as chunks of 16 and what is left.
+        #[inline]
+        fn split<const N: usize>(x: [&[f32]; N]) -> ([&[[f32; 16]]; N], [&[f32]; N]) {
+            let parts = x.map(|x| x.as_chunks::<16>());
+            (parts.map(|p| p.0), parts.map(|p| p.1))
+        }
+
+        /// See [`scalar::rms_norm`](crate::backend::cpu::scalar::rms_norm).
+        #[$features]
+        pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+            let mean = tile([x], [x])[0][0] / x.len() as f32;
+            let scale = 1.0 / (mean + eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * weight;
+            }
+        }
+
+        /// See [`scalar::attn_context`](crate::backend::cpu::scalar::attn_context): the same order of sums, with one
+        /// rounding for a multiplication and its addition, some columns at a time.
+        #[$features]
+        pub fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+            let mut column = 0;
+            let (wide, rest) = out.as_chunks_mut::<{ COLUMNS * 16 }>();
+            for out in wide {
+                let sums = weighted(probs, |s| {
+                    let mut row = [splat(0.0); COLUMNS];
+                    for (row, v) in row.iter_mut().zip(v[s * stride + column..][..COLUMNS * 16].as_chunks::<16>().0) {
+                        *row = load(v);
+                    }
+                    row
+                });
+                for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+                    store(out, sum);
+                }
+                column += COLUMNS * 16;
+            }
+            let (narrow, tail) = rest.as_chunks_mut::<16>();
+            for out in narrow {
+                let [sum] = weighted(probs, |s| [load(&v[s * stride + column..].as_chunks::<16>().0[0])]);
+                store(out, sum);
+                column += 16;
+            }
+            if !tail.is_empty() {
+                let [sum] = weighted(probs, |s| [load_tail(&v[s * stride + column..][..tail.len()])]);
+                store_tail(tail, sum);
+            }
+        }
+
+        /// Σ_s `probs[s]` · row(s), in blocks.
+        #[inline]
+        #[$features]
+        fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [V; W]) -> [V; W] {
+            const BLOCK: usize = crate::backend::cpu::scalar::BLOCK;
+            let mut total = [splat(0.0); W];
+            for (g, probs) in probs.chunks(BLOCK).enumerate() {
+                let mut group = [splat(0.0); W];
+                for (s, p) in probs.iter().enumerate() {
+                    let (p, row) = (splat(*p), row(g * BLOCK + s));
+                    for i in 0..W {
+                        group[i] = fma(p, row[i], group[i]);
+                    }
+                }
+                for (total, group) in total.iter_mut().zip(group) {
+                    *total = add(*total, group);
+                }
+            }
+            total
+        }
+
+        /// e^x within [`exp::ULP`](crate::backend::cpu::simd::exp::ULP): x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial
+        /// in r (Cephes' `expf`).
+        #[inline]
+        #[$features]
+        fn exp(x: V) -> V {
+            use crate::backend::cpu::simd::exp::{LN2_HIGH, LN2_LOW, MAX, MIN, POLYNOMIAL};
+            // Beyond these bounds the result is 0 or ∞ anyway. A NaN passes: `min` and `max` return their second operand then.
+            let x = min(splat(MAX), max(splat(MIN), x));
+            let n = round(mul(x, splat(std::f32::consts::LOG2_E)));
+            let r = fma(n, splat(-LN2_HIGH), x);
+            let r = fma(n, splat(-LN2_LOW), r);
+            let mut p = splat(POLYNOMIAL[0]);
+            for c in &POLYNOMIAL[1..] {
+                p = fma(p, r, splat(*c));
+            }
+            let p = fma(mul(r, r), p, r);
+            times_two_to_the(n, add(p, splat(1.0)))
+        }
+
+        /// See [`scalar::softmax`](crate::backend::cpu::scalar::softmax).
+        #[$features]
+        pub fn softmax(x: &[f32], out: &mut [f32]) {
+            let (chunks, tail) = x.as_chunks::<16>();
+            let (outs, out_tail) = out.as_chunks_mut::<16>();
+            let max = splat(crate::backend::cpu::scalar::max(x));
+            let mut total = splat(0.0);
+            for (out, x) in outs.iter_mut().zip(chunks) {
+                let e = exp(sub(load(x), max));
+                total = add(total, e);
+                store(out, e);
+            }
+            if !tail.is_empty() {
+                store_tail(out_tail, exp(sub(load_tail(tail), max)));
+                total = add(total, load_tail(out_tail)); // the lanes beyond the tail are 0 in this load
+            }
+            let total = reduce(total);
+            for out in out {
+                *out /= total;
+            }
+        }
+
+        /// See [`scalar::swiglu`](crate::backend::cpu::scalar::swiglu).
+        #[$features]
+        pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            let f = |gate: V, up: V| mul(div(gate, add(splat(1.0), exp(sub(splat(0.0), gate)))), up);
+            let ((gates, gate), (ups, up)) = (gate.as_chunks::<16>(), up.as_chunks::<16>());
+            let (outs, out) = out.as_chunks_mut::<16>();
+            for ((out, gate), up) in outs.iter_mut().zip(gates).zip(ups) {
+                store(out, f(load(gate), load(up)));
+            }
+            if !out.is_empty() {
+                store_tail(out, f(load_tail(gate), load_tail(up)));
+            }
+        }
+
+        /// See [`scalar::multiply_add`](crate::backend::cpu::scalar::multiply_add), in as many sums as a tile has: enough to
+        /// keep two units of latency 4 to 6 busy.
+        #[$features]
+        pub fn multiply_add(rounds: usize) -> (f32, usize) {
+            const SUMS: usize = ROWS * TOKENS;
+            let (x, y) = (splat(std::hint::black_box(0.5)), splat(std::hint::black_box(1.0)));
+            let mut sums = [splat(0.0); SUMS];
+            for _ in 0..rounds {
+                for sum in &mut sums {
+                    *sum = fma(*sum, x, y);
+                }
+            }
+            (reduce(sums.into_iter().fold(splat(0.0), |a, b| add(a, b))), SUMS * 16)
+        }
+
+        #[cfg(test)]
+        #[$features]
+        pub fn exp_in_place(x: &mut [f32; 16]) {
+            store(x, exp(load(x)));
+        }
+    };
+}
+pub(super) use lane_kernels;

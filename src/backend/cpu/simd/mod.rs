@@ -1,0 +1,37 @@
+//! The SIMD levels: one body, and for each level a file of primitives.
+//!
+//! Design:
+//! - **A level is a type `V` of 16 f32 lanes and some thirty functions on it** (`load`, `fma`, `reduce`, …), in registers of
+//!   16 (`avx512`) or 8 (`avx2`). [`lane_kernels`] writes the operations over them, [`block_kernels`] the reading
+//!   of quantized weights. A macro and not a generic function, because `#[target_feature]` takes no parameter: in this form
+//!   every function has its level's features, the intrinsics in it are safe to call, and closures inherit the features.
+//! - **One order for every sum over the contiguous axis**: term k goes to lane k mod 16 by a fused multiply-add, k ascending;
+//!   then the lanes are added in a tree, halves first (`reduce`). The order depends neither on the weight's type nor on how
+//!   many tokens or rows are worked on together: a token gets the same bits alone and in a batch, and on every level.
+//!   `plain`, the same lanes in plain Rust, is what tests hold a level against, whichever level a processor has.
+//! - **Weights are what [`crate::quant`] says, to the bit**, so the rounding bound of a product needs nothing but Σ|x·w|, and
+//!   there is no floor of its own for each type.
+//! - **What must move.** One token (`gemv`): every byte of the matrix once, for 2 flops a weight. Memory is the limit, and
+//!   `GEMV_ROWS` rows go together to share the loads of x. Many tokens (`panel`): `ROWS` rows, unpacked to f32, meet `TOKENS`
+//!   tokens; their sums fill most of the registers, so arithmetic is the limit.
+//! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
+//!   compiled without the features, so such a closure would be a call for every register.
+//! - Every function of a level needs the features of that [`Level`](super::Level) and nothing else: the pointers that loads
+//!   and stores take are made from references to arrays, or from slices and their lengths.
+
+// Where no level exists, nothing but the tests uses the body.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports, unused_macros))]
+// Loops over registers count: an iterator over an array of them would keep the array in memory.
+#![allow(clippy::needless_range_loop)]
+
+mod blocks;
+mod bytes;
+pub(super) mod exp;
+mod lanes;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+#[cfg(test)]
+pub(super) mod plain;
