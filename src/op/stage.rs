@@ -147,6 +147,13 @@ table! {
     Logits        "logits"         ["result_output"]                            Model      [T, V]        MatMul(FinalNorm)                    Some("output.weight"),      "logits";
 }
 
+impl StageInfo {
+    /// Which axis of the stage's shape counts `dim`; `None` where it has no such axis.
+    pub fn axis(&self, dim: Dim) -> Option<usize> {
+        self.shape.iter().position(|d| *d == dim)
+    }
+}
+
 impl Stage {
     /// This stage's row of the table.
     pub fn info(self) -> &'static StageInfo {

@@ -6,7 +6,7 @@ use super::case::{Case, Place};
 use crate::backend::Contract;
 use crate::backend::oracle::evaluate;
 use crate::diff::locate::pattern::Pattern;
-use crate::diff::locate::{self, View};
+use crate::diff::locate::{self, Geometry};
 use crate::diff::run::judge::error;
 use crate::error::{Error, Result};
 use crate::formula::floor::{Ratio, floor_of, injected_ratio};
@@ -56,17 +56,15 @@ impl Judged {
     /// Where in the result the error sits, in the coordinates of the case.
     pub fn pattern(&self, case: &Case, head_dim: usize) -> Option<Pattern> {
         let ids: Vec<u32> = case.kept.rows.iter().flat_map(|row| row.slots.iter().map(|s| s.expert)).collect();
-        locate::find(View {
+        let geometry = Geometry {
             stage: case.site.stage,
             shape: &self.output.shape,
-            expected: &self.exact.to_f64(),
-            subject: &self.output.to_f64(),
-            floor: Some(&self.floor),
             start: case.params.start().unwrap_or(case.kept.rows[0].position),
-            ids: case.per_slot().then_some(&ids),
+            ids: Some(&ids),
             head_dim: Some(head_dim),
             qtype: case.weight.as_ref().map(|w| w.ty),
-        })
+        };
+        locate::find(&geometry, &self.exact.to_f64(), &self.output.to_f64(), Some(&self.floor))
     }
 
     /// The element that is furthest beyond its floor.

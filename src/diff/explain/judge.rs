@@ -2,8 +2,8 @@
 
 use super::case::{Case, Point, Variant};
 use super::list::HYPOTHESES;
-use super::region::{Region, regions};
 use super::{Explanation, Scene, Tried};
+use crate::diff::locate::{ErrorRegion, Geometry, regions};
 use crate::error::Result;
 
 /// A variant must leave less than this share of the error's energy, where the oracle leaves all of it.
@@ -30,7 +30,7 @@ struct Fit {
 /// How far a variant goes where it reproduces the output.
 struct Match<'r> {
     residual: f64,
-    region: Option<&'r Region<'r>>,
+    region: Option<&'r ErrorRegion>,
     /// The error's energy, and what the variant leaves of it.
     error: f64,
     left: f64,
@@ -43,7 +43,15 @@ pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
     if case.wrong.is_empty() {
         return Ok(explanation);
     }
-    let regions = regions(&case);
+    let geometry = Geometry {
+        stage: scene.site.stage,
+        shape: &scene.output.shape,
+        start: scene.start,
+        ids: case.ids().map(|ids| ids.ids()),
+        head_dim: Some(scene.config.head_dim),
+        qtype: scene.op.weight().map(|w| w.ty),
+    };
+    let regions = regions(&geometry, &case.wrong);
     let mut fits: Vec<Fit> = Vec::new();
     let mut rest: Vec<(Tried, Variant<'_>)> = Vec::new();
     for hypothesis in HYPOTHESES.iter().filter(|h| h.ops.contains(&scene.op.kind())) {
@@ -58,9 +66,9 @@ pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
                 Some(found) => {
                     tried.residual = found.residual;
                     if let Some(region) = found.region {
-                        tried.what += &format!(", {}", region.what);
+                        tried.what += &format!(", {}", region.describe());
                     }
-                    let complexity = found.region.map_or(0, Region::restricted) + variant.fitted;
+                    let complexity = found.region.map_or(0, ErrorRegion::restricted) + variant.fitted;
                     let evidence = evidence(&case, &variant, &found);
                     if best.as_ref().is_none_or(|b| complexity < b.complexity) {
                         best = Some(Fit { tried, complexity, evidence });
@@ -103,7 +111,7 @@ fn evidence(case: &Case<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
 /// Where `variant` reproduces the output: everywhere, or in the first region where it does.
 fn fit<'r>(
     case: &Case<'_>,
-    regions: &'r [Region<'r>],
+    regions: &'r [ErrorRegion],
     variant: &Variant<'_>,
     probed: &[Point],
 ) -> Result<Option<Match<'r>>> {

@@ -20,7 +20,6 @@ mod list;
 mod norm;
 mod pointwise;
 mod precision;
-mod region;
 mod rope;
 mod routing;
 mod search;

@@ -1,4 +1,4 @@
-//! Sets of coordinates along one axis: which ones a fold suggests, what each costs to say, and how it is said.
+//! Sets of coordinates along one axis: which ones the wrong elements suggest, what each costs to say, and how it is said.
 
 use crate::diff::locate::pattern::{PatternKind, Region, Span};
 use crate::op::GgmlType;
@@ -13,7 +13,7 @@ pub(super) enum Axis {
     Expert,
     Head,
     Position,
-    /// Place of an expert among those chosen for a token.
+    /// Where an expert stands among those chosen for a token.
     Slot,
     /// Dimension within a head.
     WithinHead,
@@ -40,21 +40,40 @@ impl Axis {
     }
 }
 
-/// What else the words for a set depend on.
+/// What the words for a set of columns depend on besides the set.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Words {
-    /// Position of row 0.
-    pub start: usize,
     pub qtype: Option<GgmlType>,
     /// Whether columns are the weight's own columns (an embedding) rather than its rows.
     pub columns_of_weight: bool,
+}
+
+/// Elements, and those of them that are wrong, with the energy of their error.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub count: usize,
+    pub energy: f64,
+    pub total: usize,
+}
+
+impl Tally {
+    pub fn plus(self, o: Tally) -> Tally {
+        Tally { count: self.count + o.count, energy: self.energy + o.energy, total: self.total + o.total }
+    }
+
+    /// Bits to say which of `total` elements are the `count` that are wrong: total·H(count/total).
+    pub fn surprise(self) -> f64 {
+        let (k, n) = (self.count as f64, self.total as f64);
+        let part = |x: f64| if x > 0.0 { x * (n / x).log2() } else { 0.0 };
+        part(k) + part(n - k)
+    }
 }
 
 /// Some of an axis's coordinates.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Set {
     One(usize),
-    /// Two to four of them.
+    /// Two or more of them, ascending.
     Few(Vec<usize>),
     AllBut(usize),
     /// `from..to`
@@ -68,7 +87,7 @@ pub(super) enum Set {
     PartialTile {
         tile: usize,
     },
-    /// Remainders `from..to` by `modulus`.
+    /// Remainders `from..to` by `modulus`, of the coordinate counted from the sequence's start.
     Residue {
         modulus: usize,
         from: usize,
@@ -78,53 +97,41 @@ pub(super) enum Set {
 
 /// A restriction of one axis.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Candidate {
+pub(super) struct Restriction {
     pub axis: Axis,
     /// Length of the axis.
     pub n: usize,
+    /// What coordinate 0 is in words and data: the position of the call's first row; 0 on the other axes.
+    pub origin: usize,
     pub set: Set,
 }
 
-/// A fold of the error along one axis.
+/// The tallies of a stage's elements by their coordinate on one axis.
 pub(super) struct Marginal {
     pub axis: Axis,
-    /// Elements beyond their floor, by coordinate.
-    pub count: Vec<usize>,
-    /// Their energy.
-    pub energy: Vec<f64>,
-    /// All elements.
-    pub total: Vec<usize>,
+    pub origin: usize,
+    pub tallies: Vec<Tally>,
 }
 
 impl Marginal {
-    pub fn new(axis: Axis, n: usize) -> Self {
-        Self { axis, count: vec![0; n], energy: vec![0.0; n], total: vec![0; n] }
-    }
-
-    pub fn add(&mut self, i: usize, count: usize, energy: f64, total: usize) {
-        self.count[i] += count;
-        self.energy[i] += energy;
-        self.total[i] += total;
-    }
-
-    /// Sets that may hold the error: those around the coordinates where it is dense.
-    pub fn candidates(&self) -> Vec<Candidate> {
-        let n = self.count.len();
-        let active = dense(&self.count, &self.total);
+    /// Sets that may hold the error: those around the coordinates where wrong elements are at least `density` times as dense
+    /// as they typically are; all coordinates that have any, for 0. At most `few` coordinates are listed one by one.
+    pub fn candidates(&self, density: f64, few: usize) -> Vec<Restriction> {
+        let n = self.tallies.len();
+        let active = dense(&self.tallies, density);
         let (Some(&first), Some(&last)) = (active.first(), active.last()) else { return Vec::new() };
         let mut sets = vec![];
         match active[..] {
             [one] => sets.push(Set::One(one)),
             // Experts 93 and 100, with none used between them, are two experts rather than a range.
-            [_, .., _] if active.len() <= 4 && last - first + 1 > active.len() => sets.push(Set::Few(active.clone())),
+            [_, .., _] if active.len() <= few && last - first + 1 > active.len() => sets.push(Set::Few(active.clone())),
             _ => {}
         }
-        let few = matches!(sets.first(), Some(Set::Few(_))) && self.axis.is_category();
-        if !few {
+        if !self.axis.is_category() || !matches!(sets.first(), Some(Set::Few(_))) {
             sets.extend([Set::Range(first, last + 1), Set::Range(first, n), Set::Range(0, last + 1)]);
             sets.retain(|s| !matches!(s, Set::Range(from, to) if to - from == 1));
         }
-        let mut others = (0..n).filter(|i| self.total[*i] > 0 && active.binary_search(i).is_err());
+        let mut others = (0..n).filter(|i| self.tallies[*i].total > 0 && active.binary_search(i).is_err());
         if let (Some(other), None) = (others.next(), others.next()) {
             sets.push(Set::AllBut(other));
         }
@@ -138,41 +145,53 @@ impl Marginal {
                 sets.push(Set::PartialTile { tile });
             }
         }
+        // Remainders by one of the usual periods, and by the stride that the coordinates themselves have. A stride, or a range
+        // of remainders, says nothing of experts and heads.
+        let widest = |modulus: usize| if self.axis.is_category() { 1 } else { modulus - 1 };
         for modulus in MODULI.into_iter().filter(|m| n >= 2 * m) {
-            let fold = |x: &[usize]| {
-                let mut folded = vec![0; modulus];
-                x.iter().enumerate().for_each(|(i, v)| folded[i % modulus] += v);
-                folded
-            };
-            let active = dense(&fold(&self.count), &fold(&self.total));
+            let mut folded = vec![Tally::default(); modulus];
+            for (i, tally) in self.tallies.iter().enumerate() {
+                let residue = &mut folded[(i + self.origin) % modulus];
+                *residue = residue.plus(*tally);
+            }
+            let active = dense(&folded, density);
             if let (Some(&from), Some(&to)) = (active.first(), active.last())
-                && to - from + 1 < modulus
+                && to - from < widest(modulus)
             {
                 sets.push(Set::Residue { modulus, from, to: to + 1 });
             }
         }
-        let candidate = |set| Candidate { axis: self.axis, n, set };
-        sets.into_iter().map(candidate).filter(|c| (0..n).any(|i| !c.contains(i))).collect()
+        let stride = active.iter().fold(0, |stride, i| gcd(stride, i - first));
+        if active.len() > 2 && stride > 1 && !self.axis.is_category() && !MODULI.contains(&stride) {
+            let from = (first + self.origin) % stride;
+            sets.push(Set::Residue { modulus: stride, from, to: from + 1 });
+        }
+        let restriction = |set| Restriction { axis: self.axis, n, origin: self.origin, set };
+        sets.into_iter().map(restriction).filter(|r| (0..n).any(|i| !r.contains(i))).collect()
     }
 
-    /// (count, energy, total) within a set.
-    pub fn within(&self, c: &Candidate) -> (usize, f64, usize) {
-        (0..self.count.len())
-            .filter(|i| c.contains(*i))
-            .fold((0, 0.0, 0), |(n, e, t), i| (n + self.count[i], e + self.energy[i], t + self.total[i]))
+    /// The tally of the elements within a set.
+    pub fn within(&self, r: &Restriction) -> Tally {
+        let inside = self.tallies.iter().enumerate().filter(|(i, _)| r.contains(*i));
+        inside.fold(Tally::default(), |sum, (_, tally)| sum.plus(*tally))
     }
 }
 
-/// Ascending coordinates where elements beyond the floor are at least a quarter as dense as they are where the average
-/// such element lives: strays elsewhere do not widen a range.
-fn dense(count: &[usize], total: &[usize]) -> Vec<usize> {
-    let density = |i: usize| if total[i] == 0 { 0.0 } else { count[i] as f64 / total[i] as f64 };
-    let sum: usize = count.iter().sum();
-    let typical = (0..count.len()).map(|i| count[i] as f64 * density(i)).sum::<f64>() / sum.max(1) as f64;
-    (0..count.len()).filter(|&i| count[i] > 0 && density(i) >= 0.25 * typical).collect()
+/// Ascending coordinates where wrong elements are at least `share` times as dense as they are where the average such element
+/// lives: strays elsewhere do not widen a range.
+fn dense(tallies: &[Tally], share: f64) -> Vec<usize> {
+    let density = |t: &Tally| if t.total == 0 { 0.0 } else { t.count as f64 / t.total as f64 };
+    let sum: usize = tallies.iter().map(|t| t.count).sum();
+    let typical = tallies.iter().map(|t| t.count as f64 * density(t)).sum::<f64>() / sum.max(1) as f64;
+    let is_dense = |i: &usize| tallies[*i].count > 0 && density(&tallies[*i]) >= share * typical;
+    (0..tallies.len()).filter(is_dense).collect()
 }
 
-impl Candidate {
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+impl Restriction {
     pub fn contains(&self, i: usize) -> bool {
         match &self.set {
             Set::One(v) => i == *v,
@@ -181,7 +200,7 @@ impl Candidate {
             Set::Range(from, to) => (*from..*to).contains(&i),
             Set::Block { width, i: block } => i / width == *block,
             Set::PartialTile { tile } => i >= self.n / tile * tile,
-            Set::Residue { modulus, from, to } => (*from..*to).contains(&(i % modulus)),
+            Set::Residue { modulus, from, to } => (*from..*to).contains(&((i + self.origin) % modulus)),
         }
     }
 
@@ -200,6 +219,7 @@ impl Candidate {
             Set::Block { width, .. } => 3.0 + log(TILES.len()) + log(self.n / width),
             Set::AllBut(_) => 4.0 + n,
             Set::Range(..) => 3.0 + 2.0 * n,
+            Set::Residue { modulus, .. } if !MODULI.contains(modulus) => 4.0 + 2.0 * n,
             Set::Residue { modulus, .. } => 4.0 + log(MODULI.len()) + 2.0 * log(*modulus),
             Set::Few(v) => 5.0 + v.len() as f64 * n,
         }
@@ -234,11 +254,16 @@ impl Candidate {
         }
     }
 
-    /// In words. Positions are absolute.
+    /// Whether every coordinate that has elements in `marginal` and lies in this set lies in `other` too.
+    pub fn is_within(&self, other: &Restriction, marginal: &Marginal) -> bool {
+        (0..self.n).all(|i| !self.contains(i) || other.contains(i) || marginal.tallies[i].total == 0)
+    }
+
+    /// In words. Positions are those of the sequence.
     pub fn describe(&self, w: Words) -> String {
         let noun = self.axis.noun();
         let of_each = if self.axis == Axis::WithinHead { " of each head" } else { "" };
-        let at = |i: usize| if self.axis == Axis::Position { i + w.start } else { i };
+        let at = |i: usize| i + self.origin;
         let span = |from: usize, to: usize| match to - from {
             1 => format!("{noun} {}", at(from)),
             _ => format!("{noun}s {}–{}", at(from), at(to - 1)),
@@ -303,9 +328,8 @@ impl Candidate {
     }
 
     /// Writes the set into its field of `region`.
-    pub fn restrict(&self, region: &mut Region, start: usize) {
+    pub fn restrict(&self, region: &mut Region) {
         let members = || (0..self.n).filter(|i| self.contains(*i)).collect::<Vec<_>>();
-        let shift = if self.axis == Axis::Position { start } else { 0 };
         let span = || {
             let all = members();
             let (modulus, residues) = match self.set {
@@ -316,9 +340,9 @@ impl Candidate {
             let to = all.last().copied().unwrap_or(0);
             let except = match (&self.set, modulus) {
                 (_, Some(_)) => vec![],
-                _ => (from..to).filter(|i| !self.contains(*i)).map(|i| i + shift).collect(),
+                _ => (from..to).filter(|i| !self.contains(*i)).map(|i| i + self.origin).collect(),
             };
-            Span { from: from + shift, to: to + shift, modulus, residues, except }
+            Span { from: from + self.origin, to: to + self.origin, modulus, residues, except }
         };
         match self.axis {
             Axis::Position => region.positions = Some(span()),

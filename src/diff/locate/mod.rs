@@ -1,79 +1,64 @@
 //! Where in a tensor an error sits: the simplest region that holds it.
 //!
 //! Design:
-//! - Only elements **beyond their floor** speak; rounding noise has no geometry. Without a floor, elements eight times the
-//!   median error speak if they hold 99 % of the energy, else all do.
-//! - The error is folded along every axis the stage has (position, slot, expert, head, column, dimension within a head,
-//!   key), and each fold suggests sets: one coordinate, a few, all but one, ranges, aligned blocks, the last partial tile,
-//!   remainders by powers of two.
+//! - Only elements **beyond their floor** count as wrong; rounding noise has no geometry. Without a floor, those count whose
+//!   error is eight times the median error if they hold 99 % of the energy; otherwise all count.
+//! - The wrong elements are tallied along every axis that the stage has (position, slot, expert, head, column, dimension
+//!   within a head, key), and each tally suggests sets: one coordinate, a few, all but one, ranges, aligned blocks, the last
+//!   partial tile, remainders by powers of two, a stride.
 //! - **Minimum description length** chooses: a region costs the bits to name it, plus the bits to say which elements inside
 //!   and outside it are wrong, n·H(k/n) each. So a region that is larger than the error pays for its innocent elements, and
 //!   a contrived one for its name. Sets of different axes combine while that gets cheaper.
-//! - A region must hold 95 % of the energy beyond the floor. None cheaper than naming nothing: the whole tensor, or scattered.
+//! - A region must hold 95 % of the energy beyond the floor ([`find`]); where none is cheaper than naming nothing, the error
+//!   is that of the whole tensor, or scattered.
+//! - The same sets, with the same words, are offered to hypotheses about the cause as regions that hold **every** wrong
+//!   element ([`regions`]): a mistake that is made in one expert only, or in every second column, needs no hypothesis of its
+//!   own.
 
 mod axis;
+mod layout;
 pub mod pattern;
+mod region;
 mod relation;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::diff::locate::pattern::{Pattern, PatternKind, Region};
 use crate::diff::measure::metrics::{NonFinite, unravel};
-use crate::op::{Dim, GgmlType, OpKind, Stage};
-use axis::{Axis, Candidate, Marginal, Words};
+use axis::{Restriction, Tally};
+use layout::Layout;
+
+pub use layout::Geometry;
+pub use region::{ErrorRegion, regions};
 
 /// The least share of the energy that a named region holds.
 const COVERAGE: f64 = 0.95;
+/// How dense wrong elements are, against their typical density, where a set is looked for.
+const DENSITY: f64 = 0.25;
+/// How many coordinates are named one by one.
+const FEW: usize = 4;
 /// The best candidates that are kept of each axis.
 const PER_AXIS: usize = 3;
 /// Below this density of wrong elements an unpatterned error is scattered rather than everywhere.
 const WHOLE: f64 = 0.25;
 
-/// A stage's values and what is known of its axes.
-#[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    pub stage: Stage,
-    pub shape: &'a [usize],
-    /// What the stage should be on the subject's own inputs.
-    pub expected: &'a [f64],
-    /// What it is.
-    pub subject: &'a [f64],
-    /// The rounding error allowed to each element, where it is known.
-    pub floor: Option<&'a [f64]>,
-    /// Position of the first row.
-    pub start: usize,
-    /// Expert ids `[T, K]`, for `[T, K, n]` stages.
-    pub ids: Option<&'a [u32]>,
-    /// For stages of `heads·head_dim` columns.
-    pub head_dim: Option<usize>,
-    /// Type of the weight that the stage reads.
-    pub qtype: Option<GgmlType>,
-}
-
-/// A row of the tensor, the last axis taken apart.
-#[derive(Clone, Copy, Debug, Default)]
-struct Row {
-    position: usize,
-    slot: usize,
-    expert: usize,
-    head: usize,
-}
-
-/// The tensor as rows and columns, with the elements that speak.
+/// A stage's values as rows and columns, with what makes an element count as wrong.
 struct Grid<'a> {
-    view: View<'a>,
-    rows: Vec<Row>,
-    cols: usize,
-    head_dim: usize,
+    layout: Arc<Layout>,
+    shape: &'a [usize],
+    expected: &'a [f64],
+    subject: &'a [f64],
     /// Whether columns are keys under a causal mask, so that only those up to the diagonal exist.
     causal: bool,
-    speaks: Speaks<'a>,
+    significant: Significant<'a>,
 }
 
 /// Which elements count as wrong.
-enum Speaks<'a> {
+enum Significant<'a> {
     /// Not finite where the expected value is, or the other way round.
     NonFinite,
     /// An error beyond its own floor.
@@ -82,277 +67,153 @@ enum Speaks<'a> {
     Over(f64),
 }
 
-/// Elements, and those of them beyond the floor with their energy.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    count: usize,
-    energy: f64,
-    total: usize,
-}
-
-impl Tally {
-    fn plus(self, o: Tally) -> Tally {
-        Tally { count: self.count + o.count, energy: self.energy + o.energy, total: self.total + o.total }
-    }
-}
-
-/// The pattern of an error; `None` when no element is beyond its floor.
+/// The pattern of the error of `subject`, which should be `expected`; `None` when no element is beyond its floor. `floor` is
+/// the rounding error that is allowed to each element, where it is known.
 ///
 /// # Panics
 /// If a slice's length is not that of the shape.
-pub fn find(view: View<'_>) -> Option<Pattern> {
-    let n: usize = view.shape.iter().product();
-    assert!(view.expected.len() == n && view.subject.len() == n, "{}: values of shape {:?}", view.stage, view.shape);
-    assert!(view.floor.is_none_or(|f| f.len() == n), "{}: floor of shape {:?}", view.stage, view.shape);
+pub fn find(geometry: &Geometry<'_>, expected: &[f64], subject: &[f64], floor: Option<&[f64]>) -> Option<Pattern> {
+    let (stage, shape) = (geometry.stage, geometry.shape);
+    let n: usize = shape.iter().product();
+    assert!(expected.len() == n && subject.len() == n, "{stage}: values of shape {shape:?}");
+    assert!(floor.is_none_or(|f| f.len() == n), "{stage}: floor of shape {shape:?}");
     if n == 0 {
         return None;
     }
-    let grid = Grid::new(view);
-    let all = grid.tally(&[]);
-    if all.count == 0 {
-        return None;
-    }
-    let chosen = grid.search(all);
-    Some(grid.pattern(all, &chosen))
+    let significant = Significant::new(expected, subject, floor);
+    let layout = Arc::new(Layout::new(geometry));
+    let mut grid = Grid { layout, shape, expected, subject, causal: false, significant };
+    // Above the diagonal there is nothing, unless the mask itself is what is wrong.
+    grid.causal = grid.layout.is_attention_matrix() && grid.above_diagonal().all(|i| grid.energy(i).is_none());
+    let all = grid.tally(&grid.region(vec![]));
+    (all.count > 0).then(|| grid.pattern(all, geometry.head_dim))
 }
 
-impl<'a> Grid<'a> {
-    fn new(view: View<'a>) -> Self {
-        let dims = view.stage.info().shape;
-        let cols = view.shape.last().copied().unwrap_or(1);
-        let n_rows = view.expected.len() / cols.max(1);
-        let inner = if view.shape.len() == 3 { view.shape[1] } else { 1 };
-        let by_head = dims[0] == Dim::Heads && view.shape.len() == 3;
-        let rows = (0..n_rows).map(|r| {
-            let (outer, inner_at) = (r / inner.max(1), r % inner.max(1));
-            match by_head {
-                true => Row { position: inner_at, head: outer, ..Row::default() },
-                false => {
-                    let expert = view.ids.and_then(|ids| ids.get(r)).map_or(0, |&e| e as usize);
-                    Row { position: outer, slot: inner_at, expert, head: 0 }
-                }
-            }
-        });
-        let head_dim = view
-            .head_dim
-            .filter(|d| matches!(dims.last(), Some(Dim::Q | Dim::Kv)) && *d > 0 && cols.is_multiple_of(*d));
-        let speaks = Speaks::new(&view);
-        let mut grid =
-            Self { view, rows: rows.collect(), cols, head_dim: head_dim.unwrap_or(0), causal: false, speaks };
-        // Above the diagonal there is nothing, unless the mask itself is what is wrong.
-        let above = |r: usize| grid.beyond_diagonal(r)..cols;
-        let clean = |r: usize| above(r).all(|c| grid.energy(r * cols + c).is_none());
-        grid.causal = by_head && (0..n_rows).all(clean);
-        grid
+impl Grid<'_> {
+    fn region(&self, parts: Vec<Restriction>) -> ErrorRegion {
+        ErrorRegion { layout: self.layout.clone(), parts }
     }
 
     /// The first column beyond the diagonal in row `r` of an attention matrix.
     fn beyond_diagonal(&self, r: usize) -> usize {
-        (self.view.start + self.rows[r].position + 1).min(self.cols)
+        (self.layout.start + self.layout.rows[r].position + 1).min(self.layout.cols)
+    }
+
+    /// The elements of an attention matrix beyond the diagonal.
+    fn above_diagonal(&self) -> impl Iterator<Item = usize> {
+        let cols = self.layout.cols;
+        (0..self.layout.rows.len()).flat_map(move |r| (self.beyond_diagonal(r)..cols).map(move |c| r * cols + c))
     }
 
     /// Columns that exist in row `r`.
     fn visible(&self, r: usize) -> usize {
-        if self.causal { self.beyond_diagonal(r) } else { self.cols }
+        if self.causal { self.beyond_diagonal(r) } else { self.layout.cols }
     }
 
-    /// The energy of element `i`, if it speaks.
+    /// The energy of element `i`, if it counts as wrong.
     fn energy(&self, i: usize) -> Option<f64> {
-        let error = self.view.subject[i] - self.view.expected[i];
-        match self.speaks {
-            Speaks::NonFinite => (self.view.subject[i].is_finite() != self.view.expected[i].is_finite()).then_some(1.0),
-            Speaks::Floor(floor) => (error.abs() > floor[i]).then_some(error * error),
-            Speaks::Over(least) => (error.abs() > least).then_some(error * error),
+        let error = self.subject[i] - self.expected[i];
+        match self.significant {
+            Significant::NonFinite => (self.subject[i].is_finite() != self.expected[i].is_finite()).then_some(1.0),
+            Significant::Floor(floor) => (error.abs() > floor[i]).then_some(error * error),
+            Significant::Over(least) => (error.abs() > least).then_some(error * error),
         }
     }
 
-    /// The coordinate of an element on an axis.
-    fn coordinate(&self, axis: Axis, r: usize, c: usize) -> usize {
-        let row = &self.rows[r];
-        match axis {
-            Axis::Position => row.position,
-            Axis::Slot | Axis::Expert if self.along_columns(axis) => c,
-            Axis::Slot => row.slot,
-            Axis::Expert => row.expert,
-            Axis::Head => c.checked_div(self.head_dim).unwrap_or(row.head), // columns are not heads where head_dim is 0
-            Axis::WithinHead => c % self.head_dim,
-            Axis::Column | Axis::Key => c,
-        }
+    /// The tally of one element.
+    fn one(&self, i: usize) -> Tally {
+        let energy = self.energy(i);
+        Tally { count: usize::from(energy.is_some()), energy: energy.unwrap_or(0.0), total: 1 }
     }
 
-    /// The axes that this stage has and that have more than one coordinate, with their lengths.
-    fn axes(&self) -> Vec<(Axis, usize)> {
-        let dims = self.view.stage.info().shape;
-        let longest = |f: fn(&Row) -> usize| self.rows.iter().map(f).max().map_or(0, |m| m + 1);
-        let mut axes = vec![(Axis::Position, longest(|r| r.position))];
-        if self.view.ids.is_some() {
-            axes.push((Axis::Expert, longest(|r| r.expert)));
-        }
-        // Of a single position each expert has one slot: the slot then says nothing that the expert does not say better.
-        let several = longest(|r| r.position) > 1 || self.view.ids.is_none();
-        if dims.len() == 3 && dims[0] != Dim::Heads && several {
-            axes.push((Axis::Slot, longest(|r| r.slot)));
-        }
-        if dims[0] == Dim::Heads {
-            axes.push((Axis::Head, longest(|r| r.head)));
-        }
-        if let Some(heads) = self.cols.checked_div(self.head_dim) {
-            axes.push((Axis::Head, heads));
-            axes.push((Axis::WithinHead, self.head_dim));
-        }
-        axes.push(match dims.last() {
-            Some(Dim::E) => (Axis::Expert, self.cols),
-            Some(Dim::K) => (Axis::Slot, self.cols),
-            Some(Dim::S) => (Axis::Key, self.cols),
-            _ => (Axis::Column, self.cols),
-        });
-        axes.retain(|(_, n)| *n > 1);
-        axes
-    }
-
-    /// Whether an axis runs along columns rather than rows.
-    fn along_columns(&self, axis: Axis) -> bool {
-        match axis {
-            Axis::Position => false,
-            Axis::Slot | Axis::Expert => self.view.shape.len() < 3,
-            Axis::Head => self.head_dim > 0,
-            Axis::WithinHead | Axis::Column | Axis::Key => true,
-        }
-    }
-
-    /// The tally of the elements that every one of `parts` contains.
-    fn tally(&self, parts: &[&Candidate]) -> Tally {
-        let holds = |columns: bool, r: usize, c: usize| {
-            parts
-                .iter()
-                .filter(|p| self.along_columns(p.axis) == columns)
-                .all(|p| p.contains(self.coordinate(p.axis, r, c)))
+    fn tally(&self, region: &ErrorRegion) -> Tally {
+        let (rows, columns) = region.rows_and_columns();
+        let row = |r: usize| {
+            let visible = columns.iter().take_while(|c| **c < self.visible(r));
+            visible.fold(Tally::default(), |sum, c| sum.plus(self.one(r * self.layout.cols + c)))
         };
-        let column_in: Vec<bool> = (0..self.cols).map(|c| holds(true, 0, c)).collect();
-        let rows: Vec<Tally> = (0..self.rows.len())
-            .into_par_iter()
-            .filter(|&r| holds(false, r, 0))
-            .map(|r| {
-                let mut tally = Tally::default();
-                for c in (0..self.visible(r)).filter(|&c| column_in[c]) {
-                    let energy = self.energy(r * self.cols + c);
-                    tally = tally.plus(Tally {
-                        count: usize::from(energy.is_some()),
-                        energy: energy.unwrap_or(0.0),
-                        total: 1,
-                    });
-                }
-                tally
-            })
-            .collect();
+        let rows: Vec<Tally> = rows.into_par_iter().map(row).collect();
         rows.into_iter().fold(Tally::default(), Tally::plus)
     }
 
-    /// Folds the error along every axis.
-    fn fold(&self) -> Vec<Marginal> {
-        let mut marginals: Vec<Marginal> = self.axes().into_iter().map(|(axis, n)| Marginal::new(axis, n)).collect();
-        let mut columns = vec![Tally::default(); self.cols];
-        for r in 0..self.rows.len() {
+    /// The cheapest region of at most one set an axis; it has no parts when none is cheaper than naming nothing.
+    fn search(&self, all: Tally) -> ErrorRegion {
+        let cost = |inside: Tally, names: f64| {
+            let outside = Tally { count: all.count - inside.count, energy: 0.0, total: all.total - inside.total };
+            names + inside.surprise() + outside.surprise()
+        };
+        let covers = |inside: &Tally| inside.energy >= COVERAGE * all.energy;
+        let (mut rows, mut columns) = (Vec::new(), vec![Tally::default(); self.layout.cols]);
+        for r in 0..self.layout.rows.len() {
             let mut row = Tally::default();
             for (c, column) in columns.iter_mut().enumerate().take(self.visible(r)) {
-                let energy = self.energy(r * self.cols + c);
-                let one = Tally { count: usize::from(energy.is_some()), energy: energy.unwrap_or(0.0), total: 1 };
-                row = row.plus(one);
-                *column = column.plus(one);
+                let one = self.one(r * self.layout.cols + c);
+                (row, *column) = (row.plus(one), column.plus(one));
             }
-            for m in marginals.iter_mut().filter(|m| !self.along_columns(m.axis)) {
-                m.add(self.coordinate(m.axis, r, 0), row.count, row.energy, row.total);
-            }
+            rows.push(row);
         }
-        for (c, t) in columns.iter().enumerate() {
-            for m in marginals.iter_mut().filter(|m| self.along_columns(m.axis)) {
-                m.add(self.coordinate(m.axis, 0, c), t.count, t.energy, t.total);
-            }
-        }
-        marginals
-    }
-
-    /// The cheapest combination of sets, in the order of axes; empty when none is cheaper than naming nothing.
-    fn search(&self, all: Tally) -> Vec<Candidate> {
-        let cost = |inside: Tally, names: f64| {
-            names
-                + surprise(inside)
-                + surprise(Tally { count: all.count - inside.count, energy: 0.0, total: all.total - inside.total })
-        };
-        let mut singles: Vec<(f64, Candidate)> = Vec::new();
-        for marginal in self.fold() {
-            let mut of_axis: Vec<(f64, Candidate)> = Vec::new();
-            for c in marginal.candidates() {
-                let (count, energy, total) = marginal.within(&c);
-                if energy >= COVERAGE * all.energy {
-                    of_axis.push((cost(Tally { count, energy, total }, c.bits()), c));
-                }
-            }
+        let mut singles: Vec<(f64, Restriction)> = Vec::new();
+        for marginal in self.layout.marginals(&rows, &columns) {
+            let found = marginal.candidates(DENSITY, FEW).into_iter().map(|c| (marginal.within(&c), c));
+            let found = found.filter(|(inside, _)| covers(inside));
+            let mut of_axis: Vec<_> = found.map(|(inside, c)| (cost(inside, c.bits()), c)).collect();
             of_axis.sort_by(|a, b| a.0.total_cmp(&b.0));
-            of_axis.truncate(PER_AXIS);
-            singles.extend(of_axis);
+            singles.extend(of_axis.into_iter().take(PER_AXIS));
         }
-        let mut chosen: Vec<Candidate> = Vec::new();
+        let mut chosen = self.region(vec![]);
         let mut best = cost(all, 0.0);
-        // At most one set an axis; each round adds the one that saves most.
+        // Each round adds the set that saves most.
         loop {
-            let mut round: Option<(f64, &Candidate)> = None;
-            for (alone, c) in &singles {
-                if chosen.iter().any(|p| p.axis == c.axis) {
-                    continue;
-                }
-                let bits = if chosen.is_empty() {
+            let mut round: Option<(f64, ErrorRegion)> = None;
+            for (alone, c) in singles.iter().filter(|(_, c)| chosen.parts.iter().all(|p| p.axis != c.axis)) {
+                let mut region = chosen.clone();
+                region.parts.push(c.clone());
+                let bits = if chosen.parts.is_empty() {
                     *alone
                 } else {
-                    let parts: Vec<&Candidate> = chosen.iter().chain([c]).collect();
-                    let inside = self.tally(&parts);
-                    if inside.energy < COVERAGE * all.energy {
+                    let inside = self.tally(&region);
+                    if !covers(&inside) {
                         continue;
                     }
-                    cost(inside, parts.iter().map(|p| p.bits()).sum())
+                    cost(inside, region.bits())
                 };
-                if bits < best - 1.0 && round.is_none_or(|(b, _)| bits < b) {
-                    round = Some((bits, c));
+                if bits < best - 1.0 && round.as_ref().is_none_or(|(b, _)| bits < *b) {
+                    round = Some((bits, region));
                 }
             }
-            let Some((bits, c)) = round else { break };
-            best = bits;
-            chosen.push(c.clone());
+            let Some(better) = round else { break };
+            (best, chosen) = better;
         }
-        chosen.sort_by_key(|c| c.axis);
+        chosen.parts.sort_by_key(|c| c.axis);
         chosen
     }
 
-    /// The share of the energy that lies above the diagonal of an attention matrix, and the span of key − query there.
-    fn above_diagonal(&self, all: Tally) -> Option<(Tally, [i64; 2])> {
-        if self.causal || self.view.stage.info().shape[0] != Dim::Heads {
+    /// The elements above the diagonal of an attention matrix if they hold the error, and the span of key − query there.
+    fn leak(&self, all: Tally) -> Option<(Tally, [i64; 2])> {
+        if self.causal || !self.layout.is_attention_matrix() {
             return None;
         }
         let (mut inside, mut span) = (Tally::default(), [i64::MAX, i64::MIN]);
-        for r in 0..self.rows.len() {
-            for c in self.beyond_diagonal(r)..self.cols {
-                inside.total += 1;
-                if let Some(energy) = self.energy(r * self.cols + c) {
-                    inside = inside.plus(Tally { count: 1, energy, total: 0 });
-                    let offset = c as i64 - (self.view.start + self.rows[r].position) as i64;
-                    span = [span[0].min(offset), span[1].max(offset)];
-                }
+        for i in self.above_diagonal() {
+            let one = self.one(i);
+            inside = inside.plus(one);
+            if one.count > 0 {
+                let (row, key) = (i / self.layout.cols, (i % self.layout.cols) as i64);
+                let offset = key - (self.layout.start + self.layout.rows[row].position) as i64;
+                span = [span[0].min(offset), span[1].max(offset)];
             }
         }
         (inside.energy >= COVERAGE * all.energy).then_some((inside, span))
     }
 
-    fn pattern(&self, all: Tally, chosen: &[Candidate]) -> Pattern {
-        let relation = |contains: &(dyn Fn(usize, usize) -> bool + Sync)| match self.speaks {
-            Speaks::NonFinite => None,
-            _ => relation::find(&self.view, self.cols, self.head_dim, contains),
-        };
-        let done = |kinds: Vec<PatternKind>, description: String, inside: Tally, region: Region, relation| Pattern {
+    fn pattern(&self, all: Tally, head_dim: Option<usize>) -> Pattern {
+        let non_finite = self.non_finite();
+        let record = |kinds: Vec<PatternKind>, description: String, inside: Tally, region: Region, relation| Pattern {
             kind: kinds[0],
             kinds,
-            description: match (&self.speaks, self.non_finite()) {
-                (Speaks::NonFinite, Some(n)) if n.any() => format!("{n}: {description}"),
-                (Speaks::NonFinite, _) => format!("finite where the expected value is not: {description}"),
+            description: match (&self.significant, &non_finite) {
+                (Significant::NonFinite, Some(n)) if n.any() => format!("{n}: {description}"),
+                (Significant::NonFinite, _) => format!("finite where the expected value is not: {description}"),
                 _ => description,
             },
             share: inside.energy / all.energy,
@@ -360,111 +221,72 @@ impl<'a> Grid<'a> {
             elements_share: inside.total as f64 / all.total as f64,
             region,
             relation,
-            non_finite: self.non_finite(),
+            non_finite: non_finite.clone(),
         };
-        if let Some((inside, span)) = self.above_diagonal(all) {
+        if let Some((inside, span)) = self.leak(all) {
             let description = match span {
                 [a, b] if a == b => format!("above the diagonal: keys {a} after the query"),
                 [a, b] => format!("above the diagonal: keys {a} to {b} after the query"),
             };
             let region = Region { key_minus_query: Some(span), ..Region::default() };
-            return done(vec![PatternKind::Diagonal], description, inside, region, None);
+            return record(vec![PatternKind::Diagonal], description, inside, region, None);
         }
-        let parts: Vec<&Candidate> = chosen.iter().collect();
-        let inside = self.tally(&parts);
-        let contains =
-            |r: usize, c: usize| c < self.visible(r) && parts.iter().all(|p| p.contains(self.coordinate(p.axis, r, c)));
-        if chosen.is_empty() {
-            let speaking = || (0..self.view.subject.len()).filter(|i| self.energy(*i).is_some());
-            if all.count == 1 {
-                let index = speaking().next().map(|i| unravel(i, self.view.shape)).unwrap_or_default();
-                let one = Tally { total: 1, ..all };
-                return done(
-                    vec![PatternKind::Element],
-                    format!("one element, {index:?}"),
-                    one,
-                    Region::default(),
-                    None,
-                );
-            }
-            let whole = all.count as f64 >= WHOLE * all.total as f64;
-            let (kind, description) = match whole {
-                true => (PatternKind::WholeTensor, "whole tensor".to_string()),
-                false => {
-                    let text = format!("scattered: {} of {} elements, without a common place", all.count, all.total);
-                    (PatternKind::Scattered, text)
-                }
-            };
-            return done(vec![kind], description, inside, Region::default(), relation(&contains));
-        }
-        let mut region = Region::default();
-        for p in &parts {
-            p.restrict(&mut region, self.view.start);
-        }
-        let words = Words {
-            start: self.view.start,
-            qtype: self.view.qtype,
-            columns_of_weight: self.view.stage.info().op == OpKind::Embed,
+        let chosen = self.search(all);
+        let inside = self.tally(&chosen);
+        let relation = || {
+            let cols = self.layout.cols;
+            let mut elements = chosen.elements();
+            elements.retain(|i| i % cols < self.visible(i / cols));
+            let finite = !matches!(self.significant, Significant::NonFinite);
+            finite.then(|| relation::find(self.expected, self.subject, &self.layout, head_dim, &elements)).flatten()
         };
-        let mut kinds: Vec<PatternKind> = parts.iter().map(|p| p.kind()).collect();
-        if inside.total == 1 {
-            kinds.insert(0, PatternKind::Element);
+        let mut region = Region::default();
+        chosen.parts.iter().for_each(|p| p.restrict(&mut region));
+        let mut kinds: Vec<PatternKind> = chosen.parts.iter().map(Restriction::kind).collect();
+        if !kinds.is_empty() {
+            if inside.total == 1 {
+                kinds.insert(0, PatternKind::Element);
+            }
+            return record(kinds, chosen.describe_with_rows(), inside, region, relation());
         }
-        let description: Vec<String> = parts
-            .iter()
-            .map(|p| match p.axis {
-                // How many rows an expert has says how much there is to see of it.
-                Axis::Expert if !self.along_columns(p.axis) => {
-                    let rows = self.rows.iter().filter(|r| p.contains(r.expert)).count();
-                    format!("{} ({rows} of {} rows)", p.describe(words), self.rows.len())
-                }
-                _ => p.describe(words),
-            })
-            .collect();
-        done(kinds, description.join("; "), inside, region, relation(&contains))
+        if all.count == 1 {
+            let index = (0..self.subject.len()).find(|i| self.energy(*i).is_some());
+            let description = format!("one element, {:?}", unravel(index.unwrap_or_default(), self.shape));
+            return record(vec![PatternKind::Element], description, Tally { total: 1, ..all }, region, None);
+        }
+        let (kind, description) = match all.count as f64 >= WHOLE * all.total as f64 {
+            true => (PatternKind::WholeTensor, "whole tensor".to_string()),
+            false => {
+                let text = format!("scattered: {} of {} elements, without a common place", all.count, all.total);
+                (PatternKind::Scattered, text)
+            }
+        };
+        record(vec![kind], description, inside, region, relation())
     }
 
-    /// The subject's non-finite values.
+    /// The subject's non-finite values, if they are what is wrong.
     fn non_finite(&self) -> Option<NonFinite> {
-        if !matches!(self.speaks, Speaks::NonFinite) {
-            return None;
-        }
-        let x = self.view.subject;
-        Some(NonFinite {
-            nan: x.iter().filter(|x| x.is_nan()).count(),
-            inf: x.iter().filter(|x| x.is_infinite()).count(),
-            first: x.iter().position(|x| !x.is_finite()).map(|i| unravel(i, self.view.shape)),
-        })
+        matches!(self.significant, Significant::NonFinite).then(|| NonFinite::of(self.subject, self.shape))
     }
 }
 
-impl<'a> Speaks<'a> {
-    fn new(view: &View<'a>) -> Self {
+impl<'a> Significant<'a> {
+    fn new(expected: &[f64], subject: &[f64], floor: Option<&'a [f64]>) -> Self {
         // What is not finite on both sides came in with the inputs.
-        if view.subject.iter().zip(view.expected).any(|(s, x)| s.is_finite() != x.is_finite()) {
-            return Speaks::NonFinite;
+        if subject.iter().zip(expected).any(|(s, x)| s.is_finite() != x.is_finite()) {
+            return Significant::NonFinite;
         }
-        if let Some(floor) = view.floor {
-            return Speaks::Floor(floor);
+        if let Some(floor) = floor {
+            return Significant::Floor(floor);
         }
-        let finite = |e: &f64| e.is_finite();
-        let mut errors: Vec<f64> =
-            view.subject.iter().zip(view.expected).map(|(s, x)| (s - x).abs()).filter(finite).collect();
+        let errors = subject.iter().zip(expected).map(|(s, x)| (s - x).abs());
+        let mut errors: Vec<f64> = errors.filter(|e| e.is_finite()).collect();
         if errors.is_empty() {
-            return Speaks::Over(0.0);
+            return Significant::Over(0.0);
         }
-        let all = errors.clone();
-        let energy = |least: f64| -> f64 { all.iter().filter(|e| **e > least).map(|e| e * e).sum() };
         let middle = errors.len() / 2;
-        let median = *errors.select_nth_unstable_by(middle, f64::total_cmp).1;
-        let least = 8.0 * median;
-        Speaks::Over(if energy(least) >= 0.99 * energy(0.0) { least } else { 0.0 })
+        let least = 8.0 * *errors.select_nth_unstable_by(middle, f64::total_cmp).1;
+        let energy = |least: f64| -> f64 { errors.iter().filter(|e| **e > least).map(|e| e * e).sum() };
+        Significant::Over(if energy(least) >= 0.99 * energy(0.0) { least } else { 0.0 })
     }
-}
-
-/// Bits to say which of `total` elements are the `count` that are wrong: total·H(count/total).
-fn surprise(t: Tally) -> f64 {
-    let (k, n) = (t.count as f64, t.total as f64);
-    let part = |x: f64| if x > 0.0 { x * (n / x).log2() } else { 0.0 };
-    part(k) + part(n - k)
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::diff::locate::pattern::{PatternKind as P, RelationKind};
+use crate::op::{GgmlType, Stage};
 
 /// A deterministic number in −1 to 1.
 fn noise(seed: u64) -> f64 {
@@ -56,17 +57,17 @@ impl Case {
         self.find_with(Some(&self.floor))
     }
     fn find_with(&self, floor: Option<&[f64]>) -> Option<Pattern> {
-        find(View {
+        find(&self.geometry(), &self.expected, &self.subject, floor)
+    }
+    fn geometry(&self) -> Geometry<'_> {
+        Geometry {
             stage: self.stage,
             shape: &self.shape,
-            expected: &self.expected,
-            subject: &self.subject,
-            floor,
             start: self.start,
             ids: self.ids.as_deref(),
             head_dim: self.head_dim,
             qtype: self.qtype,
-        })
+        }
     }
     /// The same pattern at three strengths.
     fn expect(
@@ -206,6 +207,21 @@ fn a_leaking_mask_is_above_the_diagonal() {
 }
 
 #[test]
+fn remainders_are_those_of_positions_in_the_sequence() {
+    let case = |wrong: &dyn Fn(usize) -> bool| {
+        let mut case = Case::new(Stage::MoeOut, &[60, 64]);
+        case.start = 7;
+        case.plant(1e3, |r, _| wrong(r)).find().unwrap()
+    };
+    let p = case(&|r| r % 2 == 0);
+    assert_eq!((p.kind, p.description.as_str()), (P::PositionResidue, "odd positions"));
+    let p = case(&|r| r % 3 == 2);
+    assert_eq!((p.kind, p.description.as_str()), (P::PositionResidue, "positions 0 mod 3"));
+    let span = p.region.positions.unwrap();
+    assert_eq!((span.from, span.to, span.modulus, span.residues), (9, 66, Some(3), Some([0, 0])));
+}
+
+#[test]
 fn everywhere_nowhere_and_one_element() {
     Case::expect(Stage::MoeOut, &[17, 256], plain, |_, _| true, &[P::WholeTensor], "whole tensor");
     let case = Case::new(Stage::MoeOut, &[17, 256]).plant(1e3, |r, c| (r * 2654435761 + c * 40503) % 211 == 0);
@@ -314,4 +330,67 @@ fn an_empty_tensor_has_no_pattern_and_a_short_one_does_not_panic() {
         let _ = Case::new(Stage::MoeOut, &shape).plant(100.0, |_, _| true).find();
     }
     let _ = Case::new(Stage::AttnScores, &[1, 1, 1]).plant(100.0, |_, _| true).find();
+}
+
+/// The regions that are offered where exactly the elements of `wrong(row, column)` are wrong.
+fn offered(case: &Case, wrong: impl Fn(usize, usize) -> bool) -> Vec<ErrorRegion> {
+    let cols = case.shape[case.shape.len() - 1];
+    let all: Vec<usize> = (0..case.expected.len()).filter(|i| wrong(i / cols, i % cols)).collect();
+    let offered = regions(&case.geometry(), &all);
+    for region in &offered {
+        let elements = region.elements();
+        let contained: Vec<usize> = (0..case.expected.len()).filter(|i| region.contains(*i)).collect();
+        assert_eq!(elements, contained, "{}", region.describe());
+        assert!(all.iter().all(|i| elements.binary_search(i).is_ok()), "{}", region.describe());
+        assert!(elements.len() < case.expected.len() && region.restricted() > 0, "{}", region.describe());
+    }
+    assert!(offered.is_sorted_by_key(ErrorRegion::restricted) && offered.len() <= 32);
+    offered
+}
+
+#[test]
+fn regions_hold_every_wrong_element_and_the_simplest_comes_first() {
+    let words = |case: &Case, wrong: &dyn Fn(usize, usize) -> bool| -> String {
+        offered(case, wrong).first().map(ErrorRegion::describe).unwrap_or_default()
+    };
+    let mut case = Case::new(Stage::QRope, &[13, 256]);
+    case.head_dim = Some(64);
+    case.start = 7;
+    assert_eq!(words(&case, &|r, _| r == 5), "position 12 only");
+    assert_eq!(words(&case, &|r, _| r == 12), "last position only");
+    assert_eq!(words(&case, &|r, _| r != 5), "all but position 12");
+    assert_eq!(words(&case, &|r, _| r % 2 == 0), "odd positions");
+    assert_eq!(words(&case, &|r, _| r % 3 == 1), "positions 2 mod 3");
+    assert_eq!(words(&case, &|_, c| c == 3 || c == 190), "columns 3 and 190 only");
+    assert_eq!(words(&case, &|_, c| c % 64 >= 32), "second half of each head");
+    assert_eq!(words(&case, &|_, c| c / 64 == 2), "head 2 only");
+    assert_eq!(words(&case, &|_, c| c / 64 != 0), "all but head 0");
+    assert_eq!(words(&case, &|_, c| c % 64 == 9), "dimension 9 only of each head");
+    assert_eq!(words(&case, &|_, c| c >= 250), "columns ≥ 250");
+    let both = offered(&case, |r, c| r == 12 && c / 64 == 1);
+    let both = both.iter().find(|r| r.restricted() == 2).unwrap();
+    assert_eq!((both.describe().as_str(), both.elements().len()), ("head 1 only; last position only", 64));
+    assert!(offered(&case, |_, _| true).is_empty() && offered(&case, |_, _| false).is_empty());
+
+    let mut case = Case::new(Stage::ExpertDown, &[17, 2, 64]);
+    with_ids(&mut case);
+    assert_eq!(words(&case, &|r, _| ids()[r] == 93), "expert 93 only");
+    assert_eq!(words(&case, &|r, _| [93, 100].contains(&ids()[r])), "experts 93 and 100 only");
+    // Experts 42, 45, 48, 51 and 54: those between them that nobody chose are neither right nor wrong.
+    assert_eq!(words(&case, &|r, _| ids()[r] < 93), "experts 42, 45, 48, 51 and 54 only");
+    assert_eq!(words(&case, &|r, _| r % 2 == 1), "slot 1 only");
+    let case = Case::new(Stage::AttnScores, &[4, 9, 9]);
+    assert_eq!(words(&case, &|r, _| r / 9 == 2), "head 2 only");
+    assert_eq!(words(&case, &|_, c| c == 4), "key 4 only");
+}
+
+#[test]
+fn a_set_that_holds_a_cheaper_one_is_not_offered() {
+    let case = Case::new(Stage::MoeOut, &[8, 512]);
+    let words: Vec<String> = offered(&case, |_, c| c == 77).iter().map(ErrorRegion::describe).collect();
+    assert_eq!(words, ["column 77 only"]);
+    // A few elements of a block are wrong: the block is cheaper to name than the range that holds them, and tried before it.
+    let some = |r: usize, c: usize| (66..95).contains(&c) && (3 * r + c) % 11 == 0;
+    let words: Vec<String> = offered(&case, some).iter().map(ErrorRegion::describe).collect();
+    assert_eq!(words, ["columns 64–95, the 3rd block of 32", "columns 66–93", "columns 1–15 of each 16"]);
 }

@@ -91,6 +91,15 @@ pub struct NonFinite {
 }
 
 impl NonFinite {
+    /// Of values of one shape.
+    pub fn of(values: &[f64], shape: &[usize]) -> Self {
+        Self {
+            nan: values.iter().filter(|x| x.is_nan()).count(),
+            inf: values.iter().filter(|x| x.is_infinite()).count(),
+            first: values.iter().position(|x| !x.is_finite()).map(|i| unravel(i, shape)),
+        }
+    }
+
     pub fn any(&self) -> bool {
         self.first.is_some()
     }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::backend::{AnyBackend, Backend, Contract};
 use crate::diff::explain::{Earlier, Scene, explain};
-use crate::diff::locate::{self, View};
+use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
 use crate::diff::measure::logits::{LogitsAt, compare_logits};
 use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
@@ -329,18 +329,15 @@ impl<'m> Judge<'m> {
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
         let stage = o.site.stage;
         let ids = self.layer.get(&Stage::RouterIds).map(|p| [&p.reference, &p.subject][inputs].clone());
-        let per_expert = matches!(stage.info().shape, [_, crate::op::Dim::K, _]);
-        result.pattern = locate::find(View {
+        let geometry = Geometry {
             stage,
             shape: &wrong.shape,
-            expected: &expected,
-            subject: &found,
-            floor: Some(floor),
             start: o.start,
-            ids: ids.as_ref().filter(|_| per_expert).map(|ids| ids.ids()),
+            ids: ids.as_ref().map(|ids| ids.ids()),
             head_dim: Some(self.config.head_dim),
             qtype: result.qtype(),
-        });
+        };
+        result.pattern = locate::find(&geometry, &expected, &found, Some(floor));
         if self.explanations > 0 {
             self.explanations -= 1;
             let contracts = [&self.reference, &self.subject][side];

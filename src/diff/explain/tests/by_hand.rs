@@ -91,14 +91,23 @@ fn experts() {
     let some = ids.ids()[0];
     let one = off.to_f32();
     let only = edited(&w, site, |i, right| if ids.ids()[i / n] == some { one[i] } else { right });
-    explained(&w, site, &only, "expert-offset", &format!("only expert {some}"));
+    explained(&w, site, &only, "expert-offset", &format!("expert {some} only"));
     let up = &w.moe(1).up;
     explained(&w, site, &of(Op::ExpertMatMul { x, ids, weight: up }), "other-weight", "blk.1.ffn_up_exps.weight");
-    explained(&w, site, &edited(&w, site, |i, y| if i % n >= 240 { 0.0 } else { y }), "zero", "only columns 240–255");
+    explained(&w, site, &edited(&w, site, |i, y| if i % n >= 240 { 0.0 } else { y }), "zero", "columns 240–255");
     let nan = edited(&w, site, |i, y| if ids.ids()[i / n] == some { f32::NAN } else { y });
     let e = w.explain(site, &nan);
     assert!(e.reproduced() && e.fits[0].id == "not-finite", "{e}");
-    assert!(e.fits[0].what.ends_with(&format!("only expert {some}")), "{e}");
+    assert!(e.fits[0].what.ends_with(&format!("expert {some} only")), "{e}");
+    // Whatever the geometry can name is a place where a mistake may be made.
+    let zero_where = |wrong: fn(usize, usize) -> bool, words: &str| {
+        let zeros = edited(&w, site, |i, y| if wrong(i / n / k, i % n) { 0.0 } else { y });
+        explained(&w, site, &zeros, "zero", words);
+    };
+    zero_where(|t, _| t % 2 == 1, "odd positions");
+    zero_where(|t, _| t % 3 == 0, "positions 0 mod 3");
+    zero_where(|_, c| c == 3 || c == 77, "columns 3 and 77 only");
+    zero_where(|_, c| c % 32 >= 24, "columns 24–31 of each 32");
     let right = made(&op).to_f32();
     let swapped = edited(&w, site, |i, _| right[(i / n / k * k + k - 1 - i / n % k) * n + i % n]);
     explained(&w, site, &swapped, "expert-offset", "slots");
