@@ -24,14 +24,14 @@ fn bench<B: Backend>(c: &mut Criterion, mut backend: B) {
             }
             backend.prepare(std::slice::from_ref(w), &mut |_| {}).expect("weights fit");
         }
-        let tensors = operands.upload(case.site(), &mut backend).expect("operands fit");
+        let tensors = operands.upload(case.at(), &mut backend).expect("operands fit");
         let mut next = tensors.iter();
         let op = op.try_map(|_| Ok(next.next().expect("an upload for each operand").clone())).expect("never fails");
         let mut group = c.benchmark_group(format!("{:?}", case.kind()));
         group.throughput(Throughput::Elements(case.work()));
         group.bench_function(BenchmarkId::new(&name, case), |b| {
             b.iter(|| {
-                let result = backend.run(case.site(), &op).expect("the case runs");
+                let result = backend.run(case.at(), &op).expect("the case runs");
                 backend.sync().expect("the device finishes");
                 result
             });

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::Result;
-use crate::op::Site;
-use crate::op::{HostTensor, Op, OpKind, Weight};
+use crate::op::{At, HostTensor, Op, OpKind, Weight};
 
 /// A handle to a tensor of a backend whose type is not known here.
 pub type AnyTensor = Rc<dyn std::any::Any>;
@@ -52,9 +51,9 @@ where
     fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
         self.0.shape(Self::unwrap(tensor))
     }
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+    fn run(&mut self, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
         let op = op.try_map(|t| Ok(Self::unwrap(t).clone()))?;
-        Ok(Rc::new(self.0.run(site, &op)?))
+        Ok(Rc::new(self.0.run(at, &op)?))
     }
     fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {
         self.0.fetch(Self::unwrap(tensor))
@@ -90,8 +89,8 @@ impl Backend for AnyBackend {
     fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
         (**self).shape(tensor)
     }
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        (**self).run(site, op)
+    fn run(&mut self, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+        (**self).run(at, op)
     }
     fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {
         (**self).fetch(tensor)

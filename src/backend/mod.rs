@@ -7,7 +7,7 @@
 //!   fuses does so behind this interface, when nobody holds the value in between.
 //! - **Tensors stay where they live.** [`Backend::Tensor`] is a cheap handle. Values cross to the host only through
 //!   [`Backend::fetch`] and [`Backend::take`], which are two calls so that a copy can travel while work goes on.
-//! - **Every call carries its [`Site`].**
+//! - **Every call says where it stands** ([`At`]): its stage, its layer, and the position of its first row.
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
 pub mod cases;
@@ -32,7 +32,7 @@ pub(crate) use wrapper::pass_on;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::op::{GgmlType, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Weight};
 
 /// What a backend is, for reports and traces.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -85,9 +85,9 @@ pub trait Backend {
 
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
 
-    /// Runs one operation. `site` says which stage of which layer the result is. Work may be queued and not yet done
-    /// when this returns.
-    fn run(&mut self, site: Site, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor>;
+    /// Runs one operation. `at` says which stage of which layer the result is, and which position its first row is. Work
+    /// may be queued and not yet done when this returns.
+    fn run(&mut self, at: At, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor>;
 
     /// Starts copying a tensor to the host, as it is after everything run so far. Never waits for the device
     /// unless the staging memory is full.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
-use crate::op::{HostTensor, Op, Site, Stage, Weight};
+use crate::op::{At, HostTensor, Op, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
 pub struct Session<T> {
@@ -84,17 +84,19 @@ pub fn forward<B: Backend>(
         )));
     }
 
-    let mut x = backend.run(Site::model(Stage::Embedding), &Op::Embed { table: &weights.token_embd, tokens })?;
+    let mut x = backend.run(At::model(Stage::Embedding, start), &Op::Embed { table: &weights.token_embd, tokens })?;
     for (n, layer) in weights.layers.iter().enumerate() {
         let residual = attention(backend, config, layer, n, &session.cache[n], start, x)?;
-        x = feed_forward(backend, config, layer, n, residual)?;
+        x = feed_forward(backend, config, layer, n, start, residual)?;
     }
+    let mut first = start; // the position of x's first row
     if rows == LogitRows::Last && tokens.len() > 1 {
         let last = Op::Rows { x, start: tokens.len() - 1, rows: 1 };
-        x = backend.run(Site::layer(config.layers - 1, Stage::LayerOut), &last)?;
+        first += tokens.len() - 1;
+        x = backend.run(At::layer(config.layers - 1, Stage::LayerOut, first), &last)?;
     }
-    let x = norm(backend, Site::model(Stage::FinalNorm), x, &weights.output_norm, config)?; // [rows, H]
-    let logits = matmul(backend, Site::model(Stage::Logits), &x, &weights.output)?; // [rows, V]
+    let x = norm(backend, At::model(Stage::FinalNorm, first), x, &weights.output_norm, config)?; // [rows, H]
+    let logits = matmul(backend, At::model(Stage::Logits, first), &x, &weights.output)?; // [rows, V]
     session.position += tokens.len();
     Ok(logits)
 }
@@ -109,7 +111,7 @@ fn attention<B: Backend>(
     start: usize,
     x: B::Tensor,
 ) -> Result<B::Tensor> {
-    let at = |stage| Site::layer(n, stage);
+    let at = |stage| At::layer(n, stage, start);
     let head_dim = config.head_dim;
     let base = config.rope_base;
 
@@ -133,8 +135,15 @@ fn attention<B: Backend>(
 }
 
 /// x [T, H] → x + ffn(norm(x)) [T, H].
-fn feed_forward<B: Backend>(b: &mut B, config: &Config, w: &LayerWeights, n: usize, x: B::Tensor) -> Result<B::Tensor> {
-    let at = |stage| Site::layer(n, stage);
+fn feed_forward<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    w: &LayerWeights,
+    n: usize,
+    start: usize,
+    x: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
     let h = norm(b, at(Stage::FfnNorm), x.clone(), &w.ffn_norm, config)?; // [T, H]
     let out = match &w.ffn {
         Ffn::Dense { gate, up, down } => {
@@ -143,14 +152,14 @@ fn feed_forward<B: Backend>(b: &mut B, config: &Config, w: &LayerWeights, n: usi
             let act = b.run(at(Stage::FfnAct), &Op::SwiGlu { gate, up })?; // [T, F]
             matmul(b, at(Stage::FfnOut), &act, down)? // [T, H]
         }
-        Ffn::Moe(moe) => experts(b, moe, n, h)?,
+        Ffn::Moe(moe) => experts(b, moe, n, start, h)?,
     };
     b.run(at(Stage::LayerOut), &Op::Add { a: x, b: out })
 }
 
 /// h [T, H] → Σ over the chosen experts of weight · expert(h) [T, H].
-fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, h: B::Tensor) -> Result<B::Tensor> {
-    let at = |stage| Site::layer(n, stage);
+fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, start: usize, h: B::Tensor) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
     let logits = matmul(b, at(Stage::RouterLogits), &h, &w.router)?; // [T, E]
     let probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits })?; // [T, E]
     let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: probs.clone(), k: w.used })?; // [T, K]
@@ -164,22 +173,22 @@ fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, h: B::Tensor) -> Res
     b.run(at(Stage::MoeOut), &Op::Combine { down, weights })
 }
 
-fn norm<B: Backend>(b: &mut B, site: Site, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {
-    b.run(site, &Op::RmsNorm { x, weight, eps: config.eps })
+fn norm<B: Backend>(b: &mut B, at: At, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {
+    b.run(at, &Op::RmsNorm { x, weight, eps: config.eps })
 }
 
-fn matmul<B: Backend>(b: &mut B, site: Site, x: &B::Tensor, weight: &Arc<Weight>) -> Result<B::Tensor> {
-    b.run(site, &Op::MatMul { x: x.clone(), weight })
+fn matmul<B: Backend>(b: &mut B, at: At, x: &B::Tensor, weight: &Arc<Weight>) -> Result<B::Tensor> {
+    b.run(at, &Op::MatMul { x: x.clone(), weight })
 }
 
 fn expert_matmul<B: Backend>(
     b: &mut B,
-    site: Site,
+    at: At,
     x: &B::Tensor,
     ids: &B::Tensor,
     weight: &Arc<Weight>,
 ) -> Result<B::Tensor> {
-    b.run(site, &Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight })
+    b.run(at, &Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight })
 }
 
 /// The token with the largest logit of the last row, the lowest id among equals.

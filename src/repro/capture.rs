@@ -13,7 +13,7 @@ use super::verdict::Judged;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{Data, HostTensor, Op, Scope, Site, Stage, Weight};
+use crate::op::{At, Data, HostTensor, Op, Scope, Site, Stage, Weight};
 use crate::trace::select::has_expert_rows;
 
 /// The calls of a run.
@@ -71,7 +71,7 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, run: &Run<'_>, wanted: &
         let Some(caught) = captor.caught.take() else { continue };
         let contract = captor.inner.contract(wanted.site.stage.info().op);
         let output = caught.output.clone();
-        let case = caught.into_case(wanted.site, start)?;
+        let case = caught.into_case()?;
         let judged = Judged::new(&case, &contract, output)?;
         let (ratio, index) = worst(&case, &judged, wanted);
         // Nobody may have chosen the expert in this call.
@@ -115,6 +115,7 @@ fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) 
 
 /// What the captor took.
 struct Caught {
+    at: At,
     params: Params,
     inputs: Vec<HostTensor>,
     weight: Option<Arc<Weight>>,
@@ -124,7 +125,7 @@ struct Caught {
 }
 
 impl Caught {
-    fn into_case(self, site: Site, start: usize) -> Result<Case> {
+    fn into_case(self) -> Result<Case> {
         let shape = &self.output.shape;
         let by_head = matches!(self.params, Params::AttnScores { .. } | Params::AttnProbs { .. });
         let positions = shape.get(usize::from(by_head)).copied().unwrap_or(0);
@@ -133,7 +134,7 @@ impl Caught {
                 let k = ids.cols();
                 ids.ids()[t * k..(t + 1) * k].iter().enumerate().map(|(slot, expert)| Slot { slot, expert: *expert })
             });
-            Row { position: start + t, slots: slots.collect() }
+            Row { position: self.at.start + t, slots: slots.collect() }
         };
         let stack = matches!(self.params, Params::ExpertMatMul);
         let blocks = |w: &Arc<Weight>| w.cols.div_ceil(w.ty.block_len().max(32));
@@ -144,7 +145,7 @@ impl Caught {
             experts: (0..self.weight.as_ref().filter(|_| stack).map_or(0, |w| w.experts)).collect(),
             blocks: (0..self.weight.as_ref().map_or(0, blocks)).collect(),
         };
-        Case::new(site, self.params, self.inputs, self.weight, kept)
+        Case::new(self.at.site, self.params, self.inputs, self.weight, kept)
     }
 }
 
@@ -198,7 +199,7 @@ impl<'b, B: Backend> Captor<'b, B> {
     }
 
     /// Reads the operands of `op`, runs it, reads the result.
-    fn capture(&mut self, op: &Op<'_, B::Tensor>, params: Params) -> Result<B::Tensor> {
+    fn capture(&mut self, at: At, op: &Op<'_, B::Tensor>, params: Params) -> Result<B::Tensor> {
         let mut inputs = Vec::new();
         for (i, tensor) in op.inputs().into_iter().enumerate() {
             inputs.push(match params.cache() {
@@ -212,13 +213,13 @@ impl<'b, B: Backend> Captor<'b, B> {
         if let Op::Embed { tokens, .. } = op {
             inputs.push(HostTensor::u32(&[tokens.len()], tokens.to_vec()));
         }
-        let result = self.inner.run(self.site, op)?;
+        let result = self.inner.run(at, op)?;
         let output = self.inner.read(&result)?;
         let ids = match &self.ids {
             Some(ids) if has_expert_rows(self.site.stage) => Some(self.inner.read(ids)?),
             _ => None,
         };
-        self.caught = Some(Caught { params, inputs, weight: op.weight().cloned(), output, ids });
+        self.caught = Some(Caught { at, params, inputs, weight: op.weight().cloned(), output, ids });
         Ok(result)
     }
 }
@@ -226,15 +227,15 @@ impl<'b, B: Backend> Captor<'b, B> {
 impl<B: Backend> Backend for Captor<'_, B> {
     pass_on!(inner: B);
 
-    fn run(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
+    fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
         if let Op::Store { x, start, .. } = op {
-            self.store(site, x, *start)?;
+            self.store(at.site, x, *start)?;
         }
         match Params::of(op) {
-            Some(params) if self.awake && site == self.site => self.capture(op, params),
+            Some(params) if self.awake && at.site == self.site => self.capture(at, op, params),
             _ => {
-                let result = self.inner.run(site, op)?;
-                if site == (Site { layer: self.site.layer, stage: Stage::RouterIds }) {
+                let result = self.inner.run(at, op)?;
+                if at.site == (Site { layer: self.site.layer, stage: Stage::RouterIds }) {
                     self.ids = Some(result.clone());
                 }
                 Ok(result)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::cut::take;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::op::{Data, HostTensor, Op, Site, Stage, Weight};
+use crate::op::{At, Data, HostTensor, Op, Site, Stage, Weight};
 
 /// Positions beyond this are refused: no model's context is that long, and tables of angles grow with it.
 const MOST_POSITIONS: usize = 1 << 20;
@@ -250,7 +250,8 @@ impl Case {
                 _ => backend.upload(t),
             }
         })?;
-        let result = backend.run(self.site, &op)?;
+        let start = self.kept.rows.first().map_or(0, |row| row.position);
+        let result = backend.run(At::new(self.site, start), &op)?;
         backend.read(&result)
     }
 
@@ -262,7 +263,7 @@ impl Case {
         for part in [0..start, start..rows.shape[0]] {
             if !part.is_empty() {
                 let x = backend.upload(&take(rows, 0, &part.clone().collect::<Vec<_>>()))?;
-                cache = backend.run(site, &Op::Store { cache, x, start: part.start })?;
+                cache = backend.run(At::new(site, part.start), &Op::Store { cache, x, start: part.start })?;
             }
         }
         Ok(cache)

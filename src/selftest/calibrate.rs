@@ -40,7 +40,7 @@ fn supports<B: Backend>(backend: &B, case: &Case) -> bool {
 
 fn evaluate<B: Backend>(backend: &mut B, case: &Case, seed: u64) -> Result<Evaluation> {
     let operands = case.build(seed)?;
-    let result = cases::run(backend, case.site(), &operands)?;
+    let result = cases::run(backend, case.at(), &operands)?;
     let judged = judge(&operands.op(), &backend.contract(case.kind()), &result)?;
     Ok(Evaluation { op: case.kind(), case: case.to_string(), seed, ratio: judged.ratio.max })
 }

@@ -15,7 +15,7 @@ use crate::backend::oracle::evaluate;
 use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
 use crate::formula::floor::{floor_of, injected_ratio};
-use crate::op::{Data, Dim, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{At, Data, Dim, HostTensor, Op, OpKind, Site, Weight};
 
 /// An operation over values on the host.
 pub type HostOp<'a> = Op<'a, Rc<HostTensor>>;
@@ -26,7 +26,7 @@ pub type Mistake = Box<dyn FnMut(&mut Engine<'_>, &HostOp<'_>) -> Result<HostTen
 /// A real backend, at the site of a mistake.
 pub struct Engine<'a> {
     backend: &'a mut AnyBackend,
-    pub site: Site,
+    pub at: At,
     /// The expert that a mistake about one expert is about.
     pub expert: u32,
 }
@@ -34,13 +34,13 @@ pub struct Engine<'a> {
 impl<'a> Engine<'a> {
     /// The same place on another backend.
     pub fn on<'b>(&self, backend: &'b mut AnyBackend) -> Engine<'b> {
-        Engine { backend, site: self.site, expert: self.expert }
+        Engine { backend, at: self.at, expert: self.expert }
     }
 
     /// Runs an operation over host values. A cache that it stores into is a copy: the result is the whole of it.
     pub fn run(&mut self, op: &HostOp<'_>) -> Result<HostTensor> {
         let op = op.try_map(|t| self.backend.upload(t))?;
-        let result = self.backend.run(self.site, &op)?;
+        let result = self.backend.run(self.at, &op)?;
         self.backend.read(&result)
     }
 }
@@ -97,14 +97,11 @@ pub type Plants = Rc<RefCell<Vec<Plant>>>;
 pub struct Faulty {
     pub inner: Rc<RefCell<AnyBackend>>,
     pub plants: Plants,
-    /// First position of this call and of the next.
-    start: usize,
-    next: usize,
 }
 
 impl Faulty {
     pub fn new(inner: Rc<RefCell<AnyBackend>>, plants: Plants) -> Self {
-        Self { inner, plants, start: 0, next: 0 }
+        Self { inner, plants }
     }
 }
 
@@ -188,13 +185,12 @@ fn mix(
 
 impl Faulty {
     /// The plant of a call, if there is one.
-    fn planted(&self, site: Site, kind: OpKind) -> Option<usize> {
-        let start = self.start;
-        let here = |p: &Plant| p.site == site && p.op == kind && p.start.is_none_or(|s| s == start);
+    fn planted(&self, at: At, kind: OpKind) -> Option<usize> {
+        let here = |p: &Plant| p.site == at.site && p.op == kind && p.start.is_none_or(|start| start == at.start);
         self.plants.borrow().iter().position(here)
     }
 
-    fn err(&self, n: usize, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+    fn err(&self, n: usize, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
         let plant = &mut self.plants.borrow_mut()[n];
         let inner = &mut *self.inner.borrow_mut();
         let operands = op.inputs().into_iter().map(|t| Ok(Rc::new(inner.read(t)?))).collect::<Result<Vec<_>>>()?;
@@ -203,18 +199,18 @@ impl Faulty {
         let scoped = matches!(plant.scope, Scope::Expert | Scope::ExpertOnce);
         let expert = busiest(&host).unwrap_or(0);
 
-        let right = inner.run(site, op)?;
-        let wrong = (plant.mistake)(&mut Engine { backend: inner, site, expert }, &host)?;
+        let right = inner.run(at, op)?;
+        let wrong = (plant.mistake)(&mut Engine { backend: inner, at, expert }, &host)?;
         plant.done.calls += 1;
         plant.done.expert = scoped.then_some(expert);
-        plant.done.position = row_of(plant.scope, expert, &host).map(|row| self.start + row);
+        plant.done.position = row_of(plant.scope, expert, &host).map(|row| at.start + row);
         if let Op::Store { cache, .. } = op {
             plant.done.ratio = f64::NAN;
             let x = inner.upload(&wrong)?;
-            return inner.run(site, &Op::Store { cache: cache.clone(), x, start: 0 });
+            return inner.run(at, &Op::Store { cache: cache.clone(), x, start: 0 });
         }
         let right = inner.read(&right)?;
-        let members = members(plant.scope, expert, &host, site, &right)?;
+        let members = members(plant.scope, expert, &host, at.site, &right)?;
         let contract = inner.contract(op.kind());
         let (mixed, ratio) = mix(plant, &contract, &host, &right, &wrong, &members)?;
         plant.done.ratio = ratio;
@@ -246,14 +242,10 @@ impl Backend for Faulty {
     fn shape(&self, tensor: &AnyTensor) -> Vec<usize> {
         self.inner.borrow().shape(tensor)
     }
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        if let Op::Embed { tokens, .. } = op {
-            self.start = self.next;
-            self.next += tokens.len();
-        }
-        match self.planted(site, op.kind()) {
-            Some(n) => self.err(n, site, op),
-            None => self.inner.borrow_mut().run(site, op),
+    fn run(&mut self, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+        match self.planted(at, op.kind()) {
+            Some(n) => self.err(n, at, op),
+            None => self.inner.borrow_mut().run(at, op),
         }
     }
     fn fetch(&mut self, tensor: &AnyTensor) -> Result<Ticket> {

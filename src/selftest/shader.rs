@@ -71,7 +71,7 @@ pub fn mistake(shaders: &'static [Shader], adapter: AdapterSelector) -> Mistake 
             Ok(false) => {
                 let (kernels, kind): (Vec<&str>, _) = (shaders.iter().map(|s| s.kernel).collect(), op.kind());
                 let kernels = kernels.join(" or ");
-                Err(Error::usage(format!("{}: {kind:?} did not run the planted kernel {kernels}", engine.site)))
+                Err(Error::usage(format!("{}: {kind:?} did not run the planted kernel {kernels}", engine.at.site)))
             }
             Err(e) => Err(e),
         }

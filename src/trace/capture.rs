@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use crate::backend::{Backend, BackendInfo, Contract};
 use crate::error::Result;
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{Data, HostTensor, Op, Site, Stage};
+use crate::op::{At, Data, HostTensor, Op, Site, Stage};
 
 use super::stats::{Statistics, Stats};
 use super::store::{ModelInfo, Run, TraceWriter, contracts};
-use super::{Observer, Traced, positions_in};
+use super::{StageObserver, Traced, positions_in};
 
 /// Keeps the statistics of every stage, gives the chosen ones to a writer, and notes what a report wants to say.
 #[derive(Default)]
@@ -45,17 +45,17 @@ impl Recorder {
     }
 }
 
-impl Observer for Recorder {
+impl StageObserver for Recorder {
     fn wants(&self, _: Site) -> bool {
         true
     }
 
-    fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()> {
-        let bad = self.statistics.add(site, start, &values);
+    fn observe(&mut self, at: At, values: HostTensor) -> Result<()> {
+        let At { site, start } = at;
+        let bad = self.statistics.add(at, &values);
         if bad > 0 && self.not_finite.is_none() {
             let rows = 0..positions_in(site.stage, &values);
-            let first =
-                rows.map(|t| (t, Stats::of_rows(site, start, &values, t..t + 1))).find(|(_, s)| s.non_finite() > 0);
+            let first = rows.map(|t| (t, Stats::of_rows(at, &values, t..t + 1))).find(|(_, s)| s.non_finite() > 0);
             self.not_finite = first.map(|(t, stats)| {
                 let s = stats.summary();
                 NotFinite { site, position: start + t, nan: s.nan_count, inf: s.inf_count, count: s.count }
@@ -74,7 +74,7 @@ impl Observer for Recorder {
             }
         }
         match &mut self.writer {
-            Some(writer) if writer.wants(site) => writer.add(site, start, &values),
+            Some(writer) if writer.wants(site) => writer.add(at, &values),
             _ => Ok(()),
         }
     }
@@ -138,7 +138,7 @@ pub fn capture<B: Backend>(
     for part in prompt.chunks(chunk) {
         let all = forward(&mut traced, model, &mut session, part, LogitRows::All)?;
         if session.position() == prompt.len() {
-            logits = last_row(&mut traced, all, part.len())?;
+            logits = last_row(&mut traced, all, part.len(), session.position() - 1)?;
         }
         progress(session.position());
     }
@@ -149,7 +149,7 @@ pub fn capture<B: Backend>(
         };
         tokens.push(next);
         let all = forward(&mut traced, model, &mut session, &[next], LogitRows::All)?;
-        logits = last_row(&mut traced, all, 1)?;
+        logits = last_row(&mut traced, all, 1, session.position() - 1)?;
         progress(session.position());
     }
     let (_, recorder) = traced.finish()?;
@@ -157,10 +157,10 @@ pub fn capture<B: Backend>(
 }
 
 /// The last of `rows` rows of logits, on the host.
-fn last_row<B: Backend>(backend: &mut B, logits: B::Tensor, rows: usize) -> Result<Vec<f64>> {
+fn last_row<B: Backend>(backend: &mut B, logits: B::Tensor, rows: usize, position: usize) -> Result<Vec<f64>> {
     let last = match rows {
         1 => logits,
-        _ => backend.run(Site::model(Stage::Logits), &Op::Rows { x: logits, start: rows - 1, rows: 1 })?,
+        _ => backend.run(At::model(Stage::Logits, position), &Op::Rows { x: logits, start: rows - 1, rows: 1 })?,
     };
     Ok(backend.read(&last)?.to_f64())
 }
@@ -199,9 +199,9 @@ mod tests {
     impl Backend for Spoiled {
         pass_on!(inner: CpuBackend);
 
-        fn run(&mut self, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
-            let result = self.inner.run(site, op)?;
-            if site != self.site || !op.makes_stage() {
+        fn run(&mut self, at: At, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
+            let result = self.inner.run(at, op)?;
+            if at.site != self.site || !op.makes_stage() {
                 return Ok(result);
             }
             self.calls += 1;

@@ -5,7 +5,7 @@
 //!   is traced is what runs.
 //! - A wanted stage is fetched when it has been made and taken later, so that copies travel while the next layer runs. The
 //!   queue between the two is bounded in operations and in bytes.
-//! - An [`Observer`] is told values in the order in which they were made, with the position of their first row.
+//! - A [`StageObserver`] is told values in the order in which they were made, with the position of their first row.
 
 pub mod capture;
 pub mod import;
@@ -17,15 +17,15 @@ pub mod store;
 use std::collections::VecDeque;
 
 use crate::backend::{Backend, Ticket, pass_on};
-use crate::error::{Error, Result};
-use crate::op::{Dim, HostTensor, Op, Site, Stage};
+use crate::error::Result;
+use crate::op::{At, Dim, HostTensor, Op, Site, Stage};
 
 /// Is told the values of the stages that it wants.
-pub trait Observer {
+pub trait StageObserver {
     fn wants(&self, site: Site) -> bool;
 
-    /// `values` are the stage's, as the table shapes them; their first row is position `start` of the run.
-    fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()>;
+    /// `values` are the stage's, as the table shapes them; `at` says which position their first row is.
+    fn observe(&mut self, at: At, values: HostTensor) -> Result<()>;
 }
 
 /// How many positions `values` of `stage` are of: its rows.
@@ -40,31 +40,26 @@ const LAG: u64 = 24;
 const IN_FLIGHT: usize = 64 << 20;
 
 /// A backend that shows an observer what another backend makes, and changes nothing.
-pub struct Traced<B: Backend, O: Observer> {
+pub struct Traced<B: Backend, O: StageObserver> {
     inner: B,
     observer: O,
     under_way: VecDeque<UnderWay>,
     bytes: usize,
     /// Operations run so far.
     clock: u64,
-    /// First position of this call, positions in it, and the first of its rows that are still computed.
-    start: usize,
-    tokens: usize,
-    first_row: usize,
 }
 
 struct UnderWay {
-    site: Site,
-    start: usize,
+    at: At,
     ticket: Ticket,
     bytes: usize,
     made_at: u64,
 }
 
-impl<B: Backend, O: Observer> Traced<B, O> {
+impl<B: Backend, O: StageObserver> Traced<B, O> {
     pub fn new(inner: B, observer: O) -> Self {
         let (under_way, bytes, clock) = (VecDeque::new(), 0, 0);
-        Self { inner, observer, under_way, bytes, clock, start: 0, tokens: 0, first_row: 0 }
+        Self { inner, observer, under_way, bytes, clock }
     }
 
     /// Tells the observer everything that is still under way, then gives both back.
@@ -91,40 +86,17 @@ impl<B: Backend, O: Observer> Traced<B, O> {
     fn deliver(&mut self, next: UnderWay) -> Result<()> {
         self.bytes -= next.bytes;
         let values = self.inner.take(next.ticket)?;
-        self.observer.observe(next.site, next.start, values)
-    }
-
-    /// Follows which positions the rows of results are.
-    fn follow(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<()> {
-        match op {
-            Op::Embed { tokens, .. } => {
-                self.start += self.tokens;
-                self.tokens = tokens.len();
-                self.first_row = 0;
-            }
-            // The last rows of the batch, for logits that only some positions need.
-            Op::Rows { x, start, .. } if self.inner.shape(x).first() == Some(&self.tokens) => self.first_row = *start,
-            Op::Rope { start, .. } if *start != self.start => {
-                return Err(Error::cannot_run(format!(
-                    "{site}: the call starts at position {start}, the tracer counted {}; a tracer follows one run from its \
-                     first position",
-                    self.start
-                )));
-            }
-            _ => {}
-        }
-        Ok(())
+        self.observer.observe(next.at, values)
     }
 }
 
-impl<B: Backend, O: Observer> Backend for Traced<B, O> {
+impl<B: Backend, O: StageObserver> Backend for Traced<B, O> {
     pass_on!(inner: B);
 
-    fn run(&mut self, site: Site, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
-        self.follow(site, op)?;
-        let result = self.inner.run(site, op)?;
+    fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
+        let result = self.inner.run(at, op)?;
         self.clock += 1;
-        if op.makes_stage() && self.observer.wants(site) {
+        if op.makes_stage() && self.observer.wants(at.site) {
             // 8 bytes an element is the most there is; what counts is that the queue has a bound.
             let bytes = self.inner.shape(&result).iter().product::<usize>().saturating_mul(8);
             while self.bytes.saturating_add(bytes) > IN_FLIGHT
@@ -134,8 +106,7 @@ impl<B: Backend, O: Observer> Backend for Traced<B, O> {
             }
             let ticket = self.inner.fetch(&result)?;
             self.bytes += bytes;
-            let start = self.start + self.first_row;
-            self.under_way.push_back(UnderWay { site, start, ticket, bytes, made_at: self.clock });
+            self.under_way.push_back(UnderWay { at, ticket, bytes, made_at: self.clock });
         }
         while let Some(next) = self.under_way.pop_front_if(|u| u.made_at + LAG <= self.clock) {
             self.deliver(next)?;
@@ -184,7 +155,7 @@ mod tests {
         fn shape(&self, tensor: &HostTensor) -> Vec<usize> {
             tensor.shape.clone()
         }
-        fn run(&mut self, _: Site, op: &Op<'_, HostTensor>) -> Result<HostTensor> {
+        fn run(&mut self, _: At, op: &Op<'_, HostTensor>) -> Result<HostTensor> {
             self.log.push("run");
             Ok(match op {
                 Op::Embed { tokens, .. } => HostTensor::f32(&[tokens.len(), 1], vec![1.0; tokens.len()]),
@@ -209,14 +180,14 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Seen(Vec<(Site, usize, usize)>);
-    impl Observer for Seen {
+    struct Seen(Vec<(At, usize)>);
+    impl StageObserver for Seen {
         fn wants(&self, site: Site) -> bool {
             site.stage != Stage::FinalNorm
         }
-        fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()> {
+        fn observe(&mut self, at: At, values: HostTensor) -> Result<()> {
             assert!(matches!(values.data, Data::F32(_)));
-            self.0.push((site, start, values.shape[0]));
+            self.0.push((at, values.shape[0]));
             Ok(())
         }
     }
@@ -229,28 +200,34 @@ mod tests {
     fn values_arrive_in_order_with_their_positions_and_late() {
         let table = table();
         let mut traced = Traced::new(Ones::default(), Seen::default());
-        for tokens in [&[1u32, 2, 3][..], &[4, 5], &[6]] {
-            let mut x = traced.run(Site::model(Stage::Embedding), &Op::Embed { table: &table, tokens }).unwrap();
+        // A prompt, two calls that go on from it, and another prompt from the first position.
+        let calls = [(0, &[1u32, 2, 3][..]), (3, &[4, 5]), (5, &[6]), (0, &[7, 8])];
+        for (start, tokens) in calls {
+            let mut x = traced.run(At::model(Stage::Embedding, start), &Op::Embed { table: &table, tokens }).unwrap();
             for layer in 0..40 {
-                x = traced.run(Site::layer(layer, Stage::LayerOut), &Op::Add { a: x.clone(), b: x }).unwrap();
+                let at = At::layer(layer, Stage::LayerOut, start);
+                x = traced.run(at, &Op::Add { a: x.clone(), b: x }).unwrap();
             }
-            let (start, rows) = (tokens.len() - 1, 1);
-            let x = traced.run(Site::model(Stage::FinalNorm), &Op::Rows { x, start, rows }).unwrap();
-            let x = traced.run(Site::model(Stage::FinalNorm), &Op::RouterProbs { logits: x }).unwrap();
-            traced.run(Site::model(Stage::Logits), &Op::RouterProbs { logits: x }).unwrap();
+            let last = start + tokens.len() - 1;
+            let rows = Op::Rows { x, start: tokens.len() - 1, rows: 1 };
+            let x = traced.run(At::layer(39, Stage::LayerOut, last), &rows).unwrap();
+            let x = traced.run(At::model(Stage::FinalNorm, last), &Op::RouterProbs { logits: x }).unwrap();
+            traced.run(At::model(Stage::Logits, last), &Op::RouterProbs { logits: x }).unwrap();
         }
         let (ones, seen) = traced.finish().unwrap();
-        assert_eq!(ones.log.iter().filter(|l| **l == "fetch").count(), 3 * 42, "only wanted stages are fetched");
+        let fetched = ones.log.iter().filter(|l| **l == "fetch").count();
+        assert_eq!(fetched, calls.len() * 42, "only wanted stages are fetched");
         assert_eq!(ones.out, 0);
         assert!((20..=26).contains(&ones.most_out), "{} under way", ones.most_out);
         let runs: Vec<_> = seen.0.chunks(42).collect();
-        assert_eq!(runs.len(), 3);
-        for (run, (start, tokens)) in runs.iter().zip([(0, 3), (3, 2), (5, 1)]) {
-            assert_eq!(run[0], (Site::model(Stage::Embedding), start, tokens));
+        assert_eq!(runs.len(), calls.len());
+        for (run, (start, tokens)) in runs.iter().zip(calls) {
+            let rows = tokens.len();
+            assert_eq!(run[0], (At::model(Stage::Embedding, start), rows));
             for layer in 0..40 {
-                assert_eq!(run[1 + layer], (Site::layer(layer, Stage::LayerOut), start, tokens));
+                assert_eq!(run[1 + layer], (At::layer(layer, Stage::LayerOut, start), rows));
             }
-            assert_eq!(run[41], (Site::model(Stage::Logits), start + tokens - 1, 1), "logits of the last row");
+            assert_eq!(run[41], (At::model(Stage::Logits, start + rows - 1), 1), "logits of the last row");
         }
     }
 
@@ -259,24 +236,12 @@ mod tests {
         let tokens = vec![0u32; 1 << 20]; // 8 MiB a tensor at most
         let table = table();
         let mut traced = Traced::new(Ones::default(), Seen::default());
-        let mut x = traced.run(Site::model(Stage::Embedding), &Op::Embed { table: &table, tokens: &tokens }).unwrap();
+        let mut x = traced.run(At::model(Stage::Embedding, 0), &Op::Embed { table: &table, tokens: &tokens }).unwrap();
         for layer in 0..20 {
-            x = traced.run(Site::layer(layer, Stage::LayerOut), &Op::Add { a: x.clone(), b: x }).unwrap();
+            x = traced.run(At::layer(layer, Stage::LayerOut, 0), &Op::Add { a: x.clone(), b: x }).unwrap();
         }
         let (ones, seen) = traced.finish().unwrap();
         assert_eq!(ones.most_out, IN_FLIGHT / (8 << 20));
         assert_eq!(seen.0.len(), 21);
-    }
-
-    #[test]
-    fn a_run_that_starts_over_is_refused() {
-        let table = table();
-        let mut traced = Traced::new(Ones::default(), Seen::default());
-        let mut call = |start| {
-            let x = traced.run(Site::model(Stage::Embedding), &Op::Embed { table: &table, tokens: &[1, 2] })?;
-            traced.run(Site::layer(0, Stage::QRope), &Op::Rope { x, start, head_dim: 2, base: 1e4 })
-        };
-        assert!(call(0).is_ok());
-        assert!(call(0).unwrap_err().to_string().contains("starts at position 0, the tracer counted 2"));
     }
 }

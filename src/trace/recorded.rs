@@ -10,14 +10,12 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{Data, Dim, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
+use crate::op::{At, Data, Dim, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
 use crate::trace::store::{Trace, op_name};
 
 /// A trace directory that answers like a backend.
 pub struct Recorded {
     trace: Trace,
-    start: usize,
-    next_start: usize,
     tickets: HostTickets,
 }
 
@@ -60,22 +58,16 @@ impl Recorded {
                 if more > 0 { format!(" and {more} more are") } else { " is".into() }
             )));
         }
-        Ok(Self { trace, start: 0, next_start: 0, tickets: HostTickets::default() })
+        Ok(Self { trace, tickets: HostTickets::default() })
     }
 
-    /// The tokens that were run, and how many of them are the prompt.
-    pub fn tokens(&self) -> (&[u32], usize) {
-        let run = &self.trace.manifest().run;
-        (&run.tokens, run.prompt_tokens)
-    }
-
-    /// The stage's values at positions start..next_start.
-    fn recorded(&self, site: Site) -> Result<HostTensor> {
+    /// The stage's values in a call of `rows` positions.
+    fn recorded(&self, At { site, start }: At, rows: usize) -> Result<HostTensor> {
         let whole = self
             .trace
             .tensor(site)?
             .ok_or_else(|| Error::input(format!("{}: {} is not there", self.trace.dir().display(), site.key())))?;
-        Ok(positions(&whole, site, self.start, self.next_start))
+        Ok(positions(&whole, site, start, start + rows))
     }
 }
 
@@ -147,30 +139,30 @@ impl Backend for Recorded {
         tensor.shape.clone()
     }
 
-    fn run(&mut self, site: Site, op: &Op<'_, Rc<HostTensor>>) -> Result<Rc<HostTensor>> {
-        match op {
+    fn run(&mut self, at: At, op: &Op<'_, Rc<HostTensor>>) -> Result<Rc<HostTensor>> {
+        let rows = match op {
+            Op::Store { cache, .. } => return Ok(cache.clone()),
+            Op::Rows { x, start, rows } => {
+                return Ok(Rc::new(positions(x, Site::model(crate::op::Stage::Embedding), *start, start + rows)));
+            }
             Op::Embed { tokens, .. } => {
-                let whole = self.trace.manifest().run.tokens.len();
-                // After its last token a recording can be run again from the first.
-                self.start = if self.next_start == whole { 0 } else { self.next_start };
-                self.next_start = self.start + tokens.len();
-                let recorded = &self.trace.manifest().run.tokens;
-                if recorded.get(self.start..self.next_start) != Some(tokens) {
+                let recorded = self.trace.manifest().run.tokens.get(at.start..at.start + tokens.len());
+                if recorded != Some(tokens) {
                     return Err(Error::input(format!(
                         "{}: was recorded with other tokens at positions {} to {}",
                         self.trace.dir().display(),
-                        self.start,
-                        self.next_start - 1
+                        at.start,
+                        at.start + tokens.len() - 1
                     )));
                 }
-                self.recorded(site).map(Rc::new)
+                tokens.len()
             }
-            Op::Store { cache, .. } => Ok(cache.clone()),
-            Op::Rows { x, start, rows } => {
-                Ok(Rc::new(positions(x, Site::model(crate::op::Stage::Embedding), *start, start + rows)))
-            }
-            _ => self.recorded(site).map(Rc::new),
-        }
+            // [heads, T, S]
+            Op::AttnProbs { scores: x, .. } | Op::AttnContext { probs: x, .. } => x.shape[1],
+            // [T, …]
+            _ => op.inputs()[0].shape[0],
+        };
+        self.recorded(at, rows).map(Rc::new)
     }
     fn fetch(&mut self, tensor: &Rc<HostTensor>) -> Result<Ticket> {
         let values = (**tensor).clone();

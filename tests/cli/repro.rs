@@ -11,7 +11,7 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Patch};
 use twinscope::backend::{Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::error::Result;
 use twinscope::model::Model;
-use twinscope::op::{HostTensor, Op, OpKind, Site, Stage, Weight};
+use twinscope::op::{At, HostTensor, Op, OpKind, Site, Stage, Weight};
 use twinscope::repro::capture::{Run, Wanted};
 use twinscope::repro::case::Case;
 use twinscope::repro::manifest::Manifest;
@@ -276,9 +276,9 @@ impl Backend for WrongOnce {
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize> {
         self.cpu.shape(tensor)
     }
-    fn run(&mut self, site: Site, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor> {
-        let result = self.cpu.run(site, op)?;
-        if site != self.site || std::mem::replace(&mut self.done, true) {
+    fn run(&mut self, at: At, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor> {
+        let result = self.cpu.run(at, op)?;
+        if at.site != self.site || std::mem::replace(&mut self.done, true) {
             return Ok(result);
         }
         let right = self.cpu.read(&result)?;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use twinscope::backend::Backend;
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::op::{HostTensor, Site};
-use twinscope::trace::{Observer, Traced};
+use twinscope::op::{At, HostTensor, Site};
+use twinscope::trace::{StageObserver, Traced};
 
 /// The prompts with golden activations.
 pub const PROMPTS: [&str; 3] = ["main", "ownership", "one"];
@@ -60,11 +60,11 @@ pub fn nmse(reference: &HostTensor, subject: &HostTensor) -> f64 {
 #[derive(Default)]
 pub struct Recorder(pub BTreeMap<String, HostTensor>);
 
-impl Observer for Recorder {
+impl StageObserver for Recorder {
     fn wants(&self, _: Site) -> bool {
         true
     }
-    fn observe(&mut self, site: Site, _start: usize, values: HostTensor) -> twinscope::Result<()> {
+    fn observe(&mut self, At { site, .. }: At, values: HostTensor) -> twinscope::Result<()> {
         assert!(self.0.insert(site.key(), values).is_none(), "{site} was observed twice in one call");
         Ok(())
     }

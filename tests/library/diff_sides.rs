@@ -10,7 +10,7 @@ use twinscope::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, 
 use twinscope::diff::outcome::{Comparison, StageResult, Verdict};
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
-use twinscope::op::{HostTensor, Op, OpKind, Site, Stage, Weight};
+use twinscope::op::{At, HostTensor, Op, OpKind, Site, Stage, Weight};
 
 type Change = fn(HostTensor) -> HostTensor;
 
@@ -24,9 +24,9 @@ struct Faulty {
 impl Backend for Faulty {
     type Tensor = AnyTensor;
 
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        let result = self.inner.run(site, op)?;
-        if site != self.site || !op.makes_stage() {
+    fn run(&mut self, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+        let result = self.inner.run(at, op)?;
+        if at.site != self.site || !op.makes_stage() {
             return Ok(result);
         }
         let values = self.inner.read(&result)?;

@@ -31,7 +31,7 @@ fn check<B: Backend>(backend: &mut B, seed: u64) -> (BTreeMap<OpKind, Vec<f64>>,
             *refusals.entry(case.ty().map_or("?".into(), |ty| ty.to_string())).or_default() += 1;
             continue;
         }
-        let result = cases::run(backend, case.site(), &operands);
+        let result = cases::run(backend, case.at(), &operands);
         let judged = result.and_then(|r| judge(&operands.op(), &backend.contract(case.kind()), &r));
         match judged {
             Ok(judged) if judged.ratio.explained() => ratios.entry(case.kind()).or_default().push(judged.ratio.max),

@@ -7,10 +7,10 @@ use twinscope::backend::Backend;
 use twinscope::backend::cpu::CpuBackend;
 use twinscope::gguf::Gguf;
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::op::{GgmlType, HostTensor, Site, Stage};
+use twinscope::op::{At, GgmlType, HostTensor, Site, Stage};
 use twinscope::quant::dequantize;
 use twinscope::synth::{Ffn, MIXES, Mix, Moe, Plan, Role, Shape};
-use twinscope::trace::{Observer, Traced};
+use twinscope::trace::{StageObserver, Traced};
 
 fn write(path: &Path, shape: &Shape, mix: &Mix, seed: u64) {
     Plan::new("test", shape, mix, seed).unwrap().write(path, |_| ()).unwrap();
@@ -239,14 +239,14 @@ fn dimensions_that_make_no_model_are_refused_by_flag() {
 #[derive(Default)]
 struct Kept(Vec<(Site, HostTensor)>);
 
-impl Observer for Kept {
+impl StageObserver for Kept {
     fn wants(&self, site: Site) -> bool {
         matches!(
             site.stage,
             Stage::AttnOut | Stage::RouterIds | Stage::MoeOut | Stage::FfnOut | Stage::LayerOut | Stage::Logits
         )
     }
-    fn observe(&mut self, site: Site, _start: usize, values: HostTensor) -> Result<()> {
+    fn observe(&mut self, At { site, .. }: At, values: HostTensor) -> Result<()> {
         self.0.push((site, values));
         Ok(())
     }

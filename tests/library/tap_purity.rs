@@ -7,8 +7,8 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::op::{HostTensor, Site};
-use twinscope::trace::{Observer, Traced};
+use twinscope::op::{At, HostTensor, Site};
+use twinscope::trace::{StageObserver, Traced};
 
 /// Wants the sites that a rule picks, and looks at every value.
 struct Taps {
@@ -16,11 +16,11 @@ struct Taps {
     seen: usize,
 }
 
-impl Observer for Taps {
+impl StageObserver for Taps {
     fn wants(&self, site: Site) -> bool {
         (self.rule)(site)
     }
-    fn observe(&mut self, _: Site, _: usize, values: HostTensor) -> twinscope::Result<()> {
+    fn observe(&mut self, _: At, values: HostTensor) -> twinscope::Result<()> {
         assert!(!values.is_empty());
         self.seen += 1;
         Ok(())

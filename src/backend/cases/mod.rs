@@ -14,8 +14,7 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::op::{GgmlType, STAGES, Site, Stage};
-use crate::op::{HostTensor, Op, OpKind, Weight};
+use crate::op::{At, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
 use crate::quant::random::{RandomBlocks, Rng};
 
 mod table;
@@ -188,10 +187,20 @@ impl Case {
         }
     }
 
-    /// A stage that this kind of operation makes, for the site of a call; `Store` and `Rows` make none and borrow one.
-    pub fn site(&self) -> Site {
+    /// Where a call of it stands: at a stage that this kind of operation makes (`Store` and `Rows` make none and borrow
+    /// one), and at the position of its first row.
+    pub fn at(&self) -> At {
         let stage = STAGES.iter().find(|row| row.op == self.kind()).map_or(Stage::KRope, |row| row.stage);
-        Site::layer(0, stage)
+        let start = match self.shape {
+            Shape::Rope { start, .. }
+            | Shape::Store { start, .. }
+            | Shape::AttnScores { start, .. }
+            | Shape::AttnProbs { start, .. }
+            | Shape::AttnContext { start, .. }
+            | Shape::Rows { start, .. } => start,
+            _ => 0,
+        };
+        At::layer(0, stage, start)
     }
 
     /// Multiply-adds with weights, or elements where there are no weights: the work that a benchmark divides by.
@@ -280,7 +289,7 @@ impl Operands {
     ///
     /// # Errors
     /// Whatever the backend says.
-    pub fn upload<B: Backend>(&self, site: Site, backend: &mut B) -> Result<Vec<B::Tensor>> {
+    pub fn upload<B: Backend>(&self, at: At, backend: &mut B) -> Result<Vec<B::Tensor>> {
         let cache = match self.shape {
             Shape::Store { .. } => Some(0),
             Shape::AttnScores { .. } | Shape::AttnContext { .. } => Some(1),
@@ -291,7 +300,7 @@ impl Operands {
             let handle = if cache == Some(i) {
                 let rows = backend.upload(tensor)?;
                 let cache = backend.alloc(&tensor.shape)?;
-                backend.run(site, &Op::Store { cache, x: rows, start: 0 })?
+                backend.run(At { start: 0, ..at }, &Op::Store { cache, x: rows, start: 0 })?
             } else {
                 backend.upload(tensor)?
             };
@@ -305,11 +314,11 @@ impl Operands {
 ///
 /// # Errors
 /// Whatever the backend says.
-pub fn run<B: Backend>(backend: &mut B, site: Site, operands: &Operands) -> Result<HostTensor> {
-    let tensors = operands.upload(site, backend)?;
+pub fn run<B: Backend>(backend: &mut B, at: At, operands: &Operands) -> Result<HostTensor> {
+    let tensors = operands.upload(at, backend)?;
     let mut next = tensors.iter();
     let op = operands.op().try_map(|_| Ok(next.next().expect("an upload for each operand").clone()))?;
-    let result = backend.run(site, &op)?;
+    let result = backend.run(at, &op)?;
     backend.read(&result)
 }
 

@@ -25,8 +25,7 @@ pub use level::Level;
 pub use tensor::CpuTensor;
 
 use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
-use crate::op::Site;
-use crate::op::{HostTensor, Op, OpKind, Weight};
+use crate::op::{At, HostTensor, Op, OpKind, Weight};
 use crate::quant;
 use crate::{Error, Result};
 
@@ -121,8 +120,8 @@ impl Backend for CpuBackend {
         tensor.shape()
     }
 
-    fn run(&mut self, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
-        ops::run(self, site, op)
+    fn run(&mut self, at: At, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
+        ops::run(self, at.site, op)
     }
 
     fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {

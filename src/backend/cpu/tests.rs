@@ -2,9 +2,9 @@
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
 use super::*;
-use crate::op::{Data, GgmlType, Stage};
+use crate::op::{Data, GgmlType, Site, Stage};
 
-const SITE: Site = Site { layer: Some(3), stage: Stage::QProj };
+const AT: At = At { site: Site { layer: Some(3), stage: Stage::QProj }, start: 0 };
 const U: f64 = 5.960464477539063e-8; // 2^-24
 
 /// γ_n = n·u / (1 − n·u): Higham, Accuracy and Stability of Numerical Algorithms, lemma 3.1.
@@ -68,7 +68,7 @@ fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
         let weight = weight("w", [k, n, 1], &w);
         let run = |mut b: CpuBackend| {
             let x = up(&mut b, &[t, k], &x);
-            let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
+            let y = b.run(AT, &Op::MatMul { x, weight: &weight }).unwrap();
             assert_eq!(b.shape(&y), [t, n]);
             f32s(&mut b, &y)
         };
@@ -97,7 +97,7 @@ fn experts_are_read_by_id_whether_x_is_shared_or_one_per_slot() {
         let x = values(4, if shared { t * k } else { t * slots * k });
         let shape: &[usize] = if shared { &[t, k] } else { &[t, slots, k] };
         let x_t = up(&mut b, shape, &x);
-        let y = b.run(SITE, &Op::ExpertMatMul { x: x_t, ids: ids_t.clone(), weight: &stack }).unwrap();
+        let y = b.run(AT, &Op::ExpertMatMul { x: x_t, ids: ids_t.clone(), weight: &stack }).unwrap();
         assert_eq!(b.shape(&y), [t, slots, n]);
         let y = f32s(&mut b, &y);
         for (i, y) in y.iter().enumerate() {
@@ -117,7 +117,7 @@ fn rope_is_exact_at_a_far_position() {
     let x = values(5, 2 * 3 * d); // two positions of three heads
     let mut b = scalar();
     let x_t = up(&mut b, &[2, 3 * d], &x);
-    let y = b.run(SITE, &Op::Rope { x: x_t, start, head_dim: d, base }).unwrap();
+    let y = b.run(AT, &Op::Rope { x: x_t, start, head_dim: d, base }).unwrap();
     let y = f32s(&mut b, &y);
     for (i, y) in y.iter().enumerate() {
         let (t, head, j) = (i / (3 * d), i / d, i % d);
@@ -144,7 +144,7 @@ fn norm_swiglu_and_combine(mut b: CpuBackend) {
     let (n, groups) = (40, 3);
     let (x, w, eps) = (values(6, 2 * groups * n), values(7, n), 1e-6f32);
     let x_t = up(&mut b, &[2, groups * n], &x);
-    let norm = b.run(SITE, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps }).unwrap();
+    let norm = b.run(AT, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps }).unwrap();
     let norm = f32s(&mut b, &norm);
     // Σx² to γ(1 + depth), mean and + eps one each, and √ halves their sum; then √, division and two products.
     let bound = gamma((depth(&b, OpKind::RmsNorm, n) + 2).div_ceil(2) + 4);
@@ -157,7 +157,7 @@ fn norm_swiglu_and_combine(mut b: CpuBackend) {
 
     let (gate, up_v) = (values(8, 50).iter().map(|x| x * 20.0).collect::<Vec<_>>(), values(9, 50));
     let (g, u) = (up(&mut b, &[5, 10], &gate), up(&mut b, &[5, 10], &up_v));
-    let act = b.run(SITE, &Op::SwiGlu { gate: g, up: u }).unwrap();
+    let act = b.run(AT, &Op::SwiGlu { gate: g, up: u }).unwrap();
     for (i, y) in f32s(&mut b, &act).iter().enumerate() {
         let g = gate[i] as f64;
         let exact = g / (1.0 + (-g).exp()) * up_v[i] as f64;
@@ -168,7 +168,7 @@ fn norm_swiglu_and_combine(mut b: CpuBackend) {
 
     let (down, weights) = (values(10, 3 * 4 * 7), values(11, 3 * 4));
     let (d, w) = (up(&mut b, &[3, 4, 7], &down), up(&mut b, &[3, 4], &weights));
-    let out = b.run(SITE, &Op::Combine { down: d, weights: w }).unwrap();
+    let out = b.run(AT, &Op::Combine { down: d, weights: w }).unwrap();
     assert_eq!(b.shape(&out), [3, 7]);
     for (i, y) in f32s(&mut b, &out).iter().enumerate() {
         let terms = || (0..4).map(|k| weights[i / 7 * 4 + k] as f64 * down[(i / 7 * 4 + k) * 7 + i % 7] as f64);
@@ -192,15 +192,15 @@ fn attention(mut b: CpuBackend, start: usize, t: usize) {
         let cache = b.alloc(&[capacity, kv_heads * d]).unwrap();
         for (from, rows) in [(0, start), (start, t)] {
             let x = up(b, &[rows, kv_heads * d], &x[from * kv_heads * d..][..rows * kv_heads * d]);
-            b.run(SITE, &Op::Store { cache: cache.clone(), x, start: from }).unwrap();
+            b.run(AT, &Op::Store { cache: cache.clone(), x, start: from }).unwrap();
         }
         cache
     };
     let (k_t, v_t) = (cache(&mut b, &k), cache(&mut b, &v));
     let q_t = up(&mut b, &[t, heads * d], &q);
-    let scores = b.run(SITE, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d }).unwrap();
-    let probs = b.run(SITE, &Op::AttnProbs { scores: scores.clone(), start }).unwrap();
-    let context = b.run(SITE, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d }).unwrap();
+    let scores = b.run(AT, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d }).unwrap();
+    let probs = b.run(AT, &Op::AttnProbs { scores: scores.clone(), start }).unwrap();
+    let context = b.run(AT, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d }).unwrap();
     assert_eq!(b.shape(&scores), [heads, t, seen]);
     assert_eq!(b.shape(&context), [t, heads * d]);
     let (scores, probs, context) = (f32s(&mut b, &scores), f32s(&mut b, &probs), f32s(&mut b, &context));
@@ -253,17 +253,17 @@ fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
         nan, nan, nan, nan, nan,
     ];
     let p = up(&mut b, &[4, 5], &probs);
-    let ids = b.run(SITE, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
+    let ids = b.run(AT, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
     assert_eq!(b.read(&ids).unwrap().ids(), [1, 2, 0, 0, 1, 2, 2, 4, 1, 0, 1, 2]);
-    let w = b.run(SITE, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true }).unwrap();
+    let w = b.run(AT, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true }).unwrap();
     let w = f32s(&mut b, &w);
     assert!((w[0] - 0.375).abs() <= 3.0 * U as f32);
     assert!(w[..6].iter().all(|w| w.is_finite()) && w[6..].iter().all(|w| w.is_nan()));
-    let raw = b.run(SITE, &Op::RouterWeights { probs: p, ids, renormalise: false }).unwrap();
+    let raw = b.run(AT, &Op::RouterWeights { probs: p, ids, renormalise: false }).unwrap();
     assert_eq!(f32s(&mut b, &raw)[..3], [0.3, 0.3, 0.2]);
 
     let logits = up(&mut b, &[2, 3], &[1.0, nan, 0.0, 1000.0, 1000.0, f32::NEG_INFINITY]);
-    let probs = b.run(SITE, &Op::RouterProbs { logits }).unwrap();
+    let probs = b.run(AT, &Op::RouterProbs { logits }).unwrap();
     let probs = f32s(&mut b, &probs);
     assert!(probs[..3].iter().all(|p| p.is_nan()));
     assert_eq!(probs[3..], [0.5, 0.5, 0.0]);
@@ -274,13 +274,13 @@ fn embedding_rows_and_moves() {
     let mut b = scalar();
     let v = values(15, 4 * 6);
     let table = weight("token_embd.weight", [6, 4, 1], &v);
-    let e = b.run(SITE, &Op::Embed { table: &table, tokens: &[3, 0] }).unwrap();
+    let e = b.run(AT, &Op::Embed { table: &table, tokens: &[3, 0] }).unwrap();
     assert_eq!(f32s(&mut b, &e), [&v[18..24], &v[..6]].concat());
-    let last = b.run(SITE, &Op::Rows { x: e.clone(), start: 1, rows: 1 }).unwrap();
+    let last = b.run(AT, &Op::Rows { x: e.clone(), start: 1, rows: 1 }).unwrap();
     assert_eq!(f32s(&mut b, &last), v[..6]);
-    let sum = b.run(SITE, &Op::Add { a: e.clone(), b: e.clone() }).unwrap();
+    let sum = b.run(AT, &Op::Add { a: e.clone(), b: e.clone() }).unwrap();
     assert_eq!(f32s(&mut b, &sum)[0], v[18] * 2.0);
-    let m = message(b.run(SITE, &Op::Embed { table: &table, tokens: &[1, 4] }));
+    let m = message(b.run(AT, &Op::Embed { table: &table, tokens: &[1, 4] }));
     assert_eq!(m, "layer 3 · q_proj (Embed): token 4 is not in token_embd.weight, which has 4 rows");
 }
 
@@ -330,7 +330,7 @@ fn wrong_operands_are_errors_that_say_where() {
         (Op::Rows { x: good.clone(), start: 1, rows: 2 }, "rows 1..3 of 2"),
     ];
     for (op, expected) in cases {
-        let m = message(b.run(SITE, &op));
+        let m = message(b.run(AT, &op));
         assert!(m.starts_with("layer 3 · q_proj") && m.contains(expected), "{m}");
     }
     assert!(b.alloc(&[usize::MAX, 2]).is_err());

@@ -52,8 +52,7 @@ use self::tensor::{Inner, Pool};
 use self::weights::GpuWeight;
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::op::{Data, HostTensor, Op, OpKind, Weight};
-use crate::op::{GgmlType, Site};
+use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
 
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
@@ -270,9 +269,9 @@ impl Backend for GpuBackend {
         tensor.shape().to_vec()
     }
 
-    fn run(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
+    fn run(&mut self, at: At, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
         self.device.check()?;
-        self.run_op(site, op)
+        self.run_op(at.site, op)
     }
 
     fn fetch(&mut self, tensor: &GpuTensor) -> Result<Ticket> {
@@ -314,7 +313,7 @@ mod tests {
         gpu.device.device.destroy();
         assert_eq!(gpu.take(ticket).unwrap_err().exit_code(), 125);
         let op = Op::Add { a: tensor.clone(), b: tensor.clone() };
-        for error in [gpu.run(Site::model(Stage::Embedding), &op).err(), gpu.sync().err(), gpu.fetch(&tensor).err()] {
+        for error in [gpu.run(At::model(Stage::Embedding, 0), &op).err(), gpu.sync().err(), gpu.fetch(&tensor).err()] {
             let error = error.expect("the device is gone");
             assert_eq!(error.exit_code(), 125);
         }

@@ -146,17 +146,17 @@ impl Device {
 mod tests {
     use crate::backend::Backend;
     use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-    use crate::op::{HostTensor, Op, Site, Stage};
+    use crate::op::{At, HostTensor, Op, Stage};
 
     #[test]
     fn a_dispatch_is_kept_with_what_it_read_and_what_it_wrote() {
         let mut gpu = GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).unwrap();
         let x = gpu.upload(&HostTensor::f32(&[1, 4], vec![1.0, 2.0, 3.0, 4.0])).unwrap();
-        let site = Site::model(Stage::Embedding);
-        let before = gpu.run(site, &Op::Add { a: x.clone(), b: x.clone() }).unwrap();
+        let at = At::model(Stage::Embedding, 0);
+        let before = gpu.run(at, &Op::Add { a: x.clone(), b: x.clone() }).unwrap();
         gpu.record();
-        let twice = gpu.run(site, &Op::Add { a: x.clone(), b: x }).unwrap();
-        gpu.run(site, &Op::Add { a: twice.clone(), b: before }).unwrap();
+        let twice = gpu.run(at, &Op::Add { a: x.clone(), b: x }).unwrap();
+        gpu.run(at, &Op::Add { a: twice.clone(), b: before }).unwrap();
         let dispatches = gpu.recorded().unwrap();
         let values = |i: usize, binding: usize| -> Vec<f32> {
             bytemuck::pod_collect_to_vec(&dispatches[i].bindings[binding].bytes)
@@ -169,7 +169,7 @@ mod tests {
             assert!(dispatch.source.contains("fn main"));
             assert_eq!(dispatch.bindings.iter().map(|b| b.written).collect::<Vec<_>>(), [false, false, true]);
         }
-        gpu.run(site, &Op::Add { a: twice.clone(), b: twice }).unwrap();
+        gpu.run(at, &Op::Add { a: twice.clone(), b: twice }).unwrap();
         assert!(gpu.recorded().unwrap().is_empty(), "a recording ends when it is taken");
     }
 }

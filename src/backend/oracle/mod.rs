@@ -19,8 +19,7 @@ use std::sync::Arc;
 
 use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::op::Site;
-use crate::op::{Data, HostTensor, Op, OpKind, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
 
 mod attention;
 pub mod dequant;
@@ -153,7 +152,7 @@ impl Backend for OracleBackend {
         tensor.0.borrow().shape.clone()
     }
 
-    fn run(&mut self, site: Site, op: &Op<'_, OracleTensor>) -> Result<OracleTensor> {
+    fn run(&mut self, At { site, .. }: At, op: &Op<'_, OracleTensor>) -> Result<OracleTensor> {
         let at_site = |e: Error| match e {
             Error::Usage(m) => Error::Usage(format!("{site}: {m}")),
             Error::Input(m) => Error::Input(format!("{site}: {m}")),

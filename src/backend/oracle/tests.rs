@@ -86,13 +86,13 @@ fn router_weights_and_combination() {
 #[test]
 fn a_cache_is_written_in_place_and_clones_see_it() {
     let mut oracle = OracleBackend::new();
-    let site = Site::layer(0, Stage::KRope);
+    let at = |start| At::layer(0, Stage::KRope, start);
     let cache = oracle.alloc(&[3, 2]).unwrap();
     let handle = cache.clone();
     let x = oracle.upload(&HostTensor::f32(&[1, 2], vec![1.0, 2.0])).unwrap();
-    oracle.run(site, &Op::Store { cache: cache.clone(), x: x.clone(), start: 1 }).unwrap();
+    oracle.run(at(1), &Op::Store { cache: cache.clone(), x: x.clone(), start: 1 }).unwrap();
     assert_eq!(oracle.read(&handle).unwrap(), f64s(&[3, 2], &[0., 0., 1., 2., 0., 0.]));
-    let e = oracle.run(site, &Op::Store { cache, x, start: 3 }).err().unwrap();
+    let e = oracle.run(at(3), &Op::Store { cache, x, start: 3 }).err().unwrap();
     assert_eq!(e.exit_code(), 2);
     assert!(e.to_string().starts_with("layer 0 · k_rope: "), "{e}");
 }

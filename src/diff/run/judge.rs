@@ -148,23 +148,23 @@ impl<'m> Judge<'m> {
     }
 
     fn keep(&mut self, o: &Observation<'_>) {
-        let Some(room) = self.room.filter(|_| self.step(o.start) == 0) else { return };
+        let Some(room) = self.room.filter(|_| self.step(o.at.start) == 0) else { return };
         let bytes = o.subject.len() * size_of::<f64>();
-        if bytes > room || o.start != 0 {
+        if bytes > room || o.at.start != 0 {
             self.room = None;
             self.found.injections = Injections::default();
             return;
         }
         self.room = Some(room - bytes);
         let injections = &mut self.found.injections;
-        if o.site.stage == Stage::Logits {
+        if o.at.site.stage == Stage::Logits {
             injections.logits = Some([o.reference.to_f64(), o.subject.to_f64()]);
         }
-        let delta = match o.site.stage {
+        let delta = match o.at.site.stage {
             Stage::RouterIds => (*o.next[1]).clone(),
             _ => HostTensor::f64(&o.subject.shape, error(&o.subject, &o.replayed)),
         };
-        injections.by_site.insert(o.site, delta);
+        injections.by_site.insert(o.at.site, delta);
     }
 
     /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too.
@@ -203,19 +203,19 @@ impl<'m> Judge<'m> {
 
     /// The error of each side on its own inputs.
     fn total(&mut self, o: &Observation<'_>, mask: Mask) -> Result<Measured> {
-        if o.site.stage == Stage::RouterIds {
+        if o.at.site.stage == Stage::RouterIds {
             let routing = self.route(o)?;
             let measured = match &routing {
                 Ok(r) => Measured::from(r),
                 Err(mismatch) => Measured::Failed(mismatch.clone()),
             };
-            let layer = o.site.layer.unwrap_or_default();
-            self.found.routing.push(LayerRouting { step: self.step(o.start), layer, routing });
+            let layer = o.at.site.layer.unwrap_or_default();
+            self.found.routing.push(LayerRouting { step: self.step(o.at.start), layer, routing });
             return Ok(measured);
         }
         // After a flip the same slot holds another expert: compare by expert, the flipped tokens apart.
         let by_expert = matches!(
-            o.site.stage,
+            o.at.site.stage,
             Stage::ExpertGate | Stage::ExpertUp | Stage::ExpertAct | Stage::ExpertDown | Stage::RouterWeights
         );
         if by_expert
@@ -247,12 +247,16 @@ impl<'m> Judge<'m> {
             probs: stage(Stage::RouterProbs).map(pick),
             logits: stage(Stage::RouterLogits).map(pick),
         };
-        let compared =
-            compare_routing(side(&o.reference, |p| &p.reference), side(&o.subject, |p| &p.subject), experts, o.start);
+        let compared = compare_routing(
+            side(&o.reference, |p| &p.reference),
+            side(&o.subject, |p| &p.subject),
+            experts,
+            o.at.start,
+        );
         Ok(compared.map(|mut routing| {
             if let Some(bounds) = &self.bounds {
                 for flip in &mut routing.flips {
-                    let at = (flip.position - o.start) * experts..(flip.position - o.start + 1) * experts;
+                    let at = (flip.position - o.at.start) * experts..(flip.position - o.at.start + 1) * experts;
                     flip.explain(&bounds.oracle[at.clone()], &bounds.reference[at.clone()], &bounds.subject[at]);
                 }
             }
@@ -266,7 +270,7 @@ impl<'m> Judge<'m> {
         let experts = self.config.moe.as_ref().map_or(0, |m| m.experts);
         let side = |ids, weights| Routing { ids, weights: Some(weights), probs: None, logits: None };
         let weighed =
-            compare_routing(side(&ids.reference, &o.reference), side(&ids.subject, &o.subject), experts, o.start);
+            compare_routing(side(&ids.reference, &o.reference), side(&ids.subject, &o.subject), experts, o.at.start);
         if let (Ok(weighed), Some(LayerRouting { routing: Ok(routing), .. })) = (weighed, self.found.routing.last_mut())
         {
             routing.weight_error = weighed.weight_error;
@@ -295,9 +299,9 @@ impl<'m> Judge<'m> {
 
     fn logits(&mut self, o: &Observation<'_>) {
         let rows = o.subject.shape[0];
-        let next: Vec<Option<u32>> = (0..rows).map(|t| self.prompt.get(o.start + t + 1).copied()).collect();
+        let next: Vec<Option<u32>> = (0..rows).map(|t| self.prompt.get(o.at.start + t + 1).copied()).collect();
         // What could not be compared is said by the stage's own result.
-        if let Ok(logits) = compare_logits(&o.reference, &o.subject, &next, o.start) {
+        if let Ok(logits) = compare_logits(&o.reference, &o.subject, &next, o.at.start) {
             self.found.logits.extend(logits.at);
         }
     }
@@ -305,15 +309,16 @@ impl<'m> Judge<'m> {
     /// Error in ÷ error out of the reference's own arithmetic.
     fn amplification(&mut self, o: &Observation<'_>) -> Option<f64> {
         let split = split(&o.reference, &o.replayed, &o.subject).ok()?;
-        self.carried.insert(o.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
-        let inputs: Vec<InputError> = o
-            .site
-            .stage
-            .info()
-            .inputs
-            .iter()
-            .filter_map(|input| self.carried.get(&producer(o.site, *input)).copied())
-            .collect();
+        self.carried
+            .insert(o.at.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
+        let inputs: Vec<InputError> =
+            o.at.site
+                .stage
+                .info()
+                .inputs
+                .iter()
+                .filter_map(|input| self.carried.get(&producer(o.at.site, *input)).copied())
+                .collect();
         split.amplification(&inputs)
     }
 
@@ -327,12 +332,12 @@ impl<'m> Judge<'m> {
         };
         let op = [&o.op_reference, &o.op_subject][inputs];
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
-        let stage = o.site.stage;
+        let stage = o.at.site.stage;
         let ids = self.layer.get(&Stage::RouterIds).map(|p| [&p.reference, &p.subject][inputs].clone());
         let geometry = Geometry {
             stage,
             shape: &wrong.shape,
-            start: o.start,
+            start: o.at.start,
             ids: ids.as_ref().map(|ids| ids.ids()),
             head_dim: Some(self.config.head_dim),
             qtype: result.qtype(),
@@ -342,8 +347,8 @@ impl<'m> Judge<'m> {
             self.explanations -= 1;
             let contracts = [&self.reference, &self.subject][side];
             let scene = Scene {
-                site: o.site,
-                start: o.start,
+                site: o.at.site,
+                start: o.at.start,
                 op,
                 output: wrong,
                 exact,
@@ -386,24 +391,24 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
 
 impl Sink for Judge<'_> {
     fn observe(&mut self, o: Observation<'_>) -> Result<()> {
-        let stage = o.site.stage;
+        let stage = o.at.site.stage;
         if stage == Stage::AttnNorm {
             self.layer.clear();
             self.bounds = None;
         }
         let mask = match stage {
-            Stage::AttnScores | Stage::AttnProbs => Mask::Causal { start: o.start },
+            Stage::AttnScores | Stage::AttnProbs => Mask::Causal { start: o.at.start },
             _ => Mask::None,
         };
         let total = self.total(&o, mask)?;
-        let mut result = StageResult::new(self.step(o.start), o.site, &o.subject.shape, total);
+        let mut result = StageResult::new(self.step(o.at.start), o.at.site, &o.subject.shape, total);
         result.weight = o.op_subject.weight().map(|w| WeightSummary::from(&**w));
         result.injected = Some(match stage {
             Stage::RouterIds => compare_routing(
                 Routing { ids: &o.replayed, weights: None, probs: None, logits: None },
                 Routing { ids: &o.subject, weights: None, probs: None, logits: None },
                 self.config.moe.as_ref().map_or(0, |m| m.experts),
-                o.start,
+                o.at.start,
             )
             .map_or_else(Measured::Failed, |r| Measured::from(&r)),
             _ => measure(&o.replayed, &o.subject, mask).into(),
@@ -428,9 +433,9 @@ impl Sink for Judge<'_> {
             }
         }
         if let Some(ids) = self.layer.get(&Stage::RouterIds) {
-            result.locate(o.start, Some(ids.subject.ids()));
+            result.locate(o.at.start, Some(ids.subject.ids()));
         } else {
-            result.locate(o.start, None);
+            result.locate(o.at.start, None);
         }
         if let Some(view) = &view {
             if stage == Stage::RouterLogits {
@@ -451,11 +456,11 @@ impl Sink for Judge<'_> {
             let other = if *side == Side::Reference { Side::Subject } else { Side::Reference };
             self.found
                 .notes
-                .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.site));
+                .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
         }
         let [reference, subject] = o.next;
-        self.earlier[0].note(o.site, &reference);
-        self.earlier[1].note(o.site, &subject);
+        self.earlier[0].note(o.at.site, &reference);
+        self.earlier[1].note(o.at.site, &subject);
         self.layer.insert(stage, Pair { reference, subject });
         self.found.stages.push(result);
         Ok(())

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
 
 /// One value of the model, as each party has it.
 pub struct Lane {
@@ -35,9 +35,8 @@ pub struct Lane {
 
 /// Everything that is known about one stage of one call.
 pub struct Observation<'a> {
-    pub site: Site,
-    /// The first position of the call.
-    pub start: usize,
+    /// The stage, and the position of its first row.
+    pub at: At,
     /// The operation on the reference's own inputs, and on the subject's own inputs.
     pub op_reference: Op<'a, Rc<HostTensor>>,
     pub op_subject: Op<'a, Rc<HostTensor>>,
@@ -75,9 +74,6 @@ pub struct Lockstep<'s> {
     judge: Option<&'s mut AnyBackend>,
     options: LockstepOptions,
     sink: &'s mut dyn Sink,
-    /// First position of the current call, and of the next.
-    start: usize,
-    next_start: usize,
     tickets: HostTickets,
 }
 
@@ -92,7 +88,7 @@ impl<'s> Lockstep<'s> {
         sink: &'s mut dyn Sink,
     ) -> Self {
         assert!(judge.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
-        Self { reference, subject, judge, options, sink, start: 0, next_start: 0, tickets: HostTickets::default() }
+        Self { reference, subject, judge, options, sink, tickets: HostTickets::default() }
     }
 
     /// A lane from values that both sides have on the host.
@@ -106,17 +102,17 @@ impl<'s> Lockstep<'s> {
     }
 
     /// An operation that makes a stage: all five runs, observed.
-    fn stage(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+    fn stage(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
         // The subject goes first: a GPU works on it while the CPU does the reference's share.
-        let subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
         let ticket = self.subject.fetch(&subject)?;
-        let reference = self.reference.run(site, &op.try_map(|l| Ok(l.reference.clone()))?)?;
+        let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
         let judged = match &mut self.judge {
             None => None,
             Some(judge) => {
                 let mut side = |i: usize| {
                     let op = op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?;
-                    let value = judge.run(site, &op)?;
+                    let value = judge.run(at, &op)?;
                     Ok(Rc::new(judge.read(&value)?))
                 };
                 Some([side(0)?, side(1)?])
@@ -125,7 +121,7 @@ impl<'s> Lockstep<'s> {
         let replayed = if self.options.reference_is_recorded {
             judged.as_ref().expect("checked when made")[1].clone()
         } else {
-            let value = self.reference.run(site, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+            let value = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
             Rc::new(self.reference.read(&value)?)
         };
         let host_reference = Rc::new(self.reference.read(&reference)?);
@@ -137,8 +133,7 @@ impl<'s> Lockstep<'s> {
         };
 
         self.sink.observe(Observation {
-            site,
-            start: self.start,
+            at,
             op_reference: op.try_map(|l| Ok(l.host.borrow()[0].clone()))?,
             op_subject: op.try_map(|l| Ok(l.host.borrow()[1].clone()))?,
             reference: host_reference.clone(),
@@ -172,15 +167,15 @@ impl<'s> Lockstep<'s> {
     }
 
     /// An operation that only moves values: done by every party, and on the host copies.
-    fn moved(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
-        let reference = self.reference.run(site, &op.try_map(|l| Ok(l.reference.clone()))?)?;
-        let subject = self.subject.run(site, &op.try_map(|l| Ok(l.subject.clone()))?)?;
-        let replay = self.reference.run(site, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+    fn moved(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
+        let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let replay = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
         let judge = match &mut self.judge {
             None => None,
             Some(judge) => {
                 let mut side = |i: usize| {
-                    judge.run(site, &op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?)
+                    judge.run(at, &op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?)
                 };
                 Some([side(0)?, side(1)?])
             }
@@ -277,12 +272,8 @@ impl Backend for Lockstep<'_> {
     fn shape(&self, tensor: &Rc<Lane>) -> Vec<usize> {
         self.subject.shape(&tensor.subject)
     }
-    fn run(&mut self, site: Site, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
-        if let Op::Embed { tokens, .. } = op {
-            self.start = self.next_start;
-            self.next_start += tokens.len();
-        }
-        if op.makes_stage() { self.stage(site, op) } else { self.moved(site, op) }
+    fn run(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        if op.makes_stage() { self.stage(at, op) } else { self.moved(at, op) }
     }
     /// The reference's values: the teacher's, where a run is continued from its own logits.
     fn fetch(&mut self, tensor: &Rc<Lane>) -> Result<Ticket> {

@@ -12,7 +12,7 @@ use crate::backend::{AnyBackend, AnyTensor, Backend, pass_on};
 use crate::diff::outcome::Comparison;
 use crate::error::Result;
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{Data, HostTensor, Op, Site, Stage};
+use crate::op::{At, Data, HostTensor, Op, Site, Stage};
 
 /// Injected errors are kept while they take no more than this.
 pub const MOST_BYTES: usize = 256 << 20;
@@ -77,12 +77,12 @@ struct Injecting<'a> {
 impl Backend for Injecting<'_> {
     pass_on!(inner: AnyBackend);
 
-    fn run(&mut self, site: Site, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
-        let out = self.inner.run(site, op)?;
-        if site != self.site || !op.makes_stage() {
+    fn run(&mut self, at: At, op: &Op<'_, AnyTensor>) -> Result<AnyTensor> {
+        let out = self.inner.run(at, op)?;
+        if at.site != self.site || !op.makes_stage() {
             return Ok(out);
         }
-        if site.stage == Stage::RouterIds {
+        if at.site.stage == Stage::RouterIds {
             return self.inner.upload(self.injected);
         }
         let values = self.inner.read(&out)?;

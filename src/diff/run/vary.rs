@@ -12,8 +12,8 @@ use crate::diff::measure::metrics::{Mask, Metrics, measure};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{Dim, HostTensor, Site, Stage};
-use crate::trace::{Observer, Traced};
+use crate::op::{At, Dim, HostTensor, Site, Stage};
+use crate::trace::{StageObserver, Traced};
 
 /// The first run's values may take this much.
 const MOST_BYTES: usize = 4 << 30;
@@ -188,12 +188,12 @@ struct Collector {
     recording: Recording,
 }
 
-impl Observer for Collector {
+impl StageObserver for Collector {
     fn wants(&self, _: Site) -> bool {
         true
     }
 
-    fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()> {
+    fn observe(&mut self, At { site, start }: At, values: HostTensor) -> Result<()> {
         let recording = &mut self.recording;
         let tokens = self.tokens;
         let dims = site.stage.info().shape;

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use crate::backend::BackendInfo;
 use crate::error::{Error, Result};
-use crate::op::{Data, Dim, HostTensor, Scope, Site, Stage};
+use crate::op::{At, Data, Dim, HostTensor, Scope, Site, Stage};
 
 use super::select::{Selected, nearest, stages_named};
 use super::stats::Statistics;
@@ -194,8 +194,9 @@ fn take(
         let data = suit(site.stage, source.read(item)?.data)
             .map_err(|what| Error::input(format!("{}: {label}: {what}", path.display())))?;
         let values = HostTensor { shape, data };
-        statistics.add(site, start, &values);
-        writer.add(site, start, &values)?;
+        let at = At::new(site, start);
+        statistics.add(at, &values);
+        writer.add(at, &values)?;
         mapped.push((label, site));
     }
     let imported = Imported { kind: kind.name().into(), path: path.display().to_string(), unmapped, assumed };

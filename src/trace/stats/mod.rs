@@ -18,10 +18,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::op::{Data, Dim, HostTensor, Site};
+use crate::op::{At, Data, Dim, HostTensor, Site};
 
 use self::block::{Sums, Value};
-use super::Observer;
+use super::StageObserver;
 
 /// Elements in a block: 16 KiB of f32, half of a small L1 cache.
 const BLOCK: usize = 4096;
@@ -79,17 +79,17 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Statistics of rows `rows` of a stage's `values`, whose first row is position `start` of the run.
+    /// Statistics of rows `rows` of a stage's `values`, whose first row is position `at.start` of the run.
     ///
     /// Rows are positions: axis 0, or axis 1 of `[heads, T, S]`, where row t counts only its first start + t + 1 entries.
-    pub fn of_rows(site: Site, start: usize, values: &HostTensor, rows: std::ops::Range<usize>) -> Self {
+    pub fn of_rows(at: At, values: &HostTensor, rows: std::ops::Range<usize>) -> Self {
         let mut stats = Self::default();
-        if site.stage.info().shape[0] == Dim::Heads {
+        if at.site.stage.info().shape[0] == Dim::Heads {
             let [heads, t, s] = values.shape[..] else { return stats };
             for head in 0..heads {
                 for row in rows.clone() {
-                    let at = (head * t + row) * s;
-                    stats.add(&values.data, at..at + s.min(start + row + 1));
+                    let from = (head * t + row) * s;
+                    stats.add(&values.data, from..from + s.min(at.start + row + 1));
                 }
             }
         } else if let Some(&count) = values.shape.first()
@@ -223,12 +223,13 @@ struct Running {
 }
 
 impl Statistics {
-    /// Adds the values of a call at `site`, whose first row is position `start`; says how many are NaN or infinite.
-    pub fn add(&mut self, site: Site, start: usize, values: &HostTensor) -> u64 {
+    /// Adds the values of a call; says how many are NaN or infinite.
+    pub fn add(&mut self, at: At, values: &HostTensor) -> u64 {
+        let At { site, start } = at;
         let rows = super::positions_in(site.stage, values);
         let Some(final_row) = rows.checked_sub(1) else { return 0 };
-        let last = Stats::of_rows(site, start, values, final_row..rows);
-        let mut all = Stats::of_rows(site, start, values, 0..final_row);
+        let last = Stats::of_rows(at, values, final_row..rows);
+        let mut all = Stats::of_rows(at, values, 0..final_row);
         all.merge(&last);
         let not_finite = all.non_finite();
         match self.sites.entry(site) {
@@ -262,12 +263,12 @@ impl Statistics {
     }
 }
 
-impl Observer for Statistics {
+impl StageObserver for Statistics {
     fn wants(&self, _: Site) -> bool {
         true
     }
-    fn observe(&mut self, site: Site, start: usize, values: HostTensor) -> Result<()> {
-        self.add(site, start, &values);
+    fn observe(&mut self, at: At, values: HostTensor) -> Result<()> {
+        self.add(at, &values);
         Ok(())
     }
 }
@@ -319,15 +320,15 @@ mod tests {
 
     #[test]
     fn chunks_merge_to_the_whole() {
-        let site = Site::layer(0, Stage::FfnNorm);
+        let at = |start| At::layer(0, Stage::FfnNorm, start);
         let whole = tensor(&[40, 251], |i| if i % 97 == 0 { -0.0 } else { wobble(i) });
         let mut at_once = Statistics::default();
-        at_once.add(site, 0, &whole);
+        at_once.add(at(0), &whole);
         let mut in_parts = Statistics::default();
         let Data::F32(values) = &whole.data else { unreachable!() };
         for (start, rows) in [(0, 1), (1, 30), (31, 9)] {
             let part = HostTensor::f32(&[rows, 251], values[start * 251..(start + rows) * 251].to_vec());
-            in_parts.add(site, start, &part);
+            in_parts.add(at(start), &part);
         }
         let (_, a) = at_once.sites().next().unwrap();
         let (_, b) = in_parts.sites().next().unwrap();
@@ -340,47 +341,47 @@ mod tests {
 
     #[test]
     fn not_finite_values_are_counted_apart() {
-        let site = Site::model(Stage::Logits);
+        let at = At::model(Stage::Logits, 0);
         let rough = |i: usize| match i % 5 {
             0 => f32::NAN,
             1 => f32::NEG_INFINITY,
             _ => wobble(i),
         };
         let t = tensor(&[1, 9001], rough);
-        same(&Stats::of_rows(site, 0, &t, 0..1).summary(), &plain(&t.to_f32()));
-        let none = Stats::of_rows(site, 0, &tensor(&[1, 3], |_| f32::NAN), 0..1);
+        same(&Stats::of_rows(at, &t, 0..1).summary(), &plain(&t.to_f32()));
+        let none = Stats::of_rows(at, &tensor(&[1, 3], |_| f32::NAN), 0..1);
         assert_eq!(none.non_finite(), 3);
         let json = serde_json::to_value(none.summary()).unwrap();
         assert!(json["mean"].is_null() && json["min"].is_null() && json["nan_count"] == 3, "{json}");
         // Squares that overflow f64 leave a figure out, never an `inf` that JSON cannot say.
         let huge = HostTensor::f64(&[1, 2], vec![1e300, -1e300]);
-        let huge = Stats::of_rows(site, 0, &huge, 0..1).summary();
+        let huge = Stats::of_rows(at, &huge, 0..1).summary();
         assert_eq!((huge.max, huge.l2, huge.inf_count), (Some(1e300), None, 0));
-        let one = Stats::of_rows(site, 0, &HostTensor::f64(&[1, 1], vec![1e300]), 0..1).summary();
+        let one = Stats::of_rows(at, &HostTensor::f64(&[1, 1], vec![1e300]), 0..1).summary();
         assert_eq!((one.mean, one.std), (Some(1e300), Some(0.0)));
     }
 
     #[test]
     fn a_large_mean_does_not_cancel() {
         let t = tensor(&[1, 8192], |i| 16_777_216.0 - (i % 2) as f32);
-        let s = Stats::of_rows(Site::model(Stage::Logits), 0, &t, 0..1).summary();
+        let s = Stats::of_rows(At::model(Stage::Logits, 0), &t, 0..1).summary();
         assert_eq!(s.std, Some(0.5));
     }
 
     #[test]
     fn scores_count_what_causality_allows() {
         // Two heads, positions 3 and 4 of a run: 4 and 5 entries each.
-        let site = Site::layer(0, Stage::AttnScores);
+        let at = At::layer(0, Stage::AttnScores, 3);
         let t = tensor(&[2, 2, 5], |i| if i % 10 == 4 { 0.0 } else { 1.0 });
-        let s = Stats::of_rows(site, 3, &t, 0..2).summary();
+        let s = Stats::of_rows(at, &t, 0..2).summary();
         assert_eq!((s.count, s.zero_count, s.l2), (18, 0, Some(18f64.sqrt())));
-        assert_eq!(Stats::of_rows(site, 3, &t, 1..2).summary().count, 10);
+        assert_eq!(Stats::of_rows(at, &t, 1..2).summary().count, 10);
     }
 
     #[test]
     fn ids_are_numbers() {
         let t = HostTensor::u32(&[2, 2], vec![0, 7, 7, 2]);
-        let s = Stats::of_rows(Site::layer(0, Stage::RouterIds), 0, &t, 0..2).summary();
+        let s = Stats::of_rows(At::layer(0, Stage::RouterIds, 0), &t, 0..2).summary();
         assert_eq!((s.count, s.min, s.max, s.mean, s.zero_count), (4, Some(0.0), Some(7.0), Some(4.0), 1));
     }
 }

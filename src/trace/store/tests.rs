@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::backend::Order;
 use crate::error::Result;
-use crate::op::{Dim, HostTensor, Scope};
+use crate::op::{At, Dim, HostTensor, Scope};
 use crate::trace::select::Selection;
 use crate::trace::stats::Statistics;
 
@@ -98,9 +98,9 @@ fn write(dir: &Path, selection: [&str; 4], chunks: &[usize], wide: bool, force: 
     for &n in chunks {
         for site in all_sites() {
             let values = value(site, start..start + n, wide);
-            statistics.add(site, start, &values);
+            statistics.add(At::new(site, start), &values);
             if writer.wants(site) {
-                writer.add(site, start, &values)?;
+                writer.add(At::new(site, start), &values)?;
             }
         }
         start += n;
@@ -238,10 +238,10 @@ fn an_unfinished_trace_leaves_nothing() {
     let selected = Selection::all().resolve(LAYERS, T, EXPERTS, true).unwrap();
     let mut writer = TraceWriter::create(&dir, false, selected).unwrap();
     let site = Site::layer(0, Stage::FfnNorm);
-    writer.add(site, 0, &value(site, 0..3, false)).unwrap();
-    let twice = writer.add(site, 2, &value(site, 2..4, false)).unwrap_err();
+    writer.add(At::new(site, 0), &value(site, 0..3, false)).unwrap();
+    let twice = writer.add(At::new(site, 2), &value(site, 2..4, false)).unwrap_err();
     assert!(twice.to_string().contains("position 2 came twice"));
-    assert!(writer.add(site, 3, &HostTensor::f32(&[4], vec![0.0; 4])).is_err());
+    assert!(writer.add(At::new(site, 3), &HostTensor::f32(&[4], vec![0.0; 4])).is_err());
     assert!(!dir.exists(), "nothing bears the name before it is whole");
     drop(writer);
     assert_eq!(std::fs::read_dir(guard.path()).unwrap().count(), 0);
@@ -253,7 +253,7 @@ fn what_was_not_seen_is_listed() {
     let selected = Selection::all().resolve(LAYERS, T, EXPERTS, true).unwrap();
     let mut writer = TraceWriter::create(&dir, false, selected).unwrap();
     let site = Site::layer(0, Stage::FfnNorm);
-    writer.add(site, 0, &value(site, 0..T, false)).unwrap();
+    writer.add(At::new(site, 0), &value(site, 0..T, false)).unwrap();
     let manifest = writer.finish(run(), None, vec![]).unwrap();
     assert_eq!(manifest.tensors.len(), 1);
     assert_eq!(manifest.missing.len(), all_sites().len() - 1);

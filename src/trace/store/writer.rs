@@ -9,7 +9,7 @@ use super::layer::{LayerFile, Layout};
 use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
 use crate::atomic::dir::{AtomicDir, Kind};
 use crate::error::{Error, Result};
-use crate::op::{Data, Dim, HostTensor, Site, Stage};
+use crate::op::{At, Data, Dim, HostTensor, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
 
@@ -61,11 +61,12 @@ impl TraceWriter {
             && self.selected.sites().any(|s| s.layer == site.layer && has_expert_rows(s.stage))
     }
 
-    /// Stores what is selected of `values`, whose first row is position `start`. The rows of a site come in order.
+    /// Stores what is selected of `values`, whose first row is position `at.start`. The rows of a site come in order.
     ///
     /// # Errors
     /// If the values do not have the stage's rank, repeat a position, or cannot be written.
-    pub fn add(&mut self, site: Site, start: usize, values: &HostTensor) -> Result<()> {
+    pub fn add(&mut self, at: At, values: &HostTensor) -> Result<()> {
+        let At { site, start } = at;
         let dims = site.stage.info().shape;
         if values.shape.len() != dims.len() {
             return Err(Error::cannot_run(format!(
@@ -74,7 +75,7 @@ impl TraceWriter {
             )));
         }
         if self.needs_routing(site) {
-            self.route(site, start, values)?;
+            self.route(at, values)?;
         }
         if !self.selected.wants(site) {
             return Ok(());
@@ -130,7 +131,7 @@ impl TraceWriter {
     }
 
     /// Notes which rows of this call's expert stages to keep, and writes which they are.
-    fn route(&mut self, site: Site, start: usize, values: &HostTensor) -> Result<()> {
+    fn route(&mut self, At { site, start }: At, values: &HostTensor) -> Result<()> {
         let (Data::U32(ids), Some(layer)) = (&values.data, site.layer) else {
             return Err(Error::cannot_run(format!("{site}: {} where expert ids are expected", values.dtype())));
         };

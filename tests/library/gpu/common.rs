@@ -6,7 +6,7 @@ use twinscope::backend::Backend;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
 use twinscope::op::GgmlType::{self, *};
-use twinscope::op::{HostTensor, Op, Site, Stage, Weight};
+use twinscope::op::{At, HostTensor, Op, Stage, Weight};
 
 /// The types that the GPU has kernels for.
 pub const TYPES: [GgmlType; 16] =
@@ -103,14 +103,14 @@ impl Random {
     }
 }
 
-pub fn site() -> Site {
-    Site::layer(0, Stage::AttnOut)
+pub fn at() -> At {
+    At::layer(0, Stage::AttnOut, 0)
 }
 
 /// Runs an operation on the GPU over host values.
 pub fn run(gpu: &mut GpuBackend, op: &Op<'_, &HostTensor>) -> HostTensor {
     let op = op.try_map(|t| gpu.upload(t)).unwrap();
-    let result = gpu.run(site(), &op).unwrap();
+    let result = gpu.run(at(), &op).unwrap();
     gpu.read(&result).unwrap()
 }
 

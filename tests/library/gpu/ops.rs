@@ -358,10 +358,10 @@ fn caches_keep_what_is_stored_and_copies_see_their_moment() {
         let x = r.tensor(&[rows, 100]);
         expected[start * 100..(start + rows) * 100].copy_from_slice(&x.to_f32());
         let x = gpu.upload(&x).unwrap();
-        gpu.run(site(), &Op::Store { cache: cache.clone(), x, start }).unwrap();
+        gpu.run(at(), &Op::Store { cache: cache.clone(), x, start }).unwrap();
         tickets.push((gpu.fetch(&cache).unwrap(), expected.clone()));
     }
-    let middle = gpu.run(site(), &Op::Rows { x: cache.clone(), start: 3, rows: 2 }).unwrap();
+    let middle = gpu.run(at(), &Op::Rows { x: cache.clone(), start: 3, rows: 2 }).unwrap();
     assert_eq!(gpu.read(&middle).unwrap(), HostTensor::f32(&[2, 100], expected[300..500].to_vec()));
     // Out of order.
     for at in [3, 0, 2, 0, 0] {
@@ -370,7 +370,7 @@ fn caches_keep_what_is_stored_and_copies_see_their_moment() {
         assert!(gpu.take(ticket).unwrap_err().to_string().contains("taken already"));
     }
     let too_much = gpu.upload(&r.tensor(&[2, 100])).unwrap();
-    let error = gpu.run(site(), &Op::Store { cache, x: too_much, start: 9 }).err().unwrap();
+    let error = gpu.run(at(), &Op::Store { cache, x: too_much, start: 9 }).err().unwrap();
     assert!(error.to_string().contains("at row 9 of 10"), "{error}");
 }
 
@@ -385,9 +385,9 @@ fn reading_in_between_changes_nothing() {
         let mut t = gpu.upload(&x).unwrap();
         // More dispatches than go into one submission.
         for _ in 0..100 {
-            let y = gpu.run(site(), &Op::MatMul { x: t.clone(), weight: &weight }).unwrap();
-            let y = gpu.run(site(), &Op::Add { a: t, b: y }).unwrap();
-            t = gpu.run(site(), &Op::RmsNorm { x: y, weight: &norm, eps: 1e-6 }).unwrap();
+            let y = gpu.run(at(), &Op::MatMul { x: t.clone(), weight: &weight }).unwrap();
+            let y = gpu.run(at(), &Op::Add { a: t, b: y }).unwrap();
+            t = gpu.run(at(), &Op::RmsNorm { x: y, weight: &norm, eps: 1e-6 }).unwrap();
             if read {
                 gpu.read(&t).unwrap();
             }
@@ -424,7 +424,7 @@ fn shapes_that_do_not_fit_are_errors_that_say_so() {
         (Op::Embed { table: &weight, tokens: &[] }, "at least one token"),
     ];
     for (op, part) in cases {
-        let error = gpu.run(site(), &op).err().unwrap_or_else(|| panic!("{:?} ran", op.kind())).to_string();
+        let error = gpu.run(at(), &op).err().unwrap_or_else(|| panic!("{:?} ran", op.kind())).to_string();
         assert!(error.contains(part), "{:?}: {error}", op.kind());
         assert!(error.contains("attn_out") || error.contains("random."), "{error}");
     }
@@ -480,6 +480,6 @@ fn a_patch_changes_a_kernel() {
     let broken = |_: &str, source: String| source.replace("@compute", "@comp");
     let mut gpu = gpu_with(GpuOptions { patch: Some(Arc::new(broken)), ..Default::default() });
     let a = gpu.upload(&a).unwrap();
-    let result = gpu.run(site(), &Op::Add { a: a.clone(), b: a }).and_then(|t| gpu.read(&t));
+    let result = gpu.run(at(), &Op::Add { a: a.clone(), b: a }).and_then(|t| gpu.read(&t));
     assert!(result.unwrap_err().to_string().contains("comp"), "a shader that does not compile is an error");
 }

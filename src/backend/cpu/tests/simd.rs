@@ -97,7 +97,7 @@ fn products_are_within_the_bound_for_every_type_and_shape_and_the_same_alone_and
                         let x = values(9, tokens * k);
                         let mut b = CpuBackend::new(Some(kernels.level), Some(2)).unwrap();
                         let x_t = up(&mut b, &[tokens, k], &x);
-                        let y = b.run(SITE, &Op::MatMul { x: x_t, weight: &weight }).unwrap();
+                        let y = b.run(AT, &Op::MatMul { x: x_t, weight: &weight }).unwrap();
                         let y = f32s(&mut b, &y);
                         check(kernels, ty, k, &w, &x, &y, &format!("{tokens} × {k} × {rows}"));
                         let alone = alone.get_or_insert_with(|| y.clone());
@@ -144,7 +144,7 @@ fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
             let mut b = CpuBackend::new(Some(level), Some(1)).unwrap();
             let weight = Weight::from_vec("w", ty, [k, rows, 1], w).unwrap();
             let x = up(&mut b, &[1, k], &x);
-            let y = b.run(SITE, &Op::MatMul { x, weight: &weight }).unwrap();
+            let y = b.run(AT, &Op::MatMul { x, weight: &weight }).unwrap();
             assert_eq!(bits(&expected), bits(&f32s(&mut b, &y)), "{level} {ty}");
         }
     }
