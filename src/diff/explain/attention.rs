@@ -54,7 +54,7 @@ type Map<'a> = Box<dyn Fn(usize) -> usize + 'a>;
 type CacheRow<'a> = Box<dyn Fn(usize) -> Option<usize> + 'a>;
 
 /// q·k·scale for the keys seen.
-struct Scores<'a> {
+pub(super) struct Scores<'a> {
     sizes: Sizes,
     q: Cow<'a, [f64]>,
     k: Cow<'a, [f64]>,
@@ -65,7 +65,7 @@ struct Scores<'a> {
 }
 
 impl<'a> Scores<'a> {
-    fn stated(case: &'a Case<'a>) -> Option<Self> {
+    pub(super) fn stated(case: &'a Case<'a>) -> Option<Self> {
         let sizes = Sizes::of(case).filter(|_| matches!(case.scene.op, Op::AttnScores { .. }))?;
         Some(Self {
             sizes,
@@ -79,7 +79,7 @@ impl<'a> Scores<'a> {
     }
 
     /// The floor is the stage's: the sum's bound times the scale, and the rounding of the scale and of the product with it.
-    fn variant(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
+    pub(super) fn variant(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
         let Sizes { heads, kv_heads, d, t, s, .. } = self.sizes;
         let (contract, lambda) = (case.scene.contract, case.lambda);
         let u = roundoff(&contract);
@@ -97,7 +97,7 @@ impl<'a> Scores<'a> {
 }
 
 /// Σ p·v over the keys seen.
-struct Context<'a> {
+pub(super) struct Context<'a> {
     sizes: Sizes,
     p: Cow<'a, [f64]>,
     v: Cow<'a, [f64]>,
@@ -109,7 +109,7 @@ struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    fn stated(case: &'a Case<'a>) -> Option<Self> {
+    pub(super) fn stated(case: &'a Case<'a>) -> Option<Self> {
         let sizes = Sizes::of(case).filter(|_| matches!(case.scene.op, Op::AttnContext { .. }))?;
         Some(Self {
             sizes,
@@ -122,7 +122,7 @@ impl<'a> Context<'a> {
         })
     }
 
-    fn variant(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
+    pub(super) fn variant(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
         let Sizes { heads, kv_heads, d, t, s, .. } = self.sizes;
         let (contract, lambda) = (case.scene.contract, case.lambda);
         Variant::each(what, move |i| {
@@ -158,7 +158,7 @@ pub(super) fn softmax(x: &[f64], contract: &Contract, lambda: f64) -> Vec<Point>
 }
 
 /// A softmax stage: `row(scores of the row, keys seen)` gives the row's points, those beyond are 0.
-fn probs<'a>(
+pub(super) fn probs<'a>(
     case: &'a Case<'a>,
     what: impl Into<String>,
     row: impl Fn(&[f64], usize) -> Vec<Point> + 'a,

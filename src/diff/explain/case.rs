@@ -125,7 +125,7 @@ pub struct Case<'a> {
     pub wrong: Vec<usize>,
     /// The sample to try variants on, ascending; those of it that are wrong, and that are not.
     pub probe: Vec<usize>,
-    /// λ for sums over as many elements as this stage has.
+    /// λ for as many sums as this stage has: one a row in a softmax or a renormalisation, elsewhere one an element.
     pub lambda: f64,
 }
 
@@ -151,6 +151,12 @@ impl<'a> Case<'a> {
         worst.sort_by(|a, b| ratio(*b).total_cmp(&ratio(*a)).then(a.cmp(b)));
         probe.extend(&worst[..worst.len().min(PROBE_WRONG / 2)]);
         probe.extend(spread(&wrong, PROBE_WRONG - PROBE_WRONG / 2));
+        let sums = match scene.op {
+            Op::AttnProbs { .. } | Op::RouterProbs { .. } | Op::RouterWeights { .. } => {
+                exact.len() / scene.exact.cols().max(1)
+            }
+            _ => exact.len(),
+        };
         let right: Vec<usize> = {
             let mut bad = wrong.iter().copied().peekable();
             (0..exact.len()).filter(|i| bad.next_if_eq(i).is_none()).collect()
@@ -160,7 +166,7 @@ impl<'a> Case<'a> {
             scene,
             inputs: operands.iter().map(|t| Arc::new(t.to_f64())).collect(),
             shapes: operands.iter().map(|t| &t.shape[..]).collect(),
-            lambda: confidence(exact.len()),
+            lambda: confidence(sums),
             exact,
             output,
             wrong,

@@ -5,12 +5,12 @@ use super::search::round_numbers;
 use crate::backend::oracle::dequant;
 use crate::error::Result;
 use crate::formula::floor::{TINY, ulp};
-use crate::formula::sum::{Terms, roundoff};
+use crate::formula::sum::{Terms, confidence, roundoff};
 use crate::op::{Op, Weight};
 
 /// (x − mean) · weight / √(Σ(x − mean)²/divisor + eps), over groups of n.
 #[derive(Clone)]
-struct Norm {
+pub(super) struct Norm {
     n: usize,
     eps: f64,
     /// `[n]`, or shorter and repeated.
@@ -25,7 +25,7 @@ struct Norm {
 
 impl Norm {
     /// As the operation says.
-    fn stated(case: &Case<'_>) -> Result<Option<Self>> {
+    pub(super) fn stated(case: &Case<'_>) -> Result<Option<Self>> {
         let Op::RmsNorm { weight, eps, .. } = case.scene.op else { return Ok(None) };
         let n = weight.cols;
         let weight = values(weight)?;
@@ -34,7 +34,7 @@ impl Norm {
 
     /// The floor is the stage's: the relative errors of the sum, halved by the root, of the root and of the products.
     fn points(&self, x: &[f64], case: &Case<'_>) -> Vec<Point> {
-        let (contract, lambda) = (&case.scene.contract, case.lambda);
+        let (contract, lambda) = (&case.scene.contract, confidence(case.output.len() / self.n.max(1)));
         let (u, ulp) = (roundoff(contract), ulp(contract));
         let mean = if self.centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
         let terms = Terms::one_sign(x.iter().map(|x| (x - mean) * (x - mean)));
@@ -56,7 +56,7 @@ impl Norm {
             .collect()
     }
 
-    fn variant<'a>(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
+    pub(super) fn variant<'a>(self, case: &'a Case<'a>, what: impl Into<String>) -> Variant<'a> {
         let n = self.n.max(1);
         Variant::rows(what, n, move |group| self.points(&case.inputs[0][group * n..][..n], case))
     }

@@ -1,14 +1,22 @@
 //! Mistakes in the residual sums and in the activation.
 
 use super::case::{Case, Point, Variant};
+use crate::backend::Precision;
 use crate::error::Result;
 use crate::formula::floor::{TINY, exp_error, ulp};
 use crate::formula::sum::roundoff;
-use crate::op::{Op, Stage};
+use crate::op::{Data, Op, Stage};
 
-/// The sum of two values, rounded once.
-fn sum(case: &Case<'_>, a: f64, b: f64) -> Point {
-    Point::new(a + b, roundoff(&case.scene.contract) * (a + b).abs() + TINY)
+/// The sum of two values, rounded once; and each of them, where it comes in float64, on its way into a side that computes in less.
+pub(super) fn sum(case: &Case<'_>, a: f64, b: f64) -> Point {
+    let contract = &case.scene.contract;
+    let u = roundoff(contract);
+    let wide = |i: usize| match case.scene.op.inputs()[i].data {
+        Data::F64(_) if contract.activations != Precision::F64 => u,
+        _ => 0.0,
+    };
+    let incoming = (1.0 + u) * (wide(0) * a.abs() + wide(1) * b.abs());
+    Point::new(a + b, u * (a + b).abs() + incoming + TINY)
 }
 
 pub fn residual<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
@@ -46,31 +54,42 @@ pub fn residual<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The product of an activation of the gate with `up`, and what rounding may do to it, relative to the result, besides exp's error.
-fn activation<'a>(
+pub(super) fn activation<'a>(
     case: &'a Case<'a>,
     what: &str,
     value: fn(f64, f64) -> f64,
-    // The part of exp's relative error that comes through, and how far an argument may be from 0.
+    // The part of exp's relative error that comes through.
+    through: fn(f64, f64) -> f64,
+) -> Vec<Variant<'a>> {
+    activation_of(case, [0, 1], what, value, through)
+}
+
+/// [`activation`] with these operands as gate and up.
+fn activation_of<'a>(
+    case: &'a Case<'a>,
+    operands: [usize; 2],
+    what: &str,
+    value: fn(f64, f64) -> f64,
     through: fn(f64, f64) -> f64,
 ) -> Vec<Variant<'a>> {
     let Op::SwiGlu { .. } = case.scene.op else { return vec![] };
     let contract = case.scene.contract;
     let (u, ulp) = (roundoff(&contract), ulp(&contract));
     let variant = Variant::each(what, move |i| {
-        let (gate, up) = (case.inputs[0][i], case.inputs[1][i]);
+        let [gate, up] = operands.map(|n| case.inputs[n][i]);
         let y = value(gate, up);
-        let lost = exp_error(gate.abs().max(up.abs()), &contract) * through(gate, up).abs();
-        let flushed = TINY * (1.0 + up.abs() + gate.abs() + (gate * up).abs());
+        let lost = exp_error(gate.abs(), &contract) * through(gate, up).abs();
+        let flushed = TINY * (1.0 + up.abs() + (gate * up).abs());
         Point::new(y, lost + (contract.div_ulp * ulp + 3.0 * u) * y.abs() + flushed)
     });
     vec![variant]
 }
 
-fn sigmoid(x: f64) -> f64 {
+pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-fn silu(x: f64) -> f64 {
+pub(super) fn silu(x: f64) -> f64 {
     x * sigmoid(x)
 }
 
@@ -93,13 +112,14 @@ fn erf(x: f64) -> f64 {
 }
 
 pub fn gate_and_up<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
-    let mut all =
-        activation(case, "gate and up swapped: gate · silu(up)", |g, u| g * silu(u), |g, u| g * silu(u) * sigmoid(-u));
+    let product: fn(f64, f64) -> f64 = |g, u| silu(g) * u;
+    let through: fn(f64, f64) -> f64 = |g, u| silu(g) * u * sigmoid(-g);
+    let mut all = activation_of(case, [1, 0], "gate and up swapped: gate · silu(up)", product, through);
     all.extend(activation(case, "silu(gate) without up", |g, _| silu(g), |g, _| silu(g) * sigmoid(-g)));
     all.extend(activation(case, "up without silu(gate)", |_, u| u, |_, _| 0.0));
     all.extend(activation(case, "silu(gate) + up", |g, u| silu(g) + u, |g, u| silu(g).abs() + u.abs()));
-    all.extend(activation(case, "silu(gate) · gate", |g, _| silu(g) * g, |g, _| silu(g) * g * sigmoid(-g)));
-    all.extend(activation(case, "silu(up) · up", |_, u| silu(u) * u, |_, u| silu(u) * u * sigmoid(-u)));
+    all.extend(activation_of(case, [0, 0], "silu(gate) · gate", product, through));
+    all.extend(activation_of(case, [1, 1], "silu(up) · up", product, through));
     Ok(all)
 }
 

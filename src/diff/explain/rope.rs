@@ -26,14 +26,14 @@ pub(super) struct Stated {
 }
 
 impl Stated {
-    fn of(case: &Case<'_>) -> Option<Self> {
+    pub(super) fn of(case: &Case<'_>) -> Option<Self> {
         match *case.scene.op {
             Op::Rope { start, head_dim, base, .. } => Some(Self { start, head_dim, base }),
             _ => None,
         }
     }
     /// base^(−2i/D): what one position adds to the angle of pair i.
-    fn step(self, pair: usize) -> f64 {
+    pub(super) fn step(self, pair: usize) -> f64 {
         self.base.powf(-2.0 * pair as f64 / self.head_dim as f64)
     }
 }
@@ -44,7 +44,7 @@ pub(super) struct Place {
     /// In this call.
     token: usize,
     head: usize,
-    pair: usize,
+    pub(super) pair: usize,
 }
 
 /// The stage with `angle(place)` for (start + t)·base^(−2i/D). The floor is the stage's: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
@@ -74,7 +74,7 @@ pub(super) fn turn<'a>(
 }
 
 /// The right pairing with another angle.
-fn angles<'a>(
+pub(super) fn angles<'a>(
     case: &'a Case<'a>,
     what: impl Into<String>,
     angle: impl Fn(Stated, Place) -> f64 + 'a,
@@ -85,7 +85,7 @@ fn angles<'a>(
     }
 }
 
-fn position(stated: Stated, place: Place) -> f64 {
+pub(super) fn position(stated: Stated, place: Place) -> f64 {
     (stated.start + place.token) as f64
 }
 

@@ -8,7 +8,7 @@ use crate::formula::sum::{Terms, roundoff};
 use crate::op::{Op, Stage};
 
 /// The `k` largest of a row, ties to the lower id.
-fn largest(row: &[f64], k: usize) -> Vec<usize> {
+pub(super) fn largest(row: &[f64], k: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..row.len()).collect();
     order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
     order.truncate(k);
@@ -81,7 +81,7 @@ pub fn probs<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // router_ids
 
 /// Another choice: `choose(probabilities of a position, k, position)`.
-fn choice<'a>(
+pub(super) fn choice<'a>(
     case: &'a Case<'a>,
     what: &str,
     choose: impl Fn(&[f64], usize, usize) -> Vec<usize> + 'a,
@@ -153,7 +153,7 @@ pub fn order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // router_weights
 
 /// Other weights: `weigh(probabilities, ids)` of a position.
-fn weights<'a>(
+pub(super) fn weights<'a>(
     case: &'a Case<'a>,
     what: &str,
     weigh: impl Fn(&[f64], &[usize]) -> Vec<Point> + 'a,
@@ -168,7 +168,7 @@ fn weights<'a>(
 }
 
 /// p / Σp, with the stage's floor.
-fn renormalised(p: &[f64], case: &Case<'_>) -> Vec<Point> {
+pub(super) fn renormalised(p: &[f64], case: &Case<'_>) -> Vec<Point> {
     let contract = &case.scene.contract;
     let terms = Terms::one_sign(p.iter().copied());
     let relative = terms.bound(contract, case.lambda) / terms.absolute + contract.div_ulp * ulp(contract);
@@ -182,7 +182,7 @@ pub fn renormalisation<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let at = |p: &[f64], ids: &[usize]| -> Vec<f64> { ids.iter().map(|e| p[*e]).collect() };
     let mut all = if renormalise {
         weights(case, "weights that are not renormalised", move |p, ids| {
-            at(p, ids).into_iter().map(Point::exactly).collect()
+            at(p, ids).into_iter().map(|p| Point::new(p, TINY)).collect()
         })
     } else {
         weights(case, "weights that are renormalised, which this model does not do", move |p, ids| {
@@ -222,7 +222,7 @@ pub fn renormalisation<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 pub fn weight_order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::RouterWeights { renormalise, .. } = *case.scene.op else { return Ok(vec![]) };
     let usual = move |p: Vec<f64>| {
-        if renormalise { renormalised(&p, case) } else { p.into_iter().map(Point::exactly).collect() }
+        if renormalise { renormalised(&p, case) } else { p.into_iter().map(|p| Point::new(p, TINY)).collect() }
     };
     let mut all = weights(case, "the weights in reverse order of the slots", move |p, ids| {
         usual(ids.iter().rev().map(|e| p[*e]).collect())
@@ -249,7 +249,11 @@ pub fn weight_order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // moe_out
 
 /// The weighted sum with other weights: `weigh(weights of a position)`, one a slot, or of other slots.
-fn combined<'a>(case: &'a Case<'a>, what: &str, weigh: impl Fn(usize, &[f64]) -> Vec<f64> + 'a) -> Vec<Variant<'a>> {
+pub(super) fn combined<'a>(
+    case: &'a Case<'a>,
+    what: &str,
+    weigh: impl Fn(usize, &[f64]) -> Vec<f64> + 'a,
+) -> Vec<Variant<'a>> {
     let Op::Combine { weights, .. } = case.scene.op else { return vec![] };
     let (k, h) = (weights.cols().max(1), case.cols());
     let (contract, lambda) = (case.scene.contract, case.lambda);

@@ -1,6 +1,7 @@
 //! Scenes from the golden activations, with outputs that a mistake would make.
 
 mod by_hand;
+mod parity;
 mod sweep;
 
 use std::collections::HashMap;
