@@ -14,7 +14,8 @@ mod tensor;
 mod weight;
 
 pub use ggml_type::GgmlType;
-pub use operation::{Op, OpKind};
+pub use operands::{Elements, Operand};
+pub use operation::{Op, OpKind, OpParams, Operation};
 pub use site::{At, Site};
 pub use stage::{Dim, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};

@@ -2,173 +2,225 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::op::Weight;
+use serde::{Deserialize, Serialize};
+use strum::VariantArray;
 
-/// An operation with its operands. `T` is a backend's tensor handle. Shapes are `[rows, cols]` with cols contiguous.
+use crate::error::{Error, Result};
+use crate::op::{Data, HostTensor, Weight};
+
+/// An operation over tensors `T`, a weight `W` and token ids `I`. A backend runs an [`Op`]; without operands it is an
+/// [`OpParams`]. As JSON it is its name and its scalars, whatever the operands are.
 ///
-/// Sums are over the contiguous axis unless it says otherwise. `T` in shapes is the number of positions in this call, the
-/// first of which is position `start`; S = start + T.
-#[derive(Clone, Debug)]
-pub enum Op<'w, T> {
+/// Shapes are `[rows, cols]` with cols contiguous. Sums are over the contiguous axis unless it says otherwise. `T` in shapes is
+/// the number of positions in this call, the first of which is position `start`; S = start + T. [`Op::check`] says what the
+/// operands must be.
+///
+/// An expert id that names no expert is an error where the ids are on the host. Where they are on a device nobody waits for
+/// them to look: the values that such an id leads to are NaN there, and never another expert's.
+#[rustfmt::skip] // an operation a line
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, strum::EnumDiscriminants)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[strum_discriminants(name(OpKind), doc = "Which operation, without operands and scalars.")]
+#[strum_discriminants(derive(Hash, PartialOrd, Ord, VariantArray, strum::IntoStaticStr))]
+#[strum_discriminants(strum(serialize_all = "snake_case"))]
+pub enum Operation<T, W, I> {
     /// Row `tokens[t]` of `table`, dequantized. → [T, H]
-    Embed { table: &'w Arc<Weight>, tokens: &'w [u32] },
+    Embed { #[serde(skip)] table: W, #[serde(skip)] tokens: I },
     /// x / √(mean(x²) + eps) · weight, over each group of `weight.cols` values (a whole row, or one head). [T, G·n] → same
-    RmsNorm { x: T, weight: &'w Arc<Weight>, eps: f32 },
+    RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32 },
     /// x · weightᵀ. [T, K] × [N, K] → [T, N]
-    MatMul { x: T, weight: &'w Arc<Weight> },
+    MatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W },
     /// Rotary embedding, NEOX pairing (i with i + head_dim/2), angle = (start + t) · base^(−2i/head_dim), on each head.
     /// [T, heads·D] → same
-    Rope { x: T, start: usize, head_dim: usize, base: f64 },
+    Rope { #[serde(skip)] x: T, start: usize, head_dim: usize, base: f64 },
     /// Writes x [T, n] over rows start.. of `cache` [capacity, n], in place, and returns the cache. Makes no stage.
-    Store { cache: T, x: T, start: usize },
+    Store { #[serde(skip)] cache: T, #[serde(skip)] x: T, start: usize },
     /// q·k / √D for each query head and its KV head (query head h reads KV head h / (heads / kv_heads)); 0 where s > start + t.
     /// [T, heads·D], cache [capacity ≥ S, kv_heads·D] → [heads, T, S]
-    AttnScores { q: T, k: T, start: usize, head_dim: usize },
+    AttnScores { #[serde(skip)] q: T, #[serde(skip)] k: T, start: usize, head_dim: usize },
     /// Softmax over s ≤ start + t; 0 beyond. [heads, T, S] → same
-    AttnProbs { scores: T, start: usize },
+    AttnProbs { #[serde(skip)] scores: T, start: usize },
     /// Σ_s probs · v. [heads, T, S], cache [capacity ≥ S, kv_heads·D] → [T, heads·D]
-    AttnContext { probs: T, v: T, start: usize, head_dim: usize },
-    /// a + b. [T, H]
-    Add { a: T, b: T },
+    AttnContext { #[serde(skip)] probs: T, #[serde(skip)] v: T, start: usize, head_dim: usize },
+    /// a + b. Same shape as its operands, [T, H] in a model.
+    Add { #[serde(skip)] a: T, #[serde(skip)] b: T },
     /// Softmax over all experts. [T, E] → same
-    RouterProbs { logits: T },
+    RouterProbs { #[serde(skip)] logits: T },
     /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. [T, E] → [T, K] u32
-    RouterTopK { probs: T, k: usize },
+    RouterTopK { #[serde(skip)] probs: T, k: usize },
     /// probs at ids, divided by their sum when `renormalise`. [T, E], [T, K] u32 → [T, K]
-    RouterWeights { probs: T, ids: T, renormalise: bool },
+    RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool },
     /// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is shared by the slots, [T, n], or one per slot, [T, K, n]. → [T, K, N]
-    ExpertMatMul { x: T, ids: T, weight: &'w Arc<Weight> },
+    ExpertMatMul { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
     /// gate · sigmoid(gate) · up. Same shape as its operands.
-    SwiGlu { gate: T, up: T },
+    SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T },
     /// Σ_k weights[t, k] · down[t, k, ·], k ascending. [T, K, H], [T, K] → [T, H]
-    Combine { down: T, weights: T },
+    Combine { #[serde(skip)] down: T, #[serde(skip)] weights: T },
     /// Rows start..start + rows of x. [T, n] → [rows, n]. Makes no stage.
-    Rows { x: T, start: usize, rows: usize },
+    Rows { #[serde(skip)] x: T, start: usize, rows: usize },
 }
 
-/// Which operation, without operands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum OpKind {
-    Embed,
-    RmsNorm,
-    MatMul,
-    Rope,
-    Store,
-    AttnScores,
-    AttnProbs,
-    AttnContext,
-    Add,
-    RouterProbs,
-    RouterTopK,
-    RouterWeights,
-    ExpertMatMul,
-    SwiGlu,
-    Combine,
-    Rows,
-}
+/// What a backend runs. `T` is its tensor handle.
+pub type Op<'w, T> = Operation<T, &'w Arc<Weight>, &'w [u32]>;
+
+/// An operation's name and scalars.
+pub type OpParams = Operation<(), (), ()>;
 
 impl OpKind {
-    pub const ALL: &'static [OpKind] = &[
-        OpKind::Embed,
-        OpKind::RmsNorm,
-        OpKind::MatMul,
-        OpKind::Rope,
-        OpKind::Store,
-        OpKind::AttnScores,
-        OpKind::AttnProbs,
-        OpKind::AttnContext,
-        OpKind::Add,
-        OpKind::RouterProbs,
-        OpKind::RouterTopK,
-        OpKind::RouterWeights,
-        OpKind::ExpertMatMul,
-        OpKind::SwiGlu,
-        OpKind::Combine,
-        OpKind::Rows,
-    ];
+    pub const ALL: &'static [OpKind] = Self::VARIANTS;
+
+    /// `rms_norm` for [`OpKind::RmsNorm`].
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
 }
 
-impl<'w, T> Op<'w, T> {
+impl<T, W, I> Operation<T, W, I> {
     pub fn kind(&self) -> OpKind {
-        match self {
-            Op::Embed { .. } => OpKind::Embed,
-            Op::RmsNorm { .. } => OpKind::RmsNorm,
-            Op::MatMul { .. } => OpKind::MatMul,
-            Op::Rope { .. } => OpKind::Rope,
-            Op::Store { .. } => OpKind::Store,
-            Op::AttnScores { .. } => OpKind::AttnScores,
-            Op::AttnProbs { .. } => OpKind::AttnProbs,
-            Op::AttnContext { .. } => OpKind::AttnContext,
-            Op::Add { .. } => OpKind::Add,
-            Op::RouterProbs { .. } => OpKind::RouterProbs,
-            Op::RouterTopK { .. } => OpKind::RouterTopK,
-            Op::RouterWeights { .. } => OpKind::RouterWeights,
-            Op::ExpertMatMul { .. } => OpKind::ExpertMatMul,
-            Op::SwiGlu { .. } => OpKind::SwiGlu,
-            Op::Combine { .. } => OpKind::Combine,
-            Op::Rows { .. } => OpKind::Rows,
-        }
+        self.into()
     }
 
     /// Whether the result is the site's stage; `Store` and `Rows` only move values.
     pub fn makes_stage(&self) -> bool {
-        !matches!(self, Op::Store { .. } | Op::Rows { .. })
+        !matches!(self, Operation::Store { .. } | Operation::Rows { .. })
     }
 
-    /// The weight that the operation reads, if it reads one.
-    pub fn weight(&self) -> Option<&'w Arc<Weight>> {
+    /// The position of the first row, where the result depends on it.
+    pub fn start(&self) -> Option<usize> {
         match *self {
-            Op::Embed { table: weight, .. }
-            | Op::RmsNorm { weight, .. }
-            | Op::MatMul { weight, .. }
-            | Op::ExpertMatMul { weight, .. } => Some(weight),
+            Operation::Rope { start, .. }
+            | Operation::AttnScores { start, .. }
+            | Operation::AttnProbs { start, .. }
+            | Operation::AttnContext { start, .. } => Some(start),
             _ => None,
         }
     }
 
-    /// The tensor operands, in the order of the fields.
-    pub fn inputs(&self) -> Vec<&T> {
-        match self {
-            Op::Embed { .. } => vec![],
-            Op::RmsNorm { x, .. } | Op::MatMul { x, .. } | Op::Rope { x, .. } | Op::Rows { x, .. } => vec![x],
-            Op::Store { cache, x, .. } => vec![cache, x],
-            Op::AttnScores { q, k, .. } => vec![q, k],
-            Op::AttnProbs { scores, .. } => vec![scores],
-            Op::AttnContext { probs, v, .. } => vec![probs, v],
-            Op::Add { a, b } => vec![a, b],
-            Op::RouterProbs { logits } => vec![logits],
-            Op::RouterTopK { probs, .. } => vec![probs],
-            Op::RouterWeights { probs, ids, .. } => vec![probs, ids],
-            Op::ExpertMatMul { x, ids, .. } => vec![x, ids],
-            Op::SwiGlu { gate, up } => vec![gate, up],
-            Op::Combine { down, weights } => vec![down, weights],
+    /// The weight that the operation reads, if it reads one.
+    pub fn weight(&self) -> Option<W>
+    where
+        W: Copy,
+    {
+        match *self {
+            Operation::Embed { table: weight, .. }
+            | Operation::RmsNorm { weight, .. }
+            | Operation::MatMul { weight, .. }
+            | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            _ => None,
         }
     }
 
+    /// The one list of every operation's operands: the same operation over what `tensor`, `weight` and `tokens` make of them.
+    /// They are called once for each operand, in the order of the fields, tensors with their names.
+    fn try_map_all<'s, T2, W2, I2>(
+        &'s self,
+        mut tensor: impl FnMut(&'static str, &'s T) -> Result<T2>,
+        weight: impl FnOnce(&'s W) -> Result<W2>,
+        tokens: impl FnOnce(&'s I) -> Result<I2>,
+    ) -> Result<Operation<T2, W2, I2>> {
+        use Operation::*;
+        Ok(match self {
+            Embed { table, tokens: ids } => Embed { table: weight(table)?, tokens: tokens(ids)? },
+            RmsNorm { x, weight: w, eps } => RmsNorm { x: tensor("x", x)?, weight: weight(w)?, eps: *eps },
+            MatMul { x, weight: w } => MatMul { x: tensor("x", x)?, weight: weight(w)? },
+            Rope { x, start, head_dim, base } => {
+                Rope { x: tensor("x", x)?, start: *start, head_dim: *head_dim, base: *base }
+            }
+            Store { cache, x, start } => Store { cache: tensor("cache", cache)?, x: tensor("x", x)?, start: *start },
+            AttnScores { q, k, start, head_dim } => {
+                AttnScores { q: tensor("q", q)?, k: tensor("k", k)?, start: *start, head_dim: *head_dim }
+            }
+            AttnProbs { scores, start } => AttnProbs { scores: tensor("scores", scores)?, start: *start },
+            AttnContext { probs, v, start, head_dim } => {
+                AttnContext { probs: tensor("probs", probs)?, v: tensor("v", v)?, start: *start, head_dim: *head_dim }
+            }
+            Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
+            RouterProbs { logits } => RouterProbs { logits: tensor("logits", logits)? },
+            RouterTopK { probs, k } => RouterTopK { probs: tensor("probs", probs)?, k: *k },
+            RouterWeights { probs, ids, renormalise } => RouterWeights {
+                probs: tensor("probs", probs)?,
+                ids: tensor("ids", ids)?,
+                renormalise: *renormalise,
+            },
+            ExpertMatMul { x, ids, weight: w } => {
+                ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
+            }
+            SwiGlu { gate, up } => SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)? },
+            Combine { down, weights } => {
+                Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? }
+            }
+            Rows { x, start, rows } => Rows { x: tensor("x", x)?, start: *start, rows: *rows },
+        })
+    }
+
+    /// The tensor operands with their names, in the order of the fields.
+    pub fn operands(&self) -> Vec<(&'static str, &T)> {
+        let mut all = Vec::new();
+        let list = |name, tensor| {
+            all.push((name, tensor));
+            Ok(())
+        };
+        let listed = self.try_map_all(list, |_| Ok(()), |_| Ok(()));
+        debug_assert!(listed.is_ok(), "nothing above fails");
+        all
+    }
+
+    /// The tensor operands, in the order of the fields.
+    pub fn inputs(&self) -> Vec<&T> {
+        self.operands().into_iter().map(|(_, tensor)| tensor).collect()
+    }
+
+    /// The operation without its operands.
+    pub fn params(&self) -> OpParams {
+        self.try_map_all(|_, _| Ok(()), |_| Ok(()), |_| Ok(())).expect("nothing here fails")
+    }
+}
+
+impl<'w, T> Op<'w, T> {
     /// The same operation over other handles: `f` is called once for each operand, in the order of [`Op::inputs`].
     pub fn try_map<'s, U>(&'s self, mut f: impl FnMut(&'s T) -> Result<U>) -> Result<Op<'w, U>> {
-        Ok(match *self {
-            Op::Embed { table, tokens } => Op::Embed { table, tokens },
-            Op::RmsNorm { ref x, weight, eps } => Op::RmsNorm { x: f(x)?, weight, eps },
-            Op::MatMul { ref x, weight } => Op::MatMul { x: f(x)?, weight },
-            Op::Rope { ref x, start, head_dim, base } => Op::Rope { x: f(x)?, start, head_dim, base },
-            Op::Store { ref cache, ref x, start } => Op::Store { cache: f(cache)?, x: f(x)?, start },
-            Op::AttnScores { ref q, ref k, start, head_dim } => Op::AttnScores { q: f(q)?, k: f(k)?, start, head_dim },
-            Op::AttnProbs { ref scores, start } => Op::AttnProbs { scores: f(scores)?, start },
-            Op::AttnContext { ref probs, ref v, start, head_dim } => {
-                Op::AttnContext { probs: f(probs)?, v: f(v)?, start, head_dim }
-            }
-            Op::Add { ref a, ref b } => Op::Add { a: f(a)?, b: f(b)? },
-            Op::RouterProbs { ref logits } => Op::RouterProbs { logits: f(logits)? },
-            Op::RouterTopK { ref probs, k } => Op::RouterTopK { probs: f(probs)?, k },
-            Op::RouterWeights { ref probs, ref ids, renormalise } => {
-                Op::RouterWeights { probs: f(probs)?, ids: f(ids)?, renormalise }
-            }
-            Op::ExpertMatMul { ref x, ref ids, weight } => Op::ExpertMatMul { x: f(x)?, ids: f(ids)?, weight },
-            Op::SwiGlu { ref gate, ref up } => Op::SwiGlu { gate: f(gate)?, up: f(up)? },
-            Op::Combine { ref down, ref weights } => Op::Combine { down: f(down)?, weights: f(weights)? },
-            Op::Rows { ref x, start, rows } => Op::Rows { x: f(x)?, start, rows },
-        })
+        self.try_map_all(|_, tensor| f(tensor), |weight| Ok(*weight), |tokens| Ok(*tokens))
+    }
+}
+
+impl OpParams {
+    /// The names of the operands that [`OpParams::bind`] takes: the tensors, among which an embedding's tokens count.
+    pub fn names(&self) -> Vec<&'static str> {
+        match self {
+            OpParams::Embed { .. } => vec!["tokens"],
+            _ => self.operands().into_iter().map(|(name, ())| name).collect(),
+        }
+    }
+
+    /// The operation over `tensors`, in the order of [`OpParams::names`], and `weight`. Whether they fit it is for
+    /// [`Op::check`] to say.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there are more or fewer operands than the operation has, or if tokens are no list of ids.
+    pub fn bind<'a>(
+        &self,
+        tensors: &'a [HostTensor],
+        weight: Option<&'a Arc<Weight>>,
+    ) -> Result<Op<'a, &'a HostTensor>> {
+        let wrong = |what: String| Error::usage(format!("{:?}: {what}", self.kind()));
+        let names = self.names();
+        if tensors.len() != names.len() {
+            return Err(wrong(format!("{} operands where {} were expected", tensors.len(), names.join(" and "))));
+        }
+        if let (None, Some(weight)) = (self.weight(), weight) {
+            return Err(wrong(format!("{} is given where no weight was expected", weight.name)));
+        }
+        let mut next = tensors.iter();
+        self.try_map_all(
+            |_, ()| Ok(next.next().expect("as many as there are names")),
+            |()| weight.ok_or_else(|| wrong("no weight is given where one was expected".into())),
+            |()| match (&tensors[0].data, &tensors[0].shape[..]) {
+                (Data::U32(tokens), [_]) => Ok(&tokens[..]),
+                (_, shape) => {
+                    let found = tensors[0].dtype();
+                    Err(wrong(format!("tokens is {found} {shape:?} where token ids [T] were expected")))
+                }
+            },
+        )
     }
 }
