@@ -156,8 +156,12 @@ impl<T> Op<'_, T> {
         for (name, tensor) in self.operands() {
             let Operand { shape, elements } = look(tensor);
             match (elements, name == "ids") {
-                (Elements::Ids(_), false) => return Err(at.wrong(name, shape, format_args!("a tensor of numbers, not ids,"))),
-                (Elements::Numbers, true) => return Err(at.wrong(name, shape, format_args!("a tensor of ids, not numbers,"))),
+                (Elements::Ids(_), false) => {
+                    return Err(at.wrong(name, shape, format_args!("a tensor of numbers, not ids,")));
+                }
+                (Elements::Numbers, true) => {
+                    return Err(at.wrong(name, shape, format_args!("a tensor of ids, not numbers,")));
+                }
                 _ => {}
             }
             if shape.is_empty() || shape.contains(&0) {
@@ -225,7 +229,9 @@ impl<T> Op<'_, T> {
             }
             Op::Add { a, b } => at.same([("a", shape(a)), ("b", shape(b))])?,
             Op::SwiGlu { gate, up } => at.same([("gate", shape(gate)), ("up", shape(up))])?,
-            Op::RouterProbs { logits } => at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec(),
+            Op::RouterProbs { logits } => {
+                at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec()
+            }
             &Op::RouterTopK { ref probs, k } => {
                 let [t, experts] = at.axes("probs", shape(probs), format_args!("[T, E]"), |_| true)?;
                 if !(1..=experts).contains(&k) {
@@ -243,7 +249,8 @@ impl<T> Op<'_, T> {
                 let [t, k] = at.axes("ids", shape(ids), format_args!("[T, K]"), |_| true)?;
                 let n = weight.cols;
                 if *shape(x) != [t, n] && *shape(x) != [t, k, n] {
-                    let expected = format_args!("[{t}, {n}] or [{t}, {k}, {n}] for {} {:?}", weight.name, weight.dims());
+                    let expected =
+                        format_args!("[{t}, {n}] or [{t}, {k}, {n}] for {} {:?}", weight.name, weight.dims());
                     return Err(at.wrong("x", shape(x), expected));
                 }
                 at.experts(look(ids), weight.experts, &weight.name)?;
@@ -259,7 +266,8 @@ impl<T> Op<'_, T> {
                     return Err(at.wrong("rows", 0, format_args!("at least 1")));
                 }
                 let expected = format_args!("[T ≥ {start} + {rows}, n]");
-                let [_, n] = at.axes("x", shape(x), expected, |[t, _]| start.checked_add(rows).is_some_and(|end| end <= t))?;
+                let [_, n] =
+                    at.axes("x", shape(x), expected, |[t, _]| start.checked_add(rows).is_some_and(|end| end <= t))?;
                 vec![rows, n]
             }
         })

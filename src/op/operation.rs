@@ -137,18 +137,14 @@ impl<T, W, I> Operation<T, W, I> {
             Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
             RouterProbs { logits } => RouterProbs { logits: tensor("logits", logits)? },
             RouterTopK { probs, k } => RouterTopK { probs: tensor("probs", probs)?, k: *k },
-            RouterWeights { probs, ids, renormalise } => RouterWeights {
-                probs: tensor("probs", probs)?,
-                ids: tensor("ids", ids)?,
-                renormalise: *renormalise,
-            },
+            RouterWeights { probs, ids, renormalise } => {
+                RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise: *renormalise }
+            }
             ExpertMatMul { x, ids, weight: w } => {
                 ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
             }
             SwiGlu { gate, up } => SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)? },
-            Combine { down, weights } => {
-                Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? }
-            }
+            Combine { down, weights } => Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? },
             Rows { x, start, rows } => Rows { x: tensor("x", x)?, start: *start, rows: *rows },
         })
     }

@@ -87,6 +87,7 @@ impl Kernels {
             Level::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => &AVX512,
+            #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("{level} is of another architecture, whose features this processor cannot have"),
         })
     }

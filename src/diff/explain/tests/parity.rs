@@ -91,7 +91,7 @@ fn the_stated_variant_is_the_oracle_and_its_floor_is_the_floor() {
                 {
                     config.head_dim = head_dim;
                 }
-                let (site, earlier) = (row.site(), Earlier::new());
+                let (site, earlier) = (row.at().site, Earlier::new());
                 let (output, exact, weights) = (&exact, &exact, &model.weights);
                 let scene = Scene {
                     site,
