@@ -70,7 +70,9 @@ pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
 
 /// What the kernels need of an adapter's limits: name, what the adapter has, what the kernel needs that needs most.
 fn needed(limits: &wgpu::Limits) -> [(&'static str, u32, u32); 6] {
-    let rows: [(_, _, fn(&Spec) -> u32); 6] = [
+    /// A limit's name, what the adapter has, and what one kernel needs of it.
+    type Row = (&'static str, u32, fn(&Spec) -> u32);
+    let rows: [Row; 6] = [
         ("max_immediate_size", limits.max_immediate_size, |s| s.immediate_size),
         ("max_storage_buffers_per_shader_stage", limits.max_storage_buffers_per_shader_stage, |s| {
             s.bindings.len() as u32

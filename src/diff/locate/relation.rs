@@ -64,7 +64,7 @@ pub(super) fn find(
         }
     }
     let pairs = |i: usize| {
-        let (row, column) = (i / cols * cols, i % cols ^ 1);
+        let (row, column) = (i / cols * cols, (i % cols) ^ 1);
         (column < cols).then(|| x[row + column])
     };
     let text = "neighbouring columns are exchanged".to_string();

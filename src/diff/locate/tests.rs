@@ -390,7 +390,7 @@ fn a_set_that_holds_a_cheaper_one_is_not_offered() {
     let words: Vec<String> = offered(&case, |_, c| c == 77).iter().map(ErrorRegion::describe).collect();
     assert_eq!(words, ["column 77 only"]);
     // A few elements of a block are wrong: the block is cheaper to name than the range that holds them, and tried before it.
-    let some = |r: usize, c: usize| (66..95).contains(&c) && (3 * r + c) % 11 == 0;
+    let some = |r: usize, c: usize| (66..95).contains(&c) && (3 * r + c).is_multiple_of(11);
     let words: Vec<String> = offered(&case, some).iter().map(ErrorRegion::describe).collect();
     assert_eq!(words, ["columns 64–95, the 3rd block of 32", "columns 66–93", "columns 1–15 of each 16"]);
 }

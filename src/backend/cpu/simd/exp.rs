@@ -55,7 +55,8 @@ mod tests {
     #[test]
     fn every_level_is_within_the_bound() {
         check(simd::plain::exp_in_place);
-        let levels: &[(Level, unsafe fn(&mut [f32; 16]))] = &[
+        type InPlace = unsafe fn(&mut [f32; 16]);
+        let levels: &[(Level, InPlace)] = &[
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2, simd::avx2::exp_in_place),
             #[cfg(target_arch = "x86_64")]
