@@ -5,7 +5,7 @@
 //!   summation, unit roundoff, activation type, the bounds on exp, division and inverse square root) and the data.
 //! - **Per element.** A stage's ratio is the largest |error| / floor over its elements ([`injected_ratio`]), so one wrong
 //!   element among millions is seen, at its place. That the largest of N sums is larger than one of them is in
-//!   [`sum::confidence`].
+//!   [`confidence`].
 //! - **Against the float64 judge**: the floor bounds |subject − judge| on the same inputs. Two f32 sides may differ by the
 //!   sum of their two floors.
 //! - **Any sound kernel passes, not only one order of operations**: one that dequantizes first, one that keeps scales and
