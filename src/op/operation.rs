@@ -96,6 +96,18 @@ impl<T, W, I> Operation<T, W, I> {
         }
     }
 
+    /// The same with the first row at position `to`, where the result depends on it.
+    pub fn with_start(mut self, to: usize) -> Self {
+        if let Operation::Rope { start, .. }
+        | Operation::AttnScores { start, .. }
+        | Operation::AttnProbs { start, .. }
+        | Operation::AttnContext { start, .. } = &mut self
+        {
+            *start = to;
+        }
+        self
+    }
+
     /// The weight that the operation reads, if it reads one.
     pub fn weight(&self) -> Option<W>
     where

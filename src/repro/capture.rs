@@ -8,12 +8,12 @@
 
 use std::sync::Arc;
 
-use super::case::{Case, Kept, Params, Row, Slot};
+use super::case::{Case, Kept, Row, Slot, cache};
 use super::verdict::Judged;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{At, Data, HostTensor, Op, Scope, Site, Stage, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpParams, Scope, Site, Stage, Weight};
 use crate::trace::select::has_expert_rows;
 
 /// The calls of a run.
@@ -116,7 +116,7 @@ fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) 
 /// What the captor took.
 struct Caught {
     at: At,
-    params: Params,
+    params: OpParams,
     inputs: Vec<HostTensor>,
     weight: Option<Arc<Weight>>,
     output: HostTensor,
@@ -127,7 +127,7 @@ struct Caught {
 impl Caught {
     fn into_case(self) -> Result<Case> {
         let shape = &self.output.shape;
-        let by_head = matches!(self.params, Params::AttnScores { .. } | Params::AttnProbs { .. });
+        let by_head = matches!(self.params, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. });
         let positions = shape.get(usize::from(by_head)).copied().unwrap_or(0);
         let row = |t: usize| {
             let slots = self.ids.iter().flat_map(|ids| {
@@ -136,7 +136,7 @@ impl Caught {
             });
             Row { position: self.at.start + t, slots: slots.collect() }
         };
-        let stack = matches!(self.params, Params::ExpertMatMul);
+        let stack = matches!(self.params, OpParams::ExpertMatMul { .. });
         let blocks = |w: &Arc<Weight>| w.cols.div_ceil(w.ty.block_len().max(32));
         let kept = Kept {
             rows: (0..positions).map(row).collect(),
@@ -199,10 +199,10 @@ impl<'b, B: Backend> Captor<'b, B> {
     }
 
     /// Reads the operands of `op`, runs it, reads the result.
-    fn capture(&mut self, at: At, op: &Op<'_, B::Tensor>, params: Params) -> Result<B::Tensor> {
+    fn capture(&mut self, at: At, op: &Op<'_, B::Tensor>, params: OpParams) -> Result<B::Tensor> {
         let mut inputs = Vec::new();
         for (i, tensor) in op.inputs().into_iter().enumerate() {
-            inputs.push(match params.cache() {
+            inputs.push(match cache(&params) {
                 Some((cache, stage)) if cache == i => self
                     .stored
                     .clone()
@@ -231,7 +231,7 @@ impl<B: Backend> Backend for Captor<'_, B> {
         if let Op::Store { x, start, .. } = op {
             self.store(at.site, x, *start)?;
         }
-        match Params::of(op) {
+        match op.makes_stage().then(|| op.params()) {
             Some(params) if self.awake && at.site == self.site => self.capture(at, op, params),
             _ => {
                 let result = self.inner.run(at, op)?;

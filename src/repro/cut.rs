@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::case::{Case, Kept, Params, Row};
+use super::case::{Case, Kept, Row};
 use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Weight};
+use crate::op::{Data, HostTensor, OpParams, Weight};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,17 +51,18 @@ impl Case {
     pub fn axes(&self) -> Vec<(Axis, Choice)> {
         use Axis::*;
         let axes: &[Axis] = match self.params {
-            Params::Embed => &[Rows, Blocks],
-            Params::RmsNorm { .. } => &[Rows, Heads, Blocks],
-            Params::MatMul => &[Rows, Columns, Blocks],
-            Params::Rope { .. } => &[Rows, Heads],
-            Params::AttnProbs { .. } => &[Rows, Heads, Keys],
-            Params::AttnScores { .. } | Params::AttnContext { .. } => &[Rows, Heads, Group, Keys],
-            Params::Add | Params::SwiGlu | Params::RouterProbs => &[Rows, Columns],
-            Params::RouterTopK { .. } => &[Rows],
-            Params::RouterWeights { .. } => &[Rows, Slots],
-            Params::ExpertMatMul => &[Rows, Columns, Experts, Blocks],
-            Params::Combine => &[Rows, Slots, Columns],
+            OpParams::Embed { .. } => &[Rows, Blocks],
+            OpParams::RmsNorm { .. } => &[Rows, Heads, Blocks],
+            OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
+            OpParams::Rope { .. } => &[Rows, Heads],
+            OpParams::AttnProbs { .. } => &[Rows, Heads, Keys],
+            OpParams::AttnScores { .. } | OpParams::AttnContext { .. } => &[Rows, Heads, Group, Keys],
+            OpParams::Add { .. } | OpParams::SwiGlu { .. } | OpParams::RouterProbs { .. } => &[Rows, Columns],
+            OpParams::RouterTopK { .. } => &[Rows],
+            OpParams::RouterWeights { .. } => &[Rows, Slots],
+            OpParams::ExpertMatMul { .. } => &[Rows, Columns, Experts, Blocks],
+            OpParams::Combine { .. } => &[Rows, Slots, Columns],
+            OpParams::Store { .. } | OpParams::Rows { .. } => unreachable!("{:?} makes no stage", self.params.kind()),
         };
         let choice = |axis: Axis| match axis {
             Rows if self.params.start().is_some() => Choice::Range,
@@ -81,9 +82,9 @@ impl Case {
             (Axis::Rows, _) => self.positions(),
             (Axis::Columns, _) => cols,
             (Axis::Slots, _) => self.inputs[1].cols(),
-            (Axis::Heads, Params::RmsNorm { .. }) => cols / self.width(),
-            (Axis::Heads, Params::Rope { head_dim, .. }) => cols / head_dim,
-            (Axis::Heads, Params::AttnScores { head_dim, .. } | Params::AttnContext { head_dim, .. }) => {
+            (Axis::Heads, OpParams::RmsNorm { .. }) => cols / self.width(),
+            (Axis::Heads, OpParams::Rope { head_dim, .. }) => cols / head_dim,
+            (Axis::Heads, OpParams::AttnScores { head_dim, .. } | OpParams::AttnContext { head_dim, .. }) => {
                 self.inputs[1].cols() / head_dim
             }
             (Axis::Heads, _) => self.shape()[0],
@@ -99,17 +100,19 @@ impl Case {
         let at = unravel(index, self.shape());
         let (first, last) = (at[0], at[at.len() - 1]);
         match (axis, self.params) {
-            (Axis::Rows, Params::AttnScores { .. } | Params::AttnProbs { .. }) => Some(at[1]),
+            (Axis::Rows, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. }) => Some(at[1]),
             (Axis::Rows, _) => Some(first),
-            (Axis::Columns, _) | (Axis::Slots, Params::RouterWeights { .. }) => Some(last),
-            (Axis::Heads, Params::RmsNorm { .. }) => Some(last / self.width()),
-            (Axis::Heads, Params::Rope { head_dim, .. }) => Some(last / head_dim),
-            (Axis::Heads, Params::AttnProbs { .. }) => Some(first),
-            (Axis::Heads, Params::AttnScores { .. }) => Some(first / self.group()),
-            (Axis::Group, Params::AttnScores { .. }) => Some(first % self.group()),
-            (Axis::Heads, Params::AttnContext { head_dim, .. }) => Some(last / head_dim / self.group()),
-            (Axis::Group, Params::AttnContext { head_dim, .. }) => Some(last / head_dim % self.group()),
-            (Axis::Blocks, Params::Embed | Params::RmsNorm { .. }) => Some(last % self.width() / self.unit()),
+            (Axis::Columns, _) | (Axis::Slots, OpParams::RouterWeights { .. }) => Some(last),
+            (Axis::Heads, OpParams::RmsNorm { .. }) => Some(last / self.width()),
+            (Axis::Heads, OpParams::Rope { head_dim, .. }) => Some(last / head_dim),
+            (Axis::Heads, OpParams::AttnProbs { .. }) => Some(first),
+            (Axis::Heads, OpParams::AttnScores { .. }) => Some(first / self.group()),
+            (Axis::Group, OpParams::AttnScores { .. }) => Some(first % self.group()),
+            (Axis::Heads, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim / self.group()),
+            (Axis::Group, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim % self.group()),
+            (Axis::Blocks, OpParams::Embed { .. } | OpParams::RmsNorm { .. }) => {
+                Some(last % self.width() / self.unit())
+            }
             _ => None,
         }
     }
@@ -127,8 +130,8 @@ impl Case {
     /// Query heads of a KV head.
     fn group(&self) -> usize {
         match self.params {
-            Params::AttnScores { .. } => self.inputs[0].cols() / self.inputs[1].cols(),
-            Params::AttnContext { .. } => self.shape()[1] / self.inputs[1].cols(),
+            OpParams::AttnScores { .. } => self.inputs[0].cols() / self.inputs[1].cols(),
+            OpParams::AttnContext { .. } => self.shape()[1] / self.inputs[1].cols(),
             _ => 1,
         }
     }
@@ -156,7 +159,7 @@ impl Case {
             Axis::Rows => self.cut_rows(&mut new, keep)?,
             Axis::Slots => {
                 new.inputs[1] = take(&self.inputs[1], 1, keep);
-                if matches!(self.params, Params::Combine) {
+                if matches!(self.params, OpParams::Combine { .. }) {
                     new.inputs[0] = take(&self.inputs[0], 1, keep);
                 } else {
                     new.kept.columns = pick(&self.kept.columns, keep);
@@ -169,7 +172,7 @@ impl Case {
                 let dropped = self.count(Axis::Keys) - keep.len();
                 let seen: Vec<usize> = (dropped..self.params.start().unwrap_or(0) + self.positions()).collect();
                 cut_seen(&mut new, self.params, &seen);
-                new.params = self.params.at(keep.len());
+                new.params = self.params.with_start(keep.len());
             }
             Axis::Experts => {
                 let mut experts = pick(&self.unused_experts(), keep);
@@ -190,14 +193,15 @@ impl Case {
                     new.weight = Some(gather(w, &all(w.experts), &all(w.rows), Some(keep))?);
                 }
                 let within: Vec<usize> = keep.iter().flat_map(|b| b * unit..((b + 1) * unit).min(width)).collect();
-                let last = if matches!(self.params, Params::Embed) { self.shape()[1] } else { self.inputs[0].cols() };
+                let last =
+                    if matches!(self.params, OpParams::Embed { .. }) { self.shape()[1] } else { self.inputs[0].cols() };
                 let columns: Vec<usize> =
                     (0..last / width).flat_map(|g| within.iter().map(move |c| g * width + c)).collect();
-                if !matches!(self.params, Params::Embed) {
+                if !matches!(self.params, OpParams::Embed { .. }) {
                     let axis = self.inputs[0].shape.len() - 1;
                     new.inputs[0] = take(&self.inputs[0], axis, &columns);
                 }
-                if matches!(self.params, Params::Embed | Params::RmsNorm { .. }) {
+                if matches!(self.params, OpParams::Embed { .. } | OpParams::RmsNorm { .. }) {
                     new.kept.columns = pick(&self.kept.columns, &columns);
                 }
                 new.kept.blocks = pick(&self.kept.blocks, keep);
@@ -209,7 +213,7 @@ impl Case {
     fn cut_rows(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
         new.kept.rows = pick(&self.kept.rows, keep);
         match self.params {
-            Params::Embed => {
+            OpParams::Embed { .. } => {
                 // The table keeps the rows that are still looked up.
                 let tokens = pick(self.inputs[0].ids(), keep);
                 let mut rows: Vec<usize> = tokens.iter().map(|t| *t as usize).collect();
@@ -221,16 +225,18 @@ impl Case {
                 let renamed = tokens.iter().map(|t| rows.partition_point(|r| r < &(*t as usize)) as u32);
                 new.inputs[0] = HostTensor::u32(&[keep.len()], renamed.collect());
             }
-            Params::AttnScores { start, .. } | Params::AttnProbs { start } | Params::AttnContext { start, .. } => {
+            OpParams::AttnScores { start, .. }
+            | OpParams::AttnProbs { start, .. }
+            | OpParams::AttnContext { start, .. } => {
                 let (from, to) = (keep[0], keep[keep.len() - 1] + 1);
-                let axis = if matches!(self.params, Params::AttnScores { .. }) { 0 } else { 1 };
+                let axis = if matches!(self.params, OpParams::AttnScores { .. }) { 0 } else { 1 };
                 new.inputs[0] = take(&self.inputs[0], axis, keep);
                 cut_seen(new, self.params, &all(start + to));
-                new.params = self.params.at(start + from);
+                new.params = self.params.with_start(start + from);
             }
-            Params::Rope { start, .. } => {
+            OpParams::Rope { start, .. } => {
                 new.inputs[0] = take(&self.inputs[0], 0, keep);
-                new.params = self.params.at(start + keep[0]);
+                new.params = self.params.with_start(start + keep[0]);
             }
             _ => {
                 for input in &mut new.inputs {
@@ -245,7 +251,7 @@ impl Case {
         new.kept.columns = pick(&self.kept.columns, keep);
         match (&self.weight, self.params) {
             (Some(w), _) => new.weight = Some(gather(w, &all(w.experts), keep, None)?),
-            (None, Params::Combine) => new.inputs[0] = take(&self.inputs[0], 2, keep),
+            (None, OpParams::Combine { .. }) => new.inputs[0] = take(&self.inputs[0], 2, keep),
             (None, _) => {
                 for input in &mut new.inputs {
                     let axis = input.shape.len() - 1;
@@ -265,21 +271,21 @@ impl Case {
         };
         let kv = if axis == Axis::Heads { keep.to_vec() } else { all(self.count(Axis::Heads)) };
         match self.params {
-            Params::AttnScores { head_dim, .. } => {
+            OpParams::AttnScores { head_dim, .. } => {
                 new.inputs[0] = take(&self.inputs[0], 1, &units(&heads, head_dim));
                 new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
                 new.kept.heads = pick(&self.kept.heads, &heads);
             }
-            Params::AttnContext { head_dim, .. } => {
+            OpParams::AttnContext { head_dim, .. } => {
                 new.inputs[0] = take(&self.inputs[0], 0, &heads);
                 new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
                 new.kept.columns = pick(&self.kept.columns, &units(&heads, head_dim));
             }
-            Params::AttnProbs { .. } => {
+            OpParams::AttnProbs { .. } => {
                 new.inputs[0] = take(&self.inputs[0], 0, keep);
                 new.kept.heads = pick(&self.kept.heads, keep);
             }
-            Params::Rope { head_dim: n, .. } => self.cut_groups(new, keep, n),
+            OpParams::Rope { head_dim: n, .. } => self.cut_groups(new, keep, n),
             _ => self.cut_groups(new, keep, self.width()),
         }
     }
@@ -301,7 +307,7 @@ impl Case {
             _ => take(x, 0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
         };
         let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
-        if matches!(self.params, Params::ExpertMatMul) {
+        if matches!(self.params, OpParams::ExpertMatMul { .. }) {
             inputs[1] = HostTensor { shape: vec![t * k, 1], data: self.inputs[1].data.clone() };
         }
         let rows = self
@@ -316,23 +322,23 @@ impl Case {
 
 /// A case under construction.
 struct Parts {
-    params: Params,
+    params: OpParams,
     inputs: Vec<HostTensor>,
     weight: Option<Arc<Weight>>,
     kept: Kept,
 }
 
 /// Keeps the positions `seen` of those that are attended to.
-fn cut_seen(new: &mut Parts, params: Params, seen: &[usize]) {
+fn cut_seen(new: &mut Parts, params: OpParams, seen: &[usize]) {
     match params {
-        Params::AttnScores { .. } => new.inputs[1] = take(&new.inputs[1], 0, seen),
-        Params::AttnProbs { .. } => new.inputs[0] = take(&new.inputs[0], 2, seen),
+        OpParams::AttnScores { .. } => new.inputs[1] = take(&new.inputs[1], 0, seen),
+        OpParams::AttnProbs { .. } => new.inputs[0] = take(&new.inputs[0], 2, seen),
         _ => {
             new.inputs[0] = take(&new.inputs[0], 2, seen);
             new.inputs[1] = take(&new.inputs[1], 0, seen);
         }
     }
-    if !matches!(params, Params::AttnContext { .. }) {
+    if !matches!(params, OpParams::AttnContext { .. }) {
         new.kept.columns = pick(&new.kept.columns, seen);
     }
 }

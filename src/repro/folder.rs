@@ -68,8 +68,8 @@ impl Folder {
             stage.ok_or_else(|| wrong(format!("{:?} in layer {:?}: no such stage", manifest.stage, manifest.layer)))?;
         let site = Site { layer: manifest.layer, stage };
         let names: Vec<&str> = manifest.inputs.iter().map(|t| t.name.as_str()).collect();
-        if names != manifest.op.operands() {
-            return Err(wrong(format!("operands {names:?}, expected {:?}", manifest.op.operands())));
+        if names != manifest.op.names() {
+            return Err(wrong(format!("operands {names:?}, expected {:?}", manifest.op.names())));
         }
         let mut tensors = TensorFile::open(&dir.join(TENSORS))?;
         let mut read = |key: &str, entry: Option<&TensorEntry>| {

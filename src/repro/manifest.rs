@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::case::{Kept, Params};
+use super::case::Kept;
 use super::verdict::Figures;
 use crate::backend::{BackendInfo, Contract};
+use crate::op::OpParams;
 
 /// What `schema` in a manifest is.
 pub const SCHEMA: &str = "twinscope.repro/1";
@@ -26,7 +27,7 @@ pub struct Manifest {
     /// `null` for the whole-model stages.
     pub layer: Option<u32>,
     pub stage: String,
-    pub op: Params,
+    pub op: OpParams,
     /// The names of the operands, in the order in which the operation takes them: tensors `input.NAME`.
     pub inputs: Vec<TensorEntry>,
     pub output: TensorEntry,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::backend::gpu::{GpuOptions, Patch, for_lanes};
+use super::manifest::DispatchEntry;
+use crate::backend::gpu::{GpuOptions, Patch, for_lanes, parameter_words};
 use crate::error::{Error, Result};
 
 /// Sources by kernel name, and which kernels a backend asked for.
@@ -17,6 +18,26 @@ pub struct FolderShaders {
 impl FolderShaders {
     pub fn new(sources: BTreeMap<String, String>) -> Arc<Self> {
         Arc::new(Self { sources, compiled: Mutex::default() })
+    }
+
+    /// Holds the folder's dispatches against the kernels that this program would give its shaders parameters of.
+    ///
+    /// # Errors
+    /// [`Error::CannotRun`] if a shader of the folder takes other parameters than this program's kernel of that name: the folder
+    /// is of another version, and its shaders cannot be run.
+    pub fn check(dispatches: &[DispatchEntry]) -> Result<()> {
+        for DispatchEntry { kernel, shader, immediates, .. } in dispatches {
+            let here = parameter_words(kernel.split('/').next().unwrap_or_default());
+            if here != Some(immediates.len()) {
+                let here = here.map_or("there is no such kernel".into(), |n| format!("its kernel {kernel} takes {n}"));
+                return Err(Error::cannot_run(format!(
+                    "{shader} takes {} words of parameters where, in this version, {here}: the folder is of another version; \
+                     --shaders built-in runs this program's own",
+                    immediates.len()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// How a GPU backend is built that runs these: with their sources, and with the kind of matrix kernels that they are,

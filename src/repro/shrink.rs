@@ -171,9 +171,9 @@ mod tests {
     use super::*;
     use crate::backend::cpu::{CpuBackend, Level};
     use crate::backend::{Backend, Contract};
-    use crate::op::{GgmlType, HostTensor, OpKind, Site, Stage, Weight};
+    use crate::op::{GgmlType, HostTensor, OpKind, OpParams, Site, Stage, Weight};
     use crate::quant::random::Rng;
-    use crate::repro::case::{Kept, Params, Row, Slot};
+    use crate::repro::case::{Kept, Row, Slot};
 
     fn normal(rng: &mut Rng, n: usize) -> Vec<f32> {
         (0..n).map(|_| rng.normal()).collect()
@@ -224,7 +224,14 @@ mod tests {
         };
         let x = HostTensor::f32(&[17, 2, 96], normal(&mut rng, 17 * 2 * 96));
         let inputs = vec![x, HostTensor::u32(&[17, 2], ids)];
-        Case::new(Site::layer(1, Stage::ExpertDown), Params::ExpertMatMul, inputs, Some(weight), kept).unwrap()
+        Case::new(
+            Site::layer(1, Stage::ExpertDown),
+            OpParams::ExpertMatMul { x: (), ids: (), weight: () },
+            inputs,
+            Some(weight),
+            kept,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -261,7 +268,7 @@ mod tests {
             heads: (0..4).collect(),
             ..Kept::default()
         };
-        let params = Params::AttnScores { start, head_dim };
+        let params = OpParams::AttnScores { q: (), k: (), start, head_dim };
         let case = Case::new(Site::layer(0, Stage::AttnScores), params, vec![q, k], None, kept).unwrap();
         let s = shrunk(case, |_, place| place.head == Some(3) && place.position == 8 && place.column == 6);
         assert_eq!((s.case.kept.heads.as_slice(), s.case.kept.rows[0].position), (&[3][..], 8));

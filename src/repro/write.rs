@@ -121,7 +121,7 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<Manifest> {
         layer: case.site.layer,
         stage: case.site.stage.name().into(),
         op: case.params,
-        inputs: case.params.operands().iter().zip(&case.inputs).map(|(name, t)| entry(name, t)).collect(),
+        inputs: case.params.names().iter().zip(&case.inputs).map(|(name, t)| entry(name, t)).collect(),
         output: entry("subject", &judged.output),
         weight: case.weight.as_deref().map(weight_entry),
         kept: case.kept.clone(),
@@ -178,7 +178,7 @@ fn weight_entry(w: &Weight) -> WeightEntry {
 /// The safetensors file: operands, the oracle's result, the floors, the subject's result.
 fn tensors(case: &Case, judged: &Judged) -> Result<Vec<u8>> {
     let floor = HostTensor::f64(case.shape(), judged.floor.clone());
-    let inputs = case.params.operands().iter().zip(&case.inputs).map(|(name, t)| (format!("input.{name}"), t));
+    let inputs = case.params.names().into_iter().zip(&case.inputs).map(|(name, t)| (format!("input.{name}"), t));
     let results = [("oracle", &judged.exact), ("floor", &floor), ("subject", &judged.output)];
     let all: Vec<(String, &HostTensor)> = inputs.chain(results.map(|(name, t)| (name.to_string(), t))).collect();
     let (mut infos, mut data) = (Vec::new(), Vec::new());

@@ -434,7 +434,7 @@ fn a_damaged_folder_is_one_clear_error() {
     broken("no such type", &|_, m| m["weight"]["type"] = "Q9_Z".into());
     broken("does not fit", &|_, m| m["weight"]["rows"] = (1u64 << 60).into());
     broken("are not whole", &|_, m| m["weight"]["cols"] = 100.into());
-    broken("rows of 512", &|_, m| {
+    broken("where [1, 512] or [1, 2, 512]", &|_, m| {
         m["weight"]["cols"] = 512.into();
         m["weight"]["rows"] = (m["weight"]["rows"].as_u64().unwrap() / 2).into();
     });
@@ -543,4 +543,31 @@ fn the_command_line_makes_runs_and_refuses() {
         assert!(status == 2 && text.contains(what), "{args:?}: {status}: {text}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else was written");
+}
+
+/// Folders are sent around, and outlive the version that wrote them: what one holds is read and written without a loss and runs, and
+/// shaders for other parameters than today's kernels take are refused by name, not run.
+#[test]
+fn folders_of_an_earlier_version_are_read() {
+    let folder = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/repro_folders").join(name);
+    let run = |name: &str, subject: &[&str]| {
+        let dir = folder(name);
+        twinscope(&[&["run", dir.to_str().unwrap()], subject].concat())
+    };
+    for name in ["attn_context", "expert_down"] {
+        let text = std::fs::read_to_string(folder(name).join("manifest.json")).unwrap();
+        let json: Json = serde_json::from_str(&text).unwrap();
+        let manifest: Manifest = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&manifest).unwrap(), json);
+        let right = run(name, &["--subject", "cpu:scalar"]);
+        assert_eq!(right.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&right.stderr));
+    }
+    let wrong = run("attn_context", &["--subject", "gpu"]);
+    assert_eq!(wrong.status.code(), Some(1), "the fault in its shader is there");
+    let other = run("expert_down", &["--subject", "gpu"]);
+    let said = String::from_utf8_lossy(&other.stderr);
+    let expected =
+        "shaders/expert_plan.wgsl takes 4 words of parameters where, in this version, its kernel expert_plan takes";
+    assert!(other.status.code() == Some(125) && said.contains(expected), "{said}");
+    assert_eq!(run("expert_down", &["--subject", "gpu", "--shaders", "built-in"]).status.code(), Some(0));
 }

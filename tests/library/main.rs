@@ -11,6 +11,7 @@ mod gpu;
 mod house;
 mod model_golden;
 mod op_table;
+mod operands;
 mod oracle_golden;
 mod shaders;
 mod synth;

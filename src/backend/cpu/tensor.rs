@@ -7,9 +7,7 @@
 use std::cell::{Ref, RefCell, RefMut};
 use std::rc::Rc;
 
-use crate::op::Site;
 use crate::op::{Data, HostTensor};
-use crate::{Error, Result};
 
 /// A handle to values on the host. Cloning it copies no values.
 #[derive(Clone)]
@@ -25,39 +23,14 @@ impl CpuTensor {
         Self(Rc::new(RefCell::new(values)))
     }
 
-    pub(super) fn shape(&self) -> Vec<usize> {
-        self.0.borrow().shape.clone()
+    /// The values, while no operation writes them.
+    pub(super) fn values(&self) -> Ref<'_, HostTensor> {
+        self.0.borrow()
     }
 
-    pub(super) fn to_host(&self) -> HostTensor {
-        self.0.borrow().clone()
-    }
-
-    /// The f32 values, or an error that names `operand`.
-    pub(super) fn f32(&self, site: Site, operand: &str) -> Result<Ref<'_, [f32]>> {
-        Ref::filter_map(self.0.borrow(), |t| match &t.data {
-            Data::F32(v) => Some(v.as_slice()),
-            _ => None,
-        })
-        .map_err(|t| Error::usage(format!("{site}: {operand} is {} where f32 was expected", t.dtype())))
-    }
-
-    /// The expert ids, or an error that names `operand`.
-    pub(super) fn ids(&self, site: Site, operand: &str) -> Result<Ref<'_, [u32]>> {
-        Ref::filter_map(self.0.borrow(), |t| match &t.data {
-            Data::U32(v) => Some(v.as_slice()),
-            _ => None,
-        })
-        .map_err(|t| Error::usage(format!("{site}: {operand} is {} where u32 ids were expected", t.dtype())))
-    }
-
-    /// The f32 values to write into, or an error that names `operand`.
-    pub(super) fn f32_mut(&self, site: Site, operand: &str) -> Result<RefMut<'_, [f32]>> {
-        RefMut::filter_map(self.0.borrow_mut(), |t| match &mut t.data {
-            Data::F32(v) => Some(v.as_mut_slice()),
-            _ => None,
-        })
-        .map_err(|t| Error::usage(format!("{site}: {operand} is {} where f32 was expected", t.dtype())))
+    /// The values of a cache, to write into.
+    pub(super) fn values_mut(&self) -> RefMut<'_, HostTensor> {
+        self.0.borrow_mut()
     }
 
     /// Whether both handles are to the same values.

@@ -194,9 +194,13 @@ impl Device {
 
     /// Waits for a submission, or for everything submitted.
     pub fn wait(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<()> {
-        self.device
-            .poll(wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: None })
-            .map_err(|e| self.fail(format!("waiting for the device: {e}")))?;
+        self.device.poll(wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: None }).map_err(
+            |e| match self.check() {
+                // What the device reported before is why there is nothing to wait for.
+                Err(reported) => reported,
+                Ok(()) => self.fail(format!("waiting for the device: {e}")),
+            },
+        )?;
         self.check()
     }
 

@@ -155,6 +155,12 @@ pub fn for_lanes(name: &str) -> Option<bool> {
     })
 }
 
+/// The 32-bit words of parameters that the kernel in the file of this name takes; `None` if there is no such file.
+pub fn parameter_words(name: &str) -> Option<usize> {
+    let file = KERNELS.iter().flat_map(|files| files.iter()).find(|file| file.name == name)?;
+    Some(file.immediate_size as usize / 4)
+}
+
 impl Spec {
     /// Whether it reads quantized weights, and so exists for each of their types.
     pub fn quantized(&self) -> bool {

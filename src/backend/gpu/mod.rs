@@ -39,7 +39,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use adapter::{AdapterSelector, PACKAGES, adapters, best, is_software, missing};
-pub use kernels::{Access, Patch, Spec, for_lanes, shader_sources};
+pub use kernels::{Access, Patch, Spec, for_lanes, parameter_words, shader_sources};
 pub use layout::Layout;
 pub use params::Member;
 pub use record::{Binding, Dispatch};

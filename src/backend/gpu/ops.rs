@@ -1,7 +1,7 @@
 //! Each operation as dispatches: shapes checked, result allocated, kernels recorded.
 //!
 //! Design:
-//! - Shapes are checked here, on the host, because kernels trust them; a mismatch names the site and both shapes.
+//! - Shapes are checked on the host ([`Op::check`]) before a kernel is recorded, because kernels trust them.
 //! - A weight in several pieces is one dispatch a piece over the same output.
 //! - Few positions go to the matrix-vector kernels, many to the tiled ones; both keep the contract of [`contract`].
 
@@ -36,11 +36,6 @@ pub fn contract(op: OpKind) -> Contract {
         OpKind::AttnContext => Order::Lanes { lanes: LANES },
         _ => Order::Sequential,
     })
-}
-
-/// A refusal that names the site, what was expected and what was found.
-fn mismatch(site: Site, expected: String, found: &[usize]) -> Error {
-    Error::cannot_run(format!("{site}: expected {expected}, found {found:?}"))
 }
 
 /// The product of all axes but the last, and the last.
@@ -116,41 +111,32 @@ impl GpuBackend {
 
     /// Runs `op` and returns its result.
     pub(super) fn run_op(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
-        if let Some(empty) = op.inputs().into_iter().find(|t| t.is_empty()) {
-            return Err(mismatch(site, "values".into(), empty.shape()));
-        }
+        let shape = &op.check(site, GpuTensor::operand)?[..];
         match op {
-            Op::Embed { table, tokens } => self.embed(site, table, tokens),
+            Op::Embed { table, tokens } => self.embed(site, shape, table, tokens),
             Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps),
-            Op::MatMul { x, weight } => self.matmul(site, x, weight),
+            Op::MatMul { x, weight } => self.matmul(site, shape, x, weight),
             Op::Rope { x, start, head_dim, base } => self.rope(site, x, *start, *head_dim, *base),
             Op::Store { cache, x, start } => self.store(site, cache, x, *start),
-            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim),
+            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, shape, q, k, *start, *head_dim),
             Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start),
-            Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim),
+            Op::AttnContext { probs, v, start, head_dim } => {
+                self.attn_context(site, shape, probs, v, *start, *head_dim)
+            }
             Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b),
             Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up),
             Op::RouterProbs { logits } => self.router_probs(site, logits),
-            Op::RouterTopK { probs, k } => self.router_topk(site, probs, *k),
+            Op::RouterTopK { probs, .. } => self.router_topk(site, shape, probs),
             Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise),
-            Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight),
-            Op::Combine { down, weights } => self.combine(site, down, weights),
-            Op::Rows { x, start, rows } => self.rows(site, x, *start, *rows),
+            Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, shape, x, ids, weight),
+            Op::Combine { down, weights } => self.combine(site, shape, down, weights),
+            Op::Rows { x, start, .. } => self.rows(site, shape, x, *start),
         }
     }
 
-    fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32]) -> Result<GpuTensor> {
-        if tokens.is_empty() {
-            return Err(mismatch(site, "at least one token".into(), &[0]));
-        }
-        if let Some(token) = tokens.iter().find(|&&t| t as usize >= table.rows) {
-            return Err(Error::usage(format!(
-                "{site}: token {token} is past the {} rows of {}",
-                table.rows, table.name
-            )));
-        }
+    fn embed(&mut self, site: Site, shape: &[usize], table: &Arc<Weight>, tokens: &[u32]) -> Result<GpuTensor> {
         let weight = self.weight(table)?;
-        let y = self.tensor(site, &[tokens.len(), table.cols], false)?;
+        let y = self.tensor(site, shape, false)?;
         let ids = self.tensor(site, &[tokens.len()], true)?;
         self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
         // A thread makes 16 values.
@@ -167,9 +153,6 @@ impl GpuBackend {
                 "tensor {}: the GPU has norms with F32 weights, not {}",
                 weight.name, weight.ty
             )));
-        }
-        if n == 0 || weight.rows * weight.experts != 1 || !rows_cols(x).1.is_multiple_of(n) {
-            return Err(mismatch(site, format!("rows of whole groups of {n}, as {} has", weight.name), x.shape()));
         }
         let gpu = self.weight(weight)?;
         let y = self.tensor(site, x.shape(), false)?;
@@ -194,14 +177,11 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn matmul(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
-        let (positions, cols) = rows_cols(x);
-        if cols != weight.cols || weight.experts != 1 {
-            return Err(mismatch(site, format!("rows of {} for {weight:?}", weight.cols), x.shape()));
-        }
+    fn matmul(&mut self, site: Site, shape: &[usize], x: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
+        let positions = shape[0];
         let gpu = self.weight(weight)?;
-        let x = self.padded(site, x, cols)?;
-        let y = self.tensor(site, &[positions, weight.rows], false)?;
+        let x = self.padded(site, x, weight.cols)?;
+        let y = self.tensor(site, shape, false)?;
         let bindings = [x.binding(), y.binding()];
         let t = positions as u32;
         if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
@@ -216,25 +196,21 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn expert_matmul(&mut self, site: Site, x: &GpuTensor, ids: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
-        let (positions, k) = rows_cols(ids);
+    fn expert_matmul(
+        &mut self,
+        site: Site,
+        shape: &[usize],
+        x: &GpuTensor,
+        ids: &GpuTensor,
+        weight: &Arc<Weight>,
+    ) -> Result<GpuTensor> {
+        let (positions, k) = (shape[0], shape[1]);
         let slots = positions * k;
-        if !ids.0.ids {
-            return Err(mismatch(site, "expert ids".into(), ids.shape()));
-        }
-        // [T, n], shared by the slots, or [T, K, n].
-        let shared_by = match x.len() / weight.cols.max(1) {
-            n if n == slots => 1,
-            n if n == positions => k as u32,
-            _ => 0,
-        };
-        if shared_by == 0 || rows_cols(x).1 != weight.cols {
-            let expected = format!("[{positions}, {n}] or [{positions}, {k}, {n}] for {weight:?}", n = weight.cols);
-            return Err(mismatch(site, expected, x.shape()));
-        }
+        // [T, n] is shared by the slots of a token, [T, K, n] has a row for each.
+        let shared_by = if x.shape().len() == 2 { k as u32 } else { 1 };
         let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
-        let y = self.tensor(site, &[positions, k, weight.rows], false)?;
+        let y = self.tensor(site, shape, false)?;
         let (rows, experts) = (weight.rows as u32, weight.experts as u32);
         if positions <= FEW {
             let bindings = [x.binding(), ids.binding(), y.binding()];
@@ -278,9 +254,6 @@ impl GpuBackend {
 
     fn rope(&mut self, site: Site, x: &GpuTensor, start: usize, head_dim: usize, base: f64) -> Result<GpuTensor> {
         let (positions, cols) = rows_cols(x);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) || !cols.is_multiple_of(head_dim) {
-            return Err(mismatch(site, format!("rows of whole heads of {head_dim}, an even number"), x.shape()));
-        }
         let angles = self.angles(site, base, head_dim, start + positions)?;
         let y = self.tensor(site, x.shape(), false)?;
         let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
@@ -310,78 +283,53 @@ impl GpuBackend {
     }
 
     fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<GpuTensor> {
-        let (capacity, n) = rows_cols(cache);
-        let (positions, cols) = rows_cols(x);
-        if cols != n || start + positions > capacity {
-            let expected =
-                format!("[at most {} rows, {n}] at row {start} of {capacity}", capacity.saturating_sub(start));
-            return Err(mismatch(site, expected, x.shape()));
+        let (positions, n) = rows_cols(x);
+        if cache.same(x) {
+            return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
         }
         self.copy(site, x, 0, n, cache, start * n, n, positions)?;
         Ok(cache.clone())
     }
 
-    fn rows(&mut self, site: Site, x: &GpuTensor, start: usize, rows: usize) -> Result<GpuTensor> {
-        let (have, cols) = rows_cols(x);
-        if rows == 0 || start + rows > have {
-            return Err(mismatch(site, format!("at least {} rows", start + rows.max(1)), x.shape()));
-        }
-        let y = self.tensor(site, &[rows, cols], x.0.ids)?;
+    fn rows(&mut self, site: Site, shape: &[usize], x: &GpuTensor, start: usize) -> Result<GpuTensor> {
+        let &[rows, cols] = shape else { unreachable!("[rows, n]") };
+        let y = self.tensor(site, shape, false)?;
         self.copy(site, x, start * cols, cols, &y, 0, cols, rows)?;
         Ok(y)
     }
 
-    /// Heads and KV heads of a query or context row and a cache, checked against each other and the positions seen.
-    fn heads(
-        &self,
-        site: Site,
-        query: usize,
-        cache: &GpuTensor,
-        seen: usize,
-        head_dim: usize,
-    ) -> Result<(usize, usize)> {
-        let (capacity, n) = rows_cols(cache);
-        let whole = head_dim > 0
-            && head_dim.is_multiple_of(QUAD)
-            && query.is_multiple_of(head_dim)
-            && n.is_multiple_of(head_dim)
-            && (query / head_dim).is_multiple_of(n / head_dim);
-        if !whole || capacity < seen {
-            let expected = format!(
-                "a cache of {seen} rows of whole heads of {head_dim}, a multiple of {QUAD}, that divide {query} values"
-            );
-            return Err(mismatch(site, expected, cache.shape()));
+    /// The kernels' unit of a head.
+    fn quads(site: Site, head_dim: usize) -> Result<usize> {
+        if head_dim.is_multiple_of(QUAD) {
+            return Ok(head_dim / QUAD);
         }
-        Ok((query / head_dim, n / head_dim))
+        Err(Error::cannot_run(format!(
+            "{site}: the GPU has attention with a head_dim that is a multiple of {QUAD}, not {head_dim}"
+        )))
     }
 
     fn attn_scores(
         &mut self,
         site: Site,
+        shape: &[usize],
         q: &GpuTensor,
         k: &GpuTensor,
         start: usize,
         head_dim: usize,
     ) -> Result<GpuTensor> {
-        let (positions, cols) = rows_cols(q);
-        let seen = start + positions;
-        let (heads, kv_heads) = self.heads(site, cols, k, seen, head_dim)?;
-        let y = self.tensor(site, &[heads, positions, seen], false)?;
+        let &[heads, positions, seen] = shape else { unreachable!("[heads, T, S]") };
+        let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(k).1 / head_dim);
+        let y = self.tensor(site, shape, false)?;
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
-        let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
+        let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
         let params = params::AttnScores { quads, heads, kv_heads, start, seen, scale };
         self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)?;
         Ok(y)
     }
 
     fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize) -> Result<GpuTensor> {
-        let &[heads, positions, seen] = scores.shape() else {
-            return Err(mismatch(site, "[heads, T, S]".into(), scores.shape()));
-        };
-        if seen != start + positions {
-            return Err(mismatch(site, format!("S = {start} + {positions}"), scores.shape()));
-        }
+        let &[heads, positions, seen] = scores.shape() else { unreachable!("[heads, T, S]") };
         let y = self.tensor(site, scores.shape(), false)?;
         let grid = [positions as u32, heads as u32, 1];
         let params = params::AttnProbs { start: start as u32, seen: seen as u32 };
@@ -392,21 +340,17 @@ impl GpuBackend {
     fn attn_context(
         &mut self,
         site: Site,
+        shape: &[usize],
         probs: &GpuTensor,
         v: &GpuTensor,
         start: usize,
         head_dim: usize,
     ) -> Result<GpuTensor> {
-        let &[heads, positions, seen] = probs.shape() else {
-            return Err(mismatch(site, "[heads, T, S]".into(), probs.shape()));
-        };
-        if seen != start + positions {
-            return Err(mismatch(site, format!("S = {start} + {positions}"), probs.shape()));
-        }
-        let (_, kv_heads) = self.heads(site, heads * head_dim, v, seen, head_dim)?;
-        let y = self.tensor(site, &[positions, heads * head_dim], false)?;
+        let &[heads, positions, seen] = probs.shape() else { unreachable!("[heads, T, S]") };
+        let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(v).1 / head_dim);
+        let y = self.tensor(site, shape, false)?;
         let grid = [heads as u32, positions as u32, 1];
-        let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
+        let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
         let params = params::AttnContext { quads, heads, kv_heads, start, seen };
         self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)?;
         Ok(y)
@@ -419,9 +363,6 @@ impl GpuBackend {
         a: &GpuTensor,
         b: &GpuTensor,
     ) -> Result<GpuTensor> {
-        if a.shape() != b.shape() {
-            return Err(mismatch(site, format!("{:?}, as the other operand", a.shape()), b.shape()));
-        }
         let y = self.tensor(site, a.shape(), false)?;
         let params = params::Elementwise { n: a.len() as u32 };
         let bindings = [a.binding(), b.binding(), y.binding()];
@@ -438,12 +379,9 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn router_topk(&mut self, site: Site, probs: &GpuTensor, k: usize) -> Result<GpuTensor> {
-        let (positions, experts) = rows_cols(probs);
-        if k == 0 || k > experts {
-            return Err(mismatch(site, format!("at least {k} experts, and k ≥ 1"), probs.shape()));
-        }
-        let y = self.tensor(site, &[positions, k], true)?;
+    fn router_topk(&mut self, site: Site, shape: &[usize], probs: &GpuTensor) -> Result<GpuTensor> {
+        let (experts, &[positions, k]) = (rows_cols(probs).1, shape) else { unreachable!("[T, K]") };
+        let y = self.tensor(site, shape, true)?;
         let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
         let grid = [positions as u32, 1, 1];
         self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)?;
@@ -458,11 +396,8 @@ impl GpuBackend {
         renormalise: bool,
     ) -> Result<GpuTensor> {
         let (positions, experts) = rows_cols(probs);
-        let (rows, k) = rows_cols(ids);
-        if rows != positions || !ids.0.ids {
-            return Err(mismatch(site, format!("expert ids [{positions}, K]"), ids.shape()));
-        }
-        let y = self.tensor(site, &[positions, k], false)?;
+        let k = rows_cols(ids).1;
+        let y = self.tensor(site, ids.shape(), false)?;
         let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
         let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
         let bindings = [probs.binding(), ids.binding(), y.binding()];
@@ -470,13 +405,9 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor) -> Result<GpuTensor> {
-        let (positions, k) = rows_cols(weights);
-        let (slots, cols) = rows_cols(down);
-        if slots != positions * k {
-            return Err(mismatch(site, format!("[{positions}, {k}, H]"), down.shape()));
-        }
-        let y = self.tensor(site, &[positions, cols], false)?;
+    fn combine(&mut self, site: Site, shape: &[usize], down: &GpuTensor, weights: &GpuTensor) -> Result<GpuTensor> {
+        let (k, cols) = (rows_cols(weights).1, shape[1]);
+        let y = self.tensor(site, shape, false)?;
         let grid = self.fold_values(y.len());
         let params = params::Combine { n: y.len() as u32, cols: cols as u32, k: k as u32 };
         self.dispatch(site, kernels::COMBINE, &[down.binding(), weights.binding(), y.binding()], params, grid)?;

@@ -10,6 +10,8 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use crate::op::{Elements, Operand};
+
 /// Unused bytes that the pool holds on to.
 const KEPT_BYTES: u64 = 512 << 20;
 
@@ -92,6 +94,15 @@ impl GpuTensor {
     }
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// What [`Op::check`](crate::op::Op::check) looks at. Ids are on the device, where nobody waits to look at them.
+    pub(super) fn operand(&self) -> Operand<'_> {
+        let elements = if self.0.ids { Elements::Ids(None) } else { Elements::Numbers };
+        Operand { shape: &self.0.shape, elements }
+    }
+    /// Whether both handles are to the same values.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
     }
     /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
     pub(super) fn binding(&self) -> (&wgpu::Buffer, u64) {

@@ -2,33 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::{matrix, require, values};
-use crate::error::Result;
+use super::{matrix, values};
 use crate::op::HostTensor;
 
-/// heads and kv_heads of a [_, heads·D] and a [capacity ≥ S, kv_heads·D] operand.
-fn heads(q_cols: usize, cache: &HostTensor, positions: usize, head_dim: usize) -> Result<(usize, usize)> {
-    let (capacity, kv_cols) = matrix(cache);
-    let whole = head_dim > 0 && q_cols.is_multiple_of(head_dim) && kv_cols.is_multiple_of(head_dim);
-    let (heads, kv_heads) = (q_cols.checked_div(head_dim).unwrap_or(0), kv_cols.checked_div(head_dim).unwrap_or(0));
-    let fits = whole && kv_heads > 0 && heads.is_multiple_of(kv_heads) && capacity >= positions;
-    require(
-        fits,
-        &format!("at least {positions} rows of KV heads of {head_dim} that divide {q_cols} columns"),
-        || format!("{:?}", cache.shape),
-    )?;
-    Ok((heads, kv_heads))
-}
-
 /// q·k / √D where s ≤ start + t, 0 beyond. [T, heads·D], [capacity, kv_heads·D] → [heads, T, S].
-pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> Result<HostTensor> {
+pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> HostTensor {
     let (t, cols) = matrix(q);
-    let s = start + t;
-    let (heads, kv_heads) = heads(cols, k, s, head_dim)?;
-    let (kv_cols, group) = (kv_heads * head_dim, heads / kv_heads);
+    let (s, heads, kv_cols) = (start + t, cols / head_dim, k.cols());
+    let group = cols / kv_cols;
     let (q, k) = (values(q), values(k));
     let mut out = vec![0.0; heads * t * s];
-    out.par_chunks_exact_mut(s.max(1)).enumerate().for_each(|(i, row)| {
+    out.par_chunks_exact_mut(s).enumerate().for_each(|(i, row)| {
         let (head, token) = (i / t, i % t);
         let q = &q[token * cols + head * head_dim..][..head_dim];
         for (position, score) in row[..start + token + 1].iter_mut().enumerate() {
@@ -36,21 +20,19 @@ pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> 
             *score = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (head_dim as f64).sqrt();
         }
     });
-    Ok(HostTensor::f64(&[heads, t, s], out))
+    HostTensor::f64(&[heads, t, s], out)
 }
 
 /// Softmax over s ≤ start + t, 0 beyond. [heads, T, S] → same.
-pub fn probs(scores: &HostTensor, start: usize) -> Result<HostTensor> {
-    let shaped = scores.shape.len() == 3 && scores.shape[2] == start + scores.shape[1];
-    require(shaped, &format!("[heads, T, {start} + T]"), || format!("{:?}", scores.shape))?;
+pub fn probs(scores: &HostTensor, start: usize) -> HostTensor {
     let (t, s) = (scores.shape[1], scores.shape[2]);
     let mut out = values(scores).into_owned();
-    for (i, row) in out.chunks_exact_mut(s.max(1)).enumerate() {
+    for (i, row) in out.chunks_exact_mut(s).enumerate() {
         let (seen, beyond) = row.split_at_mut(start + i % t + 1);
         softmax(seen);
         beyond.fill(0.0);
     }
-    Ok(HostTensor::f64(&scores.shape, out))
+    HostTensor::f64(&scores.shape, out)
 }
 
 /// exp(x − max) / Σ, in place. The largest is subtracted so that nothing overflows; mathematically it changes nothing.
@@ -66,12 +48,9 @@ pub fn softmax(row: &mut [f64]) {
 }
 
 /// Σ_s probs · v. [heads, T, S], [capacity, kv_heads·D] → [T, heads·D].
-pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize) -> Result<HostTensor> {
-    let shaped = probs.shape.len() == 3 && probs.shape[2] == start + probs.shape[1];
-    require(shaped, &format!("[heads, T, {start} + T]"), || format!("{:?}", probs.shape))?;
-    let (t, s, cols) = (probs.shape[1], probs.shape[2], probs.shape[0] * head_dim);
-    let (heads, kv_heads) = heads(cols, v, s, head_dim)?;
-    let (kv_cols, group) = (kv_heads * head_dim, heads / kv_heads);
+pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize) -> HostTensor {
+    let (heads, t, s, kv_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
+    let (cols, group) = (heads * head_dim, heads * head_dim / kv_cols);
     let (p, v) = (values(probs), values(v));
     let mut out = vec![0.0; t * cols];
     out.par_chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| {
@@ -84,5 +63,5 @@ pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize
             }
         }
     });
-    Ok(HostTensor::f64(&[t, cols], out))
+    HostTensor::f64(&[t, cols], out)
 }

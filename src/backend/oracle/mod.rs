@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
 
 mod attention;
 pub mod dequant;
@@ -32,13 +32,19 @@ mod routing;
 /// its operand alone.
 ///
 /// # Errors
-/// If the operands' shapes do not belong together, a token or expert id is out of range, or the weight's type is unreadable.
+/// As [`Op::check`], or if the weight's type is unreadable.
 pub fn evaluate(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
-    match *op {
-        Op::Embed { table, tokens } => linear::embed(table, tokens),
-        Op::MatMul { x, weight } => linear::matmul(x, weight),
-        Op::ExpertMatMul { x, ids, weight } => linear::expert_matmul(x, ids, weight),
-        Op::RmsNorm { x, weight, eps } => pointwise::rms_norm(x, weight, eps as f64),
+    op.check(None::<Site>, |t| t.operand())?;
+    compute(op)
+}
+
+/// [`evaluate`] of operands that belong together.
+fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
+    Ok(match *op {
+        Op::Embed { table, tokens } => linear::embed(table, tokens)?,
+        Op::MatMul { x, weight } => linear::matmul(x, weight)?,
+        Op::ExpertMatMul { x, ids, weight } => linear::expert_matmul(x, ids, weight)?,
+        Op::RmsNorm { x, weight, eps } => pointwise::rms_norm(x, weight, eps as f64)?,
         Op::Rope { x, start, head_dim, base } => pointwise::rope(x, start, head_dim, base),
         Op::Add { a, b } => pointwise::add(a, b),
         Op::SwiGlu { gate, up } => pointwise::swiglu(gate, up),
@@ -48,10 +54,10 @@ pub fn evaluate(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         Op::AttnProbs { scores, start } => attention::probs(scores, start),
         Op::AttnContext { probs, v, start, head_dim } => attention::context(probs, v, start, head_dim),
         Op::RouterProbs { logits } => routing::probs(logits),
-        Op::RouterTopK { probs, k } => routing::top_k(probs, k),
+        Op::RouterTopK { probs, k } => routing::topk(probs, k),
         Op::RouterWeights { probs, ids, renormalise } => routing::weights(probs, ids, renormalise),
         Op::Combine { down, weights } => routing::combine(down, weights),
-    }
+    })
 }
 
 /// The values of an operand as f64; copied only if they are not f64 already.
@@ -60,19 +66,6 @@ fn values(t: &HostTensor) -> Cow<'_, [f64]> {
         Data::F64(v) => Cow::Borrowed(v),
         _ => Cow::Owned(t.to_f64()),
     }
-}
-
-/// The expert ids in an operand.
-fn ids(t: &HostTensor) -> Result<&[u32]> {
-    match &t.data {
-        Data::U32(v) => Ok(v),
-        _ => Err(Error::usage(format!("the expert ids are a {} tensor, not u32", t.dtype()))),
-    }
-}
-
-/// Refuses operands that do not belong together, saying what was `found`.
-fn require(ok: bool, expected: &str, found: impl FnOnce() -> String) -> Result<()> {
-    if ok { Ok(()) } else { Err(Error::usage(format!("expected {expected}, found {}", found()))) }
 }
 
 /// `[rows, cols]` of a tensor whose leading axes are all rows.
@@ -153,21 +146,21 @@ impl Backend for OracleBackend {
     }
 
     fn run(&mut self, At { site, .. }: At, op: &Op<'_, OracleTensor>) -> Result<OracleTensor> {
-        let at_site = |e: Error| match e {
-            Error::Usage(m) => Error::Usage(format!("{site}: {m}")),
-            Error::Input(m) => Error::Input(format!("{site}: {m}")),
-            Error::CannotRun(m) => Error::CannotRun(format!("{site}: {m}")),
-        };
-        if let Op::Store { cache, x, start } = op {
-            // In place: `evaluate` would copy the whole cache.
-            let rows = x.0.borrow().clone();
-            pointwise::write_rows(&mut cache.0.borrow_mut(), &rows, *start).map_err(at_site)?;
-            return Ok(cache.clone());
-        }
         let operands: Vec<Ref<'_, HostTensor>> = op.inputs().into_iter().map(|t| t.0.borrow()).collect();
         let mut next = operands.iter();
         let host = op.try_map(|_| Ok(&**next.next().expect("try_map visits what inputs lists")))?;
-        evaluate(&host).map(OracleTensor::new).map_err(at_site)
+        host.check(site, |t| t.operand())?;
+        if let Op::Store { cache, x, start } = op {
+            // In place: `compute` would copy the whole cache.
+            if Rc::ptr_eq(&cache.0, &x.0) {
+                return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
+            }
+            drop(operands);
+            let rows = x.0.borrow();
+            pointwise::write_rows(&mut cache.0.borrow_mut(), &rows, *start);
+            return Ok(cache.clone());
+        }
+        compute(&host).map(OracleTensor::new)
     }
 
     fn fetch(&mut self, tensor: &OracleTensor) -> Result<Ticket> {

@@ -35,7 +35,7 @@ fn matmul_and_experts_by_hand() {
 
     let none = HostTensor::u32(&[1, 1], vec![2]);
     let e = evaluate(&Op::ExpertMatMul { x: &f64s(&[1, 2], &[0., 0.]), ids: &none, weight: &w }).unwrap_err();
-    assert_eq!(e.to_string(), "w: expert 2 was chosen, there are 2");
+    assert_eq!(e.to_string(), "ExpertMatMul: ids[0, 0] is 2 where one of the 2 experts of w was expected");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_cache_is_written_in_place_and_clones_see_it() {
     assert_eq!(oracle.read(&handle).unwrap(), f64s(&[3, 2], &[0., 0., 1., 2., 0., 0.]));
     let e = oracle.run(at(3), &Op::Store { cache, x, start: 3 }).err().unwrap();
     assert_eq!(e.exit_code(), 2);
-    assert!(e.to_string().starts_with("layer 0 · k_rope: "), "{e}");
+    assert!(e.to_string().starts_with("layer 0 · k_rope (Store): "), "{e}");
 }
 
 #[test]

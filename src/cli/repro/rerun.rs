@@ -41,6 +41,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Some(selector) => {
             let shaders = (args.shaders == "folder" && !folder.shaders.is_empty())
                 .then(|| FolderShaders::new(folder.shaders.clone()));
+            if shaders.is_some() {
+                FolderShaders::check(&folder.manifest.dispatches)?;
+            }
             let options = shaders.as_ref().map_or(GpuOptions::default(), |s| s.options());
             let mut gpu = GpuBackend::new(&selector, options)?;
             let (output, kernels) = run_on(&folder, &mut gpu)?;

@@ -1,6 +1,6 @@
 //! The GPU backend on a real Vulkan, Metal or DX12 adapter. A software adapter is one; none at all fails the tests.
 
-mod common;
+pub(crate) mod common;
 mod dequant;
 mod golden;
 mod ops;

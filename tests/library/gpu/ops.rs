@@ -371,7 +371,7 @@ fn caches_keep_what_is_stored_and_copies_see_their_moment() {
     }
     let too_much = gpu.upload(&r.tensor(&[2, 100])).unwrap();
     let error = gpu.run(at(), &Op::Store { cache, x: too_much, start: 9 }).err().unwrap();
-    assert!(error.to_string().contains("at row 9 of 10"), "{error}");
+    assert!(error.to_string().contains("at 9 of 10"), "{error}");
 }
 
 #[test]
@@ -396,38 +396,6 @@ fn reading_in_between_changes_nothing() {
     };
     let (quiet, read) = (chain(false), chain(true));
     assert_eq!(quiet, read); // which no NaN would
-}
-
-#[test]
-fn shapes_that_do_not_fit_are_errors_that_say_so() {
-    let mut gpu = gpu();
-    let mut r = Random::new(13);
-    let weight = r.weight(GgmlType::Q4_K, [256, 8, 1]);
-    let stack = r.weight(GgmlType::Q4_K, [256, 8, 2]);
-    let x = gpu.upload(&r.tensor(&[2, 128])).unwrap();
-    let ids = gpu.upload(&HostTensor::u32(&[2, 1], vec![0, 1])).unwrap();
-    let probs = gpu.upload(&r.tensor(&[2, 3, 5])).unwrap();
-    let empty = gpu.upload(&HostTensor::f32(&[0, 256], vec![])).unwrap();
-    let cases = [
-        (Op::MatMul { x: x.clone(), weight: &weight }, "rows of 256"),
-        (Op::MatMul { x: empty, weight: &weight }, "expected values"),
-        (Op::ExpertMatMul { x: x.clone(), ids, weight: &stack }, "[2, 256]"),
-        (Op::ExpertMatMul { x: x.clone(), ids: x.clone(), weight: &stack }, "expert ids"),
-        (Op::RmsNorm { x: x.clone(), weight: &weight, eps: 0.0 }, "norms with F32 weights"),
-        (Op::Rope { x: x.clone(), start: 0, head_dim: 0, base: 1e6 }, "whole heads of 0"),
-        (Op::AttnScores { q: x.clone(), k: x.clone(), start: 1, head_dim: 64 }, "3 rows"),
-        (Op::AttnProbs { scores: probs.clone(), start: 9 }, "S = 9 + 3"),
-        (Op::AttnContext { probs, v: x.clone(), start: 2, head_dim: 64 }, "5 rows"),
-        (Op::RouterTopK { probs: x.clone(), k: 129 }, "at least 129 experts"),
-        (Op::Rows { x: x.clone(), start: 1, rows: 2 }, "at least 3 rows"),
-        (Op::Embed { table: &weight, tokens: &[8] }, "token 8 is past the 8 rows"),
-        (Op::Embed { table: &weight, tokens: &[] }, "at least one token"),
-    ];
-    for (op, part) in cases {
-        let error = gpu.run(at(), &op).err().unwrap_or_else(|| panic!("{:?} ran", op.kind())).to_string();
-        assert!(error.contains(part), "{:?}: {error}", op.kind());
-        assert!(error.contains("attn_out") || error.contains("random."), "{error}");
-    }
 }
 
 #[test]

@@ -190,7 +190,7 @@ fn attention(mut b: CpuBackend, start: usize, t: usize) {
     let (q, k, v) = (values(12, t * heads * d), values(13, seen * kv_heads * d), values(14, seen * kv_heads * d));
     let cache = |b: &mut CpuBackend, x: &[f32]| {
         let cache = b.alloc(&[capacity, kv_heads * d]).unwrap();
-        for (from, rows) in [(0, start), (start, t)] {
+        for (from, rows) in [(0, start), (start, t)].into_iter().filter(|(_, rows)| *rows > 0) {
             let x = up(b, &[rows, kv_heads * d], &x[from * kv_heads * d..][..rows * kv_heads * d]);
             b.run(AT, &Op::Store { cache: cache.clone(), x, start: from }).unwrap();
         }
@@ -281,58 +281,12 @@ fn embedding_rows_and_moves() {
     let sum = b.run(AT, &Op::Add { a: e.clone(), b: e.clone() }).unwrap();
     assert_eq!(f32s(&mut b, &sum)[0], v[18] * 2.0);
     let m = message(b.run(AT, &Op::Embed { table: &table, tokens: &[1, 4] }));
-    assert_eq!(m, "layer 3 · q_proj (Embed): token 4 is not in token_embd.weight, which has 4 rows");
+    assert_eq!(m, "layer 3 · q_proj (Embed): tokens[1] is 4 where one of the 4 rows of token_embd.weight was expected");
 }
 
 #[test]
-fn wrong_operands_are_errors_that_say_where() {
+fn what_is_not_there_is_an_error() {
     let mut b = scalar();
-    let w = weight("blk.3.attn_q.weight", [8, 4, 1], &values(1, 32));
-    let stack = weight("exps", [8, 2, 2], &values(1, 32));
-    let x = up(&mut b, &[2, 7], &values(1, 14));
-    let good = up(&mut b, &[2, 8], &values(1, 16));
-    let ids = b.upload(&HostTensor::u32(&[2, 1], vec![0, 2])).unwrap();
-    let cache = b.alloc(&[4, 8]).unwrap();
-    let cases = [
-        (
-            Op::MatMul { x: x.clone(), weight: &w },
-            "x is [2, 7] where [T, 8] for blk.3.attn_q.weight [8, 4] was expected",
-        ),
-        (
-            Op::MatMul { x: good.clone(), weight: &stack },
-            "exps is [8, 2, 2] where [cols, rows] of one expert was expected",
-        ),
-        (Op::MatMul { x: ids.clone(), weight: &weight("v", [1, 1, 1], &[1.0]) }, "x is u32 where f32 was expected"),
-        (
-            Op::ExpertMatMul { x: good.clone(), ids: ids.clone(), weight: &stack },
-            "expert 2 for token 1, slot 0, but exps has 2",
-        ),
-        (
-            Op::ExpertMatMul { x: good.clone(), ids: good.clone(), weight: &stack },
-            "ids is f32 where u32 ids were expected",
-        ),
-        (
-            Op::RmsNorm { x: x.clone(), weight: &weight("n", [4, 1, 1], &[1.0; 4]), eps: 1e-6 },
-            "x is [2, 7] where [T, groups·4]",
-        ),
-        (Op::Rope { x: x.clone(), start: 0, head_dim: 4, base: 1e4 }, "x is [2, 7] where [T, heads·4]"),
-        (
-            Op::Store { cache: cache.clone(), x: good.clone(), start: 3 },
-            "2 rows from position 3 do not fit a cache of 4",
-        ),
-        (Op::Store { cache: cache.clone(), x: good.clone(), start: usize::MAX }, "do not fit"),
-        (Op::Store { cache: cache.clone(), x: cache.clone(), start: 0 }, "x is the cache itself"),
-        (Op::AttnScores { q: good.clone(), k: cache.clone(), start: 3, head_dim: 4 }, "k holds 4 positions"),
-        (Op::AttnProbs { scores: good.clone(), start: 0 }, "scores is [2, 8] where three axes"),
-        (Op::Add { a: good.clone(), b: x.clone() }, "b is [2, 7] where [2, 8] was expected"),
-        (Op::RouterTopK { probs: good.clone(), k: 9 }, "9 of 8 experts"),
-        (Op::RouterWeights { probs: x.clone(), ids: cache.clone(), renormalise: true }, "ids is [4, 8] where [2, 8]"),
-        (Op::Rows { x: good.clone(), start: 1, rows: 2 }, "rows 1..3 of 2"),
-    ];
-    for (op, expected) in cases {
-        let m = message(b.run(AT, &op));
-        assert!(m.starts_with("layer 3 · q_proj") && m.contains(expected), "{m}");
-    }
     assert!(b.alloc(&[usize::MAX, 2]).is_err());
     assert!(b.take(Ticket(99)).is_err());
 }

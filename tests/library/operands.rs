@@ -1,0 +1,130 @@
+//! Operands that do not belong together: every backend refuses them with the same words and the same exit code, before it runs
+//! anything.
+
+use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::oracle::OracleBackend;
+use twinscope::backend::{AnyBackend, Backend, Erased};
+use twinscope::op::{At, GgmlType, HostTensor, Op, Stage, Weight};
+
+use super::gpu::common::gpu;
+
+/// `shape` filled with small numbers.
+fn x(shape: &[usize]) -> HostTensor {
+    HostTensor::f32(shape, (0..shape.iter().product()).map(|i| (i % 7) as f32).collect())
+}
+
+fn ids(shape: &[usize], ids: &[u32]) -> HostTensor {
+    HostTensor::u32(shape, ids.to_vec())
+}
+
+#[test]
+fn are_refused_alike_by_every_backend() {
+    let weight = |name: &str, dims: [usize; 3]| {
+        Weight::from_vec(name, GgmlType::F32, dims, vec![0; dims.iter().product::<usize>() * 4]).unwrap()
+    };
+    let (w, stack, empty) = (weight("w", [8, 4, 1]), weight("exps", [8, 4, 2]), weight("empty", [8, 0, 1]));
+    let (norm, matrix) = (weight("norm", [4, 1, 1]), weight("matrix", [4, 2, 1]));
+    let (good, bad, none) = (x(&[2, 8]), x(&[2, 7]), x(&[0, 8]));
+    let (cache, few, cube, pair) = (x(&[4, 8]), x(&[2, 1]), x(&[2, 3, 5]), ids(&[2, 1], &[0, 1]));
+    let (three, long) = (x(&[3, 1, 8]), ids(&[3, 1], &[0, 1, 0]));
+    let cases = [
+        (Op::Embed { table: &w, tokens: &[] }, "tokens is [] where at least one token"),
+        (Op::Embed { table: &w, tokens: &[3, 4] }, "tokens[1] is 4 where one of the 4 rows of w"),
+        (Op::Embed { table: &stack, tokens: &[0] }, "exps is [8, 4, 2] where one matrix [cols, rows]"),
+        (Op::RmsNorm { x: &bad, weight: &norm, eps: 0.0 }, "x is [2, 7] where [T, groups·4] for norm"),
+        (Op::RmsNorm { x: &good, weight: &matrix, eps: 0.0 }, "matrix is [4, 2] where a vector [cols, 1]"),
+        (Op::RmsNorm { x: &cube, weight: &norm, eps: 0.0 }, "x is [2, 3, 5] where [T, groups·4] for norm"),
+        (Op::MatMul { x: &bad, weight: &w }, "x is [2, 7] where [T, 8] for w [8, 4]"),
+        (Op::MatMul { x: &none, weight: &w }, "x is [0, 8] where a tensor with values"),
+        (Op::MatMul { x: &pair, weight: &w }, "x is [2, 1] where a tensor of numbers, not ids,"),
+        (Op::MatMul { x: &good, weight: &stack }, "exps is [8, 4, 2] where one matrix [cols, rows]"),
+        (Op::MatMul { x: &good, weight: &empty }, "empty is [8, 0] where a weight with values"),
+        (Op::Rope { x: &bad, start: 0, head_dim: 4, base: 1e4 }, "x is [2, 7] where [T, heads·4]"),
+        (Op::Rope { x: &good, start: 0, head_dim: 0, base: 1e4 }, "head_dim is 0 where at least 1"),
+        (Op::Rope { x: &good, start: 0, head_dim: 1, base: 1e4 }, "head_dim is 1 where an even number"),
+        (Op::Rope { x: &good, start: usize::MAX, head_dim: 4, base: 1e4 }, "a position with room for 2 below"),
+        (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
+        (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
+        (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),
+        (Op::AttnScores { q: &good, k: &cache, start: 3, head_dim: 4 }, "k is [4, 8] where [S ≥ 5, kv_heads·4]"),
+        (Op::AttnScores { q: &good, k: &few, start: 0, head_dim: 4 }, "k is [2, 1] where [S ≥ 2, kv_heads·4]"),
+        (Op::AttnScores { q: &bad, k: &cache, start: 0, head_dim: 4 }, "q is [2, 7] where [T, heads·4]"),
+        (Op::AttnProbs { scores: &good, start: 0 }, "scores is [2, 8] where [heads, T, 0 + T]"),
+        (Op::AttnProbs { scores: &cube, start: 9 }, "scores is [2, 3, 5] where [heads, T, 9 + T]"),
+        (Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 4 }, "v is [4, 8] where [S ≥ 5, kv_heads·4]"),
+        (Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 0 }, "head_dim is 0 where at least 1"),
+        (Op::Add { a: &good, b: &bad }, "b is [2, 7] where [2, 8], as a is,"),
+        (Op::SwiGlu { gate: &cube, up: &good }, "up is [2, 8] where [2, 3, 5], as gate is,"),
+        (Op::RouterProbs { logits: &cube }, "logits is [2, 3, 5] where [T, E]"),
+        (Op::RouterTopK { probs: &good, k: 9 }, "k is 9 where 1 to 8, as many as there are experts,"),
+        (Op::RouterTopK { probs: &good, k: 0 }, "k is 0 where 1 to 8"),
+        (Op::RouterWeights { probs: &good, ids: &few, renormalise: true }, "ids is [2, 1] where a tensor of ids"),
+        (Op::RouterWeights { probs: &cache, ids: &pair, renormalise: true }, "ids is [2, 1] where [4, K]"),
+        (Op::ExpertMatMul { x: &bad, ids: &pair, weight: &stack }, "x is [2, 7] where [2, 8] or [2, 1, 8] for exps"),
+        (Op::ExpertMatMul { x: &good, ids: &few, weight: &stack }, "ids is [2, 1] where a tensor of ids, not numbers,"),
+        (Op::ExpertMatMul { x: &three, ids: &pair, weight: &stack }, "x is [3, 1, 8] where [2, 8] or [2, 1, 8]"),
+        (Op::Combine { down: &good, weights: &few }, "down is [2, 8] where [T, K, H]"),
+        (Op::Combine { down: &three, weights: &few }, "weights is [2, 1] where [3, 1]"),
+        (Op::Rows { x: &good, start: 1, rows: 2 }, "x is [2, 8] where [T ≥ 1 + 2, n]"),
+        (Op::Rows { x: &good, start: 0, rows: 0 }, "rows is 0 where at least 1"),
+        (Op::Rows { x: &long, start: 0, rows: 1 }, "x is [3, 1] where a tensor of numbers, not ids,"),
+    ];
+    let mut backends = backends();
+    for (op, expected) in cases {
+        let expected = format!("layer 3 · q_proj ({:?}): … {expected}", op.kind());
+        for backend in &mut backends {
+            let error = refusal(backend, &op);
+            let parts = expected.split_once('…').unwrap();
+            let said = error.to_string();
+            let as_expected = said.starts_with(parts.0) && said.contains(parts.1.trim_start());
+            assert!(as_expected && said.ends_with("was expected"), "{expected}\n{}: {said}", backend.info().backend);
+            assert_eq!(error.exit_code(), 2, "{}: {said}", backend.info().backend);
+        }
+    }
+}
+
+/// Ids on a device are not looked at before they are used: there the values are NaN (`gpu::ops` holds that).
+#[test]
+fn an_expert_that_is_not_there_is_refused_where_ids_are_on_the_host() {
+    let stack = Weight::from_vec("exps", GgmlType::F32, [8, 4, 2], vec![0; 256]).unwrap();
+    let (x, probs, ids) = (x(&[2, 8]), x(&[2, 2]), ids(&[2, 1], &[1, 2]));
+    for mut backend in backends().into_iter().filter(|b| !b.info().backend.starts_with("gpu")) {
+        let error = refusal(&mut backend, &Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack });
+        let expected = "ids[1, 0] is 2 where one of the 2 experts of exps was expected";
+        assert_eq!(error.to_string(), format!("layer 3 · q_proj (ExpertMatMul): {expected}"));
+        let error = refusal(&mut backend, &Op::RouterWeights { probs: &probs, ids: &ids, renormalise: false });
+        let expected = "ids[1, 0] is 2 where one of the 2 experts of probs was expected";
+        assert_eq!(error.to_string(), format!("layer 3 · q_proj (RouterWeights): {expected}"));
+    }
+}
+
+#[test]
+fn a_cache_is_not_stored_into_itself() {
+    for mut backend in backends() {
+        let cache = backend.alloc(&[4, 8]).unwrap();
+        let op = Op::Store { cache: cache.clone(), x: cache, start: 0 };
+        let error = backend.run(at(), &op).err().expect("it is refused");
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_code()),
+            ("layer 3 · q_proj (Store): x is the cache itself", 2)
+        );
+    }
+}
+
+fn at() -> At {
+    At::layer(3, Stage::QProj, 0)
+}
+
+fn backends() -> Vec<AnyBackend> {
+    let mut all: Vec<AnyBackend> = vec![Box::new(Erased(OracleBackend::new())), Box::new(Erased(gpu()))];
+    for level in Level::available() {
+        all.push(Box::new(Erased(CpuBackend::new(Some(level), Some(1)).unwrap())));
+    }
+    all
+}
+
+fn refusal(backend: &mut AnyBackend, op: &Op<'_, &HostTensor>) -> twinscope::Error {
+    let on_backend = op.try_map(|t| backend.upload(t)).unwrap();
+    let result = backend.run(at(), &on_backend);
+    result.err().unwrap_or_else(|| panic!("{}: {:?} ran", backend.info().backend, op.kind()))
+}
