@@ -453,7 +453,7 @@ fn a_damaged_folder_is_one_clear_error() {
         });
         rehash(dir, "tensors.safetensors", m);
     });
-    broken("where there are 8", &|dir, m| {
+    broken("one of the 8 experts", &|dir, m| {
         write(dir.join("tensors.safetensors"), &|b| {
             let file = safetensors::SafeTensors::deserialize(b).unwrap();
             let ids = file.tensor("input.ids").unwrap().data().as_ptr() as usize - b.as_ptr() as usize;
@@ -463,7 +463,9 @@ fn a_damaged_folder_is_one_clear_error() {
     });
     let rope = kept(dir.path(), Stage::KRope);
     let mut json: Json = serde_json::from_slice(&std::fs::read(rope.join("manifest.json")).unwrap()).unwrap();
-    for (start, head_dim, what) in [(u64::MAX, 64, "positions from"), (0, 0, "whole heads"), (0, 63, "whole heads")] {
+    for (start, head_dim, what) in
+        [(u64::MAX, 64, "a position with room for"), (0, 0, "head_dim is 0"), (0, 63, "head_dim is 63")]
+    {
         (json["op"]["start"], json["op"]["head_dim"]) = (start.into(), head_dim.into());
         std::fs::write(rope.join("manifest.json"), serde_json::to_vec(&json).unwrap()).unwrap();
         let error = Folder::open(&rope).map(|_| ()).unwrap_err();
