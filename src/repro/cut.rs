@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::case::{Case, Kept, Params, Row};
 use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Weight};
+use crate::op::{HostTensor, Weight};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,9 +155,9 @@ impl Case {
         match axis {
             Axis::Rows => self.cut_rows(&mut new, keep)?,
             Axis::Slots => {
-                new.inputs[1] = take(&self.inputs[1], 1, keep);
+                new.inputs[1] = self.inputs[1].take(1, keep);
                 if matches!(self.params, Params::Combine) {
-                    new.inputs[0] = take(&self.inputs[0], 1, keep);
+                    new.inputs[0] = self.inputs[0].take(1, keep);
                 } else {
                     new.kept.columns = pick(&self.kept.columns, keep);
                 }
@@ -195,7 +195,7 @@ impl Case {
                     (0..last / width).flat_map(|g| within.iter().map(move |c| g * width + c)).collect();
                 if !matches!(self.params, Params::Embed) {
                     let axis = self.inputs[0].shape.len() - 1;
-                    new.inputs[0] = take(&self.inputs[0], axis, &columns);
+                    new.inputs[0] = self.inputs[0].take(axis, &columns);
                 }
                 if matches!(self.params, Params::Embed | Params::RmsNorm { .. }) {
                     new.kept.columns = pick(&self.kept.columns, &columns);
@@ -224,17 +224,17 @@ impl Case {
             Params::AttnScores { start, .. } | Params::AttnProbs { start } | Params::AttnContext { start, .. } => {
                 let (from, to) = (keep[0], keep[keep.len() - 1] + 1);
                 let axis = if matches!(self.params, Params::AttnScores { .. }) { 0 } else { 1 };
-                new.inputs[0] = take(&self.inputs[0], axis, keep);
+                new.inputs[0] = self.inputs[0].take(axis, keep);
                 cut_seen(new, self.params, &all(start + to));
                 new.params = self.params.at(start + from);
             }
             Params::Rope { start, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.inputs[0] = self.inputs[0].take(0, keep);
                 new.params = self.params.at(start + keep[0]);
             }
             _ => {
                 for input in &mut new.inputs {
-                    *input = take(input, 0, keep);
+                    *input = input.take(0, keep);
                 }
             }
         }
@@ -245,11 +245,11 @@ impl Case {
         new.kept.columns = pick(&self.kept.columns, keep);
         match (&self.weight, self.params) {
             (Some(w), _) => new.weight = Some(gather(w, &all(w.experts), keep, None)?),
-            (None, Params::Combine) => new.inputs[0] = take(&self.inputs[0], 2, keep),
+            (None, Params::Combine) => new.inputs[0] = self.inputs[0].take(2, keep),
             (None, _) => {
                 for input in &mut new.inputs {
                     let axis = input.shape.len() - 1;
-                    *input = take(input, axis, keep);
+                    *input = input.take(axis, keep);
                 }
             }
         }
@@ -266,17 +266,17 @@ impl Case {
         let kv = if axis == Axis::Heads { keep.to_vec() } else { all(self.count(Axis::Heads)) };
         match self.params {
             Params::AttnScores { head_dim, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 1, &units(&heads, head_dim));
-                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.inputs[0] = self.inputs[0].take(1, &units(&heads, head_dim));
+                new.inputs[1] = self.inputs[1].take(1, &units(&kv, head_dim));
                 new.kept.heads = pick(&self.kept.heads, &heads);
             }
             Params::AttnContext { head_dim, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, &heads);
-                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.inputs[0] = self.inputs[0].take(0, &heads);
+                new.inputs[1] = self.inputs[1].take(1, &units(&kv, head_dim));
                 new.kept.columns = pick(&self.kept.columns, &units(&heads, head_dim));
             }
             Params::AttnProbs { .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.inputs[0] = self.inputs[0].take(0, keep);
                 new.kept.heads = pick(&self.kept.heads, keep);
             }
             Params::Rope { head_dim: n, .. } => self.cut_groups(new, keep, n),
@@ -285,7 +285,7 @@ impl Case {
     }
 
     fn cut_groups(&self, new: &mut Parts, keep: &[usize], n: usize) {
-        new.inputs[0] = take(&self.inputs[0], 1, &units(keep, n));
+        new.inputs[0] = self.inputs[0].take(1, &units(keep, n));
         new.kept.columns = pick(&self.kept.columns, &units(keep, n));
     }
 
@@ -298,7 +298,7 @@ impl Case {
         let flat = |x: &HostTensor| match x.shape[..] {
             [_, _, n] => HostTensor { shape: vec![t * k, 1, n], data: x.data.clone() },
             // Shared by the slots: once for each.
-            _ => take(x, 0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
+            _ => x.take(0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
         };
         let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
         if matches!(self.params, Params::ExpertMatMul) {
@@ -325,11 +325,11 @@ struct Parts {
 /// Keeps the positions `seen` of those that are attended to.
 fn cut_seen(new: &mut Parts, params: Params, seen: &[usize]) {
     match params {
-        Params::AttnScores { .. } => new.inputs[1] = take(&new.inputs[1], 0, seen),
-        Params::AttnProbs { .. } => new.inputs[0] = take(&new.inputs[0], 2, seen),
+        Params::AttnScores { .. } => new.inputs[1] = new.inputs[1].take(0, seen),
+        Params::AttnProbs { .. } => new.inputs[0] = new.inputs[0].take(2, seen),
         _ => {
-            new.inputs[0] = take(&new.inputs[0], 2, seen);
-            new.inputs[1] = take(&new.inputs[1], 0, seen);
+            new.inputs[0] = new.inputs[0].take(2, seen);
+            new.inputs[1] = new.inputs[1].take(0, seen);
         }
     }
     if !matches!(params, Params::AttnContext { .. }) {
@@ -352,19 +352,7 @@ fn units(keep: &[usize], n: usize) -> Vec<usize> {
 
 /// The parts `keep` of `t` along `axis`, in that order.
 pub(super) fn take(t: &HostTensor, axis: usize, keep: &[usize]) -> HostTensor {
-    fn gather<T: Copy>(values: &[T], n: usize, inner: usize, keep: &[usize]) -> Vec<T> {
-        let parts = values.chunks_exact(n * inner);
-        parts.flat_map(|part| keep.iter().flat_map(|i| part[i * inner..(i + 1) * inner].iter().copied())).collect()
-    }
-    let (n, inner) = (t.shape[axis], t.shape[axis + 1..].iter().product());
-    let mut shape = t.shape.clone();
-    shape[axis] = keep.len();
-    let data = match &t.data {
-        Data::F32(v) => Data::F32(gather(v, n, inner, keep)),
-        Data::F64(v) => Data::F64(gather(v, n, inner, keep)),
-        Data::U32(v) => Data::U32(gather(v, n, inner, keep)),
-    };
-    HostTensor { shape, data }
+    t.take(axis, keep)
 }
 
 /// A weight of these experts and rows, and of these blocks of columns where they are given.

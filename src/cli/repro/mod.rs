@@ -5,14 +5,14 @@ mod rerun;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
+use crate::backend::AnyBackend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
-use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
 use crate::error::Error;
-use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{STAGES, Scope, Site, Stage};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
@@ -100,21 +100,13 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let wanted = wanted(args, stage, &model)?;
-    let positions = prompt.tokens.len().saturating_add(args.decode);
-    if positions > model.config.context {
-        return Err(Error::usage(format!(
-            "{} prompt tokens and --decode {} are {positions} positions; the context length of {} is {}",
-            prompt.tokens.len(),
-            args.decode,
-            model.config.name,
-            model.config.context
-        )));
-    }
+    let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] };
+    let positions = calls.positions(&model.config)?;
     if let Some(p) = args.position.filter(|p| *p >= positions) {
         return Err(Error::usage(format!("--position {p}: the run has positions 0 to {}", positions - 1)));
     }
     let mut reference = args.backends.open(&args.reference)?;
-    let tokens = decoded(args, &model, &mut reference, &prompt.tokens)?;
+    let tokens = decoded(calls, &model, &mut reference)?;
     let run = Run { tokens: &tokens, prompt: prompt.tokens.len(), chunk: args.chunk as usize };
     let job = Job { args, model: &model, run: &run, wanted, out };
     match gpu_selector(&args.subject) {
@@ -126,11 +118,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
 /// The stage that the arguments name, held against the model.
 fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
     let moe = model.config.moe.as_ref();
-    let exists = |stage: &Stage| match stage.info().scope {
-        Scope::Model | Scope::Layer => true,
-        Scope::MoeLayer => moe.is_some(),
-        Scope::DenseLayer => moe.is_none(),
-    };
+    let exists = |stage: &Stage| stage.info().scope.occurs(moe.is_some());
     let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
     let stage = match named[..] {
         [stage] => stage,
@@ -165,25 +153,17 @@ fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
 }
 
 /// The prompt, and what the reference decodes after it.
-fn decoded(args: &Args, model: &Model, reference: &mut AnyBackend, prompt: &[u32]) -> Result<Vec<u32>> {
-    let mut tokens = prompt.to_vec();
-    if args.decode == 0 {
-        return Ok(tokens);
+fn decoded(calls: Calls<'_>, model: &Model, reference: &mut AnyBackend) -> Result<Vec<u32>> {
+    if calls.decode == 0 {
+        return Ok(calls.prompt.to_vec());
     }
     prepare(reference, model)?;
-    let mut session = Session::new(reference, &model.config, prompt.len() + args.decode)?;
-    let mut logits = None;
-    for chunk in prompt.chunks(args.chunk as usize) {
-        logits = Some(forward(reference, model, &mut session, chunk, LogitRows::Last)?);
-    }
-    while let Some(of) = logits.take() {
-        tokens.push(greedy(&reference.read(&of)?)?);
-        if tokens.len() < prompt.len() + args.decode {
-            let last = &tokens[tokens.len() - 1..];
-            logits = Some(forward(reference, model, &mut session, last, LogitRows::Last)?);
-        }
-    }
-    Ok(tokens)
+    // The last token is chosen but not run.
+    let calls = Calls { decode: calls.decode - 1, ..calls };
+    let mut runner = Runner::new(reference, model, calls, LogitRows::Last)?;
+    while runner.step(reference)? {}
+    let last = runner.choice(reference)?;
+    Ok([runner.tokens(), &[last]].concat())
 }
 
 /// A folder to be made.
