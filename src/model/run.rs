@@ -54,7 +54,7 @@ pub struct Runner<'a, B: Backend> {
     tokens: Vec<u32>,
     /// The logits of the last call until they are read, [T, V] or [1, V]…
     unread: Option<B::Tensor>,
-    /// …and then those of its last position, [V].
+    /// …and then those of its last position, `[V]`.
     logits: Vec<f64>,
 }
 
@@ -97,7 +97,7 @@ impl<'a, B: Backend> Runner<'a, B> {
     /// [`Self::choice`] then explains.
     ///
     /// # Errors
-    /// [`forward`]'s.
+    /// [`forward()`]'s.
     pub fn step(&mut self, backend: &mut B) -> Result<bool> {
         let Some(call) = self.upcoming() else { return Ok(false) };
         if call.end > self.tokens.len() {
@@ -116,7 +116,7 @@ impl<'a, B: Backend> Runner<'a, B> {
         Ok(true)
     }
 
-    /// The logits of the last position done, [V].
+    /// The logits of the last position done, `[V]`.
     ///
     /// # Errors
     /// The backend's.

@@ -16,16 +16,6 @@ use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{At, Data, HostTensor, Op, Scope, Site, Stage, Weight};
 use crate::trace::select::has_expert_rows;
 
-/// The calls of a run.
-#[derive(Clone, Debug)]
-pub struct Run<'a> {
-    /// The prompt and what was decoded after it.
-    pub tokens: &'a [u32],
-    /// How many of them are the prompt, which is run `chunk` positions at a time; the others one by one.
-    pub prompt: usize,
-    pub chunk: usize,
-}
-
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -51,23 +41,23 @@ impl Found {
     }
 }
 
-/// Runs until the stage fails, and returns it as it was in that call; in the last call if it never does.
+/// Makes `calls` until the stage fails, and returns it as it was in that call; in the last call if it never does.
 ///
 /// # Errors
 /// The backend's, and [`Error::Usage`] if nothing in the run is what is wanted.
-pub fn find<B: Backend>(backend: &mut B, model: &Model, run: &Run<'_>, wanted: &Wanted) -> Result<Found> {
+pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, wanted: &Wanted) -> Result<Found> {
     let rows = match wanted.site.stage.info().scope {
         Scope::Model => LogitRows::All,
         _ => LogitRows::Last,
     };
     let mut captor = Captor::new(backend, wanted.site);
-    let (prompt, decoded) = run.tokens.split_at(run.prompt.min(run.tokens.len()));
-    let calls = Calls { prompt, chunk: run.chunk, decode: decoded.len(), forced: decoded };
     let mut runner = Runner::new(&mut captor, model, calls, rows)?;
     let mut last: Option<Found> = None;
     while let Some(call) = runner.upcoming() {
         captor.awake = wanted.position.is_none_or(|p| call.contains(&p));
-        runner.step(&mut captor)?;
+        if !runner.step(&mut captor)? {
+            break;
+        }
         let Some(caught) = captor.caught.take() else { continue };
         let contract = captor.inner.contract(wanted.site.stage.info().op);
         let output = caught.output.clone();

@@ -16,7 +16,7 @@ use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{STAGES, Scope, Site, Stage};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
-use crate::repro::capture::{Run, Wanted};
+use crate::repro::capture::Wanted;
 use crate::repro::{Options, RUNS, Subject, Verdict, make};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
@@ -107,8 +107,8 @@ fn from_model(args: &Args) -> Result<Outcome> {
     }
     let mut reference = args.backends.open(&args.reference)?;
     let tokens = decoded(calls, &model, &mut reference)?;
-    let run = Run { tokens: &tokens, prompt: prompt.tokens.len(), chunk: args.chunk as usize };
-    let job = Job { args, model: &model, run: &run, wanted, out };
+    let calls = Calls { forced: &tokens, ..calls };
+    let job = Job { args, model: &model, calls, wanted, out };
     match gpu_selector(&args.subject) {
         Some(selector) => job.finish(GpuBackend::new(&selector, GpuOptions::default())?, reference),
         None => job.finish(args.backends.open(&args.subject)?, reference),
@@ -152,10 +152,10 @@ fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
     Ok(Wanted { site: Site { layer: args.layer, stage }, position: args.position, expert: args.expert })
 }
 
-/// The prompt, and what the reference decodes after it.
+/// What the reference decodes after the prompt.
 fn decoded(calls: Calls<'_>, model: &Model, reference: &mut AnyBackend) -> Result<Vec<u32>> {
     if calls.decode == 0 {
-        return Ok(calls.prompt.to_vec());
+        return Ok(Vec::new());
     }
     prepare(reference, model)?;
     // The last token is chosen but not run.
@@ -163,24 +163,24 @@ fn decoded(calls: Calls<'_>, model: &Model, reference: &mut AnyBackend) -> Resul
     let mut runner = Runner::new(reference, model, calls, LogitRows::Last)?;
     while runner.step(reference)? {}
     let last = runner.choice(reference)?;
-    Ok([runner.tokens(), &[last]].concat())
+    Ok([&runner.tokens()[calls.prompt.len()..], &[last]].concat())
 }
 
 /// A folder to be made.
 struct Job<'a> {
     args: &'a Args,
     model: &'a Model,
-    run: &'a Run<'a>,
+    calls: Calls<'a>,
     wanted: Wanted,
     out: &'a Path,
 }
 
 impl Job<'_> {
     fn finish<S: Subject>(self, mut subject: S, mut reference: AnyBackend) -> Result<Outcome> {
-        let Job { args, model, run, wanted, out } = self;
+        let Job { args, model, calls, wanted, out } = self;
         prepare(&mut subject, model)?;
         let options = Options { runs: args.runs, keep: args.keep };
-        let made = make(&mut subject, &mut reference, model, run, &wanted, options, (out, args.force))?;
+        let made = make(&mut subject, &mut reference, model, calls, &wanted, options, (out, args.force))?;
         let verdict = made.verdict;
         let written = made.written.as_ref();
         let document = ReproDocument {
