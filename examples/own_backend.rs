@@ -241,7 +241,7 @@ fn compare(engine: Engine) -> Result<bool> {
     let tokens = model.tokenizer()?.encode("fn main() {\n    let x = 5;")?;
     let (mut reference, mut oracle) = (open("cpu:scalar", None)?, open("oracle", None)?);
     let mut subject: AnyBackend = Box::new(Erased(engine));
-    let sides = Sides { reference: &mut reference, subject: &mut subject, judge: Some(&mut oracle) };
+    let sides = Sides { reference: &mut reference, subject: &mut subject, oracle: Some(&mut oracle) };
     let comparison = diff(&model, sides, &DiffOptions::new(tokens))?;
     print!("{}", text::render(&comparison, Style { color: false, full: false }));
     Ok(comparison.agrees())

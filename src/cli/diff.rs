@@ -117,7 +117,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     let mut run = |options: &DiffOptions| {
-        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judge: oracle.as_mut() };
+        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, oracle: oracle.as_mut() };
         diff(&model, sides, options)
     };
     let mut comparison = run(&options)?;

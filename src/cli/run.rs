@@ -6,8 +6,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::cli::{Outcome, output};
-use crate::error::Error;
-use crate::model::{LogitRows, Model, Session, Tokenizer, forward, greedy};
+use crate::model::{Calls, LogitRows, Model, Runner, Tokenizer};
 
 /// Generate text greedily, and say how fast.
 #[derive(clap::Args)]
@@ -32,32 +31,22 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Outcome> {
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
-    let total = prompt.tokens.len().saturating_add(args.n);
-    if total > model.config.context {
-        return Err(Error::usage(format!(
-            "{} prompt tokens and -n {} are {total} positions; the context length of {} is {}",
-            prompt.tokens.len(),
-            args.n,
-            model.config.name,
-            model.config.context
-        )));
-    }
+    let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.n, forced: &[] };
+    calls.positions(&model.config)?; // before the weights are loaded
     let mut backend = args.backends.open(&args.backend)?;
     prepare(&mut backend, &model)?;
-    let mut session = Session::new(&mut backend, &model.config, total)?;
+    let mut runner = Runner::new(&mut backend, &model, calls, LogitRows::Last)?;
     let info = backend.info();
     eprintln!("{} · {}{}", info.backend, info.adapter, if info.software { " (software adapter)" } else { "" });
 
     let mut stream = Stream::new(&model, &prompt)?;
     let began = Instant::now();
-    let mut next = 0;
-    for chunk in prompt.tokens.chunks(args.chunk as usize) {
-        let logits = forward(&mut backend, &model, &mut session, chunk, LogitRows::Last)?;
-        next = greedy(&backend.read(&logits)?)?;
+    while runner.position() < prompt.tokens.len() {
+        runner.step(&mut backend)?;
     }
+    let mut next = runner.choice(&mut backend)?;
     let prefill = began.elapsed();
     let began = Instant::now();
-    let mut decoded = 0;
     for i in 0..args.n {
         if !stream.push(next)? {
             return Ok(Outcome::Ok); // whoever read the text has seen enough
@@ -65,13 +54,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
         if model.tokenizer()?.eos == Some(next) || i + 1 == args.n {
             break;
         }
-        let logits = forward(&mut backend, &model, &mut session, &[next], LogitRows::Last)?;
-        next = greedy(&backend.read(&logits)?)?;
-        decoded += 1;
+        runner.step(&mut backend)?;
+        next = runner.choice(&mut backend)?;
     }
     output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
     eprintln!("prefill {} tokens, {:.1} tokens/s", prompt.tokens.len(), rate(prompt.tokens.len(), prefill));
+    let decoded = runner.decoded();
     if decoded > 0 {
         eprintln!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed()));
     }

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
-use crate::error::Error;
+use crate::model::Calls;
 use crate::report::trace::{self, TraceReport};
 use crate::trace::capture::{Recorder, capture};
 use crate::trace::select::Selection;
@@ -69,16 +69,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let config = &model.config;
-    let positions = prompt.tokens.len().saturating_add(args.decode);
-    if positions > config.context {
-        return Err(Error::usage(format!(
-            "{} prompt tokens and --decode {} are {positions} positions; the context length of {} is {}",
-            prompt.tokens.len(),
-            args.decode,
-            config.name,
-            config.context
-        )));
-    }
+    let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] };
+    let positions = calls.positions(config)?;
     // Before the model is loaded, so that a wrong name costs no time.
     let writer = match (&args.save, &args.out) {
         (Some(stages), Some(out)) => {
@@ -97,10 +89,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     );
     bar.tick();
     let recorder = Recorder::new(writer);
-    let mut captured =
-        capture(backend, &model, &prompt.tokens, args.chunk as usize, args.decode, recorder, &mut |done| {
-            bar.set_position(done as u64)
-        })?;
+    let mut captured = capture(backend, &model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
         eprintln!("note: {why}");

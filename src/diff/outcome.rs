@@ -368,8 +368,7 @@ impl StageResult {
             _ => None,
         };
         let Some(index) = index else { return };
-        let dims = self.site.stage.info().shape;
-        let of = |dim| dims.iter().position(|d| *d == dim).and_then(|axis| index.get(axis).copied());
+        let of = |dim| self.site.stage.info().axis(dim).and_then(|axis| index.get(axis).copied());
         self.position = of(Dim::T).map(|t| start + t);
         self.expert = match (of(Dim::E), of(Dim::T), of(Dim::K), self.shape.get(1)) {
             (Some(expert), ..) => u32::try_from(expert).ok(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
-use crate::op::{At, HostTensor, Op, Stage, Weight};
+use crate::op::{At, Op, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
 pub struct Session<T> {
@@ -189,22 +189,4 @@ fn expert_matmul<B: Backend>(
     weight: &Arc<Weight>,
 ) -> Result<B::Tensor> {
     b.run(at, &Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight })
-}
-
-/// The token with the largest logit of the last row, the lowest id among equals.
-///
-/// # Errors
-/// A NaN among the logits: there is no largest.
-pub fn greedy(logits: &HostTensor) -> Result<u32> {
-    let values = logits.to_f64();
-    let mut best = (0, f64::NEG_INFINITY);
-    for (i, &x) in values[values.len() - logits.cols()..].iter().enumerate() {
-        if x.is_nan() {
-            return Err(Error::cannot_run(format!("logit {i} is NaN; `twinscope trace` shows where it first appears")));
-        }
-        if x > best.1 {
-            best = (i as u32, x);
-        }
-    }
-    Ok(best.0)
 }

@@ -6,6 +6,7 @@
 
 mod config;
 mod forward;
+mod run;
 #[cfg_attr(not(feature = "tokenizer"), path = "no_tokenizer.rs")]
 mod tokenizer;
 
@@ -13,7 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use config::{Architecture, Config, MoeConfig};
-pub use forward::{LogitRows, Session, forward, greedy};
+pub use forward::{LogitRows, Session, forward};
+pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
 
 use crate::backend::Need;

@@ -80,6 +80,17 @@ pub enum Scope {
     DenseLayer,
 }
 
+impl Scope {
+    /// Whether such a stage occurs in a model whose layers have experts if `moe`, and a plain FFN otherwise.
+    pub fn occurs(self, moe: bool) -> bool {
+        match self {
+            Self::Model | Self::Layer => true,
+            Self::MoeLayer => moe,
+            Self::DenseLayer => !moe,
+        }
+    }
+}
+
 /// A row of the stage table.
 #[derive(Debug)]
 pub struct StageInfo {
@@ -170,6 +181,14 @@ impl Stage {
     pub fn is_ids(self) -> bool {
         self == RouterIds
     }
+    /// The axis that counts the positions of a call: every stage has one.
+    pub fn position_axis(self) -> usize {
+        self.info().axis(T).expect("every stage has an axis of positions")
+    }
+    /// Whether the values are an attention matrix, [heads, T, S], of which row t means nothing beyond column start + t.
+    pub fn is_attention_matrix(self) -> bool {
+        self.info().axis(S).is_some()
+    }
 }
 
 impl std::fmt::Display for Stage {
@@ -187,6 +206,7 @@ mod tests {
         for (i, row) in STAGES.iter().enumerate() {
             assert_eq!(row.stage as usize, i, "{}", row.name);
             assert_eq!(STAGES.iter().filter(|s| s.name == row.name).count(), 1);
+            assert_eq!(row.stage.position_axis(), usize::from(row.stage.is_attention_matrix()), "{}", row.name);
         }
     }
 }

@@ -61,6 +61,39 @@ impl HostTensor {
             Data::U32(v) => v.iter().map(|&x| x as f32).collect(),
         }
     }
+    /// The parts `keep` along `axis`, in that order and as often as they are named: […, n, …] → […, keep.len(), …].
+    ///
+    /// # Panics
+    /// If there is no such axis, or it has no such part.
+    pub fn take(&self, axis: usize, keep: &[usize]) -> Self {
+        let n = self.shape[axis];
+        if let Some(part) = keep.iter().find(|part| **part >= n) {
+            panic!("part {part} of axis {axis} of a tensor of shape {:?}", self.shape);
+        }
+        let (outer, inner): (usize, usize) =
+            (self.shape[..axis].iter().product(), self.shape[axis + 1..].iter().product());
+        let mut shape = self.shape.clone();
+        shape[axis] = keep.len();
+        self.gather(shape, inner, (0..outer).flat_map(|o| keep.iter().map(move |part| (o * n + part) * inner)))
+    }
+    /// The `len` elements from each of `starts` on, one run after the other, as a tensor of `shape`.
+    ///
+    /// # Panics
+    /// If a run ends past the tensor's elements, or the runs do not fill `shape`.
+    pub fn gather(&self, shape: Vec<usize>, len: usize, starts: impl Iterator<Item = usize>) -> Self {
+        fn runs<T: Copy>(of: &[T], shape: &[usize], len: usize, starts: impl Iterator<Item = usize>) -> Vec<T> {
+            let mut out = Vec::with_capacity(shape.iter().product());
+            starts.for_each(|start| out.extend_from_slice(&of[start..start + len]));
+            assert_eq!(out.len(), shape.iter().product::<usize>(), "shape {shape:?}");
+            out
+        }
+        let data = match &self.data {
+            Data::F32(v) => Data::F32(runs(v, &shape, len, starts)),
+            Data::F64(v) => Data::F64(runs(v, &shape, len, starts)),
+            Data::U32(v) => Data::U32(runs(v, &shape, len, starts)),
+        };
+        Self { shape, data }
+    }
     /// The ids in a u32 tensor.
     ///
     /// # Panics
@@ -70,5 +103,26 @@ impl HostTensor {
             Data::U32(v) => v,
             _ => panic!("a {} tensor where expert ids were expected", self.dtype()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_taken_along_any_axis_in_the_order_asked_for() {
+        let x = HostTensor::u32(&[2, 3, 2], (0..12).collect());
+        assert_eq!(x.take(0, &[1]), HostTensor::u32(&[1, 3, 2], (6..12).collect()));
+        assert_eq!(x.take(1, &[2, 0]), HostTensor::u32(&[2, 2, 2], vec![4, 5, 0, 1, 10, 11, 6, 7]));
+        assert_eq!(x.take(2, &[1, 1]).ids()[..4], [1, 1, 3, 3]);
+        assert_eq!(x.take(1, &[]), HostTensor::u32(&[2, 0, 2], vec![]));
+        assert_eq!(x.gather(vec![3], 1, [11, 0, 5].into_iter()).ids(), [11, 0, 5]);
+    }
+
+    #[test]
+    #[should_panic(expected = "part 3 of axis 1 of a tensor of shape [2, 3]")]
+    fn a_part_that_is_not_there_is_not_taken() {
+        HostTensor::f32(&[2, 3], vec![0.0; 6]).take(1, &[0, 3]);
     }
 }

@@ -12,19 +12,9 @@ use super::case::{Case, Kept, Row, Slot, cache};
 use super::verdict::Judged;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
-use crate::model::{LogitRows, Model, Session, forward};
+use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{At, Data, HostTensor, Op, OpParams, Scope, Site, Stage, Weight};
 use crate::trace::select::has_expert_rows;
-
-/// The calls of a run.
-#[derive(Clone, Debug)]
-pub struct Run<'a> {
-    /// The prompt and what was decoded after it.
-    pub tokens: &'a [u32],
-    /// How many of them are the prompt, which is run `chunk` positions at a time; the others one by one.
-    pub prompt: usize,
-    pub chunk: usize,
-}
 
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
@@ -51,23 +41,23 @@ impl Found {
     }
 }
 
-/// Runs until the stage fails, and returns it as it was in that call; in the last call if it never does.
+/// Makes `calls` until the stage fails, and returns it as it was in that call; in the last call if it never does.
 ///
 /// # Errors
 /// The backend's, and [`Error::Usage`] if nothing in the run is what is wanted.
-pub fn find<B: Backend>(backend: &mut B, model: &Model, run: &Run<'_>, wanted: &Wanted) -> Result<Found> {
+pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, wanted: &Wanted) -> Result<Found> {
     let rows = match wanted.site.stage.info().scope {
         Scope::Model => LogitRows::All,
         _ => LogitRows::Last,
     };
     let mut captor = Captor::new(backend, wanted.site);
-    let mut session = Session::new(&mut captor, &model.config, run.tokens.len())?;
-    let (prompt, decoded) = run.tokens.split_at(run.prompt.min(run.tokens.len()));
+    let mut runner = Runner::new(&mut captor, model, calls, rows)?;
     let mut last: Option<Found> = None;
-    for tokens in prompt.chunks(run.chunk.max(1)).chain(decoded.chunks(1)) {
-        let start = session.position();
-        captor.awake = wanted.position.is_none_or(|p| (start..start + tokens.len()).contains(&p));
-        forward(&mut captor, model, &mut session, tokens, rows)?;
+    while let Some(call) = runner.upcoming() {
+        captor.awake = wanted.position.is_none_or(|p| call.contains(&p));
+        if !runner.step(&mut captor)? {
+            break;
+        }
         let Some(caught) = captor.caught.take() else { continue };
         let contract = captor.inner.contract(wanted.site.stage.info().op);
         let output = caught.output.clone();
@@ -98,7 +88,7 @@ fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) 
         return (judged.ratio.max, judged.ratio.index);
     }
     let (mut most, mut index) = (0.0, None);
-    let error = crate::diff::run::judge::error(&judged.output, &judged.exact);
+    let error = crate::diff::run::verdicts::error(&judged.output, &judged.exact);
     for (i, (error, floor)) in error.iter().zip(&judged.floor).enumerate() {
         let place = case.place(i);
         let expert = wanted.expert.is_none_or(|e| place.expert == Some(e));

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::cut::take;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::op::{At, HostTensor, Op, OpParams, Site, Stage, Weight};
@@ -155,7 +154,7 @@ impl Case {
         let start = self.params.start().unwrap_or(0);
         for part in [0..start, start..rows.shape[0]] {
             if !part.is_empty() {
-                let x = backend.upload(&take(rows, 0, &part.clone().collect::<Vec<_>>()))?;
+                let x = backend.upload(&rows.take(0, &part.clone().collect::<Vec<_>>()))?;
                 cache = backend.run(At::new(site, part.start), &Op::Store { cache, x, start: part.start })?;
             }
         }

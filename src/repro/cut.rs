@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::case::{Case, Kept, Row};
 use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
-use crate::op::{Data, HostTensor, OpParams, Weight};
+use crate::op::{HostTensor, OpParams, Weight};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,9 +158,9 @@ impl Case {
         match axis {
             Axis::Rows => self.cut_rows(&mut new, keep)?,
             Axis::Slots => {
-                new.inputs[1] = take(&self.inputs[1], 1, keep);
+                new.inputs[1] = self.inputs[1].take(1, keep);
                 if matches!(self.params, OpParams::Combine { .. }) {
-                    new.inputs[0] = take(&self.inputs[0], 1, keep);
+                    new.inputs[0] = self.inputs[0].take(1, keep);
                 } else {
                     new.kept.columns = pick(&self.kept.columns, keep);
                 }
@@ -199,7 +199,7 @@ impl Case {
                     (0..last / width).flat_map(|g| within.iter().map(move |c| g * width + c)).collect();
                 if !matches!(self.params, OpParams::Embed { .. }) {
                     let axis = self.inputs[0].shape.len() - 1;
-                    new.inputs[0] = take(&self.inputs[0], axis, &columns);
+                    new.inputs[0] = self.inputs[0].take(axis, &columns);
                 }
                 if matches!(self.params, OpParams::Embed { .. } | OpParams::RmsNorm { .. }) {
                     new.kept.columns = pick(&self.kept.columns, &columns);
@@ -230,17 +230,17 @@ impl Case {
             | OpParams::AttnContext { start, .. } => {
                 let (from, to) = (keep[0], keep[keep.len() - 1] + 1);
                 let axis = if matches!(self.params, OpParams::AttnScores { .. }) { 0 } else { 1 };
-                new.inputs[0] = take(&self.inputs[0], axis, keep);
+                new.inputs[0] = self.inputs[0].take(axis, keep);
                 cut_seen(new, self.params, &all(start + to));
                 new.params = self.params.with_start(start + from);
             }
             OpParams::Rope { start, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.inputs[0] = self.inputs[0].take(0, keep);
                 new.params = self.params.with_start(start + keep[0]);
             }
             _ => {
                 for input in &mut new.inputs {
-                    *input = take(input, 0, keep);
+                    *input = input.take(0, keep);
                 }
             }
         }
@@ -251,11 +251,11 @@ impl Case {
         new.kept.columns = pick(&self.kept.columns, keep);
         match (&self.weight, self.params) {
             (Some(w), _) => new.weight = Some(gather(w, &all(w.experts), keep, None)?),
-            (None, OpParams::Combine { .. }) => new.inputs[0] = take(&self.inputs[0], 2, keep),
+            (None, OpParams::Combine { .. }) => new.inputs[0] = self.inputs[0].take(2, keep),
             (None, _) => {
                 for input in &mut new.inputs {
                     let axis = input.shape.len() - 1;
-                    *input = take(input, axis, keep);
+                    *input = input.take(axis, keep);
                 }
             }
         }
@@ -272,17 +272,17 @@ impl Case {
         let kv = if axis == Axis::Heads { keep.to_vec() } else { all(self.count(Axis::Heads)) };
         match self.params {
             OpParams::AttnScores { head_dim, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 1, &units(&heads, head_dim));
-                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.inputs[0] = self.inputs[0].take(1, &units(&heads, head_dim));
+                new.inputs[1] = self.inputs[1].take(1, &units(&kv, head_dim));
                 new.kept.heads = pick(&self.kept.heads, &heads);
             }
             OpParams::AttnContext { head_dim, .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, &heads);
-                new.inputs[1] = take(&self.inputs[1], 1, &units(&kv, head_dim));
+                new.inputs[0] = self.inputs[0].take(0, &heads);
+                new.inputs[1] = self.inputs[1].take(1, &units(&kv, head_dim));
                 new.kept.columns = pick(&self.kept.columns, &units(&heads, head_dim));
             }
             OpParams::AttnProbs { .. } => {
-                new.inputs[0] = take(&self.inputs[0], 0, keep);
+                new.inputs[0] = self.inputs[0].take(0, keep);
                 new.kept.heads = pick(&self.kept.heads, keep);
             }
             OpParams::Rope { head_dim: n, .. } => self.cut_groups(new, keep, n),
@@ -291,7 +291,7 @@ impl Case {
     }
 
     fn cut_groups(&self, new: &mut Parts, keep: &[usize], n: usize) {
-        new.inputs[0] = take(&self.inputs[0], 1, &units(keep, n));
+        new.inputs[0] = self.inputs[0].take(1, &units(keep, n));
         new.kept.columns = pick(&self.kept.columns, &units(keep, n));
     }
 
@@ -304,7 +304,7 @@ impl Case {
         let flat = |x: &HostTensor| match x.shape[..] {
             [_, _, n] => HostTensor { shape: vec![t * k, 1, n], data: x.data.clone() },
             // Shared by the slots: once for each.
-            _ => take(x, 0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
+            _ => x.take(0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
         };
         let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
         if matches!(self.params, OpParams::ExpertMatMul { .. }) {
@@ -331,11 +331,11 @@ struct Parts {
 /// Keeps the positions `seen` of those that are attended to.
 fn cut_seen(new: &mut Parts, params: OpParams, seen: &[usize]) {
     match params {
-        OpParams::AttnScores { .. } => new.inputs[1] = take(&new.inputs[1], 0, seen),
-        OpParams::AttnProbs { .. } => new.inputs[0] = take(&new.inputs[0], 2, seen),
+        OpParams::AttnScores { .. } => new.inputs[1] = new.inputs[1].take(0, seen),
+        OpParams::AttnProbs { .. } => new.inputs[0] = new.inputs[0].take(2, seen),
         _ => {
-            new.inputs[0] = take(&new.inputs[0], 2, seen);
-            new.inputs[1] = take(&new.inputs[1], 0, seen);
+            new.inputs[0] = new.inputs[0].take(2, seen);
+            new.inputs[1] = new.inputs[1].take(0, seen);
         }
     }
     if !matches!(params, OpParams::AttnContext { .. }) {
@@ -354,23 +354,6 @@ fn pick<T: Clone>(of: &[T], keep: &[usize]) -> Vec<T> {
 /// The elements of the `keep`-th groups of `n`.
 fn units(keep: &[usize], n: usize) -> Vec<usize> {
     keep.iter().flat_map(|i| i * n..(i + 1) * n).collect()
-}
-
-/// The parts `keep` of `t` along `axis`, in that order.
-pub(super) fn take(t: &HostTensor, axis: usize, keep: &[usize]) -> HostTensor {
-    fn gather<T: Copy>(values: &[T], n: usize, inner: usize, keep: &[usize]) -> Vec<T> {
-        let parts = values.chunks_exact(n * inner);
-        parts.flat_map(|part| keep.iter().flat_map(|i| part[i * inner..(i + 1) * inner].iter().copied())).collect()
-    }
-    let (n, inner) = (t.shape[axis], t.shape[axis + 1..].iter().product());
-    let mut shape = t.shape.clone();
-    shape[axis] = keep.len();
-    let data = match &t.data {
-        Data::F32(v) => Data::F32(gather(v, n, inner, keep)),
-        Data::F64(v) => Data::F64(gather(v, n, inner, keep)),
-        Data::U32(v) => Data::U32(gather(v, n, inner, keep)),
-    };
-    HostTensor { shape, data }
 }
 
 /// A weight of these experts and rows, and of these blocks of columns where they are given.

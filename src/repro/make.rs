@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::capture::{Found, Run, Wanted, find};
+use super::capture::{Found, Wanted, find};
 use super::case::Case;
 use super::manifest::{InTheRun, Reference, Shrinking, Side};
 use super::verdict::{Figures, Judged};
@@ -12,7 +12,7 @@ use crate::atomic::dir::AtomicDir;
 use crate::backend::Backend;
 use crate::diff::locate::pattern::Pattern;
 use crate::error::Result;
-use crate::model::Model;
+use crate::model::{Calls, Model};
 
 /// How a folder is made.
 #[derive(Clone, Copy, Debug)]
@@ -72,14 +72,14 @@ pub fn make<S: Subject, R: Backend>(
     subject: &mut S,
     reference: &mut R,
     model: &Model,
-    run: &Run<'_>,
+    calls: Calls<'_>,
     wanted: &Wanted,
     options: Options,
     dir: (&Path, bool),
 ) -> Result<Made> {
     // Before anything is run, so that a wrong place costs no time.
     let dir = AtomicDir::create(dir.0, KIND, dir.1)?;
-    let found = find(subject, model, run, wanted)?;
+    let found = find(subject, model, calls, wanted)?;
     let head_dim = model.config.head_dim;
     let mut made = Made {
         verdict: Verdict::Ok,
@@ -110,7 +110,7 @@ pub fn make<S: Subject, R: Backend>(
     if made.verdict != Verdict::SubjectWrong && !options.keep {
         return Ok(made);
     }
-    let parts = Parts { case, judged, shrinking, origin: Origin { model, run, found: &found } };
+    let parts = Parts { case, judged, shrinking, origin: Origin { model, calls, found: &found } };
     parts.write(subject, reference, dir, made)
 }
 

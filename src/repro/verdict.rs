@@ -7,7 +7,7 @@ use crate::backend::Contract;
 use crate::backend::oracle::evaluate;
 use crate::diff::locate::pattern::Pattern;
 use crate::diff::locate::{self, Geometry};
-use crate::diff::run::judge::error;
+use crate::diff::run::verdicts::error;
 use crate::error::{Error, Result};
 use crate::formula::floor::{Ratio, floor_of, injected_ratio};
 use crate::op::HostTensor;

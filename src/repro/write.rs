@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
 
-use super::capture::{Found, Run};
+use super::capture::Found;
 use super::case::Case;
 use super::folder::{Folder, hex};
 use super::manifest::*;
@@ -14,7 +14,7 @@ use super::verdict::Judged;
 use crate::atomic::dir::{AtomicDir, Kind};
 use crate::backend::gpu::{Dispatch, GpuBackend};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Calls, Model};
 use crate::op::{HostTensor, Weight};
 use crate::trace::store::file::{dtype, header, le_bytes};
 
@@ -57,7 +57,8 @@ impl Recorded {
 /// Where a case comes from.
 pub struct Origin<'a> {
     pub model: &'a Model,
-    pub run: &'a Run<'a>,
+    /// Whose decoded tokens are all forced.
+    pub calls: Calls<'a>,
     pub found: &'a Found,
 }
 
@@ -135,9 +136,9 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<Manifest> {
             model: origin.model.config.name.clone(),
             architecture: origin.model.config.architecture.name().into(),
             fingerprint: origin.model.gguf.fingerprint(),
-            tokens: origin.run.tokens.to_vec(),
-            prompt_tokens: origin.run.prompt,
-            chunk: origin.run.chunk,
+            tokens: [origin.calls.prompt, origin.calls.forced].concat(),
+            prompt_tokens: origin.calls.prompt.len(),
+            chunk: origin.calls.chunk,
         },
         adapter,
         dispatches: entries,

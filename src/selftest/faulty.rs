@@ -15,7 +15,7 @@ use crate::backend::oracle::evaluate;
 use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
 use crate::formula::floor::{floor_of, injected_ratio};
-use crate::op::{At, Data, Dim, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
 
 /// An operation over values on the host.
 pub type HostOp<'a> = Op<'a, Rc<HostTensor>>;
@@ -125,8 +125,7 @@ fn row_of(scope: Scope, expert: u32, op: &HostOp<'_>) -> Option<usize> {
 
 /// Whether each element of the result is in scope.
 fn members(scope: Scope, expert: u32, op: &HostOp<'_>, site: Site, result: &HostTensor) -> Result<Vec<bool>> {
-    let dims = site.stage.info().shape;
-    let axis = dims.iter().position(|d| *d == Dim::T).expect("every stage has an axis of positions");
+    let axis = site.stage.position_axis();
     let row_len: usize = result.shape[axis + 1..].iter().product();
     let of_row = |row: usize| (0..result.len()).map(|i| i / row_len % result.shape[axis] == row).collect();
     match scope {

@@ -132,7 +132,7 @@ impl Backends {
         let mut reference: AnyBackend = Box::new(Faulty::new(self.reference.clone(), of_reference));
         let mut faulty: AnyBackend = Box::new(Faulty::new(self.subject(subject).clone(), of_subject));
         let options = DiffOptions { decode, shares: false, ..DiffOptions::new(ground.tokens.clone()) };
-        let sides = Sides { reference: &mut reference, subject: &mut faulty, judge: Some(&mut self.oracle) };
+        let sides = Sides { reference: &mut reference, subject: &mut faulty, oracle: Some(&mut self.oracle) };
         diff(&ground.model, sides, &options)
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::backend::{Backend, BackendInfo, Contract};
 use crate::error::Result;
-use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{At, Data, HostTensor, Op, Site, Stage};
+use crate::model::{Calls, LogitRows, Model, Runner};
+use crate::op::{At, Data, HostTensor, Site, Stage};
 
 use super::stats::{Statistics, Stats};
 use super::store::{ModelInfo, Run, TraceWriter, contracts};
@@ -116,75 +116,36 @@ impl Captured {
     }
 }
 
-/// Runs `prompt` in chunks of `chunk` positions, then `decode` tokens greedily one at a time, with the logits of every
-/// position; `recorder` watches, and `progress` is told the positions done so far.
+/// Makes `calls` with the logits of every position; `recorder` watches, and `progress` is told the positions done so far.
 ///
 /// # Errors
 /// The model's, the backend's, and the writer's.
 pub fn capture<B: Backend>(
     backend: B,
     model: &Model,
-    prompt: &[u32],
-    chunk: usize,
-    decode: usize,
+    calls: Calls<'_>,
     recorder: Recorder,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Captured> {
     let (info, contracts) = (backend.info(), contracts(&backend));
     let mut traced = Traced::new(backend, recorder);
-    let mut session = Session::new(&mut traced, &model.config, prompt.len().saturating_add(decode))?;
-    let mut tokens = prompt.to_vec();
-    let (mut stopped, mut logits) = (None, Vec::new());
-    for part in prompt.chunks(chunk) {
-        let all = forward(&mut traced, model, &mut session, part, LogitRows::All)?;
-        if session.position() == prompt.len() {
-            logits = last_row(&mut traced, all, part.len(), session.position() - 1)?;
-        }
-        progress(session.position());
+    let mut runner = Runner::new(&mut traced, model, calls, LogitRows::All)?;
+    while runner.step(&mut traced)? {
+        progress(runner.position());
     }
-    for step in 0..decode {
-        let Some(next) = largest(&logits) else {
-            stopped = Some(format!("decoding ended after {step} of {decode} tokens: a logit is NaN"));
-            break;
-        };
-        tokens.push(next);
-        let all = forward(&mut traced, model, &mut session, &[next], LogitRows::All)?;
-        logits = last_row(&mut traced, all, 1, session.position() - 1)?;
-        progress(session.position());
-    }
+    let (done, asked) = (runner.decoded(), calls.decode);
+    let stopped = (done < asked).then(|| format!("decoding ended after {done} of {asked} tokens: a logit is NaN"));
+    let (tokens, logits) = (runner.tokens().to_vec(), runner.logits(&mut traced)?.to_vec());
     let (_, recorder) = traced.finish()?;
     Ok(Captured { recorder, tokens, logits, backend: info, contracts, stopped })
 }
 
-/// The last of `rows` rows of logits, on the host.
-fn last_row<B: Backend>(backend: &mut B, logits: B::Tensor, rows: usize, position: usize) -> Result<Vec<f64>> {
-    let last = match rows {
-        1 => logits,
-        _ => backend.run(At::model(Stage::Logits, position), &Op::Rows { x: logits, start: rows - 1, rows: 1 })?,
-    };
-    Ok(backend.read(&last)?.to_f64())
-}
-
-/// The index of the largest number, the first of equals; `None` if any is NaN, for then nothing is the largest.
-fn largest(values: &[f64]) -> Option<u32> {
-    let mut best: Option<usize> = None;
-    for (i, x) in values.iter().enumerate() {
-        if x.is_nan() {
-            return None;
-        }
-        if best.is_none_or(|b| *x > values[b]) {
-            best = Some(i);
-        }
-    }
-    best.map(|i| i as u32)
-}
-
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::backend::cpu::{CpuBackend, CpuTensor, Level};
     use crate::backend::pass_on;
+    use crate::op::Op;
 
     /// A CPU that spoils one value of one stage of one call.
     struct Spoiled {
@@ -224,7 +185,8 @@ mod tests {
         let inner = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
         // Chunks of 3: the second call has positions 3 to 5, its row 1 is position 4.
         let spoiled = Spoiled { inner, site, call: 2, element: 256 + 17, calls: 0 };
-        let captured = capture(spoiled, &model, &tokens, 3, 5, Recorder::default(), &mut |_| {}).unwrap();
+        let calls = Calls { prompt: &tokens, chunk: 3, decode: 5, forced: &[] };
+        let captured = capture(spoiled, &model, calls, Recorder::default(), &mut |_| {}).unwrap();
         let found = captured.recorder.not_finite.clone().unwrap();
         assert_eq!(found, NotFinite { site, position: 4, nan: 1, inf: 0, count: 256 });
         // Later positions attend to it, so every logit is NaN, nothing can be decoded, and that is said.
@@ -241,9 +203,10 @@ mod tests {
     fn decoding_is_greedy_and_every_position_is_seen() {
         let model = Model::open(None).unwrap();
         let tokens = [422, 472, 345, 339, 293];
-        let run = |tokens: &[u32], decode| {
+        let run = |prompt: &[u32], decode| {
             let backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
-            capture(backend, &model, tokens, 2, decode, Recorder::default(), &mut |_| {}).unwrap()
+            let calls = Calls { prompt, chunk: 2, decode, forced: &[] };
+            capture(backend, &model, calls, Recorder::default(), &mut |_| {}).unwrap()
         };
         let decoded = run(&tokens, 4);
         assert_eq!((decoded.tokens.len(), &decoded.tokens[..5]), (9, &tokens[..]));
@@ -256,13 +219,5 @@ mod tests {
             assert_eq!((site, a.positions, a.last.count), (other, 9, b.last.count));
             assert_eq!((a.all.min, a.all.max), (b.all.min, b.all.max), "{site}");
         }
-    }
-
-    #[test]
-    fn nothing_is_the_largest_beside_a_nan() {
-        assert_eq!(largest(&[1.0, 3.0, 3.0, -1.0]), Some(1));
-        assert_eq!(largest(&[f64::NEG_INFINITY]), Some(0));
-        assert_eq!(largest(&[1.0, f64::NAN]), None);
-        assert_eq!(largest(&[]), None);
     }
 }

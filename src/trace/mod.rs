@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 
 use crate::backend::{Backend, Ticket, pass_on};
 use crate::error::Result;
-use crate::op::{At, Dim, HostTensor, Op, Site, Stage};
+use crate::op::{At, HostTensor, Op, Site, Stage};
 
 /// Is told the values of the stages that it wants.
 pub trait StageObserver {
@@ -30,8 +30,7 @@ pub trait StageObserver {
 
 /// How many positions `values` of `stage` are of: its rows.
 pub fn positions_in(stage: Stage, values: &HostTensor) -> usize {
-    let axis = stage.info().shape.iter().position(|d| *d == Dim::T).expect("every stage has an axis of positions");
-    values.shape.get(axis).copied().unwrap_or(0)
+    values.shape.get(stage.position_axis()).copied().unwrap_or(0)
 }
 
 /// Operations that may run before a fetched value is taken: about a layer, which has 23 stages.

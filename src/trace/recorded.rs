@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{At, Data, Dim, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
+use crate::op::{At, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
 use crate::trace::store::{Trace, op_name};
 
 /// A trace directory that answers like a backend.
@@ -75,12 +75,7 @@ impl Recorded {
 pub fn sites(model: &Model) -> Vec<Site> {
     let moe = model.config.moe.is_some();
     let mut sites = Vec::new();
-    let layers = STAGES.iter().filter(|s| match s.scope {
-        Scope::Model => false,
-        Scope::Layer => true,
-        Scope::MoeLayer => moe,
-        Scope::DenseLayer => !moe,
-    });
+    let layers = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(moe));
     let layers: Vec<_> = layers.map(|s| s.stage).collect();
     let model_stages: Vec<_> = STAGES.iter().filter(|s| s.scope == Scope::Model).map(|s| s.stage).collect();
     let (before, after) = model_stages.split_at(1); // the embedding comes before the layers
@@ -92,23 +87,17 @@ pub fn sites(model: &Model) -> Vec<Site> {
 
 /// Positions from..to of a stage's values; of attention matrices [heads, T, S] also the first `to` keys.
 fn positions(whole: &HostTensor, site: Site, from: usize, to: usize) -> HostTensor {
-    let dims = site.stage.info().shape;
-    let keys = dims.last() == Some(&Dim::S);
-    let (heads, rows) = if keys { (whole.shape[0], whole.shape[1]) } else { (1, whole.shape[0]) };
+    let axis = site.stage.position_axis();
+    let (heads, rows) = (whole.shape[..axis].iter().product::<usize>(), whole.shape[axis]);
     let cols = whole.len() / (heads * rows).max(1);
-    let kept = if keys { to.min(cols) } else { cols };
-    let indices = (0..heads).flat_map(|h| (from..to).map(move |t| (h * rows + t) * cols));
-    let data = match &whole.data {
-        Data::F32(v) => Data::F32(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
-        Data::F64(v) => Data::F64(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
-        Data::U32(v) => Data::U32(indices.flat_map(|at| &v[at..at + kept]).copied().collect()),
-    };
     let mut shape = whole.shape.clone();
-    shape[if keys { 1 } else { 0 }] = to - from;
-    if keys {
+    shape[axis] = to - from;
+    let mut kept = cols;
+    if site.stage.is_attention_matrix() {
+        kept = to.min(cols);
         shape[2] = kept;
     }
-    HostTensor { shape, data }
+    whole.gather(shape, kept, (0..heads).flat_map(|h| (from..to).map(move |t| (h * rows + t) * cols)))
 }
 
 impl Backend for Recorded {
@@ -143,7 +132,7 @@ impl Backend for Recorded {
         let rows = match op {
             Op::Store { cache, .. } => return Ok(cache.clone()),
             Op::Rows { x, start, rows } => {
-                return Ok(Rc::new(positions(x, Site::model(crate::op::Stage::Embedding), *start, start + rows)));
+                return Ok(Rc::new(x.take(0, &Vec::from_iter(*start..start + rows))));
             }
             Op::Embed { tokens, .. } => {
                 let recorded = self.trace.manifest().run.tokens.get(at.start..at.start + tokens.len());

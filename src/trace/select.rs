@@ -88,11 +88,7 @@ impl Selection {
     pub fn resolve(&self, n_layers: usize, n_positions: usize, n_experts: usize, moe: bool) -> Result<Selected> {
         let layers = self.layers.resolve("--layers", "layer", n_layers)?;
         let positions = self.positions.resolve("--positions", "position", n_positions)?;
-        let exists = |s: &StageInfo| match s.scope {
-            Scope::Model | Scope::Layer => true,
-            Scope::MoeLayer => moe,
-            Scope::DenseLayer => !moe,
-        };
+        let exists = |s: &StageInfo| s.scope.occurs(moe);
         let mut sites = BTreeSet::new();
         for word in &self.stages {
             let here: Vec<Stage> = word.stages.iter().copied().filter(|s| exists(s.info())).collect();

@@ -10,9 +10,9 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Patch};
 use twinscope::backend::{Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::error::Result;
-use twinscope::model::Model;
+use twinscope::model::{Calls, Model};
 use twinscope::op::{At, HostTensor, Op, OpKind, Site, Stage, Weight};
-use twinscope::repro::capture::{Run, Wanted};
+use twinscope::repro::capture::Wanted;
 use twinscope::repro::case::Case;
 use twinscope::repro::manifest::Manifest;
 use twinscope::repro::shaders::FolderShaders;
@@ -58,12 +58,13 @@ impl Fault {
 
     fn make(&self, dir: &Path, options: Options) -> Made {
         let model = Model::open(None).unwrap();
-        let run = Run { tokens: &self.tokens, prompt: self.prompt.min(self.tokens.len()), chunk: 512 };
+        let (prompt, forced) = self.tokens.split_at(self.prompt.min(self.tokens.len()));
+        let calls = Calls { prompt, chunk: 512, decode: forced.len(), forced };
         let patch = Some(edit(self.kernel, self.from, self.to));
         // The kernels that every adapter can run.
         let mut subject = gpu(GpuOptions { patch, lanes: Some(false), ..Default::default() });
         let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
-        make(&mut subject, &mut reference, &model, &run, &self.wanted, options, (dir, false)).unwrap()
+        make(&mut subject, &mut reference, &model, calls, &self.wanted, options, (dir, false)).unwrap()
     }
 
     /// Makes the folder, and checks what holds of every such folder.
@@ -307,14 +308,14 @@ fn what_is_wrong_in_the_run_only_is_said_to_be_so() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::open(None).unwrap();
     let tokens = common::golden("main").tokens;
-    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let calls = Calls { prompt: &tokens, chunk: 512, decode: 0, forced: &[] };
     let wanted = at(1, Stage::AttnOut);
     let out = dir.path().join("repro");
     for keep in [false, true] {
         let cpu = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
         let mut subject = WrongOnce { cpu: cpu(), site: wanted.site, done: false };
         let options = Options { keep, ..Options::default() };
-        let made = make(&mut subject, &mut cpu(), &model, &run, &wanted, options, (&out, false)).unwrap();
+        let made = make(&mut subject, &mut cpu(), &model, calls, &wanted, options, (&out, false)).unwrap();
         assert_eq!((made.verdict, made.written.is_some()), (Verdict::OnlyInTheRun, keep));
         assert_eq!(made.in_the_run.figures.verdict, "subject_wrong");
         assert_eq!(made.alone.unwrap().verdict, "ok");
@@ -327,7 +328,7 @@ fn every_kind_of_stage_makes_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::open(None).unwrap();
     let tokens = common::golden("one").tokens;
-    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let calls = Calls { prompt: &tokens, chunk: 512, decode: 0, forced: &[] };
     let scalar = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
     let mut subject: twinscope::backend::AnyBackend = Box::new(Erased(scalar()));
     for row in twinscope::op::STAGES {
@@ -340,7 +341,7 @@ fn every_kind_of_stage_makes_a_folder() {
         let out = dir.path().join(row.name);
         let wanted = Wanted { site, position: None, expert: None };
         let options = Options { keep: true, ..Options::default() };
-        let made = make(&mut subject, &mut scalar(), &model, &run, &wanted, options, (&out, false)).unwrap();
+        let made = make(&mut subject, &mut scalar(), &model, calls, &wanted, options, (&out, false)).unwrap();
         assert_eq!(made.verdict, Verdict::Ok, "{site}");
         let folder = Folder::open(&out).unwrap();
         let output = folder.case.run(&mut scalar()).unwrap();
@@ -361,12 +362,12 @@ fn every_kind_of_stage_makes_a_folder() {
 fn kept(dir: &Path, stage: Stage) -> PathBuf {
     let model = Model::open(None).unwrap();
     let tokens = common::golden("one").tokens;
-    let run = Run { tokens: &tokens, prompt: tokens.len(), chunk: 512 };
+    let calls = Calls { prompt: &tokens, chunk: 512, decode: 0, forced: &[] };
     let mut cpu: twinscope::backend::AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None).unwrap()));
     let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
     let out = dir.join(stage.name());
     let options = Options { keep: true, ..Options::default() };
-    make(&mut cpu, &mut reference, &model, &run, &at(1, stage), options, (&out, false)).unwrap();
+    make(&mut cpu, &mut reference, &model, calls, &at(1, stage), options, (&out, false)).unwrap();
     out
 }
 

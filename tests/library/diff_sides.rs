@@ -78,7 +78,7 @@ fn compare(mut reference: AnyBackend, mut subject: AnyBackend, set: fn(&mut Diff
     let mut oracle: AnyBackend = Box::new(Erased(OracleBackend::new()));
     let mut options = DiffOptions::new(vec![414, 20, 7, 1000, 33]);
     set(&mut options);
-    let sides = Sides { reference: &mut reference, subject: &mut subject, judge: Some(&mut oracle) };
+    let sides = Sides { reference: &mut reference, subject: &mut subject, oracle: Some(&mut oracle) };
     diff(&model, sides, &options).unwrap()
 }
 

@@ -5,18 +5,18 @@ mod rerun;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
+use crate::backend::AnyBackend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
-use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
 use crate::error::Error;
-use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{STAGES, Scope, Site, Stage};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
-use crate::repro::capture::{Run, Wanted};
+use crate::repro::capture::Wanted;
 use crate::repro::{Options, RUNS, Subject, Verdict, make};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
@@ -100,23 +100,15 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let wanted = wanted(args, stage, &model)?;
-    let positions = prompt.tokens.len().saturating_add(args.decode);
-    if positions > model.config.context {
-        return Err(Error::usage(format!(
-            "{} prompt tokens and --decode {} are {positions} positions; the context length of {} is {}",
-            prompt.tokens.len(),
-            args.decode,
-            model.config.name,
-            model.config.context
-        )));
-    }
+    let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] };
+    let positions = calls.positions(&model.config)?;
     if let Some(p) = args.position.filter(|p| *p >= positions) {
         return Err(Error::usage(format!("--position {p}: the run has positions 0 to {}", positions - 1)));
     }
     let mut reference = args.backends.open(&args.reference)?;
-    let tokens = decoded(args, &model, &mut reference, &prompt.tokens)?;
-    let run = Run { tokens: &tokens, prompt: prompt.tokens.len(), chunk: args.chunk as usize };
-    let job = Job { args, model: &model, run: &run, wanted, out };
+    let tokens = decoded(calls, &model, &mut reference)?;
+    let calls = Calls { forced: &tokens, ..calls };
+    let job = Job { args, model: &model, calls, wanted, out };
     match gpu_selector(&args.subject) {
         Some(selector) => job.finish(GpuBackend::new(&selector, GpuOptions::default())?, reference),
         None => job.finish(args.backends.open(&args.subject)?, reference),
@@ -126,11 +118,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
 /// The stage that the arguments name, held against the model.
 fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
     let moe = model.config.moe.as_ref();
-    let exists = |stage: &Stage| match stage.info().scope {
-        Scope::Model | Scope::Layer => true,
-        Scope::MoeLayer => moe.is_some(),
-        Scope::DenseLayer => moe.is_none(),
-    };
+    let exists = |stage: &Stage| stage.info().scope.occurs(moe.is_some());
     let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
     let stage = match named[..] {
         [stage] => stage,
@@ -164,43 +152,35 @@ fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
     Ok(Wanted { site: Site { layer: args.layer, stage }, position: args.position, expert: args.expert })
 }
 
-/// The prompt, and what the reference decodes after it.
-fn decoded(args: &Args, model: &Model, reference: &mut AnyBackend, prompt: &[u32]) -> Result<Vec<u32>> {
-    let mut tokens = prompt.to_vec();
-    if args.decode == 0 {
-        return Ok(tokens);
+/// What the reference decodes after the prompt.
+fn decoded(calls: Calls<'_>, model: &Model, reference: &mut AnyBackend) -> Result<Vec<u32>> {
+    if calls.decode == 0 {
+        return Ok(Vec::new());
     }
     prepare(reference, model)?;
-    let mut session = Session::new(reference, &model.config, prompt.len() + args.decode)?;
-    let mut logits = None;
-    for chunk in prompt.chunks(args.chunk as usize) {
-        logits = Some(forward(reference, model, &mut session, chunk, LogitRows::Last)?);
-    }
-    while let Some(of) = logits.take() {
-        tokens.push(greedy(&reference.read(&of)?)?);
-        if tokens.len() < prompt.len() + args.decode {
-            let last = &tokens[tokens.len() - 1..];
-            logits = Some(forward(reference, model, &mut session, last, LogitRows::Last)?);
-        }
-    }
-    Ok(tokens)
+    // The last token is chosen but not run.
+    let calls = Calls { decode: calls.decode - 1, ..calls };
+    let mut runner = Runner::new(reference, model, calls, LogitRows::Last)?;
+    while runner.step(reference)? {}
+    let last = runner.choice(reference)?;
+    Ok([&runner.tokens()[calls.prompt.len()..], &[last]].concat())
 }
 
 /// A folder to be made.
 struct Job<'a> {
     args: &'a Args,
     model: &'a Model,
-    run: &'a Run<'a>,
+    calls: Calls<'a>,
     wanted: Wanted,
     out: &'a Path,
 }
 
 impl Job<'_> {
     fn finish<S: Subject>(self, mut subject: S, mut reference: AnyBackend) -> Result<Outcome> {
-        let Job { args, model, run, wanted, out } = self;
+        let Job { args, model, calls, wanted, out } = self;
         prepare(&mut subject, model)?;
         let options = Options { runs: args.runs, keep: args.keep };
-        let made = make(&mut subject, &mut reference, model, run, &wanted, options, (out, args.force))?;
+        let made = make(&mut subject, &mut reference, model, calls, &wanted, options, (out, args.force))?;
         let verdict = made.verdict;
         let written = made.written.as_ref();
         let document = ReproDocument {

@@ -73,7 +73,7 @@ impl Layout {
 
     /// Whether this is an attention matrix, `[heads, T, S]`.
     pub fn is_attention_matrix(&self) -> bool {
-        self.stage.info().axis(Dim::S).is_some()
+        self.stage.is_attention_matrix()
     }
 
     /// Whether an axis runs along columns rather than rows.

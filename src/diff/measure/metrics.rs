@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use crate::op::{Data, HostTensor};
+use crate::op::{Data, HostTensor, Stage};
 
 /// How many of the worst elements are kept.
 pub const WORST: usize = 5;
@@ -25,6 +25,13 @@ pub enum Mask {
     None,
     /// `[heads, T, S]` where row t may look at columns s ≤ start + t; an element beyond is left out if both sides are 0 there.
     Causal { start: usize },
+}
+
+impl Mask {
+    /// That of a stage's values in a call from position `start` on.
+    pub fn of(stage: Stage, start: usize) -> Self {
+        if stage.is_attention_matrix() { Self::Causal { start } } else { Self::None }
+    }
 }
 
 /// One element on both sides.

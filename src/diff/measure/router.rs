@@ -285,13 +285,7 @@ pub fn gather_common(
         return Err(wrong());
     }
     let gather = |x: &HostTensor, slots: usize, slot: fn(&CommonExpert) -> usize| {
-        let at = |r: &CommonExpert| (r.token * slots + slot(r)) * n;
-        let data = match &x.data {
-            Data::F32(v) => Data::F32(rows.iter().flat_map(|r| &v[at(r)..][..n]).copied().collect()),
-            Data::F64(v) => Data::F64(rows.iter().flat_map(|r| &v[at(r)..][..n]).copied().collect()),
-            Data::U32(v) => Data::U32(rows.iter().flat_map(|r| &v[at(r)..][..n]).copied().collect()),
-        };
-        HostTensor { shape: vec![rows.len(), n], data }
+        x.gather(vec![rows.len(), n], n, rows.iter().map(|r| (r.token * slots + slot(r)) * n))
     };
     Ok((gather(reference, k, |r| r.reference_slot), gather(subject, k2, |r| r.subject_slot)))
 }

@@ -1,14 +1,14 @@
-//! Runs a comparison: two opened backends, a judge, a prompt, and some decode steps.
+//! Runs a comparison: two opened backends, the oracle, a prompt, and some decode steps.
 
 use crate::backend::{AnyBackend, Backend};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
-use crate::diff::run::judge::{Contracts, Judge};
 use crate::diff::run::lockstep::{Lockstep, LockstepOptions};
 use crate::diff::run::share;
-use crate::error::{Error, Result};
-use crate::model::{LogitRows, Model, Session, forward, greedy};
+use crate::diff::run::verdicts::{ComparisonBuilder, Contracts};
+use crate::error::Result;
+use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::OpKind;
 
 /// Prompt tokens that are run at a time unless told otherwise.
@@ -19,7 +19,7 @@ pub struct Sides<'a> {
     pub reference: &'a mut AnyBackend,
     pub subject: &'a mut AnyBackend,
     /// The float64 oracle; without it stages are held against nmse thresholds.
-    pub judge: Option<&'a mut AnyBackend>,
+    pub oracle: Option<&'a mut AnyBackend>,
 }
 
 /// What to run, and how to judge it.
@@ -37,7 +37,7 @@ pub struct DiffOptions {
     pub tolerances: Tolerances,
     /// Give the subject the reference's expert ids.
     pub force_routing: bool,
-    /// The reference is a recording: the judge replays in its place.
+    /// The reference is a recording: the oracle replays in its place.
     pub reference_is_recorded: bool,
     /// Work out each stage's share of the logits' error.
     pub shares: bool,
@@ -65,17 +65,9 @@ impl DiffOptions {
 /// # Errors
 /// A prompt that does not fit the model, or what the backends report.
 pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
-    let capacity = options.tokens.len().saturating_add(options.decode);
-    if capacity > model.config.context {
-        return Err(Error::usage(format!(
-            "{} prompt tokens and {} to decode are {capacity} positions; the context length of {} is {}",
-            options.tokens.len(),
-            options.decode,
-            model.config.name,
-            model.config.context
-        )));
-    }
-    let Sides { reference, subject, judge: oracle } = sides;
+    let DiffOptions { tokens: prompt, chunk, decode, forced, .. } = options;
+    let calls = Calls { prompt, chunk: *chunk, decode: *decode, forced };
+    let Sides { reference, subject, oracle } = sides;
     let mut comparison = Comparison {
         kind: Kind::Diff,
         model: summary(model),
@@ -93,46 +85,27 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
         notes: notes(reference, subject),
         next: None,
     };
-    let mut judge = Judge::new(
-        model,
-        Contracts::of(reference),
-        Contracts::of(subject),
-        options.tolerances.clone(),
-        &options.tokens,
-    );
+    let (of_reference, of_subject) = (Contracts::of(reference), Contracts::of(subject));
+    let mut builder = ComparisonBuilder::new(model, of_reference, of_subject, options.tolerances.clone(), prompt);
     if options.shares {
-        judge.keep_injections(share::MOST_BYTES);
+        builder.keep_injections(share::MOST_BYTES);
     }
     let lockstep_options =
         LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
-    let mut lockstep = Lockstep::new(&mut *reference, subject, oracle, lockstep_options, &mut judge);
-    let mut session = Session::new(&mut lockstep, &model.config, capacity)?;
-    let mut next = None;
-    for chunk in options.tokens.chunks(options.chunk.max(1)) {
-        let logits = forward(&mut lockstep, model, &mut session, chunk, LogitRows::All)?;
-        next = (options.decode > 0).then(|| lockstep.read(&logits)).transpose()?;
+    let mut lockstep = Lockstep::new(&mut *reference, subject, oracle, lockstep_options, &mut builder);
+    let mut runner = Runner::new(&mut lockstep, model, calls, LogitRows::All)?;
+    while runner.step(&mut lockstep)? {}
+    let done = runner.decoded();
+    if done < *decode
+        && let Err(e) = runner.choice(&mut lockstep)
+    {
+        // What came before is compared, and is where the cause is to be found.
+        comparison.notes.push(format!("decoding ended after {done} of {decode} tokens: the reference's {e}"));
+        comparison.decode = done;
     }
-    for step in 0..options.decode {
-        let token = match options.forced.get(step) {
-            Some(&token) => token,
-            None => match greedy(next.as_ref().expect("the call before was read")) {
-                Ok(token) => token,
-                // What came before is compared, and is where the cause is to be found.
-                Err(e) => {
-                    comparison
-                        .notes
-                        .push(format!("decoding ended after {step} of {} tokens: the reference's {e}", options.decode));
-                    comparison.decode = step;
-                    break;
-                }
-            },
-        };
-        let logits = forward(&mut lockstep, model, &mut session, &[token], LogitRows::All)?;
-        next = (step + 1 < options.decode).then(|| lockstep.read(&logits)).transpose()?;
-    }
-    drop((session, lockstep));
+    drop((runner, lockstep));
 
-    let found = judge.finish();
+    let found = builder.finish();
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
     comparison.notes.extend(found.notes);
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));

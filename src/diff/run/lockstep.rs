@@ -3,12 +3,12 @@
 //! - [`Lockstep`] is a backend whose tensors are *lanes*: one value of the model as each party has it. The model runs over
 //!   it as over any other backend, so both sides meet at every stage.
 //! - For a stage with reference c, subject g and inputs x_c, x_g it computes c(x_c) and g(x_g), the reference's replay
-//!   c(x_g) on the subject's own inputs, and, with a judge, the oracle's o(x_c) and o(x_g). From these five follow the
+//!   c(x_g) on the subject's own inputs, and, with the oracle, its o(x_c) and o(x_g). From these five follow the
 //!   total error g(x_g) − c(x_c), the injected g(x_g) − c(x_g), the propagated c(x_g) − c(x_c), and which side is wrong.
 //! - The KV cache that a replay reads is filled from the subject's *stage outputs* (k_rope, v_proj), not from the subject's
 //!   cache: an entry that the subject stores wrongly is then its own error at the next stage that reads it.
 //! - Expert ids that name no expert of the layer would end the run at the next stage, and with it the report of the fault. A side
-//!   that chose such ids goes on with the other side's; [`Observation::next`] says so to the sink.
+//!   that chose such ids goes on with the other side's; [`Observation::next`] says so to the observer.
 //! - A lane holds only what the rest of its layer still needs; handles are dropped as the model drops them.
 
 use std::cell::RefCell;
@@ -27,8 +27,8 @@ pub struct Lane {
     subject: AnyTensor,
     /// The subject's value, uploaded to the reference: an operand for replays.
     replay: AnyTensor,
-    /// Both sides' values on the judge: the reference's, the subject's.
-    judge: Option<[AnyTensor; 2]>,
+    /// Both sides' values on the oracle: the reference's, the subject's.
+    oracle: Option<[AnyTensor; 2]>,
     /// Both sides' values on the host: the reference's, the subject's. Behind a cell because a KV cache is written in place.
     host: RefCell<[Rc<HostTensor>; 2]>,
 }
@@ -44,17 +44,17 @@ pub struct Observation<'a> {
     pub reference: Rc<HostTensor>,
     /// g(x_g)
     pub subject: Rc<HostTensor>,
-    /// c(x_g); the judge's o(x_g) where the reference cannot replay.
+    /// c(x_g); the oracle's o(x_g) where the reference cannot replay.
     pub replayed: Rc<HostTensor>,
     /// o(x_c) and o(x_g).
-    pub judged: Option<[Rc<HostTensor>; 2]>,
+    pub exact: Option<[Rc<HostTensor>; 2]>,
     /// What the rest of the run computes with, the reference and the subject: their results, unless expert ids were put in
     /// the place of theirs.
     pub next: [Rc<HostTensor>; 2],
 }
 
 /// Receives each stage as it is made.
-pub trait Sink {
+pub trait PairObserver {
     fn observe(&mut self, stage: Observation<'_>) -> Result<()>;
 }
 
@@ -63,7 +63,7 @@ pub trait Sink {
 pub struct LockstepOptions {
     /// Give the subject the reference's expert ids, so that what remains is not routing.
     pub force_routing: bool,
-    /// The reference is a recording: replays are the judge's.
+    /// The reference is a recording: replays are the oracle's.
     pub reference_is_recorded: bool,
 }
 
@@ -71,34 +71,34 @@ pub struct LockstepOptions {
 pub struct Lockstep<'s> {
     reference: &'s mut AnyBackend,
     subject: &'s mut AnyBackend,
-    judge: Option<&'s mut AnyBackend>,
+    oracle: Option<&'s mut AnyBackend>,
     options: LockstepOptions,
-    sink: &'s mut dyn Sink,
+    observer: &'s mut dyn PairObserver,
     tickets: HostTickets,
 }
 
 impl<'s> Lockstep<'s> {
     /// # Panics
-    /// If the reference is recorded and there is no judge to replay in its place.
+    /// If the reference is recorded and there is no oracle to replay in its place.
     pub fn new(
         reference: &'s mut AnyBackend,
         subject: &'s mut AnyBackend,
-        judge: Option<&'s mut AnyBackend>,
+        oracle: Option<&'s mut AnyBackend>,
         options: LockstepOptions,
-        sink: &'s mut dyn Sink,
+        observer: &'s mut dyn PairObserver,
     ) -> Self {
-        assert!(judge.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
-        Self { reference, subject, judge, options, sink, tickets: HostTickets::default() }
+        assert!(oracle.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
+        Self { reference, subject, oracle, options, observer, tickets: HostTickets::default() }
     }
 
     /// A lane from values that both sides have on the host.
     fn lane(&mut self, reference: AnyTensor, subject: AnyTensor, host: [Rc<HostTensor>; 2]) -> Result<Rc<Lane>> {
         let replay = self.reference.upload(&host[1])?;
-        let judge = match &mut self.judge {
-            Some(j) => Some([j.upload(&host[0])?, j.upload(&host[1])?]),
+        let oracle = match &mut self.oracle {
+            Some(o) => Some([o.upload(&host[0])?, o.upload(&host[1])?]),
             None => None,
         };
-        Ok(Rc::new(Lane { reference, subject, replay, judge, host: RefCell::new(host) }))
+        Ok(Rc::new(Lane { reference, subject, replay, oracle, host: RefCell::new(host) }))
     }
 
     /// An operation that makes a stage: all five runs, observed.
@@ -107,19 +107,19 @@ impl<'s> Lockstep<'s> {
         let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
         let ticket = self.subject.fetch(&subject)?;
         let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
-        let judged = match &mut self.judge {
+        let exact = match &mut self.oracle {
             None => None,
-            Some(judge) => {
+            Some(oracle) => {
                 let mut side = |i: usize| {
-                    let op = op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?;
-                    let value = judge.run(at, &op)?;
-                    Ok(Rc::new(judge.read(&value)?))
+                    let op = op.try_map(|l| Ok(l.oracle.as_ref().expect("every lane has the oracle's")[i].clone()))?;
+                    let value = oracle.run(at, &op)?;
+                    Ok(Rc::new(oracle.read(&value)?))
                 };
                 Some([side(0)?, side(1)?])
             }
         };
         let replayed = if self.options.reference_is_recorded {
-            judged.as_ref().expect("checked when made")[1].clone()
+            exact.as_ref().expect("checked when made")[1].clone()
         } else {
             let value = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
             Rc::new(self.reference.read(&value)?)
@@ -132,14 +132,14 @@ impl<'s> Lockstep<'s> {
             _ => results,
         };
 
-        self.sink.observe(Observation {
+        self.observer.observe(Observation {
             at,
             op_reference: op.try_map(|l| Ok(l.host.borrow()[0].clone()))?,
             op_subject: op.try_map(|l| Ok(l.host.borrow()[1].clone()))?,
             reference: host_reference.clone(),
             subject: host_subject.clone(),
             replayed,
-            judged,
+            exact,
             next: next.clone(),
         })?;
 
@@ -171,11 +171,12 @@ impl<'s> Lockstep<'s> {
         let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
         let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
         let replay = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
-        let judge = match &mut self.judge {
+        let oracle = match &mut self.oracle {
             None => None,
-            Some(judge) => {
+            Some(oracle) => {
                 let mut side = |i: usize| {
-                    judge.run(at, &op.try_map(|l| Ok(l.judge.as_ref().expect("every lane is judged")[i].clone()))?)
+                    let op = op.try_map(|l| Ok(l.oracle.as_ref().expect("every lane has the oracle's")[i].clone()))?;
+                    oracle.run(at, &op)
                 };
                 Some([side(0)?, side(1)?])
             }
@@ -189,8 +190,8 @@ impl<'s> Lockstep<'s> {
                 Ok(cache.clone())
             }
             Op::Rows { x, start, rows } => {
-                let host = x.host.borrow().clone().map(|h| Rc::new(rows_of(&h, *start, *rows)));
-                Ok(Rc::new(Lane { reference, subject, replay, judge, host: RefCell::new(host) }))
+                let host = x.host.borrow().clone().map(|h| Rc::new(h.take(0, &Vec::from_iter(*start..start + rows))));
+                Ok(Rc::new(Lane { reference, subject, replay, oracle, host: RefCell::new(host) }))
             }
             _ => unreachable!("every other operation makes a stage"),
         }
@@ -216,17 +217,6 @@ fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
     }
 }
 
-/// Rows start..start + rows of `x` [T, n].
-fn rows_of(x: &HostTensor, start: usize, rows: usize) -> HostTensor {
-    let (at, n) = (start * x.cols(), rows * x.cols());
-    let data = match &x.data {
-        Data::F32(v) => Data::F32(v[at..at + n].to_vec()),
-        Data::F64(v) => Data::F64(v[at..at + n].to_vec()),
-        Data::U32(v) => Data::U32(v[at..at + n].to_vec()),
-    };
-    HostTensor { shape: vec![rows, x.cols()], data }
-}
-
 impl Backend for Lockstep<'_> {
     type Tensor = Rc<Lane>;
 
@@ -238,29 +228,29 @@ impl Backend for Lockstep<'_> {
         self.subject.contract(op)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        let judged = self.judge.as_ref().map(|j| j.unsupported(needs));
+        let oracle = self.oracle.as_ref().map(|o| o.unsupported(needs));
         let sides = [self.reference.unsupported(needs), self.subject.unsupported(needs)];
-        sides.into_iter().chain(judged).flatten().collect()
+        sides.into_iter().chain(oracle).flatten().collect()
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.reference.prepare(weights, &mut |_| ())?;
         self.subject.prepare(weights, progress)?;
-        match &mut self.judge {
-            Some(judge) => judge.prepare(weights, &mut |_| ()),
+        match &mut self.oracle {
+            Some(oracle) => oracle.prepare(weights, &mut |_| ()),
             None => Ok(()),
         }
     }
     fn alloc(&mut self, shape: &[usize]) -> Result<Rc<Lane>> {
         let zeros = Rc::new(HostTensor::f32(shape, vec![0.0; shape.iter().product()]));
-        let judge = match &mut self.judge {
-            Some(j) => Some([j.alloc(shape)?, j.alloc(shape)?]),
+        let oracle = match &mut self.oracle {
+            Some(o) => Some([o.alloc(shape)?, o.alloc(shape)?]),
             None => None,
         };
         Ok(Rc::new(Lane {
             reference: self.reference.alloc(shape)?,
             subject: self.subject.alloc(shape)?,
             replay: self.reference.alloc(shape)?,
-            judge,
+            oracle,
             host: RefCell::new([zeros.clone(), zeros]),
         }))
     }

@@ -10,7 +10,7 @@ use crate::diff::measure::router::{Routing, compare_routing};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict};
 use crate::error::{Error, Result};
-use crate::op::{Data, Dim, HostTensor, Site, Stage};
+use crate::op::{HostTensor, Site, Stage};
 use crate::trace::store::Trace;
 
 /// Compares two traces stage by stage, at the positions that both have.
@@ -135,17 +135,13 @@ fn stage(
             return Ok(tensor);
         }
         let rows: Vec<usize> = positions.iter().map(|p| have.partition_point(|h| h < p)).collect();
-        Ok(select(&tensor, site, &rows))
+        Ok(tensor.take(site.stage.position_axis(), &rows))
     };
     let c = read(reference, a.limited, a.positions.iter().collect())?;
     let g = read(subject, b.limited, b.positions.iter().collect())?;
-    let mask = match site.stage {
-        // Rows that are not consecutive positions have no common diagonal: zeros beyond it then count as equal.
-        Stage::AttnScores | Stage::AttnProbs if positions.len() == positions[positions.len() - 1] - start + 1 => {
-            Mask::Causal { start }
-        }
-        _ => Mask::None,
-    };
+    // Rows that are not consecutive positions have no common diagonal: zeros beyond it then count as equal.
+    let consecutive = positions.len() == positions[positions.len() - 1] - start + 1;
+    let mask = if consecutive { Mask::of(site.stage, start) } else { Mask::None };
 
     let total = if site.stage == Stage::RouterIds {
         let side = |ids| Routing { ids, weights: None, probs: None, logits: None };
@@ -189,20 +185,4 @@ fn stage(
         result.position = result.position.map(|p| positions[p - start]);
     }
     Ok(result)
-}
-
-/// Some rows, by position, of a stage's values.
-fn select(tensor: &HostTensor, site: Site, rows: &[usize]) -> HostTensor {
-    let axis = site.stage.info().shape.iter().position(|d| *d == Dim::T).expect("every stage has positions");
-    let (outer, have) = (tensor.shape[..axis].iter().product::<usize>(), tensor.shape[axis]);
-    let inner = tensor.len() / (outer * have).max(1);
-    let at = (0..outer).flat_map(|o| rows.iter().map(move |r| (o * have + r) * inner));
-    let data = match &tensor.data {
-        Data::F32(v) => Data::F32(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
-        Data::F64(v) => Data::F64(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
-        Data::U32(v) => Data::U32(at.flat_map(|i| &v[i..i + inner]).copied().collect()),
-    };
-    let mut shape = tensor.shape.clone();
-    shape[axis] = rows.len();
-    HostTensor { shape, data }
 }

@@ -11,8 +11,8 @@ use crate::backend::AnyBackend;
 use crate::diff::measure::metrics::{Mask, Metrics, measure};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::error::{Error, Result};
-use crate::model::{LogitRows, Model, Session, forward};
-use crate::op::{At, Dim, HostTensor, Site, Stage};
+use crate::model::{Calls, LogitRows, Model, Runner};
+use crate::op::{At, Dim, HostTensor, Site};
 use crate::trace::{StageObserver, Traced};
 
 /// The first run's values may take this much.
@@ -125,11 +125,7 @@ fn against(name: String, base: &Recording, run: &Recording, exact: bool) -> Vari
             variation.equal += 1;
             continue;
         }
-        let mask = match site.stage {
-            Stage::AttnScores | Stage::AttnProbs => Mask::Causal { start: 0 },
-            _ => Mask::None,
-        };
-        let measured = measure(a, b, mask);
+        let measured = measure(a, b, Mask::of(site.stage, 0));
         let over = match &measured {
             Ok(m) => !Tolerances::default().judge(site.stage, None, m, None).iter().all(|j| j.passed),
             Err(_) => true,
@@ -155,7 +151,7 @@ impl Difference {
         b: &HostTensor,
         measured: Result<Metrics, crate::diff::measure::metrics::Mismatch>,
     ) -> Self {
-        let axis = site.stage.info().shape.iter().position(|d| *d == Dim::T).unwrap_or_default();
+        let axis = site.stage.position_axis();
         let (x, y) = (a.to_f64(), b.to_f64());
         let first = x.iter().zip(&y).position(|(x, y)| x.to_bits() != y.to_bits()).unwrap_or_default();
         let inner: usize = a.shape[axis + 1..].iter().product();
@@ -197,7 +193,6 @@ impl StageObserver for Collector {
         let recording = &mut self.recording;
         let tokens = self.tokens;
         let dims = site.stage.info().shape;
-        let keys = dims.last() == Some(&Dim::S);
         let whole = recording.values.entry(site).or_insert_with(|| {
             recording.order.push(site);
             let mut shape = values.shape.clone();
@@ -212,7 +207,8 @@ impl StageObserver for Collector {
                 false => HostTensor::f64(&shape, vec![0.0; n]),
             }
         });
-        let (outer, rows) = if keys { (values.shape[0], values.shape[1]) } else { (1, values.shape[0]) };
+        let axis = site.stage.position_axis();
+        let (outer, rows) = (values.shape[..axis].iter().product::<usize>(), values.shape[axis]);
         let from = values.len() / (outer * rows).max(1);
         let to = whole.len() / (outer * tokens).max(1);
         for o in 0..outer {
@@ -254,10 +250,9 @@ fn record(model: &Model, tokens: &[u32], chunk: usize, backend: AnyBackend) -> R
     }
     let recording = Recording { order: Vec::new(), values: HashMap::new() };
     let mut traced = Traced::new(backend, Collector { tokens: tokens.len(), recording });
-    let mut session = Session::new(&mut traced, c, tokens.len())?;
-    for part in tokens.chunks(chunk) {
-        forward(&mut traced, model, &mut session, part, LogitRows::All)?;
-    }
+    let calls = Calls { prompt: tokens, chunk, decode: 0, forced: &[] };
+    let mut runner = Runner::new(&mut traced, model, calls, LogitRows::All)?;
+    while runner.step(&mut traced)? {}
     Ok(traced.finish()?.1.recording)
 }
 

@@ -139,7 +139,7 @@ fn take(
     }
 
     // How many positions the run has, and where a tensor's first row stands among them.
-    let rows_of = |m: &Mapped| m.shape[position_axis(m.site.stage)];
+    let rows_of = |m: &Mapped| m.shape[m.site.stage.position_axis()];
     let positions = if tokens.is_empty() { found.values().map(rows_of).max().unwrap_or(0) } else { tokens.len() };
     let mut starts = BTreeMap::new();
     for (site, mapped) in &found {
@@ -242,10 +242,6 @@ fn nearest_stage(name: &str) -> String {
     nearest(name, names)
 }
 
-fn position_axis(stage: Stage) -> usize {
-    stage.info().shape.iter().position(|d| *d == Dim::T).unwrap_or_default()
-}
-
 /// The stage's shape for values of `shape`, without moving any: a batch of one is dropped, heads and head size are merged,
 /// and a single position's missing axis is put in.
 fn fit(stage: Stage, shape: &[usize]) -> Result<Vec<usize>, String> {
@@ -259,7 +255,7 @@ fn fit(stage: Stage, shape: &[usize]) -> Result<Vec<usize>, String> {
         fitted = vec![t, width];
     }
     if fitted.len() + 1 == dims.len() {
-        fitted.insert(position_axis(stage), 1);
+        fitted.insert(stage.position_axis(), 1);
     }
     if fitted.len() != dims.len() {
         return Err(format!("shape {shape:?} where {dims:?} is expected"));

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::op::{At, Data, Dim, HostTensor, Site};
+use crate::op::{At, Data, HostTensor, Site};
 
 use self::block::{Sums, Value};
 use super::StageObserver;
@@ -84,7 +84,7 @@ impl Stats {
     /// Rows are positions: axis 0, or axis 1 of `[heads, T, S]`, where row t counts only its first start + t + 1 entries.
     pub fn of_rows(at: At, values: &HostTensor, rows: std::ops::Range<usize>) -> Self {
         let mut stats = Self::default();
-        if at.site.stage.info().shape[0] == Dim::Heads {
+        if at.site.stage.is_attention_matrix() {
             let [heads, t, s] = values.shape[..] else { return stats };
             for head in 0..heads {
                 for row in rows.clone() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::file::{TensorFile, open_regular};
 use super::{MANIFEST, Manifest, SCHEMA, TensorEntry, expert_rows_key, file_name, site_of};
 use crate::error::{Error, Result};
-use crate::op::{Dim, HostTensor, Site};
+use crate::op::{HostTensor, Site};
 use crate::trace::select::{Ranges, has_expert_rows};
 
 /// The largest manifest that is read: a thousand times that of a 48-layer model.
@@ -151,7 +151,7 @@ impl Trace {
                 ));
             }
         } else {
-            let axis = dims.iter().position(|d| *d == Dim::T).unwrap_or_default();
+            let axis = site.stage.position_axis();
             if entry.shape.len() != dims.len() || entry.shape[axis] != positions.count() {
                 return Err(format!(
                     "shape {:?} where {dims:?} with {} positions is expected",

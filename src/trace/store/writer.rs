@@ -9,7 +9,7 @@ use super::layer::{LayerFile, Layout};
 use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
 use crate::atomic::dir::{AtomicDir, Kind};
 use crate::error::{Error, Result};
-use crate::op::{At, Data, Dim, HostTensor, Site, Stage};
+use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
 
@@ -95,7 +95,7 @@ impl TraceWriter {
             }
         }
         let key = site.key();
-        if dims[0] == Dim::Heads {
+        if site.stage.is_attention_matrix() {
             let (heads, s) = (values.shape[0], values.shape[2]);
             let cols = cols.min(s);
             let parts = (0..heads).flat_map(|head| {

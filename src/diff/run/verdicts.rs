@@ -1,7 +1,7 @@
 //! Turns what a lockstep run observes into a [`Comparison`](crate::diff::outcome::Comparison).
 //!
 //! - Each stage is judged when it is made, so no more than one layer of values is held.
-//! - With a judge, the measure is the largest |error| over its rounding floor; without one, nmse thresholds. `--tol` limits
+//! - With the oracle, the measure is the largest |error| over its rounding floor; without one, nmse thresholds. `--tol` limits
 //!   are held against the total error either way.
 //! - **Subject**: |g(x_g) − o(x_g)| over its own floor. **Reference**: |c(x_g) − o(x_g)| and |c(x_c) − o(x_c)|, the larger.
 //! - Routing: in the oracle's logits on the reference's inputs, the reference may be off by its floor; the subject by its
@@ -19,12 +19,13 @@ use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
 use crate::diff::measure::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
-use crate::diff::run::lockstep::{Observation, Sink};
+use crate::diff::run::lockstep::{Observation, PairObserver};
 use crate::diff::run::share::Injections;
 use crate::error::Result;
 use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::model::{Config, Model};
 use crate::op::{HostTensor, OpKind, Site, Stage};
+use crate::trace::select::has_expert_rows;
 
 /// Faults that are explained at most.
 const MOST_EXPLANATIONS: usize = 8;
@@ -67,8 +68,8 @@ pub struct Found {
     pub injections: Injections,
 }
 
-/// The sink of a lockstep run.
-pub struct Judge<'m> {
+/// Receives the stages of a lockstep run, and builds the comparison from them.
+pub struct ComparisonBuilder<'m> {
     model: &'m Model,
     config: &'m Config,
     reference: Contracts,
@@ -101,7 +102,7 @@ struct OracleView {
     subject_floor: Vec<f64>,
     reference_floor: Vec<f64>,
     /// The reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
-    /// whose replays are the judge's, or a backend that errs on those inputs alone.
+    /// whose replays are the oracle's, or a backend that errs on those inputs alone.
     only_on_its_own: Option<OwnError>,
 }
 
@@ -113,7 +114,7 @@ struct OwnError {
     floors: Vec<f64>,
 }
 
-impl<'m> Judge<'m> {
+impl<'m> ComparisonBuilder<'m> {
     pub fn new(
         model: &'m Model,
         reference: Contracts,
@@ -169,7 +170,7 @@ impl<'m> Judge<'m> {
 
     /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too.
     fn against_oracle(&self, o: &Observation<'_>) -> Result<Option<OracleView>> {
-        let Some([exact_c, exact_g]) = &o.judged else { return Ok(None) };
+        let Some([exact_c, exact_g]) = &o.exact else { return Ok(None) };
         let kind = o.op_subject.kind();
         let (contract_c, contract_g) = (self.reference.get(kind), self.subject.get(kind));
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
@@ -214,10 +215,7 @@ impl<'m> Judge<'m> {
             return Ok(measured);
         }
         // After a flip the same slot holds another expert: compare by expert, the flipped tokens apart.
-        let by_expert = matches!(
-            o.at.site.stage,
-            Stage::ExpertGate | Stage::ExpertUp | Stage::ExpertAct | Stage::ExpertDown | Stage::RouterWeights
-        );
+        let by_expert = has_expert_rows(o.at.site.stage) || o.at.site.stage == Stage::RouterWeights;
         if by_expert
             && let Some(ids) = self.layer.get(&Stage::RouterIds)
             && ids.reference != ids.subject
@@ -279,7 +277,7 @@ impl<'m> Judge<'m> {
 
     /// Remembers what a flip will be held against, when the router's logits are made.
     fn bound_logits(&mut self, o: &Observation<'_>, view: &OracleView) -> Result<()> {
-        let Some([exact_c, exact_g]) = &o.judged else { return Ok(()) };
+        let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
         let own_floor = floor_of(&op_c, self.reference.get(OpKind::MatMul), exact_c)?;
         let reference = logit_bounds(exact_c, &own_floor, self.reference.get(OpKind::RouterProbs))?;
@@ -323,7 +321,7 @@ impl<'m> Judge<'m> {
     }
 
     fn explained(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) -> Result<()> {
-        let Some([exact_c, exact_g]) = &o.judged else { return Ok(()) };
+        let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         // Which side is explained, on whose inputs.
         let (side, inputs, wrong, exact, floor) = match (&result.verdict, &view.only_on_its_own) {
             (Verdict::ReferenceWrong, Some(own)) => (0, 0, &o.reference, exact_c, &own.floors),
@@ -389,17 +387,14 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
         .collect()
 }
 
-impl Sink for Judge<'_> {
+impl PairObserver for ComparisonBuilder<'_> {
     fn observe(&mut self, o: Observation<'_>) -> Result<()> {
         let stage = o.at.site.stage;
         if stage == Stage::AttnNorm {
             self.layer.clear();
             self.bounds = None;
         }
-        let mask = match stage {
-            Stage::AttnScores | Stage::AttnProbs => Mask::Causal { start: o.at.start },
-            _ => Mask::None,
-        };
+        let mask = Mask::of(stage, o.at.start);
         let total = self.total(&o, mask)?;
         let mut result = StageResult::new(self.step(o.at.start), o.at.site, &o.subject.shape, total);
         result.weight = o.op_subject.weight().map(|w| WeightSummary::from(&**w));
@@ -423,7 +418,7 @@ impl Sink for Judge<'_> {
         }
         self.decide(&mut result);
         if let Some(OracleView { only_on_its_own: Some(own), .. }) = &view
-            && let Some([exact_c, _]) = &o.judged
+            && let Some([exact_c, _]) = &o.exact
             && result.verdict == Verdict::ReferenceWrong
         {
             // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
@@ -467,7 +462,7 @@ impl Sink for Judge<'_> {
     }
 }
 
-impl Judge<'_> {
+impl ComparisonBuilder<'_> {
     /// What the numbers mean, by the oracle's ratios or, where the user set a limit or nothing judged, by limits.
     fn decide(&self, result: &mut StageResult) {
         let (stage, qtype) = (result.site.stage, result.qtype());
