@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::case::{Case, Point, Variant};
 use crate::backend::Contract;
 use crate::error::Result;
-use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::rounding::{TINY, exp_error, ulp};
 use crate::formula::sum::{Terms, roundoff};
 use crate::op::{Op, Stage};
 

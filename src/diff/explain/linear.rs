@@ -11,7 +11,7 @@ use super::case::{Case, Point, Variant};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
 use crate::error::Result;
-use crate::formula::floor::TINY;
+use crate::formula::rounding::TINY;
 use crate::formula::sum::{Terms, activation_error};
 use crate::op::{Op, Stage, Weight};
 
@@ -90,7 +90,7 @@ impl<'a> Linear<'a> {
                         x.iter().zip(&*product).zip(&*offset).map(|((x, p), o)| x * ((p - o) as f32 as f64)).sum();
                     let mut terms = Terms::dot(x, product);
                     if has_offset {
-                        terms = terms.beside(Terms::dot(x, offset));
+                        terms = terms.less(Terms::dot(x, offset));
                     }
                     let lost = activation_error(x, &contract).map_or(0.0, |errors| {
                         let moved = errors.iter().zip(product.iter().zip(&*offset)).map(|(e, (p, o))| e * (p - o));

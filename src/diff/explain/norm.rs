@@ -4,7 +4,7 @@ use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
 use crate::backend::oracle::dequant;
 use crate::error::Result;
-use crate::formula::floor::{TINY, ulp};
+use crate::formula::rounding::{TINY, ulp};
 use crate::formula::sum::{Terms, confidence, roundoff};
 use crate::op::{Op, Weight};
 

@@ -3,7 +3,7 @@
 use super::case::{Case, Point, Variant};
 use crate::backend::Precision;
 use crate::error::Result;
-use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::rounding::{TINY, exp_error, ulp};
 use crate::formula::sum::roundoff;
 use crate::op::{Data, Op, Stage};
 

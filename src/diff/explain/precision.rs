@@ -11,7 +11,7 @@ use super::linear::{Decode, Linear};
 use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
-use crate::formula::floor::TINY;
+use crate::formula::rounding::TINY;
 use crate::formula::sum::roundoff;
 
 /// A storage format.

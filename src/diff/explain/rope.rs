@@ -4,7 +4,7 @@ use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
 use crate::backend::Precision;
 use crate::error::Result;
-use crate::formula::floor::TINY;
+use crate::formula::rounding::TINY;
 use crate::formula::sum::roundoff;
 use crate::op::Op;
 

@@ -3,7 +3,7 @@
 use super::attention::{overflowing, softmax};
 use super::case::{Case, Point, Variant};
 use crate::error::Result;
-use crate::formula::floor::{TINY, exp_error, ulp};
+use crate::formula::rounding::{TINY, exp_error, ulp};
 use crate::formula::sum::{Terms, roundoff};
 use crate::op::{Op, Stage};
 

@@ -9,7 +9,7 @@ use super::case::{Case, Point, Variant};
 use super::linear::{Decode, Linear, as_it_is};
 use crate::backend::oracle::dequant;
 use crate::error::Result;
-use crate::formula::floor::TINY;
+use crate::formula::rounding::TINY;
 use crate::formula::sum::roundoff;
 use crate::op::{GgmlType, Op, Weight};
 

@@ -3,7 +3,7 @@
 use super::case::{Case, Point, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::floor::TINY;
+use crate::formula::rounding::TINY;
 use crate::formula::sum::roundoff;
 
 /// Whether the stage's values are numbers, not ids.

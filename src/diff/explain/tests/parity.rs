@@ -49,7 +49,7 @@ fn stated<'a>(case: &'a Case<'a>) -> Option<Variant<'a>> {
                 if renormalise {
                     routing::renormalised(&chosen, case)
                 } else {
-                    chosen.into_iter().map(|p| case::Point::new(p, crate::formula::floor::TINY)).collect()
+                    chosen.into_iter().map(|p| case::Point::new(p, crate::formula::rounding::TINY)).collect()
                 }
             }))
         }
