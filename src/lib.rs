@@ -18,6 +18,7 @@ pub mod repro;
 #[cfg(feature = "cli")]
 pub mod selftest;
 pub mod synth;
+pub mod text;
 pub mod trace;
 
 pub use error::{Error, Result};

@@ -1,21 +1,18 @@
 //! A file that appears whole or not at all: written under a temporary name beside its place, synced, renamed.
 
-use std::fs::File;
+use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::NamedTempFile;
 
 use crate::{Error, Result};
-
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A file being written. Dropped before [`AtomicFile::commit`], it leaves nothing; a killed process leaves at most a file
 /// whose name begins with a dot and ends in `.tmp`, and never touches what was at `path`.
 pub struct AtomicFile {
     path: PathBuf,
-    temporary: PathBuf,
-    /// `None` once committed.
-    out: Option<BufWriter<File>>,
+    out: BufWriter<NamedTempFile>,
 }
 
 impl AtomicFile {
@@ -34,12 +31,15 @@ impl AtomicFile {
                 path.display()
             )));
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-        let temporary = path.with_file_name(hidden);
-        let file = File::create_new(&temporary).map_err(|e| Error::io(path, e))?;
-        Ok(Self { path: path.into(), temporary, out: Some(BufWriter::with_capacity(1 << 20, file)) })
+        let mut prefix = OsString::from(".");
+        prefix.push(name);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        // Temporary files are their owner's alone unless asked for otherwise; this one is to have what the umask allows.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(directory(path)).map_err(|e| Error::io(path, e))?;
+        Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file) })
     }
 
     /// The place that the file will have.
@@ -51,47 +51,32 @@ impl AtomicFile {
     ///
     /// # Errors
     /// If the disk is full or fails; then nothing changed at the file's place.
-    pub fn commit(mut self) -> Result<()> {
-        // `out` stays until the rename is done, so that an early return removes the temporary file.
-        let finish = |out: &mut BufWriter<File>| {
-            out.flush()?;
-            out.get_ref().sync_all()
-        };
-        if let Some(out) = &mut self.out {
-            finish(out).map_err(|e| Error::io(&self.path, e))?;
-        }
-        std::fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
-        self.out = None;
+    pub fn commit(self) -> Result<()> {
+        let failed = |e| Error::io(&self.path, e);
+        let file = self.out.into_inner().map_err(|e| failed(e.into_error()))?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&self.path).map_err(|e| failed(e.error))?;
         // The rename itself is in the directory. Not every system lets a directory be opened; those sync it themselves.
         #[cfg(unix)]
         {
-            let parent = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent).and_then(|d| d.sync_all()).map_err(|e| Error::io(parent, e))?;
+            let directory = directory(&self.path);
+            std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))?;
         }
         Ok(())
     }
 }
 
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.out {
-            Some(out) => out.write(bytes),
-            None => Err(io::Error::other("written after the end")),
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.as_mut().map_or(Ok(()), Write::flush)
-    }
+/// The directory that the file at `path` is in.
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if let Some(out) = self.out.take() {
-            // Without into_parts the drop would flush megabytes into a file that is about to go.
-            drop(out.into_parts());
-            // Nothing better to do if it fails: the name says what it is.
-            let _ = std::fs::remove_file(&self.temporary);
-        }
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -117,6 +102,17 @@ mod tests {
         file.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"after");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn has_the_permissions_of_any_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        AtomicFile::create(&dir.path().join("x")).unwrap().commit().unwrap();
+        std::fs::write(dir.path().join("y"), "").unwrap();
+        let mode = |name| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode("x"), mode("y"));
     }
 
     #[test]

@@ -70,12 +70,19 @@ pub trait Backend {
     /// The arithmetic that it promises for `op`.
     fn contract(&self, op: OpKind) -> Contract;
 
-    /// Every need that it cannot meet, as one line each naming the tensor and the type. Empty: it can run.
-    fn unsupported(&self, needs: &[Need]) -> Vec<String>;
+    /// Every need that it cannot meet, as one line each naming the tensor and the type. Empty: it can run. Unless said, it can
+    /// meet all of them.
+    fn unsupported(&self, needs: &[Need]) -> Vec<String> {
+        let _ = needs;
+        Vec::new()
+    }
 
     /// Makes weights ready (uploads them, for a GPU); `progress` is told the bytes done so far. Running an operation on a
-    /// weight that was not prepared prepares it.
-    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()>;
+    /// weight that was not prepared prepares it. Unless said, nothing has to be made ready.
+    fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let _ = (weights, progress);
+        Ok(())
+    }
 
     /// A zeroed f32 tensor that [`Op::Store`] may write into.
     fn alloc(&mut self, shape: &[usize]) -> Result<Self::Tensor>;
@@ -102,6 +109,8 @@ pub trait Backend {
         self.take(ticket)
     }
 
-    /// Waits until everything run so far is done.
-    fn sync(&mut self) -> Result<()>;
+    /// Waits until everything run so far is done. Unless said, it is done when [`Backend::run`] returns.
+    fn sync(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

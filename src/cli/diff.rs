@@ -195,10 +195,9 @@ fn next(args: &Args, fault: &StageResult) -> Option<String> {
     Some(command + " --out repro")
 }
 
-/// As a shell takes it for one word.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:=@%+".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+/// `text` as a shell takes it for one word.
+fn quoted(text: &str) -> std::borrow::Cow<'_, str> {
+    shlex::try_quote(text).unwrap_or(text.into()) // refused is only NUL, which no argument of a program has
 }
 
 /// A side of the comparison: a backend, or a trace that answers like one.
@@ -257,7 +256,7 @@ mod tests {
         assert_eq!(
             next(&fault, &full).as_deref(),
             Some(
-                r"twinscope repro 'a b.gguf' --prompt 'it'\''s' --layer 2 --stage expert_down --expert 3 --subject gpu:1 --decode 2 --chunk 7 --out repro"
+                r#"twinscope repro 'a b.gguf' --prompt "it's" --layer 2 --stage expert_down --expert 3 --subject gpu:1 --decode 2 --chunk 7 --out repro"#
             )
         );
         fault.verdict = Verdict::ReferenceWrong;

@@ -14,9 +14,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::atomic::file::AtomicFile;
 use crate::cli::Outcome;
 use crate::cli::common::ModelArg;
-use crate::gguf::{Gguf, TensorInfo, printable};
+use crate::gguf::{Gguf, TensorInfo};
 use crate::op::GgmlType;
 use crate::quant;
+use crate::text::printable;
 use crate::trace::select::nearest;
 use crate::{Error, Result, model};
 

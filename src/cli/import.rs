@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::Result;
 use crate::cli::Outcome;
 use crate::cli::output::{print, print_json};
-use crate::gguf::printable; // names come from a file that somebody else wrote
+use crate::text::printable; // names come from a file that somebody else wrote
 use crate::trace::import::{Kind, import};
 
 /// Take over the trace of another program, as a trace directory that `compare` and `diff --reference trace:DIR` read.

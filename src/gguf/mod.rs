@@ -26,6 +26,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::op::GgmlType;
+use crate::text::printable;
 use crate::{Error, Result};
 
 pub use value::{Array, Metadata, Value, ValueType};
@@ -237,23 +238,6 @@ fn map(path: &Path) -> Result<Owner> {
     Ok(Arc::new(map))
 }
 
-/// `text` fit to print on one line of a terminal: control and text-direction characters escaped, at most 200 characters.
-pub fn printable(text: &str) -> String {
-    const MAX: usize = 200;
-    let mut out = String::new();
-    for (i, c) in text.chars().enumerate() {
-        if i == MAX {
-            out.push('…');
-            break;
-        }
-        // Zero-width and bidirectional marks reorder or hide what stands beside them.
-        let hides =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || hides { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,11 +300,5 @@ mod tests {
             let other = Gguf::from_bytes("demo", Arc::new(bytes));
             assert_ne!(other.unwrap().fingerprint(), g.fingerprint(), "byte {at}");
         }
-    }
-
-    #[test]
-    fn printable_escapes_what_moves_a_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\n\u{202e}ü"), "a\\u{1b}[2Jb\\n\\u{202e}ü");
-        assert_eq!(printable(&"x".repeat(1000)).chars().count(), 201);
     }
 }

@@ -4,9 +4,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::printable;
 use super::value::{Array, Metadata, Value, ValueType};
 use crate::op::GgmlType;
+use crate::text::printable;
 use crate::{Error, Result};
 
 /// Arrays inside arrays, at most: a file cannot make the reader recurse further.

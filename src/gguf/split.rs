@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use super::value::Metadata;
-use super::{Gguf, map, printable, read};
+use super::{Gguf, map, read};
+use crate::text::printable;
 use crate::{Error, Result};
 
 /// Parts that the file is one of: `split.count`, where 0 (as a merged file has) and absence mean 1.

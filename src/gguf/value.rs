@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::printable;
+use crate::text::printable;
 use crate::{Error, Result};
 
 /// The types of metadata values, with GGUF's own numbering.

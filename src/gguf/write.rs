@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 
-use super::printable;
 use super::read::{self, MAX_ARRAY_DEPTH, MAX_ENTRIES, MAX_NAME};
 use super::value::{Array, Metadata, Value};
 use crate::atomic::file::AtomicFile;
 use crate::op::GgmlType;
+use crate::text::printable;
 use crate::{Error, Result};
 
 /// A tensor to write.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::backend::gpu::PACKAGES;
+use crate::text::printable;
 
 #[derive(Serialize)]
 pub struct DevicesDocument {
@@ -78,7 +79,7 @@ pub fn render(document: &DevicesDocument) -> String {
         let _ = writeln!(out, "{text}");
     };
     let cpu = &document.cpu;
-    line(format!("cpu    {} · {} threads", cpu.processor, cpu.threads));
+    line(format!("cpu    {} · {} threads", printable(&cpu.processor), cpu.threads));
     line("  oracle      float64, the judge".to_string());
     for level in &cpu.levels {
         let state = match (level.available, level.default) {
@@ -91,8 +92,8 @@ pub fn render(document: &DevicesDocument) -> String {
     for a in &document.adapters {
         let software = if a.software { " · software adapter" } else { "" };
         let default = if a.default { " · what `gpu` means" } else { "" };
-        line(format!("{}  {}{software}{default}", a.backend, a.name));
-        line(format!("  driver      {} · {} · {}", a.driver, a.api, a.kind));
+        line(format!("{}  {}{software}{default}", a.backend, printable(&a.name)));
+        line(format!("  driver      {} · {} · {}", printable(&a.driver), a.api, a.kind));
         let l = &a.limits;
         let mib = |bytes: u64| bytes >> 20;
         line(format!(

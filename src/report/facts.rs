@@ -1,9 +1,10 @@
 //! What every report says of a fault and of a stage, in words.
 
-use super::format::{clean, measured, percent, scientific, shape, short};
+use super::format::{measured, percent, scientific, shape, short};
 use crate::diff::measure::metrics::Side;
 use crate::diff::measure::router::Flip;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
+use crate::text::{printable, printable_whole};
 
 /// `1 stage`, `2 stages`.
 pub fn count(n: usize, what: &str) -> String {
@@ -45,9 +46,10 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
     let mut lines = where_facts(s);
     if let Some(cause) = &s.cause {
         let next = cause.next_best.as_ref();
-        let next = next
-            .map_or(String::new(), |n| format!("; next best, {}: {} × floor", clean(&n.name), short(n.residual_ratio)));
-        let (name, rest) = (clean(&cause.name), short(cause.residual_ratio));
+        let next = next.map_or(String::new(), |n| {
+            format!("; next best, {}: {} × floor", printable(&n.name), short(n.residual_ratio))
+        });
+        let (name, rest) = (printable(&cause.name), short(cause.residual_ratio));
         lines.push(match cause.reproduced {
             true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
             false => (
@@ -85,7 +87,7 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         lines.push(("visible", format!("first over its limit in total: {}", place(v))));
     }
     if let Some(next) = &c.next {
-        lines.push(("next", clean(next)));
+        lines.push(("next", printable_whole(next)));
     }
     (first, lines)
 }
@@ -115,7 +117,7 @@ pub fn where_facts(s: &StageResult) -> Vec<(&'static str, String)> {
         ));
     }
     if let Some(w) = &s.weight {
-        let text = format!("{} · {} · {:?} · offset {:#x}", clean(&w.name), w.ty, w.dims, w.file_offset);
+        let text = format!("{} · {} · {:?} · offset {:#x}", printable(&w.name), w.ty, w.dims, w.file_offset);
         lines.push(("weight", text));
     }
     lines

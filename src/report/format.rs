@@ -1,4 +1,6 @@
-//! Numbers and untrusted text as people read them.
+//! Numbers and lines as people read them.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::diff::measure::metrics::Mismatch;
 use crate::diff::outcome::Measured;
@@ -37,17 +39,9 @@ pub fn shape(shape: &[usize]) -> String {
     shape.iter().map(|n| n.to_string()).collect::<Vec<_>>().join("×")
 }
 
-/// Text from a file or the command line, without what a terminal would act on.
-pub fn clean(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect::<Vec<_>>() } else { vec![c] }).collect()
-}
-
 /// Columns that a terminal gives to `text`.
 pub fn width(text: &str) -> usize {
-    // East Asian and pictographic blocks take two columns; nothing printed here combines.
-    text.chars()
-        .map(|c| if matches!(c as u32, 0x1100..=0x115F | 0x2E80..=0xFFDC | 0x1F300..=0x3FFFF) { 2 } else { 1 })
-        .sum()
+    text.width()
 }
 
 /// `text`, cut to `columns` with an ellipsis.
@@ -55,15 +49,12 @@ pub fn cut(text: &str, columns: usize) -> String {
     if width(text) <= columns {
         return text.into();
     }
-    let (mut out, mut used) = (String::new(), 1);
-    for c in text.chars() {
-        used += width(c.encode_utf8(&mut [0; 4]));
-        if used > columns {
-            break;
-        }
-        out.push(c);
-    }
-    out + "…"
+    let mut used = 1;
+    let mut fits = |c: &char| {
+        used += c.width().unwrap_or(0);
+        used <= columns
+    };
+    text.chars().take_while(|c| fits(c)).chain(['…']).collect()
 }
 
 /// One word for what a comparison gave, in place of a number.
@@ -107,10 +98,17 @@ mod tests {
     }
 
     #[test]
-    fn untrusted_text_is_cut_and_cleaned() {
-        assert_eq!(clean("a\x1b[2J\nb"), "a\\u{1b}[2J\\nb");
+    fn lines_are_measured_and_cut_in_columns() {
         assert_eq!(cut("abcdef", 4), "abc…");
-        assert_eq!(cut("日本語", 4), "日…");
         assert_eq!(cut("abc", 3), "abc");
+        assert_eq!((width("日本語"), cut("日本語", 4).as_str()), (6, "日…"), "two columns each");
+        let combining = "e\u{301}e\u{301}e\u{301}";
+        assert_eq!(
+            (width(combining), cut(combining, 3).as_str()),
+            (3, combining),
+            "an accent has no column of its own"
+        );
+        assert_eq!(cut(combining, 2), "e\u{301}…", "and is not parted from its letter");
+        assert_eq!(width("👍🏽"), 2, "nor has a modifier");
     }
 }

@@ -1,12 +1,12 @@
 //! Text inside HTML and XML.
 
-use super::format::clean;
+use crate::text::printable_whole;
 
 /// `text` for an element or a quoted attribute of HTML or XML 1.0: markup escaped, characters that XML has no place for
 /// written out or replaced.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in clean(text).chars() {
+    for c in printable_whole(text).chars() {
         match c {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

@@ -1,10 +1,6 @@
 //! What the verbs print, for people and for programs: one module a document.
 //!
 //! Design:
-//! - A document is data that the layers below or the verb have filled, and a renderer computes nothing that is not in it, so no two
-//!   forms of one document can contradict each other. Those of a comparison ([`text`], [`json`], [`html`], [`junit`]) render
-//!   [`crate::diff::outcome::Comparison`].
-//! - Text from files and the command line is cleaned of control characters before it reaches a terminal.
 
 pub mod calibration;
 #[cfg(feature = "cli")]

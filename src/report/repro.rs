@@ -1,15 +1,14 @@
 //! What both commands found, for people.
 
-use std::path::PathBuf;
-
-use serde::Serialize;
-
 use crate::backend::BackendInfo;
 use crate::diff::locate::pattern::Pattern;
-use crate::report::format::{clean, shape, short};
+use crate::report::format::{shape, short};
 use crate::repro::Verdict;
 use crate::repro::manifest::{InTheRun, Reference, Shrinking};
 use crate::repro::verdict::Figures;
+use crate::text::{printable, printable_whole};
+use serde::Serialize;
+use std::path::PathBuf;
 
 /// What both commands found.
 #[derive(Serialize)]
@@ -50,7 +49,7 @@ pub fn render(d: &ReproDocument) -> String {
     let mut out = format!("{site} · {verdict} · {}\n", ratio(headline));
     let mut line = |name: &str, text: String| out += &format!("  {name:<11}{text}\n");
     let software = if d.subject.software { " (software adapter)" } else { "" };
-    line("subject", format!("{} · {}{software}", clean(&d.subject.backend), clean(&d.subject.adapter)));
+    line("subject", format!("{} · {}{software}", printable(&d.subject.backend), printable(&d.subject.adapter)));
     if let Some(pattern) = &d.in_the_run.pattern {
         line(
             "in the run",
@@ -58,7 +57,7 @@ pub fn render(d: &ReproDocument) -> String {
                 "{} of {} values wrong: {}",
                 d.in_the_run.figures.beyond,
                 shape(&d.in_the_run.shape),
-                clean(pattern)
+                printable_whole(pattern)
             ),
         );
     }
@@ -73,7 +72,7 @@ pub fn render(d: &ReproDocument) -> String {
     if let Some(reference) = &d.reference {
         line(
             "reference",
-            format!("{}: {} on the same operands", clean(&reference.info.backend), ratio(&reference.figures)),
+            format!("{}: {} on the same operands", printable(&reference.info.backend), ratio(&reference.figures)),
         );
     }
     if let Some(s) = d.shrinking.filter(|s| s.runs > 0) {
@@ -84,12 +83,12 @@ pub fn render(d: &ReproDocument) -> String {
         line("kernels", d.kernels.join(", "));
     }
     for note in &d.notes {
-        line("note", clean(note));
+        line("note", printable_whole(note));
     }
     match (d.action, d.verdict, &d.folder) {
         ("make", _, Some(folder)) => {
-            line("folder", clean(&folder.display().to_string()));
-            line("next", format!("twinscope repro run {}", clean(&folder.display().to_string())));
+            line("folder", printable_whole(&folder.display().to_string()));
+            line("next", format!("twinscope repro run {}", printable_whole(&folder.display().to_string())));
         }
         ("make", Verdict::Ok, None) => line("", "there is nothing to reproduce; --keep writes it anyway".into()),
         ("make", _, None) => {

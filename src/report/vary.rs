@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use crate::backend::BackendInfo;
 use crate::diff::run::vary::{Difference, Variation, Vary};
-use crate::report::format::{clean, scientific};
+use crate::report::format::scientific;
+use crate::text::printable;
 
 /// The document of schema `twinscope.vary/1`.
 #[derive(Serialize)]
@@ -22,7 +23,7 @@ pub fn render(document: &VaryDocument<'_>, what: &Vary) -> String {
     let software = if document.subject.software { ", software adapter" } else { "" };
     let mut text = format!(
         "{} · {} tokens\nsubject    {} · {}{software}\nagainst    {}\n\n",
-        clean(document.model),
+        printable(document.model),
         document.tokens,
         document.subject.backend,
         document.subject.adapter,

@@ -228,9 +228,9 @@ fn readme(m: &Manifest) -> String {
          tensors.safetensors  operands (input.*), the float64 oracle's result (oracle), the error that\n\
          \x20                    rounding may leave in each element (floor), the subject's result (subject)\n",
         stage = m.stage,
-        model = crate::gguf::printable(&m.origin.model),
+        model = crate::text::printable(&m.origin.model),
         backend = m.subject.info.backend,
-        adapter = crate::gguf::printable(&m.subject.info.adapter),
+        adapter = crate::text::printable(&m.subject.info.adapter),
     );
     if m.weight.is_some() {
         text += "weight.bin           the weight's blocks as ggml stores them, [experts, rows, cols]\n";

@@ -2,7 +2,7 @@
 //!
 //! - Every case of the table of operations once with each backend, then the small ones with new operands until there are as many
 //!   evaluations as asked for. An evaluation is one operation's whole result: its ratio is that of its worst element.
-//! - A floor is sound if no ratio exceeds 1, and bites if the median of those that round at all is not below [`LEAST_MEDIAN`].
+//! - A floor is sound if no ratio exceeds 1, and bites if the median of those that round at all is not below 0.01.
 //!   Operations that only move values, and embeddings, which are exact or rounded once as the oracle rounds, have no median
 //!   to hold against that.
 

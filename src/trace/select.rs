@@ -11,7 +11,7 @@
 //! - `--experts` selects rows of the `expert_*` stages; the router's own stages stay whole.
 //! - Every word must select something. What does not is an error that lists the nearest names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
@@ -287,37 +287,19 @@ pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
     pattern[p..].iter().all(|&c| c == b'*')
 }
 
-/// The four names nearest to `word` by edit distance, ignoring case; a name that contains the word (without its wildcards)
-/// comes first. For a glob the distance is to the nearest beginning of a name. Ties stay in the order given.
+/// The four names nearest to `word`, ignoring case and wildcards: first those that contain it, then by Jaro and Winkler's
+/// similarity, for which a common beginning counts more than a common end. Ties stay in the order given.
 pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let bare = word.replace(['*', '?'], "").to_lowercase();
-    let mut ranked: Vec<(usize, &str)> = Vec::new();
-    for name in names {
-        if !ranked.iter().any(|(_, n)| *n == name) {
-            let lower = name.to_lowercase();
-            let contains = bare.len() > 2 && lower.contains(&bare);
-            ranked.push((if contains { 0 } else { 1 + edit_distance(&bare, &lower, word.contains('*')) }, name));
-        }
-    }
-    ranked.sort_by_key(|(distance, _)| *distance);
+    // 64 characters are more than any stage has; names in a file can be longer, and so can an argument.
+    let bare: String = word.to_lowercase().chars().filter(|c| !"*?".contains(*c)).take(64).collect();
+    let similarity = |name: &str| {
+        let name = name.to_lowercase();
+        if bare.len() > 2 && name.contains(&bare) { 1.0 } else { strsim::jaro_winkler(&bare, &name) }
+    };
+    let mut seen = HashSet::new();
+    let mut ranked: Vec<_> = names.filter(|name| seen.insert(*name)).map(|name| (similarity(name), name)).collect();
+    ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     ranked.iter().take(4).map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
-}
-
-/// Levenshtein's distance, to `b` or to whichever beginning of it is nearest; only the first 64 characters of `a` count, as
-/// that is more than any name here has.
-fn edit_distance(a: &str, b: &str, beginning: bool) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    if beginning { row.into_iter().min().unwrap_or(0) } else { row[b.len()] }
 }
 
 impl Numbers {
@@ -450,6 +432,29 @@ mod tests {
         assert!(refusal("moe_out", "all", "all", "3").contains("none of these stages is selected"));
         let dense = Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, false).unwrap_err();
         assert!(dense.to_string().contains("no experts"));
+    }
+
+    #[test]
+    fn the_nearest_names_begin_alike() {
+        let names = || STAGES.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
+        for (word, expected) in [
+            ("rooter", "router_ids"),
+            ("rooter*", "router_ids"),
+            ("router_logit", "router_logits"),
+            ("Router_Wieghts", "router_weights"),
+            ("expert_dwn", "expert_down"),
+            ("atn_scores", "attn_scores"),
+            ("q_porj", "q_proj"),
+            ("logist", "logits"),
+            ("fina_lnorm", "final_norm"),
+        ] {
+            let found = nearest(word, names());
+            assert!(found.starts_with(expected), "{word}: {found}");
+            assert_eq!(found.split(", ").count(), 4);
+        }
+        let found = nearest("rooter", names());
+        assert!(found.split(", ").all(|name| name.starts_with("router_")), "{found}");
+        assert_eq!(nearest("b", ["a", "b", "B", "b"].into_iter()), "b, B, a", "each once, equals in their order");
     }
 
     #[test]

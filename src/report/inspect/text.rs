@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
 
 use super::{InspectDocument, TokenizerInfo};
-use crate::gguf::printable;
+use crate::text::printable;
 
 /// Values longer than this are cut: the JSON has them whole.
 const MAX_VALUE: usize = 80;

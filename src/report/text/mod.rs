@@ -10,11 +10,14 @@ mod routing;
 #[cfg(test)]
 mod tests;
 
+use textwrap::WordSplitter;
+
 use super::facts::{count, place, stage_cells, verdict_facts};
-use super::format::{clean, cut, scientific, short, width};
+use super::format::{cut, scientific, short, width};
 use super::grid::{Cell, Grid};
 use crate::diff::measure::attribution::by_type;
 use crate::diff::outcome::{Comparison, Kind, SideSummary, StageResult, Verdict};
+use crate::text::{printable, printable_whole};
 use routing::{logits, routers};
 
 /// Columns that the report keeps to.
@@ -78,7 +81,7 @@ pub fn render(c: &Comparison, style: Style) -> String {
 
 fn header(c: &Comparison, style: Style) -> String {
     let m = &c.model;
-    let mut first = format!("{} · {} · {} layers", clean(&m.name), clean(&m.architecture), m.layers);
+    let mut first = format!("{} · {} · {} layers", printable(&m.name), printable(&m.architecture), m.layers);
     if m.experts > 0 {
         first += &format!(" · {} experts, {} used", m.experts, m.experts_used);
     }
@@ -87,19 +90,19 @@ fn header(c: &Comparison, style: Style) -> String {
         first += &format!(" and {} decoded", c.decode);
     }
     if let Some(prompt) = &c.prompt {
-        first += &format!(": {prompt:?}");
+        first += &format!(": \"{}\"", printable(prompt));
     }
     let mut out = style.bold(&cut(&first, WIDTH)) + "\n";
     out += &side("reference", &c.reference);
     out += &side("subject", &c.subject);
     let judge = match (&c.judge, c.kind) {
-        (Some(judge), _) => clean(judge),
+        (Some(judge), _) => printable_whole(judge),
         (None, Kind::Diff) => "none: which side is wrong is not said".into(),
         (None, Kind::Compare) => "none: two recordings, nothing is run again; own errors are not known".into(),
     };
     out += &field("judge", &judge);
     for note in &c.notes {
-        out += &field("note", &clean(note));
+        out += &field("note", &printable_whole(note));
     }
     out
 }
@@ -107,9 +110,10 @@ fn header(c: &Comparison, style: Style) -> String {
 fn side(name: &str, side: &SideSummary) -> String {
     let i = &side.info;
     let software = if i.software { ", software adapter" } else { "" };
-    let mut text = format!("{} · {}{software} · {}", clean(&i.backend), clean(&i.adapter), clean(&i.contract));
+    let mut text =
+        format!("{} · {}{software} · {}", printable(&i.backend), printable(&i.adapter), printable(&i.contract));
     if let Some(trace) = &side.trace {
-        text = format!("trace {} · {text}", clean(trace));
+        text = format!("trace {} · {text}", printable_whole(trace));
     }
     field(name, &text)
 }
@@ -121,22 +125,9 @@ fn field(name: &str, text: &str) -> String {
 
 /// `text` after `start`, wrapped under its own beginning.
 fn indented(start: &str, text: &str) -> String {
-    let indent = width(start);
-    let (mut out, mut column) = (start.to_string(), indent);
-    for word in text.split(' ') {
-        let word = cut(word, WIDTH - indent);
-        if column > indent && column + 1 + width(&word) > WIDTH {
-            out.push('\n');
-            out += &" ".repeat(indent);
-            column = indent;
-        } else if column > indent {
-            out.push(' ');
-            column += 1;
-        }
-        out += &word;
-        column += width(&word);
-    }
-    out + "\n"
+    let under = " ".repeat(width(start));
+    let options = textwrap::Options::new(WIDTH).initial_indent(start).subsequent_indent(&under);
+    textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation)) + "\n"
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -261,7 +252,7 @@ fn stages(c: &Comparison, style: Style) -> String {
         }
     }
     for (why, n) in reasons {
-        out += &indented(&format!("not compared: {}: ", count(n, "stage")), &clean(why));
+        out += &indented(&format!("not compared: {}: ", count(n, "stage")), &printable_whole(why));
     }
     out
 }

@@ -75,3 +75,20 @@ fn colour_only_repeats_what_the_characters_say() {
         assert_eq!(colored, plain);
     }
 }
+
+#[test]
+fn lines_are_wrapped_by_columns_and_lose_nothing() {
+    let wrapped = |text: &str| {
+        let lines = indented("name  ", text);
+        fits(&lines);
+        assert!(lines.lines().skip(1).all(|line| line.starts_with("      ")));
+        lines.lines().count()
+    };
+    assert_eq!(indented("name  ", "one two"), "name  one two\n");
+    assert_eq!(wrapped(&"four ".repeat(WIDTH)), 6, "19 words of 5 columns in 94");
+    assert_eq!(wrapped(&"日本".repeat(47)), 2, "188 columns in 94 each");
+    assert_eq!(wrapped(&"e\u{301}".repeat(94)), 1, "accents take no column");
+    let path = format!("/{}", "directory/".repeat(30));
+    assert_eq!(indented("", &path).replace('\n', ""), path, "a long word is broken, not cut");
+    assert_eq!(indented("", "layer-wise --full"), "layer-wise --full\n");
+}

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::TraceReport;
-use crate::gguf::printable;
 use crate::op::{STAGES, Scope};
+use crate::text::printable;
 use crate::trace::stats::{StageStats, Summary};
 
 /// Layers side by side in the overview: with 15 columns of name, 8 of 11 make 103.

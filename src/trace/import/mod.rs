@@ -18,6 +18,7 @@ use std::path::Path;
 use crate::backend::BackendInfo;
 use crate::error::{Error, Result};
 use crate::op::{At, Data, Dim, HostTensor, Scope, Site, Stage};
+use crate::text::{printable, printable_whole};
 
 use super::select::{Selected, nearest, stages_named};
 use super::stats::Statistics;
@@ -161,7 +162,7 @@ fn take(
         return Err(Error::input(format!(
             "{}: nothing in it is a stage of a run; {}",
             path.display(),
-            if unmapped.is_empty() { "it is empty".to_string() } else { unmapped.join("; ") }
+            if unmapped.is_empty() { "it is empty".to_string() } else { printable_whole(&unmapped.join("; ")) }
         )));
     }
 
@@ -192,7 +193,7 @@ fn take(
         let Mapped { item, shape, .. } = found.remove(&site).expect("every start is of a mapped item");
         let label = source.items()[item].label.clone();
         let data = suit(site.stage, source.read(item)?.data)
-            .map_err(|what| Error::input(format!("{}: {label}: {what}", path.display())))?;
+            .map_err(|what| Error::input(format!("{}: {}: {what}", path.display(), printable(&label))))?;
         let values = HostTensor { shape, data };
         let at = At::new(site, start);
         statistics.add(at, &values);

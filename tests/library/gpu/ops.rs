@@ -134,7 +134,7 @@ fn a_weight_in_pieces_gives_the_same_bits() {
     let need = Need { op: OpKind::MatMul, ty: weight.ty, cols: weight.cols, name: weight.name.clone() };
     let lines = tiny.unsupported(&[need]);
     let error = tiny.prepare(&[weight], &mut |_| ()).unwrap_err().to_string();
-    assert_eq!(lines, [error.clone()], "it is said before the run as well as in it");
+    assert_eq!(lines, std::slice::from_ref(&error), "it is said before the run as well as in it");
     assert!(error.contains("random.Q4_K") && error.contains("144") && error.contains("64"), "{error}");
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Design:
 //! - **A level is a type `V` of 16 f32 lanes and some thirty functions on it** (`load`, `fma`, `reduce`, …), in registers of
-//!   16 (`avx512`) or 8 (`avx2`). [`lane_kernels`] writes the operations over them, [`block_kernels`] the reading
+//!   16 (`avx512`) or 8 (`avx2`). `lane_kernels!` writes the operations over them, `block_kernels!` the reading
 //!   of quantized weights. A macro and not a generic function, because `#[target_feature]` takes no parameter: in this form
 //!   every function has its level's features, the intrinsics in it are safe to call, and closures inherit the features.
 //! - **One order for every sum over the contiguous axis**: term k goes to lane k mod 16 by a fused multiply-add, k ascending;
