@@ -30,12 +30,7 @@ impl ByRow for Embedding<'_> {
         [self.rows.len(), self.cols]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let (mut product, mut offset) = (vec![0.0; self.cols], vec![0.0; self.cols]);
         (self.decode)(0, self.rows[row], &mut product, &mut offset)?;
         let has_offset = offset.iter().any(|o| *o != 0.0);

@@ -148,11 +148,7 @@ pub struct OracleCheck {
 ///
 /// # Errors
 /// As [`evaluate`], and if `result` has another shape than the oracle's.
-pub fn check_against_oracle(
-    op: &Op<'_, &HostTensor>,
-    contract: &Contract,
-    result: &HostTensor,
-) -> Result<OracleCheck> {
+pub fn check_against_oracle(op: &Op<'_, &HostTensor>, contract: &Contract, result: &HostTensor) -> Result<OracleCheck> {
     let exact = evaluate(op)?;
     if exact.shape != result.shape {
         let message = format!("{:?}: the result is {:?}, the oracle's {:?}", op.kind(), result.shape, exact.shape);

@@ -166,8 +166,7 @@ impl<'a> Linear<'a> {
             let slots = group.iter().map(|(_, _, at)| indices[*at] / self.n);
             pass.row::<true>(scratch, group[0].0, group[0].1, slots)
         };
-        let found: Vec<Vec<Element<N>>> =
-            groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
+        let found: Vec<Vec<Element<N>>> = groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
         for ((_, _, at), element) in order.iter().zip(found.into_iter().flatten()) {
             put(*at, element);
         }
@@ -223,7 +222,8 @@ impl<const N: usize> Pass<'_, '_, N> {
             }
             // A code is at most 127, so a flushed scale moves a weight by less than 128·TINY.
             let flushed = TINY * (*k as f64 + absolute + 128.0 * input.absolute);
-            let undecided = &ties[ties.partition_point(|t| t.0 < row * k)..ties.partition_point(|t| t.0 < (row + 1) * k)];
+            let undecided =
+                &ties[ties.partition_point(|t| t.0 < row * k)..ties.partition_point(|t| t.0 < (row + 1) * k)];
             let undecided: f64 = undecided.iter().map(|(i, step)| (weights[i - row * k] * step).abs()).sum();
             let floor = |n: usize| {
                 let errors = input.errors[n].as_deref();

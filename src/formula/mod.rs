@@ -108,12 +108,7 @@ pub(crate) trait ByRow {
     ///
     /// # Errors
     /// As [`Formula::evaluate`].
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>>;
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>>;
 }
 
 /// Elements that are made before they are handed out.
@@ -172,4 +167,4 @@ macro_rules! by_row {
 use by_row;
 
 #[cfg(test)]
-mod old_floor;
+pub(crate) mod old_floor;

@@ -502,7 +502,12 @@ fn old_and_new() {
         let host = operands.op();
         let exact = evaluate(&host).unwrap();
         let ieee = Contract::ieee_f32(Order::Sequential);
-        let cs = [ieee, Contract::wgsl_f32(Order::Lanes { lanes: 8 }), Contract::f64(), Contract { activations: Precision::Int8 { block: 32 }, ..ieee }];
+        let cs = [
+            ieee,
+            Contract::wgsl_f32(Order::Lanes { lanes: 8 }),
+            Contract::f64(),
+            Contract { activations: Precision::Int8 { block: 32 }, ..ieee },
+        ];
         let [a, b, c, d] = &cs;
         let old = floors_of(&host, [a, b, c, d], &exact).unwrap();
         let new = super::floor::floors_of(&host, [a, b, c, d], &exact).unwrap();
@@ -511,7 +516,9 @@ fn old_and_new() {
             for (o, n) in old.iter().zip(new) {
                 let r = if o == n { 0.0 } else { (n / o - 1.0).abs() };
                 let w = worst.entry(format!("{:?}", row.kind())).or_default();
-                if !(r <= w.0) { *w = (r, row.to_string()); }
+                if !(r <= w.0) {
+                    *w = (r, row.to_string());
+                }
             }
         }
     }

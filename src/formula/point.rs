@@ -21,6 +21,11 @@ impl Point {
         Self { value, floor: 0.0 }
     }
 
+    /// A number that a kernel holds rounded, u.
+    pub fn held(value: f64, contract: &Contract) -> Self {
+        Self { value, floor: roundoff(contract) * value.abs() }
+    }
+
     /// The error that `output` has against this, over the floor. Two values that are not finite are alike: which of NaN and
     /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite.
     pub fn residual(self, output: f64) -> f64 {

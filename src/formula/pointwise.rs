@@ -10,7 +10,7 @@ use crate::op::{Data, HostTensor, Op};
 /// that computes in less: (1 + u)·u·|factor·value|.
 pub(crate) struct Sum<'a> {
     pub operands: [Values<'a>; 2],
-    /// Stated, 1 and 1.
+    /// Stated, 1 and 1. An operand of factor 0 is not read.
     pub factors: [f64; 2],
     /// Which operands come in float64.
     pub wide: [bool; 2],
@@ -31,18 +31,16 @@ impl ByRow for Sum<'_> {
         [self.operands[0].len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let rounding = contracts.map(|c| {
             let u = roundoff(c);
             (u, if c.activations == Precision::F64 { 0.0 } else { (1.0 + u) * u })
         });
         let element = |column: &usize| {
-            let term = |n: usize| self.factors[n] * self.operands[n][row * self.cols + column];
+            let term = |n: usize| match self.factors[n] {
+                0.0 => 0.0,
+                factor => factor * self.operands[n][row * self.cols + column],
+            };
             let [a, b] = [0, 1].map(term);
             let incoming: f64 = [a, b].iter().zip(self.wide).map(|(x, wide)| if wide { x.abs() } else { 0.0 }).sum();
             let y = a + b;
@@ -146,12 +144,7 @@ impl ByRow for Gated<'_> {
         [self.gate.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c));
         let element = |column: &usize| {
             let i = row * self.cols + column;

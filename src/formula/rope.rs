@@ -60,21 +60,15 @@ impl ByRow for Rope<'_> {
         [self.x.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let x = &self.x[row * self.cols..][..self.cols];
         let (position, half) = (self.first + self.step * row as f64, self.head_dim / 2);
-        let turn = |pair: usize| {
-            (position * self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width)).sin_cos()
-        };
+        let turn = |pair: usize| (position * self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width)).sin_cos();
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
-        let product = contracts.map(|c| roundoff(c) + if c.accumulator == Precision::F64 { roundoff(c) } else { TO_F32 });
+        let product =
+            contracts.map(|c| roundoff(c) + if c.accumulator == Precision::F64 { roundoff(c) } else { TO_F32 });
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
             let (pair, first) = match self.pairing {

@@ -94,12 +94,7 @@ impl ByRow for Weights<'_> {
         [self.ids.len() / self.k.max(1), self.k]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let ids = &self.ids[row * self.k..][..self.k];
         let p: Vec<f64> = ids.iter().map(|e| self.p[row * self.experts + e]).collect();
         let all = self.weighing.of(&p, confidence(self.shape()[0]), contracts);
@@ -147,13 +142,16 @@ pub(crate) struct Combined<'a> {
     /// [T, K]
     pub weights: Values<'a>,
     pub k: usize,
+    /// How many of a position's slots, from the first, are summed; stated, K.
+    pub summed: usize,
     pub hidden: usize,
 }
 
 impl<'a> Formula<'a> for Combined<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::Combine { down, weights } = *op else { return Ok(None) };
-        Ok(Some(Self { down: as_given(&x[0]), weights: as_given(&x[1]), k: weights.cols(), hidden: down.cols() }))
+        let (k, hidden) = (weights.cols(), down.cols());
+        Ok(Some(Self { down: as_given(&x[0]), weights: as_given(&x[1]), k, summed: k, hidden }))
     }
     by_row!();
 }
@@ -163,20 +161,15 @@ impl ByRow for Combined<'_> {
         [self.weights.len() / self.k.max(1), self.hidden]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
-        let weights = &self.weights[row * self.k..][..self.k];
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let weights = &self.weights[row * self.k..][..self.summed];
         let down = &self.down[row * self.k * self.hidden..][..self.k * self.hidden];
         let lambda = confidence(self.len());
-        let mut column = vec![0.0; self.k];
+        let mut column = vec![0.0; self.summed];
         let element = |i: &usize| {
             column.iter_mut().enumerate().for_each(|(slot, c)| *c = down[slot * self.hidden + i]);
             let terms = Terms::dot(weights, &column);
-            let flushed = TINY * (self.k as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
+            let flushed = TINY * (self.summed as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
             (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed))
         };
         Ok(columns.iter().map(element).collect())

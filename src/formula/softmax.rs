@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::rounding::{TINY, division, exp_error, roundoff};
+use super::routing::largest;
 use super::sum::{Terms, confidence};
 use super::{ByRow, Element, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
@@ -14,7 +15,10 @@ use crate::op::{HostTensor, Op};
 pub(crate) enum Seen {
     All,
     /// Of row t: from the `from`-th up to the `to + t`-th.
-    Causal { from: usize, to: isize },
+    Causal {
+        from: usize,
+        to: isize,
+    },
 }
 
 impl Seen {
@@ -65,6 +69,8 @@ pub(crate) struct Softmax<'a> {
     pub seen: Seen,
     /// The entries that are written, of those seen; stated, all of them.
     pub written: Seen,
+    /// How many of the entries seen count, the largest; stated, all of them. The others are 0.
+    pub among: Option<usize>,
     /// What the entries are multiplied by; stated, 1.
     pub factor: f64,
     pub form: Form,
@@ -78,7 +84,7 @@ impl<'a> Formula<'a> for Softmax<'a> {
             _ => return Ok(None),
         };
         let x = as_given(&x[0]);
-        Ok(Some(Self { x, cols, tokens, seen, written: seen, factor: 1.0, form: Form::Softmax }))
+        Ok(Some(Self { x, cols, tokens, seen, written: seen, among: None, factor: 1.0, form: Form::Softmax }))
     }
     by_row!();
 }
@@ -88,15 +94,14 @@ impl ByRow for Softmax<'_> {
         [self.x.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(
-        &self,
-        row: usize,
-        columns: &[usize],
-        contracts: [&Contract; N],
-    ) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
         let seen = self.seen.of(row % self.tokens, self.cols);
         let written = self.written.of(row % self.tokens, self.cols);
         let mut x = self.x[row * self.cols..][seen.clone()].to_vec();
+        let chosen = self.among.map(|k| largest(&x, k));
+        if let Some(chosen) = &chosen {
+            x = chosen.iter().map(|i| x[*i]).collect();
+        }
         let mut moved = [0.0; N];
         if self.factor != 1.0 {
             // The product is one more rounding of each exponent.
@@ -105,23 +110,18 @@ impl ByRow for Softmax<'_> {
             moved = contracts.map(|c| roundoff(c) * largest);
         }
         let points = self.form.of(&x, moved, confidence(self.shape()[0]), contracts);
-        let element = |i: &usize| match seen.contains(i) && written.contains(i) {
-            true => points[i - seen.start],
-            false => (0.0, [0.0; N]),
+        let point = |i: &usize| {
+            let at = Some(i).filter(|i| seen.contains(i) && written.contains(i))? - seen.start;
+            Some(points[chosen.as_ref().map_or(Some(at), |chosen| chosen.iter().position(|c| *c == at))?])
         };
+        let element = |i: &usize| point(i).unwrap_or((0.0, [0.0; N]));
         Ok(columns.iter().map(element).collect())
     }
 }
 
 impl Form {
     /// Of the entries `x`, which are each off by at most `moved`.
-    fn of<const N: usize>(
-        self,
-        x: &[f64],
-        moved: [f64; N],
-        lambda: f64,
-        contracts: [&Contract; N],
-    ) -> Vec<Element<N>> {
+    fn of<const N: usize>(self, x: &[f64], moved: [f64; N], lambda: f64, contracts: [&Contract; N]) -> Vec<Element<N>> {
         let largest = || x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         match self {
             Self::Softmax => softmax(x, moved, lambda, contracts),

@@ -117,7 +117,7 @@ fn within_the_floor<B: Backend>(new: impl Fn() -> B) {
         let stages = record(backend, &model, &tokens);
         Run { model: &model, tokens: &tokens, stages: &stages }.each(|site, op, value| {
             let checked = check_against_oracle(op, &contracts[&op.kind()], value).unwrap();
-            assert!(checked.ratio.explained(), "{name}: {prompt}: {site}: {:?}", judged.ratio);
+            assert!(checked.ratio.explained(), "{name}: {prompt}: {site}: {:?}", checked.ratio);
             if checked.ratio.max > worst.0 {
                 worst = (checked.ratio.max, site);
             }
