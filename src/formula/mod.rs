@@ -165,6 +165,3 @@ macro_rules! by_row {
     };
 }
 use by_row;
-
-#[cfg(test)]
-pub(crate) mod old_floor;

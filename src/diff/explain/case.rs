@@ -16,6 +16,9 @@ use crate::op::{HostTensor, Op, Stage, Weight};
 const PROBE_WRONG: usize = 48;
 const PROBE_RIGHT: usize = 24;
 
+/// What is computed, in words, and what it changes in the formula.
+pub type Change<'s, F> = (&'s str, fn(&mut F));
+
 /// Gives the points at the elements asked for.
 type At<'a> = dyn Fn(&[usize]) -> Result<Vec<Point>> + 'a;
 
@@ -161,7 +164,7 @@ impl<'a> Case<'a> {
     /// As [`Case::stated`].
     pub fn each_changed<F: Formula<'a> + 'a, const N: usize>(
         &'a self,
-        changes: [(&str, fn(&mut F)); N],
+        changes: [Change<'_, F>; N],
     ) -> Result<Vec<Variant<'a>>> {
         changes.into_iter().filter_map(|(what, change)| self.changed(what, change).transpose()).collect()
     }

@@ -4,7 +4,7 @@
 use super::super::case::Case;
 use super::*;
 use crate::backend::Precision;
-use crate::backend::cases::{self, Shape};
+use crate::backend::cases;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::embed::Embedding;
 use crate::formula::floor::floors_of;
@@ -40,19 +40,12 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
     let mut failures = std::collections::BTreeMap::<String, (usize, f64, f64, String)>::new();
     let ieee = Contract::ieee_f32(Order::Sequential);
     let contracts = [CONTRACT, ieee, Contract { activations: Precision::Int8 { block: 32 }, ..ieee }];
-    let (mut rows, mut old) = (0, 0f64);
     for (n, row) in cases::table().into_iter().enumerate() {
         let operands = row.build(n as u64).unwrap();
         let host = operands.op();
         let exact = evaluate(&host).unwrap();
         let expected = exact.to_f64();
         let slack = floor_of(&host, &ieee, &exact).unwrap();
-        let mut config = model.config.clone();
-        if let Shape::Rope { head_dim, .. } | Shape::AttnScores { head_dim, .. } | Shape::AttnContext { head_dim, .. } =
-            row.shape
-        {
-            config.head_dim = head_dim;
-        }
         // As they come from a backend, and as they come from a float64 trace.
         for wide in [false, true] {
             let op = host
@@ -63,13 +56,7 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
                 .unwrap();
             let borrowed = op.try_map(|t| Ok(&**t)).unwrap();
             let floors = floors_of(&borrowed, [&contracts[0], &contracts[1], &contracts[2]], &exact).unwrap();
-            let before =
-                crate::formula::old_floor::floors_of(&borrowed, [&contracts[0], &contracts[1], &contracts[2]], &exact)
-                    .unwrap();
-            for (contract, (floor, before)) in contracts.into_iter().zip(floors.iter().zip(&before)) {
-                for (a, b) in floor.iter().zip(before) {
-                    old = old.max(apart(*a, *b));
-                }
+            for (contract, floor) in contracts.into_iter().zip(&floors) {
                 let scene = Scene {
                     site: row.at().site,
                     start: 0,
@@ -79,7 +66,7 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
                     floor,
                     contract,
                     earlier: &Earlier::new(),
-                    config: &config,
+                    config: &model.config,
                     weights: &model.weights,
                 };
                 let case = Case::new(&scene).unwrap();
@@ -87,7 +74,6 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
                     assert!(!host.makes_stage(), "{row}");
                     continue;
                 };
-                rows += 1;
                 let mut worst = (0f64, 0f64);
                 for step in [1, 7] {
                     let indices: Vec<usize> = (0..exact.len()).step_by(step).collect();
@@ -105,6 +91,5 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
             }
         }
     }
-    println!("{rows} rows; floors differ from the old by at most {old:e}");
     assert!(failures.is_empty(), "{failures:#?}");
 }
