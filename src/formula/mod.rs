@@ -1,7 +1,167 @@
-//! Each stage's rounding floor, derived from its operation, its data and the contract of whoever computes it.
+//! What each stage computes and how much its arithmetic may round: one formula a stage, with its parameters open.
+//!
+//! Design:
+//! - **A formula is a struct**: operands as float64 slices, and parameters as data where they can be (numbers, enums, index maps).
+//!   [`Formula::stated`] fills it in as an operation says. Its floor is the floor that verdicts are made with
+//!   ([`floor::floors_of`]); a hypothesis of `diff::explain` is the same struct with a parameter changed; a [`Contract`] says how
+//!   a side computes it.
+//! - **A value and its floor come from one place**, so that no two derivations can come apart. `tests/parity.rs` holds the values
+//!   to the oracle's over the whole table of operations.
+//! - **Evaluated where it is asked**: at a few dozen elements, or at all of them under several contracts in one pass over the
+//!   weights.
+//! - Apart from the oracle, which judges: only its reading of quantized weights is used here.
+//!
+//! [`sum`] bounds sums, `rounding` what else rounds; `linear`, `embed`, `norm`, `rope`, `attention`, `softmax`, `pointwise` and
+//! `routing` are the formulas.
 
+pub(crate) mod attention;
+pub(crate) mod embed;
 pub mod floor;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod point;
+pub(crate) mod pointwise;
+pub(crate) mod precision;
+pub(crate) mod rope;
+pub(crate) mod rounding;
+pub(crate) mod routing;
+pub(crate) mod softmax;
 pub mod sum;
 
 #[cfg(test)]
 mod tests;
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use crate::backend::Contract;
+use crate::error::Result;
+use crate::op::{HostTensor, Op};
+
+pub(crate) use point::Point;
+
+/// An operand's values, or others in their place.
+pub(crate) type Values<'a> = Cow<'a, [f64]>;
+
+/// An operand that is used as it is.
+pub(crate) fn as_given(values: &[f64]) -> Values<'_> {
+    Cow::Borrowed(values)
+}
+
+/// A value, and its floor under each of N contracts.
+pub(crate) type Element<const N: usize> = (f64, [f64; N]);
+
+/// A stage's formula over its operands.
+pub(crate) trait Formula<'a>: Sized + Sync {
+    /// As `op` says, on operands whose values are `x`, in the order of [`Op::inputs`]; `None` if `op` is another stage's. The
+    /// operands belong together: the oracle, or whoever checks operands, has said so.
+    ///
+    /// # Errors
+    /// If a weight that is read here is of an unreadable type.
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>>;
+
+    /// How many elements the result has.
+    fn len(&self) -> usize;
+
+    /// Calls `put` with the place in `indices`, which ascend, and the element; without `indices`, with the index of every element.
+    /// In any order.
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    fn evaluate<const N: usize>(
+        &self,
+        indices: Option<&[usize]>,
+        contracts: [&Contract; N],
+        put: impl FnMut(usize, Element<N>),
+    ) -> Result<()>;
+
+    /// Value and floor at each of `indices`, which ascend.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn points(&self, indices: &[usize], contract: &Contract) -> Result<Vec<Point>> {
+        let mut points = vec![Point::exactly(0.0); indices.len()];
+        self.evaluate(Some(indices), [contract], |at, (value, [floor])| points[at] = Point::new(value, floor))?;
+        Ok(points)
+    }
+
+    /// The floor of every element under each contract.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn floors<const N: usize>(&self, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
+        let mut floors = [(); N].map(|()| vec![0.0; self.len()]);
+        self.evaluate(None, contracts, |i, (_, element)| {
+            floors.iter_mut().zip(element).for_each(|(floors, floor)| floors[i] = floor)
+        })?;
+        Ok(floors)
+    }
+}
+
+/// A formula whose elements share work by rows of its result.
+pub(crate) trait ByRow {
+    /// Rows, and elements in a row.
+    fn shape(&self) -> [usize; 2];
+
+    /// The elements at `columns` of a row.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>>;
+}
+
+/// Elements that are made before they are handed out.
+const BLOCK: usize = 1 << 18;
+
+/// [`Formula::evaluate`] of a formula that is one by rows: parallel over rows, a block of them at a time.
+fn evaluate_by_row<F: ByRow + Sync, const N: usize>(
+    formula: &F,
+    indices: Option<&[usize]>,
+    contracts: [&Contract; N],
+    mut put: impl FnMut(usize, Element<N>),
+) -> Result<()> {
+    let [rows, cols] = formula.shape();
+    let mut at = 0;
+    let mut hand_out = |elements: Vec<Vec<Element<N>>>| {
+        for element in elements.into_iter().flatten() {
+            put(at, element);
+            at += 1;
+        }
+    };
+    let Some(indices) = indices else {
+        let columns: Vec<usize> = (0..cols).collect();
+        let rows: Vec<usize> = (0..rows).collect();
+        for block in rows.chunks((BLOCK / cols.max(1)).max(1)) {
+            let row = |row: &usize| formula.row(*row, &columns, contracts);
+            hand_out(block.par_iter().map(row).collect::<Result<_>>()?);
+        }
+        return Ok(());
+    };
+    let groups: Vec<&[usize]> = indices.chunk_by(|a, b| a / cols == b / cols).collect();
+    let row = |group: &&[usize]| {
+        let columns: Vec<usize> = group.iter().map(|i| i % cols).collect();
+        formula.row(group[0] / cols, &columns, contracts)
+    };
+    hand_out(groups.par_iter().with_min_len(16).map(row).collect::<Result<_>>()?);
+    Ok(())
+}
+
+/// The two methods of [`Formula`] that a formula by rows has from being one.
+macro_rules! by_row {
+    () => {
+        fn len(&self) -> usize {
+            let [rows, cols] = crate::formula::ByRow::shape(self);
+            rows * cols
+        }
+        fn evaluate<const N: usize>(
+            &self,
+            indices: Option<&[usize]>,
+            contracts: [&crate::backend::Contract; N],
+            put: impl FnMut(usize, crate::formula::Element<N>),
+        ) -> crate::error::Result<()> {
+            crate::formula::evaluate_by_row(self, indices, contracts, put)
+        }
+    };
+}
+use by_row;

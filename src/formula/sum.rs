@@ -51,6 +51,8 @@ pub fn confidence(elements: usize) -> f64 {
 pub struct Terms {
     /// Number of terms.
     pub n: usize,
+    /// Σp.
+    pub sum: f64,
     /// Σ|p|.
     pub absolute: f64,
     /// Q = Σp².
@@ -84,7 +86,8 @@ impl Terms {
             let padded = |tail: &[f64]| std::array::from_fn(|i| tail.get(i).copied().unwrap_or(0.0));
             stretch(&padded(x_tail), &padded(w_tail));
         }
-        Self { n: x.len(), absolute: absolute.iter().sum(), squares: squares.iter().sum(), range: high - low }
+        let (absolute, squares) = (absolute.iter().sum(), squares.iter().sum());
+        Self { n: x.len(), sum: prefix, absolute, squares, range: high - low }
     }
 
     /// Of terms that are all of one sign, given |p|.
@@ -95,14 +98,15 @@ impl Terms {
             terms.absolute += p;
             terms.squares += p * p;
         }
-        terms.range = terms.absolute;
+        (terms.sum, terms.range) = (terms.absolute, terms.absolute);
         terms
     }
 
-    /// These and others, summed side by side and then together: the products and the offsets of a quantized row.
-    pub fn beside(self, other: Self) -> Self {
+    /// These less others, the two summed side by side: the products and the offsets of a quantized row.
+    pub fn less(self, other: Self) -> Self {
         Self {
             n: self.n.max(other.n),
+            sum: self.sum - other.sum,
             absolute: self.absolute + other.absolute,
             squares: self.squares + other.squares,
             range: self.range + other.range,

@@ -14,7 +14,7 @@ use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::backend::{Backend, Need};
 use crate::error::Result;
-use crate::formula::floor::judge;
+use crate::formula::floor::check_against_oracle;
 use crate::report::calibration::{Calibration, Evaluation};
 
 /// Multiply-adds, at the most, of a case that is drawn again and again: enough for products of dozens of rows, since the worst of a
@@ -41,8 +41,8 @@ fn supports<B: Backend>(backend: &B, case: &Case) -> bool {
 fn evaluate<B: Backend>(backend: &mut B, case: &Case, seed: u64) -> Result<Evaluation> {
     let operands = case.build(seed)?;
     let result = cases::run(backend, case.at(), &operands)?;
-    let judged = judge(&operands.op(), &backend.contract(case.kind()), &result)?;
-    Ok(Evaluation { op: case.kind(), case: case.to_string(), seed, ratio: judged.ratio.max })
+    let checked = check_against_oracle(&operands.op(), &backend.contract(case.kind()), &result)?;
+    Ok(Evaluation { op: case.kind(), case: case.to_string(), seed, ratio: checked.ratio.max })
 }
 
 /// The cases of one backend: the whole table once, then its small cases again and again, each draw with a seed of its own.

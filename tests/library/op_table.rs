@@ -8,7 +8,7 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{Backend, Need};
-use twinscope::formula::floor::judge;
+use twinscope::formula::floor::check_against_oracle;
 use twinscope::op::OpKind;
 
 /// Whether `backend` says that it cannot run the case's weight type.
@@ -32,10 +32,10 @@ fn check<B: Backend>(backend: &mut B, seed: u64) -> (BTreeMap<OpKind, Vec<f64>>,
             continue;
         }
         let result = cases::run(backend, case.at(), &operands);
-        let judged = result.and_then(|r| judge(&operands.op(), &backend.contract(case.kind()), &r));
-        match judged {
-            Ok(judged) if judged.ratio.explained() => ratios.entry(case.kind()).or_default().push(judged.ratio.max),
-            Ok(judged) => failures.push(format!("{case}: {:?}", judged.ratio)),
+        let checked = result.and_then(|r| check_against_oracle(&operands.op(), &backend.contract(case.kind()), &r));
+        match checked {
+            Ok(checked) if checked.ratio.explained() => ratios.entry(case.kind()).or_default().push(checked.ratio.max),
+            Ok(checked) => failures.push(format!("{case}: {:?}", checked.ratio)),
             Err(e) => failures.push(format!("{case}: {e}")),
         }
     }

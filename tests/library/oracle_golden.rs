@@ -14,7 +14,7 @@ use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
-use twinscope::formula::floor::judge;
+use twinscope::formula::floor::check_against_oracle;
 use twinscope::model::Model;
 use twinscope::op::{HostTensor, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
@@ -116,12 +116,12 @@ fn within_the_floor<B: Backend>(new: impl Fn() -> B) {
         let contracts: BTreeMap<OpKind, _> = OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect();
         let stages = record(backend, &model, &tokens);
         Run { model: &model, tokens: &tokens, stages: &stages }.each(|site, op, value| {
-            let judged = judge(op, &contracts[&op.kind()], value).unwrap();
-            assert!(judged.ratio.explained(), "{name}: {prompt}: {site}: {:?}", judged.ratio);
-            if judged.ratio.max > worst.0 {
-                worst = (judged.ratio.max, site);
+            let checked = check_against_oracle(op, &contracts[&op.kind()], value).unwrap();
+            assert!(checked.ratio.explained(), "{name}: {prompt}: {site}: {:?}", checked.ratio);
+            if checked.ratio.max > worst.0 {
+                worst = (checked.ratio.max, site);
             }
-            ratios.push(judged.ratio.max);
+            ratios.push(checked.ratio.max);
         });
     }
     ratios.sort_by(f64::total_cmp);

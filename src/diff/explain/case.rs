@@ -1,49 +1,23 @@
 //! A scene made ready for hypotheses, and what a hypothesis makes of it: variants.
 //!
 //! - [`Case`] has the operands as f64, the elements that are wrong, and a sample of elements to try variants on.
-//! - [`Variant`] gives a [`Point`] (value and floor) for any elements asked for. Nothing is computed before.
+//! - [`Variant`] gives a [`Point`] (value and floor) for any elements asked for, and computes nothing before. Nearly every one is the
+//!   stage's [`Formula`] with a parameter changed ([`Case::changed`]).
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::Scene;
+use crate::backend::Contract;
 use crate::error::{Error, Result};
-use crate::formula::sum::confidence;
+use crate::formula::{Formula, Point};
 use crate::op::{HostTensor, Op, Stage, Weight};
 
 /// Elements in the sample that are wrong, and that are not.
 const PROBE_WRONG: usize = 48;
 const PROBE_RIGHT: usize = 24;
 
-/// What a variant says of one element.
-#[derive(Clone, Copy, Debug)]
-pub struct Point {
-    pub value: f64,
-    /// The rounding error that the contract allows in it.
-    pub floor: f64,
-}
-
-impl Point {
-    pub fn new(value: f64, floor: f64) -> Self {
-        Self { value, floor }
-    }
-    /// A value that rounding does not touch.
-    pub fn exactly(value: f64) -> Self {
-        Self { value, floor: 0.0 }
-    }
-    /// The error that `output` has against this, over the floor. Two values that are not finite are alike: which of NaN and
-    /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite.
-    pub fn residual(self, output: f64) -> f64 {
-        let finite = |x: f64| x.abs() <= f32::MAX as f64;
-        if !finite(output) && !finite(self.value) || output == self.value {
-            0.0
-        } else if finite(output) && finite(self.value) && self.floor.is_finite() {
-            (output - self.value).abs() / self.floor
-        } else {
-            f64::INFINITY
-        }
-    }
-}
+/// What is computed, in words, and what it changes in the formula.
+pub type Change<'s, F> = (&'s str, fn(&mut F));
 
 /// Gives the points at the elements asked for.
 type At<'a> = dyn Fn(&[usize]) -> Result<Vec<Point>> + 'a;
@@ -73,19 +47,14 @@ impl<'a> Variant<'a> {
         Self::new(what, move |indices| Ok(indices.iter().map(|i| point(*i)).collect()))
     }
 
-    /// From a function of one row of `cols` elements, computed once for those of its elements that are asked for.
-    pub fn rows(what: impl Into<String>, cols: usize, row: impl Fn(usize) -> Vec<Point> + 'a) -> Self {
-        let cols = cols.max(1);
-        Self::new(what, move |indices| {
-            let mut here: (usize, Vec<Point>) = (usize::MAX, Vec::new());
-            let point = |i: &usize| {
-                if here.0 != i / cols {
-                    here = (i / cols, row(i / cols));
-                }
-                here.1[i % cols]
-            };
-            Ok(indices.iter().map(point).collect())
-        })
+    /// From a formula, under the contract of the case.
+    pub fn of(case: &Case<'_>, what: impl Into<String>, formula: impl Formula<'a> + 'a) -> Self {
+        Self::under(case.scene.contract, what, formula)
+    }
+
+    /// From a formula, under another contract.
+    pub fn under(contract: Contract, what: impl Into<String>, formula: impl Formula<'a> + 'a) -> Self {
+        Self::new(what, move |indices| formula.points(indices, &contract))
     }
 
     /// Notes that `n` continuous parameters were fitted.
@@ -116,8 +85,9 @@ impl<'a> Variant<'a> {
 /// A scene made ready.
 pub struct Case<'a> {
     pub scene: &'a Scene<'a>,
+    op: Op<'a, &'a HostTensor>,
     /// The operands as f64, in the order of `Op::inputs`; ids as numbers.
-    pub inputs: Vec<Arc<Vec<f64>>>,
+    pub inputs: Vec<Vec<f64>>,
     pub shapes: Vec<&'a [usize]>,
     pub exact: Vec<f64>,
     pub output: Vec<f64>,
@@ -125,8 +95,6 @@ pub struct Case<'a> {
     pub wrong: Vec<usize>,
     /// The sample to try variants on, ascending; those of it that are wrong, and that are not.
     pub probe: Vec<usize>,
-    /// λ for as many sums as this stage has: one a row in a softmax or a renormalisation, elsewhere one an element.
-    pub lambda: f64,
 }
 
 impl<'a> Case<'a> {
@@ -151,12 +119,6 @@ impl<'a> Case<'a> {
         worst.sort_by(|a, b| ratio(*b).total_cmp(&ratio(*a)).then(a.cmp(b)));
         probe.extend(&worst[..worst.len().min(PROBE_WRONG / 2)]);
         probe.extend(spread(&wrong, PROBE_WRONG - PROBE_WRONG / 2));
-        let sums = match scene.op {
-            Op::AttnProbs { .. } | Op::RouterProbs { .. } | Op::RouterWeights { .. } => {
-                exact.len() / scene.exact.cols().max(1)
-            }
-            _ => exact.len(),
-        };
         let right: Vec<usize> = {
             let mut bad = wrong.iter().copied().peekable();
             (0..exact.len()).filter(|i| bad.next_if_eq(i).is_none()).collect()
@@ -164,14 +126,47 @@ impl<'a> Case<'a> {
         probe.extend(spread(&right, PROBE_RIGHT));
         Ok(Self {
             scene,
-            inputs: operands.iter().map(|t| Arc::new(t.to_f64())).collect(),
+            op: scene.op.try_map(|t| Ok(&**t))?,
+            inputs: operands.iter().map(|t| t.to_f64()).collect(),
             shapes: operands.iter().map(|t| &t.shape[..]).collect(),
-            lambda: confidence(sums),
             exact,
             output,
             wrong,
             probe: probe.into_iter().collect(),
         })
+    }
+
+    /// The stage's formula as the operation says; `None` if `F` is another stage's.
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    pub fn stated<F: Formula<'a>>(&'a self) -> Result<Option<F>> {
+        F::stated(&self.op, &self.inputs)
+    }
+
+    /// The stage's formula with something changed; `None` if `F` is another stage's.
+    ///
+    /// # Errors
+    /// As [`Case::stated`].
+    pub fn changed<F: Formula<'a> + 'a>(
+        &'a self,
+        what: impl Into<String>,
+        change: impl FnOnce(&mut F),
+    ) -> Result<Option<Variant<'a>>> {
+        let Some(mut formula) = self.stated::<F>()? else { return Ok(None) };
+        change(&mut formula);
+        Ok(Some(Variant::of(self, what, formula)))
+    }
+
+    /// The stage's formula changed in each of these ways; none if `F` is another stage's.
+    ///
+    /// # Errors
+    /// As [`Case::stated`].
+    pub fn each_changed<F: Formula<'a> + 'a, const N: usize>(
+        &'a self,
+        changes: [Change<'_, F>; N],
+    ) -> Result<Vec<Variant<'a>>> {
+        changes.into_iter().filter_map(|(what, change)| self.changed(what, change).transpose()).collect()
     }
 
     /// The largest residual of points at `indices`.

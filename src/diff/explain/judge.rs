@@ -1,10 +1,11 @@
 //! Trying every hypothesis, and saying which count.
 
-use super::case::{Case, Point, Variant};
+use super::case::{Case, Variant};
 use super::list::HYPOTHESES;
 use super::{Explanation, Scene, Tried};
 use crate::diff::locate::{ErrorRegion, Geometry, regions};
 use crate::error::Result;
+use crate::formula::Point;
 
 /// A variant must leave less than this share of the error's energy, where the oracle leaves all of it.
 const UNACCOUNTED: f64 = 0.1;

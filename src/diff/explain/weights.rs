@@ -5,16 +5,15 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::case::{Case, Point, Variant};
-use super::linear::{Decode, Linear, as_it_is};
+use super::case::{Case, Variant};
 use crate::backend::oracle::dequant;
 use crate::error::Result;
-use crate::formula::floor::TINY;
-use crate::formula::sum::roundoff;
+use crate::formula::embed::Embedding;
+use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::op::{GgmlType, Op, Weight};
 
 /// The weight that the stage reads.
-pub(super) fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
+fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
     match case.scene.op {
         Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } | Op::Embed { table: weight, .. } => Some(weight),
         _ => None,
@@ -22,53 +21,32 @@ pub(super) fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
 }
 
 /// The stage with its weight decoded otherwise.
-fn with<'a>(case: &'a Case<'a>, what: impl Into<String>, decode: Decode<'a>) -> Vec<Variant<'a>> {
-    if let Some((mut linear, _)) = Linear::stated(case) {
-        linear.decode = decode;
-        return vec![linear.variant(case, what)];
-    }
+fn with<'a>(case: &'a Case<'a>, what: impl Into<String>, decode: Decode<'a>) -> Result<Option<Variant<'a>>> {
     match case.scene.op {
-        Op::Embed { tokens, .. } => vec![embedding(case, what, tokens.iter().map(|t| *t as usize).collect(), decode)],
-        _ => vec![],
+        Op::Embed { .. } => case.changed(what, |e: &mut Embedding<'a>| e.decode = decode),
+        _ => case.changed(what, |l: &mut Linear<'a>| l.decode = decode),
     }
-}
-
-/// The embedding of other tokens, or decoded otherwise. A row's offset is taken off in one rounding, as in the stage's floor.
-pub(super) fn embedding<'a>(
-    case: &'a Case<'a>,
-    what: impl Into<String>,
-    rows: Vec<usize>,
-    decode: Decode<'a>,
-) -> Variant<'a> {
-    let (k, contract) = (case.cols(), case.scene.contract);
-    Variant::rows(what, k, move |t| {
-        let (mut product, mut offset) = (vec![0.0; k], vec![0.0; k]);
-        if decode(0, rows[t], &mut product, &mut offset).is_err() {
-            return vec![Point::exactly(f64::NAN); k];
-        }
-        let has_offset = offset.iter().any(|o| *o != 0.0);
-        let relative = if has_offset { roundoff(&contract) + 2f64.powi(-24) } else { 0.0 };
-        let values = product.iter().zip(&offset).map(|(p, o)| (p - o) as f32 as f64);
-        values.map(|y| Point::new(y, relative * y.abs() + TINY)).collect()
-    })
 }
 
 pub fn other_token<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Embed { table, tokens } = case.scene.op else { return Ok(vec![]) };
-    let rows = |of: &dyn Fn(usize, usize) -> usize| -> Vec<usize> {
-        tokens.iter().enumerate().map(|(t, token)| of(t, *token as usize).min(table.rows - 1)).collect()
-    };
-    let before = |t: usize| tokens[t.saturating_sub(1)] as usize;
-    let after = |t: usize| tokens[(t + 1).min(tokens.len() - 1)] as usize;
-    let cases: [(&str, Vec<usize>); 6] = [
-        ("the row after the token's", rows(&|_, token| token + 1)),
-        ("the row before the token's", rows(&|_, token| token.saturating_sub(1))),
-        ("the embedding of the position before", rows(&|t, _| before(t))),
-        ("the embedding of the position after", rows(&|t, _| after(t))),
-        ("the first token's embedding at every position", rows(&|_, _| tokens[0] as usize)),
-        ("row 0 for every token", rows(&|_, _| 0)),
+    let (first, last) = (tokens[0], tokens.len() - 1);
+    type Other<'t> = &'t dyn Fn(usize, u32) -> u32;
+    let others: [(&str, Other<'_>); 6] = [
+        ("the row after the token's", &|_, token| token + 1),
+        ("the row before the token's", &|_, token| token.saturating_sub(1)),
+        ("the embedding of the position before", &|t, _| tokens[t.saturating_sub(1)]),
+        ("the embedding of the position after", &|t, _| tokens[(t + 1).min(last)]),
+        ("the first token's embedding at every position", &|_, _| first),
+        ("row 0 for every token", &|_, _| 0),
     ];
-    Ok(cases.into_iter().map(|(what, rows)| embedding(case, what, rows, as_it_is(table))).collect())
+    let mut all = Vec::new();
+    for (what, other) in others {
+        let row = |(t, token): (usize, &u32)| (other(t, *token) as usize).min(table.rows - 1);
+        let rows = tokens.iter().enumerate().map(row).collect();
+        all.extend(case.changed(what, |e: &mut Embedding<'a>| e.rows = rows)?);
+    }
+    Ok(all)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -93,7 +71,7 @@ pub fn other_type<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
                 bytes.resize(row_bytes, 0);
                 dequant::each(ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
             });
-            all.extend(with(case, format!("{} weights read as {ty}{note}", weight.ty), decode));
+            all.extend(with(case, format!("{} weights read as {ty}{note}", weight.ty), decode)?);
         }
     }
     Ok(all)
@@ -109,10 +87,10 @@ pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         });
         with(case, what, decode)
     };
-    let mut all = map("the weights of the row after", |row, _| row + 1);
-    all.extend(map("the weights of the row before", |row, _| row.saturating_sub(1)));
-    all.extend(map("the weights' rows in reverse", |row, n| n - 1 - row));
-    all.extend(map("the weights of neighbouring rows exchanged", |row, _| row ^ 1));
+    let mut all = Vec::from_iter(map("the weights of the row after", |row, _| row + 1)?);
+    all.extend(map("the weights of the row before", |row, _| row.saturating_sub(1))?);
+    all.extend(map("the weights' rows in reverse", |row, n| n - 1 - row)?);
+    all.extend(map("the weights of neighbouring rows exchanged", |row, _| row ^ 1)?);
     Ok(all)
 }
 
@@ -146,9 +124,11 @@ pub fn transposed<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         });
         with(case, what, decode)
     };
-    let mut all = read("the weight transposed", |row, k, rows, _| k * rows + row);
+    let mut all = Vec::from_iter(read("the weight transposed", |row, k, rows, _| k * rows + row)?);
     if rows != cols {
-        all.extend(read("the weight transposed, in rows of the untransposed length", |row, k, _, cols| k * cols + row));
+        all.extend(read("the weight transposed, in rows of the untransposed length", |row, k, _, cols| {
+            k * cols + row
+        })?);
     }
     Ok(all)
 }
@@ -201,8 +181,8 @@ fn rebuilt<'a>(
     case: &'a Case<'a>,
     what: impl Into<String>,
     change: impl Fn(&mut Row) + Send + Sync + 'a,
-) -> Vec<Variant<'a>> {
-    let Some(weight) = weight(case) else { return vec![] };
+) -> Result<Option<Variant<'a>>> {
+    let Some(weight) = weight(case) else { return Ok(None) };
     let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
         let mut row = Row::of(weight, expert, n)?;
         change(&mut row);
@@ -217,7 +197,7 @@ fn scales_from<'a>(
     case: &'a Case<'a>,
     what: impl Into<String>,
     from: impl Fn(usize, usize, usize) -> usize + Send + Sync + 'a,
-) -> Vec<Variant<'a>> {
+) -> Result<Option<Variant<'a>>> {
     rebuilt(case, what, move |row| {
         let n = row.steps.len();
         let source: Vec<usize> = (0..n).map(|g| from(g, n, row.per_block).min(n - 1)).collect();
@@ -235,30 +215,32 @@ fn scaled<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
 pub fn neighbours_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = scaled(case) else { return Ok(vec![]) };
     let mut all = Vec::new();
-    all.extend(scales_from(case, "the scales of the block before", |g, _, per| g.checked_sub(per).unwrap_or(g)));
-    all.extend(scales_from(case, "the scales of the block after", |g, n, per| if g + per < n { g + per } else { g }));
+    all.extend(scales_from(case, "the scales of the block before", |g, _, per| g.checked_sub(per).unwrap_or(g))?);
+    all.extend(scales_from(case, "the scales of the block after", |g, n, per| if g + per < n { g + per } else { g })?);
     all.extend(scales_from(case, "the last block's scales read from the block before it", |g, n, per| {
         if g + per >= n && g >= per { g - per } else { g }
-    }));
-    all.extend(scales_from(case, "the first block's scales for every block", |g, _, per| g % per));
+    })?);
+    all.extend(scales_from(case, "the first block's scales for every block", |g, _, per| g % per)?);
     let per = groups(weight.ty);
     if per > 1 {
-        all.extend(scales_from(case, "each sub-block with the scale of the one before", |g, _, _| g.saturating_sub(1)));
-        all.extend(scales_from(case, "each sub-block with the scale of the one after", |g, _, _| g + 1));
+        all.extend(scales_from(case, "each sub-block with the scale of the one before", |g, _, _| {
+            g.saturating_sub(1)
+        })?);
+        all.extend(scales_from(case, "each sub-block with the scale of the one after", |g, _, _| g + 1)?);
         // Around in the whole block, or in parts of it that are unpacked together.
         for span in [per, 4, 8].into_iter().filter(|span| *span > 2 && per.is_multiple_of(*span)) {
             let place = if span == per { "its block".to_string() } else { format!("its {span}") };
             for (shift, which) in [(span - 1, "before"), (1, "after")] {
                 let what = format!("each sub-block with the scale of the one {which}, around in {place}");
-                all.extend(scales_from(case, what, move |g, _, _| g / span * span + (g % span + shift) % span));
+                all.extend(scales_from(case, what, move |g, _, _| g / span * span + (g % span + shift) % span)?);
             }
         }
-        all.extend(scales_from(case, "neighbouring sub-blocks' scales exchanged", |g, _, _| g ^ 1));
+        all.extend(scales_from(case, "neighbouring sub-blocks' scales exchanged", |g, _, _| g ^ 1)?);
         all.extend(scales_from(case, "the block's halves' scales exchanged", |g, _, per| {
             g / per * per + (g + per / 2) % per
-        }));
-        all.extend(scales_from(case, "the first sub-block's scale for the whole block", |g, _, per| g / per * per));
-        all.extend(scales_from(case, "one scale for every two sub-blocks", |g, _, _| g & !1));
+        })?);
+        all.extend(scales_from(case, "the first sub-block's scale for the whole block", |g, _, per| g / per * per)?);
+        all.extend(scales_from(case, "one scale for every two sub-blocks", |g, _, _| g & !1)?);
     }
     Ok(all)
 }
@@ -283,13 +265,13 @@ pub fn one_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
                 all.extend(rebuilt(case, format!("{place} with {with}"), move |row| {
                     let n = row.steps.len();
                     row.steps.iter_mut().enumerate().filter(|(i, _)| which(*i, n)).for_each(|(_, s)| *s *= factor);
-                }));
+                })?);
             }
             for (shift, with) in [(1, "the scale of the one after"), (per - 1, "the scale of the one before")] {
                 if per > 1 {
                     all.extend(scales_from(case, format!("{place} with {with}"), move |group, n, per| {
                         if which(group, n) { group / per * per + (group + shift) % per } else { group }
-                    }));
+                    })?);
                 }
             }
         }
@@ -305,16 +287,16 @@ pub fn minimums<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     };
     let factor =
         |what: &str, factor: f64| rebuilt(case, what, move |row| row.offsets.iter_mut().for_each(|o| *o *= factor));
-    let mut all = factor("the minimums left out", 0.0);
-    all.extend(factor("the minimums with the wrong sign", -1.0));
+    let mut all = Vec::from_iter(factor("the minimums left out", 0.0)?);
+    all.extend(factor("the minimums with the wrong sign", -1.0)?);
     if groups(weight.ty) > 1 {
         all.extend(rebuilt(case, "each sub-block with the minimum of the one before", |row| {
             let n = row.offsets.len();
             row.offsets.copy_within(..n - 1, 1);
-        }));
+        })?);
         all.extend(rebuilt(case, "each sub-block with the minimum of the one after", |row| {
             row.offsets.copy_within(1.., 0)
-        }));
+        })?);
     }
     Ok(all)
 }
@@ -368,14 +350,14 @@ pub fn scale_bits<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
             row.write(product, offset);
             Ok(())
         });
-        all.extend(with(case, what, decode));
+        all.extend(with(case, what, decode)?);
     }
-    all.extend(rebuilt_super(case, weight));
+    all.extend(rebuilt_super(case, weight)?);
     Ok(all)
 }
 
 /// The block's own scale left out.
-fn rebuilt_super<'a>(case: &'a Case<'a>, weight: &'a Weight) -> Vec<Variant<'a>> {
+fn rebuilt_super<'a>(case: &'a Case<'a>, weight: &'a Weight) -> Result<Option<Variant<'a>>> {
     let bytes = weight.ty.block_bytes();
     let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
         let mut row = Row::of(weight, expert, n)?;
@@ -419,7 +401,7 @@ pub fn codes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     };
     let mut all = Vec::new();
     for &(what, change) in changes {
-        all.extend(rebuilt(case, what, move |row| row.codes.iter_mut().for_each(|c| *c = change(*c))));
+        all.extend(rebuilt(case, what, move |row| row.codes.iter_mut().for_each(|c| *c = change(*c)))?);
     }
     // Orders of the codes in runs of `run`: (what, run, weight i of a run → whose code it takes).
     let halves: fn(usize, usize) -> usize = |i, run| (i + run / 2) % run;
@@ -439,7 +421,7 @@ pub fn codes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
                     let before = codes.to_vec();
                     codes.iter_mut().enumerate().for_each(|(i, c)| *c = before[order(i, run)]);
                 }
-            }));
+            })?);
         }
     }
     Ok(all)

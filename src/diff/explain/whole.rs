@@ -1,10 +1,9 @@
 //! Mistakes that may befall any operation: what it should have computed, scaled, moved, rounded or left out.
 
-use super::case::{Case, Point, Variant};
+use super::case::{Case, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::floor::TINY;
-use crate::formula::sum::roundoff;
+use crate::formula::Point;
 
 /// Whether the stage's values are numbers, not ids.
 fn numbers(case: &Case<'_>) -> bool {
@@ -38,14 +37,8 @@ pub fn factor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     if !numbers(case) {
         return Ok(vec![]);
     }
-    let with = |factor: f64, what: String| {
-        let u = roundoff(&case.scene.contract);
-        Variant::each(what, move |i| {
-            let right = case.right(i);
-            let y = right.value * factor;
-            Point::new(y, right.floor * factor.abs() + 2.0 * u * y.abs() + TINY)
-        })
-    };
+    let with =
+        |factor: f64, what: String| Variant::each(what, move |i| case.right(i).times(factor, &case.scene.contract));
     let mut all = vec![with(-1.0, "the sign flipped".into())];
     for known in [2.0, 0.5, 4.0, 0.25, 3.0, 8.0, 0.125, 16.0, 0.0625] {
         all.push(with(known, format!("{known} times the right values")));
@@ -82,13 +75,10 @@ pub fn offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     }
     let mean = errors.iter().sum::<f64>() / errors.len() as f64;
     let with = |offset: f64| {
-        let u = roundoff(&case.scene.contract);
-        let variant = Variant::each(format!("{offset} added to the right values"), move |i| {
-            let right = case.right(i);
-            let y = right.value + offset;
-            Point::new(y, right.floor + 2.0 * u * (y.abs() + offset.abs()) + TINY)
-        });
-        variant.with_fitted(1)
+        let contract = &case.scene.contract;
+        let added = Point::held(offset, contract);
+        let what = format!("{offset} added to the right values");
+        Variant::each(what, move |i| case.right(i).plus(added, contract)).with_fitted(1)
     };
     Ok(round_numbers(mean, 1e-3).into_iter().filter(|o| *o != 0.0).map(with).collect())
 }

@@ -1,0 +1,150 @@
+//! Causal attention over a cache: scores, and what they weigh. The softmax between them is in `softmax`.
+
+use super::rounding::{TINY, TO_F32, roundoff};
+use super::softmax::Seen;
+use super::sum::{Terms, confidence};
+use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use crate::backend::Contract;
+use crate::error::Result;
+use crate::op::{HostTensor, Op};
+
+/// Sizes of a stage that reads the cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// D, of one head.
+    pub head_dim: usize,
+    /// Positions in the call, T.
+    pub tokens: usize,
+    /// Positions so far, S.
+    pub keys: usize,
+    /// The position of the call's first row.
+    pub start: usize,
+}
+
+impl Sizes {
+    fn new(cols: usize, cache: &HostTensor, [tokens, start, head_dim]: [usize; 3]) -> Self {
+        let (heads, kv_heads) = (cols / head_dim, cache.cols() / head_dim);
+        Self { heads, kv_heads, head_dim, tokens, keys: start + tokens, start }
+    }
+
+    /// The KV head of a query head.
+    pub fn kv_head(&self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+
+    fn reads(&self) -> Cache {
+        let kv_head = (0..self.heads).map(|head| self.kv_head(head)).collect();
+        Cache { seen: Seen::causal(self.start), kv_head, row: (0..self.keys).map(Some).collect() }
+    }
+}
+
+/// What a stage reads of the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache {
+    /// The positions that a row sees.
+    pub seen: Seen,
+    /// The KV head that a query head reads.
+    pub kv_head: Vec<usize>,
+    /// The cache's row that is read for a position; `None` reads zeros.
+    pub row: Vec<Option<usize>>,
+}
+
+/// q·k·scale for the positions seen, 0 beyond. [heads, T, S] The sum's bound times the scale; the rounding of the scale to f32 and of the
+/// product with it, (2⁻²⁴ + u)·|y|.
+pub(crate) struct Scores<'a> {
+    pub sizes: Sizes,
+    /// [T, heads·D]
+    pub q: Values<'a>,
+    /// [capacity ≥ S, kv_heads·D]
+    pub k: Values<'a>,
+    /// 1/√D.
+    pub scale: f64,
+    pub cache: Cache,
+}
+
+impl<'a> Formula<'a> for Scores<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::AttnScores { q, k, start, head_dim } = *op else { return Ok(None) };
+        let sizes = Sizes::new(q.cols(), k, [q.shape[0], start, head_dim]);
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        Ok(Some(Self { sizes, q: as_given(&x[0]), k: as_given(&x[1]), scale, cache: sizes.reads() }))
+    }
+    by_row!();
+}
+
+impl ByRow for Scores<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.sizes.heads * self.sizes.tokens, self.sizes.keys]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = self.sizes;
+        let (head, token) = (row / tokens, row % tokens);
+        let (seen, kv_head) = (self.cache.seen.of(token, keys), self.cache.kv_head[head]);
+        let lambda = confidence(self.len());
+        let q = &self.q[(token * heads + head) * d..][..d];
+        let element = |position: &usize| {
+            let Some(row) = self.cache.row[*position].filter(|_| seen.contains(position)) else {
+                return (0.0, [0.0; N]);
+            };
+            let terms = Terms::dot(q, &self.k[(row * kv_heads + kv_head) * d..][..d]);
+            let y = terms.sum * self.scale;
+            let floor = |c: &Contract| {
+                let sum = terms.bound(c, lambda) * self.scale.abs();
+                sum + (roundoff(c) + TO_F32) * y.abs() + (d + 1) as f64 * TINY
+            };
+            (y, contracts.map(floor))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}
+
+/// Σ p·v over the positions seen. [T, heads·D] The bound on each sum, and what may be flushed.
+pub(crate) struct Context<'a> {
+    pub sizes: Sizes,
+    /// [heads, T, S]
+    pub p: Values<'a>,
+    /// [capacity ≥ S, kv_heads·D]
+    pub v: Values<'a>,
+    pub cache: Cache,
+    /// Whose probabilities a head uses; stated, its own.
+    pub head: Vec<usize>,
+}
+
+impl<'a> Formula<'a> for Context<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::AttnContext { probs, v, start, head_dim } = *op else { return Ok(None) };
+        let sizes = Sizes::new(probs.shape[0] * head_dim, v, [probs.shape[1], start, head_dim]);
+        let head = (0..sizes.heads).collect();
+        Ok(Some(Self { sizes, p: as_given(&x[0]), v: as_given(&x[1]), cache: sizes.reads(), head }))
+    }
+    by_row!();
+}
+
+impl ByRow for Context<'_> {
+    /// A row is one head of one position.
+    fn shape(&self) -> [usize; 2] {
+        [self.sizes.tokens * self.sizes.heads, self.sizes.head_dim]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = self.sizes;
+        let (token, head) = (row / heads, row % heads);
+        let seen = self.cache.seen.of(token, keys);
+        let p = &self.p[(self.head[head] * tokens + token) * keys..][seen.clone()];
+        let kv_head = self.cache.kv_head[head];
+        let lambda = confidence(self.len());
+        let mut column = vec![0.0; p.len()];
+        let element = |i: &usize| {
+            for (v, row) in column.iter_mut().zip(&self.cache.row[seen.clone()]) {
+                *v = row.map_or(0.0, |row| self.v[(row * kv_heads + kv_head) * d + i]);
+            }
+            let terms = Terms::dot(p, &column);
+            let flushed = TINY * (p.len() as f64 + column.iter().map(|v| v.abs()).sum::<f64>());
+            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}

@@ -1,0 +1,113 @@
+//! RMS normalisation.
+
+use super::rounding::{TINY, division, roundoff, ulp};
+use super::sum::{Terms, confidence};
+use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use crate::backend::Contract;
+use crate::backend::oracle::dequant;
+use crate::error::Result;
+use crate::op::{HostTensor, Op, Weight};
+
+/// What the centred values are multiplied by, m being the sum of squares over the divisor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scale {
+    /// 1/√(m + eps).
+    InverseRoot,
+    /// 1/(√m + eps).
+    EpsOutside,
+    /// 1.
+    One,
+}
+
+/// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
+/// adding eps; then come the inverse root and two products:
+/// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u).
+#[derive(Clone)]
+pub(crate) struct Norm<'a> {
+    pub x: Values<'a>,
+    /// Values in a group: a whole row, or one head.
+    pub n: usize,
+    pub eps: f64,
+    /// `[n]`, or shorter and repeated.
+    pub weight: Vec<f64>,
+    /// What the sum of squares is divided by; stated, n.
+    pub divisor: f64,
+    /// How many of a group's values, from the first, enter the sum of squares; stated, n.
+    pub summed: usize,
+    pub scale: Scale,
+    /// Subtract the mean first; stated, no. The mean is a sum as well, and its error moves every element; one subtraction.
+    pub centred: bool,
+}
+
+/// A norm's weight. `[n]`
+///
+/// # Errors
+/// If its type is unreadable.
+pub(crate) fn values(weight: &Weight) -> Result<Vec<f64>> {
+    let mut w = vec![0.0; weight.cols];
+    dequant::row(weight.ty, weight.row(0, 0), &mut w)?;
+    Ok(w)
+}
+
+impl<'a> Formula<'a> for Norm<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::RmsNorm { weight, eps, .. } = *op else { return Ok(None) };
+        Ok(Some(Self {
+            x: as_given(&x[0]),
+            n: weight.cols,
+            eps: eps as f64,
+            weight: values(weight)?,
+            divisor: weight.cols as f64,
+            summed: weight.cols,
+            scale: Scale::InverseRoot,
+            centred: false,
+        }))
+    }
+    by_row!();
+}
+
+impl Norm<'_> {
+    /// Normalises over groups of another number of values.
+    pub fn over(&mut self, n: usize) {
+        (self.n, self.divisor, self.summed) = (n, n as f64, n);
+    }
+}
+
+impl ByRow for Norm<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.x.len() / self.n.max(1), self.n]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let x = &self.x[row * self.n..][..self.n];
+        let lambda = confidence(self.shape()[0]);
+        let mean = if self.centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
+        let terms = Terms::one_sign(x[..self.summed].iter().map(|x| (x - mean) * (x - mean)));
+        let square = terms.absolute / self.divisor;
+        let (scale, inside) = match self.scale {
+            Scale::InverseRoot => (1.0 / (square + self.eps).sqrt(), self.eps),
+            Scale::EpsOutside => (1.0 / (square.sqrt() + self.eps), 0.0),
+            Scale::One => (1.0, 0.0),
+        };
+        let relative = contracts.map(|c| {
+            let u = roundoff(c);
+            let sum = (terms.bound(c, lambda) + self.summed as f64 * TINY) / (terms.absolute + self.divisor * inside);
+            match self.scale {
+                Scale::One => u,
+                _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u,
+            }
+        });
+        // What is subtracted is off by so much.
+        let shift = contracts.map(|c| {
+            let sum = || Terms::one_sign(x.iter().map(|x| x.abs())).bound(c, lambda) / x.len() as f64;
+            if self.centred { sum() } else { 0.0 }
+        });
+        let element = |i: &usize| {
+            let w = self.weight[i % self.weight.len()];
+            let y = (x[*i] - mean) * scale * w;
+            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY;
+            (y, std::array::from_fn(floor))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}

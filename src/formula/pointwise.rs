@@ -1,0 +1,163 @@
+//! The residual sum and the gated activation.
+
+use super::rounding::{TINY, division, exp_error, roundoff};
+use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use crate::backend::{Contract, Precision};
+use crate::error::Result;
+use crate::op::{Data, HostTensor, Op};
+
+/// Σ factor·value of two operands. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
+/// that computes in less: (1 + u)·u·|factor·value|.
+pub(crate) struct Sum<'a> {
+    pub operands: [Values<'a>; 2],
+    /// Stated, 1 and 1. An operand of factor 0 is not read.
+    pub factors: [f64; 2],
+    /// Which operands come in float64.
+    pub wide: [bool; 2],
+    pub cols: usize,
+}
+
+impl<'a> Formula<'a> for Sum<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::Add { a, b } = *op else { return Ok(None) };
+        let wide = [a, b].map(|t| matches!(t.data, Data::F64(_)));
+        Ok(Some(Self { operands: [0, 1].map(|n| as_given(&x[n])), factors: [1.0; 2], wide, cols: a.cols() }))
+    }
+    by_row!();
+}
+
+impl ByRow for Sum<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.operands[0].len() / self.cols.max(1), self.cols]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let rounding = contracts.map(|c| {
+            let u = roundoff(c);
+            (u, if c.activations == Precision::F64 { 0.0 } else { (1.0 + u) * u })
+        });
+        let element = |column: &usize| {
+            let term = |n: usize| match self.factors[n] {
+                0.0 => 0.0,
+                factor => factor * self.operands[n][row * self.cols + column],
+            };
+            let [a, b] = [0, 1].map(term);
+            let incoming: f64 = [a, b].iter().zip(self.wide).map(|(x, wide)| if wide { x.abs() } else { 0.0 }).sum();
+            let y = a + b;
+            (y, rounding.map(|(u, on_the_way)| u * y.abs() + on_the_way * incoming + TINY))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}
+
+/// What is done to the gate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Activation {
+    /// g·σ(g).
+    Silu,
+    /// −g·σ(−g).
+    SiluOfNegated,
+    Sigmoid,
+    Tanh,
+    GeluByTanh,
+    GeluByErf,
+    /// g·σ(1.702·g).
+    GeluBySigmoid,
+    Relu,
+    ReluSquared,
+    /// g.
+    Identity,
+    /// 1.
+    One,
+}
+
+impl Activation {
+    /// The value, and how much of exp's relative error comes through, in absolute terms. What tanh and erf are off by is
+    /// bounded like an error of 1, which they are near.
+    fn of(self, g: f64) -> (f64, f64) {
+        use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+        let silu = |g: f64| (g * sigmoid(g), g * sigmoid(g) * sigmoid(-g));
+        match self {
+            Self::Silu => silu(g),
+            Self::SiluOfNegated => silu(-g),
+            Self::Sigmoid => (sigmoid(g), sigmoid(g) * sigmoid(-g)),
+            Self::Tanh => (g.tanh(), 1.0),
+            Self::GeluByTanh => {
+                let z = FRAC_2_SQRT_PI / SQRT_2 * (g + 0.044715 * g * g * g);
+                (0.5 * g * (1.0 + z.tanh()), g)
+            }
+            Self::GeluByErf => (0.5 * g * (1.0 + erf(g / SQRT_2)), g),
+            Self::GeluBySigmoid => (g * sigmoid(1.702 * g), g),
+            Self::Relu => (g.max(0.0), 0.0),
+            Self::ReluSquared => (g.max(0.0) * g.max(0.0), 0.0),
+            Self::Identity => (g, 0.0),
+            Self::One => (1.0, 0.0),
+        }
+    }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// erf by its series below 3 and its continued fraction above (Abramowitz and Stegun 7.1.5 and 7.1.14), to about 1e-15.
+fn erf(x: f64) -> f64 {
+    let z = x.abs();
+    let value = if z < 3.0 {
+        let (mut term, mut total, mut n) = (z, z, 0.0);
+        while term.abs() > 1e-17 * total.abs() && n < 200.0 {
+            n += 1.0;
+            term *= -z * z / n;
+            total += term / (2.0 * n + 1.0);
+        }
+        total * 2.0 / std::f64::consts::PI.sqrt()
+    } else {
+        let fraction = (1..60).rev().fold(z, |f, n| z + n as f64 / 2.0 / f);
+        1.0 - (-z * z).exp() / (fraction * std::f64::consts::PI.sqrt())
+    };
+    value.copysign(x)
+}
+
+/// activation(g)·u. With silu = g/(1 + e), e = exp(−g): |y|·(ρ·e/(1 + e) + div + 3u), ρ the relative error of e, u for 1 + e and 2u for
+/// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
+/// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that.
+pub(crate) struct Gated<'a> {
+    pub gate: Values<'a>,
+    pub up: Values<'a>,
+    pub cols: usize,
+    pub activation: Activation,
+    /// activation(g) + u for the product.
+    pub added: bool,
+}
+
+impl<'a> Formula<'a> for Gated<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::SwiGlu { gate, .. } = *op else { return Ok(None) };
+        let (cols, activation) = (gate.cols(), Activation::Silu);
+        Ok(Some(Self { gate: as_given(&x[0]), up: as_given(&x[1]), cols, activation, added: false }))
+    }
+    by_row!();
+}
+
+impl ByRow for Gated<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.gate.len() / self.cols.max(1), self.cols]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c));
+        let element = |column: &usize| {
+            let i = row * self.cols + column;
+            let (gate, up) = (self.gate[i], self.up[i]);
+            let (activation, through) = self.activation.of(gate);
+            let (y, through) = match self.added {
+                false => (activation * up, (through * up).abs()),
+                true => (activation + up, activation.abs() + up.abs()),
+            };
+            let flushed = TINY * (1.0 + up.abs() + (gate * up).abs());
+            let floor = |n: usize| exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed;
+            (y, std::array::from_fn(floor))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}

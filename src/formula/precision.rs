@@ -1,0 +1,133 @@
+//! Numbers that are coarser than f32: formats, int8 blocks, and sums taken in a format, rounding by rounding.
+
+use crate::backend::Precision;
+
+/// A storage format.
+#[derive(Clone, Copy)]
+pub(crate) struct Format {
+    pub name: &'static str,
+    pub round: fn(f64) -> f64,
+    /// Unit roundoff.
+    pub u: f64,
+    pub precision: Precision,
+}
+
+pub(crate) const FORMATS: [Format; 2] = [
+    Format { name: "f16", round: to_f16, u: 1.0 / 2048.0, precision: Precision::F16 },
+    Format { name: "bf16", round: |x| to_bits::<8>(x), u: 1.0 / 256.0, precision: Precision::Bf16 },
+];
+
+impl Format {
+    pub fn rounded(self, values: &[f64]) -> Vec<f64> {
+        values.iter().map(|x| (self.round)(*x)).collect()
+    }
+}
+
+/// To the nearest number of `BITS` significant bits: Veltkamp's splitting (Dekker 1971, *A floating-point technique for extending the
+/// available precision*), which is a few operations where a conversion is many.
+fn to_bits<const BITS: i32>(x: f64) -> f64 {
+    let c = x * ((1i64 << (53 - BITS)) + 1) as f64;
+    if c.is_finite() { c - (c - x) } else { x }
+}
+
+/// To the nearest half, subnormal and infinite ones included.
+fn to_f16(x: f64) -> f64 {
+    const SMALLEST: f64 = 5.960464477539063e-8; // 2^-24
+    if x.abs() < 6.103515625e-5 {
+        (x / SMALLEST).round_ties_even() * SMALLEST
+    } else if x.abs() >= 65520.0 {
+        f64::INFINITY.copysign(x)
+    } else {
+        to_bits::<11>(x)
+    }
+}
+
+/// How a block of activations becomes int8.
+#[derive(Clone, Copy)]
+pub(crate) struct Int8 {
+    pub block: usize,
+    /// The scale is kept as a half, as in ggml's Q8_0 and Q8_1; Q8_K keeps an f32.
+    pub half_scale: bool,
+    /// The element of largest magnitude becomes −127 (Q8_K), so the scale has its sign.
+    pub signed: bool,
+}
+
+impl Int8 {
+    /// A row after the round trip, and for each value how far the next code is if the value lies so near to the middle of two
+    /// that the arithmetic of the scale decides.
+    pub fn row(self, x: &[f64]) -> impl Iterator<Item = (f64, f64)> {
+        x.chunks(self.block).flat_map(move |x| self.block(x))
+    }
+
+    fn block(self, x: &[f64]) -> Vec<(f64, f64)> {
+        let largest = x.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
+        if largest == 0.0 || !largest.is_finite() {
+            return x.iter().map(|x| (*x * 0.0, 0.0)).collect();
+        }
+        let step = if self.signed { -largest / 127.0 } else { largest.abs() / 127.0 };
+        let kept = if self.half_scale { half::f16::from_f32(step as f32).to_f64() } else { step as f32 as f64 };
+        let code = |x: &f64| {
+            let code = x / step;
+            // Two f32 roundings of a number up to 127.
+            let tie = (code.fract().abs() - 0.5).abs() < 4.0 * 127.0 * 2f64.powi(-24);
+            (code.round() * kept, if tie { kept.abs() } else { 0.0 })
+        };
+        x.iter().map(code).collect()
+    }
+}
+
+/// Sums in a format, in an order: `lanes` take turns over runs of `run` terms, and each lane has `width` sums that take turns over
+/// single terms. All counts are powers of two.
+#[derive(Clone, Copy)]
+pub(crate) struct CoarseSums {
+    pub format: Format,
+    pub lanes: usize,
+    pub run: usize,
+    pub width: usize,
+    /// Products are rounded to the format before they are added.
+    pub rounded_products: bool,
+    /// The lanes' sums are added in the format as well, not in f32.
+    pub coarse_tree: bool,
+}
+
+impl CoarseSums {
+    pub fn sum(&self, x: &[f64], w: &[f64]) -> f64 {
+        let round = self.format.round;
+        let product = |x: f64, w: f64| if self.rounded_products { round(x * w) } else { x * w };
+        let join = |x: f64| if self.coarse_tree { round(x) } else { x as f32 as f64 };
+        let mut sums = vec![0.0; self.lanes * self.width];
+        for (i, (x, w)) in x.iter().zip(w).enumerate() {
+            let sum = &mut sums[i / self.run % self.lanes + i % self.width * self.lanes];
+            *sum = round(*sum + product(*x, *w));
+        }
+        while sums.len() > 1 {
+            let half = sums.len() / 2;
+            sums = (0..half).map(|i| join(sums[i] + sums[i + half])).collect();
+        }
+        sums[0]
+    }
+
+    /// A few steps of the format at the size of the sum, which is `y`.
+    pub fn steps(&self, x: &[f64], w: &[f64], y: f64) -> f64 {
+        let size = x.iter().zip(w).map(|(x, w)| x * x * w * w).sum::<f64>().sqrt();
+        4.0 * self.format.u * y.abs().max(size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{to_bits, to_f16};
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let mut x = 1e-9f32;
+        while x < 1e6 {
+            for x in [x, -x] {
+                assert_eq!(to_f16(x as f64), half::f16::from_f32(x).to_f64(), "{x}");
+                assert_eq!(to_bits::<8>(x as f64), half::bf16::from_f32(x).to_f64(), "{x}");
+            }
+            x *= 1.0037;
+        }
+        assert!(to_f16(f64::NAN).is_nan());
+    }
+}

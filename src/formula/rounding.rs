@@ -1,0 +1,27 @@
+//! What arithmetic rounds besides sums, as a contract bounds it.
+
+use crate::backend::{Contract, Precision};
+
+pub(crate) use super::sum::roundoff;
+
+/// The smallest normal f32, 2⁻¹²⁶: what flushing a subnormal result can lose.
+pub const TINY: f64 = f32::MIN_POSITIVE as f64;
+
+/// Half an ULP of f32, 2⁻²⁴, relative: a number that is rounded to f32 once, whatever the contract.
+pub(crate) const TO_F32: f64 = f32::EPSILON as f64 / 2.0;
+
+/// The unit of the contract's ULP bounds.
+pub(crate) fn ulp(contract: &Contract) -> f64 {
+    if contract.accumulator == Precision::F64 { f64::EPSILON } else { f32::EPSILON as f64 }
+}
+
+/// The relative error of a division.
+pub(crate) fn division(contract: &Contract) -> f64 {
+    contract.div_ulp * ulp(contract)
+}
+
+/// The relative error of exp(x − max), by the `distance` |x − max|: the subtraction moves the argument by u·|x − max|, and exp itself
+/// is good to base + slope·|x − max| ULP. With the product by log₂e that an exp made of exp2 has: another u·|x − max|.
+pub(crate) fn exp_error(distance: f64, contract: &Contract) -> f64 {
+    2.0 * roundoff(contract) * distance + (contract.exp_base_ulp + contract.exp_slope_ulp * distance) * ulp(contract)
+}

@@ -1,0 +1,177 @@
+//! What follows a router's probabilities: the choice of experts, their weights, and the weighted sum of what they say. The softmax before
+//! it is in `softmax`.
+
+use super::rounding::{TINY, division, roundoff, ulp};
+use super::softmax::softmax;
+use super::sum::{Terms, confidence};
+use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use crate::backend::Contract;
+use crate::error::Result;
+use crate::op::{HostTensor, Op};
+
+/// The `k` largest of a row, by value descending, ties to the lower index.
+pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+    order.truncate(k);
+    order
+}
+
+/// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded.
+pub(crate) struct Choice<'a> {
+    /// [T, E]
+    pub p: Values<'a>,
+    pub experts: usize,
+    pub k: usize,
+    /// From a row and K; stated, [`largest`].
+    pub choose: fn(&[f64], usize) -> Vec<usize>,
+}
+
+impl<'a> Formula<'a> for Choice<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::RouterTopK { probs, k } = *op else { return Ok(None) };
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest }))
+    }
+    by_row!();
+}
+
+impl ByRow for Choice<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.p.len() / self.experts.max(1), self.k]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let ids = (self.choose)(&self.p[row * self.experts..][..self.experts], self.k);
+        // A slot for which nothing was chosen has expert 0.
+        let id = |slot: &usize| ids.get(*slot).map_or(0.0, |id| *id as f64);
+        Ok(columns.iter().map(|slot| (id(slot), [0.0; N])).collect())
+    }
+}
+
+/// What is made of the chosen experts' probabilities.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Weighing {
+    /// p: copied.
+    Copied,
+    /// p/Σp: |y|·(bound(Σp)/Σp + div).
+    BySum,
+    /// p/Σp of the slots but the last.
+    BySumOfAllButLast,
+    /// p/max p.
+    ByLargest,
+    /// p/√Σp².
+    ByRoot,
+    /// The softmax of p, or of p/Σp.
+    Softmax,
+    SoftmaxOfRenormalised,
+    /// 1/K.
+    Equal,
+}
+
+/// The weights of the chosen experts. [T, K]
+pub(crate) struct Weights<'a> {
+    /// [T, E]
+    pub p: Values<'a>,
+    pub experts: usize,
+    pub k: usize,
+    /// Whose probability each slot has. [T, K]
+    pub ids: Vec<usize>,
+    pub weighing: Weighing,
+}
+
+impl<'a> Formula<'a> for Weights<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::RouterWeights { probs, ids, renormalise } = *op else { return Ok(None) };
+        let weighing = if renormalise { Weighing::BySum } else { Weighing::Copied };
+        let (k, ids) = (ids.cols(), ids.ids().iter().map(|id| *id as usize).collect());
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, ids, weighing }))
+    }
+    by_row!();
+}
+
+impl ByRow for Weights<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.ids.len() / self.k.max(1), self.k]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let ids = &self.ids[row * self.k..][..self.k];
+        let p: Vec<f64> = ids.iter().map(|e| self.p[row * self.experts + e]).collect();
+        let all = self.weighing.of(&p, confidence(self.shape()[0]), contracts);
+        Ok(columns.iter().map(|slot| all[*slot]).collect())
+    }
+}
+
+impl Weighing {
+    fn of<const N: usize>(self, p: &[f64], lambda: f64, contracts: [&Contract; N]) -> Vec<Element<N>> {
+        let k = p.len() as f64;
+        let over = |divisor: f64, relative: [f64; N]| -> Vec<Element<N>> {
+            p.iter().map(|p| (p / divisor, relative.map(|r| r * (p / divisor).abs() + TINY))).collect()
+        };
+        match self {
+            Self::Copied => over(1.0, [0.0; N]),
+            Self::BySum => {
+                let terms = Terms::one_sign(p.iter().copied());
+                over(terms.sum, contracts.map(|c| terms.bound(c, lambda) / terms.absolute + division(c)))
+            }
+            Self::BySumOfAllButLast => {
+                let sum = p[..p.len().saturating_sub(1).max(1)].iter().sum();
+                over(sum, contracts.map(|c| division(c) + k * roundoff(c)))
+            }
+            Self::ByLargest => over(p.iter().copied().fold(0.0, f64::max), contracts.map(division)),
+            Self::ByRoot => {
+                let root = p.iter().map(|p| p * p).sum::<f64>().sqrt();
+                over(root, contracts.map(|c| division(c) + c.rsqrt_ulp * ulp(c) + (k + 2.0) * roundoff(c)))
+            }
+            Self::Softmax => softmax(p, [0.0; N], lambda, contracts),
+            Self::SoftmaxOfRenormalised => {
+                let once = Self::BySum.of(p, lambda, contracts);
+                let moved = once.iter().fold([0f64; N], |m, (_, floor)| std::array::from_fn(|n| m[n].max(floor[n])));
+                let once: Vec<f64> = once.iter().map(|(p, _)| *p).collect();
+                softmax(&once, moved, lambda, contracts)
+            }
+            Self::Equal => vec![(1.0 / k, contracts.map(|c| division(c) / k)); p.len()],
+        }
+    }
+}
+
+/// Σ_k weight·down: the bound on each sum, and what may be flushed. [T, H]
+pub(crate) struct Combined<'a> {
+    /// [T, K, H]
+    pub down: Values<'a>,
+    /// [T, K]
+    pub weights: Values<'a>,
+    pub k: usize,
+    /// How many of a position's slots, from the first, are summed; stated, K.
+    pub summed: usize,
+    pub hidden: usize,
+}
+
+impl<'a> Formula<'a> for Combined<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let Op::Combine { down, weights } = *op else { return Ok(None) };
+        let (k, hidden) = (weights.cols(), down.cols());
+        Ok(Some(Self { down: as_given(&x[0]), weights: as_given(&x[1]), k, summed: k, hidden }))
+    }
+    by_row!();
+}
+
+impl ByRow for Combined<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.weights.len() / self.k.max(1), self.hidden]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let weights = &self.weights[row * self.k..][..self.summed];
+        let down = &self.down[row * self.k * self.hidden..][..self.k * self.hidden];
+        let lambda = confidence(self.len());
+        let mut column = vec![0.0; self.summed];
+        let element = |i: &usize| {
+            column.iter_mut().enumerate().for_each(|(slot, c)| *c = down[slot * self.hidden + i]);
+            let terms = Terms::dot(weights, &column);
+            let flushed = TINY * (self.summed as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
+            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed))
+        };
+        Ok(columns.iter().map(element).collect())
+    }
+}

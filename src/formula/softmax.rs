@@ -1,0 +1,189 @@
+//! Softmax: of a row of attention scores over the keys that it sees, and of a router's logits over all experts.
+
+use std::ops::Range;
+
+use super::rounding::{TINY, division, exp_error, roundoff};
+use super::routing::largest;
+use super::sum::{Terms, confidence};
+use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use crate::backend::Contract;
+use crate::error::Result;
+use crate::op::{HostTensor, Op};
+
+/// Which entries a row sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Seen {
+    All,
+    /// Of row t: from the `from`-th up to the `to + t`-th.
+    Causal {
+        from: usize,
+        to: isize,
+    },
+}
+
+impl Seen {
+    /// Row t of a call whose first position is `start` sees itself and what is before it.
+    pub fn causal(start: usize) -> Self {
+        Self::Causal { from: 0, to: start as isize + 1 }
+    }
+
+    /// Of `all` entries, those that row t sees.
+    pub fn of(self, t: usize, all: usize) -> Range<usize> {
+        match self {
+            Self::All => 0..all,
+            Self::Causal { from, to } => {
+                let to = (to + t as isize).clamp(0, all as isize) as usize;
+                from.min(to)..to
+            }
+        }
+    }
+}
+
+/// What is made of the entries seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Form {
+    /// exp(x − max)/Σ.
+    Softmax,
+    /// The softmax of the softmax.
+    Twice,
+    /// exp(x)/Σ in f32's range: ∞/∞ where an exponential overflows, 0/0 where all vanish.
+    Unguarded,
+    /// exp(x − max).
+    Undivided,
+    /// 1/(1 + exp(−x)).
+    Sigmoid,
+    /// x.
+    Itself,
+    /// 1/n.
+    Equal,
+}
+
+/// A softmax over the entries that each row sees, 0 beyond.
+#[derive(Clone)]
+pub(crate) struct Softmax<'a> {
+    /// [rows, cols]
+    pub x: Values<'a>,
+    pub cols: usize,
+    /// Rows of one head, T; the t of [`Seen`] counts in them.
+    pub tokens: usize,
+    pub seen: Seen,
+    /// The entries that are written, of those seen; stated, all of them.
+    pub written: Seen,
+    /// How many of the entries seen count, the largest; stated, all of them. The others are 0.
+    pub among: Option<usize>,
+    /// What the entries are multiplied by; stated, 1.
+    pub factor: f64,
+    pub form: Form,
+}
+
+impl<'a> Formula<'a> for Softmax<'a> {
+    fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let (cols, tokens, seen) = match *op {
+            Op::AttnProbs { scores, start } => (scores.cols(), scores.shape[1], Seen::causal(start)),
+            Op::RouterProbs { logits } => (logits.cols(), 1, Seen::All),
+            _ => return Ok(None),
+        };
+        let x = as_given(&x[0]);
+        Ok(Some(Self { x, cols, tokens, seen, written: seen, among: None, factor: 1.0, form: Form::Softmax }))
+    }
+    by_row!();
+}
+
+impl ByRow for Softmax<'_> {
+    fn shape(&self) -> [usize; 2] {
+        [self.x.len() / self.cols.max(1), self.cols]
+    }
+
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+        let seen = self.seen.of(row % self.tokens, self.cols);
+        let written = self.written.of(row % self.tokens, self.cols);
+        let mut x = self.x[row * self.cols..][seen.clone()].to_vec();
+        let chosen = self.among.map(|k| largest(&x, k));
+        if let Some(chosen) = &chosen {
+            x = chosen.iter().map(|i| x[*i]).collect();
+        }
+        let mut moved = [0.0; N];
+        if self.factor != 1.0 {
+            // The product is one more rounding of each exponent.
+            x.iter_mut().for_each(|x| *x *= self.factor);
+            let largest = x.iter().fold(0f64, |m, x| m.max(x.abs()));
+            moved = contracts.map(|c| roundoff(c) * largest);
+        }
+        let points = self.form.of(&x, moved, confidence(self.shape()[0]), contracts);
+        let point = |i: &usize| {
+            let at = Some(i).filter(|i| seen.contains(i) && written.contains(i))? - seen.start;
+            Some(points[chosen.as_ref().map_or(Some(at), |chosen| chosen.iter().position(|c| *c == at))?])
+        };
+        let element = |i: &usize| point(i).unwrap_or((0.0, [0.0; N]));
+        Ok(columns.iter().map(element).collect())
+    }
+}
+
+impl Form {
+    /// Of the entries `x`, which are each off by at most `moved`.
+    fn of<const N: usize>(self, x: &[f64], moved: [f64; N], lambda: f64, contracts: [&Contract; N]) -> Vec<Element<N>> {
+        let largest = || x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        match self {
+            Self::Softmax => softmax(x, moved, lambda, contracts),
+            Self::Twice => {
+                let once = softmax(x, moved, lambda, contracts);
+                let moved = once.iter().fold([0f64; N], |m, (_, floor)| std::array::from_fn(|n| m[n].max(floor[n])));
+                let once: Vec<f64> = once.iter().map(|(p, _)| *p).collect();
+                softmax(&once, moved, lambda, contracts)
+            }
+            Self::Unguarded => {
+                let in_range = |x: f64| if x > f32::MAX as f64 { f64::INFINITY } else { x };
+                let sum = in_range(x.iter().map(|x| in_range(x.exp())).sum());
+                let sum = if sum < TINY { 0.0 } else { sum };
+                let usual = softmax(x, moved, lambda, contracts);
+                x.iter().zip(usual).map(|(x, (_, floor))| (in_range(x.exp()) / sum, floor)).collect()
+            }
+            Self::Undivided => {
+                let max = largest();
+                let element = |x: &f64| {
+                    let e = (x - max).exp();
+                    (e, contracts.map(|c| exp_error(max - x, c) * e + TINY))
+                };
+                x.iter().map(element).collect()
+            }
+            Self::Sigmoid => {
+                let element = |x: &f64| {
+                    let y = 1.0 / (1.0 + (-x).exp());
+                    let relative = |c| (1.0 - y) * exp_error(x.abs(), c) + division(c) + 2.0 * roundoff(c);
+                    (y, contracts.map(|c| y * relative(c) + TINY))
+                };
+                x.iter().map(element).collect()
+            }
+            Self::Itself => x.iter().map(|x| (*x, [0.0; N])).collect(),
+            Self::Equal => {
+                let share = 1.0 / x.len() as f64;
+                vec![(share, contracts.map(|c| 2.0 * division(c) * share)); x.len()]
+            }
+        }
+    }
+}
+
+/// p = e/Σe with e = exp(x − max): p·(ρ + Σpρ + bound(Σe)/Σe + div) + TINY, ρ the relative error of each e, Σpρ what those do to the sum.
+/// Where each x is off by up to `moved`, dp = p·(dx − Σp·dx), so another 2·moved·p.
+pub(super) fn softmax<const N: usize>(
+    x: &[f64],
+    moved: [f64; N],
+    lambda: f64,
+    contracts: [&Contract; N],
+) -> Vec<Element<N>> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut p: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
+    let total: f64 = p.iter().sum();
+    p.iter_mut().for_each(|p| *p /= total);
+    let terms = Terms::one_sign(p.iter().copied());
+    let shared: [f64; N] = std::array::from_fn(|n| {
+        let c = contracts[n];
+        let in_sum: f64 = x.iter().zip(&p).map(|(x, p)| if *p == 0.0 { 0.0 } else { p * exp_error(max - x, c) }).sum();
+        in_sum + terms.bound(c, lambda) + x.len() as f64 * TINY + division(c) + 2.0 * moved[n]
+    });
+    let element = |(x, p): (&f64, &f64)| {
+        let floor = |n: usize| if *p == 0.0 { TINY } else { p * (exp_error(max - x, contracts[n]) + shared[n]) + TINY };
+        (*p, std::array::from_fn(floor))
+    };
+    x.iter().zip(&p).map(element).collect()
+}
