@@ -2,7 +2,7 @@
 //!
 //! Design:
 //! - **A formula is a struct**: operands as float64 slices, and parameters as data where they can be (numbers, enums, index maps).
-//!   [`Formula::stated`] fills it in as an operation says. Its floor is the floor that verdicts are made with
+//!   `Formula::stated` fills it in as an operation says. Its floor is the floor that verdicts are made with
 //!   ([`floor::floors_of`]); a hypothesis of `diff::explain` is the same struct with a parameter changed; a [`Contract`] says how
 //!   a side computes it.
 //! - **A value and its floor come from one place**, so that no two derivations can come apart. `tests/parity.rs` holds the values

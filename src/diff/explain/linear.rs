@@ -36,19 +36,20 @@ pub fn other_input<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         Ok(())
     };
     let input = case.scene.site.stage.info().inputs.first().copied();
+    use Stage::*;
     for stage in [
-        Stage::AttnNorm,
-        Stage::AttnContext,
-        Stage::AttnOut,
-        Stage::AttnResidual,
-        Stage::FfnNorm,
-        Stage::ExpertGate,
-        Stage::ExpertUp,
-        Stage::FfnGate,
-        Stage::FfnUp,
-        Stage::QRope,
-        Stage::QNorm,
-        Stage::QProj,
+        AttnNorm,
+        AttnContext,
+        AttnOut,
+        AttnResidual,
+        FfnNorm,
+        ExpertGate,
+        ExpertUp,
+        FfnGate,
+        FfnUp,
+        QRope,
+        QNorm,
+        QProj,
     ] {
         if let Some(x) = case.scene.earlier.get(stage).filter(|_| Some(stage) != input) {
             with(stage.name(), x)?;

@@ -337,40 +337,33 @@ pub fn scale_bits<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     };
     let mut all = Vec::new();
     for &(what, change) in changes {
-        let bytes = weight.ty.block_bytes();
-        let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
-            let mut row = Row::of(weight, expert, n)?;
-            let per = row.per_block;
-            for (g, step) in row.steps.iter_mut().enumerate() {
-                let block = &weight.row(expert, n)[g / per * bytes..][..bytes];
-                let d = super_scale(weight.ty, block).unwrap_or(0.0);
-                // d · s is exact, so s is.
-                *step = if d == 0.0 { 0.0 } else { d * change(g % per, *step / d) };
-            }
-            row.write(product, offset);
-            Ok(())
-        });
-        all.extend(with(case, what, decode)?);
+        all.extend(sub_scales(case, weight, what, move |g, scale, d| d * change(g, scale))?);
     }
-    all.extend(rebuilt_super(case, weight)?);
+    all.extend(sub_scales(case, weight, "the sub-block scales without the block's", |_, scale, _| scale)?);
     Ok(all)
 }
 
-/// The block's own scale left out.
-fn rebuilt_super<'a>(case: &'a Case<'a>, weight: &'a Weight) -> Result<Option<Variant<'a>>> {
+/// The stage with the step of sub-block g of each block made by `step(g, its scale, d)`.
+fn sub_scales<'a>(
+    case: &'a Case<'a>,
+    weight: &'a Weight,
+    what: &str,
+    step: impl Fn(usize, f64, f64) -> f64 + Send + Sync + 'a,
+) -> Result<Option<Variant<'a>>> {
     let bytes = weight.ty.block_bytes();
     let decode: Decode<'a> = Box::new(move |expert, n, product, offset| {
         let mut row = Row::of(weight, expert, n)?;
         let per = row.per_block;
-        for (g, step) in row.steps.iter_mut().enumerate() {
+        for (g, stated) in row.steps.iter_mut().enumerate() {
             let block = &weight.row(expert, n)[g / per * bytes..][..bytes];
-            let d = super_scale(weight.ty, block).unwrap_or(1.0);
-            *step = if d == 0.0 { 0.0 } else { *step / d };
+            let d = super_scale(weight.ty, block).unwrap_or(0.0);
+            // d · scale is exact, so the scale is.
+            *stated = if d == 0.0 { 0.0 } else { step(g % per, *stated / d, d) };
         }
         row.write(product, offset);
         Ok(())
     });
-    with(case, "the sub-block scales without the block's", decode)
+    with(case, what, decode)
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
