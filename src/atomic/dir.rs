@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// What may be replaced.
 #[derive(Clone, Copy)]
-pub struct Kind {
+pub struct DirKind {
     /// What it is called: `trace`.
     pub name: &'static str,
     /// Whether a directory is one, and holds nothing else.
@@ -21,7 +21,7 @@ pub struct AtomicDir {
     target: PathBuf,
     /// The hidden directory; `None` once it bears the target's name.
     partial: Option<PathBuf>,
-    kind: Kind,
+    kind: DirKind,
     force: bool,
 }
 
@@ -30,7 +30,7 @@ impl AtomicDir {
     ///
     /// # Errors
     /// [`Error::Usage`] if there is something there that must not be replaced, [`Error::Input`] if the directory cannot be made.
-    pub fn create(target: &Path, kind: Kind, force: bool) -> Result<Self> {
+    pub fn create(target: &Path, kind: DirKind, force: bool) -> Result<Self> {
         check_target(target, kind, force)?;
         let (parent, name) = parent_and_name(target)?;
         std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
@@ -106,7 +106,7 @@ fn parent_and_name(target: &Path) -> Result<(&Path, &str)> {
 }
 
 /// Refuses to replace anything but nothing, an empty directory, or with `force` one of this kind.
-fn check_target(target: &Path, kind: Kind, force: bool) -> Result<()> {
+fn check_target(target: &Path, kind: DirKind, force: bool) -> Result<()> {
     let refuse = |what: String| Err(Error::usage(format!("--out {}: {what}", target.display())));
     let there = match std::fs::symlink_metadata(target) {
         Ok(there) => there,
@@ -152,7 +152,7 @@ fn sync_dir(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    const NOTES: Kind = Kind { name: "notebook", is_one: |dir| dir.join("notes").is_file() };
+    const NOTES: DirKind = DirKind { name: "notebook", is_one: |dir| dir.join("notes").is_file() };
 
     #[test]
     fn appears_whole_or_not_at_all() {

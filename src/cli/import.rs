@@ -8,7 +8,7 @@ use crate::Result;
 use crate::cli::Outcome;
 use crate::cli::output::{print, print_json};
 use crate::text::printable; // names come from a file that somebody else wrote
-use crate::trace::import::{Kind, import};
+use crate::trace::import::{Importer, import};
 
 /// Take over the trace of another program, as a trace directory that `compare` and `diff --reference trace:DIR` read.
 ///
@@ -47,13 +47,13 @@ enum KindArg {
     Npz,
 }
 
-impl From<KindArg> for Kind {
+impl From<KindArg> for Importer {
     fn from(kind: KindArg) -> Self {
         match kind {
-            KindArg::Aprt => Kind::Aprt,
-            KindArg::Safetensors => Kind::Safetensors,
-            KindArg::LlamaCpp => Kind::LlamaCpp,
-            KindArg::Npz => Kind::Npz,
+            KindArg::Aprt => Importer::Aprt,
+            KindArg::Safetensors => Importer::Safetensors,
+            KindArg::LlamaCpp => Importer::LlamaCpp,
+            KindArg::Npz => Importer::Npz,
         }
     }
 }
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             report.mapped.iter().map(|(name, site)| json!({ "name": name, "key": site.key() })).collect();
         print_json(&json!({
             "schema": "twinscope.import/1",
-            "kind": Kind::from(args.kind).name(),
+            "kind": Importer::from(args.kind).name(),
             "path": args.path.display().to_string(),
             "out": args.out.display().to_string(),
             "positions": manifest.run.tokens.len(),

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::backend::gpu::AdapterSelector;
 use crate::cli::{Outcome, output};
 use crate::selftest::calibrate::{self, calibrate};
-use crate::selftest::faults::Subject;
-use crate::selftest::{Options, list, run as plant};
+use crate::selftest::faults::FaultySide;
+use crate::selftest::{SelfTestOptions, list, run as plant};
 
 /// Plant faults in the kernels and check that each is located; or measure the rounding floors.
 ///
@@ -39,9 +39,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let adapter = args.adapter.as_deref().map_or(AdapterSelector::Best, AdapterSelector::parse);
-    let subject = args.subject.as_deref().map(|s| if s == "gpu" { Subject::Gpu } else { Subject::Cpu });
+    let subject = args.subject.as_deref().map(|s| if s == "gpu" { FaultySide::Gpu } else { FaultySide::Cpu });
     if args.calibrate {
-        let options = calibrate::Options { evaluations: args.evaluations, subject, adapter };
+        let options = calibrate::CalibrationOptions { evaluations: args.evaluations, subject, adapter };
         let bar = progress_bar();
         let result = calibrate(&options, |name, done, total| tell(&bar, name, done, total));
         bar.finish_and_clear();
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
     }
-    let options = Options { only: args.only.clone(), subject, adapter };
+    let options = SelfTestOptions { only: args.only.clone(), subject, adapter };
     if args.list {
         return print_list(&options, args.json);
     }
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Ok(if report.passed() { Outcome::Ok } else { Outcome::Diverged })
 }
 
-fn print_list(options: &Options, json: bool) -> Result<Outcome> {
+fn print_list(options: &SelfTestOptions, json: bool) -> Result<Outcome> {
     let faults = list(options)?;
     if json {
         let rows: Vec<_> = faults
@@ -78,7 +78,8 @@ fn print_list(options: &Options, json: bool) -> Result<Outcome> {
             .collect();
         output::print_json(&serde_json::json!({"schema": "twinscope.selftest.list/1", "faults": rows}))?;
     } else {
-        let line = |(name, subject, what): &(&str, Subject, String)| format!("{name:22} {:4} {what}\n", subject.name());
+        let line =
+            |(name, subject, what): &(&str, FaultySide, String)| format!("{name:22} {:4} {what}\n", subject.name());
         output::print(&faults.iter().map(line).collect::<String>())?;
     }
     Ok(Outcome::Ok)

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::Outcome;
 use crate::op::GgmlType;
-use crate::synth::{Ffn, MIXES, Mix, Moe, Plan, Shape};
+use crate::synth::{FfnShape, MIXES, Mix, ModelShape, Moe, Plan};
 use crate::{Error, Result};
 
 /// Write a model of random weights, of any shape and type.
@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     /// The shape to begin with; the flags below change it.
-    #[arg(long, default_value = "tiny", value_parser = Shape::NAMES)]
+    #[arg(long, default_value = "tiny", value_parser = ModelShape::NAMES)]
     shape: String,
     /// Types as llama.cpp's quantizer mixes them.
     #[arg(long, default_value = "Q4_K_M", value_parser = parse_mix)]
@@ -110,20 +110,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 impl Args {
     /// The named shape with the flags' dimensions.
-    fn shape(&self) -> Result<Shape> {
-        let base = Shape::named(&self.shape).ok_or_else(|| {
-            Error::usage(format!("--shape: expected one of {:?}, found {}", Shape::NAMES, self.shape))
+    fn shape(&self) -> Result<ModelShape> {
+        let base = ModelShape::named(&self.shape).ok_or_else(|| {
+            Error::usage(format!("--shape: expected one of {:?}, found {}", ModelShape::NAMES, self.shape))
         })?;
         let ffn = match (self.dense, base.ffn) {
-            (Some(width), _) => Ffn::Dense(width),
-            (None, Ffn::Moe(moe)) => Ffn::Moe(Moe {
+            (Some(width), _) => FfnShape::Dense(width),
+            (None, FfnShape::Moe(moe)) => FfnShape::Moe(Moe {
                 experts: self.experts.unwrap_or(moe.experts),
                 used: self.experts_used.unwrap_or(moe.used),
                 width: self.expert_ffn.unwrap_or(moe.width),
             }),
             (None, dense) => dense,
         };
-        Ok(Shape {
+        Ok(ModelShape {
             hidden: self.hidden.unwrap_or(base.hidden),
             layers: self.layers.unwrap_or(base.layers),
             heads: self.heads.unwrap_or(base.heads),

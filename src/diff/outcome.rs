@@ -17,7 +17,7 @@ use crate::op::{Dim, GgmlType, Site, Weight};
 /// A whole comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    pub kind: Kind,
+    pub kind: ComparisonKind,
     pub model: ModelSummary,
     /// Tokens of the prompt, and their text where it is known.
     pub tokens: usize,
@@ -44,7 +44,7 @@ pub struct Comparison {
 
 /// Which verb filled it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ComparisonKind {
     /// Two backends in lockstep.
     Diff,
     /// Two saved traces.
@@ -412,7 +412,7 @@ pub(crate) mod tests {
 
     fn comparison(stages: Vec<StageResult>) -> Comparison {
         Comparison {
-            kind: Kind::Diff,
+            kind: ComparisonKind::Diff,
             model: ModelSummary {
                 name: "m".into(),
                 architecture: "qwen3moe".into(),

@@ -3,7 +3,7 @@
 use super::rounding::{TINY, TO_F32, roundoff};
 use super::softmax::Seen;
 use super::sum::{Terms, confidence};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
@@ -79,7 +79,7 @@ impl ByRow for Scores<'_> {
         [self.sizes.heads * self.sizes.tokens, self.sizes.keys]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = self.sizes;
         let (head, token) = (row / tokens, row % tokens);
         let (seen, kv_head) = (self.cache.seen.of(token, keys), self.cache.kv_head[head]);
@@ -129,7 +129,7 @@ impl ByRow for Context<'_> {
         [self.sizes.tokens * self.sizes.heads, self.sizes.head_dim]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = self.sizes;
         let (token, head) = (row / heads, row % heads);
         let seen = self.cache.seen.of(token, keys);

@@ -2,7 +2,7 @@
 
 use super::linear::{Decode, as_it_is};
 use super::rounding::{TINY, TO_F32, roundoff};
-use super::{ByRow, Element, Formula, by_row};
+use super::{Bounded, ByRow, Formula, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
@@ -30,7 +30,7 @@ impl ByRow for Embedding<'_> {
         [self.rows.len(), self.cols]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let (mut product, mut offset) = (vec![0.0; self.cols], vec![0.0; self.cols]);
         (self.decode)(0, self.rows[row], &mut product, &mut offset)?;
         let has_offset = offset.iter().any(|o| *o != 0.0);

@@ -29,7 +29,7 @@ use super::norm::Norm;
 use super::pointwise::{Gated, Sum};
 use super::rope::Rope;
 use super::rounding::{division, exp_error};
-use super::routing::{Combined, Weights};
+use super::routing::{Combined, ExpertWeights};
 use super::softmax::Softmax;
 
 /// For each element of `op`'s result, the largest |error| that `contract` allows against the float64 oracle on the same
@@ -87,7 +87,7 @@ fn stated<const N: usize>(op: &Op<'_, &HostTensor>, contracts: [&Contract; N]) -
             })*
         };
     }
-    first_of!(Linear, Embedding, Norm, Rope, Scores, Softmax, Context, Sum, Weights, Gated, Combined);
+    first_of!(Linear, Embedding, Norm, Rope, Scores, Softmax, Context, Sum, ExpertWeights, Gated, Combined);
     unreachable!("{:?} has a formula, or moves values", op.kind())
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::precision::CoarseSums;
 use super::rounding::{TINY, roundoff};
 use super::sum::{Terms, activation_error, confidence};
-use super::{BLOCK, Element, Formula, Values, as_given};
+use super::{BLOCK, Bounded, Formula, Values, as_given};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
 use crate::error::Result;
@@ -72,7 +72,7 @@ impl<'a> Formula<'a> for Linear<'a> {
         &self,
         indices: Option<&[usize]>,
         contracts: [&Contract; N],
-        put: impl FnMut(usize, Element<N>),
+        put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         match indices {
             Some(indices) => self.some(indices, contracts, put),
@@ -127,7 +127,7 @@ impl<'a> Linear<'a> {
     fn all<const N: usize, const VALUES: bool>(
         &self,
         contracts: [&Contract; N],
-        mut put: impl FnMut(usize, Element<N>),
+        mut put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         let pass = self.pass(contracts);
         let mut by_expert: Vec<(usize, usize)> = self.slots.iter().enumerate().map(|(slot, s)| (s.1, slot)).collect();
@@ -139,7 +139,7 @@ impl<'a> Linear<'a> {
                 let row = |scratch: &mut Row, row: usize| {
                     pass.row::<VALUES>(scratch, here[0].0, row, here.iter().map(|(_, slot)| *slot))
                 };
-                let found: Vec<Vec<Element<N>>> =
+                let found: Vec<Vec<Bounded<N>>> =
                     rows.clone().into_par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
                 for (row, elements) in rows.zip(found) {
                     here.iter().zip(elements).for_each(|((_, slot), element)| put(slot * self.n + row, element));
@@ -154,7 +154,7 @@ impl<'a> Linear<'a> {
         &self,
         indices: &[usize],
         contracts: [&Contract; N],
-        mut put: impl FnMut(usize, Element<N>),
+        mut put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         let pass = self.pass(contracts);
         // By row of the weight, so that each is read once.
@@ -166,7 +166,7 @@ impl<'a> Linear<'a> {
             let slots = group.iter().map(|(_, _, at)| indices[*at] / self.n);
             pass.row::<true>(scratch, group[0].0, group[0].1, slots)
         };
-        let found: Vec<Vec<Element<N>>> = groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
+        let found: Vec<Vec<Bounded<N>>> = groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
         for ((_, _, at), element) in order.iter().zip(found.into_iter().flatten()) {
             put(*at, element);
         }
@@ -191,7 +191,7 @@ impl<const N: usize> Pass<'_, '_, N> {
         expert: usize,
         row: usize,
         slots: impl Iterator<Item = usize>,
-    ) -> Result<Vec<Element<N>>> {
+    ) -> Result<Vec<Bounded<N>>> {
         let Linear { decode, times, slots: of, ties, coarse, k, .. } = self.formula;
         decode(expert, row, product, offset)?;
         if let Some(times) = times {

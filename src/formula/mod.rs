@@ -50,7 +50,7 @@ pub(crate) fn as_given(values: &[f64]) -> Values<'_> {
 }
 
 /// A value, and its floor under each of N contracts.
-pub(crate) type Element<const N: usize> = (f64, [f64; N]);
+pub(crate) type Bounded<const N: usize> = (f64, [f64; N]);
 
 /// A stage's formula over its operands.
 pub(crate) trait Formula<'a>: Sized + Sync {
@@ -73,7 +73,7 @@ pub(crate) trait Formula<'a>: Sized + Sync {
         &self,
         indices: Option<&[usize]>,
         contracts: [&Contract; N],
-        put: impl FnMut(usize, Element<N>),
+        put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()>;
 
     /// Value and floor at each of `indices`, which ascend.
@@ -108,7 +108,7 @@ pub(crate) trait ByRow {
     ///
     /// # Errors
     /// As [`Formula::evaluate`].
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>>;
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>>;
 }
 
 /// Elements that are made before they are handed out.
@@ -119,11 +119,11 @@ fn evaluate_by_row<F: ByRow + Sync, const N: usize>(
     formula: &F,
     indices: Option<&[usize]>,
     contracts: [&Contract; N],
-    mut put: impl FnMut(usize, Element<N>),
+    mut put: impl FnMut(usize, Bounded<N>),
 ) -> Result<()> {
     let [rows, cols] = formula.shape();
     let mut at = 0;
-    let mut hand_out = |elements: Vec<Vec<Element<N>>>| {
+    let mut hand_out = |elements: Vec<Vec<Bounded<N>>>| {
         for element in elements.into_iter().flatten() {
             put(at, element);
             at += 1;
@@ -158,7 +158,7 @@ macro_rules! by_row {
             &self,
             indices: Option<&[usize]>,
             contracts: [&crate::backend::Contract; N],
-            put: impl FnMut(usize, crate::formula::Element<N>),
+            put: impl FnMut(usize, crate::formula::Bounded<N>),
         ) -> crate::error::Result<()> {
             crate::formula::evaluate_by_row(self, indices, contracts, put)
         }

@@ -2,7 +2,7 @@
 
 use super::rounding::{TINY, division, roundoff, ulp};
 use super::sum::{Terms, confidence};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
 use crate::error::Result;
@@ -78,7 +78,7 @@ impl ByRow for Norm<'_> {
         [self.x.len() / self.n.max(1), self.n]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let x = &self.x[row * self.n..][..self.n];
         let lambda = confidence(self.shape()[0]);
         let mean = if self.centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };

@@ -1,7 +1,7 @@
 //! The residual sum and the gated activation.
 
 use super::rounding::{TINY, division, exp_error, roundoff};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
 use crate::op::{Data, HostTensor, Op};
@@ -31,7 +31,7 @@ impl ByRow for Sum<'_> {
         [self.operands[0].len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let rounding = contracts.map(|c| {
             let u = roundoff(c);
             (u, if c.activations == Precision::F64 { 0.0 } else { (1.0 + u) * u })
@@ -144,7 +144,7 @@ impl ByRow for Gated<'_> {
         [self.gate.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c));
         let element = |column: &usize| {
             let i = row * self.cols + column;

@@ -4,7 +4,7 @@ use crate::backend::Precision;
 
 /// A storage format.
 #[derive(Clone, Copy)]
-pub(crate) struct Format {
+pub(crate) struct FloatFormat {
     pub name: &'static str,
     pub round: fn(f64) -> f64,
     /// Unit roundoff.
@@ -12,12 +12,12 @@ pub(crate) struct Format {
     pub precision: Precision,
 }
 
-pub(crate) const FORMATS: [Format; 2] = [
-    Format { name: "f16", round: to_f16, u: 1.0 / 2048.0, precision: Precision::F16 },
-    Format { name: "bf16", round: |x| to_bits::<8>(x), u: 1.0 / 256.0, precision: Precision::Bf16 },
+pub(crate) const FORMATS: [FloatFormat; 2] = [
+    FloatFormat { name: "f16", round: to_f16, u: 1.0 / 2048.0, precision: Precision::F16 },
+    FloatFormat { name: "bf16", round: |x| to_bits::<8>(x), u: 1.0 / 256.0, precision: Precision::Bf16 },
 ];
 
-impl Format {
+impl FloatFormat {
     pub fn rounded(self, values: &[f64]) -> Vec<f64> {
         values.iter().map(|x| (self.round)(*x)).collect()
     }
@@ -80,7 +80,7 @@ impl Int8 {
 /// single terms. All counts are powers of two.
 #[derive(Clone, Copy)]
 pub(crate) struct CoarseSums {
-    pub format: Format,
+    pub format: FloatFormat,
     pub lanes: usize,
     pub run: usize,
     pub width: usize,

@@ -1,7 +1,7 @@
 //! The rotary embedding.
 
 use super::rounding::{TINY, TO_F32, roundoff};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
@@ -60,7 +60,7 @@ impl ByRow for Rope<'_> {
         [self.x.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let x = &self.x[row * self.cols..][..self.cols];
         let (position, half) = (self.first + self.step * row as f64, self.head_dim / 2);
         let turn = |pair: usize| (position * self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width)).sin_cos();

@@ -4,7 +4,7 @@
 use super::rounding::{TINY, division, roundoff, ulp};
 use super::softmax::softmax;
 use super::sum::{Terms, confidence};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
@@ -18,7 +18,7 @@ pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
 }
 
 /// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded.
-pub(crate) struct Choice<'a> {
+pub(crate) struct ChosenExperts<'a> {
     /// [T, E]
     pub p: Values<'a>,
     pub experts: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Choice<'a> {
     pub choose: fn(&[f64], usize) -> Vec<usize>,
 }
 
-impl<'a> Formula<'a> for Choice<'a> {
+impl<'a> Formula<'a> for ChosenExperts<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::RouterTopK { probs, k } = *op else { return Ok(None) };
         Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest }))
@@ -35,12 +35,12 @@ impl<'a> Formula<'a> for Choice<'a> {
     by_row!();
 }
 
-impl ByRow for Choice<'_> {
+impl ByRow for ChosenExperts<'_> {
     fn shape(&self) -> [usize; 2] {
         [self.p.len() / self.experts.max(1), self.k]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let ids = (self.choose)(&self.p[row * self.experts..][..self.experts], self.k);
         // A slot for which nothing was chosen has expert 0.
         let id = |slot: &usize| ids.get(*slot).map_or(0.0, |id| *id as f64);
@@ -69,7 +69,7 @@ pub(crate) enum Weighing {
 }
 
 /// The weights of the chosen experts. [T, K]
-pub(crate) struct Weights<'a> {
+pub(crate) struct ExpertWeights<'a> {
     /// [T, E]
     pub p: Values<'a>,
     pub experts: usize,
@@ -79,7 +79,7 @@ pub(crate) struct Weights<'a> {
     pub weighing: Weighing,
 }
 
-impl<'a> Formula<'a> for Weights<'a> {
+impl<'a> Formula<'a> for ExpertWeights<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::RouterWeights { probs, ids, renormalise } = *op else { return Ok(None) };
         let weighing = if renormalise { Weighing::BySum } else { Weighing::Copied };
@@ -89,12 +89,12 @@ impl<'a> Formula<'a> for Weights<'a> {
     by_row!();
 }
 
-impl ByRow for Weights<'_> {
+impl ByRow for ExpertWeights<'_> {
     fn shape(&self) -> [usize; 2] {
         [self.ids.len() / self.k.max(1), self.k]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let ids = &self.ids[row * self.k..][..self.k];
         let p: Vec<f64> = ids.iter().map(|e| self.p[row * self.experts + e]).collect();
         let all = self.weighing.of(&p, confidence(self.shape()[0]), contracts);
@@ -103,9 +103,9 @@ impl ByRow for Weights<'_> {
 }
 
 impl Weighing {
-    fn of<const N: usize>(self, p: &[f64], lambda: f64, contracts: [&Contract; N]) -> Vec<Element<N>> {
+    fn of<const N: usize>(self, p: &[f64], lambda: f64, contracts: [&Contract; N]) -> Vec<Bounded<N>> {
         let k = p.len() as f64;
-        let over = |divisor: f64, relative: [f64; N]| -> Vec<Element<N>> {
+        let over = |divisor: f64, relative: [f64; N]| -> Vec<Bounded<N>> {
             p.iter().map(|p| (p / divisor, relative.map(|r| r * (p / divisor).abs() + TINY))).collect()
         };
         match self {
@@ -161,7 +161,7 @@ impl ByRow for Combined<'_> {
         [self.weights.len() / self.k.max(1), self.hidden]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let weights = &self.weights[row * self.k..][..self.summed];
         let down = &self.down[row * self.k * self.hidden..][..self.k * self.hidden];
         let lambda = confidence(self.len());

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::rounding::{TINY, division, exp_error, roundoff};
 use super::routing::largest;
 use super::sum::{Terms, confidence};
-use super::{ByRow, Element, Formula, Values, as_given, by_row};
+use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
@@ -94,7 +94,7 @@ impl ByRow for Softmax<'_> {
         [self.x.len() / self.cols.max(1), self.cols]
     }
 
-    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Element<N>>> {
+    fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let seen = self.seen.of(row % self.tokens, self.cols);
         let written = self.written.of(row % self.tokens, self.cols);
         let mut x = self.x[row * self.cols..][seen.clone()].to_vec();
@@ -121,7 +121,7 @@ impl ByRow for Softmax<'_> {
 
 impl Form {
     /// Of the entries `x`, which are each off by at most `moved`.
-    fn of<const N: usize>(self, x: &[f64], moved: [f64; N], lambda: f64, contracts: [&Contract; N]) -> Vec<Element<N>> {
+    fn of<const N: usize>(self, x: &[f64], moved: [f64; N], lambda: f64, contracts: [&Contract; N]) -> Vec<Bounded<N>> {
         let largest = || x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         match self {
             Self::Softmax => softmax(x, moved, lambda, contracts),
@@ -170,7 +170,7 @@ pub(super) fn softmax<const N: usize>(
     moved: [f64; N],
     lambda: f64,
     contracts: [&Contract; N],
-) -> Vec<Element<N>> {
+) -> Vec<Bounded<N>> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut p: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
     let total: f64 = p.iter().sum();

@@ -73,20 +73,20 @@ fn columns(whole_model: bool) -> Vec<&'static str> {
 /// The picture: a row for each layer, or run of equal layers.
 pub struct Grid {
     pub columns: Vec<&'static str>,
-    pub rows: Vec<Row>,
+    pub rows: Vec<GridRow>,
     /// The stages of the whole model.
     pub whole: Vec<(&'static str, Cell)>,
 }
 
-pub struct Row {
+pub struct GridRow {
     pub from: u32,
     pub to: u32,
     pub cells: Vec<Cell>,
 }
 
-impl Row {
+impl GridRow {
     pub fn label(&self) -> String {
-        let Row { from, to, .. } = self;
+        let GridRow { from, to, .. } = self;
         if from == to { format!("layer {from}") } else { format!("layers {from}–{to}") }
     }
 }
@@ -101,12 +101,12 @@ impl Grid {
         let cell = |layer, column| worst.get(&(layer, column)).copied().unwrap_or(Cell::Absent);
         let all = columns(false);
         let layers: BTreeSet<u32> = c.stages.iter().filter_map(|s| s.site.layer).collect();
-        let mut rows: Vec<Row> = Vec::new();
+        let mut rows: Vec<GridRow> = Vec::new();
         for n in layers {
             let cells: Vec<Cell> = all.iter().map(|column| cell(Some(n), *column)).collect();
             match rows.last_mut() {
                 Some(row) if row.to + 1 == n && row.cells == cells => row.to = n,
-                _ => rows.push(Row { from: n, to: n, cells }),
+                _ => rows.push(GridRow { from: n, to: n, cells }),
             }
         }
         let whole = columns(true).into_iter().map(|column| (column, cell(None, column)));

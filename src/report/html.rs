@@ -8,15 +8,15 @@ use super::facts::{count, flip, stage_cells, verdict_facts};
 use super::format::{percent, scientific};
 use super::grid::{Cell, Grid};
 use super::markup::escape;
-use crate::diff::outcome::{Comparison, Kind, SideSummary, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, ComparisonKind, SideSummary, StageResult, Verdict};
 
 const STYLE: &str = include_str!("report.css");
 
 /// The whole document.
 pub fn render(c: &Comparison) -> String {
     let verb = match c.kind {
-        Kind::Diff => "diff",
-        Kind::Compare => "compare",
+        ComparisonKind::Diff => "diff",
+        ComparisonKind::Compare => "compare",
     };
     let verdict = if c.agrees() { "agree" } else { "diverged" };
     let title = format!("{} · twinscope {verb} · {verdict}", c.model.name);

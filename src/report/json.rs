@@ -10,10 +10,11 @@ use serde::Serialize;
 use crate::diff::locate::pattern::Pattern;
 use crate::diff::measure::attribution::{TypeError, by_type};
 use crate::diff::measure::logits::LogitsComparison;
-use crate::diff::measure::metrics::{Element, Mismatch, NonFinite, Side};
+use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::outcome::{
-    Cause, Comparison, JudgedRatios, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
+    Cause, Comparison, ComparisonKind, JudgedRatios, LayerRouting, Measured, ModelSummary, SideSummary, StageResult,
+    Verdict,
 };
 
 /// A `diff` or `compare` document.
@@ -119,7 +120,7 @@ struct MeasuredDocument<'a> {
     max_abs_at: Option<&'a [usize]>,
     max_ulp: Option<u64>,
     norm_ratio: Option<f64>,
-    worst: &'a [Element],
+    worst: &'a [ElementError],
     sets: Option<Sets>,
     non_finite: NonFiniteCounts,
     mismatch: Option<MismatchDocument>,
@@ -192,8 +193,8 @@ impl<'a> From<&'a Comparison> for Document<'a> {
         let count = |test: fn(&Verdict) -> bool| c.stages.iter().filter(|s| test(&s.verdict)).count();
         Self {
             schema: match c.kind {
-                Kind::Diff => "twinscope.diff/1",
-                Kind::Compare => "twinscope.compare/1",
+                ComparisonKind::Diff => "twinscope.diff/1",
+                ComparisonKind::Compare => "twinscope.compare/1",
             },
             verdict: if c.agrees() { "agree" } else { "diverged" },
             model: &c.model,
@@ -455,7 +456,7 @@ mod tests {
     #[test]
     fn two_traces_and_a_routing_that_failed() {
         let mut c = diverging();
-        c.kind = Kind::Compare;
+        c.kind = ComparisonKind::Compare;
         c.subject.trace = Some("runs/b".into());
         c.stages.iter_mut().for_each(|s| s.injected = None);
         let failed = Err(Mismatch::Nothing { shape: vec![0, 2], masked: 0 });

@@ -3,7 +3,7 @@
 use crate::backend::BackendInfo;
 use crate::diff::locate::pattern::Pattern;
 use crate::report::format::{shape, short};
-use crate::repro::Verdict;
+use crate::repro::ReproVerdict;
 use crate::repro::manifest::{InTheRun, Reference, Shrinking};
 use crate::repro::verdict::Figures;
 use crate::text::{printable, printable_whole};
@@ -18,7 +18,7 @@ pub struct ReproDocument {
     pub action: &'static str,
     pub layer: Option<u32>,
     pub stage: String,
-    pub verdict: Verdict,
+    pub verdict: ReproVerdict,
     pub subject: BackendInfo,
     /// Shape of the result that was run alone.
     pub shape: Vec<usize>,
@@ -41,11 +41,11 @@ pub fn render(d: &ReproDocument) -> String {
     let site = d.layer.map_or(d.stage.clone(), |n| format!("layer {n} · {}", d.stage));
     let figures = d.alone.as_ref().unwrap_or(&d.in_the_run.figures);
     let verdict = match d.verdict {
-        Verdict::SubjectWrong => "the subject is wrong",
-        Verdict::OnlyInTheRun => "the subject is wrong in the run, and right when the operation runs alone",
-        Verdict::Ok => "the subject agrees",
+        ReproVerdict::SubjectWrong => "the subject is wrong",
+        ReproVerdict::OnlyInTheRun => "the subject is wrong in the run, and right when the operation runs alone",
+        ReproVerdict::Ok => "the subject agrees",
     };
-    let headline = if d.verdict == Verdict::OnlyInTheRun { &d.in_the_run.figures } else { figures };
+    let headline = if d.verdict == ReproVerdict::OnlyInTheRun { &d.in_the_run.figures } else { figures };
     let mut out = format!("{site} · {verdict} · {}\n", ratio(headline));
     let mut line = |name: &str, text: String| out += &format!("  {name:<11}{text}\n");
     let software = if d.subject.software { " (software adapter)" } else { "" };
@@ -90,7 +90,7 @@ pub fn render(d: &ReproDocument) -> String {
             line("folder", printable_whole(&folder.display().to_string()));
             line("next", format!("twinscope repro run {}", printable_whole(&folder.display().to_string())));
         }
-        ("make", Verdict::Ok, None) => line("", "there is nothing to reproduce; --keep writes it anyway".into()),
+        ("make", ReproVerdict::Ok, None) => line("", "there is nothing to reproduce; --keep writes it anyway".into()),
         ("make", _, None) => {
             line("", "no folder: what is wrong is not the operation itself but what surrounds it, such as".into());
             line("", "the order of dispatches or a buffer that is used twice; --keep writes it anyway".into());

@@ -6,8 +6,8 @@ use crate::diff::measure::logits::compare_logits;
 use crate::diff::measure::metrics::{Mask, measure};
 use crate::diff::measure::router::{Routing, compare_routing};
 use crate::diff::outcome::{
-    Cause, Comparison, JudgedRatios, Kind, LayerRouting, Measured, ModelSummary, NextBest, SideSummary, StageResult,
-    Verdict, WeightSummary,
+    Cause, Comparison, ComparisonKind, JudgedRatios, LayerRouting, Measured, ModelSummary, NextBest, SideSummary,
+    StageResult, Verdict, WeightSummary,
 };
 use crate::op::{GgmlType, HostTensor, STAGES, Scope, Site, Stage};
 
@@ -55,7 +55,7 @@ pub fn agreeing() -> Comparison {
     stages.extend([whole(Stage::FinalNorm), whole(Stage::Logits)]);
     let logits = HostTensor::f32(&[2, 4], vec![0.0, 1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 0.0]);
     let mut c = Comparison {
-        kind: Kind::Diff,
+        kind: ComparisonKind::Diff,
         model: ModelSummary {
             name: "demo-moe-Q4_K_M".into(),
             architecture: "qwen3moe".into(),

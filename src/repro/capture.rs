@@ -1,15 +1,15 @@
 //! Finds the call in which a stage fails, and takes its operands out of the run.
 //!
 //! Design:
-//! - `Captor` is a backend over the subject that passes every call on as it is. At the one site that is looked at it reads
+//! - `CallCapture` is a backend over the subject that passes every call on as it is. At the one site that is looked at it reads
 //!   the operands before the call and the result after it.
 //! - A KV cache is not read. Its rows are collected from what was stored into it, so an entry that the subject stores in the
 //!   wrong place is part of the stage that reads it, as in a comparison.
 
 use std::sync::Arc;
 
-use super::case::{Case, Kept, Row, Slot, cache};
-use super::verdict::Judged;
+use super::case::{FailingCall, KeptRow, Provenance, Slot, cache};
+use super::verdict::RerunCheck;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
@@ -18,7 +18,7 @@ use crate::trace::select::has_expert_rows;
 
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct Target {
     pub site: Site,
     /// In the call that has this position only, and only there.
     pub position: Option<usize>,
@@ -27,15 +27,15 @@ pub struct Wanted {
 }
 
 /// A stage in one call of the run, judged as it was there.
-pub struct Found {
-    pub case: Case,
-    pub judged: Judged,
+pub struct CapturedCall {
+    pub case: FailingCall,
+    pub judged: RerunCheck,
     /// The largest ratio among the elements that are looked at, and the element's place.
     pub ratio: f64,
     pub index: Option<usize>,
 }
 
-impl Found {
+impl CapturedCall {
     pub fn fails(&self) -> bool {
         self.ratio.is_nan() || self.ratio > 1.0
     }
@@ -44,31 +44,31 @@ impl Found {
 /// Makes `calls` until the stage fails, and returns it as it was in that call; in the last call if it never does.
 ///
 /// # Errors
-/// The backend's, and [`Error::Usage`] if nothing in the run is what is wanted.
-pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, wanted: &Wanted) -> Result<Found> {
-    let rows = match wanted.site.stage.info().scope {
+/// The backend's, and [`Error::Usage`] if nothing in the run is what is target.
+pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target: &Target) -> Result<CapturedCall> {
+    let rows = match target.site.stage.info().scope {
         Scope::Model => LogitRows::All,
         _ => LogitRows::Last,
     };
-    let mut captor = Captor::new(backend, wanted.site);
-    let mut runner = Runner::new(&mut captor, model, calls, rows)?;
-    let mut last: Option<Found> = None;
+    let mut capture = CallCapture::new(backend, target.site);
+    let mut runner = Runner::new(&mut capture, model, calls, rows)?;
+    let mut last: Option<CapturedCall> = None;
     while let Some(call) = runner.upcoming() {
-        captor.awake = wanted.position.is_none_or(|p| call.contains(&p));
-        if !runner.step(&mut captor)? {
+        capture.awake = target.position.is_none_or(|p| call.contains(&p));
+        if !runner.step(&mut capture)? {
             break;
         }
-        let Some(caught) = captor.caught.take() else { continue };
-        let contract = captor.inner.contract(wanted.site.stage.info().op);
-        let output = caught.output.clone();
-        let case = caught.into_case()?;
-        let judged = Judged::new(&case, &contract, output)?;
-        let (ratio, index) = worst(&case, &judged, wanted);
+        let Some(captured) = capture.captured.take() else { continue };
+        let contract = capture.inner.contract(target.site.stage.info().op);
+        let output = captured.output.clone();
+        let case = captured.into_case()?;
+        let judged = RerunCheck::new(&case, &contract, output)?;
+        let (ratio, index) = worst(&case, &judged, target);
         // Nobody may have chosen the expert in this call.
         if index.is_none() {
             continue;
         }
-        let found = Found { case, judged, ratio, index };
+        let found = CapturedCall { case, judged, ratio, index };
         let fails = found.fails();
         last = Some(found);
         if fails {
@@ -76,23 +76,23 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, wanted
         }
     }
     last.ok_or_else(|| {
-        let expert = wanted.expert.map_or(String::new(), |e| format!(" of expert {e}"));
-        let position = wanted.position.map_or(String::new(), |p| format!(" at position {p}"));
-        Error::usage(format!("{}: the run has no rows{expert}{position}", wanted.site))
+        let expert = target.expert.map_or(String::new(), |e| format!(" of expert {e}"));
+        let position = target.position.map_or(String::new(), |p| format!(" at position {p}"));
+        Error::usage(format!("{}: the run has no rows{expert}{position}", target.site))
     })
 }
 
-/// The largest ratio among the elements that are wanted.
-fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) {
-    if wanted.position.is_none() && wanted.expert.is_none() {
+/// The largest ratio among the elements that are target.
+fn worst(case: &FailingCall, judged: &RerunCheck, target: &Target) -> (f64, Option<usize>) {
+    if target.position.is_none() && target.expert.is_none() {
         return (judged.ratio.max, judged.ratio.index);
     }
     let (mut most, mut index) = (0.0, None);
     let error = crate::diff::run::verdicts::error(&judged.output, &judged.exact);
     for (i, (error, floor)) in error.iter().zip(&judged.floor).enumerate() {
         let place = case.place(i);
-        let expert = wanted.expert.is_none_or(|e| place.expert == Some(e));
-        if !expert || wanted.position.is_some_and(|p| place.position != p) {
+        let expert = target.expert.is_none_or(|e| place.expert == Some(e));
+        if !expert || target.position.is_some_and(|p| place.position != p) {
             continue;
         }
         let ratio = crate::formula::floor::injected_ratio(&[*error], &[*floor]).max;
@@ -103,8 +103,8 @@ fn worst(case: &Case, judged: &Judged, wanted: &Wanted) -> (f64, Option<usize>) 
     (most, index)
 }
 
-/// What the captor took.
-struct Caught {
+/// What the capture took.
+struct Captured {
     at: At,
     params: OpParams,
     inputs: Vec<HostTensor>,
@@ -114,8 +114,8 @@ struct Caught {
     ids: Option<HostTensor>,
 }
 
-impl Caught {
-    fn into_case(self) -> Result<Case> {
+impl Captured {
+    fn into_case(self) -> Result<FailingCall> {
         let shape = &self.output.shape;
         let by_head = matches!(self.params, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. });
         let positions = shape.get(usize::from(by_head)).copied().unwrap_or(0);
@@ -124,36 +124,36 @@ impl Caught {
                 let k = ids.cols();
                 ids.ids()[t * k..(t + 1) * k].iter().enumerate().map(|(slot, expert)| Slot { slot, expert: *expert })
             });
-            Row { position: self.at.start + t, slots: slots.collect() }
+            KeptRow { position: self.at.start + t, slots: slots.collect() }
         };
         let stack = matches!(self.params, OpParams::ExpertMatMul { .. });
         let blocks = |w: &Arc<Weight>| w.cols.div_ceil(w.ty.block_len().max(32));
-        let kept = Kept {
+        let kept = Provenance {
             rows: (0..positions).map(row).collect(),
             columns: (0..self.output.cols()).collect(),
             heads: (0..if by_head { shape[0] } else { 0 }).collect(),
             experts: (0..self.weight.as_ref().filter(|_| stack).map_or(0, |w| w.experts)).collect(),
             blocks: (0..self.weight.as_ref().map_or(0, blocks)).collect(),
         };
-        Case::new(self.at.site, self.params, self.inputs, self.weight, kept)
+        FailingCall::new(self.at.site, self.params, self.inputs, self.weight, kept)
     }
 }
 
 /// A backend that takes the operands and the result of one stage out of what another backend runs.
-struct Captor<'b, B: Backend> {
+struct CallCapture<'b, B: Backend> {
     inner: &'b mut B,
     site: Site,
     /// Whether this call is looked at.
     awake: bool,
-    caught: Option<Caught>,
+    captured: Option<Captured>,
     /// What was stored in the cache that the site reads, by position: [S, n].
     stored: Option<HostTensor>,
     ids: Option<B::Tensor>,
 }
 
-impl<'b, B: Backend> Captor<'b, B> {
+impl<'b, B: Backend> CallCapture<'b, B> {
     fn new(inner: &'b mut B, site: Site) -> Self {
-        Self { inner, site, awake: true, caught: None, stored: None, ids: None }
+        Self { inner, site, awake: true, captured: None, stored: None, ids: None }
     }
 
     /// Follows what is stored in the cache that the site reads.
@@ -209,12 +209,12 @@ impl<'b, B: Backend> Captor<'b, B> {
             Some(ids) if has_expert_rows(self.site.stage) => Some(self.inner.read(ids)?),
             _ => None,
         };
-        self.caught = Some(Caught { at, params, inputs, weight: op.weight().cloned(), output, ids });
+        self.captured = Some(Captured { at, params, inputs, weight: op.weight().cloned(), output, ids });
         Ok(result)
     }
 }
 
-impl<B: Backend> Backend for Captor<'_, B> {
+impl<B: Backend> Backend for CallCapture<'_, B> {
     pass_on!(inner: B);
 
     fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {

@@ -23,7 +23,7 @@ pub fn cache(op: &OpParams) -> Option<(usize, Stage)> {
 
 /// A row of the stage that a case still has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
+pub struct KeptRow {
     pub position: usize,
     /// For stages with a value for each chosen expert: which of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -39,8 +39,8 @@ pub struct Slot {
 
 /// Where in the whole stage each row, column, head and so on of a case comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    pub rows: Vec<Row>,
+pub struct Provenance {
+    pub rows: Vec<KeptRow>,
     /// Of the result's last axis.
     pub columns: Vec<usize>,
     /// Of a `[heads, T, S]` result.
@@ -53,7 +53,7 @@ pub struct Kept {
 
 /// Where an element of a case's result is in the whole stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct ElementPlace {
     pub position: usize,
     pub slot: Option<usize>,
     pub expert: Option<u32>,
@@ -61,7 +61,7 @@ pub struct Place {
     pub column: usize,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for ElementPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "position {}", self.position)?;
         if let (Some(slot), Some(expert)) = (self.slot, self.expert) {
@@ -74,20 +74,20 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// An operation that can be run alone. What it holds belongs together: [`Case::new`] checked it.
+/// An operation that can be run alone. What it holds belongs together: [`FailingCall::new`] checked it.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub struct FailingCall {
     pub site: Site,
     pub params: OpParams,
     /// In the order of [`OpParams::names`]; a cache has exactly the S positions seen.
     pub inputs: Vec<HostTensor>,
     pub weight: Option<Arc<Weight>>,
-    pub kept: Kept,
+    pub kept: Provenance,
     /// Shape of the result.
     shape: Vec<usize>,
 }
 
-impl Case {
+impl FailingCall {
     /// # Errors
     /// [`Error::Input`] if the operands do not belong together, or `kept` does not describe the result.
     pub fn new(
@@ -95,7 +95,7 @@ impl Case {
         params: OpParams,
         inputs: Vec<HostTensor>,
         weight: Option<Arc<Weight>>,
-        kept: Kept,
+        kept: Provenance,
     ) -> Result<Self> {
         let wrong = |e: String| Error::input(format!("{site}: {e}"));
         let checked = params.bind(&inputs, weight.as_ref()).and_then(|op| op.check(site, |t| t.operand()));
@@ -162,11 +162,11 @@ impl Case {
     }
 
     /// Where element `index` of the result is in the whole stage.
-    pub fn place(&self, index: usize) -> Place {
+    pub fn place(&self, index: usize) -> ElementPlace {
         let at = crate::diff::measure::metrics::unravel(index, &self.shape);
         let row = &self.kept.rows[at[self.position_axis()]];
         let slot = self.per_slot().then(|| row.slots[at[1]]);
-        Place {
+        ElementPlace {
             position: row.position,
             slot: slot.map(|s| s.slot),
             expert: slot.map(|s| s.expert),

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use super::case::{Case, Kept, Row};
+use super::case::{FailingCall, KeptRow, Provenance};
 use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
 use crate::op::{HostTensor, OpParams, Weight};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Axis {
+pub enum CutAxis {
     /// Positions, or (position, slot) pairs once a case is flat.
     Rows,
     /// Experts chosen for a token.
@@ -33,7 +33,7 @@ pub enum Axis {
 
 /// Which parts of an axis may be kept together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum CutChoice {
     Any,
     /// Consecutive ones.
     Range,
@@ -46,11 +46,11 @@ pub enum Choice {
 /// Columns that are kept or dropped together where the type has no blocks.
 const PLAIN_UNIT: usize = 32;
 
-impl Case {
+impl FailingCall {
     /// What can be cut, and how; an axis that has nothing to cut is left out.
-    pub fn axes(&self) -> Vec<(Axis, Choice)> {
-        use Axis::*;
-        let axes: &[Axis] = match self.params {
+    pub fn axes(&self) -> Vec<(CutAxis, CutChoice)> {
+        use CutAxis::*;
+        let axes: &[CutAxis] = match self.params {
             OpParams::Embed { .. } => &[Rows, Blocks],
             OpParams::RmsNorm { .. } => &[Rows, Heads, Blocks],
             OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
@@ -64,53 +64,54 @@ impl Case {
             OpParams::Combine { .. } => &[Rows, Slots, Columns],
             OpParams::Store { .. } | OpParams::Rows { .. } => unreachable!("{:?} makes no stage", self.params.kind()),
         };
-        let choice = |axis: Axis| match axis {
-            Rows if self.params.start().is_some() => Choice::Range,
-            Keys => Choice::Suffix,
-            Experts => Choice::AnyOrNone,
-            _ => Choice::Any,
+        let choice = |axis: CutAxis| match axis {
+            Rows if self.params.start().is_some() => CutChoice::Range,
+            Keys => CutChoice::Suffix,
+            Experts => CutChoice::AnyOrNone,
+            _ => CutChoice::Any,
         };
-        let has_some =
-            |axis: Axis| self.count(axis) > usize::from(!matches!(choice(axis), Choice::Suffix | Choice::AnyOrNone));
+        let has_some = |axis: CutAxis| {
+            self.count(axis) > usize::from(!matches!(choice(axis), CutChoice::Suffix | CutChoice::AnyOrNone))
+        };
         axes.iter().filter(|a| has_some(**a)).map(|a| (*a, choice(*a))).collect()
     }
 
     /// How many there are along `axis`: of keys, those that can be dropped; of experts, those that nobody chose.
-    pub fn count(&self, axis: Axis) -> usize {
+    pub fn count(&self, axis: CutAxis) -> usize {
         let cols = self.shape()[self.shape().len() - 1];
         match (axis, self.params) {
-            (Axis::Rows, _) => self.positions(),
-            (Axis::Columns, _) => cols,
-            (Axis::Slots, _) => self.inputs[1].cols(),
-            (Axis::Heads, OpParams::RmsNorm { .. }) => cols / self.width(),
-            (Axis::Heads, OpParams::Rope { head_dim, .. }) => cols / head_dim,
-            (Axis::Heads, OpParams::AttnScores { head_dim, .. } | OpParams::AttnContext { head_dim, .. }) => {
+            (CutAxis::Rows, _) => self.positions(),
+            (CutAxis::Columns, _) => cols,
+            (CutAxis::Slots, _) => self.inputs[1].cols(),
+            (CutAxis::Heads, OpParams::RmsNorm { .. }) => cols / self.width(),
+            (CutAxis::Heads, OpParams::Rope { head_dim, .. }) => cols / head_dim,
+            (CutAxis::Heads, OpParams::AttnScores { head_dim, .. } | OpParams::AttnContext { head_dim, .. }) => {
                 self.inputs[1].cols() / head_dim
             }
-            (Axis::Heads, _) => self.shape()[0],
-            (Axis::Group, _) => self.group(),
-            (Axis::Keys, _) => self.params.start().unwrap_or(0),
-            (Axis::Experts, _) => self.unused_experts().len(),
-            (Axis::Blocks, _) => self.width().div_ceil(self.unit()),
+            (CutAxis::Heads, _) => self.shape()[0],
+            (CutAxis::Group, _) => self.group(),
+            (CutAxis::Keys, _) => self.params.start().unwrap_or(0),
+            (CutAxis::Experts, _) => self.unused_experts().len(),
+            (CutAxis::Blocks, _) => self.width().div_ceil(self.unit()),
         }
     }
 
     /// Where element `index` of the result is along `axis`, if it is at one place of it.
-    pub fn coordinate(&self, axis: Axis, index: usize) -> Option<usize> {
+    pub fn coordinate(&self, axis: CutAxis, index: usize) -> Option<usize> {
         let at = unravel(index, self.shape());
         let (first, last) = (at[0], at[at.len() - 1]);
         match (axis, self.params) {
-            (Axis::Rows, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. }) => Some(at[1]),
-            (Axis::Rows, _) => Some(first),
-            (Axis::Columns, _) | (Axis::Slots, OpParams::RouterWeights { .. }) => Some(last),
-            (Axis::Heads, OpParams::RmsNorm { .. }) => Some(last / self.width()),
-            (Axis::Heads, OpParams::Rope { head_dim, .. }) => Some(last / head_dim),
-            (Axis::Heads, OpParams::AttnProbs { .. }) => Some(first),
-            (Axis::Heads, OpParams::AttnScores { .. }) => Some(first / self.group()),
-            (Axis::Group, OpParams::AttnScores { .. }) => Some(first % self.group()),
-            (Axis::Heads, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim / self.group()),
-            (Axis::Group, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim % self.group()),
-            (Axis::Blocks, OpParams::Embed { .. } | OpParams::RmsNorm { .. }) => {
+            (CutAxis::Rows, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. }) => Some(at[1]),
+            (CutAxis::Rows, _) => Some(first),
+            (CutAxis::Columns, _) | (CutAxis::Slots, OpParams::RouterWeights { .. }) => Some(last),
+            (CutAxis::Heads, OpParams::RmsNorm { .. }) => Some(last / self.width()),
+            (CutAxis::Heads, OpParams::Rope { head_dim, .. }) => Some(last / head_dim),
+            (CutAxis::Heads, OpParams::AttnProbs { .. }) => Some(first),
+            (CutAxis::Heads, OpParams::AttnScores { .. }) => Some(first / self.group()),
+            (CutAxis::Group, OpParams::AttnScores { .. }) => Some(first % self.group()),
+            (CutAxis::Heads, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim / self.group()),
+            (CutAxis::Group, OpParams::AttnContext { head_dim, .. }) => Some(last / head_dim % self.group()),
+            (CutAxis::Blocks, OpParams::Embed { .. } | OpParams::RmsNorm { .. }) => {
                 Some(last % self.width() / self.unit())
             }
             _ => None,
@@ -144,11 +145,11 @@ impl Case {
         (0..used.len()).filter(|e| !used[*e]).collect()
     }
 
-    /// The case with only `keep` along `axis`; they ascend, and are as [`Case::axes`] allows.
+    /// The case with only `keep` along `axis`; they ascend, and are as [`FailingCall::axes`] allows.
     ///
     /// # Errors
     /// If memory for the gathered weight is not there.
-    pub fn cut(&self, axis: Axis, keep: &[usize]) -> Result<Case> {
+    pub fn cut(&self, axis: CutAxis, keep: &[usize]) -> Result<FailingCall> {
         let mut new = Parts {
             params: self.params,
             inputs: self.inputs.clone(),
@@ -156,8 +157,8 @@ impl Case {
             kept: self.kept.clone(),
         };
         match axis {
-            Axis::Rows => self.cut_rows(&mut new, keep)?,
-            Axis::Slots => {
+            CutAxis::Rows => self.cut_rows(&mut new, keep)?,
+            CutAxis::Slots => {
                 new.inputs[1] = self.inputs[1].take(1, keep);
                 if matches!(self.params, OpParams::Combine { .. }) {
                     new.inputs[0] = self.inputs[0].take(1, keep);
@@ -165,16 +166,16 @@ impl Case {
                     new.kept.columns = pick(&self.kept.columns, keep);
                 }
             }
-            Axis::Columns => self.cut_columns(&mut new, keep)?,
-            Axis::Heads | Axis::Group => self.cut_heads(&mut new, axis, keep),
-            Axis::Keys => {
+            CutAxis::Columns => self.cut_columns(&mut new, keep)?,
+            CutAxis::Heads | CutAxis::Group => self.cut_heads(&mut new, axis, keep),
+            CutAxis::Keys => {
                 // `keep` are the last of those before this call, and all of this call's stay.
-                let dropped = self.count(Axis::Keys) - keep.len();
+                let dropped = self.count(CutAxis::Keys) - keep.len();
                 let seen: Vec<usize> = (dropped..self.params.start().unwrap_or(0) + self.positions()).collect();
                 cut_seen(&mut new, self.params, &seen);
                 new.params = self.params.with_start(keep.len());
             }
-            Axis::Experts => {
+            CutAxis::Experts => {
                 let mut experts = pick(&self.unused_experts(), keep);
                 let unused = self.unused_experts();
                 experts.extend((0..self.kept.experts.len()).filter(|e| unused.binary_search(e).is_err()));
@@ -187,7 +188,7 @@ impl Case {
                 new.inputs[1] = HostTensor::u32(&self.inputs[1].shape, renamed.collect());
                 new.kept.experts = pick(&self.kept.experts, &experts);
             }
-            Axis::Blocks => {
+            CutAxis::Blocks => {
                 let (width, unit) = (self.width(), self.unit());
                 if let Some(w) = &self.weight {
                     new.weight = Some(gather(w, &all(w.experts), &all(w.rows), Some(keep))?);
@@ -207,7 +208,7 @@ impl Case {
                 new.kept.blocks = pick(&self.kept.blocks, keep);
             }
         }
-        Case::new(self.site, new.params, new.inputs, new.weight, new.kept)
+        FailingCall::new(self.site, new.params, new.inputs, new.weight, new.kept)
     }
 
     fn cut_rows(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
@@ -262,14 +263,14 @@ impl Case {
         Ok(())
     }
 
-    fn cut_heads(&self, new: &mut Parts, axis: Axis, keep: &[usize]) {
+    fn cut_heads(&self, new: &mut Parts, axis: CutAxis, keep: &[usize]) {
         let group = self.group();
         // Query heads that stay.
         let heads: Vec<usize> = match axis {
-            Axis::Heads => keep.iter().flat_map(|kv| kv * group..(kv + 1) * group).collect(),
-            _ => (0..self.count(Axis::Heads)).flat_map(|kv| keep.iter().map(move |m| kv * group + m)).collect(),
+            CutAxis::Heads => keep.iter().flat_map(|kv| kv * group..(kv + 1) * group).collect(),
+            _ => (0..self.count(CutAxis::Heads)).flat_map(|kv| keep.iter().map(move |m| kv * group + m)).collect(),
         };
-        let kv = if axis == Axis::Heads { keep.to_vec() } else { all(self.count(Axis::Heads)) };
+        let kv = if axis == CutAxis::Heads { keep.to_vec() } else { all(self.count(CutAxis::Heads)) };
         match self.params {
             OpParams::AttnScores { head_dim, .. } => {
                 new.inputs[0] = self.inputs[0].take(1, &units(&heads, head_dim));
@@ -296,7 +297,7 @@ impl Case {
     }
 
     /// Each (position, slot) as a row of its own with one slot, [T, K, n] → [T·K, 1, n]; `None` where that is so already.
-    pub fn flat(&self) -> Option<Result<Case>> {
+    pub fn flat(&self) -> Option<Result<FailingCall>> {
         if !self.per_slot() || self.shape()[1] == 1 {
             return None;
         }
@@ -314,9 +315,9 @@ impl Case {
             .kept
             .rows
             .iter()
-            .flat_map(|row| row.slots.iter().map(|slot| Row { position: row.position, slots: vec![*slot] }));
-        let kept = Kept { rows: rows.collect(), ..self.kept.clone() };
-        Some(Case::new(self.site, self.params, inputs, self.weight.clone(), kept))
+            .flat_map(|row| row.slots.iter().map(|slot| KeptRow { position: row.position, slots: vec![*slot] }));
+        let kept = Provenance { rows: rows.collect(), ..self.kept.clone() };
+        Some(FailingCall::new(self.site, self.params, inputs, self.weight.clone(), kept))
     }
 }
 
@@ -325,7 +326,7 @@ struct Parts {
     params: OpParams,
     inputs: Vec<HostTensor>,
     weight: Option<Arc<Weight>>,
-    kept: Kept,
+    kept: Provenance,
 }
 
 /// Keeps the positions `seen` of those that are attended to.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::case::Case;
-use super::manifest::{FileEntry, MANIFEST, Manifest, SCHEMA, TENSORS, TensorEntry, WEIGHT};
-use super::verdict::Judged;
+use super::case::FailingCall;
+use super::manifest::{FileEntry, MANIFEST, ReproManifest, SCHEMA, TENSORS, TensorEntry, WEIGHT};
+use super::verdict::RerunCheck;
 use crate::backend::oracle::evaluate;
 use crate::backend::{Contract, Need};
 use crate::error::{Error, Result};
@@ -25,8 +25,8 @@ const MOST_SHADER: u64 = 4 << 20;
 /// A folder, checked.
 pub struct Folder {
     pub dir: PathBuf,
-    pub manifest: Manifest,
-    pub case: Case,
+    pub manifest: ReproManifest,
+    pub case: FailingCall,
     /// The oracle's result, the floors of the subject's contract, and what the subject made of it.
     pub exact: HostTensor,
     pub floor: Vec<f64>,
@@ -49,7 +49,7 @@ impl Folder {
             Some(SCHEMA) => {}
             other => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
         }
-        let manifest: Manifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
+        let manifest: ReproManifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
         for needed in [Some(TENSORS), manifest.weight.as_ref().map(|_| WEIGHT)].into_iter().flatten() {
             if !manifest.files.iter().any(|f| f.name == needed) {
                 return Err(wrong(format!("{needed} is not among its files")));
@@ -100,7 +100,7 @@ impl Folder {
                 expected => Err(wrong(format!("{WEIGHT} has {found} bytes, {:?} {ty} has {expected}", weight.dims()))),
             }
         });
-        let case = Case::new(site, manifest.op, inputs, weight.transpose()?, manifest.kept.clone())
+        let case = FailingCall::new(site, manifest.op, inputs, weight.transpose()?, manifest.kept.clone())
             .map_err(|e| wrong(e.to_string()))?;
         if case.op().kind() != stage.info().op {
             return Err(wrong(format!("{stage} is made by {:?}, not by {:?}", stage.info().op, case.op().kind())));
@@ -127,7 +127,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`Error::Input`] if the oracle's result or the floors are not what the operands give.
-    pub fn judge(&self, contract: &Contract, output: HostTensor) -> Result<Judged> {
+    pub fn judge(&self, contract: &Contract, output: HostTensor) -> Result<RerunCheck> {
         let stale = |what: &str, i: usize, found: f64, expected: f64| {
             Error::input(format!(
                 "{}: {what} has {found:e} at {i} where the operands give {expected:e}",
@@ -151,7 +151,7 @@ impl Folder {
                 }
             }
         }
-        Judged::against(&self.case, exact, floor, output)
+        RerunCheck::against(&self.case, exact, floor, output)
     }
 
     /// Whether `contract` is the one that the folder's floors are derived from.
@@ -195,7 +195,11 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn read_shaders(dir: &Path, manifest: &Manifest, wrong: &dyn Fn(String) -> Error) -> Result<BTreeMap<String, String>> {
+fn read_shaders(
+    dir: &Path,
+    manifest: &ReproManifest,
+    wrong: &dyn Fn(String) -> Error,
+) -> Result<BTreeMap<String, String>> {
     let mut files: BTreeMap<&str, &str> = BTreeMap::new();
     for dispatch in &manifest.dispatches {
         match files.insert(&dispatch.kernel, &dispatch.shader) {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::capture::{Found, Wanted, find};
-use super::case::Case;
-use super::manifest::{InTheRun, Reference, Shrinking, Side};
-use super::verdict::{Figures, Judged};
+use super::capture::{CapturedCall, Target, find};
+use super::case::FailingCall;
+use super::manifest::{InTheRun, Reference, Shrinking, SideEntry};
+use super::verdict::{Figures, RerunCheck};
 use super::write::{Contents, KIND, Origin, write};
-use super::{Alone, RUNS, Subject, isolate};
+use super::{Isolation, RUNS, Subject, isolate};
 use crate::atomic::dir::AtomicDir;
 use crate::backend::Backend;
 use crate::diff::locate::pattern::Pattern;
@@ -16,14 +16,14 @@ use crate::model::{Calls, Model};
 
 /// How a folder is made.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct ReproOptions {
     /// Runs that the search for the smallest failing case may take; 0 keeps all of it.
     pub runs: usize,
     /// Write the stage even if it does not fail alone.
     pub keep: bool,
 }
 
-impl Default for Options {
+impl Default for ReproOptions {
     fn default() -> Self {
         Self { runs: RUNS, keep: false }
     }
@@ -32,7 +32,7 @@ impl Default for Options {
 /// What is wrong with a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum ReproVerdict {
     Ok,
     SubjectWrong,
     /// Wrong in the run, and right when the operation runs alone on the operands that it had there.
@@ -42,7 +42,7 @@ pub enum Verdict {
 /// What was found, and whether it was written.
 #[derive(Clone, Debug)]
 pub struct Made {
-    pub verdict: Verdict,
+    pub verdict: ReproVerdict,
     pub in_the_run: InTheRun,
     /// Shape of the result that was run alone.
     pub shape: Vec<usize>,
@@ -73,16 +73,16 @@ pub fn make<S: Subject, R: Backend>(
     reference: &mut R,
     model: &Model,
     calls: Calls<'_>,
-    wanted: &Wanted,
-    options: Options,
+    target: &Target,
+    options: ReproOptions,
     dir: (&Path, bool),
 ) -> Result<Made> {
     // Before anything is run, so that a wrong place costs no time.
     let dir = AtomicDir::create(dir.0, KIND, dir.1)?;
-    let found = find(subject, model, calls, wanted)?;
+    let found = find(subject, model, calls, target)?;
     let head_dim = model.config.head_dim;
     let mut made = Made {
-        verdict: Verdict::Ok,
+        verdict: ReproVerdict::Ok,
         in_the_run: InTheRun::new(&found, head_dim),
         shape: found.case.shape().to_vec(),
         alone: None,
@@ -91,23 +91,23 @@ pub fn make<S: Subject, R: Backend>(
     };
     let none = Shrinking { runs: 0, stopped: false };
     let (case, judged, shrinking) = if found.fails() {
-        match isolate(subject, &found, wanted, options.runs)? {
-            Alone::Fails(shrunk) => {
-                made.verdict = Verdict::SubjectWrong;
+        match isolate(subject, &found, target, options.runs)? {
+            Isolation::Fails(shrunk) => {
+                made.verdict = ReproVerdict::SubjectWrong;
                 (shrunk.case, shrunk.judged, Shrinking { runs: shrunk.runs, stopped: shrunk.stopped })
             }
-            Alone::Agrees(judged) => {
-                made.verdict = Verdict::OnlyInTheRun;
+            Isolation::Agrees(judged) => {
+                made.verdict = ReproVerdict::OnlyInTheRun;
                 (found.case.clone(), *judged, none)
             }
         }
     } else {
         (found.case.clone(), found.judged.clone(), none)
     };
-    if made.verdict != Verdict::Ok {
+    if made.verdict != ReproVerdict::Ok {
         made.alone = Some(judged.figures(&case));
     }
-    if made.verdict != Verdict::SubjectWrong && !options.keep {
+    if made.verdict != ReproVerdict::SubjectWrong && !options.keep {
         return Ok(made);
     }
     let parts = Parts { case, judged, shrinking, origin: Origin { model, calls, found: &found } };
@@ -116,8 +116,8 @@ pub fn make<S: Subject, R: Backend>(
 
 /// What is left to be run once more and written.
 struct Parts<'a> {
-    case: Case,
-    judged: Judged,
+    case: FailingCall,
+    judged: RerunCheck,
     shrinking: Shrinking,
     origin: Origin<'a>,
 }
@@ -133,10 +133,10 @@ impl Parts<'_> {
         let Parts { case, judged, shrinking, origin } = self;
         let kind = case.op().kind();
         let (output, recorded) = subject.run_recorded(&case)?;
-        let judged = Judged::against(&case, judged.exact, judged.floor, output)?;
-        let other = Judged::new(&case, &reference.contract(kind), case.run(reference)?)?;
+        let judged = RerunCheck::against(&case, judged.exact, judged.floor, output)?;
+        let other = RerunCheck::new(&case, &reference.contract(kind), case.run(reference)?)?;
         let mut notes = Vec::new();
-        if made.verdict == Verdict::SubjectWrong && !judged.fails() {
+        if made.verdict == ReproVerdict::SubjectWrong && !judged.fails() {
             notes.push("the last run agreed: the error does not come every time".into());
         }
         made.shape = case.shape().to_vec();
@@ -152,7 +152,7 @@ impl Parts<'_> {
             case: &case,
             judged: &judged,
             shrinking,
-            subject: Side { info: subject.info(), contract: subject.contract(kind) },
+            subject: SideEntry { info: subject.info(), contract: subject.contract(kind) },
             reference: written.reference.clone(),
             recorded,
             origin,
@@ -163,9 +163,9 @@ impl Parts<'_> {
     }
 }
 
-/// The whole stage is what [`Found`] has.
+/// The whole stage is what [`CapturedCall`] has.
 impl InTheRun {
-    pub fn new(found: &Found, head_dim: usize) -> Self {
+    pub fn new(found: &CapturedCall, head_dim: usize) -> Self {
         Self {
             shape: found.case.shape().to_vec(),
             figures: found.judged.figures(&found.case),

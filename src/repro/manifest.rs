@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::case::Kept;
+use super::case::Provenance;
 use super::verdict::Figures;
 use crate::backend::{BackendInfo, Contract};
 use crate::op::OpParams;
@@ -20,7 +20,7 @@ pub const WEIGHT: &str = "weight.bin";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manifest {
+pub struct ReproManifest {
     pub schema: String,
     /// The program and version that wrote it.
     pub program: String,
@@ -33,10 +33,10 @@ pub struct Manifest {
     pub output: TensorEntry,
     pub weight: Option<WeightEntry>,
     /// Where in the whole stage the rows, columns and so on of this case come from.
-    pub kept: Kept,
+    pub kept: Provenance,
     /// The model's, for reading columns as heads.
     pub head_dim: usize,
-    pub subject: Side,
+    pub subject: SideEntry,
     pub reference: Reference,
     /// Of this case, run alone.
     pub alone: Figures,
@@ -44,7 +44,7 @@ pub struct Manifest {
     pub in_the_run: InTheRun,
     pub shrinking: Shrinking,
     pub origin: OriginEntry,
-    pub adapter: Option<Adapter>,
+    pub adapter: Option<AdapterEntry>,
     /// In order; empty unless the subject is a GPU.
     pub dispatches: Vec<DispatchEntry>,
     /// What must not have changed. Shaders are not among them: they are there to be edited.
@@ -75,7 +75,7 @@ pub struct WeightEntry {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Side {
+pub struct SideEntry {
     pub info: BackendInfo,
     /// What the floors are derived from.
     pub contract: Contract,
@@ -120,7 +120,7 @@ pub struct OriginEntry {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Adapter {
+pub struct AdapterEntry {
     pub name: String,
     pub api: String,
     #[serde(rename = "type")]

@@ -8,9 +8,9 @@
 //!   one. Otherwise one would end with another, weaker fault.
 //! - The number of runs is bounded; what is reached by then is kept.
 
-use super::case::Case;
-use super::cut::{Axis, Choice};
-use super::verdict::Judged;
+use super::case::FailingCall;
+use super::cut::{CutAxis, CutChoice};
+use super::verdict::RerunCheck;
 use crate::error::Result;
 
 /// How much of its ratio an error must keep.
@@ -18,8 +18,8 @@ const KEPT_RATIO: f64 = 1.0 / 16.0;
 
 /// A case, its judgement, and how it was found.
 pub struct Shrunk {
-    pub case: Case,
-    pub judged: Judged,
+    pub case: FailingCall,
+    pub judged: RerunCheck,
     pub runs: usize,
     /// Whether it is the bound on runs that ended the search.
     pub stopped: bool,
@@ -29,18 +29,30 @@ pub struct Shrunk {
 ///
 /// # Errors
 /// What `run` reports.
-pub fn shrink(case: Case, judged: Judged, most: usize, run: &mut dyn FnMut(&Case) -> Result<Judged>) -> Result<Shrunk> {
+pub fn shrink(
+    case: FailingCall,
+    judged: RerunCheck,
+    most: usize,
+    run: &mut dyn FnMut(&FailingCall) -> Result<RerunCheck>,
+) -> Result<Shrunk> {
     let least = if judged.ratio.max.is_finite() { judged.ratio.max * KEPT_RATIO } else { f64::INFINITY };
     let mut search = Search { case, judged, runs: 0, most, least: least.max(1.0), run };
     // An axis that could not be cut may be once another is: until nothing changes.
     loop {
         let before = search.case.clone();
-        for axis in
-            [Axis::Rows, Axis::Slots, Axis::Columns, Axis::Heads, Axis::Group, Axis::Keys, Axis::Experts, Axis::Blocks]
-        {
+        for axis in [
+            CutAxis::Rows,
+            CutAxis::Slots,
+            CutAxis::Columns,
+            CutAxis::Heads,
+            CutAxis::Group,
+            CutAxis::Keys,
+            CutAxis::Experts,
+            CutAxis::Blocks,
+        ] {
             search.cut(axis)?;
-            if axis == Axis::Rows && search.flatten()? {
-                search.cut(Axis::Rows)?;
+            if axis == CutAxis::Rows && search.flatten()? {
+                search.cut(CutAxis::Rows)?;
             }
         }
         let same = before.kept == search.case.kept && before.params == search.case.params;
@@ -52,13 +64,13 @@ pub fn shrink(case: Case, judged: Judged, most: usize, run: &mut dyn FnMut(&Case
 }
 
 struct Search<'r> {
-    case: Case,
-    judged: Judged,
+    case: FailingCall,
+    judged: RerunCheck,
     runs: usize,
     most: usize,
     /// The least ratio that still counts.
     least: f64,
-    run: &'r mut dyn FnMut(&Case) -> Result<Judged>,
+    run: &'r mut dyn FnMut(&FailingCall) -> Result<RerunCheck>,
 }
 
 impl Search<'_> {
@@ -67,7 +79,7 @@ impl Search<'_> {
     }
 
     /// Takes `candidate` if it fails as well.
-    fn take(&mut self, candidate: Case) -> Result<bool> {
+    fn take(&mut self, candidate: FailingCall) -> Result<bool> {
         if self.spent() {
             return Ok(false);
         }
@@ -80,7 +92,7 @@ impl Search<'_> {
         Ok(fails)
     }
 
-    fn keep(&mut self, axis: Axis, keep: &[usize]) -> Result<bool> {
+    fn keep(&mut self, axis: CutAxis, keep: &[usize]) -> Result<bool> {
         let candidate = self.case.cut(axis, keep)?;
         self.take(candidate)
     }
@@ -92,12 +104,12 @@ impl Search<'_> {
         }
     }
 
-    fn cut(&mut self, axis: Axis) -> Result<()> {
+    fn cut(&mut self, axis: CutAxis) -> Result<()> {
         let Some((_, choice)) = self.case.axes().into_iter().find(|(a, _)| *a == axis) else { return Ok(()) };
         let worst = self.judged.ratio.index.and_then(|i| self.case.coordinate(axis, i));
         let alone = match choice {
-            Choice::Suffix | Choice::AnyOrNone => Some(vec![]),
-            Choice::Any | Choice::Range => worst.map(|w| vec![w]),
+            CutChoice::Suffix | CutChoice::AnyOrNone => Some(vec![]),
+            CutChoice::Any | CutChoice::Range => worst.map(|w| vec![w]),
         };
         if let Some(keep) = alone
             && self.keep(axis, &keep)?
@@ -105,14 +117,14 @@ impl Search<'_> {
             return Ok(());
         }
         match choice {
-            Choice::Any | Choice::AnyOrNone => self.minimize(axis),
-            Choice::Range => self.trim(axis, true).and_then(|()| self.trim(axis, false)),
-            Choice::Suffix => self.trim(axis, true),
+            CutChoice::Any | CutChoice::AnyOrNone => self.minimize(axis),
+            CutChoice::Range => self.trim(axis, true).and_then(|()| self.trim(axis, false)),
+            CutChoice::Suffix => self.trim(axis, true),
         }
     }
 
     /// ddmin: halves, then quarters and all but a quarter, and so on.
-    fn minimize(&mut self, axis: Axis) -> Result<()> {
+    fn minimize(&mut self, axis: CutAxis) -> Result<()> {
         let mut parts = 2;
         loop {
             let n = self.case.count(axis);
@@ -152,7 +164,7 @@ impl Search<'_> {
     }
 
     /// Cuts from one end, by halves of what is left, then by less and less.
-    fn trim(&mut self, axis: Axis, front: bool) -> Result<()> {
+    fn trim(&mut self, axis: CutAxis, front: bool) -> Result<()> {
         let mut step = self.case.count(axis) / 2;
         while step > 0 {
             let n = self.case.count(axis);
@@ -173,7 +185,7 @@ mod tests {
     use crate::backend::{Backend, Contract};
     use crate::op::{GgmlType, HostTensor, OpKind, OpParams, Site, Stage, Weight};
     use crate::quant::random::Rng;
-    use crate::repro::case::{Kept, Row, Slot};
+    use crate::repro::case::{KeptRow, Provenance, Slot};
 
     fn normal(rng: &mut Rng, n: usize) -> Vec<f32> {
         (0..n).map(|_| rng.normal()).collect()
@@ -183,48 +195,48 @@ mod tests {
         CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap().contract(op)
     }
 
-    fn rows(positions: std::ops::Range<usize>, slots: &[u32]) -> Vec<Row> {
+    fn rows(positions: std::ops::Range<usize>, slots: &[u32]) -> Vec<KeptRow> {
         let k = slots.len() / positions.len();
         positions
             .enumerate()
             .map(|(t, position)| {
                 let slots = (0..k).map(|slot| Slot { slot, expert: slots[t * k + slot] });
-                Row { position, slots: slots.collect() }
+                KeptRow { position, slots: slots.collect() }
             })
             .collect()
     }
 
     /// Shrinks a case whose fault `wrong` puts into the right result, told by the places of its elements.
-    fn shrunk(case: Case, wrong: impl Fn(&Case, &crate::repro::case::Place) -> bool) -> Shrunk {
+    fn shrunk(case: FailingCall, wrong: impl Fn(&FailingCall, &crate::repro::case::ElementPlace) -> bool) -> Shrunk {
         let mut cpu = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
         let contract = contract(case.op().kind());
-        let mut run = |case: &Case| {
+        let mut run = |case: &FailingCall| {
             let mut output = case.run(&mut cpu)?;
             let faulty = output.to_f32().into_iter().enumerate();
             let values = faulty.map(|(i, x)| if wrong(case, &case.place(i)) { x + 1.0 + x.abs() } else { x }).collect();
             output = HostTensor::f32(&output.shape, values);
-            Judged::new(case, &contract, output)
+            RerunCheck::new(case, &contract, output)
         };
         let judged = run(&case).unwrap();
         assert!(judged.fails());
         shrink(case, judged, 300, &mut run).unwrap()
     }
 
-    fn experts() -> Case {
+    fn experts() -> FailingCall {
         let mut rng = Rng::new(7, 0);
         let ids: Vec<u32> = (0..17).flat_map(|t| [t % 5, 5 + t % 2]).collect();
         let weight: Vec<u8> = normal(&mut rng, 8 * 24 * 96).iter().flat_map(|x| x.to_le_bytes()).collect();
         let weight = Weight::from_vec("blk.1.ffn_down_exps.weight", GgmlType::F32, [96, 24, 8], weight).unwrap();
-        let kept = Kept {
+        let kept = Provenance {
             rows: rows(3..20, &ids),
             columns: (0..24).collect(),
             experts: (0..8).collect(),
             blocks: (0..3).collect(),
-            ..Kept::default()
+            ..Provenance::default()
         };
         let x = HostTensor::f32(&[17, 2, 96], normal(&mut rng, 17 * 2 * 96));
         let inputs = vec![x, HostTensor::u32(&[17, 2], ids)];
-        Case::new(
+        FailingCall::new(
             Site::layer(1, Stage::ExpertDown),
             OpParams::ExpertMatMul { x: (), ids: (), weight: () },
             inputs,
@@ -238,7 +250,7 @@ mod tests {
     fn one_wrong_element_ends_as_one_element() {
         let s = shrunk(experts(), |_, place| place.position == 9 && place.column == 17 && place.slot == Some(1));
         assert_eq!(s.case.shape(), [1, 1, 1]);
-        assert_eq!(s.case.kept.rows, [Row { position: 9, slots: vec![Slot { slot: 1, expert: 5 }] }]);
+        assert_eq!(s.case.kept.rows, [KeptRow { position: 9, slots: vec![Slot { slot: 1, expert: 5 }] }]);
         let kept = &s.case.kept;
         assert_eq!((&kept.columns[..], &kept.experts[..], kept.blocks.len()), (&[17][..], &[5][..], 1));
         assert_eq!(s.case.weight.as_ref().unwrap().dims(), [32, 1]);
@@ -262,14 +274,14 @@ mod tests {
         let mut rng = Rng::new(3, 0);
         let q = HostTensor::f32(&[t, 4 * head_dim], normal(&mut rng, t * 4 * head_dim));
         let k = HostTensor::f32(&[start + t, 2 * head_dim], normal(&mut rng, (start + t) * 2 * head_dim));
-        let kept = Kept {
+        let kept = Provenance {
             rows: rows(start..start + t, &[]),
             columns: (0..start + t).collect(),
             heads: (0..4).collect(),
-            ..Kept::default()
+            ..Provenance::default()
         };
         let params = OpParams::AttnScores { q: (), k: (), start, head_dim };
-        let case = Case::new(Site::layer(0, Stage::AttnScores), params, vec![q, k], None, kept).unwrap();
+        let case = FailingCall::new(Site::layer(0, Stage::AttnScores), params, vec![q, k], None, kept).unwrap();
         let s = shrunk(case, |_, place| place.head == Some(3) && place.position == 8 && place.column == 6);
         assert_eq!((s.case.kept.heads.as_slice(), s.case.kept.rows[0].position), (&[3][..], 8));
         assert_eq!(s.case.kept.rows.len(), 1);
@@ -287,11 +299,11 @@ mod tests {
         let contract = contract(OpKind::ExpertMatMul);
         let mut cpu = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
         let mut runs = 0;
-        let mut run = |case: &Case| {
+        let mut run = |case: &FailingCall| {
             runs += 1;
             let output = case.run(&mut cpu)?;
             let wrong = output.to_f32().into_iter().map(|x| 2.0 * x + 1.0).collect();
-            Judged::new(case, &contract, HostTensor::f32(&output.shape, wrong))
+            RerunCheck::new(case, &contract, HostTensor::f32(&output.shape, wrong))
         };
         let judged = run(&case).unwrap();
         let s = shrink(case, judged, 3, &mut run).unwrap();

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::case::{Case, Place};
+use super::case::{ElementPlace, FailingCall};
 use crate::backend::Contract;
 use crate::backend::oracle::evaluate;
 use crate::diff::locate::pattern::Pattern;
@@ -14,7 +14,7 @@ use crate::op::HostTensor;
 
 /// A result with what it is held against.
 #[derive(Clone, Debug)]
-pub struct Judged {
+pub struct RerunCheck {
     pub output: HostTensor,
     /// The oracle's result on the same operands.
     pub exact: HostTensor,
@@ -23,10 +23,10 @@ pub struct Judged {
     pub ratio: Ratio,
 }
 
-impl Judged {
+impl RerunCheck {
     /// # Errors
     /// If the oracle cannot compute the case, or `output` has another shape than its result.
-    pub fn new(case: &Case, contract: &Contract, output: HostTensor) -> Result<Self> {
+    pub fn new(case: &FailingCall, contract: &Contract, output: HostTensor) -> Result<Self> {
         let op = case.op();
         let exact = evaluate(&op)?;
         let floor = floor_of(&op, contract, &exact)?;
@@ -37,7 +37,7 @@ impl Judged {
     ///
     /// # Errors
     /// If the shapes differ.
-    pub fn against(case: &Case, exact: HostTensor, floor: Vec<f64>, output: HostTensor) -> Result<Self> {
+    pub fn against(case: &FailingCall, exact: HostTensor, floor: Vec<f64>, output: HostTensor) -> Result<Self> {
         if output.shape != exact.shape {
             return Err(Error::cannot_run(format!(
                 "{}: the result is {:?}, the oracle's is {:?}",
@@ -54,7 +54,7 @@ impl Judged {
     }
 
     /// Where in the result the error sits, in the coordinates of the case.
-    pub fn pattern(&self, case: &Case, head_dim: usize) -> Option<Pattern> {
+    pub fn pattern(&self, case: &FailingCall, head_dim: usize) -> Option<Pattern> {
         let ids: Vec<u32> = case.kept.rows.iter().flat_map(|row| row.slots.iter().map(|s| s.expert)).collect();
         let geometry = Geometry {
             stage: case.site.stage,
@@ -68,7 +68,7 @@ impl Judged {
     }
 
     /// The element that is furthest beyond its floor.
-    pub fn worst(&self, case: &Case) -> Option<Worst> {
+    pub fn worst(&self, case: &FailingCall) -> Option<Worst> {
         let index = self.ratio.index?;
         let finite = |x: f64| x.is_finite().then_some(x);
         Some(Worst {
@@ -79,7 +79,7 @@ impl Judged {
         })
     }
 
-    pub fn figures(&self, case: &Case) -> Figures {
+    pub fn figures(&self, case: &FailingCall) -> Figures {
         Figures {
             verdict: if self.fails() { "subject_wrong" } else { "ok" }.into(),
             ratio: self.ratio.max.is_finite().then_some(self.ratio.max),
@@ -111,7 +111,7 @@ pub struct Figures {
 #[serde(deny_unknown_fields)]
 pub struct Worst {
     /// In the whole stage.
-    pub place: Place,
+    pub place: ElementPlace,
     pub expected: Option<f64>,
     pub found: Option<f64>,
     pub floor: Option<f64>,

@@ -6,12 +6,12 @@ use std::path::Path;
 use safetensors::tensor::TensorInfo;
 use sha2::{Digest, Sha256};
 
-use super::capture::Found;
-use super::case::Case;
+use super::capture::CapturedCall;
+use super::case::FailingCall;
 use super::folder::{Folder, hex};
 use super::manifest::*;
-use super::verdict::Judged;
-use crate::atomic::dir::{AtomicDir, Kind};
+use super::verdict::RerunCheck;
+use crate::atomic::dir::{AtomicDir, DirKind};
 use crate::backend::gpu::{Dispatch, GpuBackend};
 use crate::error::{Error, Result};
 use crate::model::{Calls, Model};
@@ -19,15 +19,15 @@ use crate::op::{HostTensor, Weight};
 use crate::trace::store::file::{dtype, header, le_bytes};
 
 /// What may be replaced by another one.
-pub const KIND: Kind = Kind { name: "repro folder", is_one: is_repro };
+pub const KIND: DirKind = DirKind { name: "repro folder", is_one: is_repro };
 
 /// What a GPU ran.
-pub struct Recorded {
-    pub adapter: Adapter,
+pub struct RecordedCall {
+    pub adapter: AdapterEntry,
     pub dispatches: Vec<Dispatch>,
 }
 
-impl Recorded {
+impl RecordedCall {
     pub fn new(gpu: &GpuBackend, dispatches: Vec<Dispatch>) -> Self {
         let (info, limits) = gpu.adapter();
         let limit = |name: &str, value: u64| (name.to_string(), value);
@@ -40,7 +40,7 @@ impl Recorded {
             limit("max_compute_invocations_per_workgroup", limits.max_compute_invocations_per_workgroup.into()),
             limit("max_immediate_size", limits.max_immediate_size.into()),
         ]);
-        let adapter = Adapter {
+        let adapter = AdapterEntry {
             name: info.name.clone(),
             api: info.backend.to_str().into(),
             kind: format!("{:?}", info.device_type),
@@ -59,19 +59,19 @@ pub struct Origin<'a> {
     pub model: &'a Model,
     /// Whose decoded tokens are all forced.
     pub calls: Calls<'a>,
-    pub found: &'a Found,
+    pub found: &'a CapturedCall,
 }
 
 /// What goes into a folder.
 pub struct Contents<'a> {
-    pub case: &'a Case,
+    pub case: &'a FailingCall,
     /// Of the case, run alone on the subject.
-    pub judged: &'a Judged,
+    pub judged: &'a RerunCheck,
     pub shrinking: Shrinking,
-    pub subject: Side,
+    pub subject: SideEntry,
     pub reference: Reference,
     /// `None` unless the subject is a GPU.
-    pub recorded: Option<Recorded>,
+    pub recorded: Option<RecordedCall>,
     pub origin: Origin<'a>,
 }
 
@@ -79,7 +79,7 @@ pub struct Contents<'a> {
 ///
 /// # Errors
 /// If it cannot be written, or does not read back as what was written.
-pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<Manifest> {
+pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<ReproManifest> {
     let Contents { case, judged, shrinking, subject, reference, recorded, origin } = contents;
     let mut files = Vec::new();
     let mut put = |name: String, bytes: &[u8]| -> Result<()> {
@@ -116,7 +116,7 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<Manifest> {
     }
     let found = origin.found;
     let head_dim = origin.model.config.head_dim;
-    let manifest = Manifest {
+    let manifest = ReproManifest {
         schema: SCHEMA.into(),
         program: concat!("twinscope ", env!("CARGO_PKG_VERSION")).into(),
         layer: case.site.layer,
@@ -177,7 +177,7 @@ fn weight_entry(w: &Weight) -> WeightEntry {
 }
 
 /// The safetensors file: operands, the oracle's result, the floors, the subject's result.
-fn tensors(case: &Case, judged: &Judged) -> Result<Vec<u8>> {
+fn tensors(case: &FailingCall, judged: &RerunCheck) -> Result<Vec<u8>> {
     let floor = HostTensor::f64(case.shape(), judged.floor.clone());
     let inputs = case.params.names().into_iter().zip(&case.inputs).map(|(name, t)| (format!("input.{name}"), t));
     let results = [("oracle", &judged.exact), ("floor", &floor), ("subject", &judged.output)];
@@ -213,7 +213,7 @@ fn is_repro(dir: &Path) -> bool {
     schema.is_some_and(|s| s.schema == SCHEMA) && only_ours
 }
 
-fn readme(m: &Manifest) -> String {
+fn readme(m: &ReproManifest) -> String {
     let layer = m.layer.map_or(String::new(), |n| format!("layer {n}, "));
     let ratio = m.alone.ratio.map_or("without bound".into(), |r| format!("by {r:.3e} times what rounding allows"));
     let what = match m.alone.verdict.as_str() {

@@ -8,8 +8,8 @@
 
 use rayon::prelude::*;
 
-use super::faults::Subject;
-use crate::backend::cases::{self, Case};
+use super::faults::FaultySide;
+use crate::backend::cases::{self, OpCase};
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::backend::{Backend, Need};
@@ -24,21 +24,21 @@ const SMALL: u64 = 40_000;
 const BATCH: usize = 512;
 
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct CalibrationOptions {
     /// Operations judged in all, shared by the backends; every case is judged once however few these are.
     pub evaluations: u64,
     /// Only CPU levels, or only the GPU.
-    pub subject: Option<Subject>,
+    pub subject: Option<FaultySide>,
     pub adapter: AdapterSelector,
 }
 
 /// Whether the backend has a kernel for the case's type of weights.
-fn supports<B: Backend>(backend: &B, case: &Case) -> bool {
+fn supports<B: Backend>(backend: &B, case: &OpCase) -> bool {
     let need = |ty| Need { op: case.kind(), ty, cols: ty.block_len(), name: case.to_string() };
     case.ty().is_none_or(|ty| backend.unsupported(&[need(ty)]).is_empty())
 }
 
-fn evaluate<B: Backend>(backend: &mut B, case: &Case, seed: u64) -> Result<Evaluation> {
+fn evaluate<B: Backend>(backend: &mut B, case: &OpCase, seed: u64) -> Result<Evaluation> {
     let operands = case.build(seed)?;
     let result = cases::run(backend, case.at(), &operands)?;
     let checked = check_against_oracle(&operands.op(), &backend.contract(case.kind()), &result)?;
@@ -47,18 +47,18 @@ fn evaluate<B: Backend>(backend: &mut B, case: &Case, seed: u64) -> Result<Evalu
 
 /// The cases of one backend: the whole table once, then its small cases again and again, each draw with a seed of its own.
 struct Draws {
-    table: Vec<Case>,
-    small: Vec<Case>,
+    table: Vec<OpCase>,
+    small: Vec<OpCase>,
 }
 
 impl Draws {
     fn of<B: Backend>(backend: &B) -> Self {
-        let table: Vec<Case> = cases::table().into_iter().filter(|case| supports(backend, case)).collect();
+        let table: Vec<OpCase> = cases::table().into_iter().filter(|case| supports(backend, case)).collect();
         let small = table.iter().copied().filter(|case| case.work() <= SMALL).collect();
         Self { table, small }
     }
 
-    fn get(&self, n: usize) -> (Case, u64) {
+    fn get(&self, n: usize) -> (OpCase, u64) {
         let again = n.checked_sub(self.table.len()).map(|n| self.small[n % self.small.len()]);
         (again.unwrap_or_else(|| self.table[n]), n as u64)
     }
@@ -68,10 +68,10 @@ impl Draws {
 ///
 /// # Errors
 /// If there is no adapter where a GPU is asked for, or a backend cannot run.
-pub fn calibrate(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> Result<Calibration> {
+pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, usize, usize)) -> Result<Calibration> {
     let mut calibration = Calibration::default();
     let mut levels = Vec::new();
-    if options.subject != Some(Subject::Gpu) {
+    if options.subject != Some(FaultySide::Gpu) {
         for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
             match CpuBackend::new(Some(level), Some(1)) {
                 Ok(backend) => levels.push((level, Draws::of(&backend))),
@@ -79,7 +79,7 @@ pub fn calibrate(options: &Options, mut progress: impl FnMut(&str, usize, usize)
             }
         }
     }
-    let mut gpu = (options.subject != Some(Subject::Cpu))
+    let mut gpu = (options.subject != Some(FaultySide::Cpu))
         .then(|| GpuBackend::new(&options.adapter, GpuOptions::default()))
         .transpose()?;
     let backends = levels.len() + usize::from(gpu.is_some());

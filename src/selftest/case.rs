@@ -1,9 +1,9 @@
 //! One run of the self-test: what is planted, and whether what was found is what was planted.
 
-use super::faults::{self, By, Fault, Place, Subject};
-use super::faulty::{Done, Plant, Strength};
-use super::ground::{Ground, POSITIONS};
+use super::faults::{self, By, Fault, FaultPlace, FaultySide};
+use super::faulty::{PlantedFault, PlantedRecord, Strength};
 use super::shader;
+use super::test_model::{POSITIONS, TestModel};
 use crate::backend::gpu::AdapterSelector;
 use crate::diff::locate::pattern::{Pattern, PatternKind};
 use crate::diff::measure::metrics::Side;
@@ -13,11 +13,11 @@ use crate::report::selftest::{FoundFault, TrialOutcome};
 
 /// A fault or several, on one of the models, at one strength.
 #[derive(Clone)]
-pub struct Case {
+pub struct Trial {
     pub name: &'static str,
     pub faults: Vec<&'static Fault>,
     /// 0 for the demo model, 1 for the wide one.
-    pub ground: usize,
+    pub test_model: usize,
     pub strength: Strength,
 }
 
@@ -25,30 +25,30 @@ pub struct Case {
 const GRADES: [f64; 2] = [8.0, 64.0];
 
 /// Every case, in the order of the table.
-pub fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Trial> {
     let mut cases = Vec::new();
-    for ground in 0..2 {
+    for test_model in 0..2 {
         for fault in faults::all() {
             let full = [Strength::Full].into_iter();
             let grades = GRADES.into_iter().filter(|_| fault.graded).map(Strength::Floors);
-            cases.extend(grades.chain(full).map(|strength| Case {
+            cases.extend(grades.chain(full).map(|strength| Trial {
                 name: fault.name,
                 faults: vec![fault],
-                ground,
+                test_model,
                 strength,
             }));
         }
         cases.extend(faults::TOGETHER.iter().map(|(name, names)| {
             let faults = names.iter().map(|n| faults::named(n)).collect();
-            Case { name, faults, ground, strength: Strength::Full }
+            Trial { name, faults, test_model, strength: Strength::Full }
         }));
     }
     cases
 }
 
-impl Case {
+impl Trial {
     /// The backend beside the reference: a GPU if one of the faults needs it.
-    pub fn subject(&self) -> Subject {
+    pub fn subject(&self) -> FaultySide {
         self.faults.iter().map(|f| f.subject).max().expect("a case has a fault")
     }
     /// Decode steps that it takes.
@@ -57,16 +57,16 @@ impl Case {
     }
     /// The layer whose router must have ties.
     pub fn tied(&self) -> Option<usize> {
-        self.faults.iter().find(|f| f.tied).map(|f| f.layers[self.ground])
+        self.faults.iter().find(|f| f.tied).map(|f| f.layers[self.test_model])
     }
 
     /// Where a fault errs.
     fn planted_at(&self, fault: &Fault) -> Site {
-        site(fault.stage, fault.layers[self.ground])
+        site(fault.stage, fault.layers[self.test_model])
     }
     /// Where it must be located: step, site.
     pub fn seen_at(&self, fault: &Fault) -> (usize, Site) {
-        (fault.step, site(fault.seen_at(), fault.layers[self.ground]))
+        (fault.step, site(fault.seen_at(), fault.layers[self.test_model]))
     }
     /// The fault that must be named first.
     pub fn first(&self) -> &'static Fault {
@@ -74,10 +74,10 @@ impl Case {
     }
 
     /// Its faults of one side, ready to be planted.
-    pub fn plants(&self, side: Side, ground: &Ground, adapter: &AdapterSelector) -> Vec<Plant> {
+    pub fn plants(&self, side: Side, test_model: &TestModel, adapter: &AdapterSelector) -> Vec<PlantedFault> {
         let of_side = self.faults.iter().filter(|f| f.side == side);
         of_side
-            .map(|fault| Plant {
+            .map(|fault| PlantedFault {
                 site: self.planted_at(fault),
                 op: fault.op(),
                 start: (fault.step > 0).then(|| POSITIONS + fault.step - 1),
@@ -85,9 +85,11 @@ impl Case {
                 strength: self.strength,
                 mistake: match fault.by {
                     By::Shader(shaders) => shader::mistake(shaders, adapter.clone()),
-                    By::Operation(make) => make(&Place { model: &ground.model, layer: fault.layers[self.ground] }),
+                    By::Operation(make) => {
+                        make(&FaultPlace { model: &test_model.model, layer: fault.layers[self.test_model] })
+                    }
                 },
-                done: Done::default(),
+                done: PlantedRecord::default(),
             })
             .collect()
     }
@@ -99,7 +101,7 @@ fn site(stage: Stage, layer: usize) -> Site {
 }
 
 /// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults.
-pub fn check(case: &Case, done: &[Done], comparison: &Comparison) -> TrialOutcome {
+pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> TrialOutcome {
     let at = |fault: &Fault| -> Option<&StageResult> {
         let (step, site) = case.seen_at(fault);
         comparison.stages.iter().find(|s| (s.step, s.site) == (step, site))

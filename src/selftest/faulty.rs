@@ -1,7 +1,7 @@
 //! A backend that makes mistakes at chosen sites, and is another backend everywhere else.
 //!
 //! - A mistake is a function from a stage's operands to a wrong result; it may run any operation on a real backend to make it
-//!   ([`Engine`]). What it does not touch ([`Scope`]) keeps the right result of the same call.
+//!   ([`Engine`]). What it does not touch ([`FaultScope`]) keeps the right result of the same call.
 //! - A mistake that has a strength is scaled: right + α·(wrong − right), α such that the largest error is so many times its
 //!   rounding floor.
 //! - [`Op::Store`] works in place: there the result of the mistake is the whole cache.
@@ -47,7 +47,7 @@ impl<'a> Engine<'a> {
 
 /// Which elements of the result a mistake befalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum FaultScope {
     All,
     /// One row of the call, counted from its first.
     Row(usize),
@@ -66,20 +66,20 @@ pub enum Strength {
 }
 
 /// A mistake and where it is made.
-pub struct Plant {
+pub struct PlantedFault {
     pub site: Site,
     pub op: OpKind,
     /// First position of the calls that it befalls; `None` for all.
     pub start: Option<usize>,
-    pub scope: Scope,
+    pub scope: FaultScope,
     pub strength: Strength,
     pub mistake: Mistake,
-    pub done: Done,
+    pub done: PlantedRecord,
 }
 
 /// What became of a plant.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Done {
+pub struct PlantedRecord {
     /// Calls that it befell.
     pub calls: usize,
     /// Where its scope is an expert, which.
@@ -91,16 +91,16 @@ pub struct Done {
 }
 
 /// The plants of a run. Kept outside of the backend, which a run hides behind its interface.
-pub type Plants = Rc<RefCell<Vec<Plant>>>;
+pub type PlantedFaults = Rc<RefCell<Vec<PlantedFault>>>;
 
 /// `inner`, with mistakes.
 pub struct Faulty {
     pub inner: Rc<RefCell<AnyBackend>>,
-    pub plants: Plants,
+    pub plants: PlantedFaults,
 }
 
 impl Faulty {
-    pub fn new(inner: Rc<RefCell<AnyBackend>>, plants: Plants) -> Self {
+    pub fn new(inner: Rc<RefCell<AnyBackend>>, plants: PlantedFaults) -> Self {
         Self { inner, plants }
     }
 }
@@ -113,10 +113,10 @@ fn busiest(op: &HostOp<'_>) -> Option<u32> {
 }
 
 /// The one row that is in scope, if it is one.
-fn row_of(scope: Scope, expert: u32, op: &HostOp<'_>) -> Option<usize> {
+fn row_of(scope: FaultScope, expert: u32, op: &HostOp<'_>) -> Option<usize> {
     match (scope, op) {
-        (Scope::Row(row), _) => Some(row),
-        (Scope::ExpertOnce, Op::ExpertMatMul { ids, .. }) => {
+        (FaultScope::Row(row), _) => Some(row),
+        (FaultScope::ExpertOnce, Op::ExpertMatMul { ids, .. }) => {
             ids.ids().iter().position(|id| *id == expert).map(|slot| slot / ids.cols().max(1))
         }
         _ => None,
@@ -124,20 +124,20 @@ fn row_of(scope: Scope, expert: u32, op: &HostOp<'_>) -> Option<usize> {
 }
 
 /// Whether each element of the result is in scope.
-fn members(scope: Scope, expert: u32, op: &HostOp<'_>, site: Site, result: &HostTensor) -> Result<Vec<bool>> {
+fn members(scope: FaultScope, expert: u32, op: &HostOp<'_>, site: Site, result: &HostTensor) -> Result<Vec<bool>> {
     let axis = site.stage.position_axis();
     let row_len: usize = result.shape[axis + 1..].iter().product();
     let of_row = |row: usize| (0..result.len()).map(|i| i / row_len % result.shape[axis] == row).collect();
     match scope {
-        Scope::All => Ok(vec![true; result.len()]),
-        Scope::Row(row) => Ok(of_row(row)),
-        Scope::Expert | Scope::ExpertOnce => {
+        FaultScope::All => Ok(vec![true; result.len()]),
+        FaultScope::Row(row) => Ok(of_row(row)),
+        FaultScope::Expert | FaultScope::ExpertOnce => {
             let Op::ExpertMatMul { ids, .. } = op else {
                 return Err(Error::usage(format!("{site}: {:?} has no experts to err in", op.kind())));
             };
             let cols = result.cols();
             let first = ids.ids().iter().position(|id| *id == expert);
-            let once = scope == Scope::ExpertOnce;
+            let once = scope == FaultScope::ExpertOnce;
             let hit = |slot: usize| ids.ids()[slot] == expert && !(once && Some(slot) != first);
             Ok((0..result.len()).map(|i| hit(i / cols)).collect())
         }
@@ -146,7 +146,7 @@ fn members(scope: Scope, expert: u32, op: &HostOp<'_>, site: Site, result: &Host
 
 /// `right` with `wrong` where it is a member, as strong as asked for; and the largest error over its floor.
 fn mix(
-    plant: &Plant,
+    plant: &PlantedFault,
     contract: &Contract,
     op: &HostOp<'_>,
     right: &HostTensor,
@@ -185,7 +185,8 @@ fn mix(
 impl Faulty {
     /// The plant of a call, if there is one.
     fn planted(&self, at: At, kind: OpKind) -> Option<usize> {
-        let here = |p: &Plant| p.site == at.site && p.op == kind && p.start.is_none_or(|start| start == at.start);
+        let here =
+            |p: &PlantedFault| p.site == at.site && p.op == kind && p.start.is_none_or(|start| start == at.start);
         self.plants.borrow().iter().position(here)
     }
 
@@ -195,7 +196,7 @@ impl Faulty {
         let operands = op.inputs().into_iter().map(|t| Ok(Rc::new(inner.read(t)?))).collect::<Result<Vec<_>>>()?;
         let mut next = operands.iter();
         let host = op.try_map(|_| Ok(next.next().expect("an operand was read for each").clone()))?;
-        let scoped = matches!(plant.scope, Scope::Expert | Scope::ExpertOnce);
+        let scoped = matches!(plant.scope, FaultScope::Expert | FaultScope::ExpertOnce);
         let expert = busiest(&host).unwrap_or(0);
 
         let right = inner.run(at, op)?;

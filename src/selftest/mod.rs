@@ -3,7 +3,7 @@
 //! Design:
 //! - [`faults`] is the table of what is planted; [`faulty`] plants it, in a backend that errs at one site, and [`shader`] in the
 //!   WGSL of a real kernel. `case` says what must be found, and whether it was.
-//! - Every fault is planted on two models (`ground`), those that have a strength at 8 and 64 times the rounding floor too, and
+//! - Every fault is planted on two models (`test_model`), those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
@@ -12,7 +12,7 @@ pub mod calibrate;
 mod case;
 pub mod faults;
 pub mod faulty;
-mod ground;
+mod test_model;
 
 pub mod shader;
 
@@ -29,34 +29,34 @@ use crate::diff::run::driver::{DiffOptions, Sides, diff};
 use crate::error::{Error, Result};
 use crate::report::selftest::{Control, FaultResult, SelftestReport, TrialOutcome};
 use crate::trace::select::{glob, nearest};
-use case::{Case, cases, check, describe};
-use faults::Subject;
-use faulty::{Done, Faulty, Plants, Strength};
-use ground::Ground;
+use case::{Trial, cases, check, describe};
+use faults::FaultySide;
+use faulty::{Faulty, PlantedFaults, PlantedRecord, Strength};
+use test_model::TestModel;
 
 /// What to run.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct SelfTestOptions {
     /// Names of faults, with `*` and `?`; all of them if absent.
     pub only: Option<String>,
     /// Only cases with this backend beside the reference.
-    pub subject: Option<Subject>,
+    pub subject: Option<FaultySide>,
     pub adapter: AdapterSelector,
 }
 
-impl Options {
+impl SelfTestOptions {
     /// The cases chosen, in order.
     ///
     /// # Errors
     /// If there are none.
-    fn cases(&self) -> Result<Vec<Case>> {
+    fn cases(&self) -> Result<Vec<Trial>> {
         let pattern = self.only.as_deref().unwrap_or("*");
-        let named: Vec<Case> = cases().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
+        let named: Vec<Trial> = cases().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
         if named.is_empty() {
             let known = nearest(pattern, cases().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
             return Err(Error::usage(format!("--only {pattern}: no fault has such a name; the nearest are {known}")));
         }
-        let chosen: Vec<Case> =
+        let chosen: Vec<Trial> =
             named.into_iter().filter(|c| self.subject.is_none_or(|subject| c.subject() == subject)).collect();
         match (chosen.is_empty(), self.subject) {
             (true, Some(subject)) => {
@@ -74,8 +74,8 @@ impl Options {
 ///
 /// # Errors
 /// If there are none.
-pub fn list(options: &Options) -> Result<Vec<(&'static str, Subject, String)>> {
-    let mut all: Vec<(&'static str, Subject, String)> = Vec::new();
+pub fn list(options: &SelfTestOptions) -> Result<Vec<(&'static str, FaultySide, String)>> {
+    let mut all: Vec<(&'static str, FaultySide, String)> = Vec::new();
     for case in options.cases()? {
         if !all.iter().any(|(name, ..)| *name == case.name) {
             let what: Vec<&str> = case.faults.iter().map(|f| f.what).collect();
@@ -105,12 +105,12 @@ struct Backends {
 }
 
 impl Backends {
-    fn open(cases: &[Case], adapter: &AdapterSelector) -> Result<Self> {
-        let needed = |subject: Subject| cases.iter().any(|c| c.subject() == subject);
+    fn open(cases: &[Trial], adapter: &AdapterSelector) -> Result<Self> {
+        let needed = |subject: FaultySide| cases.iter().any(|c| c.subject() == subject);
         Ok(Self {
             reference: shared(CpuBackend::new(Some(Level::Scalar), None)?),
-            cpu: needed(Subject::Cpu).then(|| CpuBackend::new(None, None).map(shared)).transpose()?,
-            gpu: needed(Subject::Gpu)
+            cpu: needed(FaultySide::Cpu).then(|| CpuBackend::new(None, None).map(shared)).transpose()?,
+            gpu: needed(FaultySide::Gpu)
                 .then(|| GpuBackend::new(adapter, GpuOptions::default()).map(shared))
                 .transpose()?,
             oracle: Box::new(Erased(OracleBackend::new())),
@@ -118,41 +118,47 @@ impl Backends {
         })
     }
 
-    fn subject(&self, subject: Subject) -> &Shared {
+    fn subject(&self, subject: FaultySide) -> &Shared {
         let backend = match subject {
-            Subject::Cpu => &self.cpu,
-            Subject::Gpu => &self.gpu,
+            FaultySide::Cpu => &self.cpu,
+            FaultySide::Gpu => &self.gpu,
         };
         backend.as_ref().expect("opened for the cases that there are")
     }
 
     /// Compares the two sides, each with its plants.
-    fn diff(&mut self, ground: &Ground, subject: Subject, decode: usize, plants: [Plants; 2]) -> Result<Comparison> {
+    fn diff(
+        &mut self,
+        test_model: &TestModel,
+        subject: FaultySide,
+        decode: usize,
+        plants: [PlantedFaults; 2],
+    ) -> Result<Comparison> {
         let [of_reference, of_subject] = plants;
         let mut reference: AnyBackend = Box::new(Faulty::new(self.reference.clone(), of_reference));
         let mut faulty: AnyBackend = Box::new(Faulty::new(self.subject(subject).clone(), of_subject));
-        let options = DiffOptions { decode, shares: false, ..DiffOptions::new(ground.tokens.clone()) };
+        let options = DiffOptions { decode, shares: false, ..DiffOptions::new(test_model.tokens.clone()) };
         let sides = Sides { reference: &mut reference, subject: &mut faulty, oracle: Some(&mut self.oracle) };
-        diff(&ground.model, sides, &options)
+        diff(&test_model.model, sides, &options)
     }
 
     /// A run without a fault, which must agree.
     fn control(
         &mut self,
-        ground: &mut Ground,
-        subject: Subject,
+        test_model: &mut TestModel,
+        subject: FaultySide,
         decode: usize,
         tied: Option<usize>,
     ) -> Result<Control> {
-        let router = tied.map(|layer| ground.tie(layer)).transpose()?;
-        let comparison = self.diff(ground, subject, decode, Default::default());
+        let router = tied.map(|layer| test_model.tie(layer)).transpose()?;
+        let comparison = self.diff(test_model, subject, decode, Default::default());
         if let (Some(layer), Some(router)) = (tied, router) {
-            ground.untie(layer, router);
+            test_model.untie(layer, router);
         }
         let comparison = comparison?;
         let blamed = comparison.stages.iter().filter(|s| s.verdict.is_fault());
         Ok(Control {
-            model: ground.name,
+            model: test_model.name,
             reference: comparison.reference.info.backend.clone(),
             subject: comparison.subject.info.backend.clone(),
             adapter: comparison.subject.info.adapter.clone(),
@@ -166,13 +172,14 @@ impl Backends {
     }
 
     /// A run with the case's faults.
-    fn run(&mut self, ground: &mut Ground, case: &Case) -> Result<(TrialOutcome, Vec<Done>)> {
-        let router = case.tied().map(|layer| ground.tie(layer)).transpose()?;
-        let plants = |side| Rc::new(RefCell::new(case.plants(side, ground, &self.adapter)));
+    fn run(&mut self, test_model: &mut TestModel, case: &Trial) -> Result<(TrialOutcome, Vec<PlantedRecord>)> {
+        let router = case.tied().map(|layer| test_model.tie(layer)).transpose()?;
+        let plants = |side| Rc::new(RefCell::new(case.plants(side, test_model, &self.adapter)));
         let (of_reference, of_subject) = (plants(Side::Reference), plants(Side::Subject));
-        let comparison = self.diff(ground, case.subject(), case.decode(), [of_reference.clone(), of_subject.clone()]);
+        let comparison =
+            self.diff(test_model, case.subject(), case.decode(), [of_reference.clone(), of_subject.clone()]);
         if let (Some(layer), Some(router)) = (case.tied(), router) {
-            ground.untie(layer, router);
+            test_model.untie(layer, router);
         }
         let comparison = comparison.map_err(|e| match e {
             Error::Usage(m) => Error::Usage(format!("{}: {m}", case.name)),
@@ -202,33 +209,33 @@ impl Backends {
 ///
 /// # Errors
 /// If a fault cannot be planted, or a backend cannot run.
-pub fn run(options: &Options, mut progress: impl FnMut(&str, usize, usize)) -> Result<SelftestReport> {
+pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usize)) -> Result<SelftestReport> {
     let cases = options.cases()?;
     let mut backends = Backends::open(&cases, &options.adapter)?;
-    let mut grounds = [Ground::demo()?, Ground::wide()?];
+    let mut test_models = [TestModel::demo()?, TestModel::wide()?];
 
     // A control for every configuration that a case runs in.
-    let mut configurations: Vec<(usize, Subject, usize, Option<usize>)> =
-        cases.iter().map(|c| (c.ground, c.subject(), c.decode(), c.tied())).collect();
+    let mut configurations: Vec<(usize, FaultySide, usize, Option<usize>)> =
+        cases.iter().map(|c| (c.test_model, c.subject(), c.decode(), c.tied())).collect();
     configurations.sort();
     configurations.dedup();
     let total = configurations.len() + cases.len();
     let mut report = SelftestReport::default();
-    for (n, (ground, subject, decode, tied)) in configurations.into_iter().enumerate() {
-        progress(&format!("control, {}", grounds[ground].name), n, total);
-        report.controls.push(backends.control(&mut grounds[ground], subject, decode, tied)?);
+    for (n, (test_model, subject, decode, tied)) in configurations.into_iter().enumerate() {
+        progress(&format!("control, {}", test_models[test_model].name), n, total);
+        report.controls.push(backends.control(&mut test_models[test_model], subject, decode, tied)?);
     }
     let controls = report.controls.len();
     for (n, case) in cases.iter().enumerate() {
         progress(case.name, controls + n, total);
-        let ground = &mut grounds[case.ground];
-        let (outcome, done) = backends.run(ground, case)?;
+        let test_model = &mut test_models[case.test_model];
+        let (outcome, done) = backends.run(test_model, case)?;
         let first = case.first();
         let (step, site) = case.seen_at(first);
         let place = case.faults.iter().position(|f| f.name == first.name).expect("one of them");
         report.faults.push(FaultResult {
             name: case.name,
-            model: ground.name,
+            model: test_model.name,
             subject: case.subject().name(),
             layer: site.layer,
             stage: site.stage,

@@ -1,6 +1,6 @@
 //! Which type each tensor gets: llama.cpp's mixes (`llama_tensor_get_type` in `llama-quant.cpp`), without an importance matrix.
 
-use super::Shape;
+use super::ModelShape;
 use crate::op::GgmlType::{self, *};
 
 /// A way to choose types: a llama.cpp file type, or one type for every matrix.
@@ -87,7 +87,7 @@ impl Mix {
     }
 
     /// The type of the tensor with this role in this layer, were its rows of any length.
-    pub(super) fn choose(&self, role: Role, layer: u32, shape: &Shape) -> GgmlType {
+    pub(super) fn choose(&self, role: Role, layer: u32, shape: &ModelShape) -> GgmlType {
         if matches!(role, Role::Norm | Role::Router) {
             return F32;
         }

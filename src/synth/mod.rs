@@ -21,7 +21,7 @@ use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};
-pub use shape::{Ffn, Moe, Shape};
+pub use shape::{FfnShape, ModelShape, Moe};
 
 /// A model that can be written: all of it but the weights.
 pub struct Plan {
@@ -52,7 +52,7 @@ impl Plan {
     ///
     /// # Errors
     /// If the shape is not one of a model, or a tensor would not fit 63 bits.
-    pub fn new(name: &str, shape: &Shape, mix: &Mix, seed: u64) -> Result<Self> {
+    pub fn new(name: &str, shape: &ModelShape, mix: &Mix, seed: u64) -> Result<Self> {
         shape.check()?;
         let tensors = tensors(shape, mix);
         for tensor in &tensors {
@@ -155,7 +155,7 @@ fn fnv1a(name: &str) -> u64 {
 }
 
 /// All tensors, in the order in which llama.cpp's tools write them.
-fn tensors(shape: &Shape, mix: &Mix) -> Vec<Planned> {
+fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     let (hidden, q, kv) = (shape.hidden as u64, shape.q_width(), shape.kv_width());
     let (head_dim, width, vocab) = (shape.head_dim as u64, shape.ffn_width() as u64, shape.vocab as u64);
     let to_residual = 1.0 / (2.0 * shape.layers as f32).sqrt();
@@ -195,13 +195,13 @@ fn tensors(shape: &Shape, mix: &Mix) -> Vec<Planned> {
         // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
         let down = to_residual * used.sqrt() / 0.596;
         match shape.ffn {
-            Ffn::Dense(_) => {
+            FfnShape::Dense(_) => {
                 tensor("ffn_down", Role::FfnDown, &[width, hidden], down);
                 tensor("ffn_gate", Role::FfnGate, &[hidden, width], 1.0);
                 tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
                 tensor("ffn_up", Role::FfnUp, &[hidden, width], 1.0);
             }
-            Ffn::Moe(Moe { experts, .. }) => {
+            FfnShape::Moe(Moe { experts, .. }) => {
                 let experts = experts as u64;
                 tensor("ffn_down_exps", Role::FfnDown, &[width, hidden, experts], down);
                 tensor("ffn_gate_exps", Role::FfnGate, &[hidden, width, experts], 1.0);
@@ -216,7 +216,7 @@ fn tensors(shape: &Shape, mix: &Mix) -> Vec<Planned> {
 }
 
 /// The keys that Qwen3 files have.
-fn metadata(name: &str, shape: &Shape, mix: &Mix) -> Metadata {
+fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let architecture = shape.architecture();
     let mut m = Metadata::new(name);
     let text = |s: &str| Value::String(s.into());

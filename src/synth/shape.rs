@@ -3,15 +3,15 @@
 use super::vocab;
 use crate::{Error, Result};
 
-/// The dimensions of a Qwen3 model. [`Shape::check`] says whether they make one.
+/// The dimensions of a Qwen3 model. [`ModelShape::check`] says whether they make one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Shape {
+pub struct ModelShape {
     pub hidden: u32,
     pub layers: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub head_dim: u32,
-    pub ffn: Ffn,
+    pub ffn: FfnShape,
     pub vocab: u32,
     pub context: u32,
     pub rope_base: f32,
@@ -22,7 +22,7 @@ pub struct Shape {
 
 /// The feed-forward part of every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ffn {
+pub enum FfnShape {
     /// One, of this width: architecture `qwen3`.
     Dense(u32),
     /// Experts behind a router: architecture `qwen3moe`.
@@ -38,46 +38,46 @@ pub struct Moe {
     pub width: u32,
 }
 
-impl Shape {
-    /// What [`Shape::named`] knows.
+impl ModelShape {
+    /// What [`ModelShape::named`] knows.
     pub const NAMES: [&str; 4] = ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b"];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
     pub fn named(name: &str) -> Option<Self> {
-        let qwen3 = Shape {
+        let qwen3 = ModelShape {
             hidden: 2048,
             layers: 48,
             heads: 32,
             kv_heads: 4,
             head_dim: 128,
-            ffn: Ffn::Moe(Moe { experts: 128, used: 8, width: 768 }),
+            ffn: FfnShape::Moe(Moe { experts: 128, used: 8, width: 768 }),
             vocab: 151_936,
             context: 40_960,
             rope_base: 1e6,
             eps: 1e-6,
             tied: false,
         };
-        let demo = Shape {
+        let demo = ModelShape {
             hidden: 256,
             layers: 4,
             heads: 8,
             kv_heads: 2,
             head_dim: 64,
-            ffn: Ffn::Moe(Moe { experts: 8, used: 2, width: 256 }),
+            ffn: FfnShape::Moe(Moe { experts: 8, used: 2, width: 256 }),
             vocab: 2048,
             context: 4096,
             ..qwen3
         };
         Some(match name {
             "tiny" => {
-                let ffn = Ffn::Moe(Moe { experts: 16, used: 4, width: 256 });
-                Shape { layers: 2, ffn, vocab: 512, context: 1024, ..demo }
+                let ffn = FfnShape::Moe(Moe { experts: 16, used: 4, width: 256 });
+                ModelShape { layers: 2, ffn, vocab: 512, context: 1024, ..demo }
             }
             "demo" => demo,
             "qwen3-30b-a3b" => qwen3,
             "qwen3-235b-a22b" => {
-                let ffn = Ffn::Moe(Moe { experts: 128, used: 8, width: 1536 });
-                Shape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
+                let ffn = FfnShape::Moe(Moe { experts: 128, used: 8, width: 1536 });
+                ModelShape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
             }
             _ => return None,
         })
@@ -86,23 +86,23 @@ impl Shape {
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         match self.ffn {
-            Ffn::Dense(_) => "qwen3",
-            Ffn::Moe(_) => "qwen3moe",
+            FfnShape::Dense(_) => "qwen3",
+            FfnShape::Moe(_) => "qwen3moe",
         }
     }
 
     pub(super) fn moe(&self) -> Option<Moe> {
         match self.ffn {
-            Ffn::Dense(_) => None,
-            Ffn::Moe(moe) => Some(moe),
+            FfnShape::Dense(_) => None,
+            FfnShape::Moe(moe) => Some(moe),
         }
     }
 
     /// FFN width, of one expert where there are experts.
     pub(super) fn ffn_width(&self) -> u32 {
         match self.ffn {
-            Ffn::Dense(width) => width,
-            Ffn::Moe(moe) => moe.width,
+            FfnShape::Dense(width) => width,
+            FfnShape::Moe(moe) => moe.width,
         }
     }
 
@@ -135,8 +135,8 @@ impl Shape {
         range("vocab", self.vocab, vocab::MIN, 1 << 22)?;
         range("ctx", self.context, 1, 1 << 30)?;
         match self.ffn {
-            Ffn::Dense(width) => range("dense", width, 1, WIDTH)?,
-            Ffn::Moe(moe) => {
+            FfnShape::Dense(width) => range("dense", width, 1, WIDTH)?,
+            FfnShape::Moe(moe) => {
                 range("experts", moe.experts, 1, 4096)?;
                 range("experts-used", moe.used, 1, moe.experts)?;
                 range("expert-ffn", moe.width, 1, WIDTH)?;

@@ -17,13 +17,13 @@ pub struct Recorder {
     pub statistics: Statistics,
     pub writer: Option<TraceWriter>,
     /// The experts of the last position and their weights, by layer, in router_ids order.
-    pub routing: BTreeMap<u32, Routing>,
+    pub routing: BTreeMap<u32, RoutingRow>,
     /// The first value in the order of execution that is NaN or infinite.
     pub not_finite: Option<NotFinite>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Routing {
+pub struct RoutingRow {
     pub experts: Vec<u32>,
     pub weights: Vec<f64>,
 }

@@ -12,12 +12,12 @@ use twinscope::backend::{Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::error::Result;
 use twinscope::model::{Calls, Model};
 use twinscope::op::{At, HostTensor, Op, OpKind, Site, Stage, Weight};
-use twinscope::repro::capture::Wanted;
-use twinscope::repro::case::Case;
-use twinscope::repro::manifest::Manifest;
+use twinscope::repro::capture::Target;
+use twinscope::repro::case::FailingCall;
+use twinscope::repro::manifest::ReproManifest;
 use twinscope::repro::shaders::FolderShaders;
-use twinscope::repro::verdict::Judged;
-use twinscope::repro::{Folder, Made, Options, Recorded, Subject, Verdict, make};
+use twinscope::repro::verdict::RerunCheck;
+use twinscope::repro::{Folder, Made, RecordedCall, ReproOptions, ReproVerdict, Subject, make};
 
 fn gpu(options: GpuOptions) -> GpuBackend {
     GpuBackend::new(&AdapterSelector::Best, options)
@@ -40,23 +40,23 @@ struct Fault {
     kernel: &'static str,
     from: &'static str,
     to: &'static str,
-    wanted: Wanted,
+    target: Target,
     /// The tokens of this golden prompt are run…
     tokens: Vec<u32>,
     /// …of which so many are the prompt.
     prompt: usize,
 }
 
-fn at(layer: usize, stage: Stage) -> Wanted {
-    Wanted { site: Site::layer(layer, stage), position: None, expert: None }
+fn at(layer: usize, stage: Stage) -> Target {
+    Target { site: Site::layer(layer, stage), position: None, expert: None }
 }
 
 impl Fault {
-    fn new(kernel: &'static str, from: &'static str, to: &'static str, wanted: Wanted) -> Self {
-        Self { kernel, from, to, wanted, tokens: common::golden("main").tokens, prompt: usize::MAX }
+    fn new(kernel: &'static str, from: &'static str, to: &'static str, target: Target) -> Self {
+        Self { kernel, from, to, target, tokens: common::golden("main").tokens, prompt: usize::MAX }
     }
 
-    fn make(&self, dir: &Path, options: Options) -> Made {
+    fn make(&self, dir: &Path, options: ReproOptions) -> Made {
         let model = Model::open(None).unwrap();
         let (prompt, forced) = self.tokens.split_at(self.prompt.min(self.tokens.len()));
         let calls = Calls { prompt, chunk: 512, decode: forced.len(), forced };
@@ -64,13 +64,13 @@ impl Fault {
         // The kernels that every adapter can run.
         let mut subject = gpu(GpuOptions { patch, lanes: Some(false), ..Default::default() });
         let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
-        make(&mut subject, &mut reference, &model, calls, &self.wanted, options, (dir, false)).unwrap()
+        make(&mut subject, &mut reference, &model, calls, &self.target, options, (dir, false)).unwrap()
     }
 
     /// Makes the folder, and checks what holds of every such folder.
     fn folder(&self, dir: &Path) -> (Made, Folder) {
-        let made = self.make(dir, Options::default());
-        assert_eq!(made.verdict, Verdict::SubjectWrong);
+        let made = self.make(dir, ReproOptions::default());
+        assert_eq!(made.verdict, ReproVerdict::SubjectWrong);
         let folder = Folder::open(dir).unwrap();
         check_schema(
             &std::fs::read(dir.join("manifest.json")).unwrap(),
@@ -97,7 +97,7 @@ impl Fault {
         (made, folder)
     }
 
-    fn shaders(&self, m: &Manifest) -> Vec<String> {
+    fn shaders(&self, m: &ReproManifest) -> Vec<String> {
         let of_kernel = |kernel: &str| kernel.split('/').next() == Some(self.kernel);
         let mut files: Vec<String> =
             m.dispatches.iter().filter(|d| of_kernel(&d.kernel)).map(|d| d.shader.clone()).collect();
@@ -113,7 +113,7 @@ fn bits(values: &[f64]) -> Vec<u64> {
 }
 
 /// Runs a folder on the GPU, with its shaders or this program's own.
-fn run(folder: &Folder, built_in: bool) -> (twinscope::repro::verdict::Figures, Judged) {
+fn run(folder: &Folder, built_in: bool) -> (twinscope::repro::verdict::Figures, RerunCheck) {
     let shaders = FolderShaders::new(folder.shaders.clone());
     let options = shaders.options();
     let patch = options.patch.filter(|_| !built_in);
@@ -227,13 +227,13 @@ fn a_wrong_cache_write_is_part_of_the_stage_that_reads_it() {
 #[test]
 fn a_position_and_an_expert_narrow_it() {
     let dir = tempfile::tempdir().unwrap();
-    let wanted = Wanted { position: Some(3), ..at(2, Stage::ExpertAct) };
-    let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", wanted);
+    let target = Target { position: Some(3), ..at(2, Stage::ExpertAct) };
+    let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", target);
     let (made, _) = fault.folder(&dir.path().join("position"));
     let place = made.alone.unwrap().worst.unwrap().place;
     assert_eq!(place.position, 3);
-    let wanted = Wanted { expert: place.expert, ..at(2, Stage::ExpertAct) };
-    let (made, folder) = Fault { wanted, ..fault }.folder(&dir.path().join("expert"));
+    let target = Target { expert: place.expert, ..at(2, Stage::ExpertAct) };
+    let (made, folder) = Fault { target, ..fault }.folder(&dir.path().join("expert"));
     assert_eq!(made.alone.unwrap().worst.unwrap().place.expert, place.expert);
     assert_eq!(folder.case.shape(), [1, 1, 1]);
 }
@@ -242,8 +242,8 @@ fn a_position_and_an_expert_narrow_it() {
 fn nothing_is_written_where_nothing_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let fault = Fault::new("swiglu", "g >= 0.0", "g >= 9.0", at(0, Stage::AttnOut));
-    let made = fault.make(&dir.path().join("repro"), Options::default());
-    assert_eq!((made.verdict, made.alone, made.written.is_none()), (Verdict::Ok, None, true));
+    let made = fault.make(&dir.path().join("repro"), ReproOptions::default());
+    assert_eq!((made.verdict, made.alone, made.written.is_none()), (ReproVerdict::Ok, None, true));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
@@ -298,7 +298,7 @@ impl Backend for WrongOnce {
 
 impl Subject for WrongOnce {
     fn forget(&mut self, _: &Weight) {}
-    fn run_recorded(&mut self, case: &Case) -> Result<(HostTensor, Option<Recorded>)> {
+    fn run_recorded(&mut self, case: &FailingCall) -> Result<(HostTensor, Option<RecordedCall>)> {
         Ok((case.run(self)?, None))
     }
 }
@@ -309,14 +309,14 @@ fn what_is_wrong_in_the_run_only_is_said_to_be_so() {
     let model = Model::open(None).unwrap();
     let tokens = common::golden("main").tokens;
     let calls = Calls { prompt: &tokens, chunk: 512, decode: 0, forced: &[] };
-    let wanted = at(1, Stage::AttnOut);
+    let target = at(1, Stage::AttnOut);
     let out = dir.path().join("repro");
     for keep in [false, true] {
         let cpu = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
-        let mut subject = WrongOnce { cpu: cpu(), site: wanted.site, done: false };
-        let options = Options { keep, ..Options::default() };
-        let made = make(&mut subject, &mut cpu(), &model, calls, &wanted, options, (&out, false)).unwrap();
-        assert_eq!((made.verdict, made.written.is_some()), (Verdict::OnlyInTheRun, keep));
+        let mut subject = WrongOnce { cpu: cpu(), site: target.site, done: false };
+        let options = ReproOptions { keep, ..ReproOptions::default() };
+        let made = make(&mut subject, &mut cpu(), &model, calls, &target, options, (&out, false)).unwrap();
+        assert_eq!((made.verdict, made.written.is_some()), (ReproVerdict::OnlyInTheRun, keep));
         assert_eq!(made.in_the_run.figures.verdict, "subject_wrong");
         assert_eq!(made.alone.unwrap().verdict, "ok");
     }
@@ -339,10 +339,10 @@ fn every_kind_of_stage_makes_a_folder() {
             DenseLayer => continue,
         };
         let out = dir.path().join(row.name);
-        let wanted = Wanted { site, position: None, expert: None };
-        let options = Options { keep: true, ..Options::default() };
-        let made = make(&mut subject, &mut scalar(), &model, calls, &wanted, options, (&out, false)).unwrap();
-        assert_eq!(made.verdict, Verdict::Ok, "{site}");
+        let target = Target { site, position: None, expert: None };
+        let options = ReproOptions { keep: true, ..ReproOptions::default() };
+        let made = make(&mut subject, &mut scalar(), &model, calls, &target, options, (&out, false)).unwrap();
+        assert_eq!(made.verdict, ReproVerdict::Ok, "{site}");
         let folder = Folder::open(&out).unwrap();
         let output = folder.case.run(&mut scalar()).unwrap();
         assert_eq!(output, folder.subject, "{site}");
@@ -366,7 +366,7 @@ fn kept(dir: &Path, stage: Stage) -> PathBuf {
     let mut cpu: twinscope::backend::AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None).unwrap()));
     let mut reference = CpuBackend::new(Some(Level::Scalar), None).unwrap();
     let out = dir.join(stage.name());
-    let options = Options { keep: true, ..Options::default() };
+    let options = ReproOptions { keep: true, ..ReproOptions::default() };
     make(&mut cpu, &mut reference, &model, calls, &at(1, stage), options, (&out, false)).unwrap();
     out
 }
@@ -560,7 +560,7 @@ fn folders_of_an_earlier_version_are_read() {
     for name in ["attn_context", "expert_down"] {
         let text = std::fs::read_to_string(folder(name).join("manifest.json")).unwrap();
         let json: Json = serde_json::from_str(&text).unwrap();
-        let manifest: Manifest = serde_json::from_value(json.clone()).unwrap();
+        let manifest: ReproManifest = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(&manifest).unwrap(), json);
         let right = run(name, &["--subject", "cpu:scalar"]);
         assert_eq!(right.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&right.stderr));

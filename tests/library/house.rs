@@ -1,5 +1,6 @@
-//! How the source is laid out: imports point down only.
+//! How the source is laid out: imports point down only, and no two types that more than one module sees share a name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate from the lowest floor to the highest. A module may use those before it; `lib.rs` and `main.rs` use all.
@@ -75,4 +76,28 @@ fn imports_point_down_only() {
         }
     }
     assert!(up.is_empty(), "imports that do not point down:\n{}", up.join("\n"));
+}
+
+#[test]
+fn no_two_types_share_a_name() {
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in sources() {
+        for line in without_tests(&path, &text).lines() {
+            let line = line.trim_start();
+            let Some(rest) = ["pub(crate) ", "pub(super) ", "pub "].iter().find_map(|p| line.strip_prefix(p)) else {
+                continue;
+            };
+            let Some(rest) = ["struct ", "enum ", "trait ", "type "].iter().find_map(|k| rest.strip_prefix(k)) else {
+                continue;
+            };
+            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            // Every verb has its `Args`, and every reader its `Result`; a build has one of the two tokenizers.
+            if !matches!(name.as_str(), "Args" | "Result") && !path.ends_with("no_tokenizer.rs") {
+                places.entry(name).or_default().push(path.display().to_string());
+            }
+        }
+    }
+    let shared: Vec<String> =
+        places.iter().filter(|(_, at)| at.len() > 1).map(|(name, at)| format!("{name}: {}", at.join(", "))).collect();
+    assert!(shared.is_empty(), "types that share a name:\n{}", shared.join("\n"));
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use twinscope::backend::cases::{self, Case};
+use twinscope::backend::cases::{self, OpCase};
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
@@ -12,7 +12,7 @@ use twinscope::formula::floor::check_against_oracle;
 use twinscope::op::OpKind;
 
 /// Whether `backend` says that it cannot run the case's weight type.
-fn refused<B: Backend>(backend: &B, case: &Case, operands: &cases::Operands) -> bool {
+fn refused<B: Backend>(backend: &B, case: &OpCase, operands: &cases::Operands) -> bool {
     let op = operands.op();
     op.weight().is_some_and(|w| {
         let need = Need { op: case.kind(), ty: w.ty, cols: w.cols, name: w.name.clone() };

@@ -9,10 +9,10 @@ use twinscope::gguf::Gguf;
 use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{At, GgmlType, HostTensor, Site, Stage};
 use twinscope::quant::dequantize;
-use twinscope::synth::{Ffn, MIXES, Mix, Moe, Plan, Role, Shape};
+use twinscope::synth::{FfnShape, MIXES, Mix, ModelShape, Moe, Plan, Role};
 use twinscope::trace::{StageObserver, Traced};
 
-fn write(path: &Path, shape: &Shape, mix: &Mix, seed: u64) {
+fn write(path: &Path, shape: &ModelShape, mix: &Mix, seed: u64) {
     Plan::new("test", shape, mix, seed).unwrap().write(path, |_| ()).unwrap();
 }
 
@@ -23,7 +23,7 @@ fn types(plan: &Plan) -> Vec<(&str, GgmlType, &[u64])> {
 #[test]
 fn same_seed_gives_the_same_bytes_on_one_thread_and_on_three() {
     let dir = tempfile::tempdir().unwrap();
-    let shape = Shape::named("tiny").unwrap();
+    let shape = ModelShape::named("tiny").unwrap();
     let mix = Mix::from_name("Q4_K_M").unwrap();
     let file = |name: &str, threads, seed| {
         let path = dir.path().join(name);
@@ -41,7 +41,7 @@ fn same_seed_gives_the_same_bytes_on_one_thread_and_on_three() {
 fn a_seed_keeps_its_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    write(&path, &Shape::named("tiny").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
+    write(&path, &ModelShape::named("tiny").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
     let model = Gguf::open(&path).unwrap();
     let first = |name: &str| {
         let data = model.data(model.tensor(name).unwrap());
@@ -58,7 +58,7 @@ fn a_seed_keeps_its_weights() {
 fn every_mix_and_every_type_reads_back_with_finite_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let shape = Shape { layers: 1, vocab: 300, ..Shape::named("tiny").unwrap() };
+    let shape = ModelShape { layers: 1, vocab: 300, ..ModelShape::named("tiny").unwrap() };
     let pure = GgmlType::ALL.iter().filter_map(|ty| Mix::pure(*ty));
     for mix in MIXES.iter().copied().chain(pure) {
         let plan = Plan::new("test", &shape, &mix, 1).unwrap();
@@ -79,7 +79,7 @@ fn every_mix_and_every_type_reads_back_with_finite_weights() {
 fn weights_are_scaled_to_their_inputs() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let shape = Shape::named("tiny").unwrap();
+    let shape = ModelShape::named("tiny").unwrap();
     write(&path, &shape, &Mix::from_name("Q4_K_M").unwrap(), 1);
     let model = Gguf::open(&path).unwrap();
     for (name, expected) in [
@@ -113,7 +113,7 @@ fn weights_are_scaled_to_their_inputs() {
 fn types_of_the_demo_shape_are_those_that_llama_cpp_gave_the_demo_model() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf");
     let demo = Gguf::open(&demo).unwrap();
-    let plan = Plan::new("test", &Shape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+    let plan = Plan::new("test", &ModelShape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
     let expected: Vec<_> = demo.tensors().iter().map(|t| (t.name.as_str(), t.ty, t.dims.as_slice())).collect();
     assert_eq!(types(&plan), expected);
 }
@@ -130,7 +130,7 @@ fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
         ("Q2_K", [Q6_K, Q2_K, Q2_K, Q8_0, Q8_0, Q5_K, Q2_K, Q3_K]),
         ("MXFP4_MOE", [Q8_0, Q8_0, Q8_0, Q8_0, Q8_0, Q8_0, MXFP4, MXFP4]),
     ] {
-        let plan = Plan::new("t", &Shape::named("demo").unwrap(), &Mix::from_name(mix).unwrap(), 0).unwrap();
+        let plan = Plan::new("t", &ModelShape::named("demo").unwrap(), &Mix::from_name(mix).unwrap(), 0).unwrap();
         for tensor in plan.tensors() {
             let expected = match tensor.role {
                 Role::Output => expected[0],
@@ -153,7 +153,7 @@ fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
 fn metadata_has_the_keys_of_the_demo_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    write(&path, &Shape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
+    write(&path, &ModelShape::named("demo").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0);
     let (synth, demo) = (
         Gguf::open(&path).unwrap(),
         Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf")).unwrap(),
@@ -170,7 +170,8 @@ fn metadata_has_the_keys_of_the_demo_model() {
 
 #[test]
 fn q4_k_m_of_48_layers_has_half_of_down_and_v_in_q6_k() {
-    let plan = Plan::new("t", &Shape::named("qwen3-30b-a3b").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+    let plan =
+        Plan::new("t", &ModelShape::named("qwen3-30b-a3b").unwrap(), &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
     for role in [Role::AttnV, Role::FfnDown] {
         let all: Vec<_> = plan.tensors().iter().filter(|t| t.role == role).map(|t| t.spec.ty).collect();
         let q6 = |ty: &&GgmlType| **ty == GgmlType::Q6_K;
@@ -184,8 +185,8 @@ fn q4_k_m_of_48_layers_has_half_of_down_and_v_in_q6_k() {
 
 #[test]
 fn rows_that_are_not_whole_blocks_get_llama_cpps_substitutes() {
-    let odd = |cols| Shape { hidden: cols, vocab: 300, layers: 8, ..Shape::named("tiny").unwrap() };
-    let ty = |shape: &Shape, mix: &str, name: &str| {
+    let odd = |cols| ModelShape { hidden: cols, vocab: 300, layers: 8, ..ModelShape::named("tiny").unwrap() };
+    let ty = |shape: &ModelShape, mix: &str, name: &str| {
         let plan = Plan::new("t", shape, &Mix::from_name(mix).unwrap(), 0).unwrap();
         types(&plan).into_iter().find(|t| t.0 == name).unwrap().1
     };
@@ -203,7 +204,7 @@ fn rows_that_are_not_whole_blocks_get_llama_cpps_substitutes() {
 
 #[test]
 fn dense_and_tied_models_have_their_tensors() {
-    let shape = Shape { ffn: Ffn::Dense(512), tied: true, ..Shape::named("tiny").unwrap() };
+    let shape = ModelShape { ffn: FfnShape::Dense(512), tied: true, ..ModelShape::named("tiny").unwrap() };
     let plan = Plan::new("t", &shape, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
     let all = types(&plan);
     let find = |name: &str| all.iter().find(|t| t.0 == name).map(|t| (t.1, t.2));
@@ -215,20 +216,20 @@ fn dense_and_tied_models_have_their_tensors() {
 
 #[test]
 fn dimensions_that_make_no_model_are_refused_by_flag() {
-    let tiny = Shape::named("tiny").unwrap();
-    let Ffn::Moe(moe) = tiny.ffn else { panic!("tiny has experts") };
-    let used = |used| Shape { ffn: Ffn::Moe(Moe { used, ..moe }), ..tiny };
+    let tiny = ModelShape::named("tiny").unwrap();
+    let FfnShape::Moe(moe) = tiny.ffn else { panic!("tiny has experts") };
+    let used = |used| ModelShape { ffn: FfnShape::Moe(Moe { used, ..moe }), ..tiny };
     for (shape, message) in [
-        (Shape { kv_heads: 3, ..tiny }, "--kv-heads: expected a divisor of --heads 8, found 3"),
-        (Shape { kv_heads: 9, ..tiny }, "--kv-heads: expected 1 to 8, found 9"),
-        (Shape { head_dim: 65, ..tiny }, "--head-dim: expected an even number (rope turns pairs), found 65"),
+        (ModelShape { kv_heads: 3, ..tiny }, "--kv-heads: expected a divisor of --heads 8, found 3"),
+        (ModelShape { kv_heads: 9, ..tiny }, "--kv-heads: expected 1 to 8, found 9"),
+        (ModelShape { head_dim: 65, ..tiny }, "--head-dim: expected an even number (rope turns pairs), found 65"),
         (used(17), "--experts-used: expected 1 to 16, found 17"),
         (used(0), "--experts-used: expected 1 to 16, found 0"),
-        (Shape { hidden: 0, ..tiny }, "--hidden: expected 1 to 1048576, found 0"),
-        (Shape { layers: 0, ..tiny }, "--layers: expected 1 to 4096, found 0"),
-        (Shape { vocab: 258, ..tiny }, "--vocab: expected 259 to 4194304, found 258"),
-        (Shape { rope_base: f32::NAN, ..tiny }, "--rope-base: expected a number above 1, found NaN"),
-        (Shape { eps: 0.0, ..tiny }, "--eps: expected a number above 0, found 0"),
+        (ModelShape { hidden: 0, ..tiny }, "--hidden: expected 1 to 1048576, found 0"),
+        (ModelShape { layers: 0, ..tiny }, "--layers: expected 1 to 4096, found 0"),
+        (ModelShape { vocab: 258, ..tiny }, "--vocab: expected 259 to 4194304, found 258"),
+        (ModelShape { rope_base: f32::NAN, ..tiny }, "--rope-base: expected a number above 1, found NaN"),
+        (ModelShape { eps: 0.0, ..tiny }, "--eps: expected a number above 0, found 0"),
     ] {
         let error = Plan::new("t", &shape, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap();
         assert_eq!((error.to_string().as_str(), error.exit_code()), (message, 2));
@@ -262,7 +263,7 @@ fn rms(values: &HostTensor) -> f64 {
     (values.to_f64().iter().map(|x| x * x).sum::<f64>() / values.len() as f64).sqrt()
 }
 
-fn run(shape: &Shape, mix: &str) -> Kept {
+fn run(shape: &ModelShape, mix: &str) -> Kept {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
     write(&path, shape, &Mix::from_name(mix).unwrap(), 2);
@@ -278,7 +279,7 @@ fn run(shape: &Shape, mix: &str) -> Kept {
 #[test]
 fn activations_neither_die_nor_explode_over_48_layers() {
     let moe = Moe { experts: 16, used: 4, width: 256 };
-    let shape = Shape { layers: 48, vocab: 300, ffn: Ffn::Moe(moe), ..Shape::named("tiny").unwrap() };
+    let shape = ModelShape { layers: 48, vocab: 300, ffn: FfnShape::Moe(moe), ..ModelShape::named("tiny").unwrap() };
     let kept = run(&shape, "Q4_K_M");
     // The stream begins with rms 1, and 2·48 independent parts of rms 1/√(2·48) would bring it to √2.
     assert_eq!(kept.of(Stage::LayerOut).count(), 48);
@@ -306,7 +307,13 @@ fn activations_neither_die_nor_explode_over_48_layers() {
 
 #[test]
 fn dense_tied_activations_neither_die_nor_explode_over_48_layers() {
-    let shape = Shape { layers: 48, vocab: 300, ffn: Ffn::Dense(512), tied: true, ..Shape::named("tiny").unwrap() };
+    let shape = ModelShape {
+        layers: 48,
+        vocab: 300,
+        ffn: FfnShape::Dense(512),
+        tied: true,
+        ..ModelShape::named("tiny").unwrap()
+    };
     let kept = run(&shape, "Q5_0");
     for (layer, values) in kept.of(Stage::LayerOut).enumerate() {
         assert!((0.1..2.5).contains(&rms(values)), "layer {layer}: rms {}", rms(values));
@@ -319,7 +326,13 @@ fn dense_tied_activations_neither_die_nor_explode_over_48_layers() {
 fn tokenizer_of_the_full_vocabulary_keeps_any_text() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let shape = Shape { hidden: 32, layers: 1, vocab: 151_936, ffn: Ffn::Dense(32), ..Shape::named("tiny").unwrap() };
+    let shape = ModelShape {
+        hidden: 32,
+        layers: 1,
+        vocab: 151_936,
+        ffn: FfnShape::Dense(32),
+        ..ModelShape::named("tiny").unwrap()
+    };
     write(&path, &shape, &Mix::from_name("Q8_0").unwrap(), 0);
     let model = Model::open(Some(&path)).unwrap();
     let text = "fn main() { let x = 1; }\n\tGröße 你好 🦀<|im_end|>";

@@ -1,7 +1,7 @@
 //! The table of operation cases: what every backend must compute, from which both the correctness test and the benchmark run.
 //!
 //! Design:
-//! - **A case is a description** ([`Case`]: operation, weight type, shape, kind of values); its operands are made from a seed
+//! - **A case is a description** ([`OpCase`]: operation, weight type, shape, kind of values); its operands are made from a seed
 //!   when they are wanted, so the table is cheap to list and any number of seeds can be drawn for it.
 //! - **Shapes that break kernels**: one block, one row, one token, several tokens, rows and tokens beside every multiple
 //!   of 4, 8, 32 and 64, experts that nobody chose and experts that all chose, heads that share KV heads and heads that do not,
@@ -23,7 +23,7 @@ pub use table::{bench_table, table};
 
 /// What the numbers of an activation look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Values {
+pub enum OpValues {
     /// Nearly normal, variance 1.
     Normal,
     /// Of variance 1 about a mean of 3: sums grow with their length.
@@ -49,7 +49,7 @@ pub enum Choice {
 
 /// An operation's shape and what else describes it; the letters are those of [`Op`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Shape {
+pub enum OpShape {
     Embed {
         ty: GgmlType,
         cols: usize,
@@ -152,37 +152,37 @@ pub enum Shape {
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Case {
-    pub shape: Shape,
-    pub values: Values,
+pub struct OpCase {
+    pub shape: OpShape,
+    pub values: OpValues,
 }
 
-impl Case {
+impl OpCase {
     pub fn kind(&self) -> OpKind {
         match self.shape {
-            Shape::Embed { .. } => OpKind::Embed,
-            Shape::RmsNorm { .. } => OpKind::RmsNorm,
-            Shape::MatMul { .. } => OpKind::MatMul,
-            Shape::Rope { .. } => OpKind::Rope,
-            Shape::Store { .. } => OpKind::Store,
-            Shape::AttnScores { .. } => OpKind::AttnScores,
-            Shape::AttnProbs { .. } => OpKind::AttnProbs,
-            Shape::AttnContext { .. } => OpKind::AttnContext,
-            Shape::Add { .. } => OpKind::Add,
-            Shape::RouterProbs { .. } => OpKind::RouterProbs,
-            Shape::RouterTopK { .. } => OpKind::RouterTopK,
-            Shape::RouterWeights { .. } => OpKind::RouterWeights,
-            Shape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
-            Shape::SwiGlu { .. } => OpKind::SwiGlu,
-            Shape::Combine { .. } => OpKind::Combine,
-            Shape::Rows { .. } => OpKind::Rows,
+            OpShape::Embed { .. } => OpKind::Embed,
+            OpShape::RmsNorm { .. } => OpKind::RmsNorm,
+            OpShape::MatMul { .. } => OpKind::MatMul,
+            OpShape::Rope { .. } => OpKind::Rope,
+            OpShape::Store { .. } => OpKind::Store,
+            OpShape::AttnScores { .. } => OpKind::AttnScores,
+            OpShape::AttnProbs { .. } => OpKind::AttnProbs,
+            OpShape::AttnContext { .. } => OpKind::AttnContext,
+            OpShape::Add { .. } => OpKind::Add,
+            OpShape::RouterProbs { .. } => OpKind::RouterProbs,
+            OpShape::RouterTopK { .. } => OpKind::RouterTopK,
+            OpShape::RouterWeights { .. } => OpKind::RouterWeights,
+            OpShape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
+            OpShape::SwiGlu { .. } => OpKind::SwiGlu,
+            OpShape::Combine { .. } => OpKind::Combine,
+            OpShape::Rows { .. } => OpKind::Rows,
         }
     }
 
     /// The type of its weight, where a choice of types is part of the case.
     pub fn ty(&self) -> Option<GgmlType> {
         match self.shape {
-            Shape::Embed { ty, .. } | Shape::MatMul { ty, .. } | Shape::ExpertMatMul { ty, .. } => Some(ty),
+            OpShape::Embed { ty, .. } | OpShape::MatMul { ty, .. } | OpShape::ExpertMatMul { ty, .. } => Some(ty),
             _ => None,
         }
     }
@@ -192,12 +192,12 @@ impl Case {
     pub fn at(&self) -> At {
         let stage = STAGES.iter().find(|row| row.op == self.kind()).map_or(Stage::KRope, |row| row.stage);
         let start = match self.shape {
-            Shape::Rope { start, .. }
-            | Shape::Store { start, .. }
-            | Shape::AttnScores { start, .. }
-            | Shape::AttnProbs { start, .. }
-            | Shape::AttnContext { start, .. }
-            | Shape::Rows { start, .. } => start,
+            OpShape::Rope { start, .. }
+            | OpShape::Store { start, .. }
+            | OpShape::AttnScores { start, .. }
+            | OpShape::AttnProbs { start, .. }
+            | OpShape::AttnContext { start, .. }
+            | OpShape::Rows { start, .. } => start,
             _ => 0,
         };
         At::layer(0, stage, start)
@@ -206,21 +206,23 @@ impl Case {
     /// Multiply-adds with weights, or elements where there are no weights: the work that a benchmark divides by.
     pub fn work(&self) -> u64 {
         let n = match self.shape {
-            Shape::Embed { cols, tokens, .. } => cols * tokens,
-            Shape::RmsNorm { tokens, groups, n } => tokens * groups * n,
-            Shape::MatMul { cols, rows, tokens, .. } => cols * rows * tokens,
-            Shape::Rope { tokens, heads, head_dim, .. } => tokens * heads * head_dim,
-            Shape::AttnScores { tokens, heads, head_dim, start, .. }
-            | Shape::AttnContext { tokens, heads, head_dim, start, .. } => tokens * heads * head_dim * (start + tokens),
-            Shape::AttnProbs { tokens, heads, start } => tokens * heads * (start + tokens),
-            Shape::RouterProbs { tokens, experts } | Shape::RouterTopK { tokens, experts, .. } => tokens * experts,
-            Shape::RouterWeights { tokens, k, .. } => tokens * k,
-            Shape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
-            Shape::Combine { tokens, k, hidden } => tokens * k * hidden,
-            Shape::Store { tokens, cols, .. } | Shape::Add { tokens, cols } | Shape::SwiGlu { tokens, cols } => {
+            OpShape::Embed { cols, tokens, .. } => cols * tokens,
+            OpShape::RmsNorm { tokens, groups, n } => tokens * groups * n,
+            OpShape::MatMul { cols, rows, tokens, .. } => cols * rows * tokens,
+            OpShape::Rope { tokens, heads, head_dim, .. } => tokens * heads * head_dim,
+            OpShape::AttnScores { tokens, heads, head_dim, start, .. }
+            | OpShape::AttnContext { tokens, heads, head_dim, start, .. } => {
+                tokens * heads * head_dim * (start + tokens)
+            }
+            OpShape::AttnProbs { tokens, heads, start } => tokens * heads * (start + tokens),
+            OpShape::RouterProbs { tokens, experts } | OpShape::RouterTopK { tokens, experts, .. } => tokens * experts,
+            OpShape::RouterWeights { tokens, k, .. } => tokens * k,
+            OpShape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
+            OpShape::Combine { tokens, k, hidden } => tokens * k * hidden,
+            OpShape::Store { tokens, cols, .. } | OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols } => {
                 tokens * cols
             }
-            Shape::Rows { cols, rows, .. } => rows * cols,
+            OpShape::Rows { cols, rows, .. } => rows * cols,
         };
         n as u64
     }
@@ -234,10 +236,10 @@ impl Case {
     }
 }
 
-impl std::fmt::Display for Case {
+impl std::fmt::Display for OpCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.values {
-            Values::Normal => write!(f, "{:?}", self.shape),
+            OpValues::Normal => write!(f, "{:?}", self.shape),
             values => write!(f, "{:?} {values:?}", self.shape),
         }
     }
@@ -245,7 +247,7 @@ impl std::fmt::Display for Case {
 
 /// A case's operands, which its [`Op`] borrows.
 pub struct Operands {
-    shape: Shape,
+    shape: OpShape,
     weight: Option<Arc<Weight>>,
     tokens: Vec<u32>,
     /// In the order of [`Op::inputs`].
@@ -261,26 +263,28 @@ impl Operands {
         let tensor = |i: usize| &self.tensors[i];
         let weight = || self.weight.as_ref().expect("made with a weight");
         match self.shape {
-            Shape::Embed { .. } => Op::Embed { table: weight(), tokens: &self.tokens },
-            Shape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
-            Shape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
-            Shape::Rope { start, head_dim, base, .. } => Op::Rope { x: tensor(0), start, head_dim, base },
-            Shape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
-            Shape::AttnScores { start, head_dim, .. } => Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim },
-            Shape::AttnProbs { start, .. } => Op::AttnProbs { scores: tensor(0), start },
-            Shape::AttnContext { start, head_dim, .. } => {
+            OpShape::Embed { .. } => Op::Embed { table: weight(), tokens: &self.tokens },
+            OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
+            OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
+            OpShape::Rope { start, head_dim, base, .. } => Op::Rope { x: tensor(0), start, head_dim, base },
+            OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
+            OpShape::AttnScores { start, head_dim, .. } => {
+                Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim }
+            }
+            OpShape::AttnProbs { start, .. } => Op::AttnProbs { scores: tensor(0), start },
+            OpShape::AttnContext { start, head_dim, .. } => {
                 Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim }
             }
-            Shape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
-            Shape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
-            Shape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
-            Shape::RouterWeights { renormalise, .. } => {
+            OpShape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
+            OpShape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
+            OpShape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
+            OpShape::RouterWeights { renormalise, .. } => {
                 Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise }
             }
-            Shape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
-            Shape::SwiGlu { .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1) },
-            Shape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
-            Shape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
+            OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
+            OpShape::SwiGlu { .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1) },
+            OpShape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
+            OpShape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
         }
     }
 
@@ -291,8 +295,8 @@ impl Operands {
     /// Whatever the backend says.
     pub fn upload<B: Backend>(&self, at: At, backend: &mut B) -> Result<Vec<B::Tensor>> {
         let cache = match self.shape {
-            Shape::Store { .. } => Some(0),
-            Shape::AttnScores { .. } | Shape::AttnContext { .. } => Some(1),
+            OpShape::Store { .. } => Some(0),
+            OpShape::AttnScores { .. } | OpShape::AttnContext { .. } => Some(1),
             _ => None,
         };
         let mut uploaded = Vec::with_capacity(self.tensors.len());
@@ -325,68 +329,68 @@ pub fn run<B: Backend>(backend: &mut B, at: At, operands: &Operands) -> Result<H
 struct Maker {
     rng: Rng,
     seed: u64,
-    values: Values,
+    values: OpValues,
 }
 
 /// What is written where nothing may read.
 const POISON: f32 = 1e9;
 
 impl Maker {
-    fn build(mut self, shape: Shape) -> Result<Operands> {
+    fn build(mut self, shape: OpShape) -> Result<Operands> {
         let (mut weight, mut tokens) = (None, Vec::new());
         let tensors = match shape {
-            Shape::Embed { ty, cols, rows, tokens: t } => {
+            OpShape::Embed { ty, cols, rows, tokens: t } => {
                 weight = Some(self.weight(ty, [cols, rows, 1])?);
                 tokens = (0..t).map(|_| self.rng.below(rows as u64) as u32).collect();
                 vec![]
             }
-            Shape::RmsNorm { tokens, groups, n } => {
+            OpShape::RmsNorm { tokens, groups, n } => {
                 let scales: Vec<u8> = (0..n).flat_map(|_| (1.0f32 + 0.3 * self.rng.normal()).to_le_bytes()).collect();
                 weight = Some(Weight::from_vec("case.weight", GgmlType::F32, [n, 1, 1], scales)?);
                 vec![self.tensor(&[tokens, groups * n])]
             }
-            Shape::MatMul { ty, cols, rows, tokens } => {
+            OpShape::MatMul { ty, cols, rows, tokens } => {
                 weight = Some(self.weight(ty, [cols, rows, 1])?);
                 vec![self.tensor(&[tokens, cols])]
             }
-            Shape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
+            OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
                 weight = Some(self.weight(ty, [cols, rows, experts])?);
                 let x = if per_slot { self.tensor(&[tokens, k, cols]) } else { self.tensor(&[tokens, cols]) };
                 vec![x, self.ids(tokens, experts, k, choice)]
             }
-            Shape::Rope { tokens, heads, head_dim, .. } => vec![self.tensor(&[tokens, heads * head_dim])],
-            Shape::Store { tokens, cols, capacity, .. } => {
+            OpShape::Rope { tokens, heads, head_dim, .. } => vec![self.tensor(&[tokens, heads * head_dim])],
+            OpShape::Store { tokens, cols, capacity, .. } => {
                 vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
             }
-            Shape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare } => {
+            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare } => {
                 vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]
             }
-            Shape::AttnProbs { tokens, heads, start } => vec![self.causal(heads, tokens, start, POISON)],
-            Shape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare } => {
+            OpShape::AttnProbs { tokens, heads, start } => vec![self.causal(heads, tokens, start, POISON)],
+            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare } => {
                 let mut probs = self.causal(heads, tokens, start, 0.0);
                 positive(&mut probs, start + tokens);
                 vec![probs, self.cache(start + tokens, spare, kv_heads * head_dim)]
             }
-            Shape::Add { tokens, cols } | Shape::SwiGlu { tokens, cols } => {
+            OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols } => {
                 vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
             }
-            Shape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
-            Shape::RouterTopK { tokens, experts, ties, .. } => {
+            OpShape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
+            OpShape::RouterTopK { tokens, experts, ties, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);
                 positive(&mut probs, experts);
                 vec![if ties { coarse(&probs) } else { probs }]
             }
-            Shape::RouterWeights { tokens, experts, k, .. } => {
+            OpShape::RouterWeights { tokens, experts, k, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);
                 positive(&mut probs, experts);
                 vec![probs, self.ids(tokens, experts, k, Choice::Random)]
             }
-            Shape::Combine { tokens, k, hidden } => {
+            OpShape::Combine { tokens, k, hidden } => {
                 let mut weights = self.tensor(&[tokens, k]);
                 positive(&mut weights, k);
                 vec![self.tensor(&[tokens, k, hidden]), weights]
             }
-            Shape::Rows { tokens, cols, .. } => vec![self.tensor(&[tokens, cols])],
+            OpShape::Rows { tokens, cols, .. } => vec![self.tensor(&[tokens, cols])],
         };
         Ok(Operands { shape, weight, tokens, tensors })
     }
@@ -403,12 +407,12 @@ impl Maker {
     fn number(&mut self, channel: usize) -> f32 {
         let x = self.rng.normal();
         match self.values {
-            Values::Normal => x,
-            Values::Offset => x + 3.0,
-            Values::Outliers => x * if channel % 64 == 17 { 300.0 } else { 1.0 },
-            Values::Small => x * 1e-20,
-            Values::Large => x * 40.0,
-            Values::Nan => [x, x, x, f32::NAN][self.rng.below(4) as usize],
+            OpValues::Normal => x,
+            OpValues::Offset => x + 3.0,
+            OpValues::Outliers => x * if channel % 64 == 17 { 300.0 } else { 1.0 },
+            OpValues::Small => x * 1e-20,
+            OpValues::Large => x * 40.0,
+            OpValues::Nan => [x, x, x, f32::NAN][self.rng.below(4) as usize],
         }
     }
 

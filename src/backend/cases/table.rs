@@ -1,6 +1,6 @@
 //! The rows of the table.
 
-use super::{Case, Choice, Shape, Values};
+use super::{Choice, OpCase, OpShape, OpValues};
 use crate::backend::oracle::dequant;
 use crate::op::GgmlType;
 
@@ -15,16 +15,17 @@ fn cols(ty: GgmlType, blocks: usize) -> usize {
 }
 
 /// Every case. Shapes are small: the largest has about a million multiply-adds.
-pub fn table() -> Vec<Case> {
+pub fn table() -> Vec<OpCase> {
     let mut cases = Vec::new();
-    let mut all = |values: &[Values], shape: Shape| cases.extend(values.iter().map(|&values| Case { shape, values }));
-    const NORMAL: &[Values] = &[Values::Normal];
-    const KINDS: &[Values] = &[Values::Normal, Values::Offset, Values::Outliers, Values::Small];
-    const WITH_LARGE: &[Values] = &[Values::Normal, Values::Offset, Values::Small, Values::Large];
+    let mut all =
+        |values: &[OpValues], shape: OpShape| cases.extend(values.iter().map(|&values| OpCase { shape, values }));
+    const NORMAL: &[OpValues] = &[OpValues::Normal];
+    const KINDS: &[OpValues] = &[OpValues::Normal, OpValues::Offset, OpValues::Outliers, OpValues::Small];
+    const WITH_LARGE: &[OpValues] = &[OpValues::Normal, OpValues::Offset, OpValues::Small, OpValues::Large];
 
     for ty in types() {
         for (blocks, rows, tokens) in [(1, 1, 1), (2, 5, 3)] {
-            all(NORMAL, Shape::Embed { ty, cols: cols(ty, blocks), rows, tokens });
+            all(NORMAL, OpShape::Embed { ty, cols: cols(ty, blocks), rows, tokens });
         }
         // Blocks a row, rows, tokens.
         let shapes = [
@@ -39,10 +40,10 @@ pub fn table() -> Vec<Case> {
             (8, 9, 4),
         ];
         for (blocks, rows, tokens) in shapes {
-            all(NORMAL, Shape::MatMul { ty, cols: cols(ty, blocks), rows, tokens });
+            all(NORMAL, OpShape::MatMul { ty, cols: cols(ty, blocks), rows, tokens });
         }
         for tokens in [1, 17] {
-            all(&KINDS[1..], Shape::MatMul { ty, cols: cols(ty, 3), rows: 40, tokens });
+            all(&KINDS[1..], OpShape::MatMul { ty, cols: cols(ty, 3), rows: 40, tokens });
         }
         // Blocks a row, rows, experts, tokens, chosen, one x per slot, which.
         let shapes = [
@@ -55,12 +56,12 @@ pub fn table() -> Vec<Case> {
         ];
         for (blocks, rows, experts, tokens, k, per_slot, choice) in shapes {
             let cols = cols(ty, blocks);
-            all(NORMAL, Shape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice });
+            all(NORMAL, OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice });
         }
     }
 
     for (tokens, groups, n) in [(1, 1, 32), (1, 1, 2048), (3, 1, 256), (7, 8, 64), (65, 4, 128), (2, 3, 80)] {
-        all(KINDS, Shape::RmsNorm { tokens, groups, n });
+        all(KINDS, OpShape::RmsNorm { tokens, groups, n });
     }
     for (tokens, heads, head_dim, start, base) in [
         (1, 1, 64, 0, 1e6),
@@ -69,72 +70,72 @@ pub fn table() -> Vec<Case> {
         (33, 2, 80, 3, 1e7),
         (65, 3, 128, 100_000, 1e6),
     ] {
-        all(NORMAL, Shape::Rope { tokens, heads, head_dim, start, base });
+        all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base });
     }
 
     // Query heads, KV heads, head size.
     for (heads, kv_heads, head_dim) in [(1, 1, 64), (4, 4, 80), (8, 2, 64), (8, 1, 128)] {
         // Tokens, the position of the first, spare rows of the cache.
         for (tokens, start, spare) in [(1, 0, 0), (1, 6, 3), (2, 130, 1), (7, 0, 5), (33, 9, 0), (65, 0, 63)] {
-            all(NORMAL, Shape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare });
-            all(NORMAL, Shape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare });
+            all(NORMAL, OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare });
+            all(NORMAL, OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare });
         }
     }
     for (tokens, heads, start) in [(1, 1, 0), (1, 8, 300), (7, 4, 0), (33, 2, 9), (65, 3, 1), (2, 1, 1030)] {
-        all(WITH_LARGE, Shape::AttnProbs { tokens, heads, start });
+        all(WITH_LARGE, OpShape::AttnProbs { tokens, heads, start });
     }
 
     for (tokens, experts, k) in
         [(1, 2, 1), (1, 8, 2), (7, 8, 2), (33, 60, 4), (65, 128, 8), (3, 128, 8), (5, 512, 10), (2, 8, 8)]
     {
-        all(WITH_LARGE, Shape::RouterProbs { tokens, experts });
+        all(WITH_LARGE, OpShape::RouterProbs { tokens, experts });
         for ties in [false, true] {
-            all(&[Values::Normal, Values::Nan], Shape::RouterTopK { tokens, experts, k, ties });
+            all(&[OpValues::Normal, OpValues::Nan], OpShape::RouterTopK { tokens, experts, k, ties });
         }
         for renormalise in [true, false] {
-            all(NORMAL, Shape::RouterWeights { tokens, experts, k, renormalise });
+            all(NORMAL, OpShape::RouterWeights { tokens, experts, k, renormalise });
         }
     }
     for (tokens, k, hidden) in [(1, 1, 1), (1, 2, 256), (7, 8, 65), (33, 2, 64), (65, 10, 36)] {
-        all(KINDS, Shape::Combine { tokens, k, hidden });
+        all(KINDS, OpShape::Combine { tokens, k, hidden });
     }
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
-        all(KINDS, Shape::Add { tokens, cols });
-        all(WITH_LARGE, Shape::SwiGlu { tokens, cols });
-        all(NORMAL, Shape::Store { tokens, cols, start: 0, capacity: tokens });
-        all(NORMAL, Shape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
-        all(NORMAL, Shape::Rows { tokens, cols, start: tokens - 1, rows: 1 });
-        all(NORMAL, Shape::Rows { tokens, cols, start: tokens / 2, rows: tokens - tokens / 2 });
+        all(KINDS, OpShape::Add { tokens, cols });
+        all(WITH_LARGE, OpShape::SwiGlu { tokens, cols });
+        all(NORMAL, OpShape::Store { tokens, cols, start: 0, capacity: tokens });
+        all(NORMAL, OpShape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
+        all(NORMAL, OpShape::Rows { tokens, cols, start: tokens - 1, rows: 1 });
+        all(NORMAL, OpShape::Rows { tokens, cols, start: tokens / 2, rows: tokens - tokens / 2 });
     }
     cases
 }
 
 /// Cases for the benchmark: the shapes of Qwen3-30B-A3B (hidden 2048, experts of 768, 32 heads of 128 over 4), for one token and
 /// for a chunk of a prompt, in the types that its files use.
-pub fn bench_table() -> Vec<Case> {
+pub fn bench_table() -> Vec<OpCase> {
     use GgmlType::*;
     let mut shapes = Vec::new();
     for tokens in [1, 64] {
         for ty in [Q4_K, Q5_K, Q6_K, Q8_0, F16] {
-            shapes.push(Shape::MatMul { ty, cols: 2048, rows: 4096, tokens });
+            shapes.push(OpShape::MatMul { ty, cols: 2048, rows: 4096, tokens });
         }
         for (ty, cols, rows, per_slot) in [(Q4_K, 2048, 768, false), (Q4_K, 768, 2048, true), (Q6_K, 768, 2048, true)] {
             let (experts, k, choice) = (32, 8, Choice::Random);
-            shapes.push(Shape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice });
+            shapes.push(OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice });
         }
         let (heads, kv_heads, head_dim, start, spare) = (32, 4, 128, 448, 0);
         shapes.extend([
-            Shape::RmsNorm { tokens, groups: 1, n: 2048 },
-            Shape::Rope { tokens, heads, head_dim, start, base: 1e6 },
-            Shape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare },
-            Shape::AttnProbs { tokens, heads, start },
-            Shape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare },
-            Shape::RouterProbs { tokens, experts: 128 },
-            Shape::RouterTopK { tokens, experts: 128, k: 8, ties: false },
-            Shape::SwiGlu { tokens, cols: 8 * 768 },
-            Shape::Combine { tokens, k: 8, hidden: 2048 },
-            Shape::Add { tokens, cols: 2048 },
+            OpShape::RmsNorm { tokens, groups: 1, n: 2048 },
+            OpShape::Rope { tokens, heads, head_dim, start, base: 1e6 },
+            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare },
+            OpShape::AttnProbs { tokens, heads, start },
+            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare },
+            OpShape::RouterProbs { tokens, experts: 128 },
+            OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false },
+            OpShape::SwiGlu { tokens, cols: 8 * 768 },
+            OpShape::Combine { tokens, k: 8, hidden: 2048 },
+            OpShape::Add { tokens, cols: 2048 },
         ]);
     }
-    shapes.into_iter().map(|shape| Case { shape, values: Values::Normal }).collect()
+    shapes.into_iter().map(|shape| OpCase { shape, values: OpValues::Normal }).collect()
 }

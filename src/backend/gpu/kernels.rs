@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::layout::Layout;
+use super::layout::WeightLayout;
 use super::params::{self, Member, Params};
 use super::{COLUMNS, GROUPS, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, wgsl};
 use crate::op::GgmlType;
@@ -168,7 +168,7 @@ impl Spec {
     }
 
     /// The whole source, for one type of weights where it reads any.
-    fn source(&self, layout: Option<&Layout>) -> String {
+    fn source(&self, layout: Option<&WeightLayout>) -> String {
         let mut parts = vec![SIZES];
         if let Some(layout) = layout {
             parts.extend([WEIGHT, HALF, UNPACK]);
@@ -179,7 +179,7 @@ impl Spec {
         parts.join("\n")
     }
 
-    fn full_name(&self, layout: Option<&Layout>) -> String {
+    fn full_name(&self, layout: Option<&WeightLayout>) -> String {
         match layout {
             Some(layout) => format!("{}/{}", self.name, layout.ty()),
             None => self.name.to_string(),
@@ -191,7 +191,7 @@ impl Spec {
 /// and its source.
 pub fn shader_sources() -> impl Iterator<Item = (&'static Spec, String, String)> {
     KERNELS.iter().copied().flatten().flat_map(|spec| {
-        let layouts: Vec<_> = if spec.quantized() { Layout::all().map(Some).collect() } else { vec![None] };
+        let layouts: Vec<_> = if spec.quantized() { WeightLayout::all().map(Some).collect() } else { vec![None] };
         layouts.into_iter().map(move |l| (spec, spec.full_name(l.as_ref()), spec.source(l.as_ref())))
     })
 }
@@ -223,8 +223,8 @@ impl Pipelines {
     }
 
     /// The pipeline of a kernel's file; `layout` is the weights' where it reads any.
-    pub fn get(&mut self, spec: &'static Spec, layout: Option<&Layout>) -> Arc<Pipeline> {
-        let key = (spec.name, layout.map(Layout::ty));
+    pub fn get(&mut self, spec: &'static Spec, layout: Option<&WeightLayout>) -> Arc<Pipeline> {
+        let key = (spec.name, layout.map(WeightLayout::ty));
         if let Some(made) = self.made.get(&key) {
             return made.clone();
         }
@@ -233,7 +233,7 @@ impl Pipelines {
         made
     }
 
-    fn make(&self, spec: &Spec, weights: Option<&Layout>) -> Pipeline {
+    fn make(&self, spec: &Spec, weights: Option<&WeightLayout>) -> Pipeline {
         let name = spec.full_name(weights);
         let mut source = spec.source(weights);
         if let Some(patch) = &self.patch {

@@ -4,7 +4,7 @@
 //! - ggml's blocks have odd sizes (34, 110, 210 bytes); GPUs read 16 aligned bytes at once. So a row becomes two planes: a
 //!   *body* of whole `vec4<u32>` for each block, then a *tail* of the few bytes a block that are left, packed without gaps.
 //!   A row costs at most 15 bytes more than ggml's (Q3_K: 2 a block, Q5_0: 2 a block).
-//! - [`Layout`] says how many of each, [`Layout::pack_row`] moves the bytes. The other side is the type's file in
+//! - [`WeightLayout`] says how many of each, [`WeightLayout::pack_row`] moves the bytes. The other side is the type's file in
 //!   `shaders/quant/`, which documents the same layout; the golden blocks test the two against each other.
 //! - Plain types (F32, F16, BF16) are packed as blocks of 32, the last one filled up with zeros.
 
@@ -16,7 +16,7 @@ pub const PAIR: usize = 32;
 
 /// The planes of a row of one type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct WeightLayout {
     ty: GgmlType,
     /// Weights a block here: the type's own block, or 32 for plain types.
     block_len: usize,
@@ -28,9 +28,9 @@ pub struct Layout {
     parts: &'static [&'static str],
 }
 
-impl Layout {
+impl WeightLayout {
     /// The layout of `ty`, if there is one: which is to say, if the GPU has kernels for it.
-    pub fn of(ty: GgmlType) -> Option<Layout> {
+    pub fn of(ty: GgmlType) -> Option<WeightLayout> {
         use GgmlType::*;
         const IQ4: &str = wgsl!("lib/iq4");
         const SCALE_MIN: &str = wgsl!("lib/scale_min");
@@ -53,12 +53,12 @@ impl Layout {
             MXFP4 => (32, 16, 1, &[wgsl!("quant/mxfp4")]),
             _ => return None,
         };
-        Some(Layout { ty, block_len, body, tail, parts })
+        Some(WeightLayout { ty, block_len, body, tail, parts })
     }
 
     /// Every type that has one.
-    pub fn all() -> impl Iterator<Item = Layout> {
-        GgmlType::ALL.iter().filter_map(|&ty| Layout::of(ty))
+    pub fn all() -> impl Iterator<Item = WeightLayout> {
+        GgmlType::ALL.iter().filter_map(|&ty| WeightLayout::of(ty))
     }
 
     pub fn ty(&self) -> GgmlType {
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_packed_row_holds_every_byte_and_few_more() {
-        for layout in Layout::all() {
+        for layout in WeightLayout::all() {
             let ty = layout.ty();
             for blocks in [1, 3, 8] {
                 let cols = blocks * layout.block_len;

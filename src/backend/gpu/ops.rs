@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
-use super::tensor::{GpuTensor, Plan, Pooled};
+use super::tensor::{GpuTensor, Pooled, SlotPlan};
 use super::weights::GpuWeight;
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
@@ -228,7 +228,7 @@ impl GpuBackend {
     }
 
     /// The slots of `ids` sorted by expert; made once for each tensor of ids.
-    fn expert_plan<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t Plan> {
+    fn expert_plan<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t SlotPlan> {
         let slots = ids.len();
         let plan = match ids.0.plan.get() {
             Some(plan) => plan,
@@ -240,7 +240,7 @@ impl GpuBackend {
                 let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
                 let bindings = [ids.binding(), (&memory.buffer, bytes)];
                 self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
-                ids.0.plan.get_or_init(|| Plan { memory, bytes, experts, tiles: tiles as u32 })
+                ids.0.plan.get_or_init(|| SlotPlan { memory, bytes, experts, tiles: tiles as u32 })
             }
         };
         if plan.experts != experts {

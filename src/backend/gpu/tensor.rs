@@ -74,11 +74,11 @@ pub(super) struct Inner {
     pub ids: bool,
     pub memory: Pooled,
     /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
-    pub plan: OnceCell<Plan>,
+    pub plan: OnceCell<SlotPlan>,
 }
 
 /// Slots sorted by expert; see `shaders/expert_plan.wgsl`.
-pub struct Plan {
+pub struct SlotPlan {
     pub memory: Pooled,
     pub bytes: u64,
     pub experts: usize,

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::device::Device;
-use super::layout::Layout;
+use super::layout::WeightLayout;
 use super::params;
 use crate::error::{Error, Result};
 use crate::op::{GgmlType, Weight};
@@ -28,14 +28,14 @@ pub struct Piece {
 
 /// A weight in GPU memory.
 pub struct GpuWeight {
-    pub layout: Layout,
+    pub layout: WeightLayout,
     pub pieces: Vec<Piece>,
 }
 
 impl GpuWeight {
     /// The layout of a weight with rows of `cols`, of which a binding of `limit` bytes must hold one; or why there is none.
-    pub fn layout(name: &str, ty: GgmlType, cols: usize, limit: u64) -> Result<Layout, String> {
-        let layout = Layout::of(ty).ok_or_else(|| format!("tensor {name}: the GPU has no kernels for {ty}"))?;
+    pub fn layout(name: &str, ty: GgmlType, cols: usize, limit: u64) -> Result<WeightLayout, String> {
+        let layout = WeightLayout::of(ty).ok_or_else(|| format!("tensor {name}: the GPU has no kernels for {ty}"))?;
         match layout.stride(cols) as u64 * 16 {
             row if row > limit => {
                 Err(format!("tensor {name}: a row takes {row} bytes of GPU memory, a binding holds {limit}"))

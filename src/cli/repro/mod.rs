@@ -16,8 +16,8 @@ use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{STAGES, Scope, Site, Stage};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
-use crate::repro::capture::Wanted;
-use crate::repro::{Options, RUNS, Subject, Verdict, make};
+use crate::repro::capture::Target;
+use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, make};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
 /// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs
@@ -99,7 +99,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     };
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
-    let wanted = wanted(args, stage, &model)?;
+    let target = target(args, stage, &model)?;
     let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] };
     let positions = calls.positions(&model.config)?;
     if let Some(p) = args.position.filter(|p| *p >= positions) {
@@ -108,7 +108,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let mut reference = args.backends.open(&args.reference)?;
     let tokens = decoded(calls, &model, &mut reference)?;
     let calls = Calls { forced: &tokens, ..calls };
-    let job = Job { args, model: &model, calls, wanted, out };
+    let job = Job { args, model: &model, calls, target, out };
     match gpu_selector(&args.subject) {
         Some(selector) => job.finish(GpuBackend::new(&selector, GpuOptions::default())?, reference),
         None => job.finish(args.backends.open(&args.subject)?, reference),
@@ -116,7 +116,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
 }
 
 /// The stage that the arguments name, held against the model.
-fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
+fn target(args: &Args, name: &str, model: &Model) -> Result<Target> {
     let moe = model.config.moe.as_ref();
     let exists = |stage: &Stage| stage.info().scope.occurs(moe.is_some());
     let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
@@ -149,7 +149,7 @@ fn wanted(args: &Args, name: &str, model: &Model) -> Result<Wanted> {
             return Err(Error::usage(format!("--expert {expert}: a layer has experts 0 to {}", experts - 1)));
         }
     }
-    Ok(Wanted { site: Site { layer: args.layer, stage }, position: args.position, expert: args.expert })
+    Ok(Target { site: Site { layer: args.layer, stage }, position: args.position, expert: args.expert })
 }
 
 /// What the reference decodes after the prompt.
@@ -171,23 +171,23 @@ struct Job<'a> {
     args: &'a Args,
     model: &'a Model,
     calls: Calls<'a>,
-    wanted: Wanted,
+    target: Target,
     out: &'a Path,
 }
 
 impl Job<'_> {
     fn finish<S: Subject>(self, mut subject: S, mut reference: AnyBackend) -> Result<Outcome> {
-        let Job { args, model, calls, wanted, out } = self;
+        let Job { args, model, calls, target, out } = self;
         prepare(&mut subject, model)?;
-        let options = Options { runs: args.runs, keep: args.keep };
-        let made = make(&mut subject, &mut reference, model, calls, &wanted, options, (out, args.force))?;
+        let options = ReproOptions { runs: args.runs, keep: args.keep };
+        let made = make(&mut subject, &mut reference, model, calls, &target, options, (out, args.force))?;
         let verdict = made.verdict;
         let written = made.written.as_ref();
         let document = ReproDocument {
             schema: SCHEMA,
             action: "make",
-            layer: wanted.site.layer,
-            stage: wanted.site.stage.name().into(),
+            layer: target.site.layer,
+            stage: target.site.stage.name().into(),
             verdict,
             subject: subject.info(),
             reference: written.map(|w| w.reference.clone()),
@@ -201,6 +201,6 @@ impl Job<'_> {
             in_the_run: made.in_the_run,
         };
         emit(&document, args.json)?;
-        Ok(if verdict == Verdict::Ok { Outcome::Ok } else { Outcome::Diverged })
+        Ok(if verdict == ReproVerdict::Ok { Outcome::Ok } else { Outcome::Diverged })
     }
 }

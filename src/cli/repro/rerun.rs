@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::op::HostTensor;
 use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::shaders::FolderShaders;
-use crate::repro::{Folder, Subject, Verdict};
+use crate::repro::{Folder, ReproVerdict, Subject};
 
 /// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 125: it cannot run here.
 #[derive(clap::Args)]
@@ -102,7 +102,7 @@ fn finish<B: Backend>(
         action: "run",
         layer: m.layer,
         stage: m.stage.clone(),
-        verdict: if fails { Verdict::SubjectWrong } else { Verdict::Ok },
+        verdict: if fails { ReproVerdict::SubjectWrong } else { ReproVerdict::Ok },
         subject: info,
         shape: folder.case.shape().to_vec(),
         alone: Some(judged.figures(&folder.case)),

@@ -1,19 +1,19 @@
 //! Mistakes in attention: heads, masks, scales, cache rows, the softmax.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::softmax::{Form, Seen, Softmax};
 use crate::op::{Op, Stage};
 
 /// Sizes of a stage that reads the cache.
-fn sizes<'a>(case: &'a Case<'a>) -> Result<Option<Sizes>> {
+fn sizes<'a>(case: &'a Evidence<'a>) -> Result<Option<Sizes>> {
     let context = || Ok(case.stated::<Context<'a>>()?.map(|c| c.sizes));
     case.stated::<Scores<'a>>()?.map_or_else(context, |s| Ok(Some(s.sizes)))
 }
 
 /// Either stage that reads the cache, reading something else of it.
-fn reading<'a>(case: &'a Case<'a>, what: &str, change: impl Fn(&mut Cache)) -> Result<Option<Variant<'a>>> {
+fn reading<'a>(case: &'a Evidence<'a>, what: &str, change: impl Fn(&mut Cache)) -> Result<Option<Variant<'a>>> {
     match case.changed(what, |s: &mut Scores<'a>| change(&mut s.cache))? {
         None => case.changed(what, |c: &mut Context<'a>| change(&mut c.cache)),
         scores => Ok(scores),
@@ -21,7 +21,7 @@ fn reading<'a>(case: &'a Case<'a>, what: &str, change: impl Fn(&mut Cache)) -> R
 }
 
 /// Another KV head than h / (heads / kv_heads).
-pub fn kv_head<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn kv_head<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(sizes) = sizes(case)? else { return Ok(vec![]) };
     type Other = fn(usize, Sizes) -> usize;
     let maps: [(&str, Other); 6] = [
@@ -48,7 +48,7 @@ pub fn kv_head<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Keys that are seen but should not be, and the other way round.
-pub fn mask<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (start, keys) = match *case.scene.op {
         Op::AttnScores { start, .. } | Op::AttnProbs { start, .. } => (start as isize, case.cols()),
         Op::AttnContext { start, .. } => (start as isize, case.shapes[0][2]),
@@ -79,7 +79,7 @@ pub fn mask<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Another scale than 1/√D.
-pub fn scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let config = case.scene.config;
     let mut all = Vec::new();
     if let Some(Scores { sizes, scale: stated, .. }) = case.stated()? {
@@ -111,7 +111,7 @@ pub fn scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// A cache that does not hold what was stored.
-pub fn cache<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn cache<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     /// Single rows tried.
     const ROWS: usize = 64;
     let Some(sizes) = sizes(case)? else { return Ok(vec![]) };
@@ -165,7 +165,7 @@ pub fn cache<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Another tensor for q, k or v.
-pub fn other_operand<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     let earlier = |stage: Stage| case.scene.earlier.get(stage);
     for (stage, what) in [(Stage::QNorm, "q before rope"), (Stage::QProj, "q before its norm and rope")] {
@@ -194,7 +194,7 @@ pub fn other_operand<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-pub fn softmax_kind<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn softmax_kind<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Softmax<'a>, _>([
         ("a softmax without its division by the sum", |s| s.form = Form::Undivided),
         ("no softmax: the scores themselves", |s| s.form = Form::Itself),

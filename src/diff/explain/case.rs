@@ -1,12 +1,12 @@
 //! A scene made ready for hypotheses, and what a hypothesis makes of it: variants.
 //!
-//! - [`Case`] has the operands as f64, the elements that are wrong, and a sample of elements to try variants on.
+//! - [`Evidence`] has the operands as f64, the elements that are wrong, and a sample of elements to try variants on.
 //! - [`Variant`] gives a [`Point`] (value and floor) for any elements asked for, and computes nothing before. Nearly every one is the
-//!   stage's [`Formula`] with a parameter changed ([`Case::changed`]).
+//!   stage's [`Formula`] with a parameter changed ([`Evidence::changed`]).
 
 use std::collections::BTreeSet;
 
-use super::Scene;
+use super::StageEval;
 use crate::backend::Contract;
 use crate::error::{Error, Result};
 use crate::formula::{Formula, Point};
@@ -48,7 +48,7 @@ impl<'a> Variant<'a> {
     }
 
     /// From a formula, under the contract of the case.
-    pub fn of(case: &Case<'_>, what: impl Into<String>, formula: impl Formula<'a> + 'a) -> Self {
+    pub fn of(case: &Evidence<'_>, what: impl Into<String>, formula: impl Formula<'a> + 'a) -> Self {
         Self::under(case.scene.contract, what, formula)
     }
 
@@ -83,8 +83,8 @@ impl<'a> Variant<'a> {
 }
 
 /// A scene made ready.
-pub struct Case<'a> {
-    pub scene: &'a Scene<'a>,
+pub struct Evidence<'a> {
+    pub scene: &'a StageEval<'a>,
     op: Op<'a, &'a HostTensor>,
     /// The operands as f64, in the order of `Op::inputs`; ids as numbers.
     pub inputs: Vec<Vec<f64>>,
@@ -97,10 +97,10 @@ pub struct Case<'a> {
     pub probe: Vec<usize>,
 }
 
-impl<'a> Case<'a> {
+impl<'a> Evidence<'a> {
     /// # Errors
     /// If output, oracle's result and floor are not of one shape.
-    pub fn new(scene: &'a Scene<'a>) -> Result<Self> {
+    pub fn new(scene: &'a StageEval<'a>) -> Result<Self> {
         let (exact, output) = (scene.exact.to_f64(), scene.output.to_f64());
         if scene.exact.shape != scene.output.shape || scene.floor.len() != exact.len() {
             return Err(Error::usage(format!(
@@ -147,7 +147,7 @@ impl<'a> Case<'a> {
     /// The stage's formula with something changed; `None` if `F` is another stage's.
     ///
     /// # Errors
-    /// As [`Case::stated`].
+    /// As [`Evidence::stated`].
     pub fn changed<F: Formula<'a> + 'a>(
         &'a self,
         what: impl Into<String>,
@@ -161,7 +161,7 @@ impl<'a> Case<'a> {
     /// The stage's formula changed in each of these ways; none if `F` is another stage's.
     ///
     /// # Errors
-    /// As [`Case::stated`].
+    /// As [`Evidence::stated`].
     pub fn each_changed<F: Formula<'a> + 'a, const N: usize>(
         &'a self,
         changes: [Change<'_, F>; N],

@@ -1,8 +1,8 @@
 //! Trying every hypothesis, and saying which count.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use super::list::HYPOTHESES;
-use super::{Explanation, Scene, Tried};
+use super::{Explanation, StageEval, Tried};
 use crate::diff::locate::{ErrorRegion, Geometry, regions};
 use crate::error::Result;
 use crate::formula::Point;
@@ -38,8 +38,8 @@ struct Match<'r> {
     elements: usize,
 }
 
-pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
-    let case = Case::new(scene)?;
+pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
+    let case = Evidence::new(scene)?;
     let mut explanation = Explanation { fits: Vec::new(), nearest: None, undecided: false, tried: 0 };
     if case.wrong.is_empty() {
         return Ok(explanation);
@@ -97,7 +97,7 @@ pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
 /// How unlikely it is that a wrong variant matches, in nats. An output that is r floors away from the oracle's falls within one floor
 /// of an unrelated value of that size with a chance of about 1/r, for each wrong element. Of a variant with a wide floor that says
 /// nothing; but of n unrelated errors it would leave a share q of the energy with a chance of about q^(n/2).
-fn evidence(case: &Case<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
+fn evidence(case: &Evidence<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
     let nats = |i: &usize| case.right(*i).residual(case.output[*i]).ln().min(ELEMENT);
     let evidence: f64 = if let Some(nats) = variant.evidence {
         nats
@@ -111,7 +111,7 @@ fn evidence(case: &Case<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
 
 /// Where `variant` reproduces the output: everywhere, or in the first region where it does.
 fn fit<'r>(
-    case: &Case<'_>,
+    case: &Evidence<'_>,
     regions: &'r [ErrorRegion],
     variant: &Variant<'_>,
     probed: &[Point],
@@ -140,7 +140,7 @@ fn fit<'r>(
 }
 
 /// What `variant` does over `elements`, if every one is within its floor and the variant accounts for the error.
-fn reproduces<'r>(case: &Case<'_>, variant: &Variant<'_>, elements: &[usize]) -> Result<Option<Match<'r>>> {
+fn reproduces<'r>(case: &Evidence<'_>, variant: &Variant<'_>, elements: &[usize]) -> Result<Option<Match<'r>>> {
     const CHUNK: usize = 1 << 20;
     let (mut residual, mut error, mut left) = (0f64, 0.0, 0.0);
     for chunk in elements.chunks(CHUNK) {
@@ -163,7 +163,7 @@ fn reproduces<'r>(case: &Case<'_>, variant: &Variant<'_>, elements: &[usize]) ->
 }
 
 /// The best of what does not fit, its residual taken over the whole stage, or over a larger sample where the stage is large.
-fn nearest(case: &Case<'_>, mut rest: Vec<(Tried, Variant<'_>)>) -> Result<Option<Tried>> {
+fn nearest(case: &Evidence<'_>, mut rest: Vec<(Tried, Variant<'_>)>) -> Result<Option<Tried>> {
     const MOST: usize = 1 << 16;
     rest.sort_by(|a, b| a.0.residual.total_cmp(&b.0.residual));
     let sample: Vec<usize> = (0..case.output.len()).step_by(case.output.len().div_ceil(MOST).max(1)).collect();

@@ -2,14 +2,14 @@
 //!
 //! What is done to the weights is in `weights`.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::linear::{Linear, as_it_is};
 use crate::op::{Op, Stage, Weight};
 
 /// Each term counted `times(k)`.
 fn weighed<'a>(
-    case: &'a Case<'a>,
+    case: &'a Evidence<'a>,
     what: impl Into<String>,
     times: impl Fn(usize) -> f64,
 ) -> Result<Option<Variant<'a>>> {
@@ -17,7 +17,7 @@ fn weighed<'a>(
 }
 
 /// The product with another weight of the same shape.
-pub fn other_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = case.scene.op.weight() else { return Ok(vec![]) };
     let with = |w: &'a Weight| {
         case.changed(format!("the product with {}", w.name), |l: &mut Linear<'a>| l.decode = as_it_is(w))
@@ -26,7 +26,7 @@ pub fn other_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The product with another stage's value of the same shape.
-pub fn other_input<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let shape = case.shapes[0];
     let mut all = Vec::new();
     let mut with = |name: &str, x: &crate::op::HostTensor| {
@@ -62,7 +62,7 @@ pub fn other_input<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Another expert's weights: by an offset, by the slot, by the position in the batch.
-pub fn expert_offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::ExpertMatMul { ids, weight, .. } = case.scene.op else { return Ok(vec![]) };
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let (experts, k) = (weight.experts, ids.cols().max(1));
@@ -91,7 +91,7 @@ pub fn expert_offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The input of another row.
-pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let rows = stated.x.len() / stated.k.max(1);
     let per_slot = case.shapes[0].len() == 3;
@@ -117,7 +117,7 @@ pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The end of every sum left out: K as it was summed, in steps of 8 and 32.
-pub fn k_skipped<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn k_skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let k = stated.k;
     let step = if k <= 1024 { 8 } else { 32 };
@@ -136,7 +136,7 @@ pub fn k_skipped<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The end of every sum counted twice.
-pub fn k_twice<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn k_twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let k = stated.k;
     let mut all = Vec::new();
@@ -149,7 +149,7 @@ pub fn k_twice<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// Lanes, as a reduction written for another subgroup size leaves them: of every `lanes`, which each take turns over runs of `run`
 /// terms, only the first `summed` are added up.
-pub fn lanes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn lanes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let k = stated.k;
     let mut all = Vec::new();

@@ -41,7 +41,7 @@ use crate::op::{HostTensor, Op, OpKind, Site, Stage};
 use case::Variant;
 
 /// Everything that a hypothesis may look at: one stage of one call, on the side that is wrong.
-pub struct Scene<'a> {
+pub struct StageEval<'a> {
     pub site: Site,
     /// The first position of the call.
     pub start: usize,
@@ -56,21 +56,21 @@ pub struct Scene<'a> {
     /// The wrong side's contract for this operation.
     pub contract: Contract,
     /// The wrong side's other values.
-    pub earlier: &'a Earlier,
+    pub earlier: &'a Upstream,
     pub config: &'a Config,
     pub weights: &'a Weights,
 }
 
 /// One side's values of the layer in progress, for hypotheses in which a stage reads another's.
 #[derive(Default)]
-pub struct Earlier {
+pub struct Upstream {
     layer: Option<u32>,
     /// What the layer before left, or the embedding.
     input: Option<Rc<HostTensor>>,
     stages: BTreeMap<Stage, Rc<HostTensor>>,
 }
 
-impl Earlier {
+impl Upstream {
     pub fn new() -> Self {
         Self::default()
     }
@@ -112,7 +112,7 @@ struct Hypothesis {
     /// Which operations it may befall.
     ops: &'static [OpKind],
     /// The ways of making it, simplest first; none where it makes no sense.
-    variants: for<'a> fn(&'a case::Case<'a>) -> Result<Vec<Variant<'a>>>,
+    variants: for<'a> fn(&'a case::Evidence<'a>) -> Result<Vec<Variant<'a>>>,
 }
 
 /// A variant that was tried, and how well it does.
@@ -207,7 +207,7 @@ fn number(x: f64) -> String {
 ///
 /// # Errors
 /// If the scene's parts do not belong together.
-pub fn explain(scene: &Scene<'_>) -> Result<Explanation> {
+pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
     judge::explain(scene)
 }
 

@@ -1,19 +1,19 @@
 //! Mistakes in RMS normalisation.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Point;
 use crate::formula::norm::{Norm, Scale, values};
 
-pub fn missing<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn missing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = vec![Variant::each("no norm: the input itself", |i| Point::exactly(case.inputs[0][i]))];
     let unscaled = "no division by the root mean square: input · weight";
     all.extend(case.changed(unscaled, |n: &mut Norm<'a>| n.scale = Scale::One)?);
     Ok(all)
 }
 
-pub fn without_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn without_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Norm<'a>, _>([
         ("the norm without its weight", |n| n.weight.fill(1.0)),
         ("the norm with 1 + weight", |n| n.weight.iter_mut().for_each(|w| *w += 1.0)),
@@ -21,12 +21,12 @@ pub fn without_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     ])
 }
 
-pub fn layer_norm<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn layer_norm<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Norm<'a>, _>([("LayerNorm: the mean subtracted first", |n| n.centred = true)])
 }
 
 /// The mean over something else than the group, or no mean.
-pub fn divisor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn divisor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = case.each_changed::<Norm<'a>, _>([
         ("the sum of squares for their mean", |n| n.divisor = 1.0),
         ("the mean of squares over n − 1", |n| n.divisor -= 1.0),
@@ -37,7 +37,7 @@ pub fn divisor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// One norm of the whole row where each head has its own, and the other way round.
-pub fn groups<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(Norm { n, .. }) = case.stated()? else { return Ok(vec![]) };
     let (cols, head_dim) = (case.cols(), case.scene.config.head_dim);
     let mut all = Vec::new();
@@ -55,7 +55,7 @@ pub fn groups<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-pub fn other_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (Some(weight), Some(norm)) = (case.scene.op.weight(), case.stated::<Norm<'a>>()?) else { return Ok(vec![]) };
     let with = |other| {
         let changed = Norm { weight: values(other)?, ..norm.clone() };
@@ -65,7 +65,7 @@ pub fn other_weight<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Epsilons that models use, and the one that fits the output best.
-pub fn other_eps<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(norm) = case.stated::<Norm<'a>>()? else { return Ok(vec![]) };
     let same = |eps: f64| (eps - norm.eps).abs() <= 1e-6 * norm.eps;
     let with = |eps: f64| {
@@ -84,7 +84,7 @@ pub fn other_eps<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// From the group of the smallest mean square, which feels eps most: y = x·w·r, so r = Σy·x·w / Σ(x·w)² and eps = 1/r² − mean.
-fn fit_eps(case: &Case<'_>, norm: &Norm<'_>) -> Option<f64> {
+fn fit_eps(case: &Evidence<'_>, norm: &Norm<'_>) -> Option<f64> {
     let n = norm.n.max(1);
     let mean = |g: &usize| case.inputs[0][g * n..][..n].iter().map(|x| x * x).sum::<f64>() / n as f64;
     let wrong = case.wrong.iter().map(|i| i / n).filter(|g| mean(g) > 0.0);

@@ -1,11 +1,11 @@
 //! Mistakes in the residual sums and in the activation.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::pointwise::{Activation, Gated, Sum};
 use crate::op::{Op, Stage};
 
-pub fn residual<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Add { .. } = case.scene.op else { return Ok(vec![]) };
     let mut all = case.each_changed::<Sum<'a>, _>([
         ("the residual dropped: only what is added to it", |s| s.factors = [0.0, 1.0]),
@@ -33,7 +33,7 @@ pub fn residual<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-pub fn gate_and_up<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Gated<'a>, _>([
         ("gate and up swapped: gate · silu(up)", |g| std::mem::swap(&mut g.gate, &mut g.up)),
         ("silu(gate) without up", |g| g.up = vec![1.0; g.up.len()].into()),
@@ -44,7 +44,7 @@ pub fn gate_and_up<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     ])
 }
 
-pub fn other_activation<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_activation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for (what, activation) in [
         ("gelu, by tanh, for silu", Activation::GeluByTanh),

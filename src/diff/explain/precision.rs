@@ -3,15 +3,15 @@
 //! Rounding inputs, weights and results is deterministic, so the variant is exact. What a sum in a coarse format gives depends on
 //! its order; the orders that kernels use are tried, each simulated rounding by rounding.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::{Decode, Linear};
-use crate::formula::precision::{CoarseSums, FORMATS, Format, Int8};
+use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8};
 
-pub fn inputs<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for format in FORMATS {
         let rounded = |n: usize| format.rounded(&case.inputs[n]).into();
@@ -38,11 +38,11 @@ pub fn inputs<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// The right result, rounded once more. Where it lies so near to the middle of two values that the stage's own error decides, both
 /// are right.
-pub fn output<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn output<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if case.scene.site.stage.is_ids() {
         return Ok(vec![]);
     }
-    let variant = |format: Format| {
+    let variant = |format: FloatFormat| {
         Variant::each(format!("the result rounded to {}", format.name), move |i| {
             case.right(i).rounded(format.round, case.output[i])
         })
@@ -51,7 +51,7 @@ pub fn output<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// An input that could have either of two codes moves every sum that it is in by up to a step times its weight.
-pub fn int8<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(Linear { k, .. }) = case.stated()? else { return Ok(vec![]) };
     let mut all = Vec::new();
     let mut blocks = vec![32, 256, 128, 64, 16];
@@ -74,7 +74,7 @@ pub fn int8<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 /// Sums in a coarse format. If the order is one of [`orders`], simulating it rounding by rounding accounts for nearly all of the error;
 /// not for all, since a sum that lies between two values of the format falls to one side or the other by an f32 rounding. If it is
 /// another, f16 sums still leave a mark: they are multiples of 2⁻²⁴, the smallest half, which f32 sums are only by chance.
-pub fn sums<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn sums<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for format in FORMATS {
         let Some(linear) = case.stated::<Linear<'a>>()? else { continue };
@@ -97,7 +97,7 @@ pub fn sums<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// `bound`, if the wrong values are multiples of 2⁻²⁴, and as evidence the bits that f32 would have had below that.
-fn on_the_grid_of_halves<'a>(case: &'a Case<'a>, bound: Variant<'a>) -> Option<Variant<'a>> {
+fn on_the_grid_of_halves<'a>(case: &'a Evidence<'a>, bound: Variant<'a>) -> Option<Variant<'a>> {
     const GRID: i32 = -24;
     let multiple = |y: f64| (y * 2f64.powi(-GRID)).fract() == 0.0;
     if !case.wrong.iter().all(|i| multiple(case.output[*i])) {
@@ -111,7 +111,7 @@ fn on_the_grid_of_halves<'a>(case: &'a Case<'a>, bound: Variant<'a>) -> Option<V
 }
 
 /// The orders in which kernels sum.
-fn orders(k: usize, format: Format) -> impl Iterator<Item = CoarseSums> {
+fn orders(k: usize, format: FloatFormat) -> impl Iterator<Item = CoarseSums> {
     let lanes = [1, 8, 16, 32, 64].into_iter();
     let all = lanes.flat_map(|lanes| [1, 4].into_iter().map(move |run| (lanes, run)));
     let all = all.filter(move |(lanes, run)| lanes * run <= k && (*lanes > 1 || *run == 1));

@@ -1,34 +1,34 @@
 //! Mistakes in the rotary embedding.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::rope::{Pairing, Rope};
 
-pub fn norm_pairing<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn norm_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("rope with NORM pairing (2i with 2i + 1) for NEOX", |r| {
         r.pairing = Pairing::Neighbours
     })])
 }
 
-pub fn first_head_only<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn first_head_only<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("rope on head 0 only", |r| r.heads = 1)])
 }
 
-pub fn not_applied<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn not_applied<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("no rope at all", |r| r.heads = 0)])
 }
 
-pub fn twice<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("rope applied twice", |r| (r.first, r.step) = (2.0 * r.first, 2.0 * r.step))])
 }
 
-pub fn backwards<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn backwards<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("rope turning the other way", |r| (r.first, r.step) = (-r.first, -r.step))])
 }
 
 /// Positions relative to the call, off by a few, or all the same.
-pub fn positions<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn positions<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(Rope { first: start, .. }) = case.stated()? else { return Ok(vec![]) };
     let mut all = Vec::new();
     if start > 0.0 {
@@ -48,7 +48,7 @@ pub fn positions<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Exponents made of other widths than 2i/D.
-pub fn exponents<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn exponents<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = case.each_changed::<Rope<'a>, _>([
         ("rope with exponents i/D for 2i/D", |r| r.width *= 2.0),
         ("rope with exponents 4i/D for 2i/D", |r| r.width /= 2.0),
@@ -65,7 +65,7 @@ pub fn exponents<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Bases that models use, and the one that fits the output's angles best.
-pub fn other_base<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
     let with = |base: f64| {
         Variant::of(case, format!("rope with base {base} for {}", stated.base), Rope { base, ..stated.clone() })
@@ -82,7 +82,7 @@ pub fn other_base<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 /// The base that the output's angles say. At one position p, pair i has turned by φ = p·base^(−2i/D). The last pairs turn by less
 /// than π and give base = (φ/p)^(−D/2i) without doubt, but coarsely; each pair before gives it more finely, once the
 /// whole turns that it has lost are known from the estimate so far.
-fn fit_base(case: &Case<'_>, stated: &Rope<'_>) -> Option<f64> {
+fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
     /// How well an angle can be measured in f32 values.
     const NOISE: f64 = 1e-6;
     let (cols, d) = (case.cols(), stated.head_dim);

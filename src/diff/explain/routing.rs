@@ -1,13 +1,13 @@
 //! Mistakes in the router and in what is done with its weights.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::Point;
-use crate::formula::routing::{Choice, Combined, Weighing, Weights, largest};
+use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
 use crate::formula::softmax::{Form, Seen, Softmax};
 use crate::op::{Op, Stage};
 
-pub fn probs<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn probs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     // Experts used for one token.
     let used = case.scene.config.moe.as_ref().map_or(0, |moe| moe.used);
     let chosen = "a softmax over the chosen experts instead of all";
@@ -27,8 +27,8 @@ pub fn probs<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // ---------------------------------------------------------------------------------------------------------------------
 // router_ids
 
-pub fn ties<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Choice<'a>, _>([("ties to the higher expert id", |c| {
+pub fn ties<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    case.each_changed::<ChosenExperts<'a>, _>([("ties to the higher expert id", |c| {
         c.choose = |row, k| {
             let mut order: Vec<usize> = (0..row.len()).collect();
             order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(b.cmp(a)));
@@ -38,8 +38,8 @@ pub fn ties<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     })])
 }
 
-pub fn other_choice<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Choice<'a>, _>([
+pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    case.each_changed::<ChosenExperts<'a>, _>([
         ("the experts of least weight", |c| {
             c.choose = |row, k| largest(&row.iter().map(|p| -p).collect::<Vec<_>>(), k)
         }),
@@ -69,8 +69,8 @@ pub fn other_choice<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
     ])
 }
 
-pub fn order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Choice<'a>, _>([
+pub fn order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    case.each_changed::<ChosenExperts<'a>, _>([
         ("the chosen experts by id, not by weight", |c| {
             c.choose = |row, k| {
                 let mut ids = largest(row, k);
@@ -87,7 +87,7 @@ pub fn order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // ---------------------------------------------------------------------------------------------------------------------
 // router_weights
 
-pub fn renormalisation<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn renormalisation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::RouterWeights { renormalise, .. } = *case.scene.op else { return Ok(vec![]) };
     let first = match renormalise {
         true => ("weights that are not renormalised", Weighing::Copied),
@@ -102,13 +102,13 @@ pub fn renormalisation<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
         ("weights renormalised over all slots but the last", Weighing::BySumOfAllButLast),
         ("weights renormalised by the sum of their squares' root", Weighing::ByRoot),
     ] {
-        all.extend(case.changed(what, |w: &mut Weights<'a>| w.weighing = weighing)?);
+        all.extend(case.changed(what, |w: &mut ExpertWeights<'a>| w.weighing = weighing)?);
     }
     Ok(all)
 }
 
-pub fn weight_order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Weights<'a>, _>([
+pub fn weight_order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    case.each_changed::<ExpertWeights<'a>, _>([
         ("the weights in reverse order of the slots", |w| w.ids.chunks_mut(w.k).for_each(<[usize]>::reverse)),
         ("the weights in the order of the experts' ids", |w| w.ids.chunks_mut(w.k).for_each(<[usize]>::sort_unstable)),
         ("the weights of experts 0, 1, …, not of the chosen", |w| {
@@ -122,7 +122,7 @@ pub fn weight_order<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 // ---------------------------------------------------------------------------------------------------------------------
 // moe_out
 
-pub fn combine<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn combine<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Combined<'a>>()? else { return Ok(vec![]) };
     // The weights of each position, changed.
     type Changed = fn(&mut [f64]);

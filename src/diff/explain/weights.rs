@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use crate::backend::oracle::dequant;
 use crate::error::Result;
 use crate::formula::embed::Embedding;
@@ -13,7 +13,7 @@ use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::op::{GgmlType, Op, Weight};
 
 /// The weight that the stage reads.
-fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
+fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
     match case.scene.op {
         Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } | Op::Embed { table: weight, .. } => Some(weight),
         _ => None,
@@ -21,14 +21,14 @@ fn weight<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
 }
 
 /// The stage with its weight decoded otherwise.
-fn with<'a>(case: &'a Case<'a>, what: impl Into<String>, decode: Decode<'a>) -> Result<Option<Variant<'a>>> {
+fn with<'a>(case: &'a Evidence<'a>, what: impl Into<String>, decode: Decode<'a>) -> Result<Option<Variant<'a>>> {
     match case.scene.op {
         Op::Embed { .. } => case.changed(what, |e: &mut Embedding<'a>| e.decode = decode),
         _ => case.changed(what, |l: &mut Linear<'a>| l.decode = decode),
     }
 }
 
-pub fn other_token<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_token<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Embed { table, tokens } = case.scene.op else { return Ok(vec![]) };
     let (first, last) = (tokens[0], tokens.len() - 1);
     type Other<'t> = &'t dyn Fn(usize, u32) -> u32;
@@ -54,7 +54,7 @@ pub fn other_token<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// The same bytes in another type's layout, with rows where they are and with rows where that type would have them. What lies
 /// behind the tensor's end reads as zero.
-pub fn other_type<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_type<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = weight(case) else { return Ok(vec![]) };
     let mut all = Vec::new();
     for &ty in GgmlType::ALL.iter().filter(|ty| **ty != weight.ty && dequant::supports(**ty)) {
@@ -78,7 +78,7 @@ pub fn other_type<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Another row's weights.
-pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (Some(weight), false) = (weight(case), matches!(case.scene.op, Op::Embed { .. })) else { return Ok(vec![]) };
     let rows = weight.rows;
     let map = |what: &str, of: fn(usize, usize) -> usize| {
@@ -95,7 +95,7 @@ pub fn other_row<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The matrix read by columns: w[k, n] for w[n, k], in rows of its own length or of the other.
-pub fn transposed<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn transposed<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     /// Larger matrices are not expanded for the sake of one hypothesis: 128 MiB as f32.
     const LARGEST: usize = 1 << 25;
     let Some(weight) = weight(case).filter(|w| w.rows * w.cols <= LARGEST) else { return Ok(vec![]) };
@@ -178,7 +178,7 @@ fn groups(ty: GgmlType) -> usize {
 
 /// The stage with every row of its weight taken apart, changed by `change` and put together.
 fn rebuilt<'a>(
-    case: &'a Case<'a>,
+    case: &'a Evidence<'a>,
     what: impl Into<String>,
     change: impl Fn(&mut Row) + Send + Sync + 'a,
 ) -> Result<Option<Variant<'a>>> {
@@ -194,7 +194,7 @@ fn rebuilt<'a>(
 
 /// Scale and minimum of group g from group `from(g, groups, groups in a block)`.
 fn scales_from<'a>(
-    case: &'a Case<'a>,
+    case: &'a Evidence<'a>,
     what: impl Into<String>,
     from: impl Fn(usize, usize, usize) -> usize + Send + Sync + 'a,
 ) -> Result<Option<Variant<'a>>> {
@@ -207,12 +207,12 @@ fn scales_from<'a>(
 }
 
 /// Types whose weights have a scale at all.
-fn scaled<'a>(case: &'a Case<'a>) -> Option<&'a Weight> {
+fn scaled<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
     weight(case).filter(|w| w.ty.block_len() > 1)
 }
 
 /// A neighbour's scale: of the sub-block beside, of the block beside.
-pub fn neighbours_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn neighbours_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = scaled(case) else { return Ok(vec![]) };
     let mut all = Vec::new();
     all.extend(scales_from(case, "the scales of the block before", |g, _, per| g.checked_sub(per).unwrap_or(g))?);
@@ -246,7 +246,7 @@ pub fn neighbours_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// One sub-block of every block, or of the last block, with a neighbour's scale or a wrong one.
-pub fn one_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn one_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = scaled(case) else { return Ok(vec![]) };
     let per = groups(weight.ty);
     let mut all = Vec::new();
@@ -280,7 +280,7 @@ pub fn one_scale<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Minimums left out or added, of the types that have them.
-pub fn minimums<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn minimums<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     use GgmlType::*;
     let Some(weight) = weight(case).filter(|w| matches!(w.ty, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K)) else {
         return Ok(vec![]);
@@ -315,7 +315,7 @@ fn super_scale(ty: GgmlType, block: &[u8]) -> Option<f64> {
 }
 
 /// Sub-block scales with bits dropped, without their offset, or without their sign.
-pub fn scale_bits<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn scale_bits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     use GgmlType::*;
     let Some(weight) = weight(case) else { return Ok(vec![]) };
     // (what, scale g of the block → what is read instead)
@@ -345,7 +345,7 @@ pub fn scale_bits<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// The stage with the step of sub-block g of each block made by `step(g, its scale, d)`.
 fn sub_scales<'a>(
-    case: &'a Case<'a>,
+    case: &'a Evidence<'a>,
     weight: &'a Weight,
     what: &str,
     step: impl Fn(usize, f64, f64) -> f64 + Send + Sync + 'a,
@@ -370,7 +370,7 @@ fn sub_scales<'a>(
 // Codes
 
 /// Codes with bits dropped, without their offset, or in another order.
-pub fn codes<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn codes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     use GgmlType::*;
     let Some(weight) = scaled(case) else { return Ok(vec![]) };
     type Changed = fn(f64) -> f64;

@@ -1,26 +1,30 @@
 //! Mistakes that may befall any operation: what it should have computed, scaled, moved, rounded or left out.
 
-use super::case::{Case, Variant};
+use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Point;
 
 /// Whether the stage's values are numbers, not ids.
-fn numbers(case: &Case<'_>) -> bool {
+fn numbers(case: &Evidence<'_>) -> bool {
     !case.scene.site.stage.is_ids()
 }
 
 /// The right values of other elements: `from(i)`, or zero.
-fn moved<'a>(case: &'a Case<'a>, what: impl Into<String>, from: impl Fn(usize) -> Option<usize> + 'a) -> Variant<'a> {
+fn moved<'a>(
+    case: &'a Evidence<'a>,
+    what: impl Into<String>,
+    from: impl Fn(usize) -> Option<usize> + 'a,
+) -> Variant<'a> {
     Variant::each(what, move |i| from(i).map_or(Point::exactly(0.0), |j| case.right(j)))
 }
 
-pub fn zero<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn zero<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let some = case.wrong.iter().any(|i| case.output[*i] == 0.0);
     Ok(some.then(|| Variant::each("zeros: nothing written", |_| Point::exactly(0.0))).into_iter().collect())
 }
 
-pub fn not_finite<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn not_finite<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(&first) = case.wrong.iter().find(|i| !case.output[**i].is_finite()) else { return Ok(vec![]) };
     let (cols, shape) = (case.cols(), &case.scene.output.shape);
     let what = format!(
@@ -33,7 +37,7 @@ pub fn not_finite<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The same right values times one number.
-pub fn factor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn factor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if !numbers(case) {
         return Ok(vec![]);
     }
@@ -64,7 +68,7 @@ pub fn factor<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The same right values plus one number.
-pub fn offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if !numbers(case) {
         return Ok(vec![]);
     }
@@ -84,7 +88,7 @@ pub fn offset<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Rows and columns in other places.
-pub fn misplaced<'a>(case: &'a Case<'a>) -> Result<Vec<Variant<'a>>> {
+pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (cols, n) = (case.cols(), case.output.len());
     let rows = n / cols;
     let mut all = Vec::new();

@@ -36,14 +36,14 @@ impl Mask {
 
 /// One element on both sides.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Element {
+pub struct ElementError {
     /// One coordinate per axis.
     pub index: Vec<usize>,
     pub reference: f64,
     pub subject: f64,
 }
 
-impl Element {
+impl ElementError {
     /// |subject − reference|
     pub fn error(&self) -> f64 {
         (self.subject - self.reference).abs()
@@ -66,7 +66,7 @@ pub struct Metrics {
     /// The largest |subject − reference|.
     pub max_abs: f64,
     /// The element it is at, and the next worst ones, in descending order of error; empty when every element is equal.
-    pub worst: Vec<Element>,
+    pub worst: Vec<ElementError>,
     /// The largest distance in units in the last place of f32, after rounding both sides to f32.
     pub max_ulp: u64,
     /// ‖subject‖ / ‖reference‖; 1 when both are all zero.
@@ -258,12 +258,12 @@ pub fn measure(reference: &HostTensor, subject: &HostTensor, mask: Mask) -> Resu
     }
     let zero = reference_zero;
     let nmse = if zero { 0.0 } else { sums.dd / sums.aa * (scale.a / scale.d).powi(2) };
-    let worst: Vec<Element> = sums
+    let worst: Vec<ElementError> = sums
         .worst
         .iter()
         .map(|&(_, i)| {
             let (reference_value, subject_value) = pair(i);
-            Element { index: unravel(i, &reference.shape), reference: reference_value, subject: subject_value }
+            ElementError { index: unravel(i, &reference.shape), reference: reference_value, subject: subject_value }
         })
         .collect();
     Ok(Metrics {
@@ -272,7 +272,7 @@ pub fn measure(reference: &HostTensor, subject: &HostTensor, mask: Mask) -> Resu
         nmse,
         rel_l2: nmse.sqrt(),
         cosine: if zero { 1.0 } else { (sums.ab / sums.aa.sqrt() / sums.bb.sqrt()).clamp(-1.0, 1.0) },
-        max_abs: worst.first().map_or(0.0, Element::error),
+        max_abs: worst.first().map_or(0.0, ElementError::error),
         worst,
         max_ulp: sums.max_ulp,
         norm_ratio: if zero { 1.0 } else { subject_norm / reference_norm },
@@ -447,7 +447,7 @@ mod tests {
         assert_eq!(m.norm_ratio, 26f64.sqrt() / 5.0);
         assert!((m.cosine - 25.0 / (5.0 * 26f64.sqrt())).abs() < 1e-15);
         assert_eq!((m.max_abs, m.worst.len()), (1.0, 1));
-        assert_eq!(m.worst[0], Element { index: vec![2], reference: 0.0, subject: 1.0 });
+        assert_eq!(m.worst[0], ElementError { index: vec![2], reference: 0.0, subject: 1.0 });
         assert_eq!(m.max_ulp, u64::from(1f32.to_bits()));
         assert_eq!((m.reference_norm, m.error_norm), (5.0, 1.0));
     }

@@ -141,7 +141,7 @@ pub struct Tolerances(Vec<Tolerance>);
 
 /// One limit and what was found.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Judged {
+pub struct LimitCheck {
     pub limit: Limit,
     pub found: Option<f64>,
     pub passed: bool,
@@ -173,10 +173,16 @@ impl Tolerances {
     }
 
     /// Holds `metrics` (and the ratio of error to floor, where there is one) against each limit for `stage`.
-    pub fn judge(&self, stage: Stage, qtype: Option<GgmlType>, metrics: &Metrics, ratio: Option<f64>) -> Vec<Judged> {
+    pub fn judge(
+        &self,
+        stage: Stage,
+        qtype: Option<GgmlType>,
+        metrics: &Metrics,
+        ratio: Option<f64>,
+    ) -> Vec<LimitCheck> {
         let judge = |limit: Limit| {
             let found = limit.metric.of(metrics, ratio);
-            Judged { limit, found, passed: limit.passes(found) }
+            LimitCheck { limit, found, passed: limit.passes(found) }
         };
         self.limits(stage, qtype).into_iter().map(judge).collect()
     }

@@ -3,7 +3,7 @@
 use crate::backend::{AnyBackend, Backend};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{Comparison, Kind, ModelSummary, SideSummary};
+use crate::diff::outcome::{Comparison, ComparisonKind, ModelSummary, SideSummary};
 use crate::diff::run::lockstep::{Lockstep, LockstepOptions};
 use crate::diff::run::share;
 use crate::diff::run::verdicts::{ComparisonBuilder, Contracts};
@@ -69,7 +69,7 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
     let calls = Calls { prompt, chunk: *chunk, decode: *decode, forced };
     let Sides { reference, subject, oracle } = sides;
     let mut comparison = Comparison {
-        kind: Kind::Diff,
+        kind: ComparisonKind::Diff,
         model: summary(model),
         tokens: options.tokens.len(),
         prompt: options.prompt.clone(),

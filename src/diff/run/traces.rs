@@ -8,7 +8,9 @@ use crate::diff::measure::logits::{LogitsComparison, compare_logits};
 use crate::diff::measure::metrics::{Mask, measure};
 use crate::diff::measure::router::{Routing, compare_routing};
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{Comparison, Kind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict};
+use crate::diff::outcome::{
+    Comparison, ComparisonKind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
+};
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Site, Stage};
 use crate::trace::store::Trace;
@@ -58,7 +60,7 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
         moe.and_then(|m| m.get(key)).and_then(|v| v.as_u64()).unwrap_or(0) as usize
     };
     let mut comparison = Comparison {
-        kind: Kind::Compare,
+        kind: ComparisonKind::Compare,
         model: ModelSummary {
             name: c.model.name.clone(),
             architecture: c.model.architecture.clone(),

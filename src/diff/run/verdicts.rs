@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::backend::{AnyBackend, Backend, Contract};
-use crate::diff::explain::{Earlier, Scene, explain};
+use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
 use crate::diff::measure::logits::{LogitsAt, compare_logits};
@@ -57,7 +57,7 @@ struct LogitBounds {
 
 /// What a run found.
 #[derive(Default)]
-pub struct Found {
+pub struct Findings {
     /// In order of execution.
     pub stages: Vec<StageResult>,
     pub routing: Vec<LayerRouting>,
@@ -78,10 +78,10 @@ pub struct ComparisonBuilder<'m> {
     /// Tokens of the prompt, which is step 0.
     prompt: Vec<u32>,
     /// Each side's values of the layer in progress, for explanations: the reference's, the subject's.
-    earlier: [Earlier; 2],
+    earlier: [Upstream; 2],
     /// Faults that are still explained: each takes time, and those behind the first seldom say more.
     explanations: usize,
-    found: Found,
+    found: Findings,
     /// Bytes that injected errors may still take; `None` when none are kept.
     room: Option<usize>,
     /// Values of the layer in progress, by stage.
@@ -129,9 +129,9 @@ impl<'m> ComparisonBuilder<'m> {
             subject,
             tolerances,
             prompt: prompt.to_vec(),
-            earlier: [Earlier::new(), Earlier::new()],
+            earlier: [Upstream::new(), Upstream::new()],
             explanations: MOST_EXPLANATIONS,
-            found: Found::default(),
+            found: Findings::default(),
             room: None,
             layer: HashMap::new(),
             bounds: None,
@@ -144,7 +144,7 @@ impl<'m> ComparisonBuilder<'m> {
         self.room = Some(bytes);
     }
 
-    pub fn finish(self) -> Found {
+    pub fn finish(self) -> Findings {
         self.found
     }
 
@@ -344,7 +344,7 @@ impl<'m> ComparisonBuilder<'m> {
         if self.explanations > 0 {
             self.explanations -= 1;
             let contracts = [&self.reference, &self.subject][side];
-            let scene = Scene {
+            let scene = StageEval {
                 site: o.at.site,
                 start: o.at.start,
                 op,

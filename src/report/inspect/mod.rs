@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use crate::backend::Backend;
-use crate::backend::gpu::{GpuBackend, Layout};
+use crate::backend::gpu::{GpuBackend, WeightLayout};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
 use crate::op::GgmlType;
 
@@ -28,7 +28,7 @@ pub struct Runnable {
 #[derive(Serialize)]
 pub struct InspectDocument {
     pub schema: &'static str,
-    pub model: ModelInfo,
+    pub model: InspectedModel,
     /// `general.architecture`; `None` if the file does not say.
     pub architecture: Option<String>,
     /// The keys under the architecture's name, without it.
@@ -45,7 +45,7 @@ pub struct InspectDocument {
 }
 
 #[derive(Serialize)]
-pub struct ModelInfo {
+pub struct InspectedModel {
     /// The file's path, or the bundled model's name.
     pub file: String,
     /// `general.name`.
@@ -153,7 +153,7 @@ pub struct GpuMemory {
     /// All tensors that the GPU has kernels for, quantized as they are, in its layout.
     pub uploaded_bytes: u64,
     /// Tensors that are larger than one binding, and so are split between rows.
-    pub split: Vec<Split>,
+    pub split: Vec<SplitPart>,
     /// Types of this file that the GPU has no kernels for; their tensors count in none of the above.
     pub without_kernels: Vec<&'static str>,
 }
@@ -171,7 +171,7 @@ impl Adapter {
 }
 
 #[derive(Serialize)]
-pub struct Split {
+pub struct SplitPart {
     pub name: String,
     /// In the file.
     pub bytes: u64,
@@ -205,7 +205,7 @@ impl InspectDocument {
             .collect();
         Self {
             schema: "twinscope.inspect/1",
-            model: ModelInfo {
+            model: InspectedModel {
                 file: gguf.name().into(),
                 name: text("general.name"),
                 bytes: gguf.file_len(),
@@ -367,7 +367,7 @@ fn gpu_memory(tensors: &[TensorInfo], adapter: Option<Adapter>) -> GpuMemory {
         without_kernels: Vec::new(),
     };
     for t in tensors {
-        let Some(layout) = Layout::of(t.ty) else {
+        let Some(layout) = WeightLayout::of(t.ty) else {
             plan.without_kernels.push(t.ty.name());
             continue;
         };
@@ -379,7 +379,7 @@ fn gpu_memory(tensors: &[TensorInfo], adapter: Option<Adapter>) -> GpuMemory {
         };
         plan.uploaded_bytes += bytes;
         if bindings != Some(1) {
-            plan.split.push(Split { name: t.name.clone(), bytes: t.bytes, bindings });
+            plan.split.push(SplitPart { name: t.name.clone(), bytes: t.bytes, bindings });
         }
     }
     plan.without_kernels.sort_unstable();

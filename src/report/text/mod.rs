@@ -16,7 +16,7 @@ use super::facts::{count, place, stage_cells, verdict_facts};
 use super::format::{cut, scientific, short, width};
 use super::grid::{Cell, Grid};
 use crate::diff::measure::attribution::by_type;
-use crate::diff::outcome::{Comparison, Kind, SideSummary, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, ComparisonKind, SideSummary, StageResult, Verdict};
 use crate::text::{printable, printable_whole};
 use routing::{logits, routers};
 
@@ -97,8 +97,10 @@ fn header(c: &Comparison, style: Style) -> String {
     out += &side("subject", &c.subject);
     let judge = match (&c.judge, c.kind) {
         (Some(judge), _) => printable_whole(judge),
-        (None, Kind::Diff) => "none: which side is wrong is not said".into(),
-        (None, Kind::Compare) => "none: two recordings, nothing is run again; own errors are not known".into(),
+        (None, ComparisonKind::Diff) => "none: which side is wrong is not said".into(),
+        (None, ComparisonKind::Compare) => {
+            "none: two recordings, nothing is run again; own errors are not known".into()
+        }
     };
     out += &field("judge", &judge);
     for note in &c.notes {
@@ -309,8 +311,8 @@ fn summary(c: &Comparison, style: Style) -> String {
         why += &format!(
             "{}, ",
             match c.kind {
-                Kind::Diff => count(faults, "fault"),
-                Kind::Compare => format!("{} differ", count(faults, "stage")),
+                ComparisonKind::Diff => count(faults, "fault"),
+                ComparisonKind::Compare => format!("{} differ", count(faults, "stage")),
             }
         );
     }

@@ -35,7 +35,7 @@ fn everything() {
 #[test]
 fn two_traces_that_differ() {
     let mut c = diverging();
-    c.kind = Kind::Compare;
+    c.kind = ComparisonKind::Compare;
     c.judge = None;
     c.subject.trace = Some("runs/\x1b[31mb".into());
     for s in &mut c.stages {

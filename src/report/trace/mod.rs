@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::op::Site;
 use crate::trace::capture::Captured;
 use crate::trace::stats::StageStats;
-use crate::trace::store::Manifest;
+use crate::trace::store::TraceManifest;
 
 /// Logits that a report lists.
 const TOP: usize = 10;
@@ -25,7 +25,7 @@ pub struct TraceReport {
     pub captured: Captured,
     pub statistics: Vec<(Site, StageStats)>,
     pub top: Vec<LikelyToken>,
-    pub saved: Option<(PathBuf, Manifest)>,
+    pub saved: Option<(PathBuf, TraceManifest)>,
 }
 
 /// A likely next token.

@@ -1,8 +1,8 @@
 //! Rotary embedding, the KV cache, scores, probabilities and context.
 
-use super::super::faulty::{HostOp, Mistake, Scope};
+use super::super::faulty::{FaultScope, HostOp, Mistake};
 use super::super::shader::Shader;
-use super::{By, FAULT, Fault, Subject};
+use super::{By, FAULT, Fault, FaultySide};
 use crate::diff::locate::pattern::PatternKind as P;
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Op, OpKind, Stage};
@@ -49,7 +49,7 @@ pub static FAULTS: &[Fault] = &[
                 _ => None,
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::KRope,
         layers: [1, 1],
         patterns: &[P::PositionRange, P::AllButPosition, P::WithinHead],
@@ -105,7 +105,7 @@ pub static FAULTS: &[Fault] = &[
         name: "v-stale",
         what: "the value of the second decoded token is not written to the cache",
         by: By::Operation(|_| Box::new(|_, op| cache_as_it_was(op))),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::VProj,
         op: Some(OpKind::Store),
         seen_at: Some(Stage::AttnContext),
@@ -193,7 +193,7 @@ pub static FAULTS: &[Fault] = &[
                 Ok(HostTensor::f32(&scores.shape, scaled))
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::AttnScores,
         layers: [3, 1],
         explained: &["attention-scale"],
@@ -208,7 +208,7 @@ pub static FAULTS: &[Fault] = &[
         }]),
         stage: Stage::AttnContext,
         layers: [1, 0],
-        scope: Scope::Row(5),
+        scope: FaultScope::Row(5),
         patterns: &[P::Head, P::Heads, P::Position],
         explained: &["kv-head"],
         ..FAULT

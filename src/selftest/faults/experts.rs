@@ -1,9 +1,9 @@
 //! The router, the experts, their sum, and the residuals.
 
-use super::super::faulty::{HostOp, Mistake, Scope};
+use super::super::faulty::{FaultScope, HostOp, Mistake};
 use super::super::shader::{Edit, Shader};
 use super::matrices::{LANES_TAIL, TILE_TAIL, exchanged};
-use super::{By, FAULT, Fault, Place, Subject};
+use super::{By, FAULT, Fault, FaultPlace, FaultySide};
 use crate::diff::locate::pattern::PatternKind as P;
 use crate::error::{Error, Result};
 use crate::model::Ffn;
@@ -17,7 +17,7 @@ pub static FAULTS: &[Fault] = &[
             let used = place.model.config.moe.as_ref().map_or(1, |moe| moe.used);
             Box::new(move |engine, op| only_largest(engine.run(op)?, used))
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::RouterProbs,
         layers: [2, 1],
         patterns: &[P::WholeTensor, P::Scattered],
@@ -80,7 +80,7 @@ pub static FAULTS: &[Fault] = &[
         ]),
         stage: Stage::ExpertGate,
         layers: [2, 1],
-        scope: Scope::Expert,
+        scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
         ..FAULT
@@ -95,7 +95,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::ExpertUp,
         layers: [0, 1],
         step: 1,
-        scope: Scope::Expert,
+        scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
         ..FAULT
@@ -109,7 +109,7 @@ pub static FAULTS: &[Fault] = &[
         ]),
         stage: Stage::ExpertDown,
         layers: [1, 1],
-        scope: Scope::Expert,
+        scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["not-finite"],
         ..FAULT
@@ -123,7 +123,7 @@ pub static FAULTS: &[Fault] = &[
         ]),
         stage: Stage::ExpertUp,
         layers: [3, 0],
-        scope: Scope::ExpertOnce,
+        scope: FaultScope::ExpertOnce,
         patterns: &[P::Expert, P::Position, P::LastPosition],
         explained: &["expert-offset"],
         ..FAULT
@@ -182,7 +182,7 @@ pub static FAULTS: &[Fault] = &[
         name: "gate-reads-up",
         what: "the gate is computed with the weights of up",
         by: By::Operation(gate_reads_up),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::ExpertGate,
         layers: [3, 0],
         explained: &["other-weight"],
@@ -200,7 +200,7 @@ pub static FAULTS: &[Fault] = &[
                     .run(&Op::Combine { down: down.clone(), weights: HostTensor::f32(&weights.shape, reversed).into() })
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::MoeOut,
         layers: [2, 0],
         explained: &["combine"],
@@ -253,7 +253,7 @@ fn only_largest(probs: HostTensor, k: usize) -> Result<HostTensor> {
     Ok(HostTensor::f32(&probs.shape, values))
 }
 
-fn gate_reads_up(place: &Place<'_>) -> Mistake {
+fn gate_reads_up(place: &FaultPlace<'_>) -> Mistake {
     let up = match &place.weights().ffn {
         Ffn::Moe(moe) => moe.up.clone(),
         Ffn::Dense { up, .. } => up.clone(),

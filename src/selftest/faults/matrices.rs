@@ -1,8 +1,8 @@
 //! Norms, projections and the head: sums over rows, and the weights that they read.
 
-use super::super::faulty::{Engine, HostOp, Scope};
+use super::super::faulty::{Engine, FaultScope, HostOp};
 use super::super::shader::{Edit, Shader};
-use super::{By, FAULT, Fault, Subject};
+use super::{By, FAULT, Fault, FaultySide};
 use crate::backend::oracle::dequant;
 use crate::diff::locate::pattern::PatternKind as P;
 use crate::diff::measure::metrics::Side;
@@ -185,7 +185,7 @@ pub static FAULTS: &[Fault] = &[
         name: "bf16-inputs",
         what: "activations rounded to bf16 before they are multiplied",
         by: By::Operation(|_| Box::new(|engine, op| with_x(engine, op, bf16))),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::QProj,
         layers: [3, 1],
         graded: true,
@@ -197,7 +197,7 @@ pub static FAULTS: &[Fault] = &[
         name: "int8-activations",
         what: "activations as int8 with a scale for 256 of them",
         by: By::Operation(|_| Box::new(|engine, op| with_x(engine, op, int8))),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::KProj,
         layers: [1, 0],
         graded: true,
@@ -230,7 +230,7 @@ pub static FAULTS: &[Fault] = &[
         name: "head-transposed",
         what: "the head's values read as a [hidden, vocabulary] matrix",
         by: By::Operation(|_| Box::new(|engine, op| with_weight(engine, op, transposed))),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::Logits,
         explained: &["weight-transposed"],
         ..FAULT
@@ -239,10 +239,10 @@ pub static FAULTS: &[Fault] = &[
         name: "one-row",
         what: "bf16 activations at one position",
         by: By::Operation(|_| Box::new(|engine, op| with_x(engine, op, bf16))),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::AttnOut,
         layers: [3, 0],
-        scope: Scope::Row(4),
+        scope: FaultScope::Row(4),
         patterns: &[P::Position],
         explained: &["input-precision"],
         ..FAULT

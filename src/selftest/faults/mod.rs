@@ -11,7 +11,7 @@ mod experts;
 mod matrices;
 mod unlisted;
 
-use super::faulty::{Mistake, Scope};
+use super::faulty::{FaultScope, Mistake};
 use super::shader::Shader;
 use crate::diff::locate::pattern::PatternKind;
 use crate::diff::measure::metrics::Side;
@@ -24,16 +24,16 @@ pub enum By {
     /// By a kernel whose source is changed: the one of these that the adapter runs.
     Shader(&'static [Shader]),
     /// By an operation run otherwise than it was asked for.
-    Operation(fn(&Place<'_>) -> Mistake),
+    Operation(fn(&FaultPlace<'_>) -> Mistake),
 }
 
 /// What a mistake may know of where it is made.
-pub struct Place<'a> {
+pub struct FaultPlace<'a> {
     pub model: &'a Model,
     pub layer: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> FaultPlace<'a> {
     pub fn weights(&self) -> &'a LayerWeights {
         &self.model.weights.layers[self.layer]
     }
@@ -41,17 +41,17 @@ impl<'a> Place<'a> {
 
 /// The backend that errs, or beside which the reference errs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Subject {
+pub enum FaultySide {
     Cpu,
     Gpu,
 }
 
-impl Subject {
+impl FaultySide {
     /// As the command line names it.
     pub fn name(self) -> &'static str {
         match self {
-            Subject::Cpu => "cpu",
-            Subject::Gpu => "gpu",
+            FaultySide::Cpu => "cpu",
+            FaultySide::Gpu => "gpu",
         }
     }
 }
@@ -63,7 +63,7 @@ pub struct Fault {
     /// What is wrong, in a line.
     pub what: &'static str,
     pub by: By,
-    pub subject: Subject,
+    pub subject: FaultySide,
     pub side: Side,
     /// The stage of the operation that errs.
     pub stage: Stage,
@@ -75,7 +75,7 @@ pub struct Fault {
     pub layers: [usize; 2],
     /// 0 in the prompt, n at the n-th decoded token.
     pub step: usize,
-    pub scope: Scope,
+    pub scope: FaultScope,
     /// It has a strength: it is planted at 8 and at 64 times the rounding floor too.
     pub graded: bool,
     /// Needs router logits that are equal.
@@ -91,14 +91,14 @@ const FAULT: Fault = Fault {
     name: "",
     what: "",
     by: By::Shader(&[]),
-    subject: Subject::Gpu,
+    subject: FaultySide::Gpu,
     side: Side::Subject,
     stage: Stage::Embedding,
     op: None,
     seen_at: None,
     layers: [0, 0],
     step: 0,
-    scope: Scope::All,
+    scope: FaultScope::All,
     graded: false,
     tied: false,
     patterns: &[PatternKind::WholeTensor],

@@ -1,8 +1,8 @@
 //! Mistakes of no known kind. Most are in no hypothesis: they must be found all the same, and rightly not be explained.
 
-use super::super::faulty::Scope;
+use super::super::faulty::FaultScope;
 use super::super::shader::Shader;
-use super::{By, FAULT, Fault, Subject};
+use super::{By, FAULT, Fault, FaultySide};
 use crate::diff::locate::pattern::PatternKind as P;
 use crate::op::{HostTensor, Stage};
 use crate::quant::random::Rng;
@@ -19,7 +19,7 @@ pub static FAULTS: &[Fault] = &[
                 Ok(HostTensor::f32(&right.shape, off))
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::AttnOut,
         layers: [2, 1],
         graded: true,
@@ -38,7 +38,7 @@ pub static FAULTS: &[Fault] = &[
                 Ok(HostTensor::f32(&right.shape, values))
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::MoeOut,
         layers: [0, 1],
         patterns: &[P::PositionRange],
@@ -85,10 +85,10 @@ pub static FAULTS: &[Fault] = &[
                 Ok(HostTensor::f32(&right.shape, off))
             })
         }),
-        subject: Subject::Cpu,
+        subject: FaultySide::Cpu,
         stage: Stage::ExpertDown,
         layers: [1, 1],
-        scope: Scope::ExpertOnce,
+        scope: FaultScope::ExpertOnce,
         patterns: &[P::Expert, P::Position, P::LastPosition],
         ..FAULT
     },

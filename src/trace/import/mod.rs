@@ -22,11 +22,11 @@ use crate::text::{printable, printable_whole};
 
 use super::select::{Selected, nearest, stages_named};
 use super::stats::Statistics;
-use super::store::{Imported, Manifest, ModelInfo, Run, SiteStats, TraceWriter};
+use super::store::{Imported, ModelInfo, Run, SiteStats, TraceManifest, TraceWriter};
 
 /// Whose trace it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Importer {
     /// A directory of `apr trace --save-tensor`: layer-N/STAGE.bin and trace.json
     Aprt,
     /// A safetensors file with keys `layers.N.STAGE` and `STAGE`, as transformers hooks write it
@@ -37,15 +37,15 @@ pub enum Kind {
     Npz,
 }
 
-impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Aprt, Kind::Safetensors, Kind::LlamaCpp, Kind::Npz];
+impl Importer {
+    pub const ALL: [Importer; 4] = [Importer::Aprt, Importer::Safetensors, Importer::LlamaCpp, Importer::Npz];
 
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Aprt => "aprt",
-            Kind::Safetensors => "safetensors",
-            Kind::LlamaCpp => "llama.cpp",
-            Kind::Npz => "npz",
+            Importer::Aprt => "aprt",
+            Importer::Safetensors => "safetensors",
+            Importer::LlamaCpp => "llama.cpp",
+            Importer::Npz => "npz",
         }
     }
 }
@@ -84,7 +84,7 @@ trait Source {
 /// What an import did.
 #[derive(Debug)]
 pub struct Report {
-    pub manifest: Manifest,
+    pub manifest: TraceManifest,
     /// The source's name of each tensor that was taken over, and the site that it is.
     pub mapped: Vec<(String, Site)>,
 }
@@ -93,12 +93,12 @@ pub struct Report {
 ///
 /// # Errors
 /// If the source is unreadable, or nothing of it is a stage.
-pub fn import(kind: Kind, path: &Path, tokens: Option<Vec<u32>>, out: &Path, force: bool) -> Result<Report> {
+pub fn import(kind: Importer, path: &Path, tokens: Option<Vec<u32>>, out: &Path, force: bool) -> Result<Report> {
     match kind {
-        Kind::Aprt => take(kind, path, aprt::Aprt::open(path)?, tokens, out, force),
-        Kind::Safetensors => take(kind, path, tensors::Tensors::open(path)?, tokens, out, force),
-        Kind::LlamaCpp => take(kind, path, llama::Logits::open(path)?, tokens, out, force),
-        Kind::Npz => take(kind, path, npy::Arrays::open(path)?, tokens, out, force),
+        Importer::Aprt => take(kind, path, aprt::Aprt::open(path)?, tokens, out, force),
+        Importer::Safetensors => take(kind, path, tensors::Tensors::open(path)?, tokens, out, force),
+        Importer::LlamaCpp => take(kind, path, llama::Logits::open(path)?, tokens, out, force),
+        Importer::Npz => take(kind, path, npy::Arrays::open(path)?, tokens, out, force),
     }
 }
 
@@ -110,7 +110,7 @@ struct Mapped {
 }
 
 fn take(
-    kind: Kind,
+    kind: Importer,
     path: &Path,
     mut source: impl Source,
     tokens: Option<Vec<u32>>,

@@ -12,7 +12,7 @@ fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
-fn imported(kind: Kind, name: &str) -> (Report, Trace, tempfile::TempDir) {
+fn imported(kind: Importer, name: &str) -> (Report, Trace, tempfile::TempDir) {
     let guard = tempfile::tempdir().unwrap();
     let out = guard.path().join("trace");
     let report = import(kind, &data(name), None, &out, false).unwrap();
@@ -27,7 +27,7 @@ fn unmapped(report: &Report) -> &[String] {
 
 #[test]
 fn golden_safetensors_come_over_whole() {
-    let (report, trace, _guard) = imported(Kind::Safetensors, "golden/main.safetensors");
+    let (report, trace, _guard) = imported(Importer::Safetensors, "golden/main.safetensors");
     assert_eq!(unmapped(&report), [] as [String; 0]);
     assert_eq!(trace.manifest().run.tokens.len(), 11);
     let mut golden = crate::trace::store::file::TensorFile::open(&data("golden/main.safetensors")).unwrap();
@@ -42,7 +42,7 @@ fn golden_safetensors_come_over_whole() {
 
 #[test]
 fn aprt_is_the_last_token_of_three_stages() {
-    let (report, trace, _guard) = imported(Kind::Aprt, "data/aprt");
+    let (report, trace, _guard) = imported(Importer::Aprt, "data/aprt");
     assert_eq!(report.mapped.len(), 12);
     let run = &trace.manifest().run;
     assert_eq!((run.model.architecture.as_str(), run.prompt.as_deref()), ("qwen3moe", Some("What is 2+2?")));
@@ -65,7 +65,7 @@ fn aprt_is_the_last_token_of_three_stages() {
 #[test]
 fn llama_logits_are_the_last_token() {
     for path in ["data/llama.cpp", "data/llama.cpp/llamacpp-demo-moe-Q4_K_M.bin"] {
-        let (report, trace, _guard) = imported(Kind::LlamaCpp, path);
+        let (report, trace, _guard) = imported(Importer::LlamaCpp, path);
         assert_eq!(unmapped(&report), [] as [String; 0]);
         let run = &trace.manifest().run;
         assert_eq!((run.tokens.len(), run.tokens[0], run.tokens[20]), (21, 703, 16));
@@ -82,7 +82,7 @@ fn llama_logits_are_the_last_token() {
 
 #[test]
 fn npz_arrays_are_fitted_and_the_rest_is_said() {
-    let (report, trace, _guard) = imported(Kind::Npz, "data/stored.npz");
+    let (report, trace, _guard) = imported(Importer::Npz, "data/stored.npz");
     let get = |site| trace.tensor(site).unwrap().unwrap();
     assert_eq!(trace.manifest().run.tokens, [5, 6]);
     assert_eq!(get(Site::layer(0, Stage::AttnNorm)), HostTensor::f32(&[2, 3], (0..6).map(|x| x as f32).collect()));
@@ -99,8 +99,8 @@ fn npz_arrays_are_fitted_and_the_rest_is_said() {
 #[test]
 fn deflated_arrays_are_those_that_were_stored() {
     let logits = Site::model(Stage::Logits);
-    let (_, deflated, _guard) = imported(Kind::Npz, "data/deflated.npz");
-    let (_, stored, _guard) = imported(Kind::Npz, "data/stored.npz");
+    let (_, deflated, _guard) = imported(Importer::Npz, "data/deflated.npz");
+    let (_, stored, _guard) = imported(Importer::Npz, "data/stored.npz");
     assert_eq!(deflated.tensor(logits).unwrap(), stored.tensor(logits).unwrap());
 }
 
@@ -253,7 +253,7 @@ fn names_of_members_are_no_paths() {
     let bytes = npz(&names.map(|name| (name, &array[..], CompressionMethod::STORE)));
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.npz"), bytes).unwrap();
-    let error = import(Kind::Npz, &dir.path().join("a.npz"), None, &dir.path().join("in/t"), false).unwrap_err();
+    let error = import(Importer::Npz, &dir.path().join("a.npz"), None, &dir.path().join("in/t"), false).unwrap_err();
     let error = error.to_string();
     assert_eq!(error.matches("no stage is called").count(), 5, "{error}");
     assert!(!error.contains(['\x1b', '\n', '\u{202e}']) && error.contains(r"lo\u{1b}[2Jgits\n"), "{error}");
@@ -267,7 +267,7 @@ fn ids_are_whole_numbers_of_32_bits() {
         let array = npy(descr, "False", "(1, 2)", bytes);
         std::fs::write(dir.path().join("layers.0.router_ids.npy"), array).unwrap();
         let out = dir.path().join("t");
-        import(Kind::Npz, dir.path(), None, &out, false)?;
+        import(Importer::Npz, dir.path(), None, &out, false)?;
         Trace::open(&out)?.tensor(Site::layer(0, Stage::RouterIds)).map(|ids| ids.unwrap())
     };
     let largest = HostTensor::u32(&[1, 2], vec![0, u32::MAX - 1]);
@@ -289,12 +289,12 @@ fn what_has_no_stage_at_all_is_an_error_that_says_why() {
         assert!(!out.path().join("t").exists());
         error.to_string()
     };
-    assert!(refused(Kind::Safetensors, data("golden/dequant.safetensors")).contains("no stage is called"));
-    assert!(refused(Kind::Safetensors, data("golden/prompts.json")).contains("not a safetensors file"));
-    assert!(refused(Kind::Npz, data("golden/prompts.json")).contains("not an .npz archive"));
-    assert!(refused(Kind::Aprt, data("golden")).contains("neither a layer's directory"));
-    assert!(refused(Kind::LlamaCpp, data("golden")).contains("0 pairs"));
-    for kind in [Kind::Npz, Kind::Safetensors, Kind::Aprt, Kind::LlamaCpp] {
+    assert!(refused(Importer::Safetensors, data("golden/dequant.safetensors")).contains("no stage is called"));
+    assert!(refused(Importer::Safetensors, data("golden/prompts.json")).contains("not a safetensors file"));
+    assert!(refused(Importer::Npz, data("golden/prompts.json")).contains("not an .npz archive"));
+    assert!(refused(Importer::Aprt, data("golden")).contains("neither a layer's directory"));
+    assert!(refused(Importer::LlamaCpp, data("golden")).contains("0 pairs"));
+    for kind in [Importer::Npz, Importer::Safetensors, Importer::Aprt, Importer::LlamaCpp] {
         assert!(refused(kind, data("absent")).contains("absent"));
     }
 }
@@ -327,7 +327,7 @@ fn damaged_sources_are_errors_not_panics() {
     let try_aprt = |bytes: &[u8]| {
         std::fs::write(layer.join("moe_ffn_out.bin"), bytes).unwrap();
         let out = tempfile::tempdir().unwrap();
-        import(Kind::Aprt, &guard.path().join("run"), None, &out.path().join("t"), false).map(|_| ())
+        import(Importer::Aprt, &guard.path().join("run"), None, &out.path().join("t"), false).map(|_| ())
     };
     try_aprt(&aprt).unwrap();
     for cut in [0, 3, 11, 12, 1035] {

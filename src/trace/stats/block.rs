@@ -7,7 +7,7 @@
 const LANES: usize = 16;
 
 /// A number that a stage's values are stored as.
-pub trait Value: Copy + PartialOrd {
+pub trait Number: Copy + PartialOrd {
     const ZERO: Self;
     /// Bounds of every value that is not NaN.
     const LEAST: Self;
@@ -15,7 +15,7 @@ pub trait Value: Copy + PartialOrd {
     fn wide(self) -> f64;
 }
 
-impl Value for f32 {
+impl Number for f32 {
     const ZERO: f32 = 0.0;
     const LEAST: f32 = f32::NEG_INFINITY;
     const GREATEST: f32 = f32::INFINITY;
@@ -25,7 +25,7 @@ impl Value for f32 {
     }
 }
 
-impl Value for f64 {
+impl Number for f64 {
     const ZERO: f64 = 0.0;
     const LEAST: f64 = f64::NEG_INFINITY;
     const GREATEST: f64 = f64::INFINITY;
@@ -35,7 +35,7 @@ impl Value for f64 {
     }
 }
 
-impl Value for u32 {
+impl Number for u32 {
     const ZERO: u32 = 0;
     const LEAST: u32 = 0;
     const GREATEST: u32 = u32::MAX;
@@ -55,7 +55,7 @@ pub struct Sums {
 }
 
 /// The sums of `block`, by the widest vectors that the processor has.
-pub fn sums<V: Value>(block: &[V]) -> Sums {
+pub fn sums<V: Number>(block: &[V]) -> Sums {
     #[cfg(target_arch = "x86_64")]
     {
         // The standard library keeps the answers, so each is a load and a test.
@@ -73,18 +73,18 @@ pub fn sums<V: Value>(block: &[V]) -> Sums {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl")]
-fn sums_avx512<V: Value>(block: &[V]) -> Sums {
+fn sums_avx512<V: Number>(block: &[V]) -> Sums {
     sums_in_lanes(block)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sums_avx2<V: Value>(block: &[V]) -> Sums {
+fn sums_avx2<V: Number>(block: &[V]) -> Sums {
     sums_in_lanes(block)
 }
 
 #[inline(always)]
-fn sums_in_lanes<V: Value>(block: &[V]) -> Sums {
+fn sums_in_lanes<V: Number>(block: &[V]) -> Sums {
     let (mut min, mut max) = ([V::GREATEST; LANES], [V::LEAST; LANES]);
     let (mut sum, mut squares, mut zero) = ([0f64; LANES], [0f64; LANES], [0u32; LANES]);
     let mut add = |i: usize, v: V| {

@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::error::Result;
 use crate::op::{At, Data, HostTensor, Site};
 
-use self::block::{Sums, Value};
+use self::block::{Number, Sums};
 use super::StageObserver;
 
 /// Elements in a block: 16 KiB of f32, half of a small L1 cache.
@@ -109,13 +109,13 @@ impl Stats {
         }
     }
 
-    fn extend<V: Value>(&mut self, values: &[V]) {
+    fn extend<V: Number>(&mut self, values: &[V]) {
         for block in values.chunks(BLOCK) {
             self.merge(&Self::of_block(block));
         }
     }
 
-    fn of_block<V: Value>(block: &[V]) -> Self {
+    fn of_block<V: Number>(block: &[V]) -> Self {
         let Sums { sum, squares, min, max, zero } = block::sums(block);
         // A NaN or an infinity anywhere makes a sum one; sums that merely overflow are caught here too, and done again.
         if !sum.is_finite() || !squares.is_finite() {
@@ -132,7 +132,7 @@ impl Stats {
     }
 
     /// The same for a block with values that are not finite, one at a time.
-    fn of_rough_block<V: Value>(block: &[V]) -> Self {
+    fn of_rough_block<V: Number>(block: &[V]) -> Self {
         let mut stats = Self::default();
         for x in block {
             let x = x.wide();

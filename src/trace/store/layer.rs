@@ -34,13 +34,13 @@ pub struct LayerFile {
 struct Growing {
     key: String,
     dtype: Dtype,
-    layout: Layout,
+    layout: RowLayout,
     chunks: Vec<Chunk>,
 }
 
 /// How the rows of a tensor lie.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Layout {
+pub enum RowLayout {
     /// `[rows, inner…]`
     Rows { inner: Vec<usize> },
     /// `[heads, rows, cols]`, where later chunks have more columns.
@@ -68,8 +68,8 @@ impl Growing {
     }
     fn shape(&self) -> Vec<usize> {
         match &self.layout {
-            Layout::Rows { inner } => [&[self.rows()], &inner[..]].concat(),
-            Layout::Heads { heads } => vec![*heads, self.rows(), self.cols()],
+            RowLayout::Rows { inner } => [&[self.rows()], &inner[..]].concat(),
+            RowLayout::Heads { heads } => vec![*heads, self.rows(), self.cols()],
         }
     }
     fn bytes(&self) -> usize {
@@ -95,7 +95,7 @@ impl LayerFile {
     pub fn append(
         &mut self,
         key: &str,
-        layout: Layout,
+        layout: RowLayout,
         (rows, cols): (usize, usize),
         data: &Data,
         parts: impl Iterator<Item = Range<usize>>,
@@ -183,8 +183,8 @@ impl LayerFile {
         for t in &self.tensors {
             let size = t.element();
             let (heads, cols) = match t.layout {
-                Layout::Rows { .. } => (1, t.cols()),
-                Layout::Heads { heads } => (heads, t.cols()),
+                RowLayout::Rows { .. } => (1, t.cols()),
+                RowLayout::Heads { heads } => (heads, t.cols()),
             };
             for head in 0..heads {
                 for chunk in &t.chunks {

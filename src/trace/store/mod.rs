@@ -37,7 +37,7 @@ pub const MANIFEST: &str = "manifest.json";
 
 /// What a trace says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct TraceManifest {
     pub schema: String,
     /// The program and version that wrote it.
     pub program: String,
@@ -50,7 +50,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Vec<u32>>,
     /// Every tensor in the files, whole-model stages first, then layer by layer in order of execution.
-    pub tensors: Vec<TensorEntry>,
+    pub tensors: Vec<TraceTensor>,
     /// What was selected and is not there, and why.
     pub missing: Vec<Missing>,
     /// Statistics of every stage that was seen, saved or not.
@@ -94,7 +94,7 @@ pub struct Imported {
 
 /// A stored tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TensorEntry {
+pub struct TraceTensor {
     pub key: String,
     pub layer: Option<u32>,
     pub stage: String,

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::file::{TensorFile, open_regular};
-use super::{MANIFEST, Manifest, SCHEMA, TensorEntry, expert_rows_key, file_name, site_of};
+use super::{MANIFEST, SCHEMA, TraceManifest, TraceTensor, expert_rows_key, file_name, site_of};
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Site};
 use crate::trace::select::{Ranges, has_expert_rows};
@@ -17,7 +17,7 @@ const MAX_MANIFEST: u64 = 1 << 30;
 /// A trace directory, checked.
 pub struct Trace {
     dir: PathBuf,
-    manifest: Manifest,
+    manifest: TraceManifest,
     tensors: BTreeMap<Site, Stored>,
     files: RefCell<BTreeMap<String, TensorFile>>,
 }
@@ -55,7 +55,7 @@ impl Trace {
             Some(SCHEMA) => {}
             other => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
         }
-        let manifest: Manifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
+        let manifest: TraceManifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
         if manifest.run.prompt_tokens > manifest.run.tokens.len() {
             let (prompt, all) = (manifest.run.prompt_tokens, manifest.run.tokens.len());
             return Err(wrong(format!("{prompt} prompt tokens of {all} tokens")));
@@ -81,7 +81,7 @@ impl Trace {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &TraceManifest {
         &self.manifest
     }
     /// What is stored, whole-model stages first, then layer by layer in order of execution.
@@ -120,7 +120,7 @@ impl Trace {
     }
 
     /// Holds an entry of the manifest against the stage table and its file.
-    fn check(&self, entry: &TensorEntry) -> Result<(Site, Stored), String> {
+    fn check(&self, entry: &TraceTensor) -> Result<(Site, Stored), String> {
         let site = site_of(entry.layer, &entry.stage)
             .ok_or_else(|| format!("stage {} in layer {:?}: no such stage", entry.stage, entry.layer))?;
         if entry.key != site.key() {

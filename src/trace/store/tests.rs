@@ -89,7 +89,7 @@ fn all_sites() -> Vec<Site> {
     sites
 }
 
-fn write(dir: &Path, selection: [&str; 4], chunks: &[usize], wide: bool, force: bool) -> Result<Manifest> {
+fn write(dir: &Path, selection: [&str; 4], chunks: &[usize], wide: bool, force: bool) -> Result<TraceManifest> {
     let [stages, layers, positions, experts] = selection;
     let selected = Selection::parse(stages, layers, positions, experts)?.resolve(LAYERS, T, EXPERTS, true)?;
     let mut writer = TraceWriter::create(dir, force, selected)?;

@@ -5,16 +5,18 @@ use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use super::layer::{LayerFile, Layout};
-use super::{Imported, MANIFEST, Manifest, Missing, Run, SCHEMA, SiteStats, TensorEntry, expert_rows_key, file_name};
-use crate::atomic::dir::{AtomicDir, Kind};
+use super::layer::{LayerFile, RowLayout};
+use super::{
+    Imported, MANIFEST, Missing, Run, SCHEMA, SiteStats, TraceManifest, TraceTensor, expert_rows_key, file_name,
+};
+use crate::atomic::dir::{AtomicDir, DirKind};
 use crate::error::{Error, Result};
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
 
 /// What may be replaced by another one.
-const KIND: Kind = Kind { name: "trace", is_one: is_trace };
+const KIND: DirKind = DirKind { name: "trace", is_one: is_trace };
 
 /// A trace under way. Dropped without [`TraceWriter::finish`], it leaves nothing.
 pub struct TraceWriter {
@@ -104,7 +106,7 @@ impl TraceWriter {
                     at..at + cols
                 })
             });
-            return self.file(site)?.append(&key, Layout::Heads { heads }, (rows.len(), cols), &values.data, parts);
+            return self.file(site)?.append(&key, RowLayout::Heads { heads }, (rows.len(), cols), &values.data, parts);
         }
         if let (Some(experts), true) = (self.selected.experts(), has_expert_rows(site.stage)) {
             let (slots, width) = (values.shape[1], values.shape[2]);
@@ -120,14 +122,14 @@ impl TraceWriter {
                 .iter()
                 .map(|[row, slot, _]| (row * slots + slot) * width..(row * slots + slot + 1) * width)
                 .collect();
-            let layout = Layout::Rows { inner: vec![width] };
+            let layout = RowLayout::Rows { inner: vec![width] };
             return self.file(site)?.append(&key, layout, (kept.len(), width), &values.data, parts.into_iter());
         }
         let inner = values.shape[1..].to_vec();
         let width = inner.iter().product();
         // Whole where all rows are wanted; the file writes runs of rows as they lie.
         let parts = runs(&rows).map(|run| run.start * width..run.end * width);
-        self.file(site)?.append(&key, Layout::Rows { inner }, (rows.len(), width), &values.data, parts)
+        self.file(site)?.append(&key, RowLayout::Rows { inner }, (rows.len(), width), &values.data, parts)
     }
 
     /// Notes which rows of this call's expert stages to keep, and writes which they are.
@@ -147,7 +149,13 @@ impl TraceWriter {
             kept.iter().flat_map(|[row, slot, id]| [start + row, *slot, *id].map(|n| n as u32)).collect();
         let data = Data::U32(table);
         let all = std::iter::once(0..kept.len() * 3);
-        self.file(site)?.append(&expert_rows_key(layer), Layout::Rows { inner: vec![3] }, (kept.len(), 3), &data, all)
+        self.file(site)?.append(
+            &expert_rows_key(layer),
+            RowLayout::Rows { inner: vec![3] },
+            (kept.len(), 3),
+            &data,
+            all,
+        )
     }
 
     fn file(&mut self, site: Site) -> Result<&mut LayerFile> {
@@ -162,13 +170,13 @@ impl TraceWriter {
     ///
     /// # Errors
     /// [`Error::Usage`] if `--experts` kept no row at all, or the target has come to be something that must not be replaced.
-    pub fn finish(mut self, run: Run, imported: Option<Imported>, statistics: Vec<SiteStats>) -> Result<Manifest> {
+    pub fn finish(mut self, run: Run, imported: Option<Imported>, statistics: Vec<SiteStats>) -> Result<TraceManifest> {
         let shapes: BTreeMap<String, (String, Vec<usize>)> = (self.files.values().flat_map(LayerFile::tensors))
             .map(|(key, dtype, shape)| (key.to_string(), (format!("{dtype:?}").to_lowercase(), shape)))
             .collect();
         let entry = |key: String, site: Site, stage: &str, positions: String, rows: Option<String>| {
             let (dtype, shape) = shapes.get(&key)?.clone();
-            Some(TensorEntry {
+            Some(TraceTensor {
                 key,
                 layer: site.layer,
                 stage: stage.into(),
@@ -200,7 +208,7 @@ impl TraceWriter {
                 )));
             }
         }
-        let manifest = Manifest {
+        let manifest = TraceManifest {
             schema: SCHEMA.into(),
             program: concat!("twinscope ", env!("CARGO_PKG_VERSION")).into(),
             imported,

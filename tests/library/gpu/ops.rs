@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::common::*;
-use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, Layout};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, WeightLayout};
 use twinscope::backend::{Backend, Need};
 use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};
 
@@ -109,7 +109,7 @@ fn a_weight_in_pieces_gives_the_same_bits() {
         let matrix = r.weight(ty, [256, 100, 1]);
         let stack = r.weight(ty, [256, 45, 6]);
         // One row a binding; a few; a cut inside an expert; nearly all.
-        let plan = |limit| Layout::of(ty).unwrap().plan(256, 100, limit);
+        let plan = |limit| WeightLayout::of(ty).unwrap().plan(256, 100, limit);
         let row = plan(u64::MAX).unwrap().0 / 100;
         for rows in [1, 7, 64, 99] {
             let mut cut = gpu_with(GpuOptions { weight_binding: Some(row * rows), ..Default::default() });

@@ -1,7 +1,7 @@
 //! Reading quantized blocks as registers of f32 weights.
 //!
 //! Design:
-//! - A [`Format`] yields a block's weights; `unpack` stores them and `gemv` multiplies them. There is no other reader of the
+//! - A [`BlockFormat`] yields a block's weights; `unpack` stores them and `gemv` multiplies them. There is no other reader of the
 //!   bits in a level.
 
 use bytemuck::Pod;
@@ -10,7 +10,7 @@ use bytemuck::Pod;
 ///
 /// # Safety
 /// Both functions need the features of the level whose registers `V` are.
-pub(super) trait Format<V, const N: usize> {
+pub(super) trait BlockFormat<V, const N: usize> {
     type Block: Pod;
     /// Steps in a block.
     const STEPS: usize;
@@ -26,13 +26,13 @@ pub(super) trait Format<V, const N: usize> {
 macro_rules! block_kernels {
     (#[$features:meta]) => {
         /// The kernels for the blocks of a format.
-        const fn kernels<F: Format<V, N>, const N: usize>() -> BlockKernels {
+        const fn kernels<F: BlockFormat<V, N>, const N: usize>() -> BlockKernels {
             BlockKernels { unpack: unpack::<F, N>, gemv: gemv::<F, N> }
         }
 
         /// See [`Unpack`](crate::backend::cpu::kernels::Unpack).
         #[$features]
-        fn unpack<F: Format<V, N>, const N: usize>(bytes: &[u8], out: &mut [f32]) {
+        fn unpack<F: BlockFormat<V, N>, const N: usize>(bytes: &[u8], out: &mut [f32]) {
             let blocks: &[F::Block] = bytemuck::cast_slice(bytes);
             let width = F::STEPS * N * 16;
             assert_eq!(blocks.len() * width, out.len());
@@ -51,7 +51,7 @@ macro_rules! block_kernels {
 
         /// See [`Gemv`](crate::backend::cpu::kernels::Gemv).
         #[$features]
-        fn gemv<F: Format<V, N>, const N: usize>(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
+        fn gemv<F: BlockFormat<V, N>, const N: usize>(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
             assert_eq!(w.len(), row_bytes * out.len());
             let row = |r: usize| bytemuck::cast_slice::<u8, F::Block>(&w[r * row_bytes..][..row_bytes]);
             let (groups, rest) = out.as_chunks_mut::<GEMV_ROWS>();
@@ -67,7 +67,7 @@ macro_rules! block_kernels {
         /// Σ x·w for `R` rows.
         #[inline]
         #[$features]
-        fn gemv_rows<F: Format<V, N>, const N: usize, const R: usize>(w: [&[F::Block]; R], x: &[f32]) -> [f32; R] {
+        fn gemv_rows<F: BlockFormat<V, N>, const N: usize, const R: usize>(w: [&[F::Block]; R], x: &[f32]) -> [f32; R] {
             let blocks = w[0].len();
             let x = x.as_chunks::<16>().0;
             assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * N);

@@ -31,7 +31,7 @@ macro_rules! byte_formats {
 
         struct F32;
 
-        impl Format<V, 1> for F32 {
+        impl BlockFormat<V, 1> for F32 {
             type Block = [[u8; 4]; 16];
             const STEPS: usize = 1;
             type Head = ();
@@ -46,7 +46,7 @@ macro_rules! byte_formats {
 
         struct F16;
 
-        impl Format<V, 1> for F16 {
+        impl BlockFormat<V, 1> for F16 {
             type Block = [[u8; 16]; 2];
             const STEPS: usize = 1;
             type Head = ();
@@ -61,7 +61,7 @@ macro_rules! byte_formats {
 
         struct Bf16;
 
-        impl Format<V, 1> for Bf16 {
+        impl BlockFormat<V, 1> for Bf16 {
             type Block = [[u8; 16]; 2];
             const STEPS: usize = 1;
             type Head = ();
@@ -76,7 +76,7 @@ macro_rules! byte_formats {
 
         struct Q8_0;
 
-        impl Format<V, 2> for Q8_0 {
+        impl BlockFormat<V, 2> for Q8_0 {
             type Block = BlockQ8_0;
             const STEPS: usize = 1;
             type Head = ();
@@ -104,7 +104,7 @@ macro_rules! byte_formats {
 
         struct Q4K;
 
-        impl Format<V, 2> for Q4K {
+        impl BlockFormat<V, 2> for Q4K {
             type Block = BlockQ4K;
             const STEPS: usize = 8;
             type Head = [f32; 16];
@@ -125,7 +125,7 @@ macro_rules! byte_formats {
 
         struct Q5K;
 
-        impl Format<V, 2> for Q5K {
+        impl BlockFormat<V, 2> for Q5K {
             type Block = BlockQ5K;
             const STEPS: usize = 8;
             type Head = [f32; 16];
@@ -150,7 +150,7 @@ macro_rules! byte_formats {
 
         struct Q6K;
 
-        impl Format<V, 2> for Q6K {
+        impl BlockFormat<V, 2> for Q6K {
             type Block = BlockQ6K;
             const STEPS: usize = 8;
             type Head = [f32; 16];

@@ -2,7 +2,7 @@
 
 use std::array::from_fn;
 
-use super::blocks::{Format, block_kernels, prefetch};
+use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::bytes::byte_formats;
 use super::lanes::lane_kernels;
 use crate::backend::cpu::kernels::BlockKernels;

@@ -127,8 +127,8 @@ impl World {
     }
 
     /// The layer's values before `site`.
-    fn earlier(&self, site: Site) -> Earlier {
-        let mut earlier = Earlier::new();
+    fn earlier(&self, site: Site) -> Upstream {
+        let mut earlier = Upstream::new();
         if let Some(n) = site.layer {
             let before =
                 Site { layer: n.checked_sub(1), stage: if n == 0 { Stage::Embedding } else { Stage::LayerOut } };
@@ -157,7 +157,7 @@ impl World {
             | Op::AttnContext { start, .. } => *start,
             _ => 0,
         };
-        let scene = Scene {
+        let scene = StageEval {
             site,
             start,
             op,

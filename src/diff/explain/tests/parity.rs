@@ -1,7 +1,7 @@
 //! One formula a stage: over the whole table of operations, the stated formula has the oracle's values, and its floor where hypotheses
 //! ask for it, element by element, is the floor that verdicts are made with, which is made of all elements in one pass.
 
-use super::super::case::Case;
+use super::super::case::Evidence;
 use super::*;
 use crate::backend::Precision;
 use crate::backend::cases;
@@ -12,18 +12,31 @@ use crate::formula::linear::Linear;
 use crate::formula::norm::Norm;
 use crate::formula::pointwise::{Gated, Sum};
 use crate::formula::rope::Rope;
-use crate::formula::routing::{Choice, Combined, Weights};
+use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights};
 use crate::formula::softmax::Softmax;
 use crate::op::Data;
 
 /// The stage as its operation says, as a variant; `None` for operations that make no stage.
-fn stated<'a>(case: &'a Case<'a>) -> Option<Variant<'a>> {
+fn stated<'a>(case: &'a Evidence<'a>) -> Option<Variant<'a>> {
     macro_rules! first_of {
         ($($formula:ident),*) => {
             None$(.or_else(|| case.changed("", |_: &mut $formula<'a>| ()).unwrap()))*
         };
     }
-    first_of!(Linear, Embedding, Norm, Rope, Scores, Softmax, Context, Sum, Choice, Weights, Gated, Combined)
+    first_of!(
+        Linear,
+        Embedding,
+        Norm,
+        Rope,
+        Scores,
+        Softmax,
+        Context,
+        Sum,
+        ChosenExperts,
+        ExpertWeights,
+        Gated,
+        Combined
+    )
 }
 
 /// How far two floors are apart, relative to the second.
@@ -57,7 +70,7 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
             let borrowed = op.try_map(|t| Ok(&**t)).unwrap();
             let floors = floors_of(&borrowed, [&contracts[0], &contracts[1], &contracts[2]], &exact).unwrap();
             for (contract, floor) in contracts.into_iter().zip(&floors) {
-                let scene = Scene {
+                let scene = StageEval {
                     site: row.at().site,
                     start: 0,
                     op: &op,
@@ -65,11 +78,11 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
                     exact: &exact,
                     floor,
                     contract,
-                    earlier: &Earlier::new(),
+                    earlier: &Upstream::new(),
                     config: &model.config,
                     weights: &model.weights,
                 };
-                let case = Case::new(&scene).unwrap();
+                let case = Evidence::new(&scene).unwrap();
                 let Some(variant) = stated(&case) else {
                     assert!(!host.makes_stage(), "{row}");
                     continue;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::case::Case;
+use super::super::case::Evidence;
 use super::super::list::{ANY, HYPOTHESES};
 use super::*;
 
@@ -36,7 +36,7 @@ fn every_hypothesis_finds_itself() {
             crate::op::Data::U32(ids) => HostTensor::u32(&exact.shape, ids.iter().map(|i| i ^ 1).collect()),
             _ => HostTensor::f32(&exact.shape, exact.to_f32().iter().map(|x| x * 1.5 + 0.25).collect()),
         };
-        let scene = Scene {
+        let scene = StageEval {
             site,
             start: 0,
             op: &op,
@@ -48,7 +48,7 @@ fn every_hypothesis_finds_itself() {
             config: &w.model.config,
             weights: &w.model.weights,
         };
-        let case = Case::new(&scene).unwrap();
+        let case = Evidence::new(&scene).unwrap();
         let all: Vec<usize> = (0..exact.len()).collect();
         for h in HYPOTHESES.iter().filter(|h| h.ops.contains(&op.kind())) {
             rest.insert(h.id);

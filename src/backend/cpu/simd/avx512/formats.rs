@@ -37,7 +37,7 @@ pub(super) fn half(d: [u8; 2]) -> V {
 
 pub(super) struct F32;
 
-impl Format<V, 1> for F32 {
+impl BlockFormat<V, 1> for F32 {
     type Block = [[u8; 4]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -53,7 +53,7 @@ impl Format<V, 1> for F32 {
 
 pub(super) struct F16;
 
-impl Format<V, 1> for F16 {
+impl BlockFormat<V, 1> for F16 {
     type Block = [[u8; 2]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -69,7 +69,7 @@ impl Format<V, 1> for F16 {
 
 pub(super) struct Bf16;
 
-impl Format<V, 1> for Bf16 {
+impl BlockFormat<V, 1> for Bf16 {
     type Block = [[u8; 2]; 16];
     const STEPS: usize = 1;
     type Head = ();
@@ -86,7 +86,7 @@ impl Format<V, 1> for Bf16 {
 
 pub(super) struct Q8_0;
 
-impl Format<V, 2> for Q8_0 {
+impl BlockFormat<V, 2> for Q8_0 {
     type Block = BlockQ8_0;
     const STEPS: usize = 1;
     type Head = ();
@@ -137,7 +137,7 @@ fn at(g: usize) -> usize {
 
 pub(super) struct Q4K;
 
-impl Format<V, 4> for Q4K {
+impl BlockFormat<V, 4> for Q4K {
     type Block = BlockQ4K;
     const STEPS: usize = 4;
     type Head = Scales;
@@ -164,7 +164,7 @@ impl Format<V, 4> for Q4K {
 
 pub(super) struct Q5K;
 
-impl Format<V, 4> for Q5K {
+impl BlockFormat<V, 4> for Q5K {
     type Block = BlockQ5K;
     const STEPS: usize = 4;
     type Head = Scales;
@@ -199,7 +199,7 @@ const AND_OR: i32 = 0xea;
 
 pub(super) struct Q6K;
 
-impl Format<V, 8> for Q6K {
+impl BlockFormat<V, 8> for Q6K {
     type Block = BlockQ6K;
     const STEPS: usize = 2;
     type Head = Scales;

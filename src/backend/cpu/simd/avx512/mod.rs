@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{Format, block_kernels, prefetch};
+use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use crate::backend::cpu::kernels::BlockKernels;
 use crate::op::GgmlType;

@@ -53,7 +53,7 @@ macro_rules! format32 {
     ($name:ident, |$block:ident: $layout:ident| $weights:expr) => {
         pub(super) struct $name;
 
-        impl Format<V, 2> for $name {
+        impl BlockFormat<V, 2> for $name {
             type Block = $layout;
             const STEPS: usize = 1;
             type Head = ();
@@ -85,7 +85,7 @@ format32!(Mxfp4, |b: BlockMXFP4| {
 
 pub(super) struct Iq4Xs;
 
-impl Format<V, 2> for Iq4Xs {
+impl BlockFormat<V, 2> for Iq4Xs {
     type Block = BlockIQ4XS;
     const STEPS: usize = 8;
     type Head = ();
@@ -103,7 +103,7 @@ impl Format<V, 2> for Iq4Xs {
 
 pub(super) struct Q2K;
 
-impl Format<V, 8> for Q2K {
+impl BlockFormat<V, 8> for Q2K {
     type Block = BlockQ2K;
     const STEPS: usize = 2;
     /// The scales and the mins of 16 groups.
@@ -136,7 +136,7 @@ impl Format<V, 8> for Q2K {
 
 pub(super) struct Q3K;
 
-impl Format<V, 8> for Q3K {
+impl BlockFormat<V, 8> for Q3K {
     type Block = BlockQ3K;
     const STEPS: usize = 2;
     type Head = Scales;

@@ -6,19 +6,19 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::model::{Ffn, Model};
 use crate::op::{GgmlType, Weight};
-use crate::synth::{Ffn as SynthFfn, Mix, Moe, Plan, Shape};
+use crate::synth::{FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
 
 /// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.
 pub const POSITIONS: usize = 7;
 
 /// A model and a prompt.
-pub struct Ground {
+pub struct TestModel {
     pub name: &'static str,
     pub model: Model,
     pub tokens: Vec<u32>,
 }
 
-impl Ground {
+impl TestModel {
     /// The bundled model: trained, 4 layers, 8 experts of which 2 are used.
     ///
     /// # Errors
@@ -35,9 +35,9 @@ impl Ground {
     /// # Errors
     /// If the model cannot be made, which would be a defect.
     pub fn wide() -> Result<Self> {
-        let tiny = Shape::named("tiny").expect("a named shape");
+        let tiny = ModelShape::named("tiny").expect("a named shape");
         let ffn = SynthFfn::Moe(Moe { experts: 128, used: 8, width: 256 });
-        let shape = Shape { layers: 2, ffn, vocab: 519, ..tiny };
+        let shape = ModelShape { layers: 2, ffn, vocab: 519, ..tiny };
         let mix = Mix::from_name("Q4_K_M").expect("a named mix");
         let bytes = Plan::new("wide", &shape, &mix, 1)?.to_bytes()?;
         let model = Model::from_gguf(Gguf::from_bytes("wide", Arc::new(bytes))?)?;
