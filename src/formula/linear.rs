@@ -199,7 +199,8 @@ impl<const N: usize> Pass<'_, '_, N> {
             offset.iter_mut().zip(times).for_each(|(o, t)| *o *= t);
         }
         let has_offset = offset.iter().any(|o| *o != 0.0);
-        if has_offset {
+        // Only values, and sums that are simulated or undecided, are made of the weights themselves.
+        if has_offset && (VALUES || coarse.is_some() || !ties.is_empty()) {
             let weights = product.iter().zip(&*offset).map(|(p, o)| (p - o) as f32 as f64);
             value.iter_mut().zip(weights).for_each(|(value, w)| *value = w);
         }
