@@ -44,7 +44,7 @@ impl CapturedCall {
 /// Makes `calls` until the stage fails, and returns it as it was in that call; in the last call if it never does.
 ///
 /// # Errors
-/// The backend's, and [`Error::Usage`] if nothing in the run is what is target.
+/// The backend's, and [`Error::Usage`] if nothing in the run is the target.
 pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target: &Target) -> Result<CapturedCall> {
     let rows = match target.site.stage.info().scope {
         Scope::Model => LogitRows::All,
@@ -82,7 +82,7 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target
     })
 }
 
-/// The largest ratio among the elements that are target.
+/// The largest ratio among the elements of the target.
 fn worst(case: &FailingCall, judged: &RerunCheck, target: &Target) -> (f64, Option<usize>) {
     if target.position.is_none() && target.expert.is_none() {
         return (judged.ratio.max, judged.ratio.index);

@@ -108,7 +108,7 @@ pub fn isolate<S: Subject>(subject: &mut S, found: &CapturedCall, target: &Targe
     Ok(Isolation::Fails(Box::new(shrink(found.case.clone(), whole, most, &mut judge)?)))
 }
 
-/// The rows of `case` that are target; `None` where all of them are.
+/// The rows of `case` of the target; `None` where all of them are.
 fn narrow(case: &FailingCall, target: &Target) -> Result<Option<FailingCall>> {
     if target.position.is_none() && target.expert.is_none() {
         return Ok(None);
