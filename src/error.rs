@@ -17,12 +17,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error in what was asked for.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::Usage(message.into())
     }
+    /// An error in a file.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(message.into())
     }
+    /// A lack of this machine.
     pub fn cannot_run(message: impl Into<String>) -> Self {
         Self::CannotRun(message.into())
     }
@@ -39,4 +42,5 @@ impl Error {
     }
 }
 
+/// A result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,12 +1,28 @@
 //! twinscope runs a quantized GGUF model on two backends in lockstep, reads every sub-stage back, and names the first stage
 //! whose own error is more than rounding explains. See `ARCHITECTURE.md` for the map.
+//!
+//! An engine of one's own is a side of a comparison once it implements [`backend::Backend`]: `examples/own_backend.rs` is one.
+//!
+//! - [`op`]: the words. Stages, sites, operations, tensors, weights.
+//! - [`backend`]: the trait, the arithmetic contract, this crate's own backends by name.
+//! - [`gguf`], [`quant`], [`model`]: files, types of weights, the forward pass.
+//! - [`diff`]: two sides in lockstep, and what came of it, the [`diff::outcome::Comparison`]; [`report`] renders it.
+//! - [`trace`]: one run's statistics and values, saved, read, imported.
+//!
+//! The modules that the documentation does not list are for this package's own program, tests and benches: no version promises
+//! anything of them.
 
+#![warn(missing_docs)]
+
+#[doc(hidden)]
 pub mod atomic;
 pub mod backend;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod diff;
 pub mod error;
+#[doc(hidden)]
 pub mod formula;
 pub mod gguf;
 pub mod model;
@@ -14,10 +30,14 @@ pub mod op;
 pub mod quant;
 pub mod report;
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
 pub mod repro;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod selftest;
+#[doc(hidden)]
 pub mod synth;
+#[doc(hidden)]
 pub mod text;
 pub mod trace;
 

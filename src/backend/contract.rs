@@ -4,12 +4,17 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
+    /// IEEE double.
     F64,
+    /// IEEE single.
     F32,
+    /// IEEE half.
     F16,
+    /// bfloat16.
     Bf16,
     /// int8 with one scale per block of this many activations.
     Int8 {
+        /// Values that share a scale.
         block: u32,
     },
 }
@@ -21,9 +26,15 @@ pub enum Order {
     /// One accumulator, first term to last.
     Sequential,
     /// Each block of this many terms on its own accumulator, first to last; then the block sums, first to last.
-    Blocked { block: u32 },
+    Blocked {
+        /// Values in a block.
+        block: u32,
+    },
     /// At least `lanes` accumulators take turns over the terms; then their sums are added in a tree.
-    Lanes { lanes: u32 },
+    Lanes {
+        /// How many running sums.
+        lanes: u32,
+    },
 }
 
 impl Order {
@@ -40,15 +51,21 @@ impl Order {
 /// How a backend computes one kind of operation: what a rounding floor may assume, and nothing tighter than it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Contract {
+    /// What activations are rounded to before they are multiplied.
     pub activations: Precision,
+    /// What sums are held in.
     pub accumulator: Precision,
+    /// The order in which sums are taken.
     pub order: Order,
     /// Bound on the relative error of one +, −, × or fused multiply-add.
     pub unit_roundoff: f64,
     /// Bounds on the relative error of exp (`exp_base` + `exp_slope`·|x|), division and inverse square root, in units of 2⁻²³.
     pub exp_base_ulp: f64,
+    /// ULP more for each unit of |x|.
     pub exp_slope_ulp: f64,
+    /// ULP that a division may be off.
     pub div_ulp: f64,
+    /// ULP that an inverse square root may be off.
     pub rsqrt_ulp: f64,
 }
 

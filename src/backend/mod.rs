@@ -10,6 +10,7 @@
 //! - **Every call says where it stands** ([`At`]): its stage, its layer, and the position of its first row.
 //! - A backend knows neither files nor models: a [`Weight`] is bytes with a type and a shape.
 
+#[doc(hidden)]
 pub mod cases;
 mod contract;
 pub mod cpu;
@@ -41,6 +42,7 @@ pub struct BackendInfo {
     pub backend: String,
     /// The processor or adapter.
     pub adapter: String,
+    /// The driver and its version; of a processor, the threads.
     pub driver: String,
     /// A "GPU" that is a CPU in disguise.
     pub software: bool,
@@ -51,6 +53,7 @@ pub struct BackendInfo {
 /// An operation that a run is going to need, checked before it starts: on the rows of a weight, or of attention on heads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Need {
+    /// The operation.
     pub op: OpKind,
     /// The weight's type; F32 for attention.
     pub ty: GgmlType,
@@ -65,6 +68,7 @@ pub trait Backend {
     /// A handle to values that live where the backend keeps them. Cloning it copies no values.
     type Tensor: Clone;
 
+    /// What it is, for reports.
     fn info(&self) -> BackendInfo;
 
     /// The arithmetic that it promises for `op`.
@@ -90,6 +94,7 @@ pub trait Backend {
     /// Host values as a tensor of this backend: f64 is rounded where the backend is f32.
     fn upload(&mut self, values: &HostTensor) -> Result<Self::Tensor>;
 
+    /// The axes of a tensor.
     fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
 
     /// Runs one operation. `at` says which stage of which layer the result is, and which position its first row is. Work

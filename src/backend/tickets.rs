@@ -17,6 +17,7 @@ pub struct HostTickets {
 }
 
 impl HostTickets {
+    /// Keeps `values` until the ticket is taken.
     pub fn put(&mut self, values: HostTensor) -> Ticket {
         self.next += 1;
         self.ready.insert(self.next, values);

@@ -7,7 +7,9 @@
 //! - [`run`] drives two backends in lockstep and judges every stage.
 //! - [`outcome`] is what the runs fill and the reports render.
 
+#[doc(hidden)]
 pub mod explain;
+#[doc(hidden)]
 pub mod locate;
 pub mod measure;
 pub mod outcome;

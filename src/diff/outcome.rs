@@ -17,14 +17,19 @@ use crate::op::{Dim, GgmlType, Site, Weight};
 /// A whole comparison.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
+    /// Which verb filled it.
     pub kind: ComparisonKind,
+    /// The model that was run.
     pub model: ModelSummary,
     /// Tokens of the prompt, and their text where it is known.
     pub tokens: usize,
+    /// The prompt as text, where it was text.
     pub prompt: Option<String>,
     /// Decode steps after the prompt.
     pub decode: usize,
+    /// The side that is compared with.
     pub reference: SideSummary,
+    /// The side that is asked about.
     pub subject: SideSummary,
     /// What judged which side is wrong: the oracle's name, if there was one.
     pub judge: Option<String>,
@@ -34,7 +39,9 @@ pub struct Comparison {
     pub first_fault: Option<usize>,
     /// The first stage whose total error is over its limit, as a place in `stages`.
     pub first_visible: Option<usize>,
+    /// Each call's and layer's choice of experts.
     pub routing: Vec<LayerRouting>,
+    /// The logits of every position.
     pub logits: Option<LogitsComparison>,
     /// What else must be said: differing contracts, a software adapter, what a trace lacks. One line each.
     pub notes: Vec<String>,
@@ -51,20 +58,25 @@ pub enum ComparisonKind {
     Compare,
 }
 
+/// The model, as far as reports name it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct ModelSummary {
     /// The file's name.
     pub name: String,
+    /// `general.architecture`.
     pub architecture: String,
+    /// How many layers were run.
     pub layers: usize,
     /// 0 for a dense model.
     pub experts: usize,
+    /// Experts chosen for a token; 0 in a dense model.
     pub experts_used: usize,
 }
 
 /// One side of a comparison.
 #[derive(Clone, Debug)]
 pub struct SideSummary {
+    /// What the side is.
     pub info: BackendInfo,
     /// The trace directory that the values came from, if they were not computed here.
     pub trace: Option<String>,
@@ -85,8 +97,11 @@ impl PartialEq for SideSummary {
 pub struct StageResult {
     /// 0 for the prompt, n for the n-th decoded token.
     pub step: usize,
+    /// The layer and stage.
     pub site: Site,
+    /// The weight that it reads, if it reads one.
     pub weight: Option<WeightSummary>,
+    /// Of the whole stage, over all calls.
     pub shape: Vec<usize>,
     /// Each side on its own inputs.
     pub total: Measured,
@@ -100,11 +115,15 @@ pub struct StageResult {
     pub ratio: Option<f64>,
     /// Each side's own error against the oracle, over its floor.
     pub judged: Option<JudgedRatios>,
+    /// Which side is wrong.
     pub verdict: Verdict,
     /// Absolute position and expert of the worst element, where the stage has them.
     pub position: Option<usize>,
+    /// The expert that alone is wrong, if one is.
     pub expert: Option<u32>,
+    /// Where the error is.
     pub pattern: Option<Pattern>,
+    /// Which mistake makes it.
     pub cause: Option<Cause>,
     /// ‖propagated error out‖ / ‖total error in‖, both relative to the reference's norms.
     pub amplification: Option<f64>,
@@ -119,9 +138,11 @@ pub struct StageResult {
 pub struct WeightSummary {
     /// The GGUF tensor's name.
     pub name: String,
+    /// Its type.
     pub ty: GgmlType,
     /// In GGUF's order.
     pub dims: Vec<usize>,
+    /// Of its first byte in the file.
     pub file_offset: u64,
 }
 
@@ -134,13 +155,19 @@ impl From<&Weight> for WeightSummary {
 /// What comparing two tensors gave.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Measured {
+    /// Numbers.
     Metrics(Metrics),
     /// Expert ids, compared as sets; the details are in [`Comparison::routing`].
     Sets {
+        /// Expert ids.
         ids: usize,
+        /// The mean share of common experts.
         overlap: f64,
+        /// The share of positions with the same set.
         exact_set_rate: f64,
+        /// Positions with another set.
         flips: usize,
+        /// Flips that rounding does not explain.
         unexplained: usize,
     },
     /// They could not be compared, which is a failure.
@@ -166,12 +193,14 @@ impl From<&RouterComparison> for Measured {
 }
 
 impl Measured {
+    /// The metrics, where numbers were compared.
     pub fn metrics(&self) -> Option<&Metrics> {
         match self {
             Measured::Metrics(m) => Some(m),
             _ => None,
         }
     }
+    /// Why there are none, where nothing could be compared.
     pub fn mismatch(&self) -> Option<&Mismatch> {
         match self {
             Measured::Failed(m) => Some(m),
@@ -191,16 +220,22 @@ impl Measured {
 /// Each side's own error over its own floor, on the subject's inputs, against the oracle.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct JudgedRatios {
+    /// The reference's largest |error| / floor.
     pub reference: f64,
+    /// The subject's largest |error| / floor.
     pub subject: f64,
 }
 
 /// What a stage's numbers mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
+    /// Both sides are within their floors.
     Ok,
+    /// The subject is beyond its floor.
     SubjectWrong,
+    /// The reference is beyond its floor.
     ReferenceWrong,
+    /// Both are.
     BothWrong,
     /// Over its limit, and nothing judged which side is wrong.
     Differs,
@@ -246,6 +281,7 @@ impl Verdict {
             _ => None,
         }
     }
+    /// Whether two sides' values were held against each other.
     pub fn was_compared(&self) -> bool {
         !matches!(self, Verdict::NotCompared(_))
     }
@@ -278,20 +314,27 @@ pub struct Cause {
     pub name: String,
     /// The error that remains under it, over the floor.
     pub residual_ratio: f64,
+    /// The hypothesis that came next, for comparison.
     pub next_best: Option<NextBest>,
 }
 
+/// The hypothesis that came next.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct NextBest {
+    /// In words.
     pub name: String,
+    /// The largest |error| / floor that it leaves.
     pub residual_ratio: f64,
 }
 
 /// The routing of one layer at one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerRouting {
+    /// The call, counted from 0.
     pub step: usize,
+    /// The layer.
     pub layer: u32,
+    /// The comparison, or why there is none.
     pub routing: Result<RouterComparison, Mismatch>,
 }
 
@@ -314,9 +357,11 @@ impl Comparison {
             && self.routing.iter().all(|r| r.routing.as_ref().is_ok_and(|r| r.unexplained() == 0))
     }
 
+    /// The first stage that injects an error.
     pub fn fault(&self) -> Option<&StageResult> {
         self.first_fault.and_then(|i| self.stages.get(i))
     }
+    /// The first stage with a visible difference.
     pub fn visible(&self) -> Option<&StageResult> {
         self.first_visible.and_then(|i| self.stages.get(i))
     }
@@ -353,6 +398,7 @@ impl StageResult {
         }
     }
 
+    /// The type of the weight, if it reads one.
     pub fn qtype(&self) -> Option<GgmlType> {
         self.weight.as_ref().map(|w| w.ty)
     }

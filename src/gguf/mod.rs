@@ -38,12 +38,15 @@ pub type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// A row of the tensor directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
+    /// The tensor's name.
     pub name: String,
+    /// Its type.
     pub ty: GgmlType,
     /// 1 to 4 dimensions, each at least 1, the contiguous one first: GGUF's order, the reverse of numpy's. A scalar is `[1]`.
     pub dims: Vec<u64>,
     /// Of the first byte, from the start of its file.
     pub offset: u64,
+    /// Its size in the file.
     pub bytes: u64,
     /// Which part of a split file it is in; 0 in a single file.
     pub part: usize,

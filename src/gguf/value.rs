@@ -9,6 +9,7 @@ use crate::{Error, Result};
 /// The types of metadata values, with GGUF's own numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
+#[allow(missing_docs)] // GGUF's names
 pub enum ValueType {
     U8 = 0,
     I8 = 1,
@@ -36,6 +37,7 @@ impl ValueType {
         Self::ALL.into_iter().find(|t| *t as u32 == id)
     }
 
+    /// GGUF's name of it.
     pub fn name(self) -> &'static str {
         match self {
             Self::U8 => "u8",
@@ -68,6 +70,7 @@ impl ValueType {
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // GGUF's names
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -86,6 +89,7 @@ pub enum Value {
 
 /// An array value. All elements are of one type.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // GGUF's names
 pub enum Array {
     U8(Vec<u8>),
     I8(Vec<i8>),
@@ -103,6 +107,7 @@ pub enum Array {
 }
 
 impl Array {
+    /// The type of its elements.
     pub fn element_type(&self) -> ValueType {
         match self {
             Self::U8(_) => ValueType::U8,
@@ -121,6 +126,7 @@ impl Array {
         }
     }
 
+    /// The number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::U8(v) => v.len(),
@@ -139,6 +145,7 @@ impl Array {
         }
     }
 
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -163,6 +170,7 @@ impl Array {
 }
 
 impl Value {
+    /// Its type.
     pub fn value_type(&self) -> ValueType {
         match self {
             Self::U8(_) => ValueType::U8,
@@ -275,22 +283,27 @@ impl Metadata {
         &self.source
     }
 
+    /// The value of `key`.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.index.get(key).map(|&i| &self.pairs[i].1)
     }
 
+    /// Whether there is a value of `key`.
     pub fn contains(&self, key: &str) -> bool {
         self.index.contains_key(key)
     }
 
+    /// Keys and values, in the order of the file.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.pairs.iter().map(|(k, v)| (k.as_str(), v))
     }
 
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.pairs.len()
     }
 
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.pairs.is_empty()
     }

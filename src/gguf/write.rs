@@ -15,13 +15,16 @@ use crate::{Error, Result};
 /// A tensor to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
+    /// The tensor's name.
     pub name: String,
+    /// Its type.
     pub ty: GgmlType,
     /// 1 to 4 dimensions, the contiguous one first.
     pub dims: Vec<u64>,
 }
 
 impl TensorSpec {
+    /// A tensor `name` of `dims`, the contiguous axis first.
     pub fn new(name: &str, ty: GgmlType, dims: &[u64]) -> Self {
         Self { name: name.into(), ty, dims: dims.into() }
     }

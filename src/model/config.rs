@@ -17,6 +17,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Every architecture.
     pub const ALL: &'static [Architecture] = &[Self::Qwen3, Self::Qwen3Moe];
 
     /// As `general.architecture` has it.
@@ -42,15 +43,20 @@ pub struct MoeConfig {
     pub renormalise: bool,
 }
 
+/// Hyperparameters.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Config {
+    /// `general.architecture`.
     pub architecture: Architecture,
     /// `general.name`, or the file's name.
     pub name: String,
+    /// How many layers.
     pub layers: usize,
     /// H.
     pub hidden: usize,
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads.
     pub kv_heads: usize,
     /// D; not hidden / heads.
     pub head_dim: usize,
@@ -58,10 +64,13 @@ pub struct Config {
     pub vocab: usize,
     /// The longest sequence, in positions.
     pub context: usize,
+    /// Base of the rotary frequencies.
     pub rope_base: f64,
+    /// Added to the mean of squares in norms.
     pub eps: f32,
     /// FFN width of a dense layer; 0 where every layer has experts.
     pub ffn: usize,
+    /// What a mixture of experts has besides; `None` in a dense model.
     pub moe: Option<MoeConfig>,
 }
 

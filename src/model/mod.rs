@@ -30,38 +30,58 @@ static BUNDLED: &[u8] = include_bytes!("../../models/demo-moe-Q4_K_M.gguf");
 
 /// The weights of one layer.
 pub struct LayerWeights {
+    /// `[H]`.
     pub attn_norm: Arc<Weight>,
+    /// `[H, heads·D]`.
     pub attn_q: Arc<Weight>,
+    /// `[H, kv_heads·D]`.
     pub attn_k: Arc<Weight>,
+    /// `[H, kv_heads·D]`.
     pub attn_v: Arc<Weight>,
+    /// `[D]`.
     pub attn_q_norm: Arc<Weight>,
+    /// `[D]`.
     pub attn_k_norm: Arc<Weight>,
+    /// `[heads·D, H]`.
     pub attn_output: Arc<Weight>,
+    /// `[H]`.
     pub ffn_norm: Arc<Weight>,
+    /// The feed-forward part.
     pub ffn: Ffn,
 }
 
 /// What follows attention in a layer.
 pub enum Ffn {
+    /// One feed-forward network: gate and up `[H, F]`, down `[F, H]`.
+    #[allow(missing_docs)] // said above
     Dense { gate: Arc<Weight>, up: Arc<Weight>, down: Arc<Weight> },
+    /// A mixture of experts.
     Moe(MoeWeights),
 }
 
 /// A router and its experts, each [E, F, H] or, for down, [E, H, F].
 pub struct MoeWeights {
+    /// `[H, E]`.
     pub router: Arc<Weight>,
+    /// `[H, F, E]`.
     pub gate: Arc<Weight>,
+    /// `[H, F, E]`.
     pub up: Arc<Weight>,
+    /// `[F, H, E]`.
     pub down: Arc<Weight>,
     /// Experts used for one token, and whether their weights are renormalised: [`MoeConfig`]'s.
     pub used: usize,
+    /// Whether the chosen experts' probabilities are divided by their sum.
     pub renormalise: bool,
 }
 
+/// The weights of a model.
 pub struct Weights {
     /// [V, H]
     pub token_embd: Arc<Weight>,
+    /// One for each layer.
     pub layers: Vec<LayerWeights>,
+    /// `[H]`.
     pub output_norm: Arc<Weight>,
     /// [V, H]; `token_embd` itself where the file has no `output.weight`.
     pub output: Arc<Weight>,
@@ -89,8 +109,11 @@ impl Weights {
 
 /// A model that can be run.
 pub struct Model {
+    /// Its hyperparameters.
     pub config: Config,
+    /// Its weights.
     pub weights: Weights,
+    /// Its tokenizer, or why there is none.
     pub tokenizer: Result<Tokenizer>,
     /// The file, for reports.
     pub gguf: Gguf,
@@ -106,6 +129,7 @@ impl Model {
         Self::from_gguf(open_gguf(path)?)
     }
 
+    /// The model in a file that has been read.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;
         let weights = load_weights(&gguf, &config)?;

@@ -14,6 +14,7 @@ use crate::op::{At, Op, Stage};
 /// The calls of a run: a prompt, `chunk` positions at a time, then decoded tokens one by one.
 #[derive(Clone, Copy, Debug)]
 pub struct Calls<'a> {
+    /// The tokens to run first.
     pub prompt: &'a [u32],
     /// Prompt tokens run at a time; 0 is taken for 1.
     pub chunk: usize,

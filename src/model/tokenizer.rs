@@ -19,6 +19,7 @@ const QWEN2_PATTERN: &str =
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
+/// Text to tokens and back, as the file says.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// End of text, where the file names one.

@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(non_camel_case_types)] // ggml's names, as files and users spell them
 #[repr(u32)]
+#[allow(missing_docs)] // ggml's names
 pub enum GgmlType {
     F32 = 0,
     F16 = 1,
@@ -58,6 +59,7 @@ impl GgmlType {
         Self::ALL.iter().copied().find(|t| t.name().eq_ignore_ascii_case(name))
     }
 
+    /// ggml's name of it.
     pub fn name(self) -> &'static str {
         match self {
             F32 => "F32",

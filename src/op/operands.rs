@@ -16,13 +16,16 @@ use crate::op::{Data, HostTensor, Op, OpKind, Site, Weight};
 /// What the rules look at in a tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Operand<'a> {
+    /// Its axes.
     pub shape: &'a [usize],
+    /// What its elements are.
     pub elements: Elements<'a>,
 }
 
 /// What the elements of a tensor are. In which format a backend keeps its numbers is its own affair.
 #[derive(Clone, Copy, Debug)]
 pub enum Elements<'a> {
+    /// f32 or f64.
     Numbers,
     /// Expert ids; the values where they are on the host.
     Ids(Option<&'a [u32]>),

@@ -18,9 +18,10 @@ use crate::op::{Data, HostTensor, Weight};
 /// An expert id that names no expert is an error where the ids are on the host. Where they are on a device nobody waits for
 /// them to look: the values that such an id leads to are NaN there, and never another expert's.
 #[rustfmt::skip] // an operation a line
+#[allow(missing_docs)] // operands and scalars are what the operation's formula says
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, strum::EnumDiscriminants)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-#[strum_discriminants(name(OpKind), doc = "Which operation, without operands and scalars.")]
+#[strum_discriminants(name(OpKind), doc = "Which operation, without operands and scalars: an [`Operation`]'s variants.", allow(missing_docs))]
 #[strum_discriminants(derive(Hash, PartialOrd, Ord, VariantArray, strum::IntoStaticStr))]
 #[strum_discriminants(strum(serialize_all = "snake_case"))]
 pub enum Operation<T, W, I> {
@@ -67,6 +68,7 @@ pub type Op<'w, T> = Operation<T, &'w Arc<Weight>, &'w [u32]>;
 pub type OpParams = Operation<(), (), ()>;
 
 impl OpKind {
+    /// Every operation.
     pub const ALL: &'static [OpKind] = Self::VARIANTS;
 
     /// `rms_norm` for [`OpKind::RmsNorm`].
@@ -76,6 +78,7 @@ impl OpKind {
 }
 
 impl<T, W, I> Operation<T, W, I> {
+    /// Which operation it is.
     pub fn kind(&self) -> OpKind {
         self.into()
     }

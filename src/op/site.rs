@@ -7,13 +7,16 @@ use super::Stage;
 pub struct Site {
     /// `None` for the whole-model stages.
     pub layer: Option<u32>,
+    /// The stage.
     pub stage: Stage,
 }
 
 impl Site {
+    /// A stage of the whole model.
     pub fn model(stage: Stage) -> Self {
         Self { layer: None, stage }
     }
+    /// A stage of a layer.
     pub fn layer(layer: usize, stage: Stage) -> Self {
         Self { layer: Some(layer as u32), stage }
     }
@@ -38,12 +41,14 @@ impl std::fmt::Display for Site {
 /// A site and the first position of the call: where in the forward pass, and where in the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct At {
+    /// The layer and stage.
     pub site: Site,
     /// The position of the operation's first row.
     pub start: usize,
 }
 
 impl At {
+    /// A site, at the position of the call's first row.
     pub fn new(site: Site, start: usize) -> Self {
         Self { site, start }
     }

@@ -8,6 +8,7 @@ use super::OpKind;
 /// A named value of the forward pass. Order of variants = order of execution inside a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
+#[allow(missing_docs)] // the table says of each what makes it
 pub enum Stage {
     Embedding,
     AttnNorm,
@@ -94,11 +95,15 @@ impl Scope {
 /// A row of the stage table.
 #[derive(Debug)]
 pub struct StageInfo {
+    /// The stage.
     pub stage: Stage,
+    /// Its name here.
     pub name: &'static str,
     /// Names that other programs use; an alias may name several stages.
     pub aliases: &'static [&'static str],
+    /// Where it occurs.
     pub scope: Scope,
+    /// Its axes.
     pub shape: &'static [Dim],
     /// The operation that makes it…
     pub op: OpKind,
@@ -170,6 +175,7 @@ impl Stage {
     pub fn info(self) -> &'static StageInfo {
         &STAGES[self as usize]
     }
+    /// Its name here.
     pub fn name(self) -> &'static str {
         self.info().name
     }

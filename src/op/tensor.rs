@@ -3,34 +3,44 @@
 /// The elements of a tensor on the host, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
+    /// Single precision.
     F32(Vec<f32>),
+    /// Double precision.
     F64(Vec<f64>),
+    /// Ids.
     U32(Vec<u32>),
 }
 
 /// A tensor on the host. The last axis is contiguous.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
+    /// The axes, the contiguous one last.
     pub shape: Vec<usize>,
+    /// The elements.
     pub data: Data,
 }
 
 impl HostTensor {
+    /// A tensor of f32.
     pub fn f32(shape: &[usize], data: Vec<f32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::F32(data) }
     }
+    /// A tensor of f64.
     pub fn f64(shape: &[usize], data: Vec<f64>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::F64(data) }
     }
+    /// A tensor of ids.
     pub fn u32(shape: &[usize], data: Vec<u32>) -> Self {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?}");
         Self { shape: shape.to_vec(), data: Data::U32(data) }
     }
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -38,6 +48,7 @@ impl HostTensor {
     pub fn cols(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
+    /// `f32`, `f64` or `u32`.
     pub fn dtype(&self) -> &'static str {
         match self.data {
             Data::F32(_) => "f32",

@@ -15,6 +15,7 @@ pub struct Weight {
     pub id: usize,
     /// The GGUF tensor name, for messages.
     pub name: String,
+    /// The type of its blocks.
     pub ty: GgmlType,
     /// Inputs: the length of the dot products. GGUF's dimension 0.
     pub cols: usize,

@@ -7,13 +7,21 @@
 //! - [`random`] makes blocks of every type without quantizing.
 //! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
 
+#[doc(hidden)]
 pub mod block;
+#[doc(hidden)]
 pub mod iquant;
+#[doc(hidden)]
 pub mod iquant_grids;
+#[doc(hidden)]
 pub mod kquant;
+#[doc(hidden)]
 pub mod legacy;
+#[doc(hidden)]
 pub mod mx;
+#[doc(hidden)]
 pub mod random;
+#[doc(hidden)]
 pub mod ternary;
 
 use crate::op::GgmlType::{self, *};

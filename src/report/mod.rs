@@ -2,26 +2,34 @@
 //!
 //! Design:
 
+#[doc(hidden)]
 pub mod calibration;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod devices;
 mod facts;
+#[doc(hidden)]
 pub mod format;
 mod grid;
 pub mod html;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod inspect;
 pub mod json;
 pub mod junit;
 mod markup;
 #[cfg(feature = "gpu")]
+#[doc(hidden)]
 pub mod repro;
 #[cfg(test)]
 mod sample;
 #[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod selftest;
 pub mod text;
+#[doc(hidden)]
 pub mod trace;
+#[doc(hidden)]
 pub mod vary;
 
 use std::io::Write;

@@ -14,7 +14,9 @@ use super::{StageObserver, Traced, positions_in};
 /// Keeps the statistics of every stage, gives the chosen ones to a writer, and notes what a report wants to say.
 #[derive(Default)]
 pub struct Recorder {
+    /// Statistics of every stage.
     pub statistics: Statistics,
+    /// Where chosen values are saved.
     pub writer: Option<TraceWriter>,
     /// The experts of the last position and their weights, by layer, in router_ids order.
     pub routing: BTreeMap<u32, RoutingRow>,
@@ -22,24 +24,32 @@ pub struct Recorder {
     pub not_finite: Option<NotFinite>,
 }
 
+/// The experts of one layer at the last position.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RoutingRow {
+    /// Their ids.
     pub experts: Vec<u32>,
+    /// Their weights.
     pub weights: Vec<f64>,
 }
 
 /// Where values that are not finite first appear.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFinite {
+    /// The layer and stage.
     pub site: Site,
+    /// The position.
     pub position: usize,
     /// Of that stage at that position.
     pub nan: u64,
+    /// Infinite values.
     pub inf: u64,
+    /// All values.
     pub count: u64,
 }
 
 impl Recorder {
+    /// A recorder that saves to `writer`, if there is one.
     pub fn new(writer: Option<TraceWriter>) -> Self {
         Self { writer, ..Self::default() }
     }
@@ -82,12 +92,15 @@ impl StageObserver for Recorder {
 
 /// What was run and what came of it.
 pub struct Captured {
+    /// What was recorded.
     pub recorder: Recorder,
     /// Every token that went in: the prompt, then the decoded ones.
     pub tokens: Vec<u32>,
     /// The logits of the last position, `[V]`.
     pub logits: Vec<f64>,
+    /// What ran.
     pub backend: BackendInfo,
+    /// Its arithmetic, by operation.
     pub contracts: BTreeMap<String, Contract>,
     /// Why fewer tokens were decoded than were asked for.
     pub stopped: Option<String>,

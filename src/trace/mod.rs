@@ -22,6 +22,7 @@ use crate::op::{At, HostTensor, Op, Site, Stage};
 
 /// Is told the values of the stages that it wants.
 pub trait StageObserver {
+    /// Whether it wants to see the values of `site`.
     fn wants(&self, site: Site) -> bool;
 
     /// `values` are the stage's, as the table shapes them; `at` says which position their first row is.
@@ -56,6 +57,7 @@ struct UnderWay {
 }
 
 impl<B: Backend, O: StageObserver> Traced<B, O> {
+    /// `inner`, with `observer` looking.
     pub fn new(inner: B, observer: O) -> Self {
         let (under_way, bytes, clock) = (VecDeque::new(), 0, 0);
         Self { inner, observer, under_way, bytes, clock }
@@ -75,9 +77,11 @@ impl<B: Backend, O: StageObserver> Traced<B, O> {
         Ok(())
     }
 
+    /// The observer.
     pub fn observer(&self) -> &O {
         &self.observer
     }
+    /// The backend that runs.
     pub fn inner(&self) -> &B {
         &self.inner
     }

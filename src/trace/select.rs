@@ -148,6 +148,7 @@ impl Selected {
         let positions = Ranges::new(if n_positions == 0 { vec![] } else { vec![0..=n_positions - 1] });
         Self { sites: sites.into_iter().collect(), positions, experts: None }
     }
+    /// Whether `site` is among what is selected.
     pub fn wants(&self, site: Site) -> bool {
         self.sites.contains(&site)
     }
@@ -155,6 +156,7 @@ impl Selected {
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
         self.sites.iter().copied()
     }
+    /// The positions that are selected.
     pub fn positions(&self) -> &Ranges {
         &self.positions
     }
@@ -184,6 +186,7 @@ impl Ranges {
     pub(super) fn parse(text: &str, n: usize) -> Result<Self> {
         Numbers::parse("positions", text)?.resolve("positions", "position", n)
     }
+    /// Whether `n` is in one of the ranges.
     pub fn contains(&self, n: usize) -> bool {
         let i = self.0.partition_point(|r| *r.end() < n);
         self.0.get(i).is_some_and(|r| r.contains(&n))
@@ -192,6 +195,7 @@ impl Ranges {
     pub fn count(&self) -> usize {
         self.0.iter().map(|r| r.end() - r.start() + 1).sum()
     }
+    /// The numbers in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().cloned().flatten()
     }

@@ -15,7 +15,9 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
+#[doc(hidden)]
 pub mod probe;
+#[doc(hidden)]
 pub mod scalar;
 mod simd;
 mod tensor;
@@ -54,10 +56,12 @@ impl CpuBackend {
         })
     }
 
+    /// The SIMD level that it runs at.
     pub fn level(&self) -> Level {
         self.kernels.level
     }
 
+    /// The threads that it runs on.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }

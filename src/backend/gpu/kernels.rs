@@ -28,7 +28,9 @@ pub type Patch = Arc<dyn Fn(&str, String) -> String>;
 pub enum Access {
     /// Reads weights, in the layout of their type.
     Weights,
+    /// Read only.
     Read,
+    /// Written, and read where a kernel updates it.
     Write,
 }
 
@@ -44,6 +46,7 @@ pub struct Spec {
     pub bindings: &'static [Access],
     /// The members of its parameters, and the bytes that they take.
     pub params: &'static [Member],
+    /// Bytes of its parameters.
     pub immediate_size: u32,
     /// Invocations of a workgroup, in x and y.
     pub workgroup: [u32; 2],

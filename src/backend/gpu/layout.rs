@@ -61,6 +61,7 @@ impl WeightLayout {
         GgmlType::ALL.iter().filter_map(|&ty| WeightLayout::of(ty))
     }
 
+    /// The type whose rows these are.
     pub fn ty(&self) -> GgmlType {
         self.ty
     }

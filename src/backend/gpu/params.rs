@@ -14,6 +14,7 @@ pub trait Params: Pod {
 /// A member of a struct of parameters.
 #[derive(Debug)]
 pub struct Member {
+    /// As in the shader.
     pub name: &'static str,
     /// In WGSL and in Rust: `u32`, `f32`, or the name of a struct.
     pub ty: &'static str,

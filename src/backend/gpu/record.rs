@@ -32,6 +32,7 @@ pub struct Dispatch {
 /// A storage buffer of a dispatch.
 #[derive(Clone, Debug)]
 pub struct Binding {
+    /// Whether the dispatch wrote it.
     pub written: bool,
     /// What it held: before the dispatch where it is read, after it where it is written.
     pub bytes: Vec<u8>,

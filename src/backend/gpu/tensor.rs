@@ -86,12 +86,15 @@ pub struct SlotPlan {
 }
 
 impl GpuTensor {
+    /// The axes.
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
     }
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.0.shape.iter().product()
     }
+    /// Whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

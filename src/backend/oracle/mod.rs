@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
 
 mod attention;
+#[doc(hidden)]
 pub mod dequant;
 mod grids;
 mod linear;
@@ -91,6 +92,7 @@ pub struct OracleBackend {
 }
 
 impl OracleBackend {
+    /// An oracle that holds nothing yet.
     pub fn new() -> Self {
         Self::default()
     }

@@ -13,8 +13,11 @@ use crate::op::{GgmlType, HostTensor, STAGES, Site};
 /// The parts of a stage's error. Norms are Euclidean.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Split {
+    /// Of g(x_g) − c(x_c).
     pub total_norm: f64,
+    /// Of g(x_g) − c(x_g): the stage's own.
     pub injected_norm: f64,
+    /// Of c(x_g) − c(x_c): what came in.
     pub propagated_norm: f64,
     /// Cosine of the angle between injected and propagated error; 0 when either is 0. total² = injected² + propagated² +
     /// 2·injected·propagated·cosine.
@@ -68,7 +71,9 @@ pub fn split(reference: &HostTensor, replayed: &HostTensor, subject: &HostTensor
 /// The error that reaches a stage through one of its inputs, and that input's size on the reference's side.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InputError {
+    /// Norm of the error.
     pub error_norm: f64,
+    /// Norm of the reference's values.
     pub reference_norm: f64,
 }
 
@@ -92,12 +97,15 @@ pub struct TypeError {
     pub qtype: Option<&'static str>,
     /// Stages measured, and those of them with a fault of their own.
     pub stages: usize,
+    /// Stages that inject.
     pub faults: usize,
     /// Σ‖own error‖² / Σ‖reference‖² over them, without those that could not be compared.
     pub nmse: Option<f64>,
     /// The largest ratio of own error to floor, and where it is.
     pub worst_ratio: Option<f64>,
+    /// The layer of the worst stage; `None` for a whole-model stage.
     pub worst_layer: Option<u32>,
+    /// The worst stage.
     pub worst_stage: Option<&'static str>,
 }
 

@@ -19,11 +19,13 @@ pub const TOP_K: usize = 10;
 /// One position.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LogitsAt {
+    /// The position whose next token they are for.
     pub position: usize,
     /// KL(reference ‖ subject) in nats.
     pub kld: f64,
     /// The most probable token of each side; ties to the lower id.
     pub reference_top: u32,
+    /// The subject's most probable token.
     pub subject_top: u32,
     /// Whose probability Δp is of.
     pub token: u32,
@@ -38,17 +40,23 @@ pub struct LogitsAt {
 /// All positions.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LogitsComparison {
+    /// Positions that were compared.
     pub positions: usize,
+    /// Mean of the Kullback-Leibler divergence, nats.
     pub kld_mean: f64,
+    /// Its 99.9th percentile.
     pub kld_p999: f64,
+    /// Its maximum.
     pub kld_max: f64,
     /// Positions where both sides have the same most probable token.
     pub same_top: usize,
+    /// The share of positions with the same most probable token.
     pub same_top_rate: f64,
     /// √(mean Δp²)
     pub rms_delta_p: f64,
     /// Mean over positions.
     pub top_k_overlap: f64,
+    /// Each position.
     pub at: Vec<LogitsAt>,
 }
 

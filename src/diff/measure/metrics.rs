@@ -24,7 +24,11 @@ pub enum Mask {
     /// All of them.
     None,
     /// `[heads, T, S]` where row t may look at columns s ≤ start + t; an element beyond is left out if both sides are 0 there.
-    Causal { start: usize },
+    /// An attention matrix [heads, T, S], of which row t means nothing beyond column start + t.
+    Causal {
+        /// Of the call's first row.
+        start: usize,
+    },
 }
 
 impl Mask {
@@ -39,7 +43,9 @@ impl Mask {
 pub struct ElementError {
     /// One coordinate per axis.
     pub index: Vec<usize>,
+    /// The reference's value.
     pub reference: f64,
+    /// The subject's value.
     pub subject: f64,
 }
 
@@ -91,7 +97,9 @@ impl Metrics {
 /// Non-finite elements of one side.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct NonFinite {
+    /// Elements that are NaN.
     pub nan: usize,
+    /// Elements that are infinite.
     pub inf: usize,
     /// The first of them in row-major order.
     pub first: Option<Vec<usize>>,
@@ -107,6 +115,7 @@ impl NonFinite {
         }
     }
 
+    /// Whether there are any.
     pub fn any(&self) -> bool {
         self.first.is_some()
     }
@@ -125,7 +134,9 @@ impl std::fmt::Display for NonFinite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
+    /// The side that is compared with.
     Reference,
+    /// The side that is asked about.
     Subject,
 }
 
@@ -139,27 +150,38 @@ impl std::fmt::Display for Side {
 }
 
 /// Why two tensors have no distance. Each is a failed comparison.
+#[allow(missing_docs)] // the fields are what the message says
 #[derive(Clone, Debug, PartialEq, thiserror::Error, serde::Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Mismatch {
+    /// The shapes differ.
     #[error("the reference has shape {reference:?}, the subject {subject:?}")]
     Shape { reference: Vec<usize>, subject: Vec<usize> },
+    /// The types of the elements differ.
     #[error("the reference is {reference}, the subject {subject}")]
     Dtype { reference: &'static str, subject: &'static str },
+    /// Ids were given where numbers are compared.
     #[error("expert ids have no numeric distance; they are compared as sets")]
     Ids,
+    /// No element is left to compare.
     #[error("no element was compared: shape {shape:?}, {masked} masked")]
     Nothing { shape: Vec<usize>, masked: usize },
+    /// A side has values that are not finite.
     #[error("not finite; reference: {reference}; subject: {subject}")]
     NonFinite { reference: NonFinite, subject: NonFinite },
+    /// A side is all zeros, so that no error is relative to it.
     #[error("the {side} is zero at all {elements} elements, the other side has norm {other_norm:e}")]
     ZeroNorm { side: Side, elements: usize, other_norm: f64 },
+    /// A router chose an expert that is not there.
     #[error("the {side} chose expert {id} at position {position}, slot {slot}; the layer has {experts}")]
     NoSuchExpert { side: Side, position: usize, slot: usize, id: u32, experts: usize },
+    /// A router chose an expert twice.
     #[error("the {side} chose expert {id} twice at position {position}")]
     RepeatedExpert { side: Side, position: usize, id: u32 },
+    /// A token that the vocabulary does not have.
     #[error("the token after position {position} is {token}; the vocabulary has {vocabulary}")]
     NoSuchToken { position: usize, token: u32, vocabulary: usize },
+    /// The mask does not fit the shape.
     #[error("the mask is for [heads, T, S], the shape is {shape:?}")]
     Mask { shape: Vec<usize> },
 }

@@ -14,9 +14,13 @@ use crate::op::{Data, HostTensor};
 /// What one side's router said. Shapes: ids and weights `[T, K]`, probabilities and logits `[T, E]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Routing<'a> {
+    /// The chosen experts, [T, K].
     pub ids: &'a HostTensor,
+    /// Their weights, [T, K].
     pub weights: Option<&'a HostTensor>,
+    /// Probabilities of all experts, [T, E].
     pub probs: Option<&'a HostTensor>,
+    /// Logits of all experts, [T, E].
     pub logits: Option<&'a HostTensor>,
 }
 
@@ -24,7 +28,9 @@ pub struct Routing<'a> {
 /// values were not captured, or every expert is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Margin {
+    /// In units of a probability.
     pub probs: Option<f64>,
+    /// In units of a logit.
     pub logits: Option<f64>,
 }
 
@@ -36,12 +42,14 @@ pub struct NearTie {
     pub oracle_margin: f64,
     /// The error bound of that difference on each side.
     pub reference_bound: f64,
+    /// How far the subject's order may be from the oracle's, in units of a logit.
     pub subject_bound: f64,
     /// The side whose error must be larger than its bound; `None` when the flip is explained.
     pub beyond: Option<Side>,
 }
 
 impl NearTie {
+    /// Whether rounding explains the flip.
     pub fn explained(&self) -> bool {
         self.beyond.is_none()
     }
@@ -50,17 +58,22 @@ impl NearTie {
 /// A token whose set of experts differs.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Flip {
+    /// The position.
     pub position: usize,
     /// Ascending ids.
     pub only_reference: Vec<u32>,
+    /// Experts that only the subject chose.
     pub only_subject: Vec<u32>,
+    /// How far the reference was from choosing as the subject did.
     pub reference_margin: Margin,
+    /// How far the subject was from choosing as the reference did.
     pub subject_margin: Margin,
     /// `None` until [`Flip::explain`] was called; such a flip counts as unexplained.
     pub near_tie: Option<NearTie>,
 }
 
 impl Flip {
+    /// Whether rounding explains it.
     pub fn explained(&self) -> bool {
         self.near_tie.is_some_and(|n| n.explained())
     }
@@ -117,8 +130,11 @@ fn judge_pair(oracle_margin: f64, reference_bound: f64, subject_bound: f64) -> N
 /// A token with the same experts in another order.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct OrderChange {
+    /// The position.
     pub position: usize,
+    /// The reference's experts, in its order.
     pub reference: Vec<u32>,
+    /// The subject's experts, in its order.
     pub subject: Vec<u32>,
 }
 
@@ -129,6 +145,7 @@ pub struct WeightError {
     pub pairs: usize,
     /// √(Σ(subject − reference)² / Σreference²); `None` when the reference's weights are all zero.
     pub rel_l2: Option<f64>,
+    /// The largest difference of a common expert's weights.
     pub max_abs: f64,
     /// Where the largest error is: position and expert; `None` when all are equal.
     pub worst: Option<(usize, u32)>,
@@ -139,6 +156,7 @@ pub struct WeightError {
 /// Two routers over the same tokens of one layer.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct RouterComparison {
+    /// Rows that were compared.
     pub tokens: usize,
     /// Experts per token.
     pub k: usize,
@@ -152,8 +170,11 @@ pub struct RouterComparison {
     pub weight_error: Option<WeightError>,
     /// Tokens per expert id.
     pub reference_load: Vec<usize>,
+    /// How many slots of the subject each expert has.
     pub subject_load: Vec<usize>,
+    /// Positions with other sets of experts.
     pub flips: Vec<Flip>,
+    /// Positions with the same set in another order.
     pub order_changes: Vec<OrderChange>,
 }
 
@@ -240,8 +261,11 @@ pub fn compare_routing(
 pub struct CommonExpert {
     /// Row of the token in this call.
     pub token: usize,
+    /// The expert's slot on the reference.
     pub reference_slot: usize,
+    /// The expert's slot on the subject.
     pub subject_slot: usize,
+    /// The expert.
     pub expert: u32,
     /// Whether the token's sets differ elsewhere: its weights then differ by renormalisation alone.
     pub flipped: bool,

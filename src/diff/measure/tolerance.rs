@@ -22,20 +22,26 @@ pub const ELEMENTWISE_NMSE: f64 = 1e-7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
+    /// Σ(s − r)² / Σr².
     Nmse,
+    /// Its square root.
     RelL2,
     /// Bounded from below.
     Cosine,
+    /// The largest |s − r|.
     MaxAbs,
+    /// The largest distance in units in the last place.
     MaxUlp,
     /// Injected error over its rounding floor.
     Ratio,
 }
 
 impl Metric {
+    /// Every metric.
     pub const ALL: &'static [Metric] =
         &[Metric::Nmse, Metric::RelL2, Metric::Cosine, Metric::MaxAbs, Metric::MaxUlp, Metric::Ratio];
 
+    /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Nmse => "nmse",
@@ -74,7 +80,9 @@ impl std::fmt::Display for Metric {
 /// A bound on one metric.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Limit {
+    /// What is limited.
     pub metric: Metric,
+    /// The largest value that passes.
     pub value: f64,
 }
 
@@ -94,7 +102,9 @@ impl std::fmt::Display for Limit {
 /// One `--tol`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tolerance {
+    /// The stages that it decides for.
     pub stages: Vec<Stage>,
+    /// The limit.
     pub limit: Limit,
 }
 
@@ -142,8 +152,11 @@ pub struct Tolerances(Vec<Tolerance>);
 /// One limit and what was found.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct LimitCheck {
+    /// The limit.
     pub limit: Limit,
+    /// What was measured; `None` where nothing could be.
     pub found: Option<f64>,
+    /// Whether it is within the limit.
     pub passed: bool,
 }
 

@@ -16,7 +16,9 @@ pub const CHUNK: usize = 512;
 
 /// What to compare. Backends are opened and their weights prepared.
 pub struct Sides<'a> {
+    /// The side that is compared with.
     pub reference: &'a mut AnyBackend,
+    /// The side that is asked about.
     pub subject: &'a mut AnyBackend,
     /// The float64 oracle; without it stages are held against nmse thresholds.
     pub oracle: Option<&'a mut AnyBackend>,
@@ -25,6 +27,7 @@ pub struct Sides<'a> {
 /// What to run, and how to judge it.
 #[derive(Clone, Debug)]
 pub struct DiffOptions {
+    /// The prompt.
     pub tokens: Vec<u32>,
     /// The prompt's text, where the tokens came from one.
     pub prompt: Option<String>,
@@ -34,6 +37,7 @@ pub struct DiffOptions {
     pub forced: Vec<u32>,
     /// Prompt tokens run at a time.
     pub chunk: usize,
+    /// Limits that decide for stages in place of floors.
     pub tolerances: Tolerances,
     /// Give the subject the reference's expert ids.
     pub force_routing: bool,
@@ -117,6 +121,7 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
     Ok(comparison)
 }
 
+/// What a comparison says of `model`.
 pub fn summary(model: &Model) -> ModelSummary {
     let moe = model.config.moe.as_ref();
     ModelSummary {

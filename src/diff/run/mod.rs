@@ -1,8 +1,12 @@
 //! Comparisons that run something: two backends in lockstep, two traces, one backend against itself.
 
 pub mod driver;
+#[doc(hidden)]
 pub mod lockstep;
+#[doc(hidden)]
 pub mod share;
+#[doc(hidden)]
 pub mod traces;
 pub mod vary;
+#[doc(hidden)]
 pub mod verdicts;

@@ -59,6 +59,7 @@ impl std::str::FromStr for Vary {
 pub struct Variation {
     /// `chunk=7`, `run 2`.
     pub name: String,
+    /// Stages that were compared.
     pub stages: usize,
     /// Stages that are equal to the bit.
     pub equal: usize,
@@ -73,13 +74,19 @@ pub struct Variation {
 /// A stage that differs.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Difference {
+    /// `None` for a whole-model stage.
     pub layer: Option<u32>,
+    /// The stage.
     pub stage: &'static str,
+    /// The first position that differs.
     pub position: usize,
     /// `None` for expert ids, or where something is not finite.
     pub nmse: Option<f64>,
+    /// The largest difference.
     pub max_abs: Option<f64>,
+    /// The same in units in the last place.
     pub max_ulp: Option<u64>,
+    /// What varied.
     pub why: String,
 }
 

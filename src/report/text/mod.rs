@@ -28,6 +28,7 @@ const SHORT_LIST: usize = 12;
 /// How to print.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Style {
+    /// Whether to colour it.
     pub color: bool,
     /// Every stage in order of execution, every flip, every expert's load.
     pub full: bool,

@@ -38,8 +38,10 @@ pub enum Importer {
 }
 
 impl Importer {
+    /// Every importer.
     pub const ALL: [Importer; 4] = [Importer::Aprt, Importer::Safetensors, Importer::LlamaCpp, Importer::Npz];
 
+    /// As on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Importer::Aprt => "aprt",
@@ -54,16 +56,20 @@ impl Importer {
 pub struct Item {
     /// As the source calls it, for messages.
     pub label: String,
+    /// Its axes.
     pub shape: Vec<usize>,
 }
 
 /// What a source says of itself.
 #[derive(Default)]
 pub struct About {
+    /// The model's name.
     pub model: String,
+    /// `general.architecture`.
     pub architecture: String,
     /// The program that made it.
     pub program: String,
+    /// The prompt as text.
     pub prompt: Option<String>,
     /// Empty if the source does not say.
     pub tokens: Vec<u32>,
@@ -84,6 +90,7 @@ trait Source {
 /// What an import did.
 #[derive(Debug)]
 pub struct Report {
+    /// The trace that was written.
     pub manifest: TraceManifest,
     /// The source's name of each tensor that was taken over, and the site that it is.
     pub mapped: Vec<(String, Site)>,

@@ -49,12 +49,15 @@ pub struct Summary {
     pub count: u64,
     /// Over the finite values; `None` if there is none. So are the next four.
     pub min: Option<f64>,
+    /// The largest finite value.
     pub max: Option<f64>,
+    /// The mean of the finite values.
     pub mean: Option<f64>,
     /// Population standard deviation.
     pub std: Option<f64>,
     /// √Σx²
     pub l2: Option<f64>,
+    /// Values that are NaN.
     pub nan_count: u64,
     /// Infinities of either sign.
     pub inf_count: u64,
@@ -181,6 +184,7 @@ impl Stats {
         self.nan + self.inf
     }
 
+    /// The statistics of what was added so far.
     pub fn summary(&self) -> Summary {
         // f64 values near the end of their range can overflow a square; such a figure is left out rather than written as inf.
         let some = |x: f64| (self.finite > 0 && x.is_finite()).then_some(x);
@@ -205,7 +209,9 @@ pub struct StageStats {
     pub last_position: u64,
     /// How many positions `all` is over.
     pub positions: u64,
+    /// Of the last position.
     pub last: Summary,
+    /// Of all positions.
     pub all: Summary,
 }
 

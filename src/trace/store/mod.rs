@@ -13,6 +13,7 @@
 //! With `--experts`, an `expert_*` tensor is `[rows, F or H]` instead of `[T, K, F or H]`, and `layers.N.expert_rows` (U32,
 //! `[rows, 3]`) says for each row its position, its slot in router_ids order, and its expert.
 
+#[doc(hidden)]
 pub mod file;
 mod layer;
 mod reader;
@@ -38,12 +39,14 @@ pub const MANIFEST: &str = "manifest.json";
 /// What a trace says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceManifest {
+    /// What the manifest is, with its version.
     pub schema: String,
     /// The program and version that wrote it.
     pub program: String,
     /// Where an imported trace came from, and what of it could not be taken over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,
+    /// The tokens and how they were run.
     #[serde(flatten)]
     pub run: Run,
     /// Rows were kept of these experts only; absent: of all.
@@ -60,6 +63,7 @@ pub struct TraceManifest {
 /// What was run, and on what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
+    /// The model that was run.
     pub model: ModelInfo,
     /// The text that the tokens came from, where they came from a text.
     pub prompt: Option<String>,
@@ -67,24 +71,31 @@ pub struct Run {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt; the rest was decoded.
     pub prompt_tokens: usize,
+    /// What ran it.
     pub backend: BackendInfo,
     /// The arithmetic that the backend promised, by operation.
     pub contracts: BTreeMap<String, Contract>,
 }
 
+/// The model, as far as a trace has to know it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelInfo {
+    /// Its name.
     pub name: String,
+    /// `general.architecture`.
     pub architecture: String,
     /// Tells two files apart; empty for an imported trace.
     pub fingerprint: String,
+    /// By their GGUF keys.
     pub hyperparameters: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Where an imported trace comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Imported {
     /// `aprt`, `safetensors`, …
     pub kind: String,
+    /// The file or directory.
     pub path: String,
     /// What was found there and has no stage here, one line each.
     pub unmapped: Vec<String>,
@@ -95,11 +106,17 @@ pub struct Imported {
 /// A stored tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TraceTensor {
+    /// `layers.N.stage` or `stage`.
     pub key: String,
+    /// `None` for a whole-model stage.
     pub layer: Option<u32>,
+    /// The stage.
     pub stage: String,
+    /// The file that it is in.
     pub file: String,
+    /// The type of its elements.
     pub dtype: String,
+    /// Its axes.
     pub shape: Vec<usize>,
     /// Which positions its rows are, such as `0,5-9`.
     pub positions: String,
@@ -111,20 +128,26 @@ pub struct TraceTensor {
 /// A stage that was selected and is not in the trace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Missing {
+    /// What it was called there.
     pub key: String,
+    /// Why it has no stage here.
     pub why: String,
 }
 
 /// The statistics of one stage of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SiteStats {
+    /// `None` for a whole-model stage.
     pub layer: Option<u32>,
+    /// The stage.
     pub stage: String,
+    /// Its statistics.
     #[serde(flatten)]
     pub stats: StageStats,
 }
 
 impl SiteStats {
+    /// The entry of a site.
     pub fn new((site, stats): (Site, StageStats)) -> Self {
         Self { layer: site.layer, stage: site.stage.name().into(), stats }
     }

@@ -78,9 +78,11 @@ impl Trace {
         Ok(trace)
     }
 
+    /// Where it is.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+    /// What it says of itself.
     pub fn manifest(&self) -> &TraceManifest {
         &self.manifest
     }
@@ -88,6 +90,7 @@ impl Trace {
     pub fn tensors(&self) -> impl Iterator<Item = (Site, &Stored)> {
         self.tensors.iter().map(|(site, stored)| (*site, stored))
     }
+    /// What is saved of `site`.
     pub fn stored(&self, site: Site) -> Option<&Stored> {
         self.tensors.get(&site)
     }
