@@ -262,11 +262,12 @@ pub(super) const LANES_TAIL: Edit = (
             let at = columns(n * PAIRS + pair,",
 );
 
-/// A function that rounds to f16, before the one that multiplies.
+/// A function that rounds to f16, before the one that multiplies. In integers: a driver was seen to fold an unpack of a pack away.
 const AS_F16: Edit = (
     "fn products(",
     "fn as_f16(v: vec4<f32>) -> vec4<f32> {
-    return vec4<f32>(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw)));
+    let bits = bitcast<vec4<u32>>(v);
+    return bitcast<vec4<f32>>((bits + 0xFFFu + ((bits >> vec4<u32>(13u)) & vec4<u32>(1u))) & vec4<u32>(0xFFFFE000u));
 }
 fn products(",
 );
