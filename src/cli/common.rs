@@ -111,8 +111,8 @@ fn read_prompt(path: &Path) -> Result<String> {
 /// Options of the backends that a verb opens.
 #[derive(Args, Clone, Debug, Default)]
 pub struct BackendArgs {
-    /// Threads that a CPU backend uses [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads that a CPU backend uses, at most 1024 [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
 

@@ -47,7 +47,8 @@ impl Folder {
         let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         match json.get("schema").and_then(|s| s.as_str()) {
             Some(SCHEMA) => {}
-            other => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
+            Some(other) => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
+            None => return Err(wrong(format!("schema {SCHEMA:?} expected, found none"))),
         }
         let manifest: ReproManifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
         for needed in [Some(TENSORS), manifest.weight.as_ref().map(|_| WEIGHT)].into_iter().flatten() {

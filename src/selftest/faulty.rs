@@ -45,7 +45,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// Which elements of the result a mistake befalls.
+/// Which elements of the result a mistake changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultScope {
     All,
@@ -69,7 +69,7 @@ pub enum Strength {
 pub struct PlantedFault {
     pub site: Site,
     pub op: OpKind,
-    /// First position of the calls that it befalls; `None` for all.
+    /// First position of the calls that it is made in; `None` for all.
     pub start: Option<usize>,
     pub scope: FaultScope,
     pub strength: Strength,
@@ -80,7 +80,7 @@ pub struct PlantedFault {
 /// What became of a plant.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PlantedRecord {
-    /// Calls that it befell.
+    /// Calls that it was made in.
     pub calls: usize,
     /// Where its scope is an expert, which.
     pub expert: Option<u32>,

@@ -86,3 +86,11 @@ fn an_adapter_without_a_name_is_no_backend() {
     let out = twinscope(&["run", "--backend", "gpu:"]);
     assert_eq!(out.status.code(), Some(2));
 }
+
+/// Tens of thousands of threads take minutes to start and help nobody.
+#[test]
+fn more_threads_than_any_machine_has_cores_are_refused() {
+    let out = twinscope(&["run", "--threads", "2000", "-n", "1"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("2000 is not in 1..=1024"));
+}

@@ -1,4 +1,4 @@
-//! The list. A row is a hypothesis: its id, what the mistake is, where it may befall, and the function that gives its variants.
+//! The list. A row is a hypothesis: its id, what the mistake is, the operations that it is about, and the function that gives its variants.
 //!
 //! Where several reproduce an output and are equally simple, the first in the list is named first: so what says why stands before
 //! what only says what. NaN comes first: whatever else gives nothing but NaN cannot be told from it.

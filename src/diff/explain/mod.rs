@@ -109,7 +109,7 @@ struct Hypothesis {
     id: &'static str,
     /// For people: what the mistake is.
     description: &'static str,
-    /// Which operations it may befall.
+    /// The operations that it is about.
     ops: &'static [OpKind],
     /// The ways of making it, simplest first; none where it makes no sense.
     variants: for<'a> fn(&'a case::Evidence<'a>) -> Result<Vec<Variant<'a>>>,
@@ -211,7 +211,7 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
     judge::explain(scene)
 }
 
-/// Every hypothesis: its id, what the mistake is, and the operations that it may befall.
+/// Every hypothesis: its id, what the mistake is, and the operations that it is about.
 pub fn catalogue() -> impl Iterator<Item = (&'static str, &'static str, String)> {
     list::HYPOTHESES.iter().map(|h| {
         let ops: Vec<String> = h.ops.iter().map(|op| format!("{op:?}")).collect();

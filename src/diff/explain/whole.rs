@@ -1,4 +1,4 @@
-//! Mistakes that may befall any operation: what it should have computed, scaled, moved, rounded or left out.
+//! Mistakes that any operation may make: what it should have computed, scaled, moved, rounded or left out.
 
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;

@@ -53,7 +53,8 @@ impl Trace {
         let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         match json.get("schema").and_then(|s| s.as_str()) {
             Some(SCHEMA) => {}
-            other => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
+            Some(other) => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
+            None => return Err(wrong(format!("schema {SCHEMA:?} expected, found none"))),
         }
         let manifest: TraceManifest = serde_json::from_value(json).map_err(|e| wrong(e.to_string()))?;
         if manifest.run.prompt_tokens > manifest.run.tokens.len() {
