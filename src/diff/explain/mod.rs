@@ -203,10 +203,10 @@ fn number(x: f64) -> String {
     if x == 0.0 || (0.01..100.0).contains(&x) { format!("{x:.2}") } else { format!("{x:.1e}") }
 }
 
-/// Looks for the known mistake that makes the scene's output from the scene's inputs.
+/// Looks for the known mistake that makes the output of a stage from its inputs.
 ///
 /// # Errors
-/// If the scene's parts do not belong together.
+/// If the parts of the evaluation do not belong together.
 pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
     judge::explain(scene)
 }

@@ -1,4 +1,4 @@
-//! Scenes from the golden activations, with outputs that a mistake would make.
+//! Stages from the golden activations, with outputs that a mistake would make.
 
 mod by_hand;
 mod parity;
