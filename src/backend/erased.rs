@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, BackendInfo, Contract, Need, Ticket};
+use super::{Backend, BackendInfo, Contract, Need, Shown, Ticket};
 use crate::error::Result;
 use crate::op::{At, HostTensor, Op, OpKind, Weight};
 
@@ -38,6 +38,9 @@ where
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         self.0.unsupported(needs)
+    }
+    fn shown(&self, at: At, rows: usize) -> Shown {
+        self.0.shown(at, rows)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.0.prepare(weights, progress)
@@ -76,6 +79,9 @@ impl Backend for AnyBackend {
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         (**self).unsupported(needs)
+    }
+    fn shown(&self, at: At, rows: usize) -> Shown {
+        (**self).shown(at, rows)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         (**self).prepare(weights, progress)

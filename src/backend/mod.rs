@@ -19,6 +19,7 @@ mod erased;
 pub mod gpu;
 mod open;
 pub mod oracle;
+mod showing;
 mod tickets;
 mod wrapper;
 
@@ -27,6 +28,7 @@ pub use erased::{AnyBackend, AnyTensor, Erased};
 #[cfg(feature = "gpu")]
 pub use open::gpu_selector;
 pub use open::open;
+pub use showing::Showing;
 pub use tickets::{HostTickets, Ticket};
 pub(crate) use wrapper::pass_on;
 
@@ -63,6 +65,28 @@ pub struct Need {
     pub name: String,
 }
 
+/// How much of a stage's values can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// All of them.
+    All,
+    /// None: a kernel makes them on its way to a later stage, or a recording lacks them.
+    Nothing,
+    /// Those of some of the call's positions: one flag for each.
+    Rows(Vec<bool>),
+}
+
+impl Shown {
+    /// Whether the values of row `t` of the call can be seen.
+    pub fn row(&self, t: usize) -> bool {
+        match self {
+            Shown::All => true,
+            Shown::Nothing => false,
+            Shown::Rows(rows) => rows[t],
+        }
+    }
+}
+
 /// Something that can run the forward pass.
 pub trait Backend {
     /// A handle to values that live where the backend keeps them. Cloning it copies no values.
@@ -79,6 +103,13 @@ pub trait Backend {
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         let _ = needs;
         Vec::new()
+    }
+
+    /// How much can be seen of the values that a call of `rows` positions makes at `at`. What cannot be seen is not fetched: whoever
+    /// compares judges the *segment* between the values that are shown. Unless said, everything can be seen.
+    fn shown(&self, at: At, rows: usize) -> Shown {
+        let _ = (at, rows);
+        Shown::All
     }
 
     /// Makes weights ready (uploads them, for a GPU); `progress` is told the bytes done so far. Running an operation on a

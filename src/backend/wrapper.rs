@@ -15,6 +15,9 @@ macro_rules! pass_on {
         fn unsupported(&self, needs: &[$crate::backend::Need]) -> Vec<String> {
             self.$inner.unsupported(needs)
         }
+        fn shown(&self, at: $crate::op::At, rows: usize) -> $crate::backend::Shown {
+            self.$inner.shown(at, rows)
+        }
         fn prepare(
             &mut self,
             weights: &[std::sync::Arc<$crate::op::Weight>],

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backend::{AnyBackend, Erased};
+use crate::backend::{AnyBackend, Erased, Showing};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::metrics;
@@ -18,7 +18,7 @@ use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
 use crate::trace::recorded::Recorded;
-use crate::trace::select::has_expert_rows;
+use crate::trace::select::{has_expert_rows, stages_in};
 use crate::trace::store::{Run, Trace};
 
 /// Compare two backends stage by stage.
@@ -40,6 +40,9 @@ pub struct Args {
     /// Prompt tokens run at a time
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// Look at these stages of the subject only, such as 'layer_out,logits', as if its kernels were fused between them
+    #[arg(long, value_name = "STAGES")]
+    shows: Option<String>,
     /// A limit that decides for a stage in place of its rounding floor, such as 'expert_down:nmse<=5e-4'; several allowed
     #[arg(long, value_name = "STAGE:METRIC<=VALUE")]
     tol: Vec<String>,
@@ -75,11 +78,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let (mut reference, mut subject) =
         (Side::open(args, &model, &args.reference)?, Side::open(args, &model, &args.subject)?);
-    let mut oracle = match args.no_oracle {
-        true => None,
-        false => Some(Side::open(args, &model, "oracle")?.backend),
-    };
-    if oracle.is_none() && reference.recorded.is_some() {
+    if let Some(text) = &args.shows {
+        subject.backend = Box::new(Showing::new(subject.backend, &stages_in(text)?));
+    }
+    let judged = !args.no_oracle;
+    if judged {
+        // Refuses a type of weight that the oracle does not read before anything runs.
+        Side::open(args, &model, "oracle")?;
+    }
+    if !judged && reference.recorded.is_some() {
         return Err(Error::usage("--no-oracle with a recorded reference: nothing could replay a stage"));
     }
     if args.routing == "reference" && subject.recorded.is_some() {
@@ -117,7 +124,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
     }
     let mut run = |options: &DiffOptions| {
-        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, oracle: oracle.as_mut() };
+        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judged };
         diff(&model, sides, options)
     };
     let mut comparison = run(&options)?;

@@ -99,6 +99,8 @@ pub struct StageResult {
     pub step: usize,
     /// The layer and stage.
     pub site: Site,
+    /// The stages before it that a side does not show, which are judged with it.
+    pub segment: Option<SegmentSummary>,
     /// The weight that it reads, if it reads one.
     pub weight: Option<WeightSummary>,
     /// Of the whole stage, over all calls.
@@ -131,6 +133,28 @@ pub struct StageResult {
     pub share_of_logits_error: Option<f64>,
     /// The tightest `--tol` arguments that would have passed.
     pub smallest_tolerance: Vec<String>,
+}
+
+/// What lies between a stage and the values that a side shows before it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SegmentSummary {
+    /// The stages that are not shown, in order of execution.
+    pub hidden: Vec<Site>,
+    /// Choices of experts within rounding that had to be made otherwise for the side to be right.
+    pub choices: Vec<HiddenChoice>,
+}
+
+/// A router's choice that a side does not show, and that rounding does not decide.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct HiddenChoice {
+    /// The layer.
+    pub layer: u32,
+    /// The position.
+    pub position: usize,
+    /// What the oracle would choose.
+    pub oracle: Vec<u32>,
+    /// What the side seems to have chosen.
+    pub chosen: Vec<u32>,
 }
 
 /// The weight that a stage reads.
@@ -172,6 +196,8 @@ pub enum Measured {
     },
     /// They could not be compared, which is a failure.
     Failed(Mismatch),
+    /// A side does not show them.
+    Hidden,
 }
 
 impl From<Result<Metrics, Mismatch>> for Measured {
@@ -212,7 +238,7 @@ impl Measured {
         match self {
             Measured::Metrics(m) => m.elements,
             Measured::Sets { ids, .. } => *ids,
-            Measured::Failed(_) => 0,
+            Measured::Failed(_) | Measured::Hidden => 0,
         }
     }
 }
@@ -243,6 +269,8 @@ pub enum Verdict {
     Inherits,
     /// Not compared, and why. Never agreement.
     NotCompared(String),
+    /// The subject does not show it: it is judged with the segment that it lies in.
+    Hidden,
 }
 
 impl Verdict {
@@ -256,6 +284,7 @@ impl Verdict {
             Verdict::Differs => "differs",
             Verdict::Inherits => "inherits",
             Verdict::NotCompared(_) => "not_compared",
+            Verdict::Hidden => "hidden",
         }
     }
     /// By the ratios of each side's error to its floor; more than 1 is wrong, and so is NaN.
@@ -283,7 +312,7 @@ impl Verdict {
     }
     /// Whether two sides' values were held against each other.
     pub fn was_compared(&self) -> bool {
-        !matches!(self, Verdict::NotCompared(_))
+        !matches!(self, Verdict::NotCompared(_) | Verdict::Hidden)
     }
 }
 
@@ -297,6 +326,7 @@ impl std::fmt::Display for Verdict {
             Verdict::Differs => "differs",
             Verdict::Inherits => "inherits",
             Verdict::NotCompared(_) => "not compared",
+            Verdict::Hidden => "hidden",
         })
     }
 }
@@ -365,10 +395,14 @@ impl Comparison {
     pub fn visible(&self) -> Option<&StageResult> {
         self.first_visible.and_then(|i| self.stages.get(i))
     }
-    /// Stages compared, and not.
+    /// Stages compared, and not; those that a side hides, which are judged in segments, count as neither.
     pub fn counts(&self) -> (usize, usize) {
         let compared = self.stages.iter().filter(|s| s.verdict.was_compared()).count();
-        (compared, self.stages.len() - compared)
+        (compared, self.stages.len() - compared - self.hidden())
+    }
+    /// Stages that a side does not show.
+    pub fn hidden(&self) -> usize {
+        self.stages.iter().filter(|s| s.verdict == Verdict::Hidden).count()
     }
 }
 
@@ -379,6 +413,7 @@ impl StageResult {
         Self {
             step,
             site,
+            segment: None,
             weight: None,
             shape: shape.to_vec(),
             total,

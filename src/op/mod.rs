@@ -15,7 +15,7 @@ mod weight;
 
 pub use ggml_type::GgmlType;
 pub use operands::{Elements, Operand};
-pub use operation::{Op, OpKind, OpParams, Operation};
+pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp};
 pub use site::{At, Site};
 pub use stage::{Dim, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};

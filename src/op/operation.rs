@@ -1,5 +1,6 @@
 //! Operations, with and without their operands.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub enum Operation<T, W, I> {
 
 /// What a backend runs. `T` is its tensor handle.
 pub type Op<'w, T> = Operation<T, &'w Arc<Weight>, &'w [u32]>;
+
+/// An operation that owns what it reads.
+pub type OwnedOp = Operation<Rc<HostTensor>, Arc<Weight>, Vec<u32>>;
 
 /// An operation's name and scalars.
 pub type OpParams = Operation<(), (), ()>;
@@ -191,6 +195,46 @@ impl<'w, T> Op<'w, T> {
     /// The same operation over other handles: `f` is called once for each operand, in the order of [`Op::inputs`].
     pub fn try_map<'s, U>(&'s self, mut f: impl FnMut(&'s T) -> Result<U>) -> Result<Op<'w, U>> {
         self.try_map_all(|_, tensor| f(tensor), |weight| Ok(*weight), |tokens| Ok(*tokens))
+    }
+}
+
+impl Op<'_, Rc<HostTensor>> {
+    /// The same operation, keeping its operands alive.
+    pub fn keep(&self) -> OwnedOp {
+        self.try_map_all(|_, t| Ok(t.clone()), |w| Ok((*w).clone()), |t| Ok(t.to_vec())).expect("nothing here fails")
+    }
+}
+
+impl OwnedOp {
+    /// The operation to run.
+    pub fn borrow(&self) -> Op<'_, &HostTensor> {
+        self.try_map_all(|_, t| Ok(&**t), Ok, |t| Ok(&t[..])).expect("nothing here fails")
+    }
+
+    /// The operation to run, sharing its operands.
+    pub fn share(&self) -> Op<'_, Rc<HostTensor>> {
+        self.try_map_all(|_, t| Ok(t.clone()), Ok, |t| Ok(&t[..])).expect("nothing here fails")
+    }
+
+    /// The same operation over other tensors: `other` is called once for each operand, in the order of [`Op::inputs`].
+    pub fn with_operands(&self, mut other: impl FnMut(&Rc<HostTensor>) -> Rc<HostTensor>) -> Self {
+        self.try_map_all(|_, t| Ok(other(t)), |w| Ok(w.clone()), |t| Ok(t.clone())).expect("nothing here fails")
+    }
+
+    /// The weight that the operation reads, if it reads one.
+    pub fn weight_ref(&self) -> Option<&Arc<Weight>> {
+        self.borrow().weight()
+    }
+
+    /// The same, to be exchanged.
+    pub fn weight_mut(&mut self) -> Option<&mut Arc<Weight>> {
+        match self {
+            Operation::Embed { table: weight, .. }
+            | Operation::RmsNorm { weight, .. }
+            | Operation::MatMul { weight, .. }
+            | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            _ => None,
+        }
     }
 }
 

@@ -65,6 +65,7 @@ pub fn measured(m: &Measured) -> String {
         Measured::Sets { flips: 1, .. } => "1 flip".into(),
         Measured::Sets { flips, .. } => format!("{flips} flips"),
         Measured::Failed(m) => mismatch_kind(m).into(),
+        Measured::Hidden => "-".into(),
     }
 }
 

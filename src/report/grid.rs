@@ -11,6 +11,8 @@ use crate::op::{STAGES, Scope};
 pub enum Cell {
     /// The layer has no such stage.
     Absent,
+    /// A side does not show it: it is judged with the next stage that is shown.
+    Hidden,
     Fine,
     NotCompared,
     Inherits,
@@ -27,6 +29,7 @@ impl Cell {
         };
         match &s.verdict {
             Verdict::NotCompared(_) => Cell::NotCompared,
+            Verdict::Hidden => Cell::Hidden,
             _ if non_finite(&s.total) || s.injected.as_ref().is_some_and(non_finite) => Cell::NonFinite,
             Verdict::Differs if s.injected.is_none() => Cell::Differs,
             v if v.is_fault() => Cell::Injects,
@@ -38,6 +41,7 @@ impl Cell {
     pub fn symbol(self) -> char {
         match self {
             Cell::Absent => ' ',
+            Cell::Hidden => '~',
             Cell::Fine => '·',
             Cell::NotCompared => '-',
             Cell::Inherits => '▒',
@@ -49,6 +53,7 @@ impl Cell {
     pub fn meaning(self) -> &'static str {
         match self {
             Cell::Absent => "no such stage",
+            Cell::Hidden => "not shown, judged with what is",
             Cell::Fine => "fine",
             Cell::NotCompared => "not compared",
             Cell::Inherits => "inherits",

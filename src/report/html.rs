@@ -37,7 +37,7 @@ pub fn render(c: &Comparison) -> String {
 fn class(cell: Cell) -> &'static str {
     match cell {
         Cell::Absent | Cell::Fine => "fine",
-        Cell::NotCompared => "not",
+        Cell::Hidden | Cell::NotCompared => "not",
         Cell::Inherits => "inherits",
         Cell::Differs | Cell::Injects | Cell::NonFinite => "injects",
     }

@@ -312,6 +312,7 @@ impl<'a> From<&'a Measured> for MeasuredDocument<'a> {
                 sets: Some(Sets { overlap, exact_set_rate, flips, unexplained }),
                 ..Self::default()
             },
+            Measured::Hidden => Self::default(),
             Measured::Failed(m) => Self { non_finite: m.into(), mismatch: Some(m.into()), ..Self::default() },
         }
     }

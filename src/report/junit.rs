@@ -80,6 +80,7 @@ fn stage(s: &StageResult) -> Case {
         None => format!("own error {own}; total {total}"),
     };
     let status = match &s.verdict {
+        Verdict::Hidden => Status::Skipped("not shown: judged with the next stage that is".into()),
         Verdict::NotCompared(why) => Status::Skipped(format!("not compared: {why}")),
         Verdict::Inherits => Status::Skipped(format!("inherits: {numbers}")),
         v if v.is_fault() => {

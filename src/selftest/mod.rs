@@ -21,7 +21,6 @@ use std::rc::Rc;
 
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use crate::backend::oracle::OracleBackend;
 use crate::backend::{AnyBackend, Backend, Erased};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::Comparison;
@@ -100,7 +99,6 @@ struct Backends {
     reference: Shared,
     cpu: Option<Shared>,
     gpu: Option<Shared>,
-    oracle: AnyBackend,
     adapter: AdapterSelector,
 }
 
@@ -113,7 +111,6 @@ impl Backends {
             gpu: needed(FaultySide::Gpu)
                 .then(|| GpuBackend::new(adapter, GpuOptions::default()).map(shared))
                 .transpose()?,
-            oracle: Box::new(Erased(OracleBackend::new())),
             adapter: adapter.clone(),
         })
     }
@@ -138,7 +135,7 @@ impl Backends {
         let mut reference: AnyBackend = Box::new(Faulty::new(self.reference.clone(), of_reference));
         let mut faulty: AnyBackend = Box::new(Faulty::new(self.subject(subject).clone(), of_subject));
         let options = DiffOptions { decode, shares: false, ..DiffOptions::new(test_model.tokens.clone()) };
-        let sides = Sides { reference: &mut reference, subject: &mut faulty, oracle: Some(&mut self.oracle) };
+        let sides = Sides { reference: &mut reference, subject: &mut faulty, judged: true };
         diff(&test_model.model, sides, &options)
     }
 

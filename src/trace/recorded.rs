@@ -2,16 +2,17 @@
 //!
 //! - [`Recorded`] is a backend that computes nothing: it answers each operation with what the trace has for that stage at
 //!   those positions, so a comparison with a recording is the same code as one between two backends.
-//! - It refuses before the run what it could not answer during it: a stage, a position or an expert that was not saved.
+//! - It shows what was saved, of all stages or some, at all positions or some ([`Backend::shown`]); what lies between is judged as
+//!   segments. It refuses before the run what it could not answer during it: another model, shapes that do not fit.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Ticket};
+use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Shown, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{At, HostTensor, Op, OpKind, STAGES, Scope, Site, Weight};
-use crate::trace::store::{Trace, op_name};
+use crate::op::{At, Data, Dim, Elements, HostTensor, Op, OpKind, Operand, STAGES, Scope, Site, Stage, Weight};
+use crate::trace::store::{Stored, Trace, op_name};
 
 /// A trace directory that answers like a backend.
 pub struct Recorded {
@@ -20,55 +21,121 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// A recording of a whole run of `model`: every stage, position and expert.
+    /// A recording of a run of `model`: of every stage, or of some stages and positions.
     ///
     /// # Errors
-    /// A trace of another model, or one that lacks a stage, positions or experts.
+    /// A trace of another model, one of no stage of it, one of the rows of some experts only, or one that does not say its tokens.
     pub fn new(trace: Trace, model: &Model) -> Result<Self> {
         let dir = trace.dir().display().to_string();
-        let of = &trace.manifest().run.model;
+        let run = &trace.manifest().run;
         let ours = model.gguf.fingerprint();
-        if !of.fingerprint.is_empty() && of.fingerprint != ours {
+        if !run.model.fingerprint.is_empty() && run.model.fingerprint != ours {
             return Err(Error::input(format!(
                 "{dir}: a trace of {} ({}…), not of {} ({}…)",
-                of.name,
-                &of.fingerprint[..of.fingerprint.len().min(12)],
+                run.model.name,
+                &run.model.fingerprint[..run.model.fingerprint.len().min(12)],
                 model.config.name,
                 &ours[..12]
             )));
         }
-        let positions = trace.manifest().run.tokens.len();
-        let mut lacking = Vec::new();
-        for site in sites(model) {
-            match trace.stored(site) {
-                None => lacking.push(site.key()),
-                Some(s) if s.limited => lacking.push(format!("{} (saved for some experts only)", site.key())),
-                Some(s) if s.positions.count() != positions => {
-                    lacking.push(format!("{} (saved at positions {} of {positions})", site.key(), s.positions));
-                }
-                Some(_) => {}
-            }
-        }
-        if !lacking.is_empty() {
-            let shown = lacking.len().min(4);
-            let more = lacking.len() - shown;
+        if run.tokens.is_empty() {
             return Err(Error::input(format!(
-                "{dir}: a side of a comparison needs every stage (`trace --save all`); {}{} not there",
-                lacking[..shown].join(", "),
-                if more > 0 { format!(" and {more} more are") } else { " is".into() }
+                "{dir}: does not say which tokens were run; a side of a comparison needs them (`import` with --tokens)"
             )));
+        }
+        let sites = sites(model);
+        if !trace.tensors().any(|(site, _)| sites.contains(&site)) {
+            return Err(Error::input(format!("{dir}: has the values of no stage of {}", model.config.name)));
+        }
+        for (site, stored) in trace.tensors() {
+            if stored.limited {
+                return Err(Error::input(format!(
+                    "{dir}: {} was saved for some experts only; a side of a comparison shows the rows of all experts or none",
+                    site.key()
+                )));
+            }
+            if !sites.contains(&site) {
+                return Err(Error::input(format!("{dir}: {}: {} has no such stage", site.key(), model.config.name)));
+            }
+            let expected = width(site.stage, model, run.tokens.len());
+            let axis = site.stage.position_axis();
+            let found = stored.shape.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, n)| *n);
+            if !found.clone().eq(expected.iter().copied()) {
+                return Err(Error::input(format!(
+                    "{dir}: {} has {:?} values for each position where {} has {expected:?}",
+                    site.key(),
+                    found.collect::<Vec<_>>(),
+                    model.config.name
+                )));
+            }
         }
         Ok(Self { trace, tickets: HostTickets::default() })
     }
 
-    /// The stage's values in a call of `rows` positions.
-    fn recorded(&self, At { site, start }: At, rows: usize) -> Result<HostTensor> {
+    /// How many of the model's stages it shows, at all positions or some, and how many there are.
+    pub fn coverage(&self, model: &Model) -> (usize, usize) {
+        let sites = sites(model);
+        (sites.iter().filter(|site| self.trace.stored(**site).is_some()).count(), sites.len())
+    }
+
+    /// The stage's values in a call of `rows` positions; zeros at positions that it does not show.
+    fn recorded(&self, At { site, start }: At, rows: usize, stored: &Stored) -> Result<HostTensor> {
         let whole = self
             .trace
             .tensor(site)?
             .ok_or_else(|| Error::input(format!("{}: {} is not there", self.trace.dir().display(), site.key())))?;
-        Ok(positions(&whole, site, start, start + rows))
+        let axis = site.stage.position_axis();
+        let (heads, have) = (whole.shape[..axis].iter().product::<usize>(), whole.shape[axis]);
+        let cols = whole.len() / (heads * have).max(1);
+        let mut shape = whole.shape.clone();
+        shape[axis] = rows;
+        let mut kept = cols;
+        if site.stage.is_attention_matrix() {
+            kept = (start + rows).min(cols);
+            shape[2] = kept;
+        }
+        let all = stored.positions.count() == self.trace.manifest().run.tokens.len();
+        let place = |position: usize| match all {
+            true => Some(position),
+            false => stored.positions.iter().position(|p| p == position),
+        };
+        let places: Vec<Option<usize>> = (start..start + rows).map(place).collect();
+        // A row that is not there is any row's values for now, and zeros below.
+        let row = |h: usize, place: &Option<usize>| (h * have + place.unwrap_or(0)) * cols;
+        let places = &places;
+        let mut values = whole.gather(shape, kept, (0..heads).flat_map(|h| places.iter().map(move |p| row(h, p))));
+        for (t, place) in places.iter().enumerate().filter(|(_, place)| place.is_none()) {
+            debug_assert!(place.is_none());
+            for h in 0..heads {
+                let at = (h * rows + t) * kept..(h * rows + t + 1) * kept;
+                match &mut values.data {
+                    Data::F32(v) => v[at].fill(0.0),
+                    Data::F64(v) => v[at].fill(0.0),
+                    Data::U32(v) => v[at].fill(0),
+                }
+            }
+        }
+        Ok(values)
     }
+}
+
+/// The lengths of a stage's axes besides that of its positions, in a run of `tokens` positions.
+fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
+    let c = &model.config;
+    let moe = c.moe.as_ref();
+    let length = |dim: &Dim| match dim {
+        Dim::T => None,
+        Dim::S => Some(tokens),
+        Dim::H => Some(c.hidden),
+        Dim::Heads => Some(c.heads),
+        Dim::Q => Some(c.q_width()),
+        Dim::Kv => Some(c.kv_width()),
+        Dim::E => moe.map(|m| m.experts),
+        Dim::K => moe.map(|m| m.used),
+        Dim::F => Some(moe.map_or(c.ffn, |m| m.ffn)),
+        Dim::V => Some(c.vocab),
+    };
+    stage.info().shape.iter().filter_map(length).collect()
 }
 
 /// Every stage of `model`, in order of execution.
@@ -85,23 +152,15 @@ pub fn sites(model: &Model) -> Vec<Site> {
     sites
 }
 
-/// Positions from..to of a stage's values; of attention matrices [heads, T, S] also the first `to` keys.
-fn positions(whole: &HostTensor, site: Site, from: usize, to: usize) -> HostTensor {
-    let axis = site.stage.position_axis();
-    let (heads, rows) = (whole.shape[..axis].iter().product::<usize>(), whole.shape[axis]);
-    let cols = whole.len() / (heads * rows).max(1);
-    let mut shape = whole.shape.clone();
-    shape[axis] = to - from;
-    let mut kept = cols;
-    if site.stage.is_attention_matrix() {
-        kept = to.min(cols);
-        shape[2] = kept;
-    }
-    whole.gather(shape, kept, (0..heads).flat_map(|h| (from..to).map(move |t| (h * rows + t) * cols)))
+/// A value of the recording, or what is known of one that it does not show.
+pub struct Answer {
+    shape: Vec<usize>,
+    is_ids: bool,
+    values: Option<HostTensor>,
 }
 
 impl Backend for Recorded {
-    type Tensor = Rc<HostTensor>;
+    type Tensor = Rc<Answer>;
 
     fn info(&self) -> BackendInfo {
         self.trace.manifest().run.backend.clone()
@@ -118,21 +177,32 @@ impl Backend for Recorded {
     fn prepare(&mut self, _: &[Arc<Weight>], _: &mut dyn FnMut(u64)) -> Result<()> {
         Ok(())
     }
-    fn alloc(&mut self, shape: &[usize]) -> Result<Rc<HostTensor>> {
-        Ok(Rc::new(HostTensor::f32(shape, vec![0.0; shape.iter().product()])))
+    fn shown(&self, At { site, start }: At, rows: usize) -> Shown {
+        let Some(stored) = self.trace.stored(site) else { return Shown::Nothing };
+        let flags: Vec<bool> = (start..start + rows).map(|position| stored.positions.contains(position)).collect();
+        match (flags.iter().all(|shown| *shown), flags.iter().any(|shown| *shown)) {
+            (true, _) => Shown::All,
+            (false, true) => Shown::Rows(flags),
+            (false, false) => Shown::Nothing,
+        }
     }
-    fn upload(&mut self, values: &HostTensor) -> Result<Rc<HostTensor>> {
-        Ok(Rc::new(values.clone()))
+    fn alloc(&mut self, shape: &[usize]) -> Result<Rc<Answer>> {
+        Ok(Rc::new(Answer { shape: shape.to_vec(), is_ids: false, values: None }))
     }
-    fn shape(&self, tensor: &Rc<HostTensor>) -> Vec<usize> {
+    fn upload(&mut self, values: &HostTensor) -> Result<Rc<Answer>> {
+        Ok(Rc::new(Answer { shape: values.shape.clone(), is_ids: values.dtype() == "u32", values: Some(values.clone()) }))
+    }
+    fn shape(&self, tensor: &Rc<Answer>) -> Vec<usize> {
         tensor.shape.clone()
     }
 
-    fn run(&mut self, at: At, op: &Op<'_, Rc<HostTensor>>) -> Result<Rc<HostTensor>> {
-        let rows = match op {
+    fn run(&mut self, at: At, op: &Op<'_, Rc<Answer>>) -> Result<Rc<Answer>> {
+        match op {
             Op::Store { cache, .. } => return Ok(cache.clone()),
             Op::Rows { x, start, rows } => {
-                return Ok(Rc::new(x.take(0, &Vec::from_iter(*start..start + rows))));
+                let values = x.values.as_ref().map(|x| x.take(0, &Vec::from_iter(*start..start + rows)));
+                let shape = [&[*rows], &x.shape[1..]].concat();
+                return Ok(Rc::new(Answer { shape, is_ids: x.is_ids, values }));
             }
             Op::Embed { tokens, .. } => {
                 let recorded = self.trace.manifest().run.tokens.get(at.start..at.start + tokens.len());
@@ -144,17 +214,22 @@ impl Backend for Recorded {
                         at.start + tokens.len() - 1
                     )));
                 }
-                tokens.len()
             }
-            // [heads, T, S]
-            Op::AttnProbs { scores: x, .. } | Op::AttnContext { probs: x, .. } => x.shape[1],
-            // [T, …]
-            _ => op.inputs()[0].shape[0],
+            _ => {}
+        }
+        let elements = |t: &Answer| if t.is_ids { Elements::Ids(None) } else { Elements::Numbers };
+        let shape = op.check(at.site, |t| Operand { shape: &t.shape, elements: elements(t) })?;
+        let rows = shape[at.site.stage.position_axis()];
+        let values = match self.trace.stored(at.site) {
+            Some(stored) if self.shown(at, rows) != Shown::Nothing => Some(self.recorded(at, rows, stored)?),
+            _ => None,
         };
-        self.recorded(at, rows).map(Rc::new)
+        let is_ids = at.site.stage.is_ids();
+        Ok(Rc::new(Answer { shape: values.as_ref().map_or(shape, |v| v.shape.clone()), values, is_ids }))
     }
-    fn fetch(&mut self, tensor: &Rc<HostTensor>) -> Result<Ticket> {
-        let values = (**tensor).clone();
+    fn fetch(&mut self, tensor: &Rc<Answer>) -> Result<Ticket> {
+        let values = tensor.values.clone();
+        let values = values.ok_or_else(|| Error::usage("a value that a recording does not show was asked for"))?;
         Ok(self.tickets.put(values))
     }
     fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {

@@ -242,6 +242,24 @@ impl Word {
     }
 }
 
+/// The stages that a list such as `layer_out,router*` names, in order of execution.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown stage, with the nearest names, and for a stage of one layer only.
+pub fn stages_in(list: &str) -> Result<Vec<Stage>> {
+    let mut stages = Vec::new();
+    for word in list.split(',') {
+        let word = Word::parse(word.trim())?;
+        if word.layer.is_some() {
+            return Err(Error::usage(format!("{}: a stage of every layer is expected, without a number", word.text)));
+        }
+        stages.extend(word.stages);
+    }
+    stages.sort();
+    stages.dedup();
+    Ok(stages)
+}
+
 /// The stages that `word` names: its own name, else an alias, else a glob over own names, else a glob over aliases.
 pub fn stages_named(word: &str) -> Vec<Stage> {
     let matching = |test: &dyn Fn(&StageInfo) -> bool| -> Vec<Stage> {

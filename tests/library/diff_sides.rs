@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use twinscope::Result;
 use twinscope::backend::cpu::{CpuBackend, Level};
-use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Erased, Need, Ticket};
 use twinscope::diff::outcome::{Comparison, StageResult, Verdict};
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
@@ -75,10 +74,9 @@ fn faulty(site: Site, change: Change) -> AnyBackend {
 /// The demo model's five tokens, options changed by `set`.
 fn compare(mut reference: AnyBackend, mut subject: AnyBackend, set: fn(&mut DiffOptions)) -> Comparison {
     let model = Model::open(None).unwrap();
-    let mut oracle: AnyBackend = Box::new(Erased(OracleBackend::new()));
     let mut options = DiffOptions::new(vec![414, 20, 7, 1000, 33]);
     set(&mut options);
-    let sides = Sides { reference: &mut reference, subject: &mut subject, oracle: Some(&mut oracle) };
+    let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
     diff(&model, sides, &options).unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! Runs a comparison: two opened backends, the oracle, a prompt, and some decode steps.
 
-use crate::backend::{AnyBackend, Backend};
+use crate::backend::{AnyBackend, Backend, Shown};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, ComparisonKind, ModelSummary, SideSummary};
@@ -9,7 +9,8 @@ use crate::diff::run::share;
 use crate::diff::run::verdicts::{ComparisonBuilder, Contracts};
 use crate::error::Result;
 use crate::model::{Calls, LogitRows, Model, Runner};
-use crate::op::OpKind;
+use crate::op::{At, OpKind};
+use crate::trace::recorded::sites;
 
 /// Prompt tokens that are run at a time unless told otherwise.
 pub const CHUNK: usize = 512;
@@ -20,8 +21,8 @@ pub struct Sides<'a> {
     pub reference: &'a mut AnyBackend,
     /// The side that is asked about.
     pub subject: &'a mut AnyBackend,
-    /// The float64 oracle; without it stages are held against nmse thresholds.
-    pub oracle: Option<&'a mut AnyBackend>,
+    /// Whether the float64 oracle judges both; without it stages are held against nmse thresholds.
+    pub judged: bool,
 }
 
 /// What to run, and how to judge it.
@@ -71,7 +72,7 @@ impl DiffOptions {
 pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
     let DiffOptions { tokens: prompt, chunk, decode, forced, .. } = options;
     let calls = Calls { prompt, chunk: *chunk, decode: *decode, forced };
-    let Sides { reference, subject, oracle } = sides;
+    let Sides { reference, subject, judged } = sides;
     let mut comparison = Comparison {
         kind: ComparisonKind::Diff,
         model: summary(model),
@@ -80,7 +81,7 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
         decode: options.decode,
         reference: SideSummary { info: reference.info(), trace: None },
         subject: SideSummary { info: subject.info(), trace: None },
-        judge: oracle.as_ref().map(|o| o.info().backend),
+        judge: judged.then(|| "oracle".to_string()),
         stages: Vec::new(),
         first_fault: None,
         first_visible: None,
@@ -89,14 +90,15 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
         notes: notes(reference, subject),
         next: None,
     };
-    let (of_reference, of_subject) = (Contracts::of(reference), Contracts::of(subject));
-    let mut builder = ComparisonBuilder::new(model, of_reference, of_subject, options.tolerances.clone(), prompt);
+    let contracts = [Contracts::of(reference), Contracts::of(subject)];
+    let partial = [&*reference, &*subject].map(|side| hides(side, model, prompt.len() + decode));
+    let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
     if options.shares {
         builder.keep_injections(share::MOST_BYTES);
     }
     let lockstep_options =
         LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
-    let mut lockstep = Lockstep::new(&mut *reference, subject, oracle, lockstep_options, &mut builder);
+    let mut lockstep = Lockstep::new(&mut *reference, subject, judged.then_some(&contracts), lockstep_options, &mut builder);
     let mut runner = Runner::new(&mut lockstep, model, calls, LogitRows::All)?;
     while runner.step(&mut lockstep)? {}
     let done = runner.decoded();
@@ -119,6 +121,11 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
     }
     comparison.conclude();
     Ok(comparison)
+}
+
+/// Whether a side hides some value of a run of `positions` positions.
+fn hides(side: &AnyBackend, model: &Model, positions: usize) -> bool {
+    sites(model).into_iter().any(|site| side.shown(At::new(site, 0), positions) != Shown::All)
 }
 
 /// What a comparison says of `model`.

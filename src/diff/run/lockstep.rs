@@ -5,6 +5,8 @@
 //! - For a stage with reference c, subject g and inputs x_c, x_g it computes c(x_c) and g(x_g), the reference's replay
 //!   c(x_g) on the subject's own inputs, and, with the oracle, its o(x_c) and o(x_g). From these five follow the
 //!   total error g(x_g) − c(x_c), the injected g(x_g) − c(x_g), the propagated c(x_g) − c(x_c), and which side is wrong.
+//! - A value that a side does not show is the oracle's, with what is not known of it carried by draws ([`super::segment`]): the side's
+//!   next shown value is then held against the whole segment.
 //! - The KV cache that a replay reads is filled from the subject's *stage outputs* (k_rope, v_proj), not from the subject's
 //!   cache: an entry that the subject stores wrongly is then its own error at the next stage that reads it.
 //! - Expert ids that name no expert of the layer would end the run at the next stage, and with it the report of the fault. A side
@@ -15,8 +17,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
-use crate::error::Result;
+use super::segment::{self, Draws};
+use super::verdicts::Contracts;
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Shown, Ticket};
+use crate::error::{Error, Result};
+use crate::formula::floor::floor_of;
 use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
 
 /// One value of the model, as each party has it.
@@ -27,10 +32,23 @@ pub struct Lane {
     subject: AnyTensor,
     /// The subject's value, uploaded to the reference: an operand for replays.
     replay: AnyTensor,
-    /// Both sides' values on the oracle: the reference's, the subject's.
-    oracle: Option<[AnyTensor; 2]>,
     /// Both sides' values on the host: the reference's, the subject's. Behind a cell because a KV cache is written in place.
     host: RefCell<[Rc<HostTensor>; 2]>,
+    /// What is not known of each side's value; `None` where it is shown.
+    draws: RefCell<[Option<Draws>; 2]>,
+}
+
+/// The oracle on one side's inputs.
+#[derive(Clone)]
+pub struct OracleResult {
+    /// o(x), operands rounded as the side's contract says.
+    pub value: Rc<HostTensor>,
+    /// How far each element may be off because inputs are not shown; `None` where all are.
+    pub carried: Option<Rc<Vec<f64>>>,
+    /// The floor of the operation itself, where the side does not show the result.
+    pub floor: Rc<Vec<f64>>,
+    /// Expert ids that rounding could have led to instead: the row, and its ids.
+    pub alternatives: Vec<(usize, Vec<u32>)>,
 }
 
 /// Everything that is known about one stage of one call.
@@ -40,14 +58,16 @@ pub struct Observation<'a> {
     /// The operation on the reference's own inputs, and on the subject's own inputs.
     pub op_reference: Op<'a, Rc<HostTensor>>,
     pub op_subject: Op<'a, Rc<HostTensor>>,
-    /// c(x_c)
+    /// How much each side shows of the result.
+    pub shown: [Shown; 2],
+    /// c(x_c), and o(x_c) where it is not shown.
     pub reference: Rc<HostTensor>,
-    /// g(x_g)
+    /// g(x_g), and o(x_g) where it is not shown.
     pub subject: Rc<HostTensor>,
     /// c(x_g); the oracle's o(x_g) where the reference cannot replay.
     pub replayed: Rc<HostTensor>,
     /// o(x_c) and o(x_g).
-    pub exact: Option<[Rc<HostTensor>; 2]>,
+    pub exact: Option<[OracleResult; 2]>,
     /// What the rest of the run computes with, the reference and the subject: their results, unless expert ids were put in
     /// the place of theirs.
     pub next: [Rc<HostTensor>; 2],
@@ -71,62 +91,119 @@ pub struct LockstepOptions {
 pub struct Lockstep<'s> {
     reference: &'s mut AnyBackend,
     subject: &'s mut AnyBackend,
-    oracle: Option<&'s mut AnyBackend>,
+    /// The contracts of both sides, where the oracle takes part.
+    judged_by: Option<&'s [Contracts; 2]>,
     options: LockstepOptions,
     observer: &'s mut dyn PairObserver,
     tickets: HostTickets,
 }
 
 impl<'s> Lockstep<'s> {
+    /// `judged_by` are the contracts that the oracle holds the reference and the subject to; `None` leaves it out.
+    ///
     /// # Panics
     /// If the reference is recorded and there is no oracle to replay in its place.
     pub fn new(
         reference: &'s mut AnyBackend,
         subject: &'s mut AnyBackend,
-        oracle: Option<&'s mut AnyBackend>,
+        judged_by: Option<&'s [Contracts; 2]>,
         options: LockstepOptions,
         observer: &'s mut dyn PairObserver,
     ) -> Self {
-        assert!(oracle.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
-        Self { reference, subject, oracle, options, observer, tickets: HostTickets::default() }
+        assert!(judged_by.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
+        Self { reference, subject, judged_by, options, observer, tickets: HostTickets::default() }
     }
 
     /// A lane from values that both sides have on the host.
-    fn lane(&mut self, reference: AnyTensor, subject: AnyTensor, host: [Rc<HostTensor>; 2]) -> Result<Rc<Lane>> {
+    fn lane(
+        &mut self,
+        reference: AnyTensor,
+        subject: AnyTensor,
+        host: [Rc<HostTensor>; 2],
+        draws: [Option<Draws>; 2],
+    ) -> Result<Rc<Lane>> {
         let replay = self.reference.upload(&host[1])?;
-        let oracle = match &mut self.oracle {
-            Some(o) => Some([o.upload(&host[0])?, o.upload(&host[1])?]),
-            None => None,
-        };
-        Ok(Rc::new(Lane { reference, subject, replay, oracle, host: RefCell::new(host) }))
+        Ok(Rc::new(Lane { reference, subject, replay, host: RefCell::new(host), draws: RefCell::new(draws) }))
+    }
+
+    /// The oracle on the inputs of side `i`, and the draws of a result that is hidden.
+    fn oracle(
+        &self,
+        i: usize,
+        at: At,
+        op: &Op<'_, Rc<Lane>>,
+        shown: &Shown,
+    ) -> Result<Option<(OracleResult, Option<Draws>)>> {
+        let Some(contracts) = self.judged_by else { return Ok(None) };
+        let contract = contracts[i].get(op.kind());
+        let host = op.try_map(|l| Ok(l.host.borrow()[i].clone()))?;
+        let of_operands: Vec<Option<Draws>> = op.inputs().iter().map(|l| l.draws.borrow()[i].clone()).collect();
+        let by_reference = host.try_map(|t| Ok(&**t))?;
+        let value = Rc::new(segment::exact(&by_reference, contract)?);
+        let drawn = segment::drawn(&host, &of_operands, contract)?;
+        let mut result =
+            OracleResult { value: value.clone(), carried: None, floor: Rc::default(), alternatives: Vec::new() };
+        if at.site.stage.is_ids() {
+            // The choice is held while the rest is drawn; what else it could have been is tried where it matters.
+            if let Some(drawn) = drawn.filter(|_| *shown != Shown::All) {
+                result.alternatives = segment::alternatives(&value, &drawn);
+                result.alternatives.retain(|(row, _)| !shown.row(*row));
+            }
+            return Ok(Some((result, None)));
+        }
+        result.carried = drawn.as_ref().map(|drawn| Rc::new(segment::carried(&value, drawn)));
+        if *shown == Shown::All {
+            return Ok(Some((result, None)));
+        }
+        result.floor = Rc::new(floor_of(&by_reference, contract, &value)?);
+        let draws = segment::disturbed(at, &value, drawn, &result.floor, shown);
+        Ok(Some((result, Some(draws))))
     }
 
     /// An operation that makes a stage: all five runs, observed.
     fn stage(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        let stage = at.site.stage;
+        let host = |i: usize| op.try_map(|l| Ok(l.host.borrow()[i].clone()));
+        let rows = host(1)?.check(at.site, |t| t.operand())?[stage.position_axis()];
+        let shown = [self.reference.shown(at, rows), self.subject.shown(at, rows)];
+        if self.judged_by.is_none() && shown.iter().any(|shown| *shown != Shown::All) {
+            return Err(Error::usage(format!(
+                "{}: one of the sides does not show all of it, and without the oracle nothing can stand in for what it hides",
+                at.site
+            )));
+        }
         // The subject goes first: a GPU works on it while the CPU does the reference's share.
         let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
-        let ticket = self.subject.fetch(&subject)?;
+        let ticket = match shown[1] {
+            Shown::Nothing => None,
+            _ => Some(self.subject.fetch(&subject)?),
+        };
         let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
-        let exact = match &mut self.oracle {
-            None => None,
-            Some(oracle) => {
-                let mut side = |i: usize| {
-                    let op = op.try_map(|l| Ok(l.oracle.as_ref().expect("every lane has the oracle's")[i].clone()))?;
-                    let value = oracle.run(at, &op)?;
-                    Ok(Rc::new(oracle.read(&value)?))
-                };
-                Some([side(0)?, side(1)?])
-            }
+        let oracle = match (self.oracle(0, at, op, &shown[0])?, self.oracle(1, at, op, &shown[1])?) {
+            (Some(reference), Some(subject)) => Some([reference, subject]),
+            _ => None,
         };
         let replayed = if self.options.reference_is_recorded {
-            exact.as_ref().expect("checked when made")[1].clone()
+            oracle.as_ref().expect("checked when made")[1].0.value.clone()
         } else {
             let value = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
             Rc::new(self.reference.read(&value)?)
         };
-        let host_reference = Rc::new(self.reference.read(&reference)?);
-        let host_subject = Rc::new(self.subject.take(ticket)?);
-        let results = [host_reference.clone(), host_subject.clone()];
+        let read_reference = match shown[0] {
+            Shown::Nothing => None,
+            _ => Some(self.reference.read(&reference)?),
+        };
+        let read_subject = ticket.map(|ticket| self.subject.take(ticket)).transpose()?;
+        let (exact, draws) = match oracle {
+            Some([(c, c_draws), (g, g_draws)]) => (Some([c, g]), [c_draws, g_draws]),
+            None => (None, [None, None]),
+        };
+        let side = |i: usize, read: Option<HostTensor>| match (&exact, read) {
+            (Some(exact), read) => segment::mixed(stage, &shown[i], read, &exact[i].value),
+            (None, read) => Rc::new(read.expect("without the oracle everything is shown")),
+        };
+        let results = [side(0, read_reference), side(1, read_subject)];
+        let [host_reference, host_subject] = results.clone();
         let next = match op {
             Op::RouterTopK { probs, .. } => self.chosen(probs.host.borrow()[0].cols(), &results),
             _ => results,
@@ -134,8 +211,9 @@ impl<'s> Lockstep<'s> {
 
         self.observer.observe(Observation {
             at,
-            op_reference: op.try_map(|l| Ok(l.host.borrow()[0].clone()))?,
-            op_subject: op.try_map(|l| Ok(l.host.borrow()[1].clone()))?,
+            op_reference: host(0)?,
+            op_subject: host(1)?,
+            shown,
             reference: host_reference.clone(),
             subject: host_subject.clone(),
             replayed,
@@ -150,7 +228,7 @@ impl<'s> Lockstep<'s> {
         if !Rc::ptr_eq(&next[1], &host_subject) {
             subject = self.subject.upload(&next[1])?;
         }
-        self.lane(reference, subject, next)
+        self.lane(reference, subject, next, draws)
     }
 
     /// The expert ids that each side goes on with, of what both chose among `experts`.
@@ -171,27 +249,27 @@ impl<'s> Lockstep<'s> {
         let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
         let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
         let replay = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
-        let oracle = match &mut self.oracle {
-            None => None,
-            Some(oracle) => {
-                let mut side = |i: usize| {
-                    let op = op.try_map(|l| Ok(l.oracle.as_ref().expect("every lane has the oracle's")[i].clone()))?;
-                    oracle.run(at, &op)
-                };
-                Some([side(0)?, side(1)?])
-            }
-        };
         match op {
             Op::Store { cache, x, start } => {
-                let mut cached = cache.host.borrow_mut();
-                for (cached, x) in cached.iter_mut().zip(x.host.borrow().iter()) {
-                    write_rows(Rc::make_mut(cached), x, *start);
+                let (mut cached, mut cached_draws) = (cache.host.borrow_mut(), cache.draws.borrow_mut());
+                let (x, x_draws) = (x.host.borrow(), x.draws.borrow());
+                for i in 0..2 {
+                    if let (None, Some(_)) = (&cached_draws[i], &x_draws[i]) {
+                        cached_draws[i] = Some(Rc::new(vec![(*cached[i]).clone(); segment::DRAWS]));
+                    }
+                    for (n, draw) in cached_draws[i].as_mut().map(Rc::make_mut).into_iter().flatten().enumerate() {
+                        write_rows(draw, x_draws[i].as_ref().map_or(&*x[i], |draws| &draws[n]), *start);
+                    }
+                    write_rows(Rc::make_mut(&mut cached[i]), &x[i], *start);
                 }
                 Ok(cache.clone())
             }
             Op::Rows { x, start, rows } => {
-                let host = x.host.borrow().clone().map(|h| Rc::new(h.take(0, &Vec::from_iter(*start..start + rows))));
-                Ok(Rc::new(Lane { reference, subject, replay, oracle, host: RefCell::new(host) }))
+                let taken = |t: &HostTensor| t.take(0, &Vec::from_iter(*start..start + rows));
+                let host = x.host.borrow().clone().map(|h| Rc::new(taken(&h)));
+                let draws = x.draws.borrow().clone().map(|d| d.map(|d| Rc::new(d.iter().map(taken).collect())));
+                let (host, draws) = (RefCell::new(host), RefCell::new(draws));
+                Ok(Rc::new(Lane { reference, subject, replay, host, draws }))
             }
             _ => unreachable!("every other operation makes a stage"),
         }
@@ -228,36 +306,26 @@ impl Backend for Lockstep<'_> {
         self.subject.contract(op)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
-        let oracle = self.oracle.as_ref().map(|o| o.unsupported(needs));
-        let sides = [self.reference.unsupported(needs), self.subject.unsupported(needs)];
-        sides.into_iter().chain(oracle).flatten().collect()
+        [self.reference.unsupported(needs), self.subject.unsupported(needs)].concat()
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.reference.prepare(weights, &mut |_| ())?;
-        self.subject.prepare(weights, progress)?;
-        match &mut self.oracle {
-            Some(oracle) => oracle.prepare(weights, &mut |_| ()),
-            None => Ok(()),
-        }
+        self.subject.prepare(weights, progress)
     }
     fn alloc(&mut self, shape: &[usize]) -> Result<Rc<Lane>> {
         let zeros = Rc::new(HostTensor::f32(shape, vec![0.0; shape.iter().product()]));
-        let oracle = match &mut self.oracle {
-            Some(o) => Some([o.alloc(shape)?, o.alloc(shape)?]),
-            None => None,
-        };
         Ok(Rc::new(Lane {
             reference: self.reference.alloc(shape)?,
             subject: self.subject.alloc(shape)?,
             replay: self.reference.alloc(shape)?,
-            oracle,
             host: RefCell::new([zeros.clone(), zeros]),
+            draws: RefCell::default(),
         }))
     }
     fn upload(&mut self, values: &HostTensor) -> Result<Rc<Lane>> {
         let (reference, subject) = (self.reference.upload(values)?, self.subject.upload(values)?);
         let host = Rc::new(values.clone());
-        self.lane(reference, subject, [host.clone(), host])
+        self.lane(reference, subject, [host.clone(), host], [None, None])
     }
     fn shape(&self, tensor: &Rc<Lane>) -> Vec<usize> {
         self.subject.shape(&tensor.subject)

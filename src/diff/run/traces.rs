@@ -173,7 +173,7 @@ fn stage(
     let passed = match &result.total {
         Measured::Metrics(m) => tolerances.judge(site.stage, None, m, None).iter().all(|j| j.passed),
         Measured::Sets { flips, .. } => *flips == 0,
-        Measured::Failed(_) => false,
+        Measured::Failed(_) | Measured::Hidden => false,
     };
     result.visible = !passed;
     result.verdict = if passed { Verdict::Ok } else { Verdict::Differs };

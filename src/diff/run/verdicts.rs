@@ -7,10 +7,12 @@
 //! - Routing: in the oracle's logits on the reference's inputs, the reference may be off by its floor; the subject by its
 //!   floor and by what its inputs moved, which was judged where it arose.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use crate::backend::{AnyBackend, Backend, Contract};
+use crate::backend::oracle::evaluate;
+use crate::backend::{AnyBackend, Backend, Contract, Shown};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
@@ -18,13 +20,16 @@ use crate::diff::measure::logits::{LogitsAt, compare_logits};
 use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
 use crate::diff::measure::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
-use crate::diff::run::lockstep::{Observation, PairObserver};
+use crate::diff::outcome::{
+    HiddenChoice, JudgedRatios, LayerRouting, Measured, SegmentSummary, StageResult, Verdict, WeightSummary,
+};
+use crate::diff::run::lockstep::{Observation, OracleResult, PairObserver};
+use crate::diff::run::segment::{Log, Segment, Step, producer};
 use crate::diff::run::share::Injections;
 use crate::error::Result;
 use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::model::{Config, Model};
-use crate::op::{HostTensor, OpKind, Site, Stage};
+use crate::op::{HostTensor, OpKind, OwnedOp, Site, Stage};
 use crate::trace::select::has_expert_rows;
 
 /// Faults that are explained at most.
@@ -72,8 +77,10 @@ pub struct Findings {
 pub struct ComparisonBuilder<'m> {
     model: &'m Model,
     config: &'m Config,
-    reference: Contracts,
-    subject: Contracts,
+    /// Of the reference, and of the subject.
+    contracts: &'m [Contracts; 2],
+    /// The steps of each side that hides some of its values.
+    logs: [Option<Log>; 2],
     tolerances: Tolerances,
     /// Tokens of the prompt, which is step 0.
     prompt: Vec<u32>,
@@ -117,16 +124,17 @@ struct OwnError {
 impl<'m> ComparisonBuilder<'m> {
     pub fn new(
         model: &'m Model,
-        reference: Contracts,
-        subject: Contracts,
+        contracts: &'m [Contracts; 2],
+        partial: [bool; 2],
         tolerances: Tolerances,
         prompt: &[u32],
     ) -> Self {
+        let moe = model.config.moe.is_some();
         Self {
             model,
             config: &model.config,
-            reference,
-            subject,
+            contracts,
+            logs: partial.map(|partial| partial.then(|| Log::new(moe))),
             tolerances,
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
@@ -150,6 +158,9 @@ impl<'m> ComparisonBuilder<'m> {
 
     fn keep(&mut self, o: &Observation<'_>) {
         let Some(room) = self.room.filter(|_| self.step(o.at.start) == 0) else { return };
+        if o.shown[1] == Shown::Nothing {
+            return; // nothing of it is the subject's
+        }
         let bytes = o.subject.len() * size_of::<f64>();
         if bytes > room || o.at.start != 0 {
             self.room = None;
@@ -168,21 +179,24 @@ impl<'m> ComparisonBuilder<'m> {
         injections.by_site.insert(o.at.site, delta);
     }
 
-    /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too.
+    /// Each side against the oracle, on the subject's inputs and, for the reference, on its own too. What a side does not show is the
+    /// oracle's, and has no error.
     fn against_oracle(&self, o: &Observation<'_>) -> Result<Option<OracleView>> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(None) };
         let kind = o.op_subject.kind();
-        let (contract_c, contract_g) = (self.reference.get(kind), self.subject.get(kind));
+        let (contract_c, contract_g) = (self.contracts[0].get(kind), self.contracts[1].get(kind));
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
 
-        let [subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], exact_g)?;
-        let subject = injected_ratio(&error(&o.subject, exact_g), &subject_floor).max;
-        let mut reference = injected_ratio(&error(&o.replayed, exact_g), &reference_floor).max;
+        let [mut subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], &exact_g.value)?;
+        add(&mut subject_floor, &exact_g.carried);
+        let subject = injected_ratio(&error(&o.subject, &exact_g.value), &subject_floor).max;
+        let mut reference = injected_ratio(&error(&o.replayed, &exact_g.value), &reference_floor).max;
         let mut only_on_its_own = None;
-        if o.reference != o.replayed {
-            let floors = floor_of(&op_c, contract_c, exact_c)?;
-            let own = injected_ratio(&error(&o.reference, exact_c), &floors);
+        if o.reference != o.replayed && o.shown[0] != Shown::Nothing {
+            let mut floors = floor_of(&op_c, contract_c, &exact_c.value)?;
+            add(&mut floors, &exact_c.carried);
+            let own = injected_ratio(&error(&o.reference, &exact_c.value), &floors);
             if own.max > 1.0 && reference <= 1.0 {
                 let floor = own.index.map_or(0.0, |i| floors[i]);
                 only_on_its_own = Some(OwnError { ratio: own.max, floor, floors });
@@ -203,7 +217,7 @@ impl<'m> ComparisonBuilder<'m> {
     }
 
     /// The error of each side on its own inputs.
-    fn total(&mut self, o: &Observation<'_>, mask: Mask) -> Result<Measured> {
+    fn total(&mut self, o: &Observation<'_>, visible: &Visible, mask: Mask) -> Result<Measured> {
         if o.at.site.stage == Stage::RouterIds {
             let routing = self.route(o)?;
             let measured = match &routing {
@@ -216,7 +230,8 @@ impl<'m> ComparisonBuilder<'m> {
         }
         // After a flip the same slot holds another expert: compare by expert, the flipped tokens apart.
         let by_expert = has_expert_rows(o.at.site.stage) || o.at.site.stage == Stage::RouterWeights;
-        if by_expert
+        if visible.rows.is_none()
+            && by_expert
             && let Some(ids) = self.layer.get(&Stage::RouterIds)
             && ids.reference != ids.subject
             && let Ok(mut rows) = common_experts(&ids.reference, &ids.subject)
@@ -232,7 +247,7 @@ impl<'m> ComparisonBuilder<'m> {
             let gathered = gather_common(&wide(&o.reference), &wide(&o.subject), &rows);
             return Ok(gathered.and_then(|(c, g)| measure(&c, &g, mask)).into());
         }
-        Ok(measure(&o.reference, &o.subject, mask).into())
+        Ok(measure(&visible.rows(&o.reference), &visible.rows(&o.subject), mask).into())
     }
 
     /// Compares the two sides' sets of experts, and holds each flip against the oracle's margin.
@@ -279,10 +294,11 @@ impl<'m> ComparisonBuilder<'m> {
     fn bound_logits(&mut self, o: &Observation<'_>, view: &OracleView) -> Result<()> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
-        let own_floor = floor_of(&op_c, self.reference.get(OpKind::MatMul), exact_c)?;
-        let reference = logit_bounds(exact_c, &own_floor, self.reference.get(OpKind::RouterProbs))?;
+        let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
+        let own_floor = floor_of(&op_c, self.contracts[0].get(OpKind::MatMul), exact_c)?;
+        let reference = logit_bounds(exact_c, &own_floor, self.contracts[0].get(OpKind::RouterProbs))?;
         let oracle = exact_c.to_f64();
-        let mut subject = logit_bounds(exact_g, &view.subject_floor, self.subject.get(OpKind::RouterProbs))?;
+        let mut subject = logit_bounds(exact_g, &view.subject_floor, self.contracts[1].get(OpKind::RouterProbs))?;
         for (bound, (c, g)) in subject.iter_mut().zip(oracle.iter().zip(exact_g.to_f64())) {
             *bound += (g - c).abs();
         }
@@ -295,12 +311,13 @@ impl<'m> ComparisonBuilder<'m> {
         (start + 1).saturating_sub(self.prompt.len())
     }
 
-    fn logits(&mut self, o: &Observation<'_>) {
-        let rows = o.subject.shape[0];
-        let next: Vec<Option<u32>> = (0..rows).map(|t| self.prompt.get(o.at.start + t + 1).copied()).collect();
+    fn logits(&mut self, o: &Observation<'_>, visible: &Visible) {
+        let (reference, subject) = (visible.rows(&o.reference), visible.rows(&o.subject));
+        let positions: Vec<usize> = (0..subject.shape[0]).map(|n| o.at.start + visible.row(n)).collect();
+        let next: Vec<Option<u32>> = positions.iter().map(|p| self.prompt.get(p + 1).copied()).collect();
         // What could not be compared is said by the stage's own result.
-        if let Ok(logits) = compare_logits(&o.reference, &o.subject, &next, o.at.start) {
-            self.found.logits.extend(logits.at);
+        if let Ok(logits) = compare_logits(&reference, &subject, &next, o.at.start) {
+            self.found.logits.extend(logits.at.into_iter().zip(positions).map(|(at, position)| LogitsAt { position, ..at }));
         }
     }
 
@@ -321,7 +338,9 @@ impl<'m> ComparisonBuilder<'m> {
     }
 
     fn explained(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) -> Result<()> {
-        let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
+        let Some([OracleResult { value: exact_c, .. }, OracleResult { value: exact_g, .. }]) = &o.exact else {
+            return Ok(());
+        };
         // Which side is explained, on whose inputs.
         let (side, inputs, wrong, exact, floor) = match (&result.verdict, &view.only_on_its_own) {
             (Verdict::ReferenceWrong, Some(own)) => (0, 0, &o.reference, exact_c, &own.floors),
@@ -343,7 +362,7 @@ impl<'m> ComparisonBuilder<'m> {
         result.pattern = locate::find(&geometry, &expected, &found, Some(floor));
         if self.explanations > 0 {
             self.explanations -= 1;
-            let contracts = [&self.reference, &self.subject][side];
+            let contracts = &self.contracts[side];
             let scene = StageEval {
                 site: o.at.site,
                 start: o.at.start,
@@ -362,14 +381,10 @@ impl<'m> ComparisonBuilder<'m> {
     }
 }
 
-/// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.
-fn producer(site: Site, input: Stage) -> Site {
-    let residual_in = input == Stage::LayerOut;
-    match (site.layer, residual_in) {
-        (Some(0), true) => Site::model(Stage::Embedding),
-        (Some(n), true) => Site { layer: Some(n - 1), stage: input },
-        (layer, _) => Site { layer, stage: input },
-    }
+/// Adds what is carried to each floor.
+fn add(floor: &mut [f64], carried: &Option<Rc<Vec<f64>>>) {
+    let Some(carried) = carried else { return };
+    floor.iter_mut().zip(carried.iter()).for_each(|(floor, carried)| *floor += carried);
 }
 
 /// subject − expected, element by element. Where the expected value is not finite the inputs were not: the subject then
@@ -388,29 +403,44 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
 }
 
 impl PairObserver for ComparisonBuilder<'_> {
-    fn observe(&mut self, o: Observation<'_>) -> Result<()> {
+    fn observe(&mut self, mut o: Observation<'_>) -> Result<()> {
         let stage = o.at.site.stage;
         if stage == Stage::AttnNorm {
             self.layer.clear();
             self.bounds = None;
         }
-        let mask = Mask::of(stage, o.at.start);
-        let total = self.total(&o, mask)?;
+        self.log(&o);
+        let visible = Visible::of(&o);
+        let mask = if visible.consecutive { Mask::of(stage, o.at.start + visible.first()) } else { Mask::None };
+        let shows = o.shown.clone().map(|shown| shown != Shown::Nothing);
+        let total = match (shows[0], shows[1]) {
+            (true, true) => self.total(&o, &visible, mask)?,
+            _ => Measured::Hidden,
+        };
         let mut result = StageResult::new(self.step(o.at.start), o.at.site, &o.subject.shape, total);
         result.weight = o.op_subject.weight().map(|w| WeightSummary::from(&**w));
-        result.injected = Some(match stage {
-            Stage::RouterIds => compare_routing(
-                Routing { ids: &o.replayed, weights: None, probs: None, logits: None },
-                Routing { ids: &o.subject, weights: None, probs: None, logits: None },
-                self.config.moe.as_ref().map_or(0, |m| m.experts),
-                o.at.start,
-            )
-            .map_or_else(Measured::Failed, |r| Measured::from(&r)),
-            _ => measure(&o.replayed, &o.subject, mask).into(),
-        });
-        result.amplification = self.amplification(&o);
+        if shows[1] {
+            result.injected = Some(match stage {
+                Stage::RouterIds => compare_routing(
+                    Routing { ids: &visible.rows(&o.replayed), weights: None, probs: None, logits: None },
+                    Routing { ids: &visible.rows(&o.subject), weights: None, probs: None, logits: None },
+                    self.config.moe.as_ref().map_or(0, |m| m.experts),
+                    o.at.start,
+                )
+                .map_or_else(Measured::Failed, |r| Measured::from(&r)),
+                _ => measure(&visible.rows(&o.replayed), &visible.rows(&o.subject), mask).into(),
+            });
+            result.amplification = self.amplification(&o);
+        }
 
-        let view = if o.subject.shape == o.replayed.shape { self.against_oracle(&o)? } else { None };
+        let mut view = if o.subject.shape == o.replayed.shape { self.against_oracle(&o)? } else { None };
+        for side in 0..2 {
+            let mut segment = self.segment(side, &o);
+            if let (Some(view), Some(segment)) = (&mut view, &mut segment) {
+                segment.choices = self.choose_again(side, &mut o, view)?;
+            }
+            result.segment = result.segment.or(segment);
+        }
         if let Some(view) = &view {
             result.judged = Some(view.ratios);
             result.ratio = Some(view.injected_ratio);
@@ -424,14 +454,17 @@ impl PairObserver for ComparisonBuilder<'_> {
             // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
             (result.ratio, result.floor) = (Some(own.ratio), Some(own.floor));
             if stage != Stage::RouterIds {
-                result.injected = Some(measure(&o.reference, exact_c, mask).into());
+                result.injected =
+                    Some(measure(&visible.rows(&o.reference), &visible.rows(&exact_c.value), mask).into());
             }
         }
-        if let Some(ids) = self.layer.get(&Stage::RouterIds) {
-            result.locate(o.at.start, Some(ids.subject.ids()));
-        } else {
-            result.locate(o.at.start, None);
+        if !shows[1] && !result.verdict.is_fault() {
+            result.verdict = Verdict::Hidden;
+            (result.ratio, result.floor, result.visible) = (None, None, false);
         }
+        let ids = self.layer.get(&Stage::RouterIds).map(|ids| visible.rows(&ids.subject));
+        result.locate(o.at.start, ids.as_ref().map(|ids| ids.ids()));
+        result.position = result.position.map(|p| o.at.start + visible.row(p - o.at.start));
         if let Some(view) = &view {
             if stage == Stage::RouterLogits {
                 self.bound_logits(&o, view)?;
@@ -441,11 +474,11 @@ impl PairObserver for ComparisonBuilder<'_> {
             }
         }
         self.keep(&o);
-        if stage == Stage::RouterWeights {
+        if stage == Stage::RouterWeights && shows[0] && shows[1] {
             self.weigh(&o);
         }
-        if stage == Stage::Logits {
-            self.logits(&o);
+        if stage == Stage::Logits && shows[0] && shows[1] {
+            self.logits(&o, &visible);
         }
         if let Measured::Failed(mismatch @ Mismatch::NoSuchExpert { side, .. }) = &result.total {
             let other = if *side == Side::Reference { Side::Subject } else { Side::Reference };
@@ -462,6 +495,138 @@ impl PairObserver for ComparisonBuilder<'_> {
     }
 }
 
+/// The rows of a call that both sides show, where they show any.
+struct Visible {
+    axis: usize,
+    /// `None` if it is all of them.
+    rows: Option<Vec<usize>>,
+    consecutive: bool,
+}
+
+impl Visible {
+    fn of(o: &Observation<'_>) -> Self {
+        let axis = o.at.site.stage.position_axis();
+        let all = o.subject.shape.get(axis).copied().unwrap_or(0);
+        let partial = o.shown.iter().any(|shown| matches!(shown, Shown::Rows(_)));
+        let row = |t: &usize| o.shown.iter().all(|shown| matches!(shown, Shown::Nothing) || shown.row(*t));
+        let rows = partial.then(|| (0..all).filter(row).collect::<Vec<_>>());
+        let consecutive =
+            rows.as_ref().is_none_or(|rows| rows.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+        Self { axis, rows, consecutive }
+    }
+    fn rows<'t>(&self, t: &'t HostTensor) -> Cow<'t, HostTensor> {
+        match &self.rows {
+            Some(rows) => Cow::Owned(t.take(self.axis, rows)),
+            None => Cow::Borrowed(t),
+        }
+    }
+    /// The call's row that is the n-th of these.
+    fn row(&self, n: usize) -> usize {
+        self.rows.as_ref().map_or(n, |rows| rows[n])
+    }
+    fn first(&self) -> usize {
+        self.rows.as_ref().and_then(|rows| rows.first().copied()).unwrap_or(0)
+    }
+}
+
+impl ComparisonBuilder<'_> {
+    /// Keeps what a later segment may have to be run again with.
+    fn log(&mut self, o: &Observation<'_>) {
+        let Some(exact) = &o.exact else { return };
+        for side in 0..2 {
+            let Some(log) = &mut self.logs[side] else { continue };
+            log.push(Step {
+                at: o.at,
+                op: [&o.op_reference, &o.op_subject][side].keep(),
+                value: o.next[side].clone(),
+                exact: exact[side].value.clone(),
+                floor: exact[side].floor.clone(),
+                shown: o.shown[side].clone(),
+                alternatives: exact[side].alternatives.clone(),
+            });
+        }
+    }
+
+    /// What lies between this stage and the values that a side shows before it, if anything does.
+    fn segment(&self, side: usize, o: &Observation<'_>) -> Option<SegmentSummary> {
+        let log = self.logs[side].as_ref().filter(|_| o.shown[side] != Shown::Nothing)?;
+        let sites: Vec<Site> = log.segment().iter().map(|step| step.at.site).collect();
+        (sites.len() > 1).then(|| SegmentSummary { hidden: sites[..sites.len() - 1].to_vec(), choices: Vec::new() })
+    }
+
+    /// Before an error is called a fault: where a hidden router's choice is not decided by rounding, the choices within it are tried, and
+    /// those that come nearer to what the side shows are kept. The oracle's result and the ratios become those of the choices kept.
+    fn choose_again(
+        &mut self,
+        side: usize,
+        o: &mut Observation<'_>,
+        view: &mut OracleView,
+    ) -> Result<Vec<HiddenChoice>> {
+        let own = view.only_on_its_own.as_ref();
+        let (ratio, floor) = match side {
+            1 => (view.ratios.subject, &view.subject_floor),
+            _ => (own.map_or(0.0, |own| own.ratio), own.map_or(&view.reference_floor, |own| &own.floors)),
+        };
+        let (Some(log), Some(exact)) = (&self.logs[side], &mut o.exact) else { return Ok(Vec::new()) };
+        let undecided = log.segment().iter().any(|step| !step.alternatives.is_empty());
+        if ratio <= 1.0 || !undecided {
+            return Ok(Vec::new());
+        }
+        let value = [&o.reference, &o.subject][side];
+        let rows = value.shape[o.at.site.stage.position_axis()];
+        let segment = Segment::new(log, rows);
+        let mut kept: Vec<(usize, usize, Vec<u32>)> = Vec::new(); // step, row, ids
+        let mut best = (injected_ratio(&error(value, &exact[side].value), floor), exact[side].value.clone());
+        for (n, step) in segment.steps.iter().enumerate() {
+            for (row, ids) in &step.alternatives {
+                let mut tried = kept.clone();
+                tried.retain(|(m, r, _)| (*m, r) != (n, row));
+                tried.push((n, *row, ids.clone()));
+                let changed = segment.rerun(&self.contracts[side], |m, op| {
+                    let OwnedOp::RouterTopK { .. } = op else { return Ok(None) };
+                    let chosen = evaluate(&op.borrow())?;
+                    let mut ids = chosen.ids().to_vec();
+                    let k = chosen.cols();
+                    for (_, row, other) in tried.iter().filter(|(step, ..)| *step == m) {
+                        ids[row * k..(row + 1) * k].copy_from_slice(other);
+                    }
+                    Ok(Some(HostTensor::u32(&chosen.shape, ids)))
+                })?;
+                let Some(result) = changed.get(&o.at.site) else { continue };
+                let ratio = injected_ratio(&error(value, result), floor);
+                if (ratio.beyond, ratio.max) < (best.0.beyond, best.0.max) {
+                    (best, kept) = ((ratio, result.clone()), tried);
+                }
+            }
+        }
+        let choices = kept.into_iter().map(|(n, row, chosen)| {
+            let step = &segment.steps[n];
+            let k = step.value.cols();
+            HiddenChoice {
+                layer: step.at.site.layer.unwrap_or_default(),
+                position: step.at.start + row,
+                oracle: step.exact.ids()[row * k..(row + 1) * k].to_vec(),
+                chosen,
+            }
+        });
+        let choices: Vec<HiddenChoice> = choices.collect();
+        if !choices.is_empty() {
+            exact[side].value = best.1.clone();
+            if let Some(step) = self.logs[side].as_mut().and_then(|log| log.steps.last_mut()) {
+                step.exact = best.1;
+            }
+            match side {
+                1 => (view.ratios.subject, view.injected_ratio) = (best.0.max, best.0.max),
+                _ => {
+                    view.ratios.reference = best.0.max;
+                    view.only_on_its_own = view.only_on_its_own.take().filter(|_| best.0.max > 1.0);
+                }
+            }
+        }
+        Ok(choices)
+    }
+}
+
 impl ComparisonBuilder<'_> {
     /// What the numbers mean, by the oracle's ratios or, where the user set a limit or nothing judged, by limits.
     fn decide(&self, result: &mut StageResult) {
@@ -470,6 +635,7 @@ impl ComparisonBuilder<'_> {
             Measured::Metrics(m) => self.tolerances.judge(stage, qtype, m, ratio).iter().all(|j| j.passed),
             Measured::Sets { flips, unexplained, .. } => *flips == 0 || *unexplained == 0,
             Measured::Failed(_) => false,
+            Measured::Hidden => true,
         };
         result.visible = !passes(&result.total, result.ratio);
         let own_passes = result.injected.as_ref().is_some_and(|own| passes(own, result.ratio));

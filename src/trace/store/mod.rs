@@ -28,7 +28,7 @@ use crate::op::{OpKind, STAGES, Site, Stage};
 
 use super::stats::StageStats;
 
-pub use reader::Trace;
+pub use reader::{Stored, Trace};
 pub use writer::TraceWriter;
 
 /// What `schema` in a manifest is.

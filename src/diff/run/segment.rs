@@ -1,0 +1,442 @@
+//! Segments: what lies between the values that a side shows.
+//!
+//! Design:
+//! - A value that a side does not show is **reconstructed**: the oracle computes it from the side's own values before it, shown or
+//!   reconstructed, with operands rounded as the side's contract says. So at the next stage that is shown, the oracle's result is that
+//!   of the whole segment on the side's own shown inputs, and everything that holds of a stage holds of the segment. A segment
+//!   of one stage needs none of this.
+//! - **What a reconstruction does not know is carried by draws.** The side's own value may be off by as much as the stage's floor allows.
+//!   [`DRAWS`] times each hidden value is disturbed, every element by a number between −floor and floor from a seeded generator, and
+//!   the rest of the segment is computed from that. [`carried`] is what comes of it at the stage that is shown.
+//! - Draws choose the experts that the reconstruction chooses. Where a draw would choose others, the choice is within rounding: these are
+//!   the [`Step::alternatives`], which are tried before an error is called a fault.
+//! - [`Log`] keeps the steps of the segments in progress, so that one can be run again with something changed: another choice of experts,
+//!   or a mistake ([`crate::diff::explain`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::backend::oracle::evaluate;
+use crate::backend::{Contract, Shown};
+use crate::diff::run::verdicts::Contracts;
+use crate::error::Result;
+use crate::formula::sum::confidence;
+use crate::op::{At, Data, GgmlType, HostTensor, Op, OwnedOp, Site, Stage, Weight};
+use crate::quant::random::Rng;
+
+/// How often a hidden value is drawn.
+pub const DRAWS: usize = 12;
+
+/// What a drawn error is multiplied by to bound one that is not drawn, besides the [`confidence`] that sums have. A drawn error is uniform
+/// between −floor and floor, so its deviation is floor/√3. If errors are independent, have mean zero and are at most the floor, their sum is
+/// below λ·√(Σ floor²) = λ·√3·(the draws' deviation) but for a probability of 2·exp(−λ²/2) (Hoeffding); floors of sums are 6.5 or
+/// more of their own deviations, so √3 is given away, and what is left covers that [`DRAWS`] draws estimate a deviation.
+const FACTOR: f64 = 1.0;
+
+/// The drawn values of a tensor.
+pub type Draws = Rc<Vec<HostTensor>>;
+
+/// The oracle's result for operands rounded as `contract` says.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn exact(op: &Op<'_, &HostTensor>, _contract: &Contract) -> Result<HostTensor> {
+    evaluate(op)
+}
+
+/// [`exact`] of each draw; `None` if no operand has draws. `draws` are those of the operands, in the order of [`Op::inputs`].
+///
+/// # Errors
+/// As [`exact`].
+pub fn drawn(
+    op: &Op<'_, Rc<HostTensor>>,
+    draws: &[Option<Draws>],
+    contract: &Contract,
+) -> Result<Option<Vec<HostTensor>>> {
+    if draws.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let op = op.try_map(|t| Ok(&**t))?;
+    let draws: Vec<Option<&[HostTensor]>> = draws.iter().map(|d| d.as_ref().map(|d| &d[..])).collect();
+    let one = |n: usize| {
+        let mut next = draws.iter();
+        let op = op.try_map(|t| Ok(next.next().copied().flatten().map_or(*t, |draws| &draws[n])))?;
+        exact(&op, contract)
+    };
+    (0..DRAWS).into_par_iter().map(one).collect::<Result<_>>().map(Some)
+}
+
+/// How far each element may be off because of what was drawn before it: λ times the root mean square of the draws' deviations.
+pub fn carried(exact: &HostTensor, draws: &[HostTensor]) -> Vec<f64> {
+    let mut squares = vec![0.0; exact.len()];
+    let exact = exact.to_f64();
+    for draw in draws {
+        for ((square, draw), exact) in squares.iter_mut().zip(draw.to_f64()).zip(&exact) {
+            *square += (draw - exact) * (draw - exact);
+        }
+    }
+    let factor = FACTOR * confidence(exact.len());
+    squares.iter().map(|square| factor * (square / draws.len() as f64).sqrt()).collect()
+}
+
+/// Draws of a hidden value: `drawn`, or the value itself where nothing before it was drawn, each element off by up to its floor. Rows that
+/// are shown are as they are.
+pub fn disturbed(at: At, value: &HostTensor, drawn: Option<Vec<HostTensor>>, floor: &[f64], shown: &Shown) -> Draws {
+    let axis = at.site.stage.position_axis();
+    let inner: usize = value.shape[axis + 1..].iter().product();
+    let rows = value.shape[axis];
+    let key = (at.site.layer.map_or(u64::MAX, u64::from) << 32 | at.site.stage as u64) ^ (at.start as u64) << 40;
+    let exact = value.to_f64();
+    let one = |n: usize| {
+        let mut values = drawn.as_ref().map_or_else(|| exact.clone(), |drawn| drawn[n].to_f64());
+        let mut random = Rng::new(key, n as u64);
+        for (i, value) in values.iter_mut().enumerate() {
+            let unit = (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
+            if shown.row(i / inner.max(1) % rows.max(1)) {
+                *value = exact[i];
+            } else if floor[i].is_finite() {
+                *value += (2.0 * unit - 1.0) * floor[i];
+            }
+        }
+        HostTensor::f64(&value.shape, values)
+    };
+    Rc::new((0..DRAWS).map(one).collect())
+}
+
+/// `shown` where a row is shown, `hidden` elsewhere: a value as far as a side shows it.
+pub fn mixed(stage: Stage, shown: &Shown, value: Option<HostTensor>, hidden: &Rc<HostTensor>) -> Rc<HostTensor> {
+    let Some(value) = value else { return hidden.clone() };
+    let Shown::Rows(rows) = shown else { return Rc::new(value) };
+    let axis = stage.position_axis();
+    let (outer, inner) = (value.shape[..axis].iter().product::<usize>(), value.shape[axis + 1..].iter().product::<usize>());
+    let from = |o: usize, t: usize| (o * rows.len() + t) * inner..(o * rows.len() + t + 1) * inner;
+    let places = || (0..outer).flat_map(|o| (0..rows.len()).map(move |t| (o, t)));
+    Rc::new(match (&value.data, &hidden.data) {
+        (Data::U32(shown), Data::U32(hidden)) => {
+            let pick = |(o, t)| if rows[t] { &shown[from(o, t)] } else { &hidden[from(o, t)] };
+            HostTensor::u32(&value.shape, places().flat_map(pick).copied().collect())
+        }
+        _ => {
+            let (shown, hidden) = (value.to_f64(), hidden.to_f64());
+            let pick = |(o, t)| if rows[t] { &shown[from(o, t)] } else { &hidden[from(o, t)] };
+            HostTensor::f64(&value.shape, places().flat_map(pick).copied().collect())
+        }
+    })
+}
+
+/// One operation of a side, as far as the side shows it.
+pub struct Step {
+    /// The stage, and the position of its first row.
+    pub at: At,
+    /// On the side's own inputs, shown or reconstructed.
+    pub op: OwnedOp,
+    /// What the rest of the run computes with.
+    pub value: Rc<HostTensor>,
+    /// The oracle's result.
+    pub exact: Rc<HostTensor>,
+    /// The stage's own floor; empty where the stage is shown.
+    pub floor: Rc<Vec<f64>>,
+    pub shown: Shown,
+    /// Other expert ids that rounding could have led to: the row, and its ids.
+    pub alternatives: Vec<(usize, Vec<u32>)>,
+}
+
+impl Step {
+    /// Rows of the call.
+    pub fn rows(&self) -> usize {
+        self.value.shape[self.at.site.stage.position_axis()]
+    }
+
+    /// The same for the first `rows` rows of a call, which do not depend on what comes after them.
+    pub fn prefix(&self, rows: usize, moe: bool) -> Step {
+        let At { site, start } = self.at;
+        let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows);
+        let sources = sources(site, moe);
+        let mut next = sources.iter();
+        let mut op = self.op.with_operands(|t| match next.next() {
+            Some(source) if !source.cache => Rc::new(cut(source.site.stage, t)),
+            _ => t.clone(),
+        });
+        if let OwnedOp::Embed { tokens, .. } = &mut op {
+            tokens.truncate(rows);
+        }
+        let floor = if self.floor.is_empty() {
+            self.floor.clone()
+        } else {
+            let floor = HostTensor::f64(&self.value.shape, self.floor.to_vec());
+            Rc::new(cut(site.stage, &floor).to_f64())
+        };
+        Step {
+            at: self.at,
+            op,
+            value: Rc::new(cut(site.stage, &self.value)),
+            exact: Rc::new(cut(site.stage, &self.exact)),
+            floor,
+            shown: match &self.shown {
+                Shown::Rows(shown) => Shown::Rows(shown[..rows].to_vec()),
+                shown => shown.clone(),
+            },
+            alternatives: self.alternatives.iter().filter(|(row, _)| *row < rows).cloned().collect(),
+        }
+    }
+}
+
+/// The first `rows` rows of a stage's values, and of an attention matrix the keys that they see.
+pub fn cut(stage: Stage, t: &HostTensor, start: usize, rows: usize) -> HostTensor {
+    let t = t.take(stage.position_axis(), &Vec::from_iter(0..rows));
+    if stage.is_attention_matrix() { t.take(2, &Vec::from_iter(0..start + rows)) } else { t }
+}
+
+/// Where an operand comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperandSource {
+    /// The stage that makes it.
+    pub site: Site,
+    /// It is the KV cache that this call's values were stored in.
+    pub cache: bool,
+}
+
+/// The operands of the operation that makes `site`, in the order of [`Op::inputs`]; `moe` if the layers have experts.
+pub fn sources(site: Site, moe: bool) -> Vec<OperandSource> {
+    let of = |input: &Stage| {
+        let input = match input {
+            Stage::MoeOut if !moe => Stage::FfnOut,
+            input => *input,
+        };
+        let cache = matches!((site.stage, input), (Stage::AttnScores, Stage::KRope) | (Stage::AttnContext, Stage::VProj));
+        OperandSource { site: producer(site, input), cache }
+    };
+    site.stage.info().inputs.iter().map(of).collect()
+}
+
+/// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.
+pub fn producer(site: Site, input: Stage) -> Site {
+    let residual_in = input == Stage::LayerOut;
+    match (site.layer, residual_in) {
+        (Some(0), true) => Site::model(Stage::Embedding),
+        (Some(n), true) => Site { layer: Some(n - 1), stage: input },
+        (layer, _) => Site { layer, stage: input },
+    }
+}
+
+/// The steps of one side since the last value that hid nothing behind it.
+#[derive(Default)]
+pub struct Log {
+    pub steps: Vec<Step>,
+    moe: bool,
+}
+
+/// Values that differ from those of the log, by the stage that made them.
+pub type Changed = BTreeMap<Site, Rc<HostTensor>>;
+
+impl Log {
+    pub fn new(moe: bool) -> Self {
+        Self { steps: Vec::new(), moe }
+    }
+
+    /// Adds a step, after forgetting what no later segment begins in.
+    pub fn push(&mut self, step: Step) {
+        let last_shown = |s: &Step| s.at.site.stage == Stage::LayerOut && s.shown == Shown::All;
+        if step.at.site.stage == Stage::Embedding || self.steps.last().is_some_and(last_shown) {
+            self.steps.clear();
+        }
+        self.steps.push(step);
+    }
+
+    /// The segment that ends at the last step: the hidden steps that it depends on and which no shown value stands between, and
+    /// itself. In order of execution.
+    pub fn segment(&self) -> Vec<&Step> {
+        let Some(target) = self.steps.last() else { return Vec::new() };
+        let mut wanted: BTreeSet<Site> = self.hidden_inputs(target).collect();
+        let mut inside: Vec<&Step> = vec![target];
+        for step in self.steps[..self.steps.len() - 1].iter().rev() {
+            if wanted.contains(&step.at.site) {
+                wanted.extend(self.hidden_inputs(step));
+                inside.push(step);
+            }
+        }
+        inside.reverse();
+        inside
+    }
+
+    fn hidden_inputs(&self, step: &Step) -> impl Iterator<Item = Site> {
+        let hidden = |site: Site| self.steps.iter().any(|s| s.at.site == site && s.shown != Shown::All);
+        sources(step.at.site, self.moe).into_iter().map(|s| s.site).filter(move |s| hidden(*s))
+    }
+}
+
+/// A segment, ready to be run again with something changed.
+pub struct Segment {
+    /// In order of execution; the last is the stage that is shown.
+    pub steps: Vec<Step>,
+    /// The steps' weights as f32, which is exact, where they are not too many: a segment is run hundreds of times.
+    plain: Vec<Option<Arc<Weight>>>,
+    moe: bool,
+}
+
+impl Segment {
+    /// The steps that end at the log's last, for the first `rows` rows of the call.
+    pub fn new(log: &Log, rows: usize) -> Self {
+        /// Weights that are kept as f32, all together: 512 MiB.
+        const MOST: usize = 1 << 27;
+        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(rows, log.moe)).collect();
+        let mut room = MOST;
+        let plain = steps.iter().map(|step| {
+            let weight = step.op.weight_ref()?;
+            let elements = weight.cols * weight.rows * weight.experts;
+            if weight.ty == GgmlType::F32 || elements > room {
+                return None;
+            }
+            room -= elements;
+            plain(weight)
+        });
+        Self { plain: plain.collect(), steps, moe: log.moe }
+    }
+
+    /// The oracle's result of step `n` as `op` runs it.
+    fn exact(&self, n: usize, op: &OwnedOp, contracts: &Contracts) -> Result<HostTensor> {
+        let contract = contracts.get(op.kind());
+        match &self.plain[n] {
+            None => exact(&op.borrow(), contract),
+            Some(plain) => {
+                let mut op = op.clone();
+                op.weight_mut().expect("a step whose weight was read has one").clone_from(plain);
+                exact(&op.borrow(), contract)
+            }
+        }
+    }
+
+    pub fn target(&self) -> &Step {
+        self.steps.last().expect("a segment ends somewhere")
+    }
+
+    /// The operation of step `n` where the values before it are `changed`; `None` if none of its operands is.
+    fn with(&self, n: usize, changed: &Changed) -> Option<OwnedOp> {
+        let step = &self.steps[n];
+        let sources = sources(step.at.site, self.moe);
+        if !sources.iter().any(|s| changed.contains_key(&s.site)) {
+            return None;
+        }
+        let mut next = sources.iter();
+        Some(step.op.with_operands(|t| match next.next().and_then(|s| changed.get(&s.site).map(|v| (s, v))) {
+            Some((source, value)) if source.cache => {
+                let mut cache = HostTensor::f64(&t.shape, t.to_f64());
+                write_rows(&mut cache, value, step.at.start);
+                Rc::new(cache)
+            }
+            Some((_, value)) => value.clone(),
+            None => t.clone(),
+        }))
+    }
+
+    /// Runs the segment again. `alter` may give another result for a step, from its number and its operation on the values so far; every
+    /// step behind a change is the oracle's. Returns all values that differ, that of the target among them if it does.
+    ///
+    /// # Errors
+    /// The oracle's, or `alter`'s.
+    pub fn rerun(
+        &self,
+        contracts: &Contracts,
+        mut alter: impl FnMut(usize, &OwnedOp) -> Result<Option<HostTensor>>,
+    ) -> Result<Changed> {
+        let mut changed = Changed::new();
+        for (n, step) in self.steps.iter().enumerate() {
+            let op = self.with(n, &changed);
+            let altered = alter(n, op.as_ref().unwrap_or(&step.op))?;
+            let value = match (altered, &op) {
+                (Some(value), _) => value,
+                (None, Some(op)) => self.exact(n, op, contracts)?,
+                (None, None) => continue,
+            };
+            let value = match (&step.shown, n + 1 == self.steps.len()) {
+                (Shown::Rows(_), false) => {
+                    mixed(step.at.site.stage, &step.shown, Some((*step.value).clone()), &Rc::new(value))
+                }
+                _ => Rc::new(value),
+            };
+            changed.insert(step.at.site, value);
+        }
+        Ok(changed)
+    }
+
+    /// The floor of the target's values, what is carried to it included, where the segment is run as `alter` says.
+    ///
+    /// # Errors
+    /// As [`Segment::rerun`].
+    pub fn allowed(
+        &self,
+        contracts: &Contracts,
+        alter: impl Fn(usize, &OwnedOp) -> Result<Option<HostTensor>>,
+    ) -> Result<Vec<f64>> {
+        let right = self.rerun(contracts, |n, op| alter(n, op))?;
+        let target = self.target();
+        let exact = right.get(&target.at.site).cloned().unwrap_or_else(|| target.exact.clone());
+        let mut draws = Vec::with_capacity(DRAWS);
+        for n in 0..DRAWS {
+            let run = self.rerun(contracts, |i, op| {
+                let step = &self.steps[i];
+                if i + 1 == self.steps.len() || step.at.site.stage.is_ids() {
+                    return match step.at.site.stage.is_ids() {
+                        // The choice is held while the rest is drawn.
+                        true => Ok(Some((**right.get(&step.at.site).unwrap_or(&step.value)).clone())),
+                        false => alter(i, op),
+                    };
+                }
+                let value = match alter(i, op)? {
+                    Some(value) => value,
+                    None => self.exact(i, op, contracts)?,
+                };
+                let drawn = disturbed(step.at, &value, None, &step.floor, &Shown::Nothing);
+                Ok(Some(drawn[n].clone()))
+            })?;
+            draws.push((**run.get(&target.at.site).unwrap_or(&exact)).clone());
+        }
+        Ok(carried(&exact, &draws))
+    }
+}
+
+/// Rows start.. of `cache` [capacity, n] become `x` [T, n].
+fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
+    let at = start * x.cols();
+    if let Data::F64(cache) = &mut cache.data {
+        cache[at..at + x.len()].copy_from_slice(&x.to_f64());
+    }
+}
+
+/// A weight's values as f32, which is exact: those of every type are. `None` if its type is unreadable.
+fn plain(weight: &Arc<Weight>) -> Option<Arc<Weight>> {
+    let rows = weight.rows * weight.experts;
+    let row = |n: usize| {
+        let mut values = vec![0.0; weight.cols];
+        let bytes = weight.row(n / weight.rows, n % weight.rows);
+        crate::backend::oracle::dequant::row(weight.ty, bytes, &mut values).ok()?;
+        Some(values.into_iter().flat_map(|x| (x as f32).to_le_bytes()).collect::<Vec<u8>>())
+    };
+    let bytes: Vec<Vec<u8>> = (0..rows).into_par_iter().map(row).collect::<Option<_>>()?;
+    let dims = [weight.cols, weight.rows, weight.experts];
+    Weight::from_vec(&weight.name, GgmlType::F32, dims, bytes.concat()).ok()
+}
+
+/// What each draw chose, where it is not what the reconstruction chose: the row, and its ids, each set once.
+pub fn alternatives(ids: &HostTensor, draws: &[HostTensor]) -> Vec<(usize, Vec<u32>)> {
+    let k = ids.cols().max(1);
+    let sorted = |ids: &[u32]| {
+        let mut ids = ids.to_vec();
+        ids.sort_unstable();
+        ids
+    };
+    let mut found: Vec<(usize, Vec<u32>)> = Vec::new();
+    for draw in draws {
+        for (row, (drawn, own)) in draw.ids().chunks(k).zip(ids.ids().chunks(k)).enumerate() {
+            let known = found.iter().any(|(r, ids)| *r == row && sorted(ids) == sorted(drawn));
+            if sorted(drawn) != sorted(own) && !known {
+                found.push((row, drawn.to_vec()));
+            }
+        }
+    }
+    found.sort();
+    found
+}
