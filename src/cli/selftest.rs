@@ -7,6 +7,7 @@ use crate::backend::gpu::AdapterSelector;
 use crate::cli::{Outcome, output};
 use crate::selftest::calibrate::{self, calibrate};
 use crate::selftest::faults::FaultySide;
+use crate::trace::select::stages_in;
 use crate::selftest::{SelfTestOptions, list, run as plant};
 
 /// Plant faults in the kernels and check that each is located; or measure the rounding floors.
@@ -23,6 +24,9 @@ pub struct Args {
     /// Only the faults that are planted on this backend [default: both]
     #[arg(long, value_name = "BACKEND", value_parser = ["cpu", "gpu"])]
     subject: Option<String>,
+    /// Show the comparison only these stages of the subject, such as 'layer_out': the faults are then sought in the segments between
+    #[arg(long, value_name = "STAGES", conflicts_with = "calibrate")]
+    shows: Option<String>,
     /// The adapter to plant on: a number or a name, as `devices` lists them
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<String>,
@@ -53,7 +57,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
     }
-    let options = SelfTestOptions { only: args.only.clone(), subject, adapter };
+    let shows = args.shows.as_deref().map(stages_in).transpose()?;
+    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows };
     if args.list {
         return print_list(&options, args.json);
     }

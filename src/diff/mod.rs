@@ -3,6 +3,7 @@
 //! Design:
 //! - [`measure`] takes host values and gives numbers, or a [`measure::metrics::Mismatch`]: it knows neither backends nor models, so each
 //!   measure is tested by hand-made values. A comparison that could not be made is data, never agreement.
+//! - [`segment`] stands in for what a side does not show.
 //! - [`locate`] names where an error sits, [`explain`] which known mistake computes it.
 //! - [`run`] drives two backends in lockstep and judges every stage.
 //! - [`outcome`] is what the runs fill and the reports render.
@@ -14,3 +15,5 @@ pub mod locate;
 pub mod measure;
 pub mod outcome;
 pub mod run;
+#[doc(hidden)]
+pub mod segment;

@@ -142,6 +142,8 @@ pub struct SegmentSummary {
     pub hidden: Vec<Site>,
     /// Choices of experts within rounding that had to be made otherwise for the side to be right.
     pub choices: Vec<HiddenChoice>,
+    /// The hidden stages that would tell most if they were shown, where the segment is wrong.
+    pub capture: Vec<Site>,
 }
 
 /// A router's choice that a side does not show, and that rounding does not decide.
@@ -346,6 +348,21 @@ pub struct Cause {
     pub residual_ratio: f64,
     /// The hypothesis that came next, for comparison.
     pub next_best: Option<NextBest>,
+    /// The hidden stages at which the mistake is made, of a segment; empty where it is made in the stage itself.
+    pub stages: Vec<&'static str>,
+    /// Other mistakes, or the same at other stages, that give the segment's end as well.
+    pub others: Vec<OtherCause>,
+}
+
+/// A mistake that cannot be told from the one that is named, by what is shown.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct OtherCause {
+    /// The hypothesis.
+    pub id: &'static str,
+    /// In words.
+    pub name: String,
+    /// The stages at which it is made.
+    pub stages: Vec<&'static str>,
 }
 
 /// The hypothesis that came next.

@@ -3,7 +3,8 @@
 use super::format::{measured, percent, scientific, shape, short};
 use crate::diff::measure::metrics::Side;
 use crate::diff::measure::router::Flip;
-use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, HiddenChoice, Measured, StageResult, Verdict};
+use crate::op::Site;
 use crate::text::{printable, printable_whole};
 
 /// `1 stage`, `2 stages`.
@@ -13,7 +14,17 @@ pub fn count(n: usize, what: &str) -> String {
 
 /// Where a stage is, with its step if it was decoded.
 pub fn place(s: &StageResult) -> String {
-    if s.step == 0 { s.site.to_string() } else { format!("decoded token {} · {}", s.step, s.site) }
+    let place = match s.segment.as_ref().and_then(|segment| segment.hidden.first().map(|first| (segment, first))) {
+        None => s.site.to_string(),
+        Some((segment, first)) => {
+            let stages = count(segment.hidden.len() + 1, "stage");
+            let first = if first.layer == s.site.layer { first.stage.to_string() } else { first.to_string() };
+            let last = if s.site.layer.is_none() { s.site.to_string() } else { s.site.stage.to_string() };
+            let layer = s.site.layer.map_or(String::new(), |n| format!("layer {n} · "));
+            format!("{layer}{first} … {last} ({stages})")
+        }
+    };
+    if s.step == 0 { place } else { format!("decoded token {} · {place}", s.step) }
 }
 
 /// A title, where it is, and named facts.
@@ -51,12 +62,30 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         });
         let (name, rest) = (printable(&cause.name), short(cause.residual_ratio));
         lines.push(match cause.reproduced {
+            true if !cause.others.is_empty() => {
+                let others: Vec<String> = cause.others.iter().map(|other| printable(&other.name)).collect();
+                let all = [vec![name], others].concat();
+                ("cause", format!("one of {} that what is shown cannot tell apart: {}", all.len(), all.join("; or ")))
+            }
             true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
             false => (
                 "cause",
                 format!("none of the known mistakes reproduces it; the nearest, {name}, leaves {rest} × floor"),
             ),
         });
+    }
+    if let Some(segment) = &s.segment {
+        if s.cause.is_none() {
+            lines.push(("cause", "not known: no known mistake at one of the hidden stages gives what is shown".into()));
+        }
+        for choice in &segment.choices {
+            lines.push(("routing", hidden_choice(choice)));
+        }
+        if !segment.capture.is_empty() {
+            let stages: Vec<String> = segment.capture.iter().map(Site::key).collect();
+            let position = s.position.map_or(String::new(), |p| format!(" at position {p}"));
+            lines.push(("capture", format!("{}{position} would tell most", stages.join(", "))));
+        }
     }
     let mut effect = Vec::new();
     if let Some(m) = s.own().metrics() {
@@ -90,6 +119,18 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         lines.push(("next", printable_whole(next)));
     }
     (first, lines)
+}
+
+/// A choice of experts that a side does not show and rounding does not decide, in words.
+pub fn hidden_choice(c: &HiddenChoice) -> String {
+    let ids = |ids: &[u32]| ids.iter().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+    format!(
+        "layer {}, position {}: taken to be experts {}, where the oracle's {} is within rounding",
+        c.layer,
+        c.position,
+        ids(&c.chosen),
+        ids(&c.oracle)
+    )
 }
 
 /// Where in the tensor, of which weight.

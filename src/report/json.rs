@@ -13,9 +13,10 @@ use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::outcome::{
-    Cause, Comparison, ComparisonKind, JudgedRatios, LayerRouting, Measured, ModelSummary, SideSummary, StageResult,
-    Verdict,
+    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, SegmentSummary,
+    SideSummary, StageResult, Verdict,
 };
+use crate::op::Site;
 
 /// A `diff` or `compare` document.
 #[derive(Serialize)]
@@ -55,6 +56,8 @@ struct Counts {
     stages: usize,
     compared: usize,
     not_compared: usize,
+    /// Stages that the subject does not show, which are judged in segments.
+    hidden: usize,
     faults: usize,
     inherits: usize,
 }
@@ -70,8 +73,17 @@ struct Place<'a> {
     /// The side that is wrong, or `both`; null where nothing judged it.
     side: Option<&'static str>,
     ratio: Option<f64>,
+    segment: Option<SegmentDocument<'a>>,
     pattern: Option<&'a Pattern>,
     cause: Option<&'a Cause>,
+}
+
+/// What lies between a stage and the values that a side shows before it.
+#[derive(Serialize)]
+struct SegmentDocument<'a> {
+    hidden: Vec<String>,
+    choices: &'a [HiddenChoice],
+    capture: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -79,6 +91,7 @@ struct StageDocument<'a> {
     step: usize,
     layer: Option<u32>,
     stage: &'static str,
+    segment: Option<SegmentDocument<'a>>,
     qtype: Option<&'static str>,
     weight: Option<WeightDocument<'a>>,
     shape: &'a [usize],
@@ -209,6 +222,7 @@ impl<'a> From<&'a Comparison> for Document<'a> {
                 stages: c.stages.len(),
                 compared,
                 not_compared,
+                hidden: c.hidden(),
                 faults: count(Verdict::is_fault),
                 inherits: count(|v| *v == Verdict::Inherits),
             },
@@ -253,9 +267,17 @@ impl<'a> From<&'a StageResult> for Place<'a> {
             expert: s.expert,
             side,
             ratio: s.ratio,
+            segment: s.segment.as_ref().map(SegmentDocument::from),
             pattern: s.pattern.as_ref(),
             cause: s.cause.as_ref(),
         }
+    }
+}
+
+impl<'a> From<&'a SegmentSummary> for SegmentDocument<'a> {
+    fn from(s: &'a SegmentSummary) -> Self {
+        let keys = |sites: &[Site]| sites.iter().map(Site::key).collect();
+        Self { hidden: keys(&s.hidden), choices: &s.choices, capture: keys(&s.capture) }
     }
 }
 
@@ -265,6 +287,7 @@ impl<'a> From<&'a StageResult> for StageDocument<'a> {
             step: s.step,
             layer: s.site.layer,
             stage: s.site.stage.name(),
+            segment: s.segment.as_ref().map(SegmentDocument::from),
             qtype: s.qtype().map(|t| t.name()),
             weight: s.weight.as_ref().map(|w| WeightDocument { name: &w.name, dims: &w.dims, offset: w.file_offset }),
             shape: &s.shape,

@@ -125,6 +125,8 @@ pub fn diverging() -> Comparison {
         name: "last block's scales read from the block before it".into(),
         residual_ratio: 0.7,
         next_best: Some(NextBest { name: "read as Q4_K".into(), residual_ratio: 2.1e5 }),
+        stages: vec![],
+        others: vec![],
     });
     s.amplification = Some(1.3);
     s.share_of_logits_error = Some(0.91);

@@ -21,12 +21,13 @@ use std::rc::Rc;
 
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use crate::backend::{AnyBackend, Backend, Erased};
+use crate::backend::{AnyBackend, Backend, Erased, Showing};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::Comparison;
 use crate::diff::run::driver::{DiffOptions, Sides, diff};
 use crate::error::{Error, Result};
 use crate::report::selftest::{Control, FaultResult, SelftestReport, TrialOutcome};
+use crate::op::Stage;
 use crate::trace::select::{glob, nearest};
 use case::{Trial, cases, check, describe};
 use faults::FaultySide;
@@ -41,6 +42,8 @@ pub struct SelfTestOptions {
     /// Only cases with this backend beside the reference.
     pub subject: Option<FaultySide>,
     pub adapter: AdapterSelector,
+    /// The stages of the subject that can be seen; all of them if absent.
+    pub shows: Option<Vec<Stage>>,
 }
 
 impl SelfTestOptions {
@@ -57,6 +60,11 @@ impl SelfTestOptions {
         }
         let chosen: Vec<Trial> =
             named.into_iter().filter(|c| self.subject.is_none_or(|subject| c.subject() == subject)).collect();
+        // What is weaker than it is may be too weak to be seen at the end of a segment.
+        let chosen: Vec<Trial> = match self.shows {
+            Some(_) => chosen.into_iter().filter(|c| c.strength == Strength::Full).collect(),
+            None => chosen,
+        };
         match (chosen.is_empty(), self.subject) {
             (true, Some(subject)) => {
                 let subject = subject.name();
@@ -100,10 +108,11 @@ struct Backends {
     cpu: Option<Shared>,
     gpu: Option<Shared>,
     adapter: AdapterSelector,
+    shows: Option<Vec<Stage>>,
 }
 
 impl Backends {
-    fn open(cases: &[Trial], adapter: &AdapterSelector) -> Result<Self> {
+    fn open(cases: &[Trial], adapter: &AdapterSelector, shows: Option<Vec<Stage>>) -> Result<Self> {
         let needed = |subject: FaultySide| cases.iter().any(|c| c.subject() == subject);
         Ok(Self {
             reference: shared(CpuBackend::new(Some(Level::Scalar), None)?),
@@ -112,6 +121,7 @@ impl Backends {
                 .then(|| GpuBackend::new(adapter, GpuOptions::default()).map(shared))
                 .transpose()?,
             adapter: adapter.clone(),
+            shows,
         })
     }
 
@@ -134,6 +144,9 @@ impl Backends {
         let [of_reference, of_subject] = plants;
         let mut reference: AnyBackend = Box::new(Faulty::new(self.reference.clone(), of_reference));
         let mut faulty: AnyBackend = Box::new(Faulty::new(self.subject(subject).clone(), of_subject));
+        if let Some(stages) = &self.shows {
+            faulty = Box::new(Showing::new(faulty, stages));
+        }
         let options = DiffOptions { decode, shares: false, ..DiffOptions::new(test_model.tokens.clone()) };
         let sides = Sides { reference: &mut reference, subject: &mut faulty, judged: true };
         diff(&test_model.model, sides, &options)
@@ -208,7 +221,7 @@ impl Backends {
 /// If a fault cannot be planted, or a backend cannot run.
 pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usize)) -> Result<SelftestReport> {
     let cases = options.cases()?;
-    let mut backends = Backends::open(&cases, &options.adapter)?;
+    let mut backends = Backends::open(&cases, &options.adapter, options.shows.clone())?;
     let mut test_models = [TestModel::demo()?, TestModel::wide()?];
 
     // A control for every configuration that a case runs in.

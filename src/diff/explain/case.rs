@@ -91,6 +91,8 @@ pub struct Evidence<'a> {
     pub shapes: Vec<&'a [usize]>,
     pub exact: Vec<f64>,
     pub output: Vec<f64>,
+    /// The output is not seen: what is asked of it has no answer.
+    pub unseen: bool,
     /// Elements that rounding does not explain, ascending.
     pub wrong: Vec<usize>,
     /// The sample to try variants on, ascending; those of it that are wrong, and that are not.
@@ -131,6 +133,7 @@ impl<'a> Evidence<'a> {
             shapes: operands.iter().map(|t| &t.shape[..]).collect(),
             exact,
             output,
+            unseen: false,
             wrong,
             probe: probe.into_iter().collect(),
         })
@@ -167,6 +170,14 @@ impl<'a> Evidence<'a> {
         changes: [Change<'_, F>; N],
     ) -> Result<Vec<Variant<'a>>> {
         changes.into_iter().filter_map(|(what, change)| self.changed(what, change).transpose()).collect()
+    }
+
+    /// Of a stage whose output is not seen, `scene.output` being the oracle's: nothing is known to be wrong.
+    ///
+    /// # Errors
+    /// As [`Evidence::new`].
+    pub fn unseen(scene: &'a StageEval<'a>) -> Result<Self> {
+        Ok(Self { unseen: true, ..Self::new(scene)? })
     }
 
     /// The largest residual of points at `indices`.

@@ -8,13 +8,13 @@ use crate::error::Result;
 use crate::formula::Point;
 
 /// A variant must leave less than this share of the error's energy, where the oracle leaves all of it.
-const UNACCOUNTED: f64 = 0.1;
+pub const UNACCOUNTED: f64 = 0.1;
 
 /// What a fitted parameter can adapt to: about as many values as an f32 has steps between two powers of two, ln 2²⁴.
 const PARAMETER: f64 = 16.6;
 
 /// A match by chance is held against everything tried with odds of one in this many.
-const ODDS: f64 = 1000.0;
+pub const ODDS: f64 = 1000.0;
 
 /// What one wrong element can say at most: ln 2⁴⁰. An error cannot be more telling than its bits.
 const ELEMENT: f64 = 27.7;
@@ -94,11 +94,16 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
     Ok(explanation)
 }
 
+/// What a wrong element that is `ratio` floors off says for whatever reproduces it.
+pub fn nats(ratio: f64) -> f64 {
+    ratio.ln().min(ELEMENT)
+}
+
 /// How unlikely it is that a wrong variant matches, in nats. An output that is r floors away from the oracle's falls within one floor
 /// of an unrelated value of that size with a chance of about 1/r, for each wrong element. Of a variant with a wide floor that says
 /// nothing; but of n unrelated errors it would leave a share q of the energy with a chance of about q^(n/2).
 fn evidence(case: &Evidence<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
-    let nats = |i: &usize| case.right(*i).residual(case.output[*i]).ln().min(ELEMENT);
+    let nats = |i: &usize| nats(case.right(*i).residual(case.output[*i]));
     let evidence: f64 = if let Some(nats) = variant.evidence {
         nats
     } else if variant.loose {

@@ -23,6 +23,7 @@ mod precision;
 mod rope;
 mod routing;
 mod search;
+pub mod segment;
 mod weights;
 mod whole;
 
@@ -158,6 +159,8 @@ impl Explanation {
                 name: nearest.what.clone(),
                 residual_ratio: nearest.residual,
                 next_best: None,
+                stages: Vec::new(),
+                others: Vec::new(),
             });
         };
         let mut name = best.what.clone();
@@ -174,6 +177,8 @@ impl Explanation {
             name,
             residual_ratio: best.residual,
             next_best: self.nearest.as_ref().map(next),
+            stages: Vec::new(),
+            others: Vec::new(),
         })
     }
 }

@@ -5,7 +5,7 @@
 //! - For a stage with reference c, subject g and inputs x_c, x_g it computes c(x_c) and g(x_g), the reference's replay
 //!   c(x_g) on the subject's own inputs, and, with the oracle, its o(x_c) and o(x_g). From these five follow the
 //!   total error g(x_g) − c(x_c), the injected g(x_g) − c(x_g), the propagated c(x_g) − c(x_c), and which side is wrong.
-//! - A value that a side does not show is the oracle's, with what is not known of it carried by draws ([`super::segment`]): the side's
+//! - A value that a side does not show is the oracle's, with what is not known of it carried by draws ([`crate::diff::segment`]): the side's
 //!   next shown value is then held against the whole segment.
 //! - The KV cache that a replay reads is filled from the subject's *stage outputs* (k_rope, v_proj), not from the subject's
 //!   cache: an entry that the subject stores wrongly is then its own error at the next stage that reads it.
@@ -17,10 +17,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::segment::{self, Draws};
-use super::verdicts::Contracts;
 use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Shown, Ticket};
 use crate::error::{Error, Result};
+use crate::diff::segment::{self, Contracts, Draws};
 use crate::formula::floor::floor_of;
 use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
 

@@ -4,8 +4,6 @@ pub mod driver;
 #[doc(hidden)]
 pub mod lockstep;
 #[doc(hidden)]
-pub mod segment;
-#[doc(hidden)]
 pub mod share;
 #[doc(hidden)]
 pub mod traces;

@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::backend::oracle::evaluate;
-use crate::backend::{AnyBackend, Backend, Contract, Shown};
+use crate::backend::Shown;
+use crate::diff::explain::segment::{SegmentEval, explain_segment};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
@@ -24,7 +25,7 @@ use crate::diff::outcome::{
     HiddenChoice, JudgedRatios, LayerRouting, Measured, SegmentSummary, StageResult, Verdict, WeightSummary,
 };
 use crate::diff::run::lockstep::{Observation, OracleResult, PairObserver};
-use crate::diff::run::segment::{Log, Segment, Step, producer};
+use crate::diff::segment::{Contracts, Log, Segment, Step, producer};
 use crate::diff::run::share::Injections;
 use crate::error::Result;
 use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
@@ -34,18 +35,7 @@ use crate::trace::select::has_expert_rows;
 
 /// Faults that are explained at most.
 const MOST_EXPLANATIONS: usize = 8;
-
-/// The contracts of one side, by operation.
-pub struct Contracts(HashMap<OpKind, Contract>);
-
-impl Contracts {
-    pub fn of(backend: &AnyBackend) -> Self {
-        Self(OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect())
-    }
-    pub fn get(&self, op: OpKind) -> &Contract {
-        &self.0[&op]
-    }
-}
+const MOST_SEGMENT_EXPLANATIONS: usize = 2;
 
 /// A stage's values on both sides, kept while its layer needs them.
 struct Pair {
@@ -88,6 +78,8 @@ pub struct ComparisonBuilder<'m> {
     earlier: [Upstream; 2],
     /// Faults that are still explained: each takes time, and those behind the first seldom say more.
     explanations: usize,
+    /// The same for segments, which take more.
+    segment_explanations: usize,
     found: Findings,
     /// Bytes that injected errors may still take; `None` when none are kept.
     room: Option<usize>,
@@ -139,6 +131,7 @@ impl<'m> ComparisonBuilder<'m> {
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
             explanations: MOST_EXPLANATIONS,
+            segment_explanations: MOST_SEGMENT_EXPLANATIONS,
             found: Findings::default(),
             room: None,
             layer: HashMap::new(),
@@ -360,7 +353,24 @@ impl<'m> ComparisonBuilder<'m> {
             qtype: result.qtype(),
         };
         result.pattern = locate::find(&geometry, &expected, &found, Some(floor));
-        if self.explanations > 0 {
+        let log = self.logs[side].as_ref().filter(|_| side == inputs && o.shown[side] != Shown::Nothing);
+        if let (Some(log), Some(segment)) = (log, &mut result.segment) {
+            if self.segment_explanations > 0 {
+                self.segment_explanations -= 1;
+                let found = explain_segment(&SegmentEval {
+                    log,
+                    contracts: &self.contracts[side],
+                    output: wrong,
+                    exact,
+                    allowed: floor,
+                    ids: ids.as_deref(),
+                    config: self.config,
+                    weights: &self.model.weights,
+                })?;
+                segment.capture = found.capture.clone();
+                result.cause = found.cause();
+            }
+        } else if self.explanations > 0 {
             self.explanations -= 1;
             let contracts = &self.contracts[side];
             let scene = StageEval {
@@ -551,7 +561,7 @@ impl ComparisonBuilder<'_> {
     fn segment(&self, side: usize, o: &Observation<'_>) -> Option<SegmentSummary> {
         let log = self.logs[side].as_ref().filter(|_| o.shown[side] != Shown::Nothing)?;
         let sites: Vec<Site> = log.segment().iter().map(|step| step.at.site).collect();
-        (sites.len() > 1).then(|| SegmentSummary { hidden: sites[..sites.len() - 1].to_vec(), choices: Vec::new() })
+        (sites.len() > 1).then(|| SegmentSummary { hidden: sites[..sites.len() - 1].to_vec(), ..SegmentSummary::default() })
     }
 
     /// Before an error is called a fault: where a hidden router's choice is not decided by rounding, the choices within it are tried, and
@@ -582,7 +592,7 @@ impl ComparisonBuilder<'_> {
                 let mut tried = kept.clone();
                 tried.retain(|(m, r, _)| (*m, r) != (n, row));
                 tried.push((n, *row, ids.clone()));
-                let changed = segment.rerun(&self.contracts[side], |m, op| {
+                let changed = segment.rerun(&self.contracts[side], |m, op, _| {
                     let OwnedOp::RouterTopK { .. } = op else { return Ok(None) };
                     let chosen = evaluate(&op.borrow())?;
                     let mut ids = chosen.ids().to_vec();

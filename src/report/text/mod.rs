@@ -204,9 +204,13 @@ fn stages(c: &Comparison, style: Style) -> String {
     if c.stages.is_empty() {
         return String::new();
     }
-    let mut listed: Vec<&StageResult> = c.stages.iter().collect();
+    let mut listed: Vec<&StageResult> = c.stages.iter().filter(|s| s.verdict != Verdict::Hidden).collect();
+    if listed.is_empty() {
+        return String::new();
+    }
+    let shown = if c.hidden() > 0 { " that are shown" } else { "" };
     let title = if style.full || listed.len() <= SHORT_LIST {
-        format!("STAGES  all {} in order of execution", listed.len())
+        format!("STAGES  all {}{shown} in order of execution", listed.len())
     } else {
         listed.sort_by(|a, b| {
             let ((f1, v1, r1, e1), (f2, v2, r2, e2)) = (badness(a), badness(b));
@@ -214,7 +218,7 @@ fn stages(c: &Comparison, style: Style) -> String {
         });
         let all = listed.len();
         listed.truncate(SHORT_LIST);
-        format!("STAGES  the worst {SHORT_LIST} of {all}; --full lists all")
+        format!("STAGES  the worst {SHORT_LIST} of {all}{shown}; --full lists all")
     };
     let steps = c.decode > 0;
     let step = |text: String| if steps { format!("{text:>4} ") } else { String::new() };
@@ -290,6 +294,9 @@ fn types(c: &Comparison, style: Style) -> String {
 fn summary(c: &Comparison, style: Style) -> String {
     let (compared, not) = c.counts();
     let mut counts = format!("{} compared", count(compared, "stage"));
+    if c.hidden() > 0 {
+        counts += &format!(", with the {} between them that the subject does not show", c.hidden());
+    }
     if not > 0 {
         counts += &format!(", {not} not");
     }

@@ -13,18 +13,17 @@
 //! - [`Log`] keeps the steps of the segments in progress, so that one can be run again with something changed: another choice of experts,
 //!   or a mistake ([`crate::diff::explain`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::backend::oracle::evaluate;
-use crate::backend::{Contract, Shown};
-use crate::diff::run::verdicts::Contracts;
+use crate::backend::{AnyBackend, Backend, Contract, Shown};
 use crate::error::Result;
 use crate::formula::sum::confidence;
-use crate::op::{At, Data, GgmlType, HostTensor, Op, OwnedOp, Site, Stage, Weight};
+use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, OwnedOp, Site, Stage, Weight};
 use crate::quant::random::Rng;
 
 /// How often a hidden value is drawn.
@@ -35,6 +34,18 @@ pub const DRAWS: usize = 12;
 /// below λ·√(Σ floor²) = λ·√3·(the draws' deviation) but for a probability of 2·exp(−λ²/2) (Hoeffding); floors of sums are 6.5 or
 /// more of their own deviations, so √3 is given away, and what is left covers that [`DRAWS`] draws estimate a deviation.
 const FACTOR: f64 = 1.0;
+
+/// The contracts of one side, by operation.
+pub struct Contracts(HashMap<OpKind, Contract>);
+
+impl Contracts {
+    pub fn of(backend: &AnyBackend) -> Self {
+        Self(OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect())
+    }
+    pub fn get(&self, op: OpKind) -> &Contract {
+        &self.0[&op]
+    }
+}
 
 /// The drawn values of a tensor.
 pub type Draws = Rc<Vec<HostTensor>>;
@@ -240,8 +251,11 @@ impl Log {
     /// Adds a step, after forgetting what no later segment begins in.
     pub fn push(&mut self, step: Step) {
         let last_shown = |s: &Step| s.at.site.stage == Stage::LayerOut && s.shown == Shown::All;
-        if step.at.site.stage == Stage::Embedding || self.steps.last().is_some_and(last_shown) {
+        if step.at.site.stage == Stage::Embedding {
             self.steps.clear();
+        } else if self.steps.last().is_some_and(last_shown) {
+            // It stays as the input of what follows.
+            self.steps.drain(..self.steps.len() - 1);
         }
         self.steps.push(step);
     }
@@ -297,7 +311,10 @@ impl Segment {
     }
 
     /// The oracle's result of step `n` as `op` runs it.
-    fn exact(&self, n: usize, op: &OwnedOp, contracts: &Contracts) -> Result<HostTensor> {
+    ///
+    /// # Errors
+    /// The oracle's.
+    pub fn exact(&self, n: usize, op: &OwnedOp, contracts: &Contracts) -> Result<HostTensor> {
         let contract = contracts.get(op.kind());
         match &self.plain[n] {
             None => exact(&op.borrow(), contract),
@@ -332,20 +349,21 @@ impl Segment {
         }))
     }
 
-    /// Runs the segment again. `alter` may give another result for a step, from its number and its operation on the values so far; every
-    /// step behind a change is the oracle's. Returns all values that differ, that of the target among them if it does.
+    /// Runs the segment again. `alter` may give another result for a step, from its number, its operation on the values so far and all that
+    /// has changed before it; every step behind a change is the oracle's. Returns all values that differ, that of the target among them if
+    /// it does.
     ///
     /// # Errors
     /// The oracle's, or `alter`'s.
     pub fn rerun(
         &self,
         contracts: &Contracts,
-        mut alter: impl FnMut(usize, &OwnedOp) -> Result<Option<HostTensor>>,
+        mut alter: impl FnMut(usize, &OwnedOp, &Changed) -> Result<Option<HostTensor>>,
     ) -> Result<Changed> {
         let mut changed = Changed::new();
         for (n, step) in self.steps.iter().enumerate() {
             let op = self.with(n, &changed);
-            let altered = alter(n, op.as_ref().unwrap_or(&step.op))?;
+            let altered = alter(n, op.as_ref().unwrap_or(&step.op), &changed)?;
             let value = match (altered, &op) {
                 (Some(value), _) => value,
                 (None, Some(op)) => self.exact(n, op, contracts)?,
@@ -369,23 +387,23 @@ impl Segment {
     pub fn allowed(
         &self,
         contracts: &Contracts,
-        alter: impl Fn(usize, &OwnedOp) -> Result<Option<HostTensor>>,
+        alter: impl Fn(usize, &OwnedOp, &Changed) -> Result<Option<HostTensor>>,
     ) -> Result<Vec<f64>> {
-        let right = self.rerun(contracts, |n, op| alter(n, op))?;
+        let right = self.rerun(contracts, |n, op, changed| alter(n, op, changed))?;
         let target = self.target();
         let exact = right.get(&target.at.site).cloned().unwrap_or_else(|| target.exact.clone());
         let mut draws = Vec::with_capacity(DRAWS);
         for n in 0..DRAWS {
-            let run = self.rerun(contracts, |i, op| {
+            let run = self.rerun(contracts, |i, op, changed| {
                 let step = &self.steps[i];
                 if i + 1 == self.steps.len() || step.at.site.stage.is_ids() {
                     return match step.at.site.stage.is_ids() {
                         // The choice is held while the rest is drawn.
                         true => Ok(Some((**right.get(&step.at.site).unwrap_or(&step.value)).clone())),
-                        false => alter(i, op),
+                        false => alter(i, op, changed),
                     };
                 }
-                let value = match alter(i, op)? {
+                let value = match alter(i, op, changed)? {
                     Some(value) => value,
                     None => self.exact(i, op, contracts)?,
                 };
