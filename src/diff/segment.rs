@@ -117,6 +117,14 @@ pub fn disturbed(at: At, value: &HostTensor, drawn: Option<Vec<HostTensor>>, flo
     Rc::new((0..DRAWS).map(one).collect())
 }
 
+/// A reconstructed value as the side would hold it: rounded to f32, which is less than any floor.
+pub fn to_f32(value: &Rc<HostTensor>) -> Rc<HostTensor> {
+    match value.data {
+        Data::F64(_) => Rc::new(HostTensor::f32(&value.shape, value.to_f32())),
+        _ => value.clone(),
+    }
+}
+
 /// `shown` where a row is shown, `hidden` elsewhere: a value as far as a side shows it.
 pub fn mixed(stage: Stage, shown: &Shown, value: Option<HostTensor>, hidden: &Rc<HostTensor>) -> Rc<HostTensor> {
     let Some(value) = value else { return hidden.clone() };
@@ -292,11 +300,12 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The steps that end at the log's last, for the first `rows` rows of the call.
-    pub fn new(log: &Log, rows: usize) -> Self {
+    /// The steps that end at the log's last.
+    pub fn new(log: &Log) -> Self {
         /// Weights that are kept as f32, all together: 512 MiB.
         const MOST: usize = 1 << 27;
-        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(rows, log.moe)).collect();
+        let target = log.steps.last().map_or(0, Step::rows);
+        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(target, log.moe)).collect();
         let mut room = MOST;
         let plain = steps.iter().map(|step| {
             let weight = step.op.weight_ref()?;
@@ -308,6 +317,12 @@ impl Segment {
             plain(weight)
         });
         Self { plain: plain.collect(), steps, moe: log.moe }
+    }
+
+    /// The same for the first `rows` rows of the call.
+    pub fn prefix(&self, rows: usize) -> Self {
+        let steps = self.steps.iter().map(|step| step.prefix(rows, self.moe)).collect();
+        Self { steps, plain: self.plain.clone(), moe: self.moe }
     }
 
     /// The oracle's result of step `n` as `op` runs it.

@@ -185,8 +185,8 @@ struct Scope<'a> {
 }
 
 impl<'a> Scope<'a> {
-    fn new(eval: &'a SegmentEval<'a>, rows: usize) -> Self {
-        let segment = Segment::new(eval.log, rows);
+    fn new(eval: &'a SegmentEval<'a>, segment: Segment) -> Self {
+        let rows = segment.target().rows();
         let (site, start) = (segment.target().at.site, segment.target().at.start);
         let of_target = |t: &HostTensor| cut(site.stage, t, start, rows);
         let values = eval.log.steps.iter().map(|s| (s.at.site, Rc::new(cut(s.at.site.stage, &s.value, start, rows))));
@@ -217,22 +217,22 @@ impl<'a> Scope<'a> {
         n: usize,
         op: &OwnedOp,
         upstream: &Upstream,
+        right: &HostTensor,
         hypothesis: &'static Hypothesis,
         mut each: impl FnMut(String, &mut dyn FnMut() -> Result<HostTensor>) -> Result<bool>,
     ) -> Result<()> {
         if !hypothesis.ops.contains(&op.kind()) {
             return Ok(());
         }
-        let step = &self.segment.steps[n];
-        let exact = self.segment.exact(n, op, self.eval.contracts)?;
+        let (step, exact) = (&self.segment.steps[n], right);
         let floor = vec![0.0; exact.len()];
         let shared = op.share();
         let scene = StageEval {
             site: step.at.site,
             start: step.at.start,
             op: &shared,
-            output: &exact,
-            exact: &exact,
+            output: exact,
+            exact,
             floor: &floor,
             contract: *self.eval.contracts.get(op.kind()),
             earlier: upstream,
@@ -265,15 +265,15 @@ impl<'a> Scope<'a> {
             return Ok(None);
         }
         let upstream = self.upstream(n, changed);
+        let right = self.segment.exact(n, op, self.eval.contracts)?;
         let mut found = None;
-        self.variants(n, op, &upstream, mistake.hypothesis, |what, values| {
+        self.variants(n, op, &upstream, &right, mistake.hypothesis, |what, values| {
             if what == mistake.what {
                 found = Some(values()?);
             }
             Ok(found.is_none())
         })?;
         let Some(values) = found else { return Ok(None) };
-        let right = self.segment.exact(n, op, self.eval.contracts)?;
         Ok(Some(mistake.part.of(self.segment.steps[n].at.site, self.ids.as_ref(), &right, values)))
     }
 
@@ -307,10 +307,6 @@ impl<'a> Scope<'a> {
 /// # Errors
 /// The oracle's.
 pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
-    /// A mistake that leaves so many floors may fit the floor that it has itself.
-    const NEAR: f64 = 50.0;
-    /// How many of those are held against their own floor.
-    const CLOSEST: usize = 12;
     let mut explanation = SegmentExplanation::default();
     let Some(target) = eval.log.steps.last() else { return Ok(explanation) };
     let (axis, all_rows) = (target.at.site.stage.position_axis(), target.rows());
@@ -321,7 +317,8 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let rows: BTreeSet<usize> = wrong.iter().map(|i| i / inner % all_rows).collect();
     let Some(&first) = rows.first() else { return Ok(explanation) };
 
-    let scope = Scope::new(eval, first + 1);
+    let segment = Segment::new(eval.log);
+    let scope = Scope::new(eval, segment.prefix(first + 1));
     let mut parts = vec![Part::Whole];
     if rows.len() < all_rows {
         parts.push(Part::Rows(rows.clone()));
@@ -330,63 +327,15 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
         }
         parts.extend(shared_expert(eval.ids, &rows).map(Part::Expert));
     }
-    let mut near: Vec<(f64, Mistake)> = Vec::new();
-    let mut seen: Vec<(&'static Hypothesis, String, Vec<usize>)> = Vec::new();
-    for (n, step) in scope.segment.steps.iter().enumerate() {
-        let upstream = scope.upstream(n, &Changed::new());
-        let right = scope.segment.exact(n, &step.op, eval.contracts)?;
-        for hypothesis in HYPOTHESES {
-            let mut tried = 0;
-            scope.variants(n, &step.op, &upstream, hypothesis, |what, values| {
-                match seen.iter_mut().find(|(h, w, _)| std::ptr::eq(*h, hypothesis) && *w == what) {
-                    Some((_, _, steps)) => steps.push(n),
-                    None => seen.push((hypothesis, what.clone(), vec![n])),
-                }
-                let values = values()?;
-                for part in &parts {
-                    if matches!(part, Part::Expert(_)) && step.op.borrow().weight().is_none_or(|w| w.experts == 1) {
-                        continue;
-                    }
-                    tried += 1;
-                    let here = part.of(step.at.site, scope.ids.as_ref(), &right, values.clone());
-                    if here.data == right.data {
-                        continue;
-                    }
-                    let end = scope.segment.rerun(eval.contracts, |m, _, _| Ok((m == n).then(|| here.clone())))?;
-                    let (residual, _) = scope.residual(scope.end(&end), &scope.allowed);
-                    if residual <= NEAR {
-                        let mistake = Mistake { hypothesis, what: what.clone(), steps: vec![n], part: part.clone() };
-                        near.push((residual, mistake));
-                    }
-                }
-                Ok(true)
-            })?;
-            explanation.tried += tried;
-        }
-    }
-    for (hypothesis, what, steps) in seen.into_iter().filter(|(.., steps)| steps.len() > 1) {
-        explanation.tried += 1;
-        let mistake = Mistake { hypothesis, what, steps, part: Part::Whole };
-        let (residual, _) = scope.residual(scope.end(&scope.run(&mistake)?), &scope.allowed);
-        if residual <= NEAR {
-            near.push((residual, mistake));
-        }
-    }
-    // A stable sort: of equally good ones the first stage and the first in the list.
-    near.sort_by(|a, b| a.0.total_cmp(&b.0));
-    near.truncate(CLOSEST);
-    let whole = Scope::new(eval, all_rows);
+    let whole = Scope::new(eval, segment);
     let mut fits: Vec<(Mistake, f64, Changed)> = Vec::new();
-    for (_, mistake) in near {
-        let run = whole.run(&mistake)?;
-        let (mut residual, left) = whole.residual(whole.end(&run), &whole.allowed);
-        if residual > 1.0 && residual <= NEAR {
-            let floor = whole.segment.allowed(eval.contracts, |n, op, changed| whole.altered(&mistake, n, op, changed))?;
-            let floor: Vec<f64> = floor.iter().zip(&whole.allowed).map(|(own, right)| own.max(*right)).collect();
-            residual = whole.residual(whole.end(&run), &floor).0;
-        }
-        if residual <= 1.0 && left <= UNACCOUNTED {
-            fits.push((mistake, residual, run));
+    // What is done to weights and numbers is by far the most to try. Nothing of it gives by chance what a mistake in the model's structure
+    // gives, so it is tried where none of those does.
+    for structural in [true, false] {
+        let near = try_all(&scope, &parts, structural, &mut explanation.tried)?;
+        fits.extend(hold(&whole, near)?);
+        if !fits.is_empty() {
+            break;
         }
     }
     fits.sort_by_key(|(mistake, ..)| mistake.complexity());
@@ -403,6 +352,84 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
         })
         .collect();
     Ok(explanation)
+}
+
+/// A mistake that leaves so many floors may fit the floor that it has itself.
+const NEAR: f64 = 50.0;
+/// How many of those are held against their own floor.
+const CLOSEST: usize = 12;
+
+/// Operations on weights and roundings, not on the model's structure.
+fn is_numeric(hypothesis: &Hypothesis) -> bool {
+    let kinds = ["weight-", "scale-", "int8-", "input-precision", "output-precision", "sum-precision", "lanes"];
+    kinds.iter().any(|kind| hypothesis.id.starts_with(kind)) && hypothesis.id != "weight-order"
+}
+
+/// Every mistake that comes near to what the side shows.
+fn try_all(scope: &Scope<'_>, parts: &[Part], structural: bool, tried: &mut usize) -> Result<Vec<(f64, Mistake)>> {
+    let contracts = scope.eval.contracts;
+    let mut near: Vec<(f64, Mistake)> = Vec::new();
+    let mut seen: Vec<(&'static Hypothesis, String, Vec<usize>)> = Vec::new();
+    for (n, step) in scope.segment.steps.iter().enumerate() {
+        let upstream = scope.upstream(n, &Changed::new());
+        let right = &*step.exact;
+        for hypothesis in HYPOTHESES.iter().filter(|h| is_numeric(h) != structural) {
+            scope.variants(n, &step.op, &upstream, right, hypothesis, |what, values| {
+                match seen.iter_mut().find(|(h, w, _)| std::ptr::eq(*h, hypothesis) && *w == what) {
+                    Some((_, _, steps)) => steps.push(n),
+                    None => seen.push((hypothesis, what.clone(), vec![n])),
+                }
+                let values = values()?;
+                for part in parts {
+                    if matches!(part, Part::Expert(_)) && step.op.borrow().weight().is_none_or(|w| w.experts == 1) {
+                        continue;
+                    }
+                    *tried += 1;
+                    let here = part.of(step.at.site, scope.ids.as_ref(), right, values.clone());
+                    if here.data == right.data {
+                        continue;
+                    }
+                    let end = scope.segment.rerun(contracts, |m, _, _| Ok((m == n).then(|| here.clone())))?;
+                    let (residual, _) = scope.residual(scope.end(&end), &scope.allowed);
+                    if residual <= NEAR {
+                        let mistake = Mistake { hypothesis, what: what.clone(), steps: vec![n], part: part.clone() };
+                        near.push((residual, mistake));
+                    }
+                }
+                Ok(true)
+            })?;
+        }
+    }
+    for (hypothesis, what, steps) in seen.into_iter().filter(|(.., steps)| steps.len() > 1) {
+        *tried += 1;
+        let mistake = Mistake { hypothesis, what, steps, part: Part::Whole };
+        let (residual, _) = scope.residual(scope.end(&scope.run(&mistake)?), &scope.allowed);
+        if residual <= NEAR {
+            near.push((residual, mistake));
+        }
+    }
+    // A stable sort: of equally good ones the first stage and the first in the list.
+    near.sort_by(|a, b| a.0.total_cmp(&b.0));
+    near.truncate(CLOSEST);
+    Ok(near)
+}
+
+/// Those that give what the side shows on all rows, within the floor that the segment has with them in it.
+fn hold(whole: &Scope<'_>, near: Vec<(f64, Mistake)>) -> Result<Vec<(Mistake, f64, Changed)>> {
+    let mut fits: Vec<(Mistake, f64, Changed)> = Vec::new();
+    for (_, mistake) in near {
+        let run = whole.run(&mistake)?;
+        let (mut residual, left) = whole.residual(whole.end(&run), &whole.allowed);
+        if residual > 1.0 && residual <= NEAR {
+            let floor = whole.segment.allowed(whole.eval.contracts, |n, op, changed| whole.altered(&mistake, n, op, changed))?;
+            let floor: Vec<f64> = floor.iter().zip(&whole.allowed).map(|(own, right)| own.max(*right)).collect();
+            residual = whole.residual(whole.end(&run), &floor).0;
+        }
+        if residual <= 1.0 && left <= UNACCOUNTED {
+            fits.push((mistake, residual, run));
+        }
+    }
+    Ok(fits)
 }
 
 /// The expert that all wrong rows use and no other row does, if there is one.

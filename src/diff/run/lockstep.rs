@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Shown, Ticket};
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Precision, Shown, Ticket};
 use crate::error::{Error, Result};
 use crate::diff::segment::{self, Contracts, Draws};
 use crate::formula::floor::floor_of;
@@ -198,7 +198,12 @@ impl<'s> Lockstep<'s> {
             None => (None, [None, None]),
         };
         let side = |i: usize, read: Option<HostTensor>| match (&exact, read) {
-            (Some(exact), read) => segment::mixed(stage, &shown[i], read, &exact[i].value),
+            (Some(exact), read) if shown[i] == Shown::All => Rc::new(read.unwrap_or_else(|| (*exact[i].value).clone())),
+            (Some(exact), read) => {
+                let wide = self.judged_by.is_some_and(|c| c[i].get(op.kind()).activations == Precision::F64);
+                let hidden = if wide { exact[i].value.clone() } else { segment::to_f32(&exact[i].value) };
+                segment::mixed(stage, &shown[i], read, &hidden)
+            }
             (None, read) => Rc::new(read.expect("without the oracle everything is shown")),
         };
         let results = [side(0, read_reference), side(1, read_subject)];

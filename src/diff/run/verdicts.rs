@@ -583,8 +583,7 @@ impl ComparisonBuilder<'_> {
             return Ok(Vec::new());
         }
         let value = [&o.reference, &o.subject][side];
-        let rows = value.shape[o.at.site.stage.position_axis()];
-        let segment = Segment::new(log, rows);
+        let segment = Segment::new(log);
         let mut kept: Vec<(usize, usize, Vec<u32>)> = Vec::new(); // step, row, ids
         let mut best = (injected_ratio(&error(value, &exact[side].value), floor), exact[side].value.clone());
         for (n, step) in segment.steps.iter().enumerate() {
