@@ -12,7 +12,7 @@
 
 #[doc(hidden)]
 pub mod cases;
-mod contract;
+pub mod contract;
 pub mod cpu;
 mod erased;
 #[cfg(feature = "gpu")]
@@ -22,7 +22,7 @@ pub mod oracle;
 mod tickets;
 mod wrapper;
 
-pub use contract::{Contract, Order, Precision};
+pub use contract::{Contract, NamedContract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
 #[cfg(feature = "gpu")]
 pub use open::gpu_selector;

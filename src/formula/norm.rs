@@ -1,6 +1,7 @@
 //! RMS normalisation.
 
-use super::rounding::{TINY, division, roundoff, ulp};
+use super::exact::Emulation;
+use super::rounding::{TINY, division, inner, roundoff, ulp};
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
@@ -21,7 +22,8 @@ pub(crate) enum Scale {
 
 /// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
 /// adding eps; then come the inverse root and two products:
-/// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u).
+/// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u). Where the normalised value is rounded to a coarser format before it
+/// meets the weight, its unit once more.
 #[derive(Clone)]
 pub(crate) struct Norm<'a> {
     pub x: Values<'a>,
@@ -63,6 +65,11 @@ impl<'a> Formula<'a> for Norm<'a> {
             centred: false,
         }))
     }
+    fn emulate(&mut self, how: &Emulation) {
+        if let Some(format) = how.weights {
+            self.weight = format.rounded(&self.weight);
+        }
+    }
     by_row!();
 }
 
@@ -94,7 +101,7 @@ impl ByRow for Norm<'_> {
             let sum = (terms.bound(c, lambda) + self.summed as f64 * TINY) / (terms.absolute + self.divisor * inside);
             match self.scale {
                 Scale::One => u,
-                _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u,
+                _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u + inner(c),
             }
         });
         // What is subtracted is off by so much.
