@@ -53,7 +53,8 @@ pub(crate) struct Cache {
 }
 
 /// q·k·scale for the positions seen, 0 beyond. [heads, T, S] The sum's bound times the scale; the rounding of the scale to f32 and of the
-/// product with it, (2⁻²⁴ + u)·|y|. Where q·k is rounded to a coarser format before it is scaled, its unit once more.
+/// product with it, (2⁻²⁴ + u)·|y|. Where q·k is rounded to a coarser format before it is scaled, half a step of that at q·k, times
+/// the scale.
 pub(crate) struct Scores<'a> {
     pub sizes: Sizes,
     /// [T, heads·D]
@@ -103,7 +104,8 @@ impl ByRow for Scores<'_> {
             let undecided = undecided([q, k], &self.ties, [(token * heads + head) * d, at]) * self.scale.abs();
             let floor = |c: &Contract| {
                 let sum = terms.bound(c, lambda) * self.scale.abs();
-                sum + (roundoff(c) + TO_F32 + inner(c)) * y.abs() + (d + 1) as f64 * TINY + undecided
+                let inside = inner(terms.sum, c) * self.scale.abs();
+                sum + (roundoff(c) + TO_F32) * y.abs() + (d + 1) as f64 * TINY + undecided + inside
             };
             (y, contracts.map(floor))
         };

@@ -29,12 +29,17 @@ pub fn exact(op: &Op<'_, &HostTensor>, contract: &Contract) -> Result<HostTensor
     Emulation::of(op, contract).evaluate(op)
 }
 
+/// ggml's shortest block of codes.
+const RUN: usize = 32;
+
 /// What a contract rounds of an operation's operands.
-#[derive(Default)]
 pub(crate) struct Emulation {
     /// In the order of [`Op::inputs`]; `None` is as given.
     operands: Vec<Option<Rounded>>,
     pub weights: Option<FloatFormat>,
+    /// How many products in a row an engine sums in integers: where int8 activations meet a quantized weight, 32, since ggml's blocks of
+    /// both are at least as long; otherwise 1.
+    pub exact_run: usize,
 }
 
 /// An operand after rounding.
@@ -47,6 +52,11 @@ struct Rounded {
 }
 
 impl Emulation {
+    /// Of nothing: operands and weights are as given.
+    pub fn nothing() -> Self {
+        Self { operands: vec![], weights: None, exact_run: 1 }
+    }
+
     /// Of operands that belong together.
     pub fn of(op: &Op<'_, &HostTensor>, contract: &Contract) -> Self {
         let weights = FloatFormat::of(contract.weights).filter(|_| op.weight().is_some());
@@ -68,7 +78,9 @@ impl Emulation {
             }
             _ => vec![],
         };
-        Self { operands, weights }
+        let is_int8 = operands.first().is_some_and(|x| x.as_ref().is_some_and(|x| !x.steps.is_empty()));
+        let quantized = op.weight().is_some_and(|w| w.ty.block_len() >= RUN) && weights.is_none();
+        Self { operands, weights, exact_run: if is_int8 && quantized { RUN } else { 1 } }
     }
 
     /// Whether everything is as given.

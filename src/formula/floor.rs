@@ -79,7 +79,7 @@ pub fn floors_of<const N: usize>(
 fn stated<const N: usize>(op: &Op<'_, &HostTensor>, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
     let emulations = contracts.map(|c| Emulation::of(op, c));
     if emulations.iter().all(|e| e.is_nothing()) {
-        return on_operands(op, &Emulation::default(), contracts);
+        return on_operands(op, &Emulation::nothing(), contracts);
     }
     let mut floors = [(); N].map(|()| vec![]);
     for ((floors, emulation), contract) in floors.iter_mut().zip(&emulations).zip(contracts) {

@@ -46,6 +46,8 @@ pub(crate) struct Linear<'a> {
     pub ties: Vec<(usize, f64)>,
     /// The values of x in blocks of this many, and for each block how far its sum, which is kept apart, is from that of its values (Q8_1).
     pub blocks: Option<(usize, Vec<f64>)>,
+    /// Products over runs of so many are summed in integers; stated, one.
+    pub exact_run: usize,
     /// Sums in a format that is coarser than f32, each rounding of which is simulated. A few that fall the other way are each a step
     /// of the format, at the size of the sum; that is the whole floor.
     pub coarse: Option<CoarseSums>,
@@ -63,14 +65,15 @@ impl<'a> Formula<'a> for Linear<'a> {
             _ => return Ok(None),
         };
         let (x, decode) = (as_given(&values[0]), as_it_is(weight));
-        let (times, ties, blocks, coarse) = (None, Vec::new(), None, None);
-        Ok(Some(Self { k: weight.cols, n: weight.rows, slots, x, decode, times, ties, blocks, coarse }))
+        let (times, ties, blocks, exact_run, coarse) = (None, Vec::new(), None, 1, None);
+        Ok(Some(Self { k: weight.cols, n: weight.rows, slots, x, decode, times, ties, blocks, exact_run, coarse }))
     }
 
     fn emulate(&mut self, how: &Emulation) {
         how.round(&mut self.decode);
         self.ties = how.ties(0);
         self.blocks = how.sums(0);
+        self.exact_run = how.exact_run;
     }
 
     fn len(&self) -> usize {
@@ -197,7 +200,7 @@ impl<const N: usize> Pass<'_, '_, N> {
         row: usize,
         slots: impl Iterator<Item = usize>,
     ) -> Result<Vec<Bounded<N>>> {
-        let Linear { decode, times, slots: of, ties, blocks, coarse, k, .. } = self.formula;
+        let Linear { decode, times, slots: of, ties, blocks, exact_run, coarse, k, .. } = self.formula;
         decode(expert, row, product, offset)?;
         if let Some(times) = times {
             product.iter_mut().zip(times).for_each(|(p, t)| *p *= t);
@@ -240,7 +243,8 @@ impl<const N: usize> Pass<'_, '_, N> {
             let rounded_sums: f64 = blocks
                 .as_ref()
                 .map_or(0.0, |(_, off)| largest.iter().zip(&off[row * largest.len()..]).map(|(w, off)| w * off).sum());
-            let floor = |c: &Contract| terms.bound(c, self.lambda) + flushed + undecided + rounded_sums;
+            let rounded = if *exact_run > 1 { terms.in_exact_runs_of(*exact_run) } else { terms };
+            let floor = |c: &Contract| rounded.bound(c, self.lambda) + flushed + undecided + rounded_sums;
             (terms.sum, self.contracts.map(floor))
         };
         Ok(slots.map(element).collect())

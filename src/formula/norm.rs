@@ -23,7 +23,7 @@ pub(crate) enum Scale {
 /// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
 /// adding eps; then come the inverse root and two products:
 /// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u). Where the normalised value is rounded to a coarser format before it
-/// meets the weight, its unit once more.
+/// meets the weight, half a step of that at the normalised value, times |w|.
 #[derive(Clone)]
 pub(crate) struct Norm<'a> {
     pub x: Values<'a>,
@@ -101,7 +101,7 @@ impl ByRow for Norm<'_> {
             let sum = (terms.bound(c, lambda) + self.summed as f64 * TINY) / (terms.absolute + self.divisor * inside);
             match self.scale {
                 Scale::One => u,
-                _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u + inner(c),
+                _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u,
             }
         });
         // What is subtracted is off by so much.
@@ -112,7 +112,8 @@ impl ByRow for Norm<'_> {
         let element = |i: &usize| {
             let w = self.weight[i % self.weight.len()];
             let y = (x[*i] - mean) * scale * w;
-            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY;
+            let inside = |n: usize| inner((x[*i] - mean) * scale, contracts[n]) * w.abs();
+            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n);
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

@@ -120,7 +120,8 @@ fn erf(x: f64) -> f64 {
 
 /// activation(g)·u. With silu = g/(1 + e), e = exp(−g): |y|·(ρ·e/(1 + e) + div + 3u), ρ the relative error of e, u for 1 + e and 2u for
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
-/// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, its unit once more.
+/// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
+/// that at silu, times |u|.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,
@@ -145,7 +146,7 @@ impl ByRow for Gated<'_> {
     }
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
-        let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c) + inner(c));
+        let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c));
         let element = |column: &usize| {
             let i = row * self.cols + column;
             let (gate, up) = (self.gate[i], self.up[i]);
@@ -155,7 +156,11 @@ impl ByRow for Gated<'_> {
                 true => (activation + up, activation.abs() + up.abs()),
             };
             let flushed = TINY * (1.0 + up.abs() + (gate * up).abs());
-            let floor = |n: usize| exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed;
+            let met = if self.added { 1.0 } else { up.abs() };
+            let floor = |n: usize| {
+                let inside = inner(activation, contracts[n]) * met;
+                exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed + inside
+            };
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

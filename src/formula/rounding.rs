@@ -21,9 +21,9 @@ pub(crate) fn in_f64(contract: &Contract) -> bool {
     contract.activations == Precision::F64
 }
 
-/// The unit roundoff of a format that values inside an operation are rounded to, besides the arithmetic's own.
-pub(crate) fn inner(contract: &Contract) -> f64 {
-    super::precision::unit(contract.inner)
+/// The most that a value inside an operation moves when it is rounded to the contract's inner format, besides the arithmetic's own rounding.
+pub(crate) fn inner(value: f64, contract: &Contract) -> f64 {
+    half_step(contract.inner, value.abs())
 }
 
 /// The floor of a value that is then stored in the contract's output format: rounding moves it by half a step of the format, of the format's

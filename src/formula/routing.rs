@@ -138,7 +138,7 @@ impl Weighing {
 
 /// Σ_k weight·down: the bound on each sum, and what may be flushed. [T, H]
 ///
-/// Where products are rounded to a coarser format of unit u' before they are summed, u'·Σ|p| more; where the sum is held in a coarser format
+/// Where products are rounded to a coarser format before they are summed, half a step of that at each more; where the sum is held in a coarser format
 /// and so rounded after each addition but the first, which adds to nothing, the worst case γ_(K−1) of that format in place of the probable
 /// one: there are few.
 pub(crate) struct Combined<'a> {
@@ -177,11 +177,12 @@ impl ByRow for Combined<'_> {
             let flushed = TINY * (self.summed as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
             let floor = |c: &Contract| {
                 let held = unit(c.accumulator);
+                let inside: f64 = weights.iter().zip(&column).map(|(w, d)| inner(w * d, c)).sum();
                 if held == 0.0 {
-                    return terms.bound(c, lambda) + flushed + inner(c) * terms.absolute;
+                    return terms.bound(c, lambda) + flushed + inside;
                 }
-                let m = self.summed.saturating_sub(1) as f64 * held + inner(c) + 2.0 * c.unit_roundoff;
-                m / (1.0 - m) * terms.absolute + flushed
+                let m = self.summed.saturating_sub(1) as f64 * held + 2.0 * c.unit_roundoff;
+                m / (1.0 - m) * (terms.absolute + inside) + flushed + inside
             };
             (terms.sum, contracts.map(floor))
         };

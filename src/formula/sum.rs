@@ -117,6 +117,13 @@ impl Terms {
         }
     }
 
+    /// Of terms whose sums over runs of so many are exact, which is what int8 codes times a weight's codes are: n becomes the number of runs,
+    /// and Q that of their sums, bounded by their deviation from the drift and the drift, 2·(Q + R²/n).
+    pub fn in_exact_runs_of(self, run: usize) -> Self {
+        let n = self.n.div_ceil(run.max(1)).max(1);
+        Self { n, squares: 2.0 * (self.squares + self.range * self.range / n as f64), ..self }
+    }
+
     /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite.
     pub fn bound(&self, contract: &Contract, lambda: f64) -> f64 {
         let (u, adding) = (roundoff(contract), adding(contract));

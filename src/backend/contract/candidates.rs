@@ -23,6 +23,7 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
             let int8 = [Q8_K, Q8_0, Q8_1, VecDot, Int8 { block: 32 }, Int8 { block: 128 }, Int8 { block: 256 }];
             all.extend(int8.map(|activations| Contract { activations, ..f32 }));
         }
+        OpKind::Rope => all.extend([F64, F16, Bf16].map(|angles| Contract { angles, ..f32 })),
         OpKind::Embed => all.extend([F16, Bf16].map(|weights| Contract { weights, ..f32 })),
         OpKind::AttnScores | OpKind::AttnContext => {
             for cache in [F16, Bf16, Q8_0] {

@@ -27,7 +27,7 @@ impl Precision {
             Self::Q8_0 => format!("int8 {what} in blocks of 32 (Q8_0)"),
             Self::Q8_1 => format!("int8 {what} in blocks of 32 (Q8_1)"),
             Self::Q8_K => format!("int8 {what} in blocks of 256 (Q8_K)"),
-            Self::VecDot => format!("{what} as ggml pairs them with the weight's type"),
+            Self::VecDot => format!("{what} as ggml pairs them with what they meet"),
             float => format!("{} {what}", float.name()),
         }
     }

@@ -137,6 +137,8 @@ mod tests {
         let text = br#"{"schema":"twinscope.contract/1","base":"llama.cpp-cpu","name":"mine",
             "ops":{"mat_mul":{"activations":{"int8":{"block":128}},"order":{"lanes":{"lanes":8}}},"*":{"exp_base_ulp":4}}}"#;
         let mine = parse(text).unwrap();
+        let schema = serde_json::from_str(include_str!("../../../schemas/contract.schema.json")).unwrap();
+        jsonschema::validate(&schema, &serde_json::from_slice(text).unwrap()).unwrap();
         let base = named("llama.cpp-cpu").unwrap();
         assert_eq!(mine.name, "mine");
         let expected = Contract {

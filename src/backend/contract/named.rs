@@ -106,7 +106,7 @@ pub fn named(name: &str) -> Option<NamedContract> {
             new(format!("this program's GPU backend, {} in WGSL arithmetic", of(OpKind::MatMul)), &of)
         }
         "llama.cpp-cpu" => {
-            let text = "llama.cpp on a CPU: int8 activations as ggml pairs them with the weight's type (Q8_K, Q8_0, Q8_1), f32 sums";
+            let text = "llama.cpp on a CPU: int8 activations, as ggml pairs them with a weight's type (Q8_K, Q8_0, Q8_1), f32 sums";
             new(format!("{text}, {options}"), &|op| options.cpu(op))
         }
         "llama.cpp-vulkan" => {
@@ -231,9 +231,9 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
     }
     let stored = Contract { output: dtype, ..base };
     match op {
-        OpKind::Embed | OpKind::MatMul | OpKind::ExpertMatMul => {
-            Contract { activations: dtype, weights: dtype, ..stored }
-        }
+        // Rows of a table that is in the model's type already: nothing more is rounded.
+        OpKind::Embed => Contract { weights: dtype, ..base },
+        OpKind::MatMul | OpKind::ExpertMatMul => Contract { activations: dtype, weights: dtype, ..stored },
         OpKind::RmsNorm => Contract { weights: dtype, inner: dtype, ..stored },
         OpKind::AttnScores | OpKind::AttnContext => {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }

@@ -1,3 +1,6 @@
+mod captures;
+mod emulation;
+
 use super::exact::exact;
 use super::floor::*;
 use super::rounding::TINY;
