@@ -30,9 +30,6 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
                 all.push(Contract { cache, ..f32 });
                 all.push(Contract { cache, activations: VecDot, ..f32 });
             }
-            if op == OpKind::AttnContext {
-                all.push(Contract { cache: F16, accumulator: F16, ..f32 });
-            }
         }
         _ => {}
     }
@@ -43,6 +40,10 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
             all.push(Contract { output: engine.output, ..f32 });
             all.push(engine);
         }
+    }
+    if op == OpKind::AttnContext {
+        // Flash attention that holds its sum in halves.
+        all.push(Contract { cache: F16, accumulator: F16, ..f32 });
     }
     let mut distinct: Vec<Contract> = Vec::new();
     all.into_iter().for_each(|c| {

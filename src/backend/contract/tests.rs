@@ -32,7 +32,7 @@ fn options_say_what_the_cache_is_kept_in() {
 fn a_contract_says_itself_in_one_line() {
     let llama = named("llama.cpp-cpu").unwrap();
     let scores = Contract { activations: Precision::Q8_K, ..*llama.get(OpKind::AttnScores) };
-    let text = "int8 activations in blocks of 256 (Q8_K), f32 sums in any order, f16 KV cache, f32 angles";
+    let text = "int8 activations in blocks of 256 (Q8_K), f32 sums in any order, f16 KV cache";
     assert_eq!(scores.to_string(), text);
 }
 
