@@ -12,7 +12,7 @@
 
 #[doc(hidden)]
 pub mod cases;
-mod contract;
+pub mod contract;
 pub mod cpu;
 mod erased;
 #[cfg(feature = "gpu")]
@@ -23,7 +23,7 @@ mod showing;
 mod tickets;
 mod wrapper;
 
-pub use contract::{Contract, Order, Precision};
+pub use contract::{Contract, NamedContract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
 #[cfg(feature = "gpu")]
 pub use open::gpu_selector;

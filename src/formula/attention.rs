@@ -1,6 +1,7 @@
 //! Causal attention over a cache: scores, and what they weigh. The softmax between them is in `softmax`.
 
-use super::rounding::{TINY, TO_F32, roundoff};
+use super::exact::Emulation;
+use super::rounding::{TINY, TO_F32, inner, roundoff};
 use super::softmax::Seen;
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
@@ -52,7 +53,8 @@ pub(crate) struct Cache {
 }
 
 /// q·k·scale for the positions seen, 0 beyond. [heads, T, S] The sum's bound times the scale; the rounding of the scale to f32 and of the
-/// product with it, (2⁻²⁴ + u)·|y|.
+/// product with it, (2⁻²⁴ + u)·|y|. Where q·k is rounded to a coarser format before it is scaled, half a step of that at q·k, times
+/// the scale.
 pub(crate) struct Scores<'a> {
     pub sizes: Sizes,
     /// [T, heads·D]
@@ -62,6 +64,8 @@ pub(crate) struct Scores<'a> {
     /// 1/√D.
     pub scale: f64,
     pub cache: Cache,
+    /// What q and k may be off by besides, each in the worst direction, where they were rounded to a code that is undecided.
+    pub ties: [Option<Vec<f64>>; 2],
 }
 
 impl<'a> Formula<'a> for Scores<'a> {
@@ -69,7 +73,11 @@ impl<'a> Formula<'a> for Scores<'a> {
         let Op::AttnScores { q, k, start, head_dim } = *op else { return Ok(None) };
         let sizes = Sizes::new(q.cols(), k, [q.shape[0], start, head_dim]);
         let scale = 1.0 / (head_dim as f64).sqrt();
-        Ok(Some(Self { sizes, q: as_given(&x[0]), k: as_given(&x[1]), scale, cache: sizes.reads() }))
+        let (cache, ties) = (sizes.reads(), [None, None]);
+        Ok(Some(Self { sizes, q: as_given(&x[0]), k: as_given(&x[1]), scale, cache, ties }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        self.ties = [0, 1].map(|n| how.undecided(n));
     }
     by_row!();
 }
@@ -89,16 +97,30 @@ impl ByRow for Scores<'_> {
             let Some(row) = self.cache.row[*position].filter(|_| seen.contains(position)) else {
                 return (0.0, [0.0; N]);
             };
-            let terms = Terms::dot(q, &self.k[(row * kv_heads + kv_head) * d..][..d]);
+            let at = (row * kv_heads + kv_head) * d;
+            let k = &self.k[at..][..d];
+            let terms = Terms::dot(q, k);
             let y = terms.sum * self.scale;
+            let undecided = undecided([q, k], &self.ties, [(token * heads + head) * d, at]) * self.scale.abs();
             let floor = |c: &Contract| {
                 let sum = terms.bound(c, lambda) * self.scale.abs();
-                sum + (roundoff(c) + TO_F32) * y.abs() + (d + 1) as f64 * TINY
+                let inside = inner(terms.sum, c) * self.scale.abs();
+                sum + (roundoff(c) + TO_F32) * y.abs() + (d + 1) as f64 * TINY + undecided + inside
             };
             (y, contracts.map(floor))
         };
         Ok(columns.iter().map(element).collect())
     }
+}
+
+/// What the sum of products of two runs of values may be off by, where some of them are undecided: Σ |a·δb| + |δa·b|. The runs begin at
+/// `at` of the values that `ties` are of.
+fn undecided(values: [&[f64]; 2], ties: &[Option<Vec<f64>>; 2], at: [usize; 2]) -> f64 {
+    let of = |n: usize| {
+        let Some(ties) = &ties[n] else { return 0.0 };
+        values[1 - n].iter().zip(&ties[at[n]..]).map(|(x, step)| (x * step).abs()).sum::<f64>()
+    };
+    of(0) + of(1)
 }
 
 /// Σ p·v over the positions seen. [T, heads·D] The bound on each sum, and what may be flushed.
@@ -111,6 +133,8 @@ pub(crate) struct Context<'a> {
     pub cache: Cache,
     /// Whose probabilities a head uses; stated, its own.
     pub head: Vec<usize>,
+    /// As [`Scores::ties`], of p and v.
+    pub ties: [Option<Vec<f64>>; 2],
 }
 
 impl<'a> Formula<'a> for Context<'a> {
@@ -118,7 +142,11 @@ impl<'a> Formula<'a> for Context<'a> {
         let Op::AttnContext { probs, v, start, head_dim } = *op else { return Ok(None) };
         let sizes = Sizes::new(probs.shape[0] * head_dim, v, [probs.shape[1], start, head_dim]);
         let head = (0..sizes.heads).collect();
-        Ok(Some(Self { sizes, p: as_given(&x[0]), v: as_given(&x[1]), cache: sizes.reads(), head }))
+        let (cache, ties) = (sizes.reads(), [None, None]);
+        Ok(Some(Self { sizes, p: as_given(&x[0]), v: as_given(&x[1]), cache, head, ties }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        self.ties = [0, 1].map(|n| how.undecided(n));
     }
     by_row!();
 }
@@ -133,7 +161,8 @@ impl ByRow for Context<'_> {
         let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = self.sizes;
         let (token, head) = (row / heads, row % heads);
         let seen = self.cache.seen.of(token, keys);
-        let p = &self.p[(self.head[head] * tokens + token) * keys..][seen.clone()];
+        let p_row = (self.head[head] * tokens + token) * keys;
+        let p = &self.p[p_row..][seen.clone()];
         let kv_head = self.cache.kv_head[head];
         let lambda = confidence(self.len());
         let mut column = vec![0.0; p.len()];
@@ -143,7 +172,18 @@ impl ByRow for Context<'_> {
             }
             let terms = Terms::dot(p, &column);
             let flushed = TINY * (p.len() as f64 + column.iter().map(|v| v.abs()).sum::<f64>());
-            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed))
+            let step = |n: usize, at: usize| self.ties[n].as_ref().map_or(0.0, |ties| ties[at]);
+            let undecided: f64 = if self.ties.iter().all(|t| t.is_none()) {
+                0.0
+            } else {
+                let keys = seen.clone().zip(&self.cache.row[seen.clone()]);
+                let each = keys.zip(p.iter().zip(&column)).map(|((position, row), (p, v))| {
+                    let kept = row.map_or(0.0, |row| step(1, (row * kv_heads + kv_head) * d + i));
+                    (step(0, p_row + position) * v).abs() + (p * kept).abs()
+                });
+                each.sum()
+            };
+            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed + undecided))
         };
         Ok(columns.iter().map(element).collect())
     }

@@ -1,5 +1,6 @@
 //! The embedding: a row of a table for each token.
 
+use super::exact::Emulation;
 use super::linear::{Decode, as_it_is};
 use super::rounding::{TINY, TO_F32, roundoff};
 use super::{Bounded, ByRow, Formula, by_row};
@@ -21,6 +22,9 @@ impl<'a> Formula<'a> for Embedding<'a> {
         let Op::Embed { table, tokens } = *op else { return Ok(None) };
         let rows = tokens.iter().map(|token| *token as usize).collect();
         Ok(Some(Self { rows, cols: table.cols, decode: as_it_is(table) }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        how.round(&mut self.decode);
     }
     by_row!();
 }

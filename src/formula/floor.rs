@@ -2,12 +2,12 @@
 //!
 //! Design:
 //! - **Derived, not picked.** A stage's floor is that of its formula as the operation states it ([`super`]). What goes in is the
-//!   contract (order of summation, unit roundoff, activation type, the bounds on exp, division and inverse square root) and the data.
+//!   contract (order of summation, unit roundoff, formats of results, the bounds on exp, division and inverse square root) and the data.
 //! - **Per element.** A stage's ratio is the largest |error| / floor over its elements ([`injected_ratio`]), so one wrong
 //!   element among millions is seen, at its place. That the largest of N sums is larger than one of them is in
 //!   [`sum::confidence`](super::sum::confidence).
-//! - **Against the float64 oracle**: the floor bounds |subject − oracle| on the same inputs. Two f32 sides may differ by the
-//!   sum of their two floors.
+//! - **Against the float64 oracle**: the floor bounds |subject − oracle| on the same inputs, rounded as the contract says
+//!   ([`exact`](super::exact::exact())). Two f32 sides may differ by the sum of their two floors.
 //! - **Any sound kernel passes, not only one order of operations**: one that dequantizes first, one that keeps scales and
 //!   offsets out of the sum, one with fused multiply-adds and one without.
 //! - Rounding errors of a few operations in a row are added up at their worst; only sums are taken probabilistically.
@@ -17,13 +17,13 @@
 //! [`Op::Embed`] for types whose weights are exact in f32.
 
 use crate::backend::Contract;
-use crate::backend::oracle::evaluate;
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Op, OpKind};
 
 use super::Formula;
 use super::attention::{Context, Scores};
 use super::embed::Embedding;
+use super::exact::{Emulation, exact};
 use super::linear::Linear;
 use super::norm::Norm;
 use super::pointwise::{Gated, Sum};
@@ -32,18 +32,16 @@ use super::rounding::{division, exp_error};
 use super::routing::{Combined, ExpertWeights};
 use super::softmax::Softmax;
 
-/// For each element of `op`'s result, the largest |error| that `contract` allows against the float64 oracle on the same
-/// operands. NaN where an operand that enters the element is not finite.
+/// For each element of `op`'s result, the largest |error| that `contract` allows against [`exact`](super::exact::exact()): the float64
+/// oracle on the same operands, rounded as the contract says. NaN where an operand that enters the element is not finite.
 ///
 /// # Errors
-/// As [`evaluate`]: if the operands do not belong together.
+/// As [`exact`](super::exact::exact()): if the operands do not belong together.
 pub fn floor(op: &Op<'_, &HostTensor>, contract: &Contract) -> Result<Vec<f64>> {
-    let exact = evaluate(op)?;
-    floor_of(op, contract, &exact)
+    floor_of(op, contract, &exact(op, contract)?)
 }
 
-/// [`floor`], for a caller that has the oracle's result already: `exact` is what [`evaluate`] made of `op`, so the operands
-/// are not checked again.
+/// [`floor`], for a caller that has the exact result already, so that the operands are not checked again. Only its shape is read.
 ///
 /// # Errors
 /// If the weight's type is unreadable.
@@ -55,7 +53,7 @@ pub fn floor_of(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTenso
     Ok(floor)
 }
 
-/// [`floor_of`] for several sides, of which one pass over the weights makes all.
+/// [`floor_of`] for several sides, each around its own exact result. Those that round no operand share one pass over the weights.
 ///
 /// # Errors
 /// As [`floor_of`].
@@ -77,12 +75,31 @@ pub fn floors_of<const N: usize>(
     Ok(floors)
 }
 
-/// The floors of the operation's formula as it is stated.
+/// The floors of the operation's formula as it is stated, on operands that are rounded as each contract says.
 fn stated<const N: usize>(op: &Op<'_, &HostTensor>, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
+    let emulations = contracts.map(|c| Emulation::of(op, c));
+    if emulations.iter().all(|e| e.is_nothing()) {
+        return on_operands(op, &Emulation::nothing(), contracts);
+    }
+    let mut floors = [(); N].map(|()| vec![]);
+    for ((floors, emulation), contract) in floors.iter_mut().zip(&emulations).zip(contracts) {
+        let [own] = on_operands(&emulation.apply(op)?, emulation, [contract])?;
+        *floors = own;
+    }
+    Ok(floors)
+}
+
+/// The floors of the operation's formula on operands that have been rounded.
+fn on_operands<const N: usize>(
+    op: &Op<'_, &HostTensor>,
+    emulation: &Emulation,
+    contracts: [&Contract; N],
+) -> Result<[Vec<f64>; N]> {
     let x: Vec<Vec<f64>> = op.inputs().iter().map(|t| t.to_f64()).collect();
     macro_rules! first_of {
         ($($formula:ty),*) => {
-            $(if let Some(formula) = <$formula>::stated(op, &x)? {
+            $(if let Some(mut formula) = <$formula>::stated(op, &x)? {
+                formula.emulate(emulation);
                 return formula.floors(contracts);
             })*
         };
@@ -136,7 +153,7 @@ pub fn injected_ratio(error: &[f64], floor: &[f64]) -> Ratio {
 /// A stage's result, checked against the oracle.
 #[derive(Clone, Debug)]
 pub struct OracleCheck {
-    /// The oracle's result on the same operands.
+    /// The oracle's result on the same operands, rounded as the contract says.
     pub exact: HostTensor,
     /// For each element, the error that the contract allows.
     pub floor: Vec<f64>,
@@ -147,9 +164,9 @@ pub struct OracleCheck {
 /// differs has an infinite ratio.
 ///
 /// # Errors
-/// As [`evaluate`], and if `result` has another shape than the oracle's.
+/// As [`exact`](super::exact::exact()), and if `result` has another shape than the oracle's.
 pub fn check_against_oracle(op: &Op<'_, &HostTensor>, contract: &Contract, result: &HostTensor) -> Result<OracleCheck> {
-    let exact = evaluate(op)?;
+    let exact = exact(op, contract)?;
     if exact.shape != result.shape {
         let message = format!("{:?}: the result is {:?}, the oracle's {:?}", op.kind(), result.shape, exact.shape);
         return Err(Error::usage(message));

@@ -4,9 +4,10 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::exact::Emulation;
 use super::precision::CoarseSums;
-use super::rounding::{TINY, roundoff};
-use super::sum::{Terms, activation_error, confidence};
+use super::rounding::{TINY, roundoff, stored};
+use super::sum::{Terms, confidence};
 use super::{BLOCK, Bounded, Formula, Values, as_given};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
@@ -27,9 +28,9 @@ pub(crate) fn as_it_is(weight: &Weight) -> Decode<'_> {
 
 /// Σ_k x·w for each slot and each row of the weight. [slots, N]
 ///
-/// The floor is [`Terms::bound`] of the products d·s·q·x beside the offsets dmin·m·x, since a kernel may sum them apart; plus what the
-/// activation type loses, e for each x: min(Σ e|w|, λ√(Σ e²w²)), the worst case and Hoeffding's inequality; plus [`TINY`] for each
-/// product and for each weight or activation that may be flushed.
+/// The floor is [`Terms::bound`] of the products d·s·q·x beside the offsets dmin·m·x, since a kernel may sum them apart; plus a step of x
+/// times its weight where its code is undecided, and what a block's sum was rounded by times the block's largest weight (`ties`,
+/// `blocks`); plus [`TINY`] for each product and for each weight or activation that may be flushed.
 pub(crate) struct Linear<'a> {
     /// K, the length of a sum, and N, the number of rows of the weight.
     pub k: usize,
@@ -43,6 +44,10 @@ pub(crate) struct Linear<'a> {
     pub times: Option<Vec<f64>>,
     /// Values of x, ascending by index, that may be off by so much besides, each in the worst direction.
     pub ties: Vec<(usize, f64)>,
+    /// The values of x in blocks of this many, and for each block how far its sum, which is kept apart, is from that of its values (Q8_1).
+    pub blocks: Option<(usize, Vec<f64>)>,
+    /// Products over runs of so many are summed in integers; stated, one.
+    pub exact_run: usize,
     /// Sums in a format that is coarser than f32, each rounding of which is simulated. A few that fall the other way are each a step
     /// of the format, at the size of the sum; that is the whole floor.
     pub coarse: Option<CoarseSums>,
@@ -60,8 +65,15 @@ impl<'a> Formula<'a> for Linear<'a> {
             _ => return Ok(None),
         };
         let (x, decode) = (as_given(&values[0]), as_it_is(weight));
-        let (times, ties, coarse) = (None, Vec::new(), None);
-        Ok(Some(Self { k: weight.cols, n: weight.rows, slots, x, decode, times, ties, coarse }))
+        let (times, ties, blocks, exact_run, coarse) = (None, Vec::new(), None, 1, None);
+        Ok(Some(Self { k: weight.cols, n: weight.rows, slots, x, decode, times, ties, blocks, exact_run, coarse }))
+    }
+
+    fn emulate(&mut self, how: &Emulation) {
+        how.round(&mut self.decode);
+        self.ties = how.ties(0);
+        self.blocks = how.sums(0);
+        self.exact_run = how.exact_run;
     }
 
     fn len(&self) -> usize {
@@ -82,19 +94,17 @@ impl<'a> Formula<'a> for Linear<'a> {
 
     fn floors<const N: usize>(&self, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
         let mut floors = [(); N].map(|()| vec![0.0; self.len()]);
-        self.all::<N, false>(contracts, |i, (_, element)| {
-            floors.iter_mut().zip(element).for_each(|(floors, floor)| floors[i] = floor)
-        })?;
+        let put = |i: usize, (value, element): Bounded<N>| {
+            let element = element.into_iter().zip(contracts);
+            floors.iter_mut().zip(element).for_each(|(floors, (floor, c))| floors[i] = stored((value, floor), c))
+        };
+        // What is stored coarser is rounded at its value; otherwise no values are needed.
+        match contracts.iter().any(|c| c.output.is_coarse()) {
+            true => self.all::<N, true>(contracts, put)?,
+            false => self.all::<N, false>(contracts, put)?,
+        }
         Ok(floors)
     }
-}
-
-/// What a row of x has for every sum that it is in.
-struct Input<const N: usize> {
-    /// Σ|x|.
-    absolute: f64,
-    /// How far each contract's activation type may move each value.
-    errors: [Option<Vec<f64>>; N],
 }
 
 /// A row of the weight.
@@ -110,13 +120,14 @@ struct Pass<'f, 'a, const N: usize> {
     formula: &'f Linear<'a>,
     contracts: [&'f Contract; N],
     lambda: f64,
-    inputs: Vec<OnceLock<Input<N>>>,
+    /// Σ|x| of each.
+    absolute: Vec<OnceLock<f64>>,
 }
 
 impl<'a> Linear<'a> {
     fn pass<'f, const N: usize>(&'f self, contracts: [&'f Contract; N]) -> Pass<'f, 'a, N> {
-        let inputs = (0..self.x.len() / self.k.max(1)).map(|_| OnceLock::new()).collect();
-        Pass { formula: self, contracts, lambda: confidence(self.len()), inputs }
+        let absolute = (0..self.x.len() / self.k.max(1)).map(|_| OnceLock::new()).collect();
+        Pass { formula: self, contracts, lambda: confidence(self.len()), absolute }
     }
 
     fn scratch(&self) -> Row {
@@ -175,13 +186,10 @@ impl<'a> Linear<'a> {
 }
 
 impl<const N: usize> Pass<'_, '_, N> {
-    fn input(&self, row: usize) -> (&[f64], &Input<N>) {
+    /// A row of x, and its Σ|x|.
+    fn input(&self, row: usize) -> (&[f64], f64) {
         let x = &self.formula.x[row * self.formula.k..][..self.formula.k];
-        let look = || Input {
-            absolute: x.iter().map(|x| x.abs()).sum(),
-            errors: self.contracts.map(|contract| activation_error(x, contract)),
-        };
-        (x, self.inputs[row].get_or_init(look))
+        (x, *self.absolute[row].get_or_init(|| x.iter().map(|x| x.abs()).sum()))
     }
 
     /// One row of the weight with some slots.
@@ -192,7 +200,7 @@ impl<const N: usize> Pass<'_, '_, N> {
         row: usize,
         slots: impl Iterator<Item = usize>,
     ) -> Result<Vec<Bounded<N>>> {
-        let Linear { decode, times, slots: of, ties, coarse, k, .. } = self.formula;
+        let Linear { decode, times, slots: of, ties, blocks, exact_run, coarse, k, .. } = self.formula;
         decode(expert, row, product, offset)?;
         if let Some(times) = times {
             product.iter_mut().zip(times).for_each(|(p, t)| *p *= t);
@@ -206,9 +214,15 @@ impl<const N: usize> Pass<'_, '_, N> {
         }
         let weights = if has_offset { &*value } else { &*product };
         let absolute: f64 = product.iter().map(|p| p.abs()).sum();
+        // The largest weight of each block whose sum is kept apart.
+        let largest: Vec<f64> = blocks.as_ref().map_or(vec![], |(block, _)| {
+            let size = |(p, o): (&f64, &f64)| p.abs() + o.abs();
+            let each = product.chunks(*block).zip(offset.chunks(*block));
+            each.map(|(p, o)| p.iter().zip(o).map(size).fold(0.0, f64::max)).collect()
+        });
         let element = |slot: usize| {
             let row = of[slot].0;
-            let (x, input) = self.input(row);
+            let (x, x_absolute) = self.input(row);
             if let Some(coarse) = coarse {
                 let y = coarse.sum(x, weights);
                 let steps = coarse.steps(x, weights, y);
@@ -222,28 +236,17 @@ impl<const N: usize> Pass<'_, '_, N> {
                 }
             }
             // A code is at most 127, so a flushed scale moves a weight by less than 128·TINY.
-            let flushed = TINY * (*k as f64 + absolute + 128.0 * input.absolute);
+            let flushed = TINY * (*k as f64 + absolute + 128.0 * x_absolute);
             let undecided =
                 &ties[ties.partition_point(|t| t.0 < row * k)..ties.partition_point(|t| t.0 < (row + 1) * k)];
             let undecided: f64 = undecided.iter().map(|(i, step)| (weights[i - row * k] * step).abs()).sum();
-            let floor = |n: usize| {
-                let errors = input.errors[n].as_deref();
-                let lost = errors.map_or(0.0, |e| activation_loss(e, product, offset, self.lambda));
-                terms.bound(self.contracts[n], self.lambda) + lost + flushed + undecided
-            };
-            (terms.sum, std::array::from_fn(floor))
+            let rounded_sums: f64 = blocks
+                .as_ref()
+                .map_or(0.0, |(_, off)| largest.iter().zip(&off[row * largest.len()..]).map(|(w, off)| w * off).sum());
+            let rounded = if *exact_run > 1 { terms.in_exact_runs_of(*exact_run) } else { terms };
+            let floor = |c: &Contract| rounded.bound(c, self.lambda) + flushed + undecided + rounded_sums;
+            (terms.sum, self.contracts.map(floor))
         };
         Ok(slots.map(element).collect())
     }
-}
-
-/// Σ e·w for activations that are each off by at most e: min(Σ e|w|, λ√(Σ e²w²)).
-fn activation_loss(errors: &[f64], product: &[f64], offset: &[f64], lambda: f64) -> f64 {
-    let (mut worst, mut squares) = (0.0, 0.0);
-    for (e, (p, o)) in errors.iter().zip(product.iter().zip(offset)) {
-        let moved = e * (p - o);
-        worst += moved.abs();
-        squares += moved * moved;
-    }
-    worst.min(lambda * squares.sqrt())
 }

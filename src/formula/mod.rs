@@ -7,6 +7,8 @@
 //!   a side computes it.
 //! - **A value and its floor come from one place**, so that no two derivations can come apart. `tests/parity.rs` holds the values
 //!   to the oracle's over the whole table of operations.
+//! - **Operands that a contract rounds are rounded** ([`exact`]) before the formula, and the oracle, see them; a floor bounds what is
+//!   left: the arithmetic, codes that could be either, and results that are rounded to be stored.
 //! - **Evaluated where it is asked**: at a few dozen elements, or at all of them under several contracts in one pass over the
 //!   weights.
 //! - Apart from the oracle, which judges: only its reading of quantized weights is used here.
@@ -16,6 +18,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod embed;
+pub mod exact;
 pub mod floor;
 pub(crate) mod linear;
 pub(crate) mod norm;
@@ -40,6 +43,7 @@ use crate::error::Result;
 use crate::op::{HostTensor, Op};
 
 pub(crate) use point::Point;
+use rounding::stored;
 
 /// An operand's values, or others in their place.
 pub(crate) type Values<'a> = Cow<'a, [f64]>;
@@ -61,6 +65,10 @@ pub(crate) trait Formula<'a>: Sized + Sync {
     /// If a weight that is read here is of an unreadable type.
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>>;
 
+    /// Takes over what the rounding of operands, as a contract says, leaves open, and rounds the weight. The operands themselves come
+    /// rounded. Nothing for formulas without a product.
+    fn emulate(&mut self, _: &exact::Emulation) {}
+
     /// How many elements the result has.
     fn len(&self) -> usize;
 
@@ -76,24 +84,27 @@ pub(crate) trait Formula<'a>: Sized + Sync {
         put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()>;
 
-    /// Value and floor at each of `indices`, which ascend.
+    /// Value and floor at each of `indices`, which ascend, as they are stored.
     ///
     /// # Errors
     /// As [`Formula::evaluate`].
     fn points(&self, indices: &[usize], contract: &Contract) -> Result<Vec<Point>> {
         let mut points = vec![Point::exactly(0.0); indices.len()];
-        self.evaluate(Some(indices), [contract], |at, (value, [floor])| points[at] = Point::new(value, floor))?;
+        self.evaluate(Some(indices), [contract], |at, (value, [floor])| {
+            points[at] = Point::new(value, stored((value, floor), contract));
+        })?;
         Ok(points)
     }
 
-    /// The floor of every element under each contract.
+    /// The floor of every element under each contract, as it is stored.
     ///
     /// # Errors
     /// As [`Formula::evaluate`].
     fn floors<const N: usize>(&self, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
         let mut floors = [(); N].map(|()| vec![0.0; self.len()]);
-        self.evaluate(None, contracts, |i, (_, element)| {
-            floors.iter_mut().zip(element).for_each(|(floors, floor)| floors[i] = floor)
+        self.evaluate(None, contracts, |i, (value, element)| {
+            let element = element.into_iter().zip(contracts);
+            floors.iter_mut().zip(element).for_each(|(floors, (floor, c))| floors[i] = stored((value, floor), c))
         })?;
         Ok(floors)
     }

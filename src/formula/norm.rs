@@ -1,6 +1,7 @@
 //! RMS normalisation.
 
-use super::rounding::{TINY, division, roundoff, ulp};
+use super::exact::Emulation;
+use super::rounding::{TINY, division, inner, roundoff, ulp};
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
@@ -21,7 +22,8 @@ pub(crate) enum Scale {
 
 /// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
 /// adding eps; then come the inverse root and two products:
-/// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u).
+/// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u). Where the normalised value is rounded to a coarser format before it
+/// meets the weight, half a step of that at the normalised value, times |w|.
 #[derive(Clone)]
 pub(crate) struct Norm<'a> {
     pub x: Values<'a>,
@@ -62,6 +64,11 @@ impl<'a> Formula<'a> for Norm<'a> {
             scale: Scale::InverseRoot,
             centred: false,
         }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        if let Some(format) = how.weights {
+            self.weight = format.rounded(&self.weight);
+        }
     }
     by_row!();
 }
@@ -105,7 +112,8 @@ impl ByRow for Norm<'_> {
         let element = |i: &usize| {
             let w = self.weight[i % self.weight.len()];
             let y = (x[*i] - mean) * scale * w;
-            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY;
+            let inside = |n: usize| inner((x[*i] - mean) * scale, contracts[n]) * w.abs();
+            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n);
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

@@ -1,8 +1,8 @@
 //! The residual sum and the gated activation.
 
-use super::rounding::{TINY, division, exp_error, roundoff};
+use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
-use crate::backend::{Contract, Precision};
+use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{Data, HostTensor, Op};
 
@@ -34,7 +34,7 @@ impl ByRow for Sum<'_> {
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let rounding = contracts.map(|c| {
             let u = roundoff(c);
-            (u, if c.activations == Precision::F64 { 0.0 } else { (1.0 + u) * u })
+            (u, if in_f64(c) { 0.0 } else { (1.0 + u) * u })
         });
         let element = |column: &usize| {
             let term = |n: usize| match self.factors[n] {
@@ -120,7 +120,8 @@ fn erf(x: f64) -> f64 {
 
 /// activation(g)·u. With silu = g/(1 + e), e = exp(−g): |y|·(ρ·e/(1 + e) + div + 3u), ρ the relative error of e, u for 1 + e and 2u for
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
-/// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that.
+/// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
+/// that at silu, times |u|.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,
@@ -155,7 +156,11 @@ impl ByRow for Gated<'_> {
                 true => (activation + up, activation.abs() + up.abs()),
             };
             let flushed = TINY * (1.0 + up.abs() + (gate * up).abs());
-            let floor = |n: usize| exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed;
+            let met = if self.added { 1.0 } else { up.abs() };
+            let floor = |n: usize| {
+                let inside = inner(activation, contracts[n]) * met;
+                exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed + inside
+            };
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

@@ -18,9 +18,35 @@ pub(crate) const FORMATS: [FloatFormat; 2] = [
 ];
 
 impl FloatFormat {
+    /// The format of a precision that is one and is narrower than f32.
+    pub fn of(precision: Precision) -> Option<Self> {
+        FORMATS.into_iter().find(|format| format.precision == precision)
+    }
+
     pub fn rounded(self, values: &[f64]) -> Vec<f64> {
         values.iter().map(|x| (self.round)(*x)).collect()
     }
+}
+
+/// The unit roundoff of a floating-point format that is narrower than f32, 0 for others.
+pub(crate) fn unit(precision: Precision) -> f64 {
+    FloatFormat::of(precision).map_or(0.0, |format| format.u)
+}
+
+/// Half the distance between two neighbours of a format at |x|, the most that rounding to it moves x; 0 for f32 and wider. Infinite
+/// where x is beyond the format's range, since it may become an infinity.
+pub(crate) fn half_step(precision: Precision, x: f64) -> f64 {
+    let (smallest, largest) = match precision {
+        Precision::F16 => (-14, 65504.0),
+        Precision::Bf16 => (-126, 3.3895313892515355e38),
+        _ => return 0.0,
+    };
+    if x.is_nan() || x > largest * (1.0 + unit(precision)) {
+        return if x.is_nan() { f64::NAN } else { f64::INFINITY };
+    }
+    // The exponent of x, as the bits of a double have it.
+    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(smallest);
+    2f64.powi(exponent) * unit(precision)
 }
 
 /// To the nearest number of `BITS` significant bits: Veltkamp's splitting (Dekker 1971, *A floating-point technique for extending the
@@ -43,7 +69,7 @@ fn to_f16(x: f64) -> f64 {
 }
 
 /// How a block of activations becomes int8.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Int8 {
     pub block: usize,
     /// The scale is kept as a half, as in ggml's Q8_0 and Q8_1; Q8_K keeps an f32.
@@ -52,27 +78,59 @@ pub(crate) struct Int8 {
     pub signed: bool,
 }
 
+/// A row of activations after the round trip.
+#[derive(Default)]
+pub(crate) struct Int8Row {
+    pub values: Vec<f64>,
+    /// For each value how far the next code is, if the value lies so near to the middle of two that the arithmetic of the scale decides.
+    pub steps: Vec<f64>,
+    /// For each block the difference between d·Σcodes, which Q8_1 keeps beside the codes as a half, and the sum of the values: |s − Σ|.
+    pub sums: Vec<f64>,
+}
+
 impl Int8 {
-    /// A row after the round trip, and for each value how far the next code is if the value lies so near to the middle of two
-    /// that the arithmetic of the scale decides.
-    pub fn row(self, x: &[f64]) -> impl Iterator<Item = (f64, f64)> {
-        x.chunks(self.block).flat_map(move |x| self.block(x))
+    /// Of a precision that is int8 codes and is not to be chosen by a weight's type.
+    pub fn of(precision: Precision) -> Option<Self> {
+        Some(match precision {
+            Precision::Int8 { block } => Self { block: block.max(1) as usize, half_scale: false, signed: false },
+            Precision::Q8_0 | Precision::Q8_1 => Self { block: 32, half_scale: true, signed: false },
+            Precision::Q8_K => Self { block: 256, half_scale: false, signed: true },
+            _ => return None,
+        })
     }
 
-    fn block(self, x: &[f64]) -> Vec<(f64, f64)> {
+    /// A row after the round trip.
+    pub fn row(self, x: &[f64]) -> Int8Row {
+        let mut row = Int8Row::default();
+        x.chunks(self.block).for_each(|x| self.push_block(x, &mut row));
+        row
+    }
+
+    /// The scale is that of f32 arithmetic on values that are f32, as every engine here has it: amax/127 (AVX2: 127/amax for the codes), or
+    /// with sign 1/(−127/max). A code x·(1/d) has two or three roundings of a number up to 127 in whichever way it is computed: nearer than
+    /// that to the middle of two, it may be either. Halves are rounded to even here, and away from zero in ggml's generic code.
+    fn push_block(self, x: &[f64], row: &mut Int8Row) {
         let largest = x.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
-        if largest == 0.0 || !largest.is_finite() {
-            return x.iter().map(|x| (*x * 0.0, 0.0)).collect();
+        let all_finite = x.iter().all(|x| x.is_finite());
+        if largest == 0.0 || !all_finite {
+            row.values.extend(x.iter().map(|x| if all_finite { 0.0 } else { x * 0.0 }));
+            row.steps.extend(x.iter().map(|_| 0.0));
+            row.sums.push(0.0);
+            return;
         }
-        let step = if self.signed { -largest / 127.0 } else { largest.abs() / 127.0 };
-        let kept = if self.half_scale { half::f16::from_f32(step as f32).to_f64() } else { step as f32 as f64 };
-        let code = |x: &f64| {
-            let code = x / step;
-            // Two f32 roundings of a number up to 127.
+        let d = if self.signed { 1.0 / (-127.0 / largest as f32) } else { largest.abs() as f32 / 127.0 };
+        let kept = if self.half_scale { half::f16::from_f32(d).to_f64() } else { d as f64 };
+        let mut codes = 0.0;
+        for x in x {
+            let code = x / d as f64;
             let tie = (code.fract().abs() - 0.5).abs() < 4.0 * 127.0 * 2f64.powi(-24);
-            (code.round() * kept, if tie { kept.abs() } else { 0.0 })
-        };
-        x.iter().map(code).collect()
+            let code = code.round_ties_even().clamp(-128.0, 127.0);
+            codes += code;
+            row.values.push(code * kept);
+            row.steps.push(if tie { kept.abs() } else { 0.0 });
+        }
+        let sum = half::f16::from_f32(d * codes as f32).to_f64();
+        row.sums.push((sum - kept * codes).abs());
     }
 }
 

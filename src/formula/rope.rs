@@ -1,6 +1,7 @@
 //! The rotary embedding.
 
-use super::rounding::{TINY, TO_F32, roundoff};
+use super::precision::unit;
+use super::rounding::{TINY, TO_F32, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
@@ -17,7 +18,14 @@ pub(crate) enum Pairing {
 
 /// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions, φ = (first + step·t)·base^(−2(i + shift)/width).
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
-/// An angle taken in f32 is off by up to position·2⁻²⁴, which is no rounding of this stage: its contract would have to say so.
+/// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
+/// a coarser format, half a step of it at each, that of cos times |a| and that of sin times |b|.
+///
+/// An angle that is taken in a coarser format than double is off by Δ, and the result by Δ·|y'| + ½Δ²·(|a| + |b|), y' being the pair's other
+/// element, which is the derivative. In f32, u = 2⁻²⁴: ggml multiplies θ by θ_scale from pair to pair, so that pair i has i roundings of
+/// the product, and i times that of θ_scale, a power good to an ULP; PyTorch takes a power, an inverse and a product. Both are within
+/// Δ ≤ |φ|·((2i + 4)·u + ρ), ρ the contract's bound on exp at ln(base)·2i/D for a power that is made of it. In a coarser format three
+/// of its units more: of the frequency, of the position and of their product.
 #[derive(Clone)]
 pub(crate) struct Rope<'a> {
     /// [T, heads·D]
@@ -67,8 +75,14 @@ impl ByRow for Rope<'_> {
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
-        let product =
-            contracts.map(|c| roundoff(c) + if c.accumulator == Precision::F64 { roundoff(c) } else { TO_F32 });
+        let product = contracts.map(|c| roundoff(c) + if in_f64(c) { roundoff(c) } else { TO_F32 });
+        let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64);
+        let apart = contracts.map(|c| c.angles != Precision::F64);
+        let angle = |pair: usize, c: &Contract| {
+            let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
+            let steps = (2.0 * pair as f64 + 4.0) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
+            (position * (-exponent).exp()).abs() * steps
+        };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
             let (pair, first) = match self.pairing {
@@ -84,7 +98,21 @@ impl ByRow for Rope<'_> {
                 if head < self.heads { *turns[pair].get_or_insert_with(|| turn(pair)) } else { (0.0, 1.0) };
             let (a, b) = (x[*i] * cos, x[partner] * sin);
             let y = if first { a - b } else { a + b };
-            let floor = |n: usize| (a.abs() + b.abs()) * product[n] + u[n] * y.abs() + 2.0 * TINY;
+            let sizes = x[*i].abs() + x[partner].abs();
+            let inside = |n: usize| {
+                let of = |value: f64| inner(value, contracts[n]);
+                of(a) + of(b) + x[*i].abs() * of(cos) + x[partner].abs() * of(sin)
+            };
+            let floor = |n: usize| {
+                let turned = if apart[n] && head < self.heads {
+                    let off = angle(pair, contracts[n]);
+                    let other = x[*i].abs() * sin.abs() + x[partner].abs() * cos.abs();
+                    off * other + 0.5 * off * off * sizes
+                } else {
+                    0.0
+                };
+                (a.abs() + b.abs()) * product[n] + u[n] * y.abs() + 2.0 * TINY + turned + trig[n] * sizes + inside(n)
+            };
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

@@ -2,6 +2,7 @@
 
 use crate::backend::{Contract, Precision};
 
+pub(crate) use super::precision::half_step;
 pub(crate) use super::sum::roundoff;
 
 /// The smallest normal f32, 2⁻¹²⁶: what flushing a subnormal result can lose.
@@ -12,7 +13,23 @@ pub(crate) const TO_F32: f64 = f32::EPSILON as f64 / 2.0;
 
 /// The unit of the contract's ULP bounds.
 pub(crate) fn ulp(contract: &Contract) -> f64 {
-    if contract.accumulator == Precision::F64 { f64::EPSILON } else { f32::EPSILON as f64 }
+    if in_f64(contract) { f64::EPSILON } else { f32::EPSILON as f64 }
+}
+
+/// Whether single operations are in double, and not only sums.
+pub(crate) fn in_f64(contract: &Contract) -> bool {
+    contract.activations == Precision::F64
+}
+
+/// The most that a value inside an operation moves when it is rounded to the contract's inner format, besides the arithmetic's own rounding.
+pub(crate) fn inner(value: f64, contract: &Contract) -> f64 {
+    half_step(contract.inner, value.abs())
+}
+
+/// The floor of a value that is then stored in the contract's output format: rounding moves it by half a step of the format, of the format's
+/// step at the largest value that it may have.
+pub(crate) fn stored((value, floor): (f64, f64), contract: &Contract) -> f64 {
+    if contract.output.is_coarse() { floor + half_step(contract.output, value.abs() + floor) } else { floor }
 }
 
 /// The relative error of a division.

@@ -1,7 +1,8 @@
 //! What follows a router's probabilities: the choice of experts, their weights, and the weighted sum of what they say. The softmax before
 //! it is in `softmax`.
 
-use super::rounding::{TINY, division, roundoff, ulp};
+use super::precision::unit;
+use super::rounding::{TINY, division, inner, roundoff, ulp};
 use super::softmax::softmax;
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
@@ -136,6 +137,10 @@ impl Weighing {
 }
 
 /// Σ_k weight·down: the bound on each sum, and what may be flushed. [T, H]
+///
+/// Where products are rounded to a coarser format before they are summed, half a step of that at each more; where the sum is held in a coarser format
+/// and so rounded after each addition but the first, which adds to nothing, the worst case γ_(K−1) of that format in place of the probable
+/// one: there are few.
 pub(crate) struct Combined<'a> {
     /// [T, K, H]
     pub down: Values<'a>,
@@ -170,7 +175,16 @@ impl ByRow for Combined<'_> {
             column.iter_mut().enumerate().for_each(|(slot, c)| *c = down[slot * self.hidden + i]);
             let terms = Terms::dot(weights, &column);
             let flushed = TINY * (self.summed as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
-            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed))
+            let floor = |c: &Contract| {
+                let held = unit(c.accumulator);
+                let inside: f64 = weights.iter().zip(&column).map(|(w, d)| inner(w * d, c)).sum();
+                if held == 0.0 {
+                    return terms.bound(c, lambda) + flushed + inside;
+                }
+                let m = self.summed.saturating_sub(1) as f64 * held + 2.0 * c.unit_roundoff;
+                m / (1.0 - m) * (terms.absolute + inside) + flushed + inside
+            };
+            (terms.sum, contracts.map(floor))
         };
         Ok(columns.iter().map(element).collect())
     }

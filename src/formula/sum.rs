@@ -26,7 +26,11 @@
 //! - one running sum: Σv² ≤ n·R²;
 //! - blocks of b, then their sums: inside, n/b chains of b terms with drift R·b/n each: 2(b·Q + R²·b²/n); outside, n/b prefixes: R²·n/b;
 //! - L lanes of c = ⌈n/L⌉ terms with drift R/L each: 2(c·Q + R²·c/L); the tree above them, log₂L levels: 2·log₂L·Q + 4·R²;
+//! - any order: n prefixes of a random arrangement, Σ_f 2·((f·R)² + f·Q) ≤ n·(R² + Q), which no other order exceeds;
 //! - besides, [`ROUNDINGS`] for each term or sub-block: 4(Q + R²).
+//!
+//! Where the accumulator is wider than the terms' arithmetic (ggml's norms and softmax sum f32 terms in double), the additions round with
+//! its unit, and the [`ROUNDINGS`] with that of the arithmetic.
 //!
 //! The assumption of mean zero holds for rounding to nearest. A device that truncates has a bias, which grows with m, not √m: its
 //! error is more than this floor allows, and it should be.
@@ -113,19 +117,27 @@ impl Terms {
         }
     }
 
+    /// Of terms whose sums over runs of so many are exact, which is what int8 codes times a weight's codes are: n becomes the number of runs,
+    /// and Q that of their sums, bounded by their deviation from the drift and the drift, 2·(Q + R²/n).
+    pub fn in_exact_runs_of(self, run: usize) -> Self {
+        let n = self.n.div_ceil(run.max(1)).max(1);
+        Self { n, squares: 2.0 * (self.squares + self.range * self.range / n as f64), ..self }
+    }
+
     /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite.
     pub fn bound(&self, contract: &Contract, lambda: f64) -> f64 {
-        let u = roundoff(contract);
-        let m = (contract.order.depth(self.n) + ROUNDINGS + 1) as f64; // 1: the judge's own weights are rounded once
-        let worst = if m * u < 0.5 { m * u / (1.0 - m * u) * self.absolute } else { f64::INFINITY };
-        let likely = lambda * u * self.partial_sums(contract.order).sqrt();
+        let (u, adding) = (roundoff(contract), adding(contract));
+        let m = contract.order.depth(self.n) as f64 * adding + (ROUNDINGS + 1) as f64 * u; // 1: the judge's own weights
+        let worst = if m < 0.5 { m / (1.0 - m) * self.absolute } else { f64::INFINITY };
+        let few = ROUNDINGS as f64 * (self.squares + self.range * self.range);
+        let likely = lambda * (adding * adding * self.partial_sums(contract.order) + u * u * few).sqrt();
         if worst.is_nan() || likely.is_nan() { f64::NAN } else { worst.min(likely) }
     }
 
-    /// Σ v_e², bounded for an order of summation.
+    /// Σ v_e² of the additions, bounded for an order of summation.
     fn partial_sums(&self, order: Order) -> f64 {
         let (n, q, r) = (self.n.max(1) as f64, self.squares, self.range * self.range);
-        let additions = match order {
+        match order {
             Order::Sequential => n * r,
             Order::Blocked { block } => {
                 let b = n.min(block.max(1) as f64);
@@ -136,38 +148,22 @@ impl Terms {
                 let c = (n / lanes).ceil();
                 2.0 * (c * q + r * c / lanes) + 2.0 * lanes.log2() * q + 4.0 * r
             }
-        };
-        additions + ROUNDINGS as f64 * (q + r)
+            Order::Unknown => n * (q + r),
+        }
     }
 }
 
-/// The unit roundoff of the contract's sums.
-pub fn roundoff(contract: &Contract) -> f64 {
-    let format = match contract.accumulator {
-        Precision::F64 | Precision::F32 | Precision::Int8 { .. } => 0.0, // integer sums are exact; their scaling is f32
-        Precision::F16 => 2f64.powi(-11),
-        Precision::Bf16 => 2f64.powi(-8),
-    };
-    contract.unit_roundoff.max(format)
+/// The unit roundoff of the additions in the contract's sums.
+fn adding(contract: &Contract) -> f64 {
+    if contract.accumulator == Precision::F64 { f64::EPSILON / 2.0 } else { roundoff(contract) }
 }
 
-/// How far the contract's activation type may move each of `x`: nothing for f32, half a step for what is coarser.
-///
-/// For int8 the step is amax/127 of each block, rounding moves a value by half of it, and a scale held as a half by up to
-/// 127·2⁻¹¹ of it. (ggml: `quantize_row_q8_0`, `quantize_row_q8_K`.)
-pub fn activation_error(x: &[f64], contract: &Contract) -> Option<Vec<f64>> {
-    let relative = match contract.activations {
-        Precision::F64 | Precision::F32 => return None,
+/// The unit roundoff of the contract's arithmetic, or of a coarser format that its sums are held in.
+pub fn roundoff(contract: &Contract) -> f64 {
+    let format = match contract.accumulator {
         Precision::F16 => 2f64.powi(-11),
         Precision::Bf16 => 2f64.powi(-8),
-        Precision::Int8 { block } => {
-            let block = block.max(1) as usize;
-            let steps = x.chunks(block).flat_map(|x| {
-                let amax = x.iter().fold(0f64, |m, x| m.max(x.abs()));
-                std::iter::repeat_n(amax / 127.0 * (0.5 + 127.0 / 2048.0), x.len())
-            });
-            return Some(steps.collect());
-        }
+        _ => 0.0, // integer sums are exact; their scaling is f32
     };
-    Some(x.iter().map(|x| x.abs() * relative).collect())
+    contract.unit_roundoff.max(format)
 }

@@ -76,6 +76,21 @@ static AVX512: Kernels = table!(Avx512, simd::avx512);
 #[cfg(test)]
 pub(super) static PLAIN: Kernels = table!(Avx2, simd::plain);
 
+/// The arithmetic of `op` at a level, whether or not this processor has it.
+pub fn contract(level: Level, op: OpKind) -> Contract {
+    let blocked = Order::Blocked { block: scalar::BLOCK as u32 };
+    if level == Level::Scalar {
+        return Contract::ieee_f32(blocked);
+    }
+    let order = match op {
+        // Sums along the contiguous axis go to 16 lanes; sums across rows are the scalar ones.
+        OpKind::MatMul | OpKind::ExpertMatMul | OpKind::RmsNorm | OpKind::AttnScores => Order::Lanes { lanes: 16 },
+        OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
+        _ => blocked,
+    };
+    Contract { exp_base_ulp: exp::ULP, ..Contract::ieee_f32(order) }
+}
+
 impl Kernels {
     /// # Errors
     /// [`crate::Error::CannotRun`] if this processor lacks `level`.
@@ -94,17 +109,7 @@ impl Kernels {
 
     /// The arithmetic of `op` at this level.
     pub fn contract(&self, op: OpKind) -> Contract {
-        let blocked = Order::Blocked { block: scalar::BLOCK as u32 };
-        if self.level == Level::Scalar {
-            return Contract::ieee_f32(blocked);
-        }
-        let order = match op {
-            // Sums along the contiguous axis go to 16 lanes; sums across rows are the scalar ones.
-            OpKind::MatMul | OpKind::ExpertMatMul | OpKind::RmsNorm | OpKind::AttnScores => Order::Lanes { lanes: 16 },
-            OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
-            _ => blocked,
-        };
-        Contract { exp_base_ulp: exp::ULP, ..Contract::ieee_f32(order) }
+        contract(self.level, op)
     }
 
     /// What [`Self::contract`] says, in one line.

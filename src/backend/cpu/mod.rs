@@ -23,6 +23,7 @@ mod simd;
 mod tensor;
 
 use kernels::Kernels;
+pub use kernels::contract;
 pub use level::Level;
 pub use tensor::CpuTensor;
 

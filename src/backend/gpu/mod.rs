@@ -41,6 +41,7 @@ use std::sync::Arc;
 pub use adapter::{AdapterSelector, PACKAGES, adapters, best, is_software, missing};
 pub use kernels::{Access, Patch, Spec, for_lanes, parameter_words, shader_sources};
 pub use layout::WeightLayout;
+pub use ops::contract;
 pub use params::Member;
 pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;

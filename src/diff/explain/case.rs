@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use super::StageEval;
 use crate::backend::Contract;
 use crate::error::{Error, Result};
+use crate::formula::exact::Emulation;
 use crate::formula::{Formula, Point};
 use crate::op::{HostTensor, Op, Stage, Weight};
 
@@ -86,7 +87,9 @@ impl<'a> Variant<'a> {
 pub struct Evidence<'a> {
     pub scene: &'a StageEval<'a>,
     op: Op<'a, &'a HostTensor>,
-    /// The operands as f64, in the order of `Op::inputs`; ids as numbers.
+    /// What the contract rounds before it is used.
+    emulation: Emulation,
+    /// The operands as f64, rounded as the contract says, in the order of `Op::inputs`; ids as numbers.
     pub inputs: Vec<Vec<f64>>,
     pub shapes: Vec<&'a [usize]>,
     pub exact: Vec<f64>,
@@ -126,10 +129,14 @@ impl<'a> Evidence<'a> {
             (0..exact.len()).filter(|i| bad.next_if_eq(i).is_none()).collect()
         };
         probe.extend(spread(&right, PROBE_RIGHT));
+        let op = scene.op.try_map(|t| Ok(&**t))?;
+        let emulation = Emulation::of(&op, &scene.contract);
+        let inputs = emulation.apply(&op)?.inputs().iter().map(|t| t.to_f64()).collect();
         Ok(Self {
             scene,
-            op: scene.op.try_map(|t| Ok(&**t))?,
-            inputs: operands.iter().map(|t| t.to_f64()).collect(),
+            op,
+            emulation,
+            inputs,
             shapes: operands.iter().map(|t| &t.shape[..]).collect(),
             exact,
             output,
@@ -144,7 +151,11 @@ impl<'a> Evidence<'a> {
     /// # Errors
     /// If a weight cannot be read.
     pub fn stated<F: Formula<'a>>(&'a self) -> Result<Option<F>> {
-        F::stated(&self.op, &self.inputs)
+        let mut formula = F::stated(&self.op, &self.inputs)?;
+        if let Some(formula) = &mut formula {
+            formula.emulate(&self.emulation);
+        }
+        Ok(formula)
     }
 
     /// The stage's formula with something changed; `None` if `F` is another stage's.

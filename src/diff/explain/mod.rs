@@ -50,7 +50,7 @@ pub struct StageEval<'a> {
     pub op: &'a Op<'a, Rc<HostTensor>>,
     /// What the wrong side made of it.
     pub output: &'a HostTensor,
-    /// What the oracle makes of it.
+    /// What the oracle makes of it, its operands rounded as `contract` says: [`crate::formula::exact::exact()`].
     pub exact: &'a HostTensor,
     /// The rounding error that `contract` allows in each element of `exact`: [`crate::formula::floor::floor_of`].
     pub floor: &'a [f64],

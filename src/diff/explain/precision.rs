@@ -9,7 +9,7 @@ use crate::backend::{Contract, Precision};
 use crate::error::Result;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::{Decode, Linear};
-use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8};
+use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row};
 
 pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
@@ -63,8 +63,10 @@ pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         {
             let int8 = Int8 { block, half_scale, signed };
             let what = format!("inputs as int8 with one scale per {block} ({kind})");
-            let (x, steps): (Vec<f64>, Vec<f64>) = case.inputs[0].chunks(k).flat_map(|row| int8.row(row)).unzip();
-            let ties = steps.into_iter().enumerate().filter(|(_, step)| *step > 0.0).collect();
+            let rows: Vec<Int8Row> = case.inputs[0].chunks(k).map(|row| int8.row(row)).collect();
+            let x: Vec<f64> = rows.iter().flat_map(|row| &row.values).copied().collect();
+            let steps = rows.iter().flat_map(|row| &row.steps).copied().enumerate();
+            let ties = steps.filter(|(_, step)| *step > 0.0).collect();
             all.extend(case.changed(what, |l: &mut Linear<'a>| (l.x, l.ties) = (x.into(), ties))?);
         }
     }

@@ -7,6 +7,7 @@ use crate::backend::Precision;
 use crate::backend::cases;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::embed::Embedding;
+use crate::formula::exact::exact;
 use crate::formula::floor::floors_of;
 use crate::formula::linear::Linear;
 use crate::formula::norm::Norm;
@@ -56,9 +57,8 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
     for (n, row) in cases::table().into_iter().enumerate() {
         let operands = row.build(n as u64).unwrap();
         let host = operands.op();
-        let exact = evaluate(&host).unwrap();
-        let expected = exact.to_f64();
-        let slack = floor_of(&host, &ieee, &exact).unwrap();
+        let exacts = contracts.map(|c| exact(&host, &c).unwrap());
+        let slack = floor_of(&host, &ieee, &exacts[1]).unwrap();
         // As they come from a backend, and as they come from a float64 trace.
         for wide in [false, true] {
             let op = host
@@ -68,14 +68,15 @@ fn the_stated_formula_is_the_oracle_and_its_floor_is_the_floor() {
                 })
                 .unwrap();
             let borrowed = op.try_map(|t| Ok(&**t)).unwrap();
-            let floors = floors_of(&borrowed, [&contracts[0], &contracts[1], &contracts[2]], &exact).unwrap();
-            for (contract, floor) in contracts.into_iter().zip(&floors) {
+            let floors = floors_of(&borrowed, [&contracts[0], &contracts[1], &contracts[2]], &exacts[1]).unwrap();
+            for ((contract, floor), exact) in contracts.into_iter().zip(&floors).zip(&exacts) {
+                let expected = exact.to_f64();
                 let scene = StageEval {
                     site: row.at().site,
                     start: 0,
                     op: &op,
-                    output: &exact,
-                    exact: &exact,
+                    output: exact,
+                    exact,
                     floor,
                     contract,
                     earlier: &Upstream::new(),

@@ -1,3 +1,7 @@
+mod captures;
+mod emulation;
+
+use super::exact::exact;
 use super::floor::*;
 use super::rounding::TINY;
 use super::sum::*;
@@ -68,16 +72,39 @@ fn confidence_grows_with_the_number_of_elements() {
 }
 
 #[test]
-fn int8_activations_have_the_floor_of_their_step() {
-    let x = f32s(&[1, 32], &[127.0; 32]);
+fn int8_activations_are_rounded_and_leave_the_floor_of_f32() {
+    let x = f32s(&[1, 32], &std::array::from_fn::<f32, 32, _>(|i| (127 - i) as f32 + 0.25));
     let w = Weight::from_vec("w", crate::op::GgmlType::F32, [32, 1, 1], 1f32.to_le_bytes().repeat(32)).unwrap();
-    let mut contract = Contract::ieee_f32(Order::Sequential);
+    let ieee = Contract::ieee_f32(Order::Sequential);
     let op = Op::MatMul { x: &x, weight: &w };
-    let f32_floor = floor(&op, &contract).unwrap()[0];
-    contract.activations = Precision::Int8 { block: 32 };
-    let int8_floor = floor(&op, &contract).unwrap()[0];
-    let step = 0.5 + 127.0 / 2048.0; // of a step of 1, for each of 32 weights of 1
-    assert!((int8_floor - f32_floor - 32.0 * step).abs() < 1e-9, "{int8_floor}");
+    let int8 = Contract { activations: Precision::Int8 { block: 32 }, ..ieee };
+    // A scale of 127.25 / 127, of which 127.25 − i is the code 127 − i.
+    let y = exact(&op, &int8).unwrap().to_f64()[0];
+    assert!((y - (127.25f32 / 127.0) as f64 * (96..=127).sum::<i32>() as f64).abs() < 1e-9, "{y}");
+    let (f32_floor, int8_floor) = (floor(&op, &ieee).unwrap()[0], floor(&op, &int8).unwrap()[0]);
+    assert!((int8_floor / f32_floor - 1.0).abs() < 0.01, "{int8_floor:e} {f32_floor:e}");
+}
+
+#[test]
+fn a_code_that_could_be_either_has_its_step() {
+    // The largest is 127, so that the codes are the values: 0.5 is undecided.
+    let x = f32s(&[1, 2], &[127.0, 0.5]);
+    let w = Weight::from_vec("w", crate::op::GgmlType::F32, [2, 1, 1], 3f32.to_le_bytes().repeat(2)).unwrap();
+    let int8 = Contract { activations: Precision::Int8 { block: 32 }, ..Contract::ieee_f32(Order::Sequential) };
+    let op = Op::MatMul { x: &x, weight: &w };
+    assert_eq!(exact(&op, &int8).unwrap().to_f64(), [381.0]);
+    let floor = floor(&op, &int8).unwrap()[0];
+    assert!((floor - 3.0).abs() < 1e-3, "{floor}");
+}
+
+#[test]
+fn what_is_stored_coarser_has_half_a_step_more() {
+    let (a, b) = (f32s(&[1, 2], &[1.0, 3.0]), f32s(&[1, 2], &[0.5, 1.0]));
+    let contract = Contract { output: Precision::Bf16, ..Contract::ieee_f32(Order::Sequential) };
+    let op = Op::Add { a: &a, b: &b };
+    let floor = floor(&op, &contract).unwrap();
+    // 1.5 has neighbours 1/128 apart, 4 (and what is just above) 1/32.
+    assert!((floor[0] - 1.0 / 256.0).abs() < 1e-6 && (floor[1] - 1.0 / 64.0).abs() < 1e-6, "{floor:?}");
 }
 
 #[test]

@@ -1,0 +1,320 @@
+//! Emulation and floors against engines that are simulated here, over the table of operations and every named contract: operands are rounded
+//! in f32 as ggml's code does it, sums are taken in f32, and inner values and results are rounded by the `half` crate.
+//!
+//! Nothing here is shared with what is tested but the oracle's reading of weights.
+
+use half::{bf16, f16};
+
+use crate::backend::cases;
+use crate::backend::contract::{named, names};
+use crate::backend::oracle::dequant;
+use crate::backend::{Contract, Precision};
+use crate::formula::exact::exact;
+use crate::formula::floor::floor_of;
+use crate::op::{GgmlType, HostTensor, Op, OpKind, Weight};
+
+fn to(format: Precision, x: f32) -> f32 {
+    match format {
+        Precision::F16 => f16::from_f32(x).to_f32(),
+        Precision::Bf16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+/// A block of int8 activations: `quantize_row_q8_0_ref`, `quantize_row_q8_1_ref`, `quantize_row_q8_K_ref`.
+struct Block {
+    codes: Vec<f32>,
+    d: f32,
+    /// Q8_1's sum.
+    s: f32,
+}
+
+fn quantized(format: Precision, x: &[f32]) -> Block {
+    let amax = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+    if format == Precision::Q8_K {
+        let Some(max) = x.iter().copied().find(|x| x.abs() == amax).filter(|_| amax > 0.0) else {
+            return Block { codes: vec![0.0; x.len()], d: 0.0, s: 0.0 };
+        };
+        let iscale = -127f32 / max;
+        let codes = x.iter().map(|x| (iscale * x).round_ties_even().min(127.0)).collect();
+        return Block { codes, d: 1.0 / iscale, s: 0.0 };
+    }
+    let d = amax / 127.0;
+    let id = if d > 0.0 { 1.0 / d } else { 0.0 };
+    let codes: Vec<f32> = x.iter().map(|x| (x * id).round()).collect();
+    let s = f16::from_f32(d * codes.iter().sum::<f32>()).to_f32();
+    let half = matches!(format, Precision::Q8_0 | Precision::Q8_1);
+    Block { codes, d: if half { f16::from_f32(d).to_f32() } else { d }, s }
+}
+
+fn block_of(format: Precision) -> Option<usize> {
+    match format {
+        Precision::Q8_0 | Precision::Q8_1 => Some(32),
+        Precision::Q8_K => Some(256),
+        Precision::Int8 { block } => Some(block as usize),
+        _ => None,
+    }
+}
+
+/// A row after the round trip, and Q8_1's sums.
+fn round_trip(format: Precision, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let Some(block) = block_of(format) else { return (x.iter().map(|x| to(format, *x)).collect(), vec![]) };
+    let blocks: Vec<Block> = x.chunks(block).map(|x| quantized(format, x)).collect();
+    let values = blocks.iter().flat_map(|b| b.codes.iter().map(|c| c * b.d)).collect();
+    (values, blocks.iter().map(|b| b.s).collect())
+}
+
+/// ggml's `type_traits_cpu[ty].vec_dot_type`, row by row of that table.
+fn vec_dot(ty: GgmlType) -> Precision {
+    use GgmlType::*;
+    match ty {
+        F32 => Precision::F32,
+        F16 => Precision::F16,
+        BF16 => Precision::Bf16,
+        Q4_1 | Q5_1 => Precision::Q8_1,
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | MXFP4 => Precision::Q8_0,
+        _ => Precision::Q8_K,
+    }
+}
+
+/// The same sum exactly and in f32.
+#[derive(Clone, Copy, Default)]
+struct Both {
+    exact: f64,
+    f32: f32,
+}
+
+fn dot(a: &[f32], b: &[f32], accumulator: Precision) -> Both {
+    let mut sum = Both::default();
+    for (a, b) in a.iter().zip(b) {
+        sum.exact += *a as f64 * *b as f64;
+        sum.f32 = to(accumulator, sum.f32 + a * b);
+    }
+    sum
+}
+
+/// A row of a weight: rounded values, and its offsets where they are kept apart.
+fn weights(weight: &Weight, expert: usize, row: usize, format: Precision) -> (Vec<f32>, Vec<f32>) {
+    let (mut values, mut offsets) = (vec![0.0; weight.cols], vec![0.0; weight.cols]);
+    dequant::each(weight.ty, weight.row(expert, row), |i, term| {
+        values[i] = to(format, (term.product - term.offset) as f32);
+        offsets[i] = term.offset as f32;
+    })
+    .unwrap();
+    (values, offsets)
+}
+
+/// Results in f64 from the rounded operands, and as an engine stores them; `None` for operations that move values.
+fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f32>)> {
+    let mut all: (Vec<f64>, Vec<f32>) = Default::default();
+    let mut put = |exact: f64, value: f32| {
+        all.0.push(exact);
+        all.1.push(to(c.output, value));
+    };
+    let inner = |x: f32| to(c.inner, x);
+    let x: Vec<Vec<f32>> = op.inputs().iter().map(|t| t.to_f32()).collect();
+    let mut product = |weight: &Weight, slots: &mut dyn Iterator<Item = (usize, usize)>| {
+        let format = if c.activations == Precision::VecDot { vec_dot(weight.ty) } else { c.activations };
+        for (input, expert) in slots {
+            let (x, sums) = round_trip(format, &x[0][input * weight.cols..][..weight.cols]);
+            for row in 0..weight.rows {
+                let (w, offsets) = weights(weight, expert, row, c.weights);
+                let mut y = dot(&x, &w, c.accumulator);
+                if format == Precision::Q8_1 && weight.ty != GgmlType::Q2_K && c.weights == Precision::F32 {
+                    // The minimum meets the block's sum, not its codes.
+                    for (block, s) in sums.iter().enumerate() {
+                        let codes: f64 = x[block * 32..].iter().take(32).map(|x| *x as f64).sum();
+                        y.f32 += (offsets[block * 32] as f64 * (codes - *s as f64)) as f32;
+                    }
+                }
+                put(y.exact, y.f32);
+            }
+        }
+    };
+    let softmax = |x: &[f32]| -> (Vec<f64>, Vec<f32>) {
+        let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let e: Vec<f32> = x.iter().map(|x| (x - max).exp()).collect();
+        let sum = if c.accumulator == Precision::F64 {
+            (1.0 / e.iter().map(|e| *e as f64).sum::<f64>()) as f32
+        } else {
+            1.0 / e.iter().sum::<f32>()
+        };
+        let exact: Vec<f64> = x.iter().map(|x| (*x as f64 - max as f64).exp()).collect();
+        let total: f64 = exact.iter().sum();
+        (exact.iter().map(|e| e / total).collect(), e.iter().map(|e| e * sum).collect())
+    };
+    match *op {
+        Op::Embed { table, tokens } => {
+            for token in tokens {
+                let (w, _) = weights(table, 0, *token as usize, c.weights);
+                w.iter().for_each(|w| put(*w as f64, *w));
+            }
+        }
+        Op::MatMul { x, weight } => product(weight, &mut (0..x.shape[0]).map(|t| (t, 0))),
+        Op::ExpertMatMul { x, ids, weight } => {
+            let per_slot = x.shape.len() == 3;
+            let slots = ids.ids().iter().enumerate();
+            let slots = slots.map(|(slot, id)| (if per_slot { slot } else { slot / ids.cols() }, *id as usize));
+            product(weight, &mut { slots });
+        }
+        Op::RmsNorm { weight, eps, .. } => {
+            let (w, _) = weights(weight, 0, 0, c.weights);
+            for x in x[0].chunks(w.len()) {
+                let wide: f64 = x.iter().map(|x| (x * x) as f64).sum();
+                let sum = if c.accumulator == Precision::F64 { wide as f32 } else { x.iter().map(|x| x * x).sum() };
+                let scale = 1.0 / (sum / w.len() as f32 + eps).sqrt();
+                let square = x.iter().map(|x| *x as f64 * *x as f64).sum::<f64>() / w.len() as f64;
+                let exact = 1.0 / (square + eps as f64).sqrt();
+                x.iter().zip(&w).for_each(|(x, w)| put(*x as f64 * exact * *w as f64, inner(x * scale) * w));
+            }
+        }
+        Op::Rope { x: operand, start, head_dim, base } => {
+            let half = head_dim / 2;
+            for (t, row) in x[0].chunks(operand.cols()).enumerate() {
+                let position = (start + t) as f64;
+                let theta_scale = (base as f32).powf(-2.0 / head_dim as f32);
+                let mut theta = position as f32;
+                let mut turns = vec![];
+                for i in 0..half {
+                    let angle = match c.angles {
+                        Precision::F64 => (position * base.powf(-2.0 * i as f64 / head_dim as f64), 0.0),
+                        // ggml's way and PyTorch's.
+                        _ if t % 2 == 0 => (0.0, theta),
+                        _ => (0.0, position as f32 * (1.0 / (base as f32).powf(2.0 * i as f32 / head_dim as f32))),
+                    };
+                    theta *= theta_scale;
+                    let (sin, cos) = match angle {
+                        (wide, 0.0) if c.angles == Precision::F64 => (wide.sin() as f32, wide.cos() as f32),
+                        (_, narrow) => (narrow.sin(), narrow.cos()),
+                    };
+                    let exact = position * base.powf(-2.0 * i as f64 / head_dim as f64);
+                    turns.push((exact, inner(sin), inner(cos)));
+                }
+                for head in row.chunks(head_dim) {
+                    for i in 0..head_dim {
+                        let (exact, sin, cos) = turns[i % half];
+                        let (x, other) = (head[i], if i < half { -head[i + half] } else { head[i - half] });
+                        let wide = x as f64 * exact.cos() + other as f64 * exact.sin();
+                        put(wide, inner(x * cos) + inner(other * sin));
+                    }
+                }
+            }
+        }
+        Op::AttnScores { q, k, start, head_dim } => {
+            let format = if c.activations == Precision::VecDot { c.cache } else { c.activations };
+            let rounded =
+                |x: &[f32], format| -> Vec<f32> { x.chunks(head_dim).flat_map(|x| round_trip(format, x).0).collect() };
+            let (qs, ks) = (rounded(&x[0], format), rounded(&x[1], c.cache));
+            let (heads, group, t) = (q.cols() / head_dim, q.cols() / k.cols(), q.shape[0]);
+            for i in 0..heads * t {
+                let (head, token) = (i / t, i % t);
+                for position in 0..start + t {
+                    if position > start + token {
+                        put(0.0, 0.0);
+                        continue;
+                    }
+                    let k = &ks[position * k.cols() + head / group * head_dim..][..head_dim];
+                    let y = dot(&qs[token * q.cols() + head * head_dim..][..head_dim], k, c.accumulator);
+                    put(y.exact / (head_dim as f64).sqrt(), inner(y.f32) * (1.0 / (head_dim as f32).sqrt()));
+                }
+            }
+        }
+        Op::AttnContext { probs, v, start, head_dim } => {
+            let (heads, t, s) = (probs.shape[0], probs.shape[1], probs.cols());
+            let format = if c.activations == Precision::VecDot { c.cache } else { c.activations };
+            let ps: Vec<f32> = x[0].chunks(s).flat_map(|p| round_trip(format, p).0).collect();
+            let vs: Vec<f32> = x[1].chunks(head_dim).flat_map(|v| round_trip(c.cache, v).0).collect();
+            let group = heads * head_dim / v.cols();
+            for (token, head) in (0..t).flat_map(|t| (0..heads).map(move |head| (t, head))) {
+                let p = &ps[(head * t + token) * s..][..start + token + 1];
+                for i in 0..head_dim {
+                    let column: Vec<f32> =
+                        (0..p.len()).map(|n| vs[n * v.cols() + head / group * head_dim + i]).collect();
+                    let y = dot(p, &column, c.accumulator);
+                    put(y.exact, y.f32);
+                }
+            }
+        }
+        Op::AttnProbs { scores, start } => {
+            let (t, s) = (scores.shape[1], scores.cols());
+            for (i, row) in x[0].chunks(s).enumerate() {
+                let (wide, narrow) = softmax(&row[..start + i % t + 1]);
+                wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
+                (start + i % t + 1..s).for_each(|_| put(0.0, 0.0));
+            }
+        }
+        Op::RouterProbs { logits } => {
+            for row in x[0].chunks(logits.cols()) {
+                let (wide, narrow) = softmax(row);
+                wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
+            }
+        }
+        Op::RouterWeights { probs, ids, renormalise } => {
+            for (row, ids) in x[0].chunks(probs.cols()).zip(ids.ids().chunks(ids.cols())) {
+                let p: Vec<f32> = ids.iter().map(|id| row[*id as usize]).collect();
+                let (wide, narrow) =
+                    if renormalise { (p.iter().map(|p| *p as f64).sum(), p.iter().sum()) } else { (1.0, 1.0) };
+                p.iter().for_each(|p| put(*p as f64 / wide, p / narrow));
+            }
+        }
+        Op::Add { .. } => x[0].iter().zip(&x[1]).for_each(|(a, b)| put(*a as f64 + *b as f64, a + b)),
+        Op::SwiGlu { .. } => {
+            for (g, u) in x[0].iter().zip(&x[1]) {
+                let wide = *g as f64 / (1.0 + (-*g as f64).exp()) * *u as f64;
+                put(wide, inner(g / (1.0 + (-g).exp())) * u);
+            }
+        }
+        Op::Combine { down, weights } => {
+            let (k, hidden) = (weights.cols(), down.cols());
+            for (t, w) in x[1].chunks(k).enumerate() {
+                for i in 0..hidden {
+                    let d = |slot: usize| x[0][(t * k + slot) * hidden + i];
+                    let wide = (0..k).map(|slot| d(slot) as f64 * w[slot] as f64).sum();
+                    let add = |sum: f32, slot: usize| to(c.accumulator, sum + inner(d(slot) * w[slot]));
+                    put(wide, (0..k).fold(0.0, add));
+                }
+            }
+        }
+        Op::RouterTopK { .. } | Op::Store { .. } | Op::Rows { .. } => return None,
+    }
+    Some(all)
+}
+
+/// Over the table: what is emulated is what the simulation makes of the rounded operands, up to codes that are undecided; and no engine that
+/// computes under the contract leaves its floor.
+#[test]
+fn emulation_and_floors_are_those_of_a_simulated_engine() {
+    let mut wrong = Vec::new();
+    for name in names().iter().filter(|name| **name != "oracle").chain(&["llama.cpp-cpu+kv=q8_0", "llama.cpp-cpu+fa"]) {
+        let contract = named(name).unwrap();
+        let (mut elements, mut undecided) = (0, 0);
+        let mut largest = std::collections::BTreeMap::<OpKind, f64>::new();
+        for (n, case) in cases::table().into_iter().enumerate().filter(|(_, case)| case.work() <= 30_000) {
+            let (operands, c) = (case.build(n as u64).unwrap(), contract.get(case.kind()));
+            let op = operands.op();
+            let Some((simulated, stored)) = simulated(&op, c) else { continue };
+            let exact = exact(&op, c).unwrap();
+            let floor = floor_of(&op, c, &exact).unwrap();
+            for (i, y) in exact.to_f64().into_iter().enumerate() {
+                // Beyond the range of a format there is nothing to compare.
+                if !y.is_finite() || !simulated[i].is_finite() || !stored[i].is_finite() {
+                    continue;
+                }
+                let off = (simulated[i] - y).abs();
+                elements += 1;
+                undecided += (off > 1e-9 * floor[i].max(y.abs())) as usize;
+                let ratio = |error: f64| if error == 0.0 { 0.0 } else { error / floor[i] };
+                let found = ratio(stored[i] as f64 - y).abs().max(ratio(off));
+                let largest = largest.entry(case.kind()).or_default();
+                *largest = largest.max(found);
+                if (found.is_nan() || found > 1.0) && wrong.len() < 40 {
+                    wrong
+                        .push(format!("{name}: {case} [{i}]: {found:.3} × floor, exact {y:e}, stored {:e}", stored[i]));
+                }
+            }
+        }
+        println!("{name}: {undecided} of {elements} elements have undecided codes; largest ratios {largest:.3?}");
+        assert!(undecided * 100 < elements, "{name}: {undecided} of {elements} elements are emulated otherwise");
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
