@@ -18,6 +18,8 @@ are there with eager attention, the inside of the experts with the eager impleme
 
 import argparse
 import contextlib
+import hashlib
+import inspect
 import json
 import os
 import re
@@ -125,7 +127,8 @@ class Recorder:
         self.calls, self.tensors = [], {}
         self.inside = []  # the modules whose forward is running, outermost first: (layer, name within it)
         self.experts = None  # the experts' rows of the call that is running
-        self.scores = None
+        config = getattr(model.config, "text_config", model.config)
+        self.expert_ffn = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
         self.seen = set()  # what the running call has shown
 
     # What is kept.
@@ -174,26 +177,22 @@ class Recorder:
         self.seen = set()
 
     def enter(self, layer, name):
+        import torch
+
         def hook(module, args, kwargs):
             self.inside.append((layer, name))
             if layer is not None and name in LAYER_INPUTS and args:
                 self.keep(layer, LAYER_INPUTS[name], rows_of(args[0]))
-            if name.endswith("mlp.experts"):
-                self.experts = Experts(*self.choice(args, kwargs))
+            if name == "mlp.experts":
+                tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)]
+                ids = next((t for t in tensors if not t.is_floating_point()), None)
+                self.experts = None if ids is None else Experts(ids, self.expert_ffn)
         return hook
 
-    def choice(self, args, kwargs):
-        """The experts of each token and the shape of the hidden states, as the experts' module is called with them."""
+    def leave(self, layer, name):
         import torch
 
-        tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)]
-        ids = next((t for t in tensors if not t.is_floating_point()), None)
-        return (ids,)
-
-    def leave(self, layer, name):
         def hook(module, args, kwargs, output):
-            import torch
-
             self.inside.pop()
             outputs = output if isinstance(output, (tuple, list)) else (output,)
             first = outputs[0]
@@ -204,8 +203,7 @@ class Recorder:
             if layer is None:
                 stage = MODEL_MODULES.get(name)
             elif name == "mlp":
-                stage = FEED_FORWARD[any(n.startswith("gate.") or n == "experts" for n, _ in module.named_modules())
-                                     or hasattr(module, "experts")]
+                stage = FEED_FORWARD[hasattr(module, "experts")]
             else:
                 stage = LAYER_MODULES.get(name)
             if stage is not None:
@@ -252,32 +250,25 @@ class Experts:
     The eager implementation asks `where` which slot of which token an expert has, and then calls `linear` for its products:
     gate and up in one or in two, then down."""
 
-    def __init__(self, ids):
-        self.ids = None if ids is None else ids.reshape(-1, ids.shape[-1])
-        self.place, self.products = None, 0
+    def __init__(self, ids, ffn):
+        self.ids, self.ffn = ids.reshape(-1, ids.shape[-1]), ffn  # ids [T, K]
+        self.place, self.products, self.fused = None, 0, False
         self.values = {}
 
     def function(self, name, args, output):
-        if self.ids is None:
-            return
         if name in ("where", "nonzero") and isinstance(output, tuple) and len(output) == 2:
             self.place, self.products, self.fused = output, 0, False
         elif name == "linear" and self.place is not None and output.shape[0] == self.place[0].shape[0]:
             self.products += 1
-            if self.products == 1 and args[1].shape[0] == 2 * self.width(args):
+            if self.products == 1 and output.shape[-1] == 2 * self.ffn:
                 self.fused = True
-                gate, up = output.chunk(2, dim=-1)
-                self.put("expert_gate", gate)
-                self.put("expert_up", up)
+                for stage, values in zip(("expert_gate", "expert_up"), output.chunk(2, dim=-1)):
+                    self.put(stage, values)
             elif self.products == (2 if self.fused else 3):
                 self.put("expert_act", args[0])
                 self.put("expert_down", output)
-            elif not self.fused:
+            elif not self.fused and self.products < 3:
                 self.put("expert_gate" if self.products == 1 else "expert_up", output)
-
-    def width(self, args):
-        """The experts' FFN width where gate and up are one product; 0 where it is not known."""
-        return getattr(self, "ffn", 0)
 
     def put(self, stage, rows):
         import torch
@@ -285,11 +276,14 @@ class Experts:
         slot, token = self.place
         if stage not in self.values:
             shape = (*self.ids.shape, rows.shape[-1])
-            self.values[stage] = torch.full(shape, float("nan"), dtype=rows.dtype, device=rows.device)
-        self.values[stage][token, slot] = rows.detach()
+            there = torch.zeros(self.ids.shape, dtype=torch.bool, device=rows.device)
+            self.values[stage] = torch.zeros(shape, dtype=rows.dtype, device=rows.device), there
+        values, there = self.values[stage]
+        values[token, slot], there[token, slot] = rows.detach(), True
 
     def stages(self):
-        return [(s, v) for s, v in self.values.items() if not v.isnan().any()] if self.ids is not None else []
+        """The stages of which every row was seen: [T, K, F or H]."""
+        return [(stage, values) for stage, (values, there) in self.values.items() if there.all()]
 
 
 def rows_of(values):
@@ -308,7 +302,7 @@ def flat(values):
     values = values.contiguous().cpu()
     name = names[values.dtype]
     if values.dtype == torch.bfloat16:
-        values, = (values.view(torch.int16),)
+        values = values.view(torch.int16)  # numpy has no bfloat16
     return name, list(values.shape), values.numpy().tobytes()
 
 
@@ -334,8 +328,6 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
             recorder.function(getattr(function, "__name__", ""), args, kwargs or {}, output)
             return output
 
-    config = getattr(model.config, "text_config", model.config)
-    Experts.ffn = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
     handles.append(model.register_forward_pre_hook(recorder.begin, with_kwargs=True))
     for full, module in model.named_modules():
         layer, within = place(full)
@@ -469,15 +461,32 @@ def from_gguf(path, dtype, attention):
     return model
 
 
+def gguf_fingerprint(path):
+    """The identity that twinscope gives a model in one GGUF file: SHA-256 over the header (without its padding) and over
+    the first and last 4 KiB of each tensor."""
+    from gguf import GGUFReader
+
+    end = 4096
+    reader = GGUFReader(path)
+    last = reader.tensors[-1].field
+    digest = hashlib.sha256(reader.data[: last.offset + sum(int(part.nbytes) for part in last.parts)].tobytes())
+    for tensor in reader.tensors:
+        data = tensor.data.reshape(-1).view("uint8")
+        digest.update(data[:end].tobytes() + data[max(len(data) - end, 0):].tobytes())
+    return digest.hexdigest()
+
+
 def run(model, tokens, decode):
     """Runs the prompt in one call and decodes greedily after it; `tokens` grows."""
     import torch
 
     device = next(model.parameters()).device
+    # transformers 5 calls the argument `cache`, its predecessors `past_key_values`.
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     step, cache = list(tokens), None
     for n in range(decode + 1):
-        output = model(input_ids=torch.tensor([step], device=device), past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids=torch.tensor([step], device=device), use_cache=True, **{name: cache})
+        cache = getattr(output, name)
         if n < decode:
             step = [int(output.logits[0, -1].argmax())]
             tokens.append(step[0])
@@ -517,7 +526,6 @@ def main(argv):
     if args.gguf:
         model = from_gguf(args.gguf, dtype, args.attn)
         tokens = [int(t) for t in args.tokens.split(",")]
-        from llama_cpp import gguf_fingerprint
         fingerprint = gguf_fingerprint(args.gguf)
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -134,6 +134,12 @@ def layer_of(name):
     return int(match[1]) if match else None
 
 
+def layer_read(name):
+    """The layer of an operand: a weight `blk.3.…`, a node `Qcur-3 (view)`, a cache `cache_k_l3 (view)`; None without one."""
+    match = re.match(r"blk\.(\d+)\.|cache_[kv]_l(\d+)|[^ ]*-(\d+)(?: |$)", name)
+    return int(next(n for n in match.groups() if n)) if match else None
+
+
 def position_axis(name, shape, rows):
     """The axis of `shape` (slowest first) that counts positions, if one does: `rows` of them are in the call.
 
@@ -195,6 +201,11 @@ Tensor._fields_ = [
 TYPES = {0: ("F32", "f4", 4), 1: ("F16", "f2", 2), 30: ("BF16", "u2", 2), 26: ("I32", "i4", 4)}
 VIEWS = ("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE", "NONE")
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8}
+
+
+def sources(tensor):
+    """The names of an operation's operands."""
+    return [s.contents.name.decode(errors="replace") for s in tensor.src if s]
 
 
 class Ggml:
@@ -281,11 +292,8 @@ class Recorder:
     def wants(self, tensor, name):
         base = re.sub(r"-\d+$", "", name)
         layer = layer_of(name)
-        # The layer of a node without a name is that of the weight that it reads, if it reads one.
-        for source in (s.contents.name.decode() for s in tensor.src if s):
-            weight = re.match(r"blk\.(\d+)\.", source)
-            if layer is None and weight:
-                layer = int(weight[1])
+        if layer is None:
+            layer = next((n for n in map(layer_read, sources(tensor)) if n is not None), None)
         if self.layers is not None and layer is not None and layer not in self.layers:
             return False
         if not (self.nodes.search(base) or self.nodes.search(name)):
@@ -302,7 +310,11 @@ class Recorder:
     def is_same(tensor, name):
         """Whether a view shows nothing that its source does not: another shape of it, or a part that the graph never names."""
         elements = lambda t: t.ne[0] * t.ne[1] * t.ne[2] * t.ne[3]
-        return " (" in name or not tensor.src[0] or elements(tensor.src[0].contents) == elements(tensor)
+        if " (" in name or not tensor.src[0]:
+            return True
+        source = tensor.src[0].contents
+        # A name given to a node that has none, as kqv_out is with flash attention, is worth having.
+        return elements(source) == elements(tensor) and not source.name.startswith(b"node_")
 
     def callback(self, pointer, ask, _):
         try:
@@ -330,7 +342,7 @@ class Recorder:
         entry = {
             "call": self.call,
             "op": self.ggml.op(tensor),
-            "inputs": [s.contents.name.decode(errors="replace") for s in tensor.src if s],
+            "inputs": sources(tensor),
         }
         every = list(range(self.start, self.start + self.rows))
         axis, positions = position_axis(name, values.shape, self.rows), every

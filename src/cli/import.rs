@@ -1,5 +1,6 @@
 //! `import`: another program's trace as a trace directory.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -112,9 +113,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         text += &format!("{:<28} {} {:?} at {}", entry.key, entry.dtype, entry.shape, entry.positions);
         text += &if name == entry.key { "\n".to_string() } else { format!("  from {}\n", printable(name)) };
     }
-    for (what, lines) in
-        [("assumed", &imported.assumed), ("not mapped", &imported.unmapped), ("warning", &imported.warnings)]
-    {
+    let unmapped = grouped(&imported.unmapped);
+    for (what, lines) in [("assumed", &imported.assumed), ("not mapped", &unmapped), ("warning", &imported.warnings)] {
         for line in lines {
             text += &format!("{what:<12} {}\n", printable(line));
         }
@@ -129,4 +129,29 @@ pub fn run(args: &Args) -> Result<Outcome> {
     );
     print(&text)?;
     Ok(Outcome::Ok)
+}
+
+/// Lines `NAME: WHY` with the same reason as one line: every layer of a graph has the same nodes. The JSON document has them all.
+fn grouped(lines: &[String]) -> Vec<String> {
+    const SHOWN: usize = 4;
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut places = HashMap::new();
+    for line in lines {
+        let (name, why) = line.split_once(": ").unwrap_or(("", line));
+        let place = *places.entry(why).or_insert_with(|| {
+            groups.push((why, Vec::new()));
+            groups.len() - 1
+        });
+        groups[place].1.push(name);
+    }
+    let line = |(why, names): (&str, Vec<&str>)| {
+        let more = names.len().saturating_sub(SHOWN);
+        let shown = names[..names.len() - more].join(", ");
+        match (shown.is_empty(), more) {
+            (true, _) => why.to_string(),
+            (false, 0) => format!("{shown}: {why}"),
+            (false, more) => format!("{shown} and {more} more: {why}"),
+        }
+    };
+    groups.into_iter().map(line).collect()
 }

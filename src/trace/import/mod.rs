@@ -18,7 +18,7 @@ mod piece;
 mod rules;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -129,7 +129,10 @@ pub struct About {
 
 impl About {
     fn of_capture(header: &mut CaptureHeader) -> Self {
-        let said = [&header.engine, &header.engine_version].map(|s| s.trim()).join(" ");
+        let said = match header.engine_version.starts_with(&header.engine) {
+            true => header.engine_version.clone(), // "transformers 5.24.0, torch 2.15.0" says it itself
+            false => format!("{} {}", header.engine, header.engine_version),
+        };
         let device = if header.device.is_empty() { String::new() } else { format!(" on {}", header.device) };
         Self {
             model: header.model.name.take().unwrap_or_default(),
@@ -228,14 +231,17 @@ fn take(
     let about = source.about();
     let tokens = tokens(about, options).map_err(wrong)?;
     let mut notes = Notes { unmapped: about.other.clone(), ..Notes::default() };
+    let mut left = BTreeSet::new(); // the calls of a run have the same names
     let sizes = sizes(source.items(), about, &rules, options);
 
     let mut found: BTreeMap<Site, Vec<Piece>> = BTreeMap::new();
     for (i, item) in source.items().iter().enumerate() {
+        let call = item.call.and_then(|call| about.calls.get(call)).map(|call| call.tokens);
+        let rows = item.positions.as_ref().map(Vec::len).or(call);
         let made = Made { op: &item.op, inputs: &item.inputs };
         let readings = rules.readings(&item.label, &sizes);
         let pieces = readings.unwrap_or_else(|| Name::of(&item.label).readings(made, &sizes)).and_then(|readings| {
-            readings.into_iter().map(|reading| Piece::new(i, item, reading)).collect::<Result<Vec<_>, _>>()
+            readings.into_iter().map(|reading| Piece::new(i, item, reading, rows)).collect::<Result<Vec<_>, _>>()
         });
         match pieces {
             Ok(pieces) => {
@@ -246,7 +252,8 @@ fn take(
                     }
                 }
             }
-            Err(why) => notes.unmapped.push(format!("{}: {why}", item.label)),
+            Err(why) if left.insert(item.label.as_str()) => notes.unmapped.push(format!("{}: {why}", item.label)),
+            Err(_) => {}
         }
     }
     let run = RunShape {
@@ -446,6 +453,7 @@ impl RunShape<'_> {
             let from = |start: usize| (start..start.saturating_add(rows)).collect();
             let positions: Vec<usize> = match (&piece.positions, call) {
                 (Some(positions), _) => positions.clone(),
+                _ if piece.ruled() => Vec::new(),
                 (None, Some(call)) if rows == call.tokens => from(call.start),
                 (None, Some(call)) if rows == 1 && outer => from(call.start + call.tokens - 1),
                 (None, Some(call)) => {

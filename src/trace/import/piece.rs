@@ -22,9 +22,11 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// What `reading` says of an item; `rows` is how many positions it has, if that is known.
+    ///
     /// # Errors
     /// If the item's shape cannot be the stage's.
-    pub fn new(index: usize, item: &Item, reading: Reading) -> Result<Self, String> {
+    pub fn new(index: usize, item: &Item, reading: Reading, rows: Option<usize>) -> Result<Self, String> {
         let stage = reading.site.stage;
         let mut arranged = item.shape.clone();
         item.shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis)).ok_or_else(|| too_large(&item.shape))?;
@@ -47,7 +49,7 @@ impl Piece {
             let width = width.ok_or_else(|| format!("columns {columns:?} where the shape is {arranged:?}"))?;
             *width = columns.len();
         }
-        let shape = fit(stage, &narrowed)?;
+        let shape = fit(stage, &narrowed, rows)?;
         let call = reading.call.or(item.call);
         let positions = item.positions.clone();
         Ok(Self { item: index, call, positions, reading, arranged, shape })
@@ -59,6 +61,10 @@ impl Piece {
     /// How many positions it has.
     pub fn rows(&self) -> usize {
         self.shape[self.site().stage.position_axis()]
+    }
+    /// Whether a rule says which positions the rows are.
+    pub fn ruled(&self) -> bool {
+        self.reading.positions.is_some()
     }
     /// Behind its last position.
     pub fn end(&self) -> usize {
@@ -174,12 +180,15 @@ impl Piece {
             if values.shape[2] > end {
                 values = values.take(2, &Vec::from_iter(0..end)); // a cache has room for more keys than there are
             }
-            self.clear_unseen(&mut values);
+            if stage == Stage::AttnScores {
+                self.clear_unseen(&mut values);
+            }
         }
         Ok(values)
     }
 
-    /// Sets entries of keys behind a row's own position to 0: engines leave masks, or nothing of meaning, there.
+    /// Sets scores of keys behind a row's own position to 0, as the stage has it: engines leave masks, or nothing of meaning,
+    /// there. Probabilities stay as they are, for what is not 0 there is a fault.
     fn clear_unseen(&self, values: &mut HostTensor) {
         let [heads, rows, cols] = values.shape[..] else { return };
         let positions = self.positions.as_deref().unwrap_or_default();
@@ -230,10 +239,12 @@ fn scaled(values: &mut HostTensor, scale: f64) {
 
 /// The stage's shape for values of `shape`, without moving any: a batch of one is dropped, heads and head size are merged,
 /// and a single position's missing axis is put in.
-pub fn fit(stage: Stage, shape: &[usize]) -> Result<Vec<usize>, String> {
+pub fn fit(stage: Stage, shape: &[usize], rows: Option<usize>) -> Result<Vec<usize>, String> {
     let dims = stage.info().shape;
     let mut fitted = shape.to_vec();
-    while fitted.len() > dims.len() && fitted[0] == 1 {
+    // One position of several heads, [1, heads, D], is not a batch of one.
+    let heads_apart = matches!((dims, shape), ([_, Dim::Q | Dim::Kv], [1, n, _]) if rows == Some(1) && *n != 1);
+    while fitted.len() > dims.len() && fitted[0] == 1 && !heads_apart {
         fitted.remove(0);
     }
     if let ([_, Dim::Q | Dim::Kv], &[t, heads, size]) = (dims, &fitted[..]) {

@@ -1,3 +1,5 @@
+mod captures;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -359,10 +361,12 @@ fn names_of_other_programs() {
     assert!(key("layers.1.logits").unwrap_err().contains("no layer"));
     assert!(key("layers.1.*").unwrap_err().contains("no stage"));
     assert!(key("").is_err() && key("-").is_err() && key("layers..").is_err());
-    assert_eq!(fit(Stage::QRope, &[1, 5, 8, 64]).unwrap(), [5, 512]);
-    assert_eq!(fit(Stage::AttnScores, &[1, 8, 5, 5]).unwrap(), [8, 5, 5]);
-    assert_eq!(fit(Stage::ExpertAct, &[2, 256]).unwrap(), [1, 2, 256]);
-    assert!(fit(Stage::Logits, &[2, 3, 4]).is_err());
-    assert!(fit(Stage::Logits, &[]).is_err());
-    assert!(fit(Stage::QRope, &[0, usize::MAX, 3]).is_err());
+    assert_eq!(fit(Stage::QRope, &[1, 5, 8, 64], None).unwrap(), [5, 512]);
+    assert_eq!(fit(Stage::AttnScores, &[1, 8, 5, 5], None).unwrap(), [8, 5, 5]);
+    assert_eq!(fit(Stage::ExpertAct, &[2, 256], None).unwrap(), [1, 2, 256]);
+    assert_eq!(fit(Stage::QRope, &[1, 8, 64], None).unwrap(), [8, 64]);
+    assert_eq!(fit(Stage::QRope, &[1, 8, 64], Some(1)).unwrap(), [1, 512]);
+    assert!(fit(Stage::Logits, &[2, 3, 4], None).is_err());
+    assert!(fit(Stage::Logits, &[], None).is_err());
+    assert!(fit(Stage::QRope, &[0, usize::MAX, 3], None).is_err());
 }
