@@ -370,7 +370,10 @@ fn a_dump_in_several_files_is_one() {
     }
     let refused = |paths: &[PathBuf]| imported(paths).unwrap_err().to_string();
     listed("../a-2.safetensors");
-    assert!(refused(&[index.clone()]).contains(r#"the name of a file beside it expected, found "../a-2.safetensors""#));
+    assert!(
+        refused(std::slice::from_ref(&index))
+            .contains(r#"the name of a file beside it expected, found "../a-2.safetensors""#)
+    );
     write(&part("b.safetensors"), &[("lm_head", &[1, 2, 4], count(8))], &[]);
     assert!(refused(&[part("a-2.safetensors"), part("b.safetensors")]).contains("lm_head is in "));
     write(&part("b.safetensors"), &[("norm", &[1, 2, 4], count(8))], &[("tokens", "5,7")]);
@@ -388,7 +391,7 @@ fn another_run_or_model_is_refused_and_equal_stages_are_a_warning() {
     let out = tempfile::tempdir().unwrap();
     let imported = |options: ImportOptions<'_>| {
         let options = ImportOptions { force: true, ..options };
-        import(Importer::Capture, &[path.clone()], &options, &out.path().join("t"))
+        import(Importer::Capture, std::slice::from_ref(&path), &options, &out.path().join("t"))
     };
     let tokens = |tokens: &[u32]| ImportOptions { tokens: Some(tokens.to_vec()), ..ImportOptions::default() };
     let found = imported(tokens(&[422, 472, 345, 340, 293])).unwrap_err().to_string();
@@ -414,7 +417,9 @@ fn another_run_or_model_is_refused_and_equal_stages_are_a_warning() {
         ("layers.9.moe_out", &[2, 256], count(512)),
     ];
     write(&file, &tensors, &[("tokens", "1,2")]);
-    let report = import(Importer::Capture, &[file.clone()], &ImportOptions::default(), &out.path().join("s")).unwrap();
+    let report =
+        import(Importer::Capture, std::slice::from_ref(&file), &ImportOptions::default(), &out.path().join("s"))
+            .unwrap();
     let imported = report.manifest.imported.unwrap();
     assert_eq!(imported.warnings.len(), 1);
     assert!(imported.warnings[0].starts_with("layers.0.layer_out and layers.1.layer_out are bit for bit the same"));
@@ -433,7 +438,7 @@ fn headers_that_lie_are_refused() {
             [("logits@0", &[2, 3], count(6)), ("layers.0.attn_probs", &[1, 2, 2], count(4))];
         write(&path, &tensors, &[("twinscope.capture", header)]);
         let options = ImportOptions { force: true, ..ImportOptions::default() };
-        let report = import(Importer::Capture, &[path.clone()], &options, &dir.path().join("t"));
+        let report = import(Importer::Capture, std::slice::from_ref(&path), &options, &dir.path().join("t"));
         report.map(|r| r.manifest.imported.unwrap().unmapped.join("\n")).unwrap_or_else(|e| e.to_string())
     };
     let with = |rest: &str| found(&format!(r#"{{"schema": "twinscope.capture/1", "tokens": [1, 2] {rest}}}"#));
@@ -465,7 +470,7 @@ fn headers_that_lie_are_refused() {
     ];
     write(&path, &tensors, &[("tokens", "1,2")]);
     let options = ImportOptions { force: true, ..ImportOptions::default() };
-    let report = import(Importer::Capture, &[path.clone()], &options, &dir.path().join("t")).unwrap();
+    let report = import(Importer::Capture, std::slice::from_ref(&path), &options, &dir.path().join("t")).unwrap();
     assert_eq!(report.mapped, [("logits".to_string(), Site::model(Stage::Logits))]);
     assert_eq!(unmapped(&report).len(), 2);
     // Bytes changed anywhere in a real header: an error or another reading, never a panic.
@@ -475,7 +480,7 @@ fn headers_that_lie_are_refused() {
         let mut bytes = bytes.clone();
         bytes[at] = bytes[at].wrapping_add(1);
         std::fs::write(&path, bytes).unwrap();
-        let _ = import(Importer::Capture, &[path.clone()], &options, &dir.path().join("t"));
+        let _ = import(Importer::Capture, std::slice::from_ref(&path), &options, &dir.path().join("t"));
     }
 }
 
