@@ -13,17 +13,17 @@
 //! - [`Log`] keeps the steps of the segments in progress, so that one can be run again with something changed: another choice of experts,
 //!   or a mistake ([`crate::diff::explain`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::backend::oracle::evaluate;
-use crate::backend::{AnyBackend, Backend, Contract, Shown};
+use crate::backend::{Contract, NamedContract, Shown};
 use crate::error::Result;
+use crate::formula::exact::{exact, used_with};
 use crate::formula::sum::confidence;
-use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, OwnedOp, Site, Stage, Weight};
+use crate::op::{At, Data, GgmlType, HostTensor, Op, OwnedOp, Site, Stage, Weight};
 use crate::quant::random::Rng;
 
 /// How often a hidden value is drawn.
@@ -35,28 +35,8 @@ pub const DRAWS: usize = 12;
 /// more of their own deviations, so √3 is given away, and what is left covers that [`DRAWS`] draws estimate a deviation.
 const FACTOR: f64 = 1.0;
 
-/// The contracts of one side, by operation.
-pub struct Contracts(HashMap<OpKind, Contract>);
-
-impl Contracts {
-    pub fn of(backend: &AnyBackend) -> Self {
-        Self(OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect())
-    }
-    pub fn get(&self, op: OpKind) -> &Contract {
-        &self.0[&op]
-    }
-}
-
 /// The drawn values of a tensor.
 pub type Draws = Rc<Vec<HostTensor>>;
-
-/// The oracle's result for operands rounded as `contract` says.
-///
-/// # Errors
-/// As [`evaluate`].
-pub fn exact(op: &Op<'_, &HostTensor>, _contract: &Contract) -> Result<HostTensor> {
-    evaluate(op)
-}
 
 /// [`exact`] of each draw; `None` if no operand has draws. `draws` are those of the operands, in the order of [`Op::inputs`].
 ///
@@ -329,14 +309,17 @@ impl Segment {
     ///
     /// # Errors
     /// The oracle's.
-    pub fn exact(&self, n: usize, op: &OwnedOp, contracts: &Contracts) -> Result<HostTensor> {
-        let contract = contracts.get(op.kind());
+    pub fn exact(&self, n: usize, op: &OwnedOp, contracts: &NamedContract) -> Result<HostTensor> {
+        let mut contract = *contracts.get(op.kind());
         match &self.plain[n] {
-            None => exact(&op.borrow(), contract),
+            None => exact(&op.borrow(), &contract),
             Some(plain) => {
+                // What goes with a weight goes with the type that it has in the file.
+                let weight = self.steps[n].op.weight_ref();
+                contract.activations = weight.map_or(contract.activations, |w| used_with(contract.activations, w.ty));
                 let mut op = op.clone();
                 op.weight_mut().expect("a step whose weight was read has one").clone_from(plain);
-                exact(&op.borrow(), contract)
+                exact(&op.borrow(), &contract)
             }
         }
     }
@@ -372,7 +355,7 @@ impl Segment {
     /// The oracle's, or `alter`'s.
     pub fn rerun(
         &self,
-        contracts: &Contracts,
+        contracts: &NamedContract,
         mut alter: impl FnMut(usize, &OwnedOp, &Changed) -> Result<Option<HostTensor>>,
     ) -> Result<Changed> {
         let mut changed = Changed::new();
@@ -401,7 +384,7 @@ impl Segment {
     /// As [`Segment::rerun`].
     pub fn allowed(
         &self,
-        contracts: &Contracts,
+        contracts: &NamedContract,
         alter: impl Fn(usize, &OwnedOp, &Changed) -> Result<Option<HostTensor>>,
     ) -> Result<Vec<f64>> {
         let right = self.rerun(contracts, |n, op, changed| alter(n, op, changed))?;

@@ -179,6 +179,11 @@ fn resolve(activations: Precision, partner: Partner) -> Precision {
     }
 }
 
+/// What activations of this format are beside a weight of type `ty`.
+pub fn used_with(activations: Precision, ty: GgmlType) -> Precision {
+    resolve(activations, Partner::Weight(ty))
+}
+
 /// A tensor whose rows of `cols` values are rounded; `None` where nothing is.
 fn round(x: &HostTensor, cols: usize, to: Precision) -> Option<Rounded> {
     let values = |values: Vec<f64>| HostTensor::f64(&x.shape, values);

@@ -30,6 +30,7 @@
 use std::collections::BTreeMap;
 
 use super::{Contract, Order, Precision};
+use crate::backend::{AnyBackend, Backend};
 use crate::op::OpKind;
 
 /// The contracts of an engine, one for each operation.
@@ -47,6 +48,13 @@ impl NamedContract {
     /// The contract of one operation.
     pub fn get(&self, op: OpKind) -> &Contract {
         &self.ops[&op]
+    }
+
+    /// What a backend promises.
+    pub fn of(backend: &AnyBackend) -> Self {
+        let info = backend.info();
+        let ops = OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect();
+        Self { name: info.backend, text: info.contract, ops }
     }
 
     fn new(name: &str, text: impl Into<String>, of: impl Fn(OpKind) -> Contract) -> Self {

@@ -18,7 +18,8 @@ use super::case::Evidence;
 use super::judge::{ODDS, UNACCOUNTED, nats};
 use super::list::HYPOTHESES;
 use super::{Hypothesis, StageEval, Upstream};
-use crate::diff::segment::{Changed, Contracts, Log, Segment, cut};
+use crate::backend::NamedContract;
+use crate::diff::segment::{Changed, Log, Segment, cut};
 use crate::diff::outcome::{Cause, OtherCause};
 use crate::error::Result;
 use crate::formula::Point;
@@ -30,7 +31,7 @@ pub struct SegmentEval<'a> {
     /// The side's steps; the last is the stage that is shown.
     pub log: &'a Log,
     /// The side's.
-    pub contracts: &'a Contracts,
+    pub contracts: &'a NamedContract,
     /// What the side shows.
     pub output: &'a HostTensor,
     /// What the oracle makes of the segment.

@@ -1,13 +1,12 @@
 //! Runs a comparison: two opened backends, the oracle, a prompt, and some decode steps.
 
-use crate::backend::{AnyBackend, Backend, Shown};
+use crate::backend::{AnyBackend, Backend, NamedContract, Shown};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, ComparisonKind, ModelSummary, SideSummary};
 use crate::diff::run::lockstep::{Lockstep, LockstepOptions};
 use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
-use crate::diff::segment::Contracts;
 use crate::error::Result;
 use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{At, OpKind};
@@ -39,6 +38,8 @@ pub struct DiffOptions {
     pub forced: Vec<u32>,
     /// Prompt tokens run at a time.
     pub chunk: usize,
+    /// What the reference and the subject are held to, where it is not what they promise.
+    pub contracts: [Option<NamedContract>; 2],
     /// Limits that decide for stages in place of floors.
     pub tolerances: Tolerances,
     /// Give the subject the reference's expert ids.
@@ -58,6 +59,7 @@ impl DiffOptions {
             decode: 0,
             forced: Vec::new(),
             chunk: CHUNK,
+            contracts: [None, None],
             tolerances: Tolerances::default(),
             force_routing: false,
             reference_is_recorded: false,
@@ -91,7 +93,7 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
         notes: notes(reference, subject),
         next: None,
     };
-    let contracts = [Contracts::of(reference), Contracts::of(subject)];
+    let contracts = [0, 1].map(|i| options.contracts[i].clone().unwrap_or_else(|| NamedContract::of([&*reference, &*subject][i])));
     let partial = [&*reference, &*subject].map(|side| hides(side, model, prompt.len() + decode));
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
     if options.shares {

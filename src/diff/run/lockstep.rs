@@ -17,9 +17,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, Need, Precision, Shown, Ticket};
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, NamedContract, Need, Precision, Shown, Ticket};
 use crate::error::{Error, Result};
-use crate::diff::segment::{self, Contracts, Draws};
+use crate::diff::segment::{self, Draws};
+use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
 use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
 
@@ -91,7 +92,7 @@ pub struct Lockstep<'s> {
     reference: &'s mut AnyBackend,
     subject: &'s mut AnyBackend,
     /// The contracts of both sides, where the oracle takes part.
-    judged_by: Option<&'s [Contracts; 2]>,
+    judged_by: Option<&'s [NamedContract; 2]>,
     options: LockstepOptions,
     observer: &'s mut dyn PairObserver,
     tickets: HostTickets,
@@ -105,7 +106,7 @@ impl<'s> Lockstep<'s> {
     pub fn new(
         reference: &'s mut AnyBackend,
         subject: &'s mut AnyBackend,
-        judged_by: Option<&'s [Contracts; 2]>,
+        judged_by: Option<&'s [NamedContract; 2]>,
         options: LockstepOptions,
         observer: &'s mut dyn PairObserver,
     ) -> Self {
@@ -138,7 +139,7 @@ impl<'s> Lockstep<'s> {
         let host = op.try_map(|l| Ok(l.host.borrow()[i].clone()))?;
         let of_operands: Vec<Option<Draws>> = op.inputs().iter().map(|l| l.draws.borrow()[i].clone()).collect();
         let by_reference = host.try_map(|t| Ok(&**t))?;
-        let value = Rc::new(segment::exact(&by_reference, contract)?);
+        let value = Rc::new(exact(&by_reference, contract)?);
         let drawn = segment::drawn(&host, &of_operands, contract)?;
         let mut result =
             OracleResult { value: value.clone(), carried: None, floor: Rc::default(), alternatives: Vec::new() };

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::backend::oracle::evaluate;
-use crate::backend::Shown;
+use crate::backend::{Contract, NamedContract, Shown};
 use crate::diff::explain::segment::{SegmentEval, explain_segment};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
@@ -25,9 +25,10 @@ use crate::diff::outcome::{
     HiddenChoice, JudgedRatios, LayerRouting, Measured, SegmentSummary, StageResult, Verdict, WeightSummary,
 };
 use crate::diff::run::lockstep::{Observation, OracleResult, PairObserver};
-use crate::diff::segment::{Contracts, Log, Segment, Step, producer};
+use crate::diff::segment::{Log, Segment, Step, producer};
 use crate::diff::run::share::Injections;
 use crate::error::Result;
+use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
 use crate::model::{Config, Model};
 use crate::op::{HostTensor, OpKind, OwnedOp, Site, Stage};
@@ -68,7 +69,7 @@ pub struct ComparisonBuilder<'m> {
     model: &'m Model,
     config: &'m Config,
     /// Of the reference, and of the subject.
-    contracts: &'m [Contracts; 2],
+    contracts: &'m [NamedContract; 2],
     /// The steps of each side that hides some of its values.
     logs: [Option<Log>; 2],
     tolerances: Tolerances,
@@ -116,7 +117,7 @@ struct OwnError {
 impl<'m> ComparisonBuilder<'m> {
     pub fn new(
         model: &'m Model,
-        contracts: &'m [Contracts; 2],
+        contracts: &'m [NamedContract; 2],
         partial: [bool; 2],
         tolerances: Tolerances,
         prompt: &[u32],
@@ -183,8 +184,13 @@ impl<'m> ComparisonBuilder<'m> {
 
         let [mut subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], &exact_g.value)?;
         add(&mut subject_floor, &exact_g.carried);
-        let subject = injected_ratio(&error(&o.subject, &exact_g.value), &subject_floor).max;
-        let mut reference = injected_ratio(&error(&o.replayed, &exact_g.value), &reference_floor).max;
+        // Where the sides round operands differently, each has an exact result of its own on the same inputs.
+        let same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
+        let exact_replay = if same { exact_g.value.clone() } else { Rc::new(exact(&op_g, contract_c)?) };
+        let of_subject = error(&o.subject, &exact_g.value);
+        let subject = injected_ratio(&of_subject, &subject_floor).max;
+        let of_replay = error(&o.replayed, &exact_replay);
+        let mut reference = injected_ratio(&of_replay, &reference_floor).max;
         let mut only_on_its_own = None;
         if o.reference != o.replayed && o.shown[0] != Shown::Nothing {
             let mut floors = floor_of(&op_c, contract_c, &exact_c.value)?;
@@ -197,7 +203,11 @@ impl<'m> ComparisonBuilder<'m> {
             reference = reference.max(own.max);
         }
         let both: Vec<f64> = subject_floor.iter().zip(&reference_floor).map(|(g, c)| g + c).collect();
-        let injected = injected_ratio(&error(&o.subject, &o.replayed), &both);
+        let injected = match same {
+            true => injected_ratio(&error(&o.subject, &o.replayed), &both),
+            // What the contracts themselves make different is no error of either side.
+            false => injected_ratio(&of_subject.iter().zip(&of_replay).map(|(g, c)| g - c).collect::<Vec<_>>(), &both),
+        };
         let floor = injected.index.map_or(0.0, |i| both[i]);
         Ok(Some(OracleView {
             ratios: JudgedRatios { reference, subject },
@@ -389,6 +399,11 @@ impl<'m> ComparisonBuilder<'m> {
         }
         Ok(())
     }
+}
+
+/// Whether operands are rounded before they are used.
+fn rounds_operands(contract: &Contract) -> bool {
+    [contract.activations, contract.weights, contract.cache].iter().any(|format| format.is_coarse())
 }
 
 /// Adds what is carried to each floor.

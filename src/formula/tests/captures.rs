@@ -116,7 +116,7 @@ fn engines_keep_the_contracts_of_their_names() {
     let model = Model::open(None).unwrap();
     let mut wrong = Vec::new();
     for name in ["llama.cpp-cpu", "transformers-f32", "transformers-f16", "transformers-bf16"] {
-        let shown = Shown::read(&Path::new("tests/data/captures").join(format!("{name}.safetensors")));
+        let shown = Shown::read(&Path::new("tests/data/captures/contracts").join(format!("{name}.safetensors")));
         println!("{name:<28} {:>10} {:>10} {:>10}", "largest", "median", "under f32");
         let all = fared(&shown, &model, &named(name).unwrap());
         for f in &all {
@@ -141,7 +141,7 @@ fn the_tightest_candidate_that_explains_a_stage_is_what_the_engine_does() {
     let model = Model::open(None).unwrap();
     let mut wrong = Vec::new();
     for name in ["llama.cpp-cpu", "transformers-f32", "transformers-f16", "transformers-bf16"] {
-        let shown = Shown::read(&Path::new("tests/data/captures").join(format!("{name}.safetensors")));
+        let shown = Shown::read(&Path::new("tests/data/captures/contracts").join(format!("{name}.safetensors")));
         let mut least = BTreeMap::<Stage, Contract>::new();
         for n in 0..OpKind::ALL.iter().map(|op| candidates(*op).len()).max().unwrap() {
             let mut of = named("f32").unwrap();

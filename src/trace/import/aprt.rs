@@ -75,7 +75,7 @@ impl Aprt {
         let (mut items, mut paths) = (Vec::new(), Vec::new());
         for (label, path) in found {
             let count = open(&path, &label)?.1;
-            items.push(Item { label, shape: vec![count] });
+            items.push(Item { label, shape: vec![count], ..Item::default() });
             paths.push(path);
         }
         Ok(Self { about, items, paths })

@@ -44,7 +44,7 @@ impl Logits {
             }
             _ => about.other.push(format!("{}: not there, so no prompt", prompt.display())),
         }
-        let items = vec![Item { label: "logits".into(), shape: vec![values.len()] }];
+        let items = vec![Item { label: "logits".into(), shape: vec![values.len()], ..Item::default() }];
         Ok(Self { about, items, values })
     }
 }

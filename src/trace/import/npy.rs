@@ -93,7 +93,7 @@ impl Arrays {
                     Err(e) => about.other.push(format!("tokens: {e}")),
                 },
                 Ok(array) => {
-                    items.push(Item { label, shape: array.shape.clone() });
+                    items.push(Item { label, shape: array.shape.clone(), ..Item::default() });
                     arrays.push(array);
                 }
                 Err(why) => about.other.push(format!("{label}: {why}")),

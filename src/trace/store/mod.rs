@@ -97,10 +97,22 @@ pub struct Imported {
     pub kind: String,
     /// The file or directory.
     pub path: String,
+    /// The program that made it, with its version and device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// The command that made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// The name of the engine's arithmetic contract.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract: Option<String>,
     /// What was found there and has no stage here, one line each.
     pub unmapped: Vec<String>,
     /// What was not said there and was taken to be so, one line each.
     pub assumed: Vec<String>,
+    /// What looks wrong in it, one line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A stored tensor.

@@ -1,3 +1,5 @@
+mod captures;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -5,6 +7,8 @@ use flate2::write::DeflateEncoder;
 use rawzip::CompressionMethod;
 use rawzip::path::EntryPath;
 
+use super::names::Reading;
+use super::piece::fit;
 use super::*;
 use crate::trace::store::Trace;
 
@@ -15,7 +19,7 @@ fn data(name: &str) -> PathBuf {
 fn imported(kind: Importer, name: &str) -> (Report, Trace, tempfile::TempDir) {
     let guard = tempfile::tempdir().unwrap();
     let out = guard.path().join("trace");
-    let report = import(kind, &data(name), None, &out, false).unwrap();
+    let report = import(kind, &[data(name)], &ImportOptions::default(), &out).unwrap();
     let trace = Trace::open(&out).unwrap();
     assert_eq!(trace.manifest(), &report.manifest);
     (report, trace, guard)
@@ -27,7 +31,7 @@ fn unmapped(report: &Report) -> &[String] {
 
 #[test]
 fn golden_safetensors_come_over_whole() {
-    let (report, trace, _guard) = imported(Importer::Safetensors, "golden/main.safetensors");
+    let (report, trace, _guard) = imported(Importer::Capture, "golden/main.safetensors");
     assert_eq!(unmapped(&report), [] as [String; 0]);
     assert_eq!(trace.manifest().run.tokens.len(), 11);
     let mut golden = crate::trace::store::file::TensorFile::open(&data("golden/main.safetensors")).unwrap();
@@ -253,7 +257,8 @@ fn names_of_members_are_no_paths() {
     let bytes = npz(&names.map(|name| (name, &array[..], CompressionMethod::STORE)));
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("a.npz"), bytes).unwrap();
-    let error = import(Importer::Npz, &dir.path().join("a.npz"), None, &dir.path().join("in/t"), false).unwrap_err();
+    let error = import(Importer::Npz, &[dir.path().join("a.npz")], &ImportOptions::default(), &dir.path().join("in/t"))
+        .unwrap_err();
     let error = error.to_string();
     assert_eq!(error.matches("no stage is called").count(), 5, "{error}");
     assert!(!error.contains(['\x1b', '\n', '\u{202e}']) && error.contains(r"lo\u{1b}[2Jgits\n"), "{error}");
@@ -267,7 +272,7 @@ fn ids_are_whole_numbers_of_32_bits() {
         let array = npy(descr, "False", "(1, 2)", bytes);
         std::fs::write(dir.path().join("layers.0.router_ids.npy"), array).unwrap();
         let out = dir.path().join("t");
-        import(Importer::Npz, dir.path(), None, &out, false)?;
+        import(Importer::Npz, &[dir.path().to_path_buf()], &ImportOptions::default(), &out)?;
         Trace::open(&out)?.tensor(Site::layer(0, Stage::RouterIds)).map(|ids| ids.unwrap())
     };
     let largest = HostTensor::u32(&[1, 2], vec![0, u32::MAX - 1]);
@@ -284,17 +289,17 @@ fn ids_are_whole_numbers_of_32_bits() {
 fn what_has_no_stage_at_all_is_an_error_that_says_why() {
     let refused = |kind, path: PathBuf| {
         let out = tempfile::tempdir().unwrap();
-        let error = import(kind, &path, None, &out.path().join("t"), false).unwrap_err();
+        let error = import(kind, &[path], &ImportOptions::default(), &out.path().join("t")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(!out.path().join("t").exists());
         error.to_string()
     };
-    assert!(refused(Importer::Safetensors, data("golden/dequant.safetensors")).contains("no stage is called"));
-    assert!(refused(Importer::Safetensors, data("golden/prompts.json")).contains("not a safetensors file"));
+    assert!(refused(Importer::Capture, data("golden/dequant.safetensors")).contains("no stage is called"));
+    assert!(refused(Importer::Capture, data("golden/prompts.json")).contains("not a safetensors file"));
     assert!(refused(Importer::Npz, data("golden/prompts.json")).contains("not an .npz archive"));
     assert!(refused(Importer::Aprt, data("golden")).contains("neither a layer's directory"));
     assert!(refused(Importer::LlamaCpp, data("golden")).contains("0 pairs"));
-    for kind in [Importer::Npz, Importer::Safetensors, Importer::Aprt, Importer::LlamaCpp] {
+    for kind in [Importer::Npz, Importer::Capture, Importer::Aprt, Importer::LlamaCpp] {
         assert!(refused(kind, data("absent")).contains("absent"));
     }
 }
@@ -327,7 +332,8 @@ fn damaged_sources_are_errors_not_panics() {
     let try_aprt = |bytes: &[u8]| {
         std::fs::write(layer.join("moe_ffn_out.bin"), bytes).unwrap();
         let out = tempfile::tempdir().unwrap();
-        import(Importer::Aprt, &guard.path().join("run"), None, &out.path().join("t"), false).map(|_| ())
+        import(Importer::Aprt, &[guard.path().join("run")], &ImportOptions::default(), &out.path().join("t"))
+            .map(|_| ())
     };
     try_aprt(&aprt).unwrap();
     for cut in [0, 3, 11, 12, 1035] {
@@ -342,7 +348,11 @@ fn damaged_sources_are_errors_not_panics() {
 
 #[test]
 fn names_of_other_programs() {
-    let key = |label: &str| site_named(label).map(|s| s.key());
+    let key = |label: &str| {
+        let readings = Name::of(label).readings(Made::default(), &Sizes::default())?;
+        assert_eq!(readings, [Reading::whole(readings[0].site)], "{label}");
+        Ok::<_, String>(readings[0].site.key())
+    };
     assert_eq!(key("model.layers.3.input_layernorm").unwrap(), "layers.3.attn_norm");
     assert_eq!(key("blk.2.ffn_moe_out").unwrap(), "layers.2.moe_out");
     assert_eq!(key("kq_soft_max-1").unwrap(), "layers.1.attn_probs");
@@ -351,10 +361,12 @@ fn names_of_other_programs() {
     assert!(key("layers.1.logits").unwrap_err().contains("no layer"));
     assert!(key("layers.1.*").unwrap_err().contains("no stage"));
     assert!(key("").is_err() && key("-").is_err() && key("layers..").is_err());
-    assert_eq!(fit(Stage::QRope, &[1, 5, 8, 64]).unwrap(), [5, 512]);
-    assert_eq!(fit(Stage::AttnScores, &[1, 8, 5, 5]).unwrap(), [8, 5, 5]);
-    assert_eq!(fit(Stage::ExpertAct, &[2, 256]).unwrap(), [1, 2, 256]);
-    assert!(fit(Stage::Logits, &[2, 3, 4]).is_err());
-    assert!(fit(Stage::Logits, &[]).is_err());
-    assert!(fit(Stage::QRope, &[0, usize::MAX, 3]).is_err());
+    assert_eq!(fit(Stage::QRope, &[1, 5, 8, 64], None).unwrap(), [5, 512]);
+    assert_eq!(fit(Stage::AttnScores, &[1, 8, 5, 5], None).unwrap(), [8, 5, 5]);
+    assert_eq!(fit(Stage::ExpertAct, &[2, 256], None).unwrap(), [1, 2, 256]);
+    assert_eq!(fit(Stage::QRope, &[1, 8, 64], None).unwrap(), [8, 64]);
+    assert_eq!(fit(Stage::QRope, &[1, 8, 64], Some(1)).unwrap(), [1, 512]);
+    assert!(fit(Stage::Logits, &[2, 3, 4], None).is_err());
+    assert!(fit(Stage::Logits, &[], None).is_err());
+    assert!(fit(Stage::QRope, &[0, usize::MAX, 3], None).is_err());
 }

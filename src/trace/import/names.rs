@@ -1,0 +1,337 @@
+//! The names that other programs give to the values of a forward pass, and the stages that they are.
+//!
+//! - llama.cpp's graph: `attn_norm-3`, and `attn_norm-3.0` where nodes of one name are counted. `Qcur-0.0` is the projection,
+//!   `.1` the same values with heads apart, `.2` those after rope. Where a capture says what a node's operation reads, the
+//!   weight tells the stage: the product with `attn_output.weight` has no name of its own.
+//! - transformers' modules: `model.layers.3.self_attn.q_proj`, `model.norm`, `lm_head`.
+//! - This program's own: `layers.3.q_proj`, and every alias of the stage table.
+
+use std::ops::Range;
+
+use crate::op::{OpKind, STAGES, Scope, Site, Stage};
+use crate::trace::select::{nearest, stages_named};
+
+/// A name taken apart.
+#[derive(Debug, PartialEq)]
+pub struct Name<'l> {
+    pub layer: Option<u32>,
+    /// What is left without the layer, the count, and prefixes such as `model.`.
+    pub bare: &'l str,
+    /// Which of the nodes of that name in one graph, where llama.cpp's nodes are counted.
+    count: Option<u32>,
+    /// It has the form of a transformers module's name, within the model or a layer.
+    module: bool,
+}
+
+/// What the capture says of the operation that made the value.
+#[derive(Clone, Copy, Default)]
+pub struct Made<'a> {
+    /// llama.cpp's name of the operation; empty if not said.
+    pub op: &'a str,
+    /// The names of its operands.
+    pub inputs: &'a [String],
+}
+
+/// The sizes of a model that a capture's names and shapes leave open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sizes {
+    /// Query heads.
+    pub heads: Option<usize>,
+    /// Key and value heads.
+    pub kv_heads: Option<usize>,
+    /// D.
+    pub head_dim: Option<usize>,
+    /// FFN width, of one expert in a mixture of experts.
+    pub ffn: Option<usize>,
+    /// Whether the feed-forward part is a mixture of experts.
+    pub moe: Option<bool>,
+}
+
+impl Sizes {
+    /// The widths of q, k and v.
+    pub fn qkv(&self) -> Option<[usize; 3]> {
+        let (heads, kv, dim) = (self.heads?, self.kv_heads?, self.head_dim?);
+        Some([heads.checked_mul(dim)?, kv.checked_mul(dim)?, kv.checked_mul(dim)?])
+    }
+}
+
+/// A stage in a tensor, and how its values are to be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    pub site: Site,
+    /// The axes in the order in which they are to be read; `None`: as they are.
+    pub axes: Option<Vec<usize>>,
+    /// Which axis (after that) counts positions, where it is not the stage's own.
+    pub position: Option<usize>,
+    /// The part of the last axis that is the stage.
+    pub columns: Option<Range<usize>>,
+    /// What the values are multiplied by.
+    pub scale: Option<f64>,
+    /// Which positions the rows are, where a rule says so: as in `--positions`.
+    pub positions: Option<String>,
+    /// The call that it belongs to, where a rule says so.
+    pub call: Option<usize>,
+}
+
+impl Reading {
+    /// The whole tensor as it is.
+    pub fn whole(site: Site) -> Self {
+        Self { site, axes: None, position: None, columns: None, scale: None, positions: None, call: None }
+    }
+}
+
+/// What a name in the tables below means.
+enum Means {
+    Is(Stage),
+    /// The feed-forward part of either kind of layer.
+    FeedForward,
+    /// q, k and v in one.
+    Qkv,
+    /// gate and up in one, of a plain FFN or of the chosen experts.
+    GateUp,
+    /// Products of queries and keys, not yet scaled by 1/sqrt(D).
+    UnscaledScores,
+    /// q, k or v: the projection and what follows of the same name.
+    Projection(Stage, Option<Stage>),
+    /// No stage, and why.
+    Nothing(&'static str),
+}
+
+use Means::*;
+
+/// llama.cpp's names that are no alias of one stage.
+static NODES: &[(&str, Means)] = &[
+    ("Qcur", Projection(Stage::QProj, Some(Stage::QRope))),
+    ("Kcur", Projection(Stage::KProj, Some(Stage::KRope))),
+    ("Vcur", Projection(Stage::VProj, None)),
+    ("wqkv", Qkv),
+    ("kq", UnscaledScores),
+    ("__fattn__", Is(Stage::AttnContext)),
+    ("ffn_down", Is(Stage::FfnOut)),
+    ("ffn_gate_up", GateUp),
+    ("ffn_moe_gate_up", GateUp),
+    ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
+    ("kqv", Nothing("the values of kqv_out, head by head")),
+    ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
+    ("ffn_moe_weights", Nothing("the chosen experts' probabilities before they are divided by their sum")),
+    ("ffn_moe_weights_sum", Nothing("the sum of the chosen experts' probabilities")),
+    ("ffn_moe_weights_sum_clamped", Nothing("the sum of the chosen experts' probabilities")),
+    ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),
+];
+
+/// transformers' modules within a layer. A module with several outputs counts them: `mlp.gate.1`.
+static LAYER_MODULES: &[(&str, Means)] = &[
+    ("", Is(Stage::LayerOut)),
+    ("self_attn", Is(Stage::AttnOut)),
+    ("self_attn.q_proj", Is(Stage::QProj)),
+    ("self_attn.k_proj", Is(Stage::KProj)),
+    ("self_attn.v_proj", Is(Stage::VProj)),
+    ("self_attn.qkv_proj", Qkv),
+    ("self_attn.q_norm", Is(Stage::QNorm)),
+    ("self_attn.k_norm", Is(Stage::KNorm)),
+    ("self_attn.o_proj", Is(Stage::AttnOut)),
+    ("self_attn.attn_weights", Is(Stage::AttnProbs)),
+    ("self_attn.1", Is(Stage::AttnProbs)),
+    ("self_attn.rotary_emb", Nothing("cosines and sines of the angles")),
+    ("mlp", FeedForward),
+    ("mlp.gate", Is(Stage::RouterLogits)),
+    ("mlp.gate.1", Is(Stage::RouterWeights)),
+    ("mlp.gate.2", Is(Stage::RouterIds)),
+    ("mlp.router", Is(Stage::RouterLogits)),
+    ("mlp.experts", Is(Stage::MoeOut)),
+    ("mlp.gate_proj", Is(Stage::FfnGate)),
+    ("mlp.up_proj", Is(Stage::FfnUp)),
+    ("mlp.gate_up_proj", GateUp),
+    ("mlp.down_proj", Is(Stage::FfnOut)),
+    ("mlp.act_fn", Nothing("silu(gate), not yet multiplied by up")),
+    ("mlp.experts.act_fn", Nothing("silu(gate), of the tokens of one expert")),
+    ("block_sparse_moe", Is(Stage::MoeOut)),
+    ("block_sparse_moe.gate", Is(Stage::RouterLogits)),
+    ("block_sparse_moe.experts", Is(Stage::MoeOut)),
+];
+
+/// transformers' modules outside the layers.
+static MODEL_MODULES: &[(&str, Means)] = &[
+    ("model", Is(Stage::FinalNorm)),
+    ("embed_tokens", Is(Stage::Embedding)),
+    ("norm", Is(Stage::FinalNorm)),
+    ("lm_head", Is(Stage::Logits)),
+    ("rotary_emb", Nothing("cosines and sines of the angles")),
+];
+
+impl<'l> Name<'l> {
+    /// Takes `layers.3.NAME`, `model.layers.3.NAME`, `blk.3.NAME`, `layer-3/NAME`, `NAME-3`, `NAME-3.0` or `NAME` apart.
+    pub fn of(label: &'l str) -> Self {
+        let mut bare = label;
+        let mut module = false;
+        while let Some(rest) = ["model.", "language_model.", "transformer."].iter().find_map(|p| bare.strip_prefix(p)) {
+            (bare, module) = (rest, true);
+        }
+        let within =
+            [("layers.", '.'), ("h.", '.'), ("blk.", '.'), ("layer-", '/')].iter().find_map(|(prefix, end)| {
+                let rest = bare.strip_prefix(prefix)?;
+                let (number, name) = rest.split_once(*end).unwrap_or((rest, ""));
+                Some((number.parse().ok()?, name))
+            });
+        if let Some((layer, bare)) = within {
+            return Self { layer: Some(layer), bare, count: None, module: true };
+        }
+        let (bare, count) = match bare.rsplit_once('.').and_then(|(name, n)| Some((name, n.parse().ok()?))) {
+            Some((name, count)) => (name, Some(count)),
+            None => (bare, None),
+        };
+        match bare.rsplit_once('-').and_then(|(name, n)| Some((name, n.parse().ok()?))) {
+            Some((name, layer)) => Self { layer: Some(layer), bare: name, count, module },
+            None => Self { layer: None, bare, count, module },
+        }
+    }
+
+    /// The stages that the value is, or why it is none.
+    pub fn readings(&self, made: Made<'_>, sizes: &Sizes) -> Result<Vec<Reading>, String> {
+        let find = |table: &'static [(&str, Means)]| table.iter().find(|(name, _)| *name == self.bare).map(|(_, m)| m);
+        let tables: &[&'static [(&str, Means)]] = match (self.module, self.layer) {
+            (true, Some(_)) => &[LAYER_MODULES, NODES],
+            (true, None) => &[MODEL_MODULES, NODES],
+            (false, _) => &[NODES, MODEL_MODULES],
+        };
+        let means = match tables.iter().find_map(|t| find(t)) {
+            // llama.cpp's `norm` has a layer or a count; transformers' has neither.
+            Some(Nothing(_)) if self.bare == "norm" && self.layer.is_none() && self.count.is_none() => {
+                &Is(Stage::FinalNorm)
+            }
+            Some(means) => means,
+            None => return self.by_stage(made).map(|site| vec![Reading::whole(site)]),
+        };
+        let one = |stage| Ok(vec![Reading::whole(site(self.layer, stage)?)]);
+        match means {
+            Is(stage) => one(*stage),
+            Nothing(why) => Err((*why).into()),
+            FeedForward => match sizes.moe {
+                Some(true) => one(Stage::MoeOut),
+                Some(false) => one(Stage::FfnOut),
+                None => Err("moe_out or ffn_out: nothing says whether the layer has experts".into()),
+            },
+            Qkv => {
+                let widths = sizes
+                    .qkv()
+                    .ok_or("q, k and v in one; their widths are not known: --model, or `sizes` in the rules")?;
+                split(self.layer, &[Stage::QProj, Stage::KProj, Stage::VProj], &widths)
+            }
+            GateUp => {
+                let ffn =
+                    sizes.ffn.ok_or("gate and up in one; the width is not known: --model, or `sizes` in the rules")?;
+                let experts = self.bare.contains("moe") || self.bare.contains("expert");
+                let stages =
+                    if experts { [Stage::ExpertGate, Stage::ExpertUp] } else { [Stage::FfnGate, Stage::FfnUp] };
+                split(self.layer, &stages, &[ffn, ffn])
+            }
+            UnscaledScores => {
+                let dim = sizes.head_dim.filter(|d| *d > 0);
+                let dim = dim.ok_or(
+                    "scores before they are scaled by 1/sqrt(D), and D is not known: --model, or `sizes` in the rules",
+                )?;
+                let reading = Reading::whole(site(self.layer, Stage::AttnScores)?);
+                Ok(vec![Reading { scale: Some(1.0 / (dim as f64).sqrt()), ..reading }])
+            }
+            Projection(projection, rope) => match (made.op, self.count, rope) {
+                ("MUL_MAT", ..) => one(*projection),
+                ("ROPE", _, Some(rope)) => one(*rope),
+                ("RESHAPE" | "VIEW", ..) => Err(format!("the values of {projection}, with heads apart")),
+                ("" | "NONE", Some(0), _) | ("", None, None) => one(*projection),
+                ("" | "NONE", Some(1), _) => Err(format!("the values of {projection}, with heads apart")),
+                ("" | "NONE", Some(2), Some(rope)) => one(*rope),
+                ("", None, Some(rope)) => Err(format!("`{}` could be {projection} or {rope}", self.bare)),
+                (op, count, _) => Err(format!(
+                    "neither the projection nor rope, but {} of that name",
+                    if op.is_empty() { format!("value {}", count.unwrap_or_default()) } else { format!("a {op}") }
+                )),
+            },
+        }
+    }
+
+    /// A stage's own name, an alias of one stage only, or a node whose operation reads a stage's weight.
+    fn by_stage(&self, made: Made<'_>) -> Result<Site, String> {
+        let name = self.bare;
+        let numbered =
+            ["node_", "leaf_"].iter().any(|p| name.strip_prefix(p).is_some_and(|n| n.parse::<u32>().is_ok()));
+        if numbered {
+            return by_weight(made).ok_or_else(|| match made.inputs {
+                [] => "a node without a name, and the capture does not say what it reads".into(),
+                inputs => format!("a node without a name: {} of {}", made.op, inputs.join(", ")),
+            });
+        }
+        if name.starts_with("cache_") {
+            return Err("the cache of keys and values".into());
+        }
+        if name.contains(" (") {
+            return Err("a view of another node".into());
+        }
+        if name.strip_prefix("mlp.experts.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+            return Err("rows of the tokens that chose this expert, and it is not said which these are".into());
+        }
+        // A module that has several outputs counts them; the first one is its value.
+        let first = name.strip_suffix(".0").filter(|_| self.module);
+        if let Some((_, Is(stage))) = LAYER_MODULES.iter().find(|(n, _)| Some(*n) == first) {
+            return site(self.layer, *stage);
+        }
+        let stages = if name.contains(['*', '?']) { vec![] } else { stages_named(name) };
+        match stages[..] {
+            [stage] => site(self.layer, stage),
+            [] => Err(format!("no stage is called `{name}`; the nearest: {}", nearest_stage(name))),
+            _ => {
+                let names: Vec<_> = stages.iter().map(|s| s.name()).collect();
+                Err(format!("`{name}` could be {}", names.join(" or ")))
+            }
+        }
+    }
+}
+
+/// The last axis in parts: stages of `layer`, of these widths.
+pub fn split(layer: Option<u32>, stages: &[Stage], widths: &[usize]) -> Result<Vec<Reading>, String> {
+    let mut start = 0usize;
+    let mut readings = Vec::new();
+    for (stage, width) in stages.iter().zip(widths) {
+        let end = start.checked_add(*width).ok_or("the widths are too large")?;
+        readings.push(Reading { columns: Some(start..end), ..Reading::whole(site(layer, *stage)?) });
+        start = end;
+    }
+    Ok(readings)
+}
+
+/// The site of `stage` in `layer`, if it belongs there.
+pub fn site(layer: Option<u32>, stage: Stage) -> Result<Site, String> {
+    match (stage.info().scope, layer) {
+        (Scope::Model, None) => Ok(Site::model(stage)),
+        (Scope::Model, Some(_)) => Err(format!("{stage} belongs to no layer")),
+        (_, Some(_)) => Ok(Site { layer, stage }),
+        (_, None) => Err(format!("{stage} of which layer is not said")),
+    }
+}
+
+/// The stage whose weight the node's operation reads.
+fn by_weight(made: Made<'_>) -> Option<Site> {
+    let kinds: &[OpKind] = match made.op {
+        "MUL_MAT" => &[OpKind::MatMul],
+        "MUL_MAT_ID" => &[OpKind::ExpertMatMul],
+        "MUL" => &[OpKind::RmsNorm],
+        "GET_ROWS" => &[OpKind::Embed],
+        _ => return None,
+    };
+    made.inputs.iter().find_map(|input| {
+        let (layer, weight) = match input.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+            Some((n, weight)) => (Some(n.parse().ok()?), weight),
+            None => (None, input.as_str()),
+        };
+        let row = STAGES.iter().find(|s| {
+            s.weight == Some(weight) && kinds.contains(&s.op) && (s.scope == Scope::Model) == layer.is_none()
+        })?;
+        Some(Site { layer, stage: row.stage })
+    })
+}
+
+/// The names nearest to `name`.
+pub fn nearest_stage(name: &str) -> String {
+    let names = STAGES.iter().flat_map(|s| std::iter::once(s.name).chain(s.aliases.iter().copied()));
+    nearest(name, names)
+}
