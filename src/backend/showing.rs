@@ -33,11 +33,7 @@ impl<B: Backend> Backend for Showing<B> {
     fn shown(&self, at: At, rows: usize) -> Shown {
         if self.stages.contains(&at.site.stage) { self.inner.shown(at, rows) } else { Shown::Nothing }
     }
-    fn prepare(
-        &mut self,
-        weights: &[std::sync::Arc<crate::op::Weight>],
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<()> {
+    fn prepare(&mut self, weights: &[std::sync::Arc<crate::op::Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.inner.prepare(weights, progress)
     }
     fn alloc(&mut self, shape: &[usize]) -> Result<B::Tensor> {

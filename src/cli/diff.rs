@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::backend::{AnyBackend, Erased, Showing};
+use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, StageResult};
 use crate::diff::run::driver::{CHUNK, DiffOptions, Sides, diff};
+use crate::diff::run::infer::{Inference, infer};
 use crate::diff::run::vary::Vary;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Prompt tokens run at a time
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// What a side's arithmetic is held to: SIDE=NAME, SIDE=FILE.json, or SIDE=infer to work it out; SIDE is reference or subject
+    #[arg(long, value_name = "SIDE=NAME", value_parser = side_contract)]
+    contract: Vec<(usize, String)>,
     /// Look at these stages of the subject only, such as 'layer_out,logits', as if its kernels were fused between them
     #[arg(long, value_name = "STAGES")]
     shows: Option<String>,
@@ -123,11 +127,24 @@ pub fn run(args: &Args) -> Result<Outcome> {
             options.decode = args.decode;
         }
     }
-    let mut run = |options: &DiffOptions| {
-        let sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judged };
-        diff(&model, sides, options)
-    };
+    let mut sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judged };
+    let mut inferred = Vec::new();
+    for (side, name) in &args.contract {
+        options.contracts[*side] = Some(match name.as_str() {
+            "infer" if !judged => {
+                return Err(Error::usage("--contract infer needs the oracle: --no-oracle leaves it out"));
+            }
+            "infer" => {
+                let found = infer(&model, &mut sides, &options, *side)?;
+                inferred.extend(words(SIDES[*side], &found));
+                found.contract
+            }
+            name => contract_called(name)?,
+        });
+    }
+    let mut run = |options: &DiffOptions| diff(&model, sides.reborrow(), options);
     let mut comparison = run(&options)?;
+    comparison.notes.extend(inferred);
     if options.force_routing {
         let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;
         comparison.notes.push(vanished(&own, &comparison));
@@ -140,6 +157,40 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+const SIDES: [&str; 2] = ["reference", "subject"];
+
+/// Reads SIDE=NAME.
+fn side_contract(text: &str) -> std::result::Result<(usize, String), String> {
+    let expected = "expected reference=NAME or subject=NAME";
+    let (side, name) = text.split_once('=').ok_or(expected)?;
+    let side = SIDES.iter().position(|s| *s == side).ok_or_else(|| format!("{expected}, found the side {side:?}"))?;
+    Ok((side, name.to_string()))
+}
+
+/// A contract by its name, or from a file.
+fn contract_called(name: &str) -> Result<NamedContract> {
+    if name.ends_with(".json") {
+        return contract::from_file(Path::new(name));
+    }
+    contract::named(name).ok_or_else(|| {
+        let known = contract::names().join(", ");
+        Error::usage(format!("--contract: no contract is called {name:?}; known are {known}, infer, or a .json file"))
+    })
+}
+
+/// What was inferred of a side, one line each.
+fn words(side: &str, found: &Inference) -> Vec<String> {
+    let mut lines = vec![format!("the {side}'s errors are {}", found.contract.text)];
+    lines.extend(found.lines.iter().map(|line| format!("the {side}: {line}")));
+    if !found.unexplained.is_empty() {
+        let sites: Vec<String> = found.unexplained.iter().take(8).map(|site| site.key()).collect();
+        let more = found.unexplained.len() - sites.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        lines.push(format!("no contract explains the {side}'s {}{more}", sites.join(", ")));
+    }
+    lines
 }
 
 /// What is left of the logits' error when the subject computes with the reference's choice of experts.

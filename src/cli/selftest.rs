@@ -7,8 +7,8 @@ use crate::backend::gpu::AdapterSelector;
 use crate::cli::{Outcome, output};
 use crate::selftest::calibrate::{self, calibrate};
 use crate::selftest::faults::FaultySide;
-use crate::trace::select::stages_in;
 use crate::selftest::{SelfTestOptions, list, run as plant};
+use crate::trace::select::stages_in;
 
 /// Plant faults in the kernels and check that each is located; or measure the rounding floors.
 ///

@@ -110,7 +110,8 @@ pub fn mixed(stage: Stage, shown: &Shown, value: Option<HostTensor>, hidden: &Rc
     let Some(value) = value else { return hidden.clone() };
     let Shown::Rows(rows) = shown else { return Rc::new(value) };
     let axis = stage.position_axis();
-    let (outer, inner) = (value.shape[..axis].iter().product::<usize>(), value.shape[axis + 1..].iter().product::<usize>());
+    let (outer, inner) =
+        (value.shape[..axis].iter().product::<usize>(), value.shape[axis + 1..].iter().product::<usize>());
     let from = |o: usize, t: usize| (o * rows.len() + t) * inner..(o * rows.len() + t + 1) * inner;
     let places = || (0..outer).flat_map(|o| (0..rows.len()).map(move |t| (o, t)));
     Rc::new(match (&value.data, &hidden.data) {
@@ -205,7 +206,8 @@ pub fn sources(site: Site, moe: bool) -> Vec<OperandSource> {
             Stage::MoeOut if !moe => Stage::FfnOut,
             input => *input,
         };
-        let cache = matches!((site.stage, input), (Stage::AttnScores, Stage::KRope) | (Stage::AttnContext, Stage::VProj));
+        let cache =
+            matches!((site.stage, input), (Stage::AttnScores, Stage::KRope) | (Stage::AttnContext, Stage::VProj));
         OperandSource { site: producer(site, input), cache }
     };
     site.stage.info().inputs.iter().map(of).collect()

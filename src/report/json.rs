@@ -13,8 +13,8 @@ use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::outcome::{
-    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, SegmentSummary,
-    SideSummary, StageResult, Verdict,
+    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary,
+    SegmentSummary, SideSummary, StageResult, Verdict,
 };
 use crate::op::Site;
 

@@ -114,7 +114,9 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
     // A value that is wrong in a hidden cache is met again at each later token.
     let planted = |s: &StageResult| {
         let again = |f: &&Fault| segments && (0..s.step).any(|step| case.seen_at(f).0 == step);
-        case.faults.iter().any(|f| stands_for(s, case.seen_at(f)) || again(f) && stands_for(s, (s.step, case.seen_at(f).1)))
+        case.faults
+            .iter()
+            .any(|f| stands_for(s, case.seen_at(f)) || again(f) && stands_for(s, (s.step, case.seen_at(f).1)))
     };
     let first = case.first();
     let place = case.faults.iter().position(|f| f.name == first.name).expect("one of them");

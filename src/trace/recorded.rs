@@ -190,7 +190,11 @@ impl Backend for Recorded {
         Ok(Rc::new(Answer { shape: shape.to_vec(), is_ids: false, values: None }))
     }
     fn upload(&mut self, values: &HostTensor) -> Result<Rc<Answer>> {
-        Ok(Rc::new(Answer { shape: values.shape.clone(), is_ids: values.dtype() == "u32", values: Some(values.clone()) }))
+        Ok(Rc::new(Answer {
+            shape: values.shape.clone(),
+            is_ids: values.dtype() == "u32",
+            values: Some(values.clone()),
+        }))
     }
     fn shape(&self, tensor: &Rc<Answer>) -> Vec<usize> {
         tensor.shape.clone()

@@ -19,8 +19,8 @@ use super::judge::{ODDS, UNACCOUNTED, nats};
 use super::list::HYPOTHESES;
 use super::{Hypothesis, StageEval, Upstream};
 use crate::backend::NamedContract;
-use crate::diff::segment::{Changed, Log, Segment, cut};
 use crate::diff::outcome::{Cause, OtherCause};
+use crate::diff::segment::{Changed, Log, Segment, cut};
 use crate::error::Result;
 use crate::formula::Point;
 use crate::model::{Config, Weights};
@@ -422,7 +422,9 @@ fn hold(whole: &Scope<'_>, near: Vec<(f64, Mistake)>) -> Result<Vec<(Mistake, f6
         let run = whole.run(&mistake)?;
         let (mut residual, left) = whole.residual(whole.end(&run), &whole.allowed);
         if residual > 1.0 && residual <= NEAR {
-            let floor = whole.segment.allowed(whole.eval.contracts, |n, op, changed| whole.altered(&mistake, n, op, changed))?;
+            let floor = whole
+                .segment
+                .allowed(whole.eval.contracts, |n, op, changed| whole.altered(&mistake, n, op, changed))?;
             let floor: Vec<f64> = floor.iter().zip(&whole.allowed).map(|(own, right)| own.max(*right)).collect();
             residual = whole.residual(whole.end(&run), &floor).0;
         }

@@ -1,13 +1,13 @@
 //! Runs a comparison: two opened backends, the oracle, a prompt, and some decode steps.
 
-use crate::backend::{AnyBackend, Backend, NamedContract, Shown};
+use crate::backend::{AnyBackend, Backend, Contract, NamedContract, Shown};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, ComparisonKind, ModelSummary, SideSummary};
-use crate::diff::run::lockstep::{Lockstep, LockstepOptions};
+use crate::diff::run::lockstep::{Lockstep, LockstepOptions, PairObserver};
 use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{At, OpKind};
 use crate::trace::recorded::sites;
@@ -23,6 +23,13 @@ pub struct Sides<'a> {
     pub subject: &'a mut AnyBackend,
     /// Whether the float64 oracle judges both; without it stages are held against nmse thresholds.
     pub judged: bool,
+}
+
+impl Sides<'_> {
+    /// The same sides, for a run after which they are used again.
+    pub fn reborrow(&mut self) -> Sides<'_> {
+        Sides { reference: self.reference, subject: self.subject, judged: self.judged }
+    }
 }
 
 /// What to run, and how to judge it.
@@ -48,6 +55,8 @@ pub struct DiffOptions {
     pub reference_is_recorded: bool,
     /// Work out each stage's share of the logits' error.
     pub shares: bool,
+    /// Look for the causes of faults.
+    pub explain: bool,
 }
 
 impl DiffOptions {
@@ -64,6 +73,7 @@ impl DiffOptions {
             force_routing: false,
             reference_is_recorded: false,
             shares: true,
+            explain: true,
         }
     }
 }
@@ -72,47 +82,49 @@ impl DiffOptions {
 ///
 /// # Errors
 /// A prompt that does not fit the model, or what the backends report.
-pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
-    let DiffOptions { tokens: prompt, chunk, decode, forced, .. } = options;
-    let calls = Calls { prompt, chunk: *chunk, decode: *decode, forced };
-    let Sides { reference, subject, judged } = sides;
+pub fn diff(model: &Model, mut sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
+    let prompt = &options.tokens;
+    let contracts = contracts(&sides, options);
+    let Sides { reference, subject, judged } = &sides;
+    let side = |side: &AnyBackend, contract: &Option<NamedContract>| {
+        let mut info = side.info();
+        if let Some(contract) = contract {
+            info.contract = format!("{}: {}", contract.name, contract.text);
+        }
+        SideSummary { info, trace: None }
+    };
     let mut comparison = Comparison {
         kind: ComparisonKind::Diff,
         model: summary(model),
-        tokens: options.tokens.len(),
+        tokens: prompt.len(),
         prompt: options.prompt.clone(),
         decode: options.decode,
-        reference: SideSummary { info: reference.info(), trace: None },
-        subject: SideSummary { info: subject.info(), trace: None },
+        reference: side(reference, &options.contracts[0]),
+        subject: side(subject, &options.contracts[1]),
         judge: judged.then(|| "oracle".to_string()),
         stages: Vec::new(),
         first_fault: None,
         first_visible: None,
         routing: Vec::new(),
         logits: None,
-        notes: notes(reference, subject),
+        notes: Vec::new(),
         next: None,
     };
-    let contracts = [0, 1].map(|i| options.contracts[i].clone().unwrap_or_else(|| NamedContract::of([&*reference, &*subject][i])));
-    let partial = [&*reference, &*subject].map(|side| hides(side, model, prompt.len() + decode));
+    comparison.notes = notes([&comparison.reference, &comparison.subject], &contracts);
+    let partial = [&**reference, &**subject].map(|side| hides(side, model, prompt.len() + options.decode));
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
     if options.shares {
         builder.keep_injections(share::MOST_BYTES);
     }
-    let lockstep_options =
-        LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
-    let mut lockstep = Lockstep::new(&mut *reference, subject, judged.then_some(&contracts), lockstep_options, &mut builder);
-    let mut runner = Runner::new(&mut lockstep, model, calls, LogitRows::All)?;
-    while runner.step(&mut lockstep)? {}
-    let done = runner.decoded();
-    if done < *decode
-        && let Err(e) = runner.choice(&mut lockstep)
-    {
+    if !options.explain {
+        builder.explain_nothing();
+    }
+    if let Some((done, why)) = lockstep(model, &mut sides, options, &mut builder)? {
         // What came before is compared, and is where the cause is to be found.
-        comparison.notes.push(format!("decoding ended after {done} of {decode} tokens: the reference's {e}"));
+        let asked = options.decode;
+        comparison.notes.push(format!("decoding ended after {done} of {asked} tokens: the reference's {why}"));
         comparison.decode = done;
     }
-    drop((runner, lockstep));
 
     let found = builder.finish();
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
@@ -120,10 +132,44 @@ pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Co
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
     let one_call = options.tokens.len() <= options.chunk;
     if options.shares && one_call && !options.reference_is_recorded {
-        share::fill(model, reference, &options.tokens, &found.injections, &mut comparison)?;
+        share::fill(model, sides.reference, &options.tokens, &found.injections, &mut comparison)?;
     }
     comparison.conclude();
     Ok(comparison)
+}
+
+/// Runs both sides in lockstep; how many tokens were decoded and why no more, if fewer than asked for.
+///
+/// # Errors
+/// As [`diff`].
+pub(super) fn lockstep(
+    model: &Model,
+    sides: &mut Sides<'_>,
+    options: &DiffOptions,
+    observer: &mut dyn PairObserver,
+) -> Result<Option<(usize, Error)>> {
+    let contracts = contracts(sides, options);
+    let calls =
+        Calls { prompt: &options.tokens, chunk: options.chunk, decode: options.decode, forced: &options.forced };
+    let asked =
+        LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
+    let judged_by = sides.judged.then_some(&contracts);
+    let mut lockstep = Lockstep::new(sides.reference, sides.subject, judged_by, asked, observer);
+    let mut runner = Runner::new(&mut lockstep, model, calls, LogitRows::All)?;
+    while runner.step(&mut lockstep)? {}
+    let done = runner.decoded();
+    match done < options.decode {
+        true => Ok(runner.choice(&mut lockstep).err().map(|why| (done, why))),
+        false => Ok(None),
+    }
+}
+
+/// What the two sides are held to.
+fn contracts(sides: &Sides<'_>, options: &DiffOptions) -> [NamedContract; 2] {
+    let of = |contract: &Option<NamedContract>, side: &AnyBackend| {
+        contract.clone().unwrap_or_else(|| NamedContract::of(side))
+    };
+    [of(&options.contracts[0], sides.reference), of(&options.contracts[1], sides.subject)]
 }
 
 /// Whether a side hides some value of a run of `positions` positions.
@@ -144,20 +190,19 @@ pub fn summary(model: &Model) -> ModelSummary {
 }
 
 /// What must be said of the two sides before their numbers are read.
-fn notes(reference: &AnyBackend, subject: &AnyBackend) -> Vec<String> {
+fn notes(sides: [&SideSummary; 2], contracts: &[NamedContract; 2]) -> Vec<String> {
     let mut notes = Vec::new();
-    for side in [reference, subject] {
-        let info = side.info();
+    for SideSummary { info, .. } in sides {
         if info.software {
             notes.push(format!("{} runs on {}, a software adapter: a CPU, not a GPU", info.backend, info.adapter));
         }
     }
     let differ = |op: &OpKind| {
-        let (c, g) = (reference.contract(*op), subject.contract(*op));
-        c.activations != g.activations || c.accumulator != g.accumulator
+        let formats = |c: &Contract| (c.activations, c.weights, c.cache, c.inner, c.output, c.accumulator);
+        formats(contracts[0].get(*op)) != formats(contracts[1].get(*op))
     };
     if OpKind::ALL.iter().any(differ) {
-        let (c, g) = (reference.info().contract, subject.info().contract);
+        let [c, g] = sides.map(|side| &side.info.contract);
         notes.push(format!("the sides compute in different precision: {c}; {g}"));
     }
     notes

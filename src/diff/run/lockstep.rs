@@ -17,9 +17,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, NamedContract, Need, Precision, Shown, Ticket};
-use crate::error::{Error, Result};
+use crate::backend::{
+    AnyBackend, AnyTensor, Backend, BackendInfo, Contract, HostTickets, NamedContract, Need, Precision, Shown, Ticket,
+};
 use crate::diff::segment::{self, Draws};
+use crate::error::{Error, Result};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
 use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};

@@ -1,6 +1,7 @@
 //! Comparisons that run something: two backends in lockstep, two traces, one backend against itself.
 
 pub mod driver;
+pub mod infer;
 #[doc(hidden)]
 pub mod lockstep;
 #[doc(hidden)]

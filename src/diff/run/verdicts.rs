@@ -25,8 +25,8 @@ use crate::diff::outcome::{
     HiddenChoice, JudgedRatios, LayerRouting, Measured, SegmentSummary, StageResult, Verdict, WeightSummary,
 };
 use crate::diff::run::lockstep::{Observation, OracleResult, PairObserver};
-use crate::diff::segment::{Log, Segment, Step, producer};
 use crate::diff::run::share::Injections;
+use crate::diff::segment::{Log, Segment, Step, producer};
 use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
@@ -144,6 +144,11 @@ impl<'m> ComparisonBuilder<'m> {
     /// Keeps the prompt's injected errors while they take at most `bytes`; of all stages, or of none.
     pub fn keep_injections(&mut self, bytes: usize) {
         self.room = Some(bytes);
+    }
+
+    /// Leaves causes alone.
+    pub fn explain_nothing(&mut self) {
+        (self.explanations, self.segment_explanations) = (0, 0);
     }
 
     pub fn finish(self) -> Findings {
@@ -320,7 +325,9 @@ impl<'m> ComparisonBuilder<'m> {
         let next: Vec<Option<u32>> = positions.iter().map(|p| self.prompt.get(p + 1).copied()).collect();
         // What could not be compared is said by the stage's own result.
         if let Ok(logits) = compare_logits(&reference, &subject, &next, o.at.start) {
-            self.found.logits.extend(logits.at.into_iter().zip(positions).map(|(at, position)| LogitsAt { position, ..at }));
+            self.found
+                .logits
+                .extend(logits.at.into_iter().zip(positions).map(|(at, position)| LogitsAt { position, ..at }));
         }
     }
 
@@ -535,8 +542,7 @@ impl Visible {
         let partial = o.shown.iter().any(|shown| matches!(shown, Shown::Rows(_)));
         let row = |t: &usize| o.shown.iter().all(|shown| matches!(shown, Shown::Nothing) || shown.row(*t));
         let rows = partial.then(|| (0..all).filter(row).collect::<Vec<_>>());
-        let consecutive =
-            rows.as_ref().is_none_or(|rows| rows.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+        let consecutive = rows.as_ref().is_none_or(|rows| rows.windows(2).all(|pair| pair[0] + 1 == pair[1]));
         Self { axis, rows, consecutive }
     }
     fn rows<'t>(&self, t: &'t HostTensor) -> Cow<'t, HostTensor> {
@@ -576,7 +582,8 @@ impl ComparisonBuilder<'_> {
     fn segment(&self, side: usize, o: &Observation<'_>) -> Option<SegmentSummary> {
         let log = self.logs[side].as_ref().filter(|_| o.shown[side] != Shown::Nothing)?;
         let sites: Vec<Site> = log.segment().iter().map(|step| step.at.site).collect();
-        (sites.len() > 1).then(|| SegmentSummary { hidden: sites[..sites.len() - 1].to_vec(), ..SegmentSummary::default() })
+        (sites.len() > 1)
+            .then(|| SegmentSummary { hidden: sites[..sites.len() - 1].to_vec(), ..SegmentSummary::default() })
     }
 
     /// Before an error is called a fault: where a hidden router's choice is not decided by rounding, the choices within it are tried, and

@@ -1,0 +1,162 @@
+//! `--contract SIDE=infer`: the least that must be assumed of an engine's arithmetic, from its errors.
+//!
+//! Design:
+//! - **By operation, from the stages whose inputs the side shows.** Each is held against [`candidates`], from the tightest to the weakest; the
+//!   contract of an operation is the first candidate that explains every stage of it, those aside that none explains: these are faults.
+//! - **By engine, where no stage has all its inputs shown**: the first of the named contracts under which the comparison has the fewest
+//!   faults.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::backend::contract::{candidates, named, names};
+use crate::backend::{Contract, NamedContract, Shown};
+use crate::diff::run::driver::{DiffOptions, Sides, diff, lockstep};
+use crate::diff::run::lockstep::{Observation, PairObserver};
+use crate::diff::run::verdicts::error;
+use crate::error::Result;
+use crate::formula::exact::exact;
+use crate::formula::floor::{floor_of, injected_ratio};
+use crate::model::Model;
+use crate::op::{OpKind, Site};
+
+/// What an engine's errors say of its arithmetic.
+#[derive(Clone, Debug)]
+pub struct Inference {
+    /// What the side may be held to.
+    pub contract: NamedContract,
+    /// One line for each operation, or for the engine.
+    pub lines: Vec<String>,
+    /// Stages that no contract explains, each with the number of calls.
+    pub unexplained: Vec<Site>,
+}
+
+/// What was seen of one operation.
+#[derive(Default)]
+struct Seen {
+    /// For each stage, the candidates that explain it.
+    explained: Vec<BTreeSet<usize>>,
+    unexplained: BTreeSet<Site>,
+}
+
+struct Inferring {
+    side: usize,
+    candidates: BTreeMap<OpKind, Vec<(String, Contract)>>,
+    seen: BTreeMap<OpKind, Seen>,
+    /// The named contracts that explain every stage so far that any candidate explains.
+    engines: Vec<NamedContract>,
+}
+
+impl PairObserver for Inferring {
+    fn observe(&mut self, o: Observation<'_>) -> Result<()> {
+        let Some(result) = o.exact.as_ref().map(|exact| &exact[self.side]) else { return Ok(()) };
+        let stage = o.at.site.stage;
+        if o.shown[self.side] != Shown::All || result.carried.is_some() || stage.is_ids() {
+            return Ok(());
+        }
+        let op = [&o.op_reference, &o.op_subject][self.side].try_map(|t| Ok(&**t))?;
+        let value = [&o.reference, &o.subject][self.side];
+        let kind = op.kind();
+        let mut explained = BTreeSet::new();
+        for (n, (_, contract)) in self.candidates.entry(kind).or_insert_with(|| candidates(kind)).iter().enumerate() {
+            let exact = exact(&op, contract)?;
+            if exact.shape == value.shape
+                && injected_ratio(&error(value, &exact), &floor_of(&op, contract, &exact)?).explained()
+            {
+                explained.insert(n);
+            }
+        }
+        let seen = self.seen.entry(kind).or_default();
+        match explained.is_empty() {
+            true => drop(seen.unexplained.insert(o.at.site)),
+            false => seen.explained.push(explained),
+        }
+        if !self.seen[&kind].unexplained.contains(&o.at.site) {
+            let mut left = Vec::new();
+            for engine in std::mem::take(&mut self.engines) {
+                let contract = engine.get(kind);
+                let exact = exact(&op, contract)?;
+                if injected_ratio(&error(value, &exact), &floor_of(&op, contract, &exact)?).explained() {
+                    left.push(engine);
+                }
+            }
+            self.engines = left;
+        }
+        Ok(())
+    }
+}
+
+/// Works out the contract of side `side`, 0 for the reference and 1 for the subject.
+///
+/// # Errors
+/// As [`diff`].
+pub fn infer(model: &Model, sides: &mut Sides<'_>, options: &DiffOptions, side: usize) -> Result<Inference> {
+    let strict = named("f32").expect("f32 is a contract");
+    let (candidates, seen) = (BTreeMap::new(), BTreeMap::new());
+    let mut inferring = Inferring { side, candidates, seen, engines: engines().collect() };
+    lockstep(model, sides, options, &mut inferring)?;
+    let unexplained: BTreeSet<Site> = inferring.seen.values().flat_map(|seen| seen.unexplained.clone()).collect();
+    if inferring.seen.values().all(|seen| seen.explained.is_empty()) {
+        return by_engine(model, sides, options, side, unexplained.into_iter().collect());
+    }
+    let mut ops = strict.ops.clone();
+    let mut lines: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
+    for (kind, seen) in &inferring.seen {
+        let all = &inferring.candidates[kind];
+        // The first that explains the most stages, each of which some candidate explains.
+        let count = |n: usize| seen.explained.iter().filter(|explained| explained.contains(&n)).count();
+        let best = (0..all.len()).map(|n| (count(n), n)).max_by_key(|(count, n)| (*count, usize::MAX - n));
+        let Some((count, n)) = best.filter(|(count, _)| *count > 0) else { continue };
+        ops.insert(*kind, all[n].1);
+        let mut words = all[n].0.clone();
+        if count < seen.explained.len() {
+            words += &format!(" at {count} of {} stages", seen.explained.len());
+        }
+        lines.entry(words).or_default().push(kind.name());
+    }
+    let lines: Vec<String> = lines.into_iter().map(|(words, kinds)| format!("{words}: {}", kinds.join(", "))).collect();
+    let text = match inferring.engines.first() {
+        Some(engine) => format!("within {}, which is {}", engine.name, engine.text),
+        None => "by operation, as no named contract has it".to_string(),
+    };
+    Ok(Inference {
+        contract: NamedContract { name: "inferred".into(), text, ops },
+        lines,
+        unexplained: unexplained.into_iter().collect(),
+    })
+}
+
+/// The named contracts of what people run, the strictest first.
+fn engines() -> impl Iterator<Item = NamedContract> {
+    let foreign = |name: &&&str| **name == "f32" || name.contains("llama") || name.contains("transformers");
+    names().iter().filter(foreign).filter_map(|name| named(name))
+}
+
+/// The named contract with the fewest faults, the strictest of equals.
+fn by_engine(
+    model: &Model,
+    sides: &mut Sides<'_>,
+    options: &DiffOptions,
+    side: usize,
+    unexplained: Vec<Site>,
+) -> Result<Inference> {
+    let mut best: Option<(usize, NamedContract)> = None;
+    for contract in engines() {
+        let mut options = DiffOptions { shares: false, explain: false, ..options.clone() };
+        options.contracts[side] = Some(contract.clone());
+        let comparison = diff(model, sides.reborrow(), &options)?;
+        let faults = comparison.stages.iter().filter(|s| s.verdict.is_fault()).count();
+        if best.as_ref().is_none_or(|(least, _)| faults < *least) {
+            let done = faults == 0;
+            best = Some((faults, contract));
+            if done {
+                break;
+            }
+        }
+    }
+    let (faults, contract) = best.expect("there are named contracts");
+    let line = match faults {
+        0 => format!("{} explains every segment: {}", contract.name, contract.text),
+        n => format!("no known contract explains every segment; {} leaves the fewest faults, {n}", contract.name),
+    };
+    Ok(Inference { contract, lines: vec![line], unexplained })
+}
