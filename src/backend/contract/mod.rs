@@ -99,24 +99,24 @@ pub struct Contract {
     /// What activations are rounded to before they are multiplied: x of a product with a weight, q, and the probabilities of attention.
     pub activations: Precision,
     /// What dequantized weights are rounded to; f32 is how ggml defines their values.
-    #[serde(default = "f32")]
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub weights: Precision,
     /// What the rows of the KV cache are kept in.
-    #[serde(default = "f32")]
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub cache: Precision,
     /// What values inside the operation are rounded to, where it is made of several: the normalised value before it meets the norm's
     /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed.
-    #[serde(default = "f32")]
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub inner: Precision,
     /// What the result is rounded to when it is stored.
-    #[serde(default = "f32")]
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub output: Precision,
     /// What sums are held in.
     pub accumulator: Precision,
     /// The order in which sums are taken.
     pub order: Order,
     /// What rope's angles are computed in, from the frequencies on.
-    #[serde(default = "f64")]
+    #[serde(default = "f64", skip_serializing_if = "is_f64")]
     pub angles: Precision,
     /// Bound on the relative error of one +, −, × or fused multiply-add.
     pub unit_roundoff: f64,
@@ -129,7 +129,7 @@ pub struct Contract {
     /// ULP that an inverse square root may be off.
     pub rsqrt_ulp: f64,
     /// Bound on the absolute error of a sine or cosine besides its rounding to f32, in units of 2⁻²³.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub trig_ulp: f64,
 }
 
@@ -139,6 +139,20 @@ fn f32() -> Precision {
 
 fn f64() -> Precision {
     Precision::F64
+}
+
+// What is as ever is left out of documents, so that those of earlier versions are written as they were read.
+
+fn is_f32(format: &Precision) -> bool {
+    *format == Precision::F32
+}
+
+fn is_f64(format: &Precision) -> bool {
+    *format == Precision::F64
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl Contract {

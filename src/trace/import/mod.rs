@@ -10,11 +10,11 @@
 //! - Files from elsewhere are untrusted: lengths are checked before anything is allocated.
 
 mod aprt;
+mod fragment;
 mod header;
 mod llama;
 mod names;
 mod npy;
-mod piece;
 mod rules;
 mod tensors;
 
@@ -30,9 +30,9 @@ use crate::model::Config;
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
+use self::fragment::Fragment;
 use self::header::{Call, CaptureHeader};
-use self::names::{Made, Name, Sizes};
-use self::piece::Piece;
+use self::names::{ModelSizes, Name, NodeKind};
 use self::rules::Rules;
 use super::select::Selected;
 use super::stats::Statistics;
@@ -235,14 +235,14 @@ fn take(
     let mut left = BTreeSet::new(); // the calls of a run have the same names
     let sizes = sizes(source.items(), about, &rules, options);
 
-    let mut found: BTreeMap<Site, Vec<Piece>> = BTreeMap::new();
+    let mut found: BTreeMap<Site, Vec<Fragment>> = BTreeMap::new();
     for (i, item) in source.items().iter().enumerate() {
         let call = item.call.and_then(|call| about.calls.get(call)).map(|call| call.tokens);
         let rows = item.positions.as_ref().map(Vec::len).or(call);
-        let made = Made { op: &item.op, inputs: &item.inputs };
+        let made = NodeKind { op: &item.op, inputs: &item.inputs };
         let readings = rules.readings(&item.label, &sizes);
         let pieces = readings.unwrap_or_else(|| Name::of(&item.label).readings(made, &sizes)).and_then(|readings| {
-            readings.into_iter().map(|reading| Piece::new(i, item, reading, rows)).collect::<Result<Vec<_>, _>>()
+            readings.into_iter().map(|reading| Fragment::new(i, item, reading, rows)).collect::<Result<Vec<_>, _>>()
         });
         match pieces {
             Ok(pieces) => {
@@ -261,7 +261,7 @@ fn take(
         positions: match tokens.len() {
             0 => found
                 .values()
-                .map(|pieces| pieces.iter().map(Piece::rows).fold(0, usize::saturating_add))
+                .map(|pieces| pieces.iter().map(Fragment::rows).fold(0, usize::saturating_add))
                 .max()
                 .unwrap_or(0),
             n => n,
@@ -412,9 +412,9 @@ fn same_tokens(expected: &[u32], found: &[u32]) -> Result<(), String> {
 }
 
 /// What is known of the model's sizes: from the model, else from the rules, else from the capture itself.
-fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'_>) -> Sizes {
+fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'_>) -> ModelSizes {
     let known = match &options.model {
-        Some((config, _)) => Sizes {
+        Some((config, _)) => ModelSizes {
             heads: Some(config.heads),
             kv_heads: Some(config.kv_heads),
             head_dim: Some(config.head_dim),
@@ -436,7 +436,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         ("Qcur_normed" | "Kcur_normed", [_, _, dim]) => Some(*dim),
         _ => None,
     });
-    Sizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), ..known }
+    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), ..known }
 }
 
 /// What is known of the run's positions.
@@ -448,12 +448,12 @@ struct RunShape<'a> {
 
 impl RunShape<'_> {
     /// Finds out which positions the rows of a site's pieces are, and puts the pieces in order. What has no place goes to the notes.
-    fn place(&self, site: Site, pieces: &mut Vec<Piece>, items: &[Item], notes: &mut Notes) {
+    fn place(&self, site: Site, pieces: &mut Vec<Fragment>, items: &[Item], notes: &mut Notes) {
         let outer = matches!(site.stage, Stage::FinalNorm | Stage::Logits);
         pieces.sort_by_key(|p| p.call); // stable: of one call, the first that was found is taken
         let several = pieces.iter().any(|p| p.call != pieces[0].call);
         let mut next = 0; // the first position that no piece has taken
-        let mut placed: Vec<Piece> = Vec::new();
+        let mut placed: Vec<Fragment> = Vec::new();
         for mut piece in std::mem::take(pieces) {
             let label = &items[piece.item].label;
             let rows = piece.rows();

@@ -25,7 +25,7 @@ pub struct Name<'l> {
 
 /// What the capture says of the operation that made the value.
 #[derive(Clone, Copy, Default)]
-pub struct Made<'a> {
+pub struct NodeKind<'a> {
     /// llama.cpp's name of the operation; empty if not said.
     pub op: &'a str,
     /// The names of its operands.
@@ -35,7 +35,7 @@ pub struct Made<'a> {
 /// The sizes of a model that a capture's names and shapes leave open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sizes {
+pub struct ModelSizes {
     /// Query heads.
     pub heads: Option<usize>,
     /// Key and value heads.
@@ -48,7 +48,7 @@ pub struct Sizes {
     pub moe: Option<bool>,
 }
 
-impl Sizes {
+impl ModelSizes {
     /// The widths of q, k and v.
     pub fn qkv(&self) -> Option<[usize; 3]> {
         let (heads, kv, dim) = (self.heads?, self.kv_heads?, self.head_dim?);
@@ -188,7 +188,7 @@ impl<'l> Name<'l> {
     }
 
     /// The stages that the value is, or why it is none.
-    pub fn readings(&self, made: Made<'_>, sizes: &Sizes) -> Result<Vec<Reading>, String> {
+    pub fn readings(&self, made: NodeKind<'_>, sizes: &ModelSizes) -> Result<Vec<Reading>, String> {
         let find = |table: &'static [(&str, Means)]| table.iter().find(|(name, _)| *name == self.bare).map(|(_, m)| m);
         let tables: &[&'static [(&str, Means)]] = match (self.module, self.layer) {
             (true, Some(_)) => &[LAYER_MODULES, NODES],
@@ -251,7 +251,7 @@ impl<'l> Name<'l> {
     }
 
     /// A stage's own name, an alias of one stage only, or a node whose operation reads a stage's weight.
-    fn by_stage(&self, made: Made<'_>) -> Result<Site, String> {
+    fn by_stage(&self, made: NodeKind<'_>) -> Result<Site, String> {
         let name = self.bare;
         let numbered =
             ["node_", "leaf_"].iter().any(|p| name.strip_prefix(p).is_some_and(|n| n.parse::<u32>().is_ok()));
@@ -310,7 +310,7 @@ pub fn site(layer: Option<u32>, stage: Stage) -> Result<Site, String> {
 }
 
 /// The stage whose weight the node's operation reads.
-fn by_weight(made: Made<'_>) -> Option<Site> {
+fn by_weight(made: NodeKind<'_>) -> Option<Site> {
     let kinds: &[OpKind] = match made.op {
         "MUL_MAT" => &[OpKind::MatMul],
         "MUL_MAT_ID" => &[OpKind::ExpertMatMul],

@@ -9,7 +9,7 @@ use std::path::Path;
 use regex::{Captures, Regex};
 use serde::Deserialize;
 
-use super::names::{Reading, Sizes, nearest_stage, site, split};
+use super::names::{ModelSizes, Reading, nearest_stage, site, split};
 use crate::error::{Error, Result};
 use crate::op::{Scope, Stage};
 use crate::text::printable;
@@ -25,8 +25,8 @@ const MAX_RULES: usize = 10_000;
 #[derive(Default)]
 pub struct Rules {
     rules: Vec<Rule>,
-    /// Sizes that the file states.
-    pub sizes: Sizes,
+    /// ModelSizes that the file states.
+    pub sizes: ModelSizes,
 }
 
 struct Rule {
@@ -55,7 +55,7 @@ struct Mapping {
 struct Json {
     schema: String,
     #[serde(default)]
-    sizes: Sizes,
+    sizes: ModelSizes,
     rules: Vec<JsonRule>,
 }
 
@@ -110,7 +110,7 @@ impl Rules {
     }
 
     /// The stages that the tensor `label` is by the first rule that matches; `None` if none does.
-    pub fn readings(&self, label: &str, sizes: &Sizes) -> Option<std::result::Result<Vec<Reading>, String>> {
+    pub fn readings(&self, label: &str, sizes: &ModelSizes) -> Option<std::result::Result<Vec<Reading>, String>> {
         let (rule, found) = self.rules.iter().find_map(|rule| Some((rule, rule.pattern.captures(label)?)))?;
         Some(match &rule.does {
             Does::Ignore(why) => Err(why.clone()),
@@ -166,7 +166,7 @@ impl JsonRule {
 }
 
 impl Mapping {
-    fn readings(&self, found: &Captures<'_>, sizes: &Sizes) -> std::result::Result<Vec<Reading>, String> {
+    fn readings(&self, found: &Captures<'_>, sizes: &ModelSizes) -> std::result::Result<Vec<Reading>, String> {
         let number = |text: &str| text.parse::<i64>().map_err(|_| format!("`{}` is no number", printable(text)));
         let layer = match self.stages.iter().any(|s| s.info().scope != Scope::Model) {
             // The group called `layer`, or else the first one.

@@ -166,9 +166,9 @@ fn bugs_show_from_their_layer_on_in_layer_outputs_and_logits() {
 
 #[test]
 fn names_of_nodes_and_modules() {
-    let sizes = Sizes { heads: Some(4), kv_heads: Some(2), head_dim: Some(16), ffn: Some(7), moe: Some(true) };
+    let sizes = ModelSizes { heads: Some(4), kv_heads: Some(2), head_dim: Some(16), ffn: Some(7), moe: Some(true) };
     let key = |label: &str| {
-        let readings = Name::of(label).readings(Made::default(), &sizes)?;
+        let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
         Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
     };
     for (label, expected) in [
@@ -241,10 +241,11 @@ fn names_of_nodes_and_modules() {
         let found = key(label).unwrap_err();
         assert!(found.contains(why), "{label}: {found}");
     }
-    let unknown = Name::of("wqkv-0").readings(Made::default(), &Sizes::default()).unwrap_err();
+    let unknown = Name::of("wqkv-0").readings(NodeKind::default(), &ModelSizes::default()).unwrap_err();
     assert!(unknown.contains("--model"), "{unknown}");
     let inputs = ["blk.3.ffn_gate_exps.weight".to_string(), "ffn_norm-3 (reshaped)".into()];
-    let by_weight = |op| Name::of("node_7.0").readings(Made { op, inputs: &inputs }, &sizes).map(|r| r[0].site.key());
+    let by_weight =
+        |op| Name::of("node_7.0").readings(NodeKind { op, inputs: &inputs }, &sizes).map(|r| r[0].site.key());
     assert_eq!(by_weight("MUL_MAT_ID").as_deref(), Ok("layers.3.expert_gate"));
     assert!(by_weight("ADD").unwrap_err().contains("ADD of blk.3.ffn_gate_exps.weight"));
 }

@@ -7,8 +7,8 @@ use flate2::write::DeflateEncoder;
 use rawzip::CompressionMethod;
 use rawzip::path::EntryPath;
 
+use super::fragment::fit;
 use super::names::Reading;
-use super::piece::fit;
 use super::*;
 use crate::trace::store::Trace;
 
@@ -349,7 +349,7 @@ fn damaged_sources_are_errors_not_panics() {
 #[test]
 fn names_of_other_programs() {
     let key = |label: &str| {
-        let readings = Name::of(label).readings(Made::default(), &Sizes::default())?;
+        let readings = Name::of(label).readings(NodeKind::default(), &ModelSizes::default())?;
         assert_eq!(readings, [Reading::whole(readings[0].site)], "{label}");
         Ok::<_, String>(readings[0].site.key())
     };

@@ -7,7 +7,7 @@ use crate::op::{Data, Dim, HostTensor, Site, Stage};
 use crate::trace::select::Ranges;
 
 /// A stage's values at some positions, as an item has them.
-pub struct Piece {
+pub struct Fragment {
     /// The index of the item.
     pub item: usize,
     /// Which call of the run made it, as far as that is known.
@@ -21,7 +21,7 @@ pub struct Piece {
     shape: Vec<usize>,
 }
 
-impl Piece {
+impl Fragment {
     /// What `reading` says of an item; `rows` is how many positions it has, if that is known.
     ///
     /// # Errors
