@@ -5,7 +5,7 @@
 //!   cache's format, weights to a format) is rounded here, by ggml's and IEEE's rules, and handed to [`evaluate`] in the operands' place.
 //! - **Whoever sees the operands can repeat their rounding exactly**, so a contract of int8 activations has nearly the floor of f32, and not
 //!   one that hides every fault below a step. What is left open is a code so near to the middle of two that the arithmetic of
-//!   its scale decides; the floor has its step ([`Emulation::ties`]).
+//!   its scale decides; the floor has its step (`Emulation::ties`).
 //! - **A contract that rounds nothing costs nothing**: the operands are not copied, and the result is [`evaluate`]'s.
 //! - Rounded weights are made a few rows at a time, since a model's largest matrix may not fit twice.
 //! - The roundings of results inside a stage, and of what it stores, depend on last bits that only the engine has; they are bounded by

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod captures;
 mod dequant;
 mod diff_sides;
 mod gguf_malformed;

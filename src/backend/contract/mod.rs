@@ -6,7 +6,7 @@
 //! - **What is rounded on the way in is emulated, what is rounded on the way out is bounded.** `activations`, `weights` and `cache`
 //!   say what operands become before they are used, which anyone who sees the operands can repeat exactly. `inner` and `output` say
 //!   what results become, which depends on the last bit of a value that only the engine has.
-//! - **Engines that people run have names** ([`named`]), with their sources; others come from a small file ([`from_file`]).
+//! - **Engines that people run have names** ([`named()`]), with their sources; others come from a small file ([`from_file`]).
 //! - A contract that is read from a file is checked ([`Contract::check`]): no bound is looser than the unit roundoff of bf16.
 
 mod candidates;

@@ -1,4 +1,4 @@
-mod captures;
+mod labels;
 
 use std::io::Write;
 use std::path::PathBuf;

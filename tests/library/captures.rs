@@ -4,14 +4,33 @@
 //! 5.24. `nodes.safetensors` is layer 1 of an older dump, without a header. The first four tokens are those of the golden `main`.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::*;
-use crate::model::Model;
-use crate::trace::store::file::TensorFile;
+use twinscope::model::Model;
+use twinscope::op::{Data, HostTensor, Site, Stage};
+use twinscope::trace::import::{ImportOptions, Importer, Report, import};
+use twinscope::trace::store::Trace;
+use twinscope::trace::store::file::TensorFile;
+
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
+
+fn imported(kind: Importer, name: &str) -> (Report, Trace, tempfile::TempDir) {
+    let guard = tempfile::tempdir().unwrap();
+    let out = guard.path().join("trace");
+    let report = import(kind, &[data(name)], &ImportOptions::default(), &out).unwrap();
+    let trace = Trace::open(&out).unwrap();
+    assert_eq!(trace.manifest(), &report.manifest);
+    (report, trace, guard)
+}
+
+fn unmapped(report: &Report) -> &[String] {
+    &report.manifest.imported.as_ref().unwrap().unmapped
+}
 
 fn capture(name: &str) -> (Report, Trace, tempfile::TempDir) {
     imported(Importer::Capture, &format!("data/captures/{name}.safetensors"))
@@ -23,7 +42,7 @@ fn keys(trace: &Trace, layer: u32) -> Vec<&'static str> {
 
 /// Every stage of a layer with experts.
 fn stages() -> Vec<&'static str> {
-    use crate::op::{STAGES, Scope};
+    use twinscope::op::{STAGES, Scope};
     STAGES.iter().filter(|s| matches!(s.scope, Scope::Layer | Scope::MoeLayer)).map(|s| s.name).collect()
 }
 
@@ -164,92 +183,6 @@ fn bugs_show_from_their_layer_on_in_layer_outputs_and_logits() {
     }
 }
 
-#[test]
-fn names_of_nodes_and_modules() {
-    let sizes = ModelSizes { heads: Some(4), kv_heads: Some(2), head_dim: Some(16), ffn: Some(7), moe: Some(true) };
-    let key = |label: &str| {
-        let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
-        Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
-    };
-    for (label, expected) in [
-        ("embd.0", "embedding"),
-        ("result_norm.0", "final_norm"),
-        ("result_output.0", "logits"),
-        ("Qcur-2.0", "layers.2.q_proj"),
-        ("Qcur-2.2", "layers.2.q_rope"),
-        ("Kcur-2.0", "layers.2.k_proj"),
-        ("Kcur-2.2", "layers.2.k_rope"),
-        ("Vcur-2.0", "layers.2.v_proj"),
-        ("Vcur-2", "layers.2.v_proj"),
-        ("Qcur_normed-2.0", "layers.2.q_norm"),
-        ("kq-2.0", "layers.2.attn_scores"),
-        ("kq_soft_max-2.0", "layers.2.attn_probs"),
-        ("kqv_out-2.0", "layers.2.attn_context"),
-        ("__fattn__-2", "layers.2.attn_context"),
-        ("ffn_inp-2.0", "layers.2.attn_residual"),
-        ("ffn_norm-2.0", "layers.2.ffn_norm"),
-        ("ffn_moe_topk-2.0", "layers.2.router_ids"),
-        ("ffn_moe_weights_norm-2.0", "layers.2.router_weights"),
-        ("ffn_moe_swiglu-2.0", "layers.2.expert_act"),
-        ("l_out-2.0", "layers.2.layer_out"),
-        ("ffn_swiglu-2", "layers.2.ffn_act"),
-        ("wqkv-2", "layers.2.q_proj layers.2.k_proj layers.2.v_proj"),
-        ("ffn_moe_gate_up-2", "layers.2.expert_gate layers.2.expert_up"),
-        ("model", "final_norm"),
-        ("model.embed_tokens", "embedding"),
-        ("model.norm", "final_norm"),
-        ("norm", "final_norm"),
-        ("lm_head", "logits"),
-        ("model.layers.2", "layers.2.layer_out"),
-        ("model.language_model.layers.2", "layers.2.layer_out"),
-        ("model.layers.2.input_layernorm", "layers.2.attn_norm"),
-        ("model.layers.2.self_attn", "layers.2.attn_out"),
-        ("model.layers.2.self_attn.q_proj", "layers.2.q_proj"),
-        ("model.layers.2.self_attn.k_norm", "layers.2.k_norm"),
-        ("model.layers.2.self_attn.o_proj", "layers.2.attn_out"),
-        ("model.layers.2.self_attn.1", "layers.2.attn_probs"),
-        ("model.layers.2.self_attn.qkv_proj", "layers.2.q_proj layers.2.k_proj layers.2.v_proj"),
-        ("model.layers.2.post_attention_layernorm", "layers.2.ffn_norm"),
-        ("model.layers.2.mlp", "layers.2.moe_out"),
-        ("model.layers.2.mlp.gate", "layers.2.router_logits"),
-        ("model.layers.2.mlp.gate.0", "layers.2.router_logits"),
-        ("model.layers.2.mlp.gate.1", "layers.2.router_weights"),
-        ("model.layers.2.mlp.gate.2", "layers.2.router_ids"),
-        ("model.layers.2.mlp.experts", "layers.2.moe_out"),
-        ("model.layers.2.mlp.gate_proj", "layers.2.ffn_gate"),
-        ("model.layers.2.mlp.gate_up_proj", "layers.2.ffn_gate layers.2.ffn_up"),
-        ("model.layers.2.mlp.down_proj", "layers.2.ffn_out"),
-        ("layers.2.q_rope", "layers.2.q_rope"),
-    ] {
-        assert_eq!(key(label).as_deref(), Ok(expected), "{label}");
-    }
-    for (label, why) in [
-        ("norm-2.1", "not yet multiplied"),
-        ("norm.0", "not yet multiplied"),
-        ("Vcur-2.1", "with heads apart"),
-        ("Qcur-2", "could be q_proj or q_rope"),
-        ("Qcur-2.3", "neither the projection nor rope"),
-        ("node_32.0", "does not say what it reads"),
-        ("ffn_moe_weights-2.0", "before they are divided"),
-        ("cache_k_l0 (view).0", "the cache"),
-        ("Qcur-2 (view).0", "a view"),
-        ("model.rotary_emb", "angles"),
-        ("model.layers.2.mlp.act_fn", "not yet multiplied by up"),
-        ("model.layers.2.mlp.experts.3.up_proj", "tokens that chose this expert"),
-        ("model.layers.2.mlp.shared_expert", "no stage is called"),
-    ] {
-        let found = key(label).unwrap_err();
-        assert!(found.contains(why), "{label}: {found}");
-    }
-    let unknown = Name::of("wqkv-0").readings(NodeKind::default(), &ModelSizes::default()).unwrap_err();
-    assert!(unknown.contains("--model"), "{unknown}");
-    let inputs = ["blk.3.ffn_gate_exps.weight".to_string(), "ffn_norm-3 (reshaped)".into()];
-    let by_weight =
-        |op| Name::of("node_7.0").readings(NodeKind { op, inputs: &inputs }, &sizes).map(|r| r[0].site.key());
-    assert_eq!(by_weight("MUL_MAT_ID").as_deref(), Ok("layers.3.expert_gate"));
-    assert!(by_weight("ADD").unwrap_err().contains("ADD of blk.3.ffn_gate_exps.weight"));
-}
-
 /// A tensor to write: its key, its shape, its values.
 type Written<'a> = (&'a str, &'a [usize], Vec<f32>);
 
@@ -315,35 +248,6 @@ fn rules_map_names_layouts_and_calls() {
     let imported = report.manifest.imported.unwrap();
     assert_eq!(imported.unmapped, ["debug_x: ignored by a rule: no value of the pass"]);
     assert_eq!(imported.assumed, ["the calls of step0_ctx_0 follow each other from position 0 on"]);
-}
-
-#[test]
-fn rules_that_cannot_be_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("rules.json");
-    let refused = |rules: &str| {
-        std::fs::write(&path, format!(r#"{{"schema": "twinscope.rules/1", "rules": [{rules}]}}"#)).unwrap();
-        Rules::open(&path).err().unwrap().to_string()
-    };
-    for (rule, what) in [
-        (r#"{"match": "(", "stage": "logits"}"#, "unclosed group"),
-        (r#"{"match": "x", "stage": "logitz"}"#, "no stage is called `logitz`; the nearest: logits"),
-        (r#"{"match": "x"}"#, "either `stage` or `ignore`"),
-        (r#"{"match": "x", "stage": "logits", "ignore": "y"}"#, "either `stage` or `ignore`"),
-        (r#"{"match": "x", "stage": "q_proj"}"#, "a group in `match` that is the layer"),
-        (r#"{"match": "(x)", "stage": ["k_proj", "v_proj"], "split": [1]}"#, "`split` of 2 widths expected, found 1"),
-        (r#"{"match": "(x)", "stage": "q_proj", "axes": [0, 2]}"#, "`axes` with each of 0 to 1 expected"),
-        (r#"{"match": "(x)", "stage": "q_proj", "scale": 1e999}"#, "rules.json"),
-        (r#"{"match": "(x)", "stage": "q_proj", "sclae": 1}"#, "unknown field `sclae`"),
-        (r#"{"match": "(a{1000}){1000}{1000}", "stage": "q_proj"}"#, "size limit"),
-    ] {
-        let found = refused(rule);
-        assert!(found.contains(what), "{rule}: {found}");
-    }
-    std::fs::write(&path, "[]").unwrap();
-    assert!(Rules::open(&path).is_err());
-    std::fs::write(&path, vec![b' '; 2 << 20]).unwrap();
-    assert!(Rules::open(&path).err().unwrap().to_string().contains("1048576 bytes"));
 }
 
 #[test]
