@@ -173,10 +173,9 @@ def captured(gguf, bug, dtype, tokens, path, stages, positions=None):
         undo()
 
 
-def judged(twinscope, gguf, directory, tokens):
+def judged(twinscope, gguf, directory):
     """What `diff` says of an imported trace: its JSON document."""
-    command = [twinscope, "diff", gguf, "--reference", "cpu", "--subject", f"trace:{directory}", "--json",
-               "--tokens", ",".join(map(str, tokens))]
+    command = [twinscope, "diff", gguf, "--reference", "cpu", "--subject", f"trace:{directory}", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         return {"error": done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]}
@@ -191,16 +190,15 @@ def row(document, bug):
     fault = document.get("first_fault")
     if fault is None:
         return {"where": "agrees", "side": "", "causes": "", "right": layer is None}
-    segment = fault.get("segment") or [fault["stage"]]
-    if isinstance(segment, dict):
-        segment = segment.get("stages") or [fault["stage"]]
-    names = [s if isinstance(s, str) else s.get("stage", "") for s in segment]
-    inside = any(name.split(".")[-1] in stages for name in names) or fault["stage"] in stages
+    segment = fault.get("segment") or {"hidden": []}
+    names = [key.split(".")[-1] for key in segment["hidden"]] + [fault["stage"]]
+    inside = any(name in stages for name in names)
     cause = fault.get("cause") or {}
-    causes = [cause.get("id")] + [c.get("id", "") if isinstance(c, dict) else str(c) for c in cause.get("also") or []]
+    causes = [cause] + cause.get("others", []) if cause.get("reproduced") else []
+    causes = [f"{c['id']} ({' and '.join(c['stages'])})" if c["stages"] else c["id"] for c in causes]
     where = fault["stage"] if len(names) < 2 else f"{names[0]} … {names[-1]}"
     return {"where": f"layer {fault['layer']} · {where}", "side": fault.get("side", ""),
-            "causes": ", ".join(c for c in causes if c), "right": fault["layer"] == layer and inside}
+            "causes": "; ".join(causes), "right": fault["layer"] == layer and inside}
 
 
 def main(argv):
@@ -225,7 +223,7 @@ def main(argv):
                     continue
                 command = [args.twinscope, "import", "capture", base + ".safetensors", "--out", base, "--force"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                document = judged(args.twinscope, args.gguf, base, tokens)
+                document = judged(args.twinscope, args.gguf, base)
                 with open(base + ".json", "w") as file:
                     json.dump(document, file)
                 rows.append({"bug": bug, "type": short, "capture": which, **row(document, bug)})

@@ -19,9 +19,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::backend::{Contract, NamedContract, Shown};
+use crate::backend::{Contract, NamedContract, Precision, Shown};
 use crate::error::Result;
 use crate::formula::exact::{exact, used_with};
+use crate::formula::precision::FloatFormat;
 use crate::formula::sum::confidence;
 use crate::op::{At, Data, GgmlType, HostTensor, Op, OwnedOp, Site, Stage, Weight};
 use crate::quant::random::Rng;
@@ -282,8 +283,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// The steps that end at the log's last.
-    pub fn new(log: &Log) -> Self {
+    /// The steps that end at the log's last, of a side that computes under `contracts`.
+    pub fn new(log: &Log, contracts: &NamedContract) -> Self {
         /// Weights that are kept as f32, all together: 512 MiB.
         const MOST: usize = 1 << 27;
         let target = log.steps.last().map_or(0, Step::rows);
@@ -296,7 +297,7 @@ impl Segment {
                 return None;
             }
             room -= elements;
-            plain(weight)
+            plain(weight, FloatFormat::of(contracts.get(step.op.kind()).weights))
         });
         Self { plain: plain.collect(), steps, moe: log.moe }
     }
@@ -318,6 +319,7 @@ impl Segment {
             Some(plain) => {
                 // What goes with a weight goes with the type that it has in the file.
                 let weight = self.steps[n].op.weight_ref();
+                contract.weights = Precision::F32; // they are rounded already
                 contract.activations = weight.map_or(contract.activations, |w| used_with(contract.activations, w.ty));
                 let mut op = op.clone();
                 op.weight_mut().expect("a step whose weight was read has one").clone_from(plain);
@@ -424,14 +426,15 @@ fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
     }
 }
 
-/// A weight's values as f32, which is exact: those of every type are. `None` if its type is unreadable.
-fn plain(weight: &Arc<Weight>) -> Option<Arc<Weight>> {
+/// A weight's values as f32, which is exact: those of every type are, and those of coarser formats. `None` if its type is unreadable.
+fn plain(weight: &Arc<Weight>, format: Option<FloatFormat>) -> Option<Arc<Weight>> {
     let rows = weight.rows * weight.experts;
     let row = |n: usize| {
         let mut values = vec![0.0; weight.cols];
         let bytes = weight.row(n / weight.rows, n % weight.rows);
         crate::backend::oracle::dequant::row(weight.ty, bytes, &mut values).ok()?;
-        Some(values.into_iter().flat_map(|x| (x as f32).to_le_bytes()).collect::<Vec<u8>>())
+        let stored = |x: f64| format.map_or(x, |format| (format.round)(x)) as f32;
+        Some(values.into_iter().flat_map(|x| stored(x).to_le_bytes()).collect::<Vec<u8>>())
     };
     let bytes: Vec<Vec<u8>> = (0..rows).into_par_iter().map(row).collect::<Option<_>>()?;
     let dims = [weight.cols, weight.rows, weight.experts];

@@ -2,6 +2,7 @@
 
 use super::case::{Evidence, Variant};
 use crate::error::Result;
+use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::softmax::{Form, Seen, Softmax};
 use crate::op::{Op, Stage};
@@ -69,6 +70,17 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.extend(reading(case, &what, |cache| cache.seen = seen)?);
         all.extend(case.changed(what, |s: &mut Softmax<'a>| (s.seen, s.written) = (seen, seen))?);
     }
+    // What a mask lets through is there before it hides it, though no trace has it.
+    if let (Op::AttnProbs { .. }, 0) = (case.scene.op, start)
+        && let Some(unmasked) = unmasked(case)?
+    {
+        for (off, what) in [(1, "one later key"), (2, "two later keys"), (keys as isize, "every key")] {
+            let (x, seen) = (unmasked.clone(), Seen::Causal { from: 0, to: 1 + off });
+            let what = format!("a mask that lets {what} through, with its score");
+            let change = |s: &mut Softmax<'a>| (s.x, s.seen, s.written) = (x.into(), seen, seen);
+            all.extend(case.changed(what, change)?);
+        }
+    }
     let hidden = Seen::Causal { from: 1, to: start + 1 };
     all.extend(case.changed("a mask that hides the first key", |s: &mut Softmax<'a>| s.seen = hidden)?);
     all.extend(case.each_changed::<Softmax<'a>, _>([(
@@ -76,6 +88,21 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         |s| s.seen = Seen::All,
     )])?);
     Ok(all)
+}
+
+/// The scores of a call that starts at position 0, those that its mask hides among them. [heads, T, T]
+fn unmasked(case: &Evidence<'_>) -> Result<Option<Vec<f64>>> {
+    let [q, k] = [Stage::QRope, Stage::KRope].map(|stage| case.scene.earlier.get(stage));
+    let (Some(q), Some(k)) = (q, k) else { return Ok(None) };
+    let op = Op::AttnScores { q: &**q, k: &**k, start: 0, head_dim: case.scene.config.head_dim };
+    let values = [q.to_f64(), k.to_f64()];
+    let Some(mut scores) = Scores::stated(&op, &values)? else { return Ok(None) };
+    scores.cache.seen = Seen::All;
+    if scores.len() != case.output.len() {
+        return Ok(None);
+    }
+    let all: Vec<usize> = (0..scores.len()).collect();
+    Ok(Some(scores.points(&all, &case.scene.contract)?.into_iter().map(|p| p.value).collect()))
 }
 
 /// Another scale than 1/√D.

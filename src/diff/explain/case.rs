@@ -88,7 +88,7 @@ pub struct Evidence<'a> {
     pub scene: &'a StageEval<'a>,
     op: Op<'a, &'a HostTensor>,
     /// What the contract rounds before it is used.
-    emulation: Emulation,
+    pub emulation: Emulation,
     /// The operands as f64, rounded as the contract says, in the order of `Op::inputs`; ids as numbers.
     pub inputs: Vec<Vec<f64>>,
     pub shapes: Vec<&'a [usize]>,

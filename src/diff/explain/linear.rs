@@ -3,6 +3,7 @@
 //! What is done to the weights is in `weights`.
 
 use super::case::{Evidence, Variant};
+use super::weights;
 use crate::error::Result;
 use crate::formula::linear::{Linear, as_it_is};
 use crate::op::{Op, Stage, Weight};
@@ -19,9 +20,7 @@ fn weighed<'a>(
 /// The product with another weight of the same shape.
 pub fn other_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = case.scene.op.weight() else { return Ok(vec![]) };
-    let with = |w: &'a Weight| {
-        case.changed(format!("the product with {}", w.name), |l: &mut Linear<'a>| l.decode = as_it_is(w))
-    };
+    let with = |w: &'a Weight| weights::with(case, format!("the product with {}", w.name), as_it_is(w));
     case.other_weights(weight).into_iter().filter_map(|w| with(w).transpose()).collect()
 }
 

@@ -303,6 +303,14 @@ impl<'a> Scope<'a> {
     }
 }
 
+impl Scope<'_> {
+    /// What a segment's end leaves of the error in floors, if it accounts for nearly all of it.
+    fn comes_near(&self, end: &HostTensor) -> Option<f64> {
+        let (residual, left) = self.residual(end, &self.allowed);
+        (residual <= NEAR && left <= UNACCOUNTED).then_some(residual)
+    }
+}
+
 /// Looks for the mistake.
 ///
 /// # Errors
@@ -318,7 +326,7 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let rows: BTreeSet<usize> = wrong.iter().map(|i| i / inner % all_rows).collect();
     let Some(&first) = rows.first() else { return Ok(explanation) };
 
-    let segment = Segment::new(eval.log);
+    let segment = Segment::new(eval.log, eval.contracts);
     let scope = Scope::new(eval, segment.prefix(first + 1));
     let mut parts = vec![Part::Whole];
     if rows.len() < all_rows {
@@ -333,7 +341,7 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     // What is done to weights and numbers is by far the most to try. Nothing of it gives by chance what a mistake in the model's structure
     // gives, so it is tried where none of those does.
     for structural in [true, false] {
-        let near = try_all(&scope, &parts, structural, &mut explanation.tried)?;
+        let near = try_all([&scope, &whole], &parts, structural, &mut explanation.tried)?;
         fits.extend(hold(&whole, near)?);
         if !fits.is_empty() {
             break;
@@ -366,15 +374,22 @@ fn is_numeric(hypothesis: &Hypothesis) -> bool {
     kinds.iter().any(|kind| hypothesis.id.starts_with(kind)) && hypothesis.id != "weight-order"
 }
 
-/// Every mistake that comes near to what the side shows.
-fn try_all(scope: &Scope<'_>, parts: &[Part], structural: bool, tried: &mut usize) -> Result<Vec<(f64, Mistake)>> {
-    let contracts = scope.eval.contracts;
+/// Every mistake that comes near to what the side shows: on the first rows or, if it lets rows see later ones, on all.
+fn try_all(
+    [first, whole]: [&Scope<'_>; 2],
+    parts: &[Part],
+    structural: bool,
+    tried: &mut usize,
+) -> Result<Vec<(f64, Mistake)>> {
+    let contracts = first.eval.contracts;
     let mut near: Vec<(f64, Mistake)> = Vec::new();
     let mut seen: Vec<(&'static Hypothesis, String, Vec<usize>)> = Vec::new();
-    for (n, step) in scope.segment.steps.iter().enumerate() {
-        let upstream = scope.upstream(n, &Changed::new());
-        let right = &*step.exact;
+    let scope_of = |hypothesis: &Hypothesis| if hypothesis.id == "mask" { whole } else { first };
+    for n in 0..first.segment.steps.len() {
         for hypothesis in HYPOTHESES.iter().filter(|h| is_numeric(h) != structural) {
+            let scope = scope_of(hypothesis);
+            let step = &scope.segment.steps[n];
+            let (upstream, right) = (scope.upstream(n, &Changed::new()), &*step.exact);
             scope.variants(n, &step.op, &upstream, right, hypothesis, |what, values| {
                 match seen.iter_mut().find(|(h, w, _)| std::ptr::eq(*h, hypothesis) && *w == what) {
                     Some((_, _, steps)) => steps.push(n),
@@ -391,11 +406,8 @@ fn try_all(scope: &Scope<'_>, parts: &[Part], structural: bool, tried: &mut usiz
                         continue;
                     }
                     let end = scope.segment.rerun(contracts, |m, _, _| Ok((m == n).then(|| here.clone())))?;
-                    let (residual, _) = scope.residual(scope.end(&end), &scope.allowed);
-                    if residual <= NEAR {
-                        let mistake = Mistake { hypothesis, what: what.clone(), steps: vec![n], part: part.clone() };
-                        near.push((residual, mistake));
-                    }
+                    let mistake = || Mistake { hypothesis, what: what.clone(), steps: vec![n], part: part.clone() };
+                    near.extend(scope.comes_near(scope.end(&end)).map(|residual| (residual, mistake())));
                 }
                 Ok(true)
             })?;
@@ -403,11 +415,10 @@ fn try_all(scope: &Scope<'_>, parts: &[Part], structural: bool, tried: &mut usiz
     }
     for (hypothesis, what, steps) in seen.into_iter().filter(|(.., steps)| steps.len() > 1) {
         *tried += 1;
+        let scope = scope_of(hypothesis);
         let mistake = Mistake { hypothesis, what, steps, part: Part::Whole };
-        let (residual, _) = scope.residual(scope.end(&scope.run(&mistake)?), &scope.allowed);
-        if residual <= NEAR {
-            near.push((residual, mistake));
-        }
+        let end = scope.run(&mistake)?;
+        near.extend(scope.comes_near(scope.end(&end)).map(|residual| (residual, mistake)));
     }
     // A stable sort: of equally good ones the first stage and the first in the list.
     near.sort_by(|a, b| a.0.total_cmp(&b.0));

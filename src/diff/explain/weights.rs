@@ -21,7 +21,12 @@ fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
 }
 
 /// The stage with its weight decoded otherwise.
-fn with<'a>(case: &'a Evidence<'a>, what: impl Into<String>, decode: Decode<'a>) -> Result<Option<Variant<'a>>> {
+pub(super) fn with<'a>(
+    case: &'a Evidence<'a>,
+    what: impl Into<String>,
+    mut decode: Decode<'a>,
+) -> Result<Option<Variant<'a>>> {
+    case.emulation.round(&mut decode);
     match case.scene.op {
         Op::Embed { .. } => case.changed(what, |e: &mut Embedding<'a>| e.decode = decode),
         _ => case.changed(what, |l: &mut Linear<'a>| l.decode = decode),

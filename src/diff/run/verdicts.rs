@@ -605,7 +605,7 @@ impl ComparisonBuilder<'_> {
             return Ok(Vec::new());
         }
         let value = [&o.reference, &o.subject][side];
-        let segment = Segment::new(log);
+        let segment = Segment::new(log, &self.contracts[side]);
         let mut kept: Vec<(usize, usize, Vec<u32>)> = Vec::new(); // step, row, ids
         let mut best = (injected_ratio(&error(value, &exact[side].value), floor), exact[side].value.clone());
         for (n, step) in segment.steps.iter().enumerate() {
