@@ -20,7 +20,7 @@ use crate::report::json::Document;
 use crate::report::text;
 use crate::trace::recorded::Recorded;
 use crate::trace::select::{has_expert_rows, stages_in};
-use crate::trace::store::{Run, Trace};
+use crate::trace::store::{Imported, Run, Trace};
 
 /// Compare two backends stage by stage.
 #[derive(clap::Args)]
@@ -151,7 +151,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
-    comparison.next = comparison.fault().and_then(|fault| next(args, fault));
+    let imported = subject.imported.as_ref();
+    comparison.next = comparison.fault().and_then(|fault| match imported {
+        Some(imported) => capture_next(args, imported, &options, fault),
+        None => next(args, fault),
+    });
     for report in &reports {
         report.write(&comparison)?;
     }
@@ -253,6 +257,41 @@ fn next(args: &Args, fault: &StageResult) -> Option<String> {
     Some(command + " --out repro")
 }
 
+/// The command that captures what would tell most of a wrong segment, for the engine that the capture is of.
+fn capture_next(args: &Args, imported: &Imported, options: &DiffOptions, fault: &StageResult) -> Option<String> {
+    let segment = fault.segment.as_ref().filter(|segment| !segment.capture.is_empty())?;
+    let engine = imported.engine.as_deref().unwrap_or_default();
+    let tokens: Vec<String> = options.tokens.iter().map(u32::to_string).collect();
+    let tokens = tokens.join(",");
+    let mut layers: Vec<String> = segment.capture.iter().filter_map(|site| site.layer).map(|n| n.to_string()).collect();
+    layers.dedup();
+    let stages: Vec<&str> = segment.capture.iter().map(|site| site.stage.name()).collect();
+    let model =
+        args.model.model.as_ref().map_or("MODEL.gguf".into(), |m| quoted(&m.display().to_string()).into_owned());
+    let mut command = if engine.starts_with("llama.cpp") {
+        // A node has the stage's own name or one of its aliases.
+        let names = segment
+            .capture
+            .iter()
+            .flat_map(|s| [s.stage.name()].into_iter().chain(s.stage.info().aliases.iter().copied()));
+        let names: Vec<&str> = names.collect();
+        format!("python3 capture/llama_cpp.py {model} --tokens {tokens} --nodes '^({})(-|$)'", names.join("|"))
+    } else if engine.starts_with("transformers") {
+        format!("python3 capture/hf_transformers.py MODEL --tokens {tokens} --stages {}", stages.join(","))
+    } else {
+        let keys: Vec<String> = segment.capture.iter().map(|site| site.key()).collect();
+        let position = fault.position.map_or(String::new(), |p| format!(", at position {p} at least"));
+        return Some(format!("capture {} of the same run{position}", keys.join(", ")));
+    };
+    if !layers.is_empty() {
+        command += &format!(" --layers {}", layers.join(","));
+    }
+    if let Some(position) = fault.position {
+        command += &format!(" --positions {position}");
+    }
+    Some(command + " --out more.safetensors")
+}
+
 /// `text` as a shell takes it for one word.
 fn quoted(text: &str) -> std::borrow::Cow<'_, str> {
     shlex::try_quote(text).unwrap_or(text.into()) // refused is only NUL, which no argument of a program has
@@ -262,18 +301,21 @@ fn quoted(text: &str) -> std::borrow::Cow<'_, str> {
 struct Side {
     backend: AnyBackend,
     recorded: Option<Run>,
+    /// Where a recording came from, if it is another program's.
+    imported: Option<Imported>,
 }
 
 impl Side {
     fn open(args: &Args, model: &Model, name: &str) -> Result<Self> {
         if let Some(dir) = name.strip_prefix("trace:") {
             let trace = Trace::open(Path::new(dir))?;
-            let run = trace.manifest().run.clone();
-            return Ok(Self { backend: Box::new(Erased(Recorded::new(trace, model)?)), recorded: Some(run) });
+            let (run, imported) = (trace.manifest().run.clone(), trace.manifest().imported.clone());
+            let backend = Box::new(Erased(Recorded::new(trace, model)?));
+            return Ok(Self { backend, recorded: Some(run), imported });
         }
         let mut backend = args.backends.open(name)?;
         prepare(&mut backend, model)?;
-        Ok(Self { backend, recorded: None })
+        Ok(Self { backend, recorded: None, imported: None })
     }
 }
 

@@ -10,11 +10,29 @@ use crate::op::OpKind;
 /// The median ratio of an operation that rounds, at the least: a floor far above every error would never bite.
 pub const LEAST_MEDIAN: f64 = 0.01;
 
-/// The ratios of one operation on one backend.
+/// What a floor is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FloorOf {
+    /// One operation, on inputs that are shown.
+    Op(OpKind),
+    /// All that lies between the stages of this list, which alone are shown.
+    Segment(&'static str),
+}
+
+impl std::fmt::Display for FloorOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FloorOf::Op(op) => f.pad(&format!("{op:?}")),
+            FloorOf::Segment(shown) => f.pad(&format!("segments to {shown}")),
+        }
+    }
+}
+
+/// The ratios of one operation or segment on one backend.
 #[derive(Clone, Debug)]
 pub struct Distribution {
     pub backend: String,
-    pub op: OpKind,
+    pub of: FloorOf,
     /// Ascending.
     pub ratios: Vec<f64>,
 }
@@ -39,7 +57,7 @@ pub struct Calibration {
 
 /// One judged case.
 pub struct Evaluation {
-    pub op: OpKind,
+    pub of: FloorOf,
     pub case: String,
     pub seed: u64,
     pub ratio: f64,
@@ -66,7 +84,8 @@ impl Distribution {
     /// Whether the floor is near enough to what kernels do to mean something.
     fn bites(&self) -> bool {
         use OpKind::*;
-        matches!(self.op, Store | Rows | RouterTopK | Embed) || self.median().is_some_and(|m| m >= LEAST_MEDIAN)
+        matches!(self.of, FloorOf::Op(Store | Rows | RouterTopK | Embed))
+            || self.median().is_some_and(|m| m >= LEAST_MEDIAN)
     }
     /// Counts of the ratios that are 0, and in each tenth up to 1 (at most 1 in the last), and beyond.
     fn histogram(&self) -> [usize; 12] {
@@ -91,11 +110,11 @@ impl Calibration {
             if ratio.is_nan() || ratio > 1.0 {
                 self.beyond.push(Beyond { backend: backend.to_string(), case: j.case, seed: j.seed, ratio });
             }
-            match self.distributions.iter_mut().find(|d| d.backend == backend && d.op == j.op) {
+            match self.distributions.iter_mut().find(|d| d.backend == backend && d.of == j.of) {
                 Some(d) => d.ratios.push(ratio),
                 None => {
                     let backend = backend.to_string();
-                    self.distributions.push(Distribution { backend, op: j.op, ratios: vec![ratio] });
+                    self.distributions.push(Distribution { backend, of: j.of, ratios: vec![ratio] });
                 }
             }
         }
@@ -120,7 +139,7 @@ impl Calibration {
             .map(|d| {
                 json!({
                     "backend": d.backend,
-                    "op": format!("{:?}", d.op),
+                    "op": d.of.to_string(),
                     "count": d.ratios.len(),
                     "rounding": d.rounding().len(),
                     "min": finite(d.quantile(0.0)),
@@ -162,14 +181,14 @@ impl Calibration {
             "backend", "operation", "count", "exact", "median", "p99", "max"
         );
         for (backend, mut all) in by_backend {
-            all.sort_by_key(|d| d.op);
+            all.sort_by_key(|d| d.of);
             for d in all {
                 let median = d.median().map_or("—".to_string(), |m| format!("{m:.3}"));
                 let weak = if d.bites() { "" } else { "  the floor is too wide" };
                 let _ = writeln!(
                     out,
                     "{backend:12} {:14} {:>8} {:>8} {median:>8} {:>8.3} {:>8.3}  {}{weak}",
-                    format!("{:?}", d.op),
+                    d.of.to_string(),
                     d.ratios.len(),
                     d.ratios.len() - d.rounding().len(),
                     d.quantile(0.99),
@@ -202,7 +221,8 @@ mod tests {
     use super::*;
 
     fn distribution(op: OpKind, ratios: &[f64]) -> Distribution {
-        Distribution { backend: "b".into(), op, ratios: ratios.to_vec() }
+        let of = FloorOf::Op(op);
+        Distribution { backend: "b".into(), of, ratios: ratios.to_vec() }
     }
 
     #[test]
@@ -214,7 +234,7 @@ mod tests {
         assert!(of(OpKind::Rows, &[0.0, 0.0]).passed());
         assert!(!Calibration::default().passed(), "nothing measured proves nothing");
         let mut c = of(OpKind::Add, &[0.5]);
-        let judged = |ratio| Evaluation { op: OpKind::Add, case: "c".into(), seed: 1, ratio };
+        let judged = |ratio| Evaluation { of: FloorOf::Op(OpKind::Add), case: "c".into(), seed: 1, ratio };
         c.add("b", [judged(1.0)]);
         assert!(c.passed() && c.evaluations() == 2);
         c.add("b", [judged(f64::NAN)]);

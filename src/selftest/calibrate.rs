@@ -5,17 +5,26 @@
 //! - A floor is sound if no ratio exceeds 1, and bites if the median of those that round at all is not below 0.01.
 //!   Operations that only move values, and embeddings, which are exact or rounded once as the oracle rounds, have no median
 //!   to hold against that.
+//! - Segments, whose floors are carried by draws, are measured on whole runs of the demo model over random tokens, of which a
+//!   few stages are shown.
 
 use rayon::prelude::*;
 
 use super::faults::FaultySide;
+use super::faulty::Faulty;
+use super::{Shared, shared};
 use crate::backend::cases::{self, OpCase};
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
-use crate::backend::{Backend, Need};
+use crate::backend::{AnyBackend, Backend, Erased, Need, Showing};
+use crate::diff::run::driver::{DiffOptions, Sides, diff};
 use crate::error::Result;
 use crate::formula::floor::check_against_oracle;
-use crate::report::calibration::{Calibration, Evaluation};
+use crate::model::Model;
+use crate::op::Stage;
+use crate::quant::random::Rng;
+use crate::report::calibration::{Calibration, Evaluation, FloorOf};
+use crate::trace::select::stages_in;
 
 /// Multiply-adds, at the most, of a case that is drawn again and again: enough for products of dozens of rows, since the worst of a
 /// few elements is not what the worst of a stage is.
@@ -42,7 +51,7 @@ fn evaluate<B: Backend>(backend: &mut B, case: &OpCase, seed: u64) -> Result<Eva
     let operands = case.build(seed)?;
     let result = cases::run(backend, case.at(), &operands)?;
     let checked = check_against_oracle(&operands.op(), &backend.contract(case.kind()), &result)?;
-    Ok(Evaluation { op: case.kind(), case: case.to_string(), seed, ratio: checked.ratio.max })
+    Ok(Evaluation { of: FloorOf::Op(case.kind()), case: case.to_string(), seed, ratio: checked.ratio.max })
 }
 
 /// The cases of one backend: the whole table once, then its small cases again and again, each draw with a seed of its own.
@@ -62,6 +71,32 @@ impl Draws {
         let again = n.checked_sub(self.table.len()).map(|n| self.small[n % self.small.len()]);
         (again.unwrap_or_else(|| self.table[n]), n as u64)
     }
+}
+
+/// What is shown where segments are measured.
+const SHOWN: [&str; 3] = ["layer_out,logits", "attn_out,moe_out,layer_out", "logits"];
+/// Runs of each.
+const SEGMENT_RUNS: u64 = 12;
+
+/// The ratios of a correct backend's segments, in runs over random tokens of which only `shown` is seen.
+fn segments_to(shown: &'static str, model: &Model, backend: &Shared) -> Result<Vec<Evaluation>> {
+    let stages: Vec<Stage> = stages_in(shown)?;
+    let mut reference: AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None)?));
+    let mut found = Vec::new();
+    for seed in 0..SEGMENT_RUNS {
+        let mut random = Rng::new(0x5e9, seed);
+        let tokens = (0..1 + random.below(6)).map(|_| random.below(model.config.vocab as u64) as u32).collect();
+        let options = DiffOptions { shares: false, explain: false, ..DiffOptions::new(tokens) };
+        let mut subject: AnyBackend = Box::new(Showing::new(Faulty::new(backend.clone(), Default::default()), &stages));
+        let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+        for stage in diff(model, sides, &options)?.stages {
+            if let (Some(_), Some(judged)) = (&stage.segment, stage.judged) {
+                let case = format!("{} from {} stages before", stage.site, stage.segment.map_or(0, |s| s.hidden.len()));
+                found.push(Evaluation { of: FloorOf::Segment(shown), case, seed, ratio: judged.subject });
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Measures every backend of this machine that `options` chooses. `progress` is told the backend, evaluations done, and all.
@@ -116,6 +151,21 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
             let (case, seed) = draws.get(n);
             calibration.add(&name, [evaluate(gpu, &case, seed)?]);
         }
+    }
+    let model = Model::open(None)?;
+    let mut segments = |name: &str, backend: Shared| -> Result<()> {
+        progress(&format!("{name}, segments"), done, total);
+        for shown in SHOWN {
+            calibration.add(name, segments_to(shown, &model, &backend)?);
+        }
+        Ok(())
+    };
+    if options.subject != Some(FaultySide::Gpu) {
+        let best = CpuBackend::new(None, None)?;
+        segments(&best.info().backend, shared(best))?;
+    }
+    if let Some(gpu) = gpu {
+        segments(&gpu.info().backend, shared(gpu))?;
     }
     for d in &mut calibration.distributions {
         d.ratios.sort_by(f64::total_cmp);

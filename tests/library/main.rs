@@ -14,6 +14,7 @@ mod model_golden;
 mod op_table;
 mod operands;
 mod oracle_golden;
+mod segments;
 mod shaders;
 mod synth;
 mod tap_purity;

@@ -1,0 +1,152 @@
+//! Sides that show a part of their values: captures of other engines, and backends of which only some stages are seen.
+
+use std::path::Path;
+
+use twinscope::backend::contract::named;
+use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::{AnyBackend, Erased, Showing};
+use twinscope::diff::outcome::{Comparison, Verdict};
+use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
+use twinscope::diff::run::infer::infer;
+use twinscope::model::Model;
+use twinscope::op::{Site, Stage};
+use twinscope::trace::import::{ImportOptions, Importer, import};
+use twinscope::trace::recorded::Recorded;
+use twinscope::trace::select::stages_in;
+use twinscope::trace::store::Trace;
+
+fn cpu(level: Level) -> AnyBackend {
+    Box::new(Erased(CpuBackend::new(Some(level), None).expect("every processor has it")))
+}
+
+/// A capture of the fixtures as a side, with what it says was run.
+fn captured(model: &Model, name: &str) -> (AnyBackend, DiffOptions) {
+    let guard = tempfile::tempdir().unwrap();
+    let out = guard.path().join("trace");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/captures/{name}.safetensors"));
+    import(Importer::Capture, &[path], &ImportOptions::default(), &out).unwrap();
+    let trace = Trace::open(&out).unwrap();
+    let run = trace.manifest().run.clone();
+    let (prompt, decoded) = run.tokens.split_at(run.prompt_tokens);
+    let options = DiffOptions {
+        forced: decoded.to_vec(),
+        decode: decoded.len(),
+        shares: false,
+        ..DiffOptions::new(prompt.to_vec())
+    };
+    // Its files are open, and stay until they are closed.
+    (Box::new(Erased(Recorded::new(trace, model).unwrap())), options)
+}
+
+/// Holds a capture against the scalar CPU backend.
+fn judged(name: &str, contract: Option<&str>) -> Comparison {
+    let model = Model::open(None).unwrap();
+    let (mut subject, mut options) = captured(&model, name);
+    options.contracts[1] = contract.map(|name| named(name).unwrap());
+    let mut reference = cpu(Level::Scalar);
+    diff(&model, Sides { reference: &mut reference, subject: &mut subject, judged: true }, &options).unwrap()
+}
+
+#[test]
+fn llama_cpp_is_within_its_contract_and_int8_is_named_under_f32() {
+    let own = judged("llama.cpp", None);
+    let (compared, _) = own.counts();
+    assert!(own.agrees() && compared > 90, "{compared}: {:?}", own.fault());
+
+    let strict = judged("llama.cpp", Some("f32"));
+    let fault = strict.fault().unwrap();
+    let cause = fault.cause.as_ref().unwrap();
+    assert_eq!((fault.site, cause.reproduced, cause.id), (Site::layer(0, Stage::QProj), true, "int8-activations"));
+}
+
+#[test]
+fn llama_cpp_with_flash_attention_is_judged_in_segments() {
+    let flash = judged("llama.cpp-flash", None);
+    assert!(flash.agrees(), "{:?}", flash.fault());
+    assert!(flash.hidden() > 0);
+    let scores = flash.stages.iter().find(|s| s.site == Site::layer(0, Stage::AttnScores)).unwrap();
+    assert_eq!(scores.verdict, Verdict::Hidden);
+    assert!(!judged("llama.cpp-flash", Some("f32")).agrees());
+}
+
+#[test]
+fn a_contract_is_inferred_from_errors() {
+    let model = Model::open(None).unwrap();
+    for (capture, expected) in
+        [("llama.cpp", "llama.cpp-cpu"), ("transformers-f32", "f32"), ("transformers-bf16", "transformers-bf16")]
+    {
+        let (mut subject, options) = captured(&model, capture);
+        let mut reference = cpu(Level::Scalar);
+        let mut sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+        let found = infer(&model, &mut sides, &options, 1).unwrap();
+        assert!(found.unexplained.is_empty(), "{capture}: {:?}", found.unexplained);
+        let text = &found.contract.text;
+        assert!(text.contains(&format!("within {expected},")), "{capture}: {text}: {:?}", found.lines);
+    }
+}
+
+/// Ten bugs in transformers, of which only the layers' outputs and the last logits are seen: the layer, and the mistake inside it.
+#[test]
+fn bugs_are_named_from_layer_outputs_alone() {
+    let right = judged("bugs/none", None);
+    assert!(right.agrees(), "{:?}", right.fault());
+    for (bug, layer, id, stages) in [
+        ("rope-pairing", 0, "rope-pairing", &["q_rope", "k_rope"][..]),
+        ("rope-base", 0, "rope-base", &["q_rope", "k_rope"]),
+        ("position-offset", 0, "rope-position", &["q_rope"]),
+        ("eps", 0, "norm-eps", &["attn_norm"]),
+        ("no-q-norm", 1, "norm-missing", &["q_norm"]),
+        ("kv-head", 2, "kv-head", &["attn_scores", "attn_context"]),
+        ("mask", 0, "mask", &["attn_scores", "attn_probs", "attn_context"]),
+        ("no-renormalisation", 1, "renormalisation", &["router_weights"]),
+        ("gate-up-swapped", 3, "gate-up", &["expert_act"]),
+        ("other-expert", 2, "expert-offset", &["expert_gate", "expert_up", "expert_down"]),
+    ] {
+        let found = judged(&format!("bugs/{bug}"), None);
+        let fault = found.fault().unwrap_or_else(|| panic!("{bug} was not seen"));
+        assert_eq!(
+            (fault.site, &fault.verdict),
+            (Site::layer(layer, Stage::LayerOut), &Verdict::SubjectWrong),
+            "{bug}"
+        );
+        assert!(fault.segment.as_ref().is_some_and(|segment| segment.hidden.len() > 20), "{bug}");
+        let cause = fault.cause.as_ref().unwrap_or_else(|| panic!("{bug} was not explained"));
+        let mut named =
+            std::iter::once((cause.id, &cause.stages)).chain(cause.others.iter().map(|o| (o.id, &o.stages)));
+        assert!(cause.reproduced && named.any(|(i, at)| i == id && at == stages), "{bug}: {cause:?}");
+    }
+}
+
+#[test]
+fn a_correct_backend_agrees_whatever_is_shown_of_it() {
+    let model = Model::open(None).unwrap();
+    let shown = [
+        "logits",
+        "layer_out",
+        "attn_out,moe_out",
+        "q_rope,router_probs,moe_out,logits",
+        "router_ids,layer_out",
+        "attn_probs",
+    ];
+    for shown in shown {
+        let mut reference = cpu(Level::Scalar);
+        let mut subject: AnyBackend = Box::new(Showing::new(cpu(Level::Scalar), &stages_in(shown).unwrap()));
+        let options = DiffOptions { decode: 2, shares: false, ..DiffOptions::new(vec![422, 472, 345, 339, 293]) };
+        let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+        let found = diff(&model, sides, &options).unwrap();
+        assert!(found.agrees(), "{shown}: {:?}", found.fault());
+        assert!(found.stages.iter().all(|s| s.verdict != Verdict::Hidden || s.ratio.is_none()), "{shown}");
+        let (compared, not) = found.counts();
+        assert_eq!((compared + found.hidden(), not), (3 * 99, 0), "{shown}");
+    }
+}
+
+#[test]
+fn without_the_oracle_nothing_stands_in_for_what_is_hidden() {
+    let model = Model::open(None).unwrap();
+    let mut reference = cpu(Level::Scalar);
+    let mut subject: AnyBackend = Box::new(Showing::new(cpu(Level::Scalar), &[Stage::Logits]));
+    let sides = Sides { reference: &mut reference, subject: &mut subject, judged: false };
+    let refused = diff(&model, sides, &DiffOptions::new(vec![1, 2])).unwrap_err();
+    assert!(refused.to_string().contains("without the oracle"), "{refused}");
+}
