@@ -363,13 +363,17 @@ class Recorder:
         self.writer.add(self.asked, TYPES[tensor.type][0], values.shape, values.tobytes())
 
 
-def contract_name(devices):
-    """The contract of the backend that made most of the nodes."""
+def contract_name(devices, flash=False, cache=("f16", "f16")):
+    """The contract of the backend that made most of the nodes, with the options it ran under."""
     most = max(devices, key=devices.get) if devices else ""
+    base = "llama.cpp-cpu"
     for part in ("vulkan", "cuda", "metal", "rocm", "sycl", "opencl"):
         if part in most.lower() and not most.lower().endswith("_host"):
-            return f"llama.cpp-{part}"
-    return "llama.cpp-cpu"
+            base = f"llama.cpp-{part}"
+    options = "+fa" if flash else ""
+    if cache[0] == cache[1] and cache[0] != "f16":
+        options += f"+kv={cache[0]}"
+    return base + options
 
 
 def tokens_of(llama, vocab, text, special, parse):
@@ -501,7 +505,7 @@ def main(argv):
         "prompt": args.prompt,
         "prompt_tokens": prompt_tokens,
         "calls": calls,
-        "contract": contract_name(recorder.devices),
+        "contract": contract_name(recorder.devices, recorder.flash, (args.cache_type_k, args.cache_type_v)),
         "flash_attention": recorder.flash,
         "kv_cache": {"k": args.cache_type_k, "v": args.cache_type_v},
         "threads": args.threads,

@@ -390,7 +390,8 @@ impl Comparison {
     ///
     /// Only a stage with an injected error can be a fault: without one, a difference may be inherited.
     pub fn conclude(&mut self) {
-        self.first_fault = self.stages.iter().position(|s| s.verdict.is_fault() && s.injected.is_some());
+        self.first_fault =
+            self.stages.iter().position(|s| s.verdict.is_fault() && (s.injected.is_some() || s.judged.is_some()));
         self.first_visible = self.stages.iter().position(|s| s.visible);
     }
 

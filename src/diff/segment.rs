@@ -30,12 +30,22 @@ use crate::quant::random::Rng;
 /// How often a hidden value is drawn.
 pub const DRAWS: usize = 12;
 
-/// What the deviation of drawn errors is multiplied by, besides the [`confidence`] λ that sums have. A drawn error is uniform between −floor
-/// and floor, so its deviation is floor/√3. If errors are independent, have mean zero and are at most the floor, their sum is below
-/// λ·√(Σ floor²) = √3·λ·(the draws' deviation) but for a probability of 2·exp(−λ²/2) (Hoeffding). But the floor of a sum is 6.5 or more of
-/// its own deviations already, so that a drawn error is 3.7 times as large as one that occurs; that is given back to a half, and the
-/// rest covers that [`DRAWS`] draws only estimate a deviation. `selftest --calibrate` measures it: correct segments reach 0.2.
-const FACTOR: f64 = 0.5;
+/// How large an operation's drawn errors are, as a part of its floor.
+///
+/// A drawn error is uniform between −spread·floor and spread·floor, so its deviation is spread·floor/√3, and what is allowed is [`confidence`]
+/// λ times the deviation of all that was drawn. If errors are independent, have mean zero and are at most the floor, their sum is below
+/// λ·√(Σ floor²) but for a probability of 2·exp(−λ²/2) (Hoeffding), which is √3 times what a spread of 1 allows; but the floor of a sum in
+/// f32 is λ (6.5 or more) of its own deviations already, so that an error drawn from all of it is 3.7 times as large as one that occurs.
+/// Half of it is enough there, and covers that [`DRAWS`] draws only estimate a deviation. Rounding to a coarser format has no such
+/// slack: its errors reach their bound, and whole. `selftest --calibrate` measures segments with the rest.
+fn spread(contract: &Contract) -> f64 {
+    let Contract { activations, weights, cache, inner, output, accumulator, .. } = contract;
+    if [activations, weights, cache, inner, output, accumulator].iter().any(|format| format.is_coarse()) {
+        1.0
+    } else {
+        0.5
+    }
+}
 
 /// The drawn values of a tensor.
 pub type Draws = Rc<Vec<HostTensor>>;
@@ -71,13 +81,21 @@ pub fn carried(exact: &HostTensor, draws: &[HostTensor]) -> Vec<f64> {
             *square += (draw - exact) * (draw - exact);
         }
     }
-    let factor = FACTOR * confidence(exact.len());
-    squares.iter().map(|square| factor * (square / draws.len() as f64).sqrt()).collect()
+    let lambda = confidence(exact.len());
+    squares.iter().map(|square| lambda * (square / draws.len() as f64).sqrt()).collect()
 }
 
-/// Draws of a hidden value: `drawn`, or the value itself where nothing before it was drawn, each element off by up to its floor. Rows that
-/// are shown are as they are.
-pub fn disturbed(at: At, value: &HostTensor, drawn: Option<Vec<HostTensor>>, floor: &[f64], shown: &Shown) -> Draws {
+/// Draws of a hidden value: `drawn`, or the value itself where nothing before it was drawn, each element off by up to its floor as far as
+/// `contract` makes that likely. Rows that are shown are as they are.
+pub fn disturbed(
+    at: At,
+    value: &HostTensor,
+    drawn: Option<Vec<HostTensor>>,
+    floor: &[f64],
+    contract: &Contract,
+    shown: &Shown,
+) -> Draws {
+    let spread = spread(contract);
     let axis = at.site.stage.position_axis();
     let inner: usize = value.shape[axis + 1..].iter().product();
     let rows = value.shape[axis];
@@ -91,7 +109,7 @@ pub fn disturbed(at: At, value: &HostTensor, drawn: Option<Vec<HostTensor>>, flo
             if shown.row(i / inner.max(1) % rows.max(1)) {
                 *value = exact[i];
             } else if floor[i].is_finite() {
-                *value += (2.0 * unit - 1.0) * floor[i];
+                *value += (2.0 * unit - 1.0) * spread * floor[i];
             }
         }
         HostTensor::f64(&value.shape, values)
@@ -410,7 +428,7 @@ impl Segment {
                     Some(value) => value,
                     None => self.exact(i, op, contracts)?,
                 };
-                let drawn = disturbed(step.at, &value, None, &step.floor, &Shown::Nothing);
+                let drawn = disturbed(step.at, &value, None, &step.floor, contracts.get(op.kind()), &Shown::Nothing);
                 Ok(Some(drawn[n].clone()))
             })?;
             draws.push((**run.get(&target.at.site).unwrap_or(&exact)).clone());

@@ -172,12 +172,13 @@ impl Calibration {
         for d in &self.distributions {
             by_backend.entry(&d.backend).or_default().push(d);
         }
+        let width = self.distributions.iter().map(|d| d.of.to_string().len()).max().unwrap_or(0).max(14);
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = writeln!(out, "error of correct kernels / rounding floor, the worst element of each operation\n");
         let _ = writeln!(
             out,
-            "{:12} {:14} {:>8} {:>8} {:>8} {:>8} {:>8}  0 to 1 in tenths",
+            "{:12} {:width$} {:>8} {:>8} {:>8} {:>8} {:>8}  0 to 1 in tenths",
             "backend", "operation", "count", "exact", "median", "p99", "max"
         );
         for (backend, mut all) in by_backend {
@@ -187,7 +188,7 @@ impl Calibration {
                 let weak = if d.bites() { "" } else { "  the floor is too wide" };
                 let _ = writeln!(
                     out,
-                    "{backend:12} {:14} {:>8} {:>8} {median:>8} {:>8.3} {:>8.3}  {}{weak}",
+                    "{backend:12} {:width$} {:>8} {:>8} {median:>8} {:>8.3} {:>8.3}  {}{weak}",
                     d.of.to_string(),
                     d.ratios.len(),
                     d.ratios.len() - d.rounding().len(),

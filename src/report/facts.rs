@@ -18,10 +18,10 @@ pub fn place(s: &StageResult) -> String {
         None => s.site.to_string(),
         Some((segment, first)) => {
             let stages = count(segment.hidden.len() + 1, "stage");
-            let first = if first.layer == s.site.layer { first.stage.to_string() } else { first.to_string() };
-            let last = if s.site.layer.is_none() { s.site.to_string() } else { s.site.stage.to_string() };
-            let layer = s.site.layer.map_or(String::new(), |n| format!("layer {n} · "));
-            format!("{layer}{first} … {last} ({stages})")
+            match s.site.layer.filter(|_| first.layer == s.site.layer) {
+                Some(layer) => format!("layer {layer} · {} … {} ({stages})", first.stage, s.site.stage),
+                None => format!("{first} … {} ({stages})", s.site),
+            }
         }
     };
     if s.step == 0 { place } else { format!("decoded token {} · {place}", s.step) }

@@ -47,12 +47,21 @@ pub struct TrialOutcome {
     pub pattern_ok: bool,
     /// The cause is named; or rightly none, where no hypothesis describes the fault, or it is weaker than the mistake is.
     pub explained_ok: bool,
+    /// Of a subject that shows only some stages: how one of the faults comes to leave what is shown within its floor.
+    pub unseen: Option<String>,
     /// Stages that are blamed and are not at fault.
     pub blamed: Vec<String>,
     /// Stages judged, those of the plants aside.
     pub evaluations: usize,
     /// The first fault as it was reported.
     pub found: Option<FoundFault>,
+}
+
+impl TrialOutcome {
+    /// No cause was named.
+    fn open(&self) -> bool {
+        self.found.as_ref().is_none_or(|found| !found.explained)
+    }
 }
 
 /// What a comparison said of a fault.
@@ -66,6 +75,8 @@ pub struct FoundFault {
     pub expert: Option<u32>,
     pub pattern: Option<String>,
     pub cause: Option<String>,
+    /// The cause is reproduced.
+    pub explained: bool,
 }
 
 /// One run without a fault.
@@ -85,10 +96,10 @@ pub struct Control {
 }
 
 impl FaultResult {
-    /// Detected, located, and the right side named.
+    /// Detected, located, and the right side named; or not to be seen in what is shown.
     pub fn passed(&self) -> bool {
         let o = &self.outcome;
-        o.detected && o.located && o.side_ok && o.blamed.is_empty()
+        (o.unseen.is_some() || o.detected && o.located && o.side_ok) && o.blamed.is_empty()
     }
 
     fn place(&self) -> String {
@@ -114,9 +125,14 @@ impl SelftestReport {
         self.faults.iter().all(FaultResult::passed) && self.false_alarms() == 0
     }
 
+    /// Runs whose faults show.
+    fn seen(&self) -> impl Iterator<Item = &FaultResult> {
+        self.faults.iter().filter(|f| f.outcome.unseen.is_none())
+    }
+
     /// The document of schema `twinscope.selftest/1`.
     pub fn to_json(&self) -> Json {
-        let count = |f: fn(&TrialOutcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        let count = |f: fn(&TrialOutcome) -> bool| self.seen().filter(|r| f(&r.outcome)).count();
         json!({
             "schema": "twinscope.selftest/1",
             "passed": self.passed(),
@@ -126,11 +142,13 @@ impl SelftestReport {
             "evaluations": self.evaluations(),
             "totals": {
                 "planted": self.faults.len(),
+                "unseen": self.faults.len() - self.seen().count(),
                 "detected": count(|o| o.detected),
                 "located": count(|o| o.located),
                 "side_ok": count(|o| o.side_ok),
                 "pattern_ok": count(|o| o.pattern_ok),
                 "explained_ok": count(|o| o.explained_ok),
+                "open": count(|o| o.explained_ok && o.open()),
             },
         })
     }
@@ -158,7 +176,12 @@ impl SelftestReport {
                 (None, r) if r.is_finite() => short(r),
                 _ => "—".into(),
             };
-            let mark = |ok: bool| if ok { "yes" } else { "NO" }.to_string();
+            let mark = |ok: bool| match (&o.unseen, ok) {
+                (Some(_), _) => "—",
+                (None, true) => "yes",
+                (None, false) => "NO",
+            };
+            let mark = |ok| mark(ok).to_string();
             table.add_row([
                 f.name.to_string(),
                 f.model.to_string(),
@@ -181,7 +204,10 @@ impl SelftestReport {
             let _ = writeln!(out, "{}", line.trim_end());
         }
         let _ = writeln!(out);
-        for f in self.faults.iter().filter(|f| !(f.passed() && f.outcome.pattern_ok && f.outcome.explained_ok)) {
+        for (f, why) in self.faults.iter().filter_map(|f| f.outcome.unseen.as_ref().map(|why| (f, why))) {
+            let _ = writeln!(out, "{} on {} at {} is not to be seen: {why}", f.name, f.model, f.place());
+        }
+        for f in self.seen().filter(|f| !(f.passed() && f.outcome.pattern_ok && f.outcome.explained_ok)) {
             let _ = writeln!(out, "{}", failure(f));
         }
         for c in self.controls.iter().filter(|c| !c.agrees) {
@@ -196,15 +222,18 @@ impl SelftestReport {
             );
         }
         let n = self.faults.len();
-        let share = |f: fn(&TrialOutcome) -> bool| self.faults.iter().filter(|r| f(&r.outcome)).count();
+        let share = |f: fn(&TrialOutcome) -> bool| self.seen().filter(|r| f(&r.outcome)).count();
+        let unseen = n - self.seen().count();
+        let unseen = if unseen == 0 { String::new() } else { format!(" · {unseen} not to be seen in what is shown") };
         let _ = writeln!(
             out,
-            "{n} planted · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained",
+            "{n} planted{unseen} · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained, {} of them left open",
             share(|o| o.detected),
             share(|o| o.located),
             share(|o| o.side_ok),
             share(|o| o.pattern_ok),
             share(|o| o.explained_ok),
+            share(|o| o.explained_ok && o.open()),
         );
         let _ = writeln!(
             out,
@@ -239,6 +268,7 @@ fn fault_json(f: &FaultResult) -> Json {
         "side_ok": o.side_ok,
         "pattern_ok": o.pattern_ok,
         "explained_ok": o.explained_ok,
+        "unseen": o.unseen,
         "blamed": o.blamed,
         "found": o.found.as_ref().map(found_json),
     })

@@ -137,16 +137,32 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
         at(fault).is_some_and(|s| s.verdict == expected)
     });
     let pattern_ok = case.faults.iter().all(|fault| {
-        let named = at(fault).and_then(|s| s.pattern.as_ref());
+        let seen = at(fault);
+        let named = seen.and_then(|s| s.pattern.as_ref());
         let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
-        named.is_some_and(|p| here.any(|f| describes(f, p)))
+        // What a hidden stage's error looks like at the end of its segment is no property of the fault.
+        seen.is_some_and(|s| s.segment.is_some()) || named.is_some_and(|p| here.any(|f| describes(f, p)))
     });
     let explained_ok = case.faults.iter().all(|fault| {
-        let cause = at(fault).and_then(|s| s.cause.as_ref());
-        let named: Vec<&str> = cause.filter(|c| c.reproduced).map_or(Vec::new(), |c| [&[c.id][..], &c.also].concat());
+        let cause = at(fault).and_then(|s| s.cause.as_ref()).filter(|c| c.reproduced);
+        let named: Vec<&str> = cause.map_or(Vec::new(), |c| {
+            std::iter::once(c.id).chain(c.also.iter().copied()).chain(c.others.iter().map(|other| other.id)).collect()
+        });
         let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
         // Inside a segment a cause may be one that no list of an output's has, or none that is known.
         here.any(|f| explains(f, case.strength, &named)) || segments && named.is_empty()
+    });
+    // A fault may leave what is shown as it was, or within what rounding may do to it.
+    let unseen = segments.then(|| case.faults.iter().find(|f| !at(f).is_some_and(|s| s.verdict.is_fault()))).flatten();
+    let unseen = unseen.map(|fault| match at(fault) {
+        None => "nothing that is shown depends on it".to_string(),
+        Some(s) => {
+            let ratio = s.judged.map_or(f64::NAN, |judged| match fault.side {
+                Side::Reference => judged.reference,
+                Side::Subject => judged.subject,
+            });
+            format!("{} is {} × its floor", s.site, crate::report::format::short(ratio))
+        }
     });
     let others = || comparison.stages.iter().filter(|s| !planted(s));
     TrialOutcome {
@@ -155,6 +171,7 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
         side_ok,
         pattern_ok,
         explained_ok,
+        unseen,
         blamed: others().filter(|s| s.verdict.is_fault()).map(describe).collect(),
         evaluations: others().filter(|s| s.verdict.was_compared()).count(),
         found: comparison.fault().map(|s| FoundFault {
@@ -165,6 +182,7 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
             position: s.position,
             expert: s.expert,
             pattern: s.pattern.as_ref().map(|p| format!("{:?}: {}", p.kind, p.description)),
+            explained: s.cause.as_ref().is_some_and(|c| c.reproduced),
             cause: s.cause.as_ref().map(|c| {
                 let says = if c.reproduced { "reproduced by" } else { "not reproduced, nearest" };
                 format!("{says} {}: {}", c.id, c.name)

@@ -469,6 +469,7 @@ assert [llama.layer_read(n) for n in ("blk.3.attn_q.weight", "cache_k_l4 (view)"
 assert llama.position_axis("kq-0", (8, 5, 256), 5) == 1 and llama.position_axis("Qcur-0", (5, 8, 64), 5) == 0
 assert llama.position_axis("ffn_inp-3", (1, 256), 5) is None
 assert llama.contract_name({"CPU": 3, "Vulkan0": 9}) == "llama.cpp-vulkan" and llama.contract_name({"CUDA_Host": 1}) == "llama.cpp-cpu"
+assert llama.contract_name({"CPU": 1}, True, ("q8_0", "q8_0")) == "llama.cpp-cpu+fa+kv=q8_0" and llama.contract_name({}, True) == "llama.cpp-cpu+fa"
 assert hf.place("model.layers.3.mlp.gate") == (3, "mlp.gate") and hf.place("model.layers.3") == (3, "")
 assert hf.place("model.norm") == (None, "norm") and hf.place("lm_head") == (None, "lm_head")
 writer = llama.Writer(sys.argv[1])

@@ -92,3 +92,14 @@ fn the_table_is_for_people() {
     assert!(text.lines().all(|l| l.chars().count() <= 120), "{text}");
     assert!(text.contains("one-row") && text.contains("layer 3 · attn_out") && text.contains("2 planted · 2 detected"));
 }
+
+/// Some of the table where only a part of the stages is seen: the segment is right, and what is named of it. The whole takes hours of a
+/// debug build.
+#[test]
+fn faults_in_segments_are_found_from_what_is_shown() {
+    for (shown, only) in [("layer_out", "rope-*"), ("attn_out,moe_out,layer_out", "expert-*")] {
+        let (document, code) = document(&["--shows", shown, "--only", only, "--subject", "cpu"]);
+        assert_eq!((code, &document["passed"]), (Some(0), &Json::Bool(true)), "{shown}: {document:#}");
+        assert!(document["faults"].as_array().unwrap().len() > 2, "{shown}: {document:#}");
+    }
+}

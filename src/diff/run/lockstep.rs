@@ -158,7 +158,7 @@ impl<'s> Lockstep<'s> {
             return Ok(Some((result, None)));
         }
         result.floor = Rc::new(floor_of(&by_reference, contract, &value)?);
-        let draws = segment::disturbed(at, &value, drawn, &result.floor, shown);
+        let draws = segment::disturbed(at, &value, drawn, &result.floor, contract, shown);
         Ok(Some((result, Some(draws))))
     }
 

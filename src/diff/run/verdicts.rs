@@ -479,12 +479,15 @@ impl PairObserver for ComparisonBuilder<'_> {
             result.floor = Some(view.floor);
         }
         self.decide(&mut result);
-        if let Some(OracleView { only_on_its_own: Some(own), .. }) = &view
-            && let Some([exact_c, _]) = &o.exact
-            && result.verdict == Verdict::ReferenceWrong
+        if let (Some(view), Some([exact_c, _]), Verdict::ReferenceWrong) = (&view, &o.exact, &result.verdict)
+            && (view.only_on_its_own.is_some() || !shows[1])
         {
             // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
-            (result.ratio, result.floor) = (Some(own.ratio), Some(own.floor));
+            if let Some(own) = &view.only_on_its_own {
+                (result.ratio, result.floor) = (Some(own.ratio), Some(own.floor));
+            } else {
+                result.ratio = Some(view.ratios.reference);
+            }
             if stage != Stage::RouterIds {
                 result.injected =
                     Some(measure(&visible.rows(&o.reference), &visible.rows(&exact_c.value), mask).into());
