@@ -7,7 +7,7 @@ use super::test_model::{POSITIONS, TestModel};
 use crate::backend::gpu::AdapterSelector;
 use crate::diff::locate::pattern::{Pattern, PatternKind};
 use crate::diff::measure::metrics::Side;
-use crate::diff::outcome::{Comparison, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
 use crate::op::{Scope as Layers, Site, Stage};
 use crate::report::selftest::{FoundFault, TrialOutcome};
 
@@ -102,33 +102,35 @@ fn site(stage: Stage, layer: usize) -> Site {
 
 /// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults.
 pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> TrialOutcome {
-    // Where a stage is not shown, the segment that it lies in stands for it.
-    let stands_for = |s: &StageResult, (step, site): (usize, Site)| {
+    // Where the faulty side does not show a stage, the segment that it lies in stands for it.
+    let stands_for = |s: &StageResult, side: Side, (step, site): (usize, Site)| {
         let inside = s.segment.as_ref().is_some_and(|segment| segment.hidden.contains(&site));
-        s.step == step && (s.site == site && s.verdict != Verdict::Hidden || inside)
+        let shown = s.verdict != Verdict::Hidden && (side == Side::Reference || s.total != Measured::Hidden);
+        s.step == step && (s.site == site && shown || inside)
     };
     let at = |fault: &Fault| -> Option<&StageResult> {
-        comparison.stages.iter().find(|s| stands_for(s, case.seen_at(fault)))
+        comparison.stages.iter().find(|s| stands_for(s, fault.side, case.seen_at(fault)))
     };
     let segments = comparison.hidden() > 0;
     // A value that is wrong in a hidden cache is met again at each later token.
     let planted = |s: &StageResult| {
         let again = |f: &&Fault| segments && (0..s.step).any(|step| case.seen_at(f).0 == step);
-        case.faults
-            .iter()
-            .any(|f| stands_for(s, case.seen_at(f)) || again(f) && stands_for(s, (s.step, case.seen_at(f).1)))
+        case.faults.iter().any(|f| {
+            stands_for(s, f.side, case.seen_at(f)) || again(f) && stands_for(s, f.side, (s.step, case.seen_at(f).1))
+        })
     };
     let first = case.first();
     let place = case.faults.iter().position(|f| f.name == first.name).expect("one of them");
     let located = comparison.fault().is_some_and(|found| {
         let expert = done[place].expert.is_none_or(|expert| found.expert == Some(expert));
         let position = done[place].position.is_none_or(|position| found.position == Some(position));
-        stands_for(found, case.seen_at(first)) && (expert && position || found.segment.is_some())
+        stands_for(found, first.side, case.seen_at(first)) && (expert && position || found.segment.is_some())
     });
     let all_found = case.faults.iter().all(|f| at(f).is_some_and(|s| s.verdict.is_fault()));
     let side_ok = case.faults.iter().all(|fault| {
-        let here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
-        let both = here.clone().any(|f| f.side == Side::Subject) && here.clone().any(|f| f.side == Side::Reference);
+        let place = |f: &Fault| at(f).map(|s| (s.step, s.site));
+        let mut here = case.faults.iter().filter(|f| place(f) == place(fault));
+        let both = here.any(|f| f.side != fault.side);
         let expected = match (both, fault.side) {
             (true, _) => Verdict::BothWrong,
             (_, Side::Subject) => Verdict::SubjectWrong,

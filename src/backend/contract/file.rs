@@ -166,7 +166,7 @@ mod tests {
             ),
             (inside("[]"), "ops: expected an object, found an array"),
             (inside(r#"{"matmul":{}}"#), "ops.matmul: no such operation; expected *, embed, "),
-            (inside(r#"{"rope":{"angel":"f32"}}"#), "ops.rope.angel: no such field; expected activations, weights, "),
+            (inside(r#"{"rope":{"angel":"f32"}}"#), "ops.rope.angel: no such field; expected activations, "),
             (inside(r#"{"rope":{"angles":"f8"}}"#), "ops.rope.angles: unknown variant"),
             (inside(r#"{"rope":{"angles":"q8_0"}}"#), "ops.rope.angles: expected f64, f32, f16 or bf16, found q8_0"),
             (inside(r#"{"*":{"unit_roundoff":1}}"#), "ops.*.unit_roundoff: expected 0 to 0.00390625, found 1"),

@@ -365,8 +365,11 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
 
 /// A mistake that leaves so many floors may fit the floor that it has itself.
 const NEAR: f64 = 50.0;
-/// How many of those are held against their own floor.
+/// How many of those are held against their own floor: at least these,
 const CLOSEST: usize = 12;
+/// and all that are within the floor already, up to these. Several stages may have the same mistake with the same effect: a factor of
+/// the scores is one of q's or of k's, before rope or after.
+const MOST_WITHIN: usize = 48;
 
 /// Operations on weights and roundings, not on the model's structure.
 fn is_numeric(hypothesis: &Hypothesis) -> bool {
@@ -396,7 +399,12 @@ fn try_all(
                     None => seen.push((hypothesis, what.clone(), vec![n])),
                 }
                 let values = values()?;
+                let mut whole_fits = false;
                 for part in parts {
+                    // Where the mistake fits as a whole, a part of it says no more.
+                    if *part != Part::Whole && whole_fits {
+                        break;
+                    }
                     if matches!(part, Part::Expert(_)) && step.op.borrow().weight().is_none_or(|w| w.experts == 1) {
                         continue;
                     }
@@ -407,7 +415,9 @@ fn try_all(
                     }
                     let end = scope.segment.rerun(contracts, |m, _, _| Ok((m == n).then(|| here.clone())))?;
                     let mistake = || Mistake { hypothesis, what: what.clone(), steps: vec![n], part: part.clone() };
-                    near.extend(scope.comes_near(scope.end(&end)).map(|residual| (residual, mistake())));
+                    let residual = scope.comes_near(scope.end(&end));
+                    whole_fits |= *part == Part::Whole && residual.is_some_and(|residual| residual <= 1.0);
+                    near.extend(residual.map(|residual| (residual, mistake())));
                 }
                 Ok(true)
             })?;
@@ -422,7 +432,8 @@ fn try_all(
     }
     // A stable sort: of equally good ones the first stage and the first in the list.
     near.sort_by(|a, b| a.0.total_cmp(&b.0));
-    near.truncate(CLOSEST);
+    let within = near.iter().take_while(|(residual, _)| *residual <= 1.0).count();
+    near.truncate(within.clamp(CLOSEST, MOST_WITHIN));
     Ok(near)
 }
 
