@@ -482,7 +482,7 @@ mod tests {
         let mut c = diverging();
         c.kind = ComparisonKind::Compare;
         c.subject.trace = Some("runs/b".into());
-        c.stages.iter_mut().for_each(|s| s.injected = None);
+        c.stages.iter_mut().for_each(|s| (s.injected, s.judged) = (None, None));
         let failed = Err(Mismatch::Nothing { shape: vec![0, 2], masked: 0 });
         c.routing.push(LayerRouting { step: 1, layer: 0, routing: failed });
         c.logits = None;
