@@ -3,7 +3,7 @@
 use super::exact::Emulation;
 use super::rounding::{TINY, TO_F32, inner, roundoff};
 use super::softmax::Seen;
-use super::sum::{Terms, confidence};
+use super::sum::{Terms, confidence, least_bound};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
@@ -79,6 +79,9 @@ impl<'a> Formula<'a> for Scores<'a> {
     fn emulate(&mut self, how: &Emulation) {
         self.ties = [0, 1].map(|n| how.undecided(n));
     }
+    fn least_share(&self, contract: &Contract) -> f64 {
+        least_bound(self.sizes.head_dim, contract, confidence(self.len()))
+    }
     by_row!();
 }
 
@@ -147,6 +150,11 @@ impl<'a> Formula<'a> for Context<'a> {
     }
     fn emulate(&mut self, how: &Emulation) {
         self.ties = [0, 1].map(|n| how.undecided(n));
+    }
+    /// A row's sum has as many terms as it sees keys.
+    fn least_share(&self, contract: &Contract) -> f64 {
+        let lambda = confidence(self.len());
+        (1..=self.sizes.keys).map(|n| least_bound(n, contract, lambda)).fold(f64::INFINITY, f64::min)
     }
     by_row!();
 }

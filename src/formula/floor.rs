@@ -20,17 +20,9 @@ use crate::backend::Contract;
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Op, OpKind};
 
-use super::Formula;
-use super::attention::{Context, Scores};
-use super::embed::Embedding;
 use super::exact::{Emulation, exact};
-use super::linear::Linear;
-use super::norm::Norm;
-use super::pointwise::{Gated, Sum};
-use super::rope::Rope;
 use super::rounding::{division, exp_error};
-use super::routing::{Combined, ExpertWeights};
-use super::softmax::Softmax;
+use super::{Formula, first_of};
 
 /// For each element of `op`'s result, the largest |error| that `contract` allows against [`exact`](super::exact::exact()): the float64
 /// oracle on the same operands, rounded as the contract says. NaN where an operand that enters the element is not finite.
@@ -96,16 +88,11 @@ fn on_operands<const N: usize>(
     contracts: [&Contract; N],
 ) -> Result<[Vec<f64>; N]> {
     let x: Vec<Vec<f64>> = op.inputs().iter().map(|t| t.to_f64()).collect();
-    macro_rules! first_of {
-        ($($formula:ty),*) => {
-            $(if let Some(mut formula) = <$formula>::stated(op, &x)? {
-                formula.emulate(emulation);
-                return formula.floors(contracts);
-            })*
-        };
-    }
-    first_of!(Linear, Embedding, Norm, Rope, Scores, Softmax, Context, Sum, ExpertWeights, Gated, Combined);
-    unreachable!("{:?} has a formula, or moves values", op.kind())
+    let floors = first_of!(op, &x, |formula| {
+        formula.emulate(emulation);
+        formula.floors(contracts)
+    });
+    floors.unwrap_or_else(|| unreachable!("{:?} has a formula, or moves values", op.kind()))
 }
 
 /// An error against its floor.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::exact::Emulation;
 use super::precision::CoarseSums;
 use super::rounding::{TINY, roundoff, stored};
-use super::sum::{Terms, confidence};
+use super::sum::{Terms, confidence, least_bound};
 use super::{BLOCK, Bounded, Formula, Values, as_given};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
@@ -87,7 +87,7 @@ impl<'a> Formula<'a> for Linear<'a> {
         put: impl FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         match indices {
-            Some(indices) => self.some(indices, contracts, put),
+            Some(indices) => self.some::<N, true>(indices, contracts, put),
             None => self.all::<N, true>(contracts, put),
         }
     }
@@ -98,13 +98,36 @@ impl<'a> Formula<'a> for Linear<'a> {
             let element = element.into_iter().zip(contracts);
             floors.iter_mut().zip(element).for_each(|(floors, (floor, c))| floors[i] = stored((value, floor), c))
         };
-        // What is stored coarser is rounded at its value; otherwise no values are needed.
-        match contracts.iter().any(|c| c.output.is_coarse()) {
+        match needs_values(contracts) {
             true => self.all::<N, true>(contracts, put)?,
             false => self.all::<N, false>(contracts, put)?,
         }
         Ok(floors)
     }
+
+    fn floors_at<const N: usize>(&self, indices: &[usize], contracts: [&Contract; N]) -> Result<Vec<[f64; N]>> {
+        let mut floors = vec![[0.0; N]; indices.len()];
+        let put = |at: usize, (value, element): Bounded<N>| {
+            floors[at] = std::array::from_fn(|n| stored((value, element[n]), contracts[n]));
+        };
+        match needs_values(contracts) {
+            true => self.some::<N, true>(indices, contracts, put)?,
+            false => self.some::<N, false>(indices, contracts, put)?,
+        }
+        Ok(floors)
+    }
+
+    fn least_share(&self, contract: &Contract) -> f64 {
+        match self.coarse {
+            Some(_) => 0.0,
+            None => least_bound(self.k, contract, confidence(self.len())),
+        }
+    }
+}
+
+/// What is stored coarser is rounded at its value; otherwise no values are needed.
+fn needs_values<const N: usize>(contracts: [&Contract; N]) -> bool {
+    contracts.iter().any(|c| c.output.is_coarse())
 }
 
 /// A row of the weight.
@@ -160,8 +183,8 @@ impl<'a> Linear<'a> {
         Ok(())
     }
 
-    /// The elements at `indices`.
-    fn some<const N: usize>(
+    /// The elements at `indices`, without their values unless `VALUES`.
+    fn some<const N: usize, const VALUES: bool>(
         &self,
         indices: &[usize],
         contracts: [&Contract; N],
@@ -175,7 +198,7 @@ impl<'a> Linear<'a> {
         let groups: Vec<&[(usize, usize, usize)]> = order.chunk_by(|a, b| a.0 == b.0 && a.1 == b.1).collect();
         let row = |scratch: &mut Row, group: &&[(usize, usize, usize)]| {
             let slots = group.iter().map(|(_, _, at)| indices[*at] / self.n);
-            pass.row::<true>(scratch, group[0].0, group[0].1, slots)
+            pass.row::<VALUES>(scratch, group[0].0, group[0].1, slots)
         };
         let found: Vec<Vec<Bounded<N>>> = groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
         for ((_, _, at), element) in order.iter().zip(found.into_iter().flatten()) {

@@ -30,6 +30,7 @@ pub(crate) mod rounding;
 pub(crate) mod routing;
 pub(crate) mod softmax;
 pub mod sum;
+pub mod worst;
 
 #[cfg(test)]
 mod tests;
@@ -94,6 +95,23 @@ pub(crate) trait Formula<'a>: Sized + Sync {
             points[at] = Point::new(value, stored((value, floor), contract));
         })?;
         Ok(points)
+    }
+
+    /// The floor at each of `indices`, which ascend, under each contract, as it is stored.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn floors_at<const N: usize>(&self, indices: &[usize], contracts: [&Contract; N]) -> Result<Vec<[f64; N]>> {
+        let mut floors = vec![[0.0; N]; indices.len()];
+        self.evaluate(Some(indices), contracts, |at, (value, element)| {
+            floors[at] = std::array::from_fn(|n| stored((value, element[n]), contracts[n]));
+        })?;
+        Ok(floors)
+    }
+
+    /// The floor of each element is at least this times its |value|; 0 where nothing is known.
+    fn least_share(&self, _: &Contract) -> f64 {
+        0.0
     }
 
     /// The floor of every element under each contract, as it is stored.
@@ -176,3 +194,24 @@ macro_rules! by_row {
     };
 }
 use by_row;
+
+/// `$body` with the formula of an operation as it is stated, on operands whose values are `$x`; `None` of an operation that moves values.
+macro_rules! first_of {
+    ($op:expr, $x:expr, |$formula:ident| $body:expr) => {
+        $crate::formula::first_of!(
+            @ $op, $x, |$formula| $body,
+            linear::Linear, embed::Embedding, norm::Norm, rope::Rope, attention::Scores, softmax::Softmax, attention::Context,
+            pointwise::Sum, routing::ExpertWeights, pointwise::Gated, routing::Combined
+        )
+    };
+    (@ $op:expr, $x:expr, |$formula:ident| $body:expr, $($file:ident::$of:ident),*) => {'found: {
+        $(
+            #[allow(unused_mut)]
+            if let Some(mut $formula) = <$crate::formula::$file::$of<'_> as $crate::formula::Formula<'_>>::stated($op, $x)? {
+                break 'found Some($body);
+            }
+        )*
+        None
+    }};
+}
+use first_of;

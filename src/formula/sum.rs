@@ -153,6 +153,13 @@ impl Terms {
     }
 }
 
+/// What the bound of every sum of `n` terms, or of two such sums side by side, is at least, as a share of its size |y|: |y| ≤ Σ|p|, |y| ≤ R and
+/// y²/(2n) ≤ Σp². A hundredth is left for what float64 itself rounds.
+pub fn least_bound(n: usize, contract: &Contract, lambda: f64) -> f64 {
+    let least = Terms { n, sum: 1.0, absolute: 1.0, squares: 0.5 / n.max(1) as f64, range: 1.0 };
+    0.99 * least.bound(contract, lambda)
+}
+
 /// The unit roundoff of the additions in the contract's sums.
 fn adding(contract: &Contract) -> f64 {
     if contract.accumulator == Precision::F64 { f64::EPSILON / 2.0 } else { roundoff(contract) }

@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use rayon::prelude::*;
+
 use crate::backend::oracle::evaluate;
 use crate::backend::{Contract, NamedContract, Shown};
 use crate::diff::explain::segment::{SegmentEval, explain_segment};
@@ -29,7 +31,8 @@ use crate::diff::run::share::Injections;
 use crate::diff::segment::{Log, Segment, Step, producer};
 use crate::error::Result;
 use crate::formula::exact::exact;
-use crate::formula::floor::{floor_of, floors_of, injected_ratio, logit_bounds};
+use crate::formula::floor::{floor_of, injected_ratio, logit_bounds};
+use crate::formula::worst::{Claim, worst};
 use crate::model::{Config, Model};
 use crate::op::{HostTensor, OpKind, OwnedOp, Site, Stage};
 use crate::trace::select::has_expert_rows;
@@ -98,9 +101,6 @@ struct OracleView {
     injected_ratio: f64,
     /// The largest allowed error of an element of the injected difference, at the worst element.
     floor: f64,
-    /// Each side's floor on the subject's inputs, per element.
-    subject_floor: Vec<f64>,
-    reference_floor: Vec<f64>,
     /// The reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
     /// whose replays are the oracle's, or a backend that errs on those inputs alone.
     only_on_its_own: Option<OwnError>,
@@ -109,9 +109,8 @@ struct OracleView {
 /// The reference's error on its own inputs.
 struct OwnError {
     ratio: f64,
-    /// The floor of its worst element, and of each.
+    /// The floor of its worst element.
     floor: f64,
-    floors: Vec<f64>,
 }
 
 impl<'m> ComparisonBuilder<'m> {
@@ -187,41 +186,56 @@ impl<'m> ComparisonBuilder<'m> {
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
 
-        let [mut subject_floor, reference_floor] = floors_of(&op_g, [contract_g, contract_c], &exact_g.value)?;
-        add(&mut subject_floor, &exact_g.carried);
         // Where the sides round operands differently, each has an exact result of its own on the same inputs.
         let same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
         let exact_replay = if same { exact_g.value.clone() } else { Rc::new(exact(&op_g, contract_c)?) };
         let of_subject = error(&o.subject, &exact_g.value);
-        let subject = injected_ratio(&of_subject, &subject_floor).max;
         let of_replay = error(&o.replayed, &exact_replay);
-        let mut reference = injected_ratio(&of_replay, &reference_floor).max;
+        let of_both = match same {
+            true => error(&o.subject, &o.replayed),
+            // What the contracts themselves make different is no error of either side.
+            false => of_subject.iter().zip(&of_replay).map(|(g, c)| g - c).collect::<Vec<_>>(),
+        };
+        let carried = exact_g.carried.as_ref().map(|carried| &carried[..]);
+        let [subject, replay, both] = worst(
+            &op_g,
+            [contract_g, contract_c],
+            &exact_g.value,
+            [
+                Claim { error: &of_subject, of: [true, false], carried },
+                Claim { error: &of_replay, of: [false, true], carried: None },
+                Claim { error: &of_both, of: [true, true], carried },
+            ],
+        )?;
+        let mut reference = replay.ratio.max;
         let mut only_on_its_own = None;
         if o.reference != o.replayed && o.shown[0] != Shown::Nothing {
-            let mut floors = floor_of(&op_c, contract_c, &exact_c.value)?;
-            add(&mut floors, &exact_c.carried);
-            let own = injected_ratio(&error(&o.reference, &exact_c.value), &floors);
-            if own.max > 1.0 && reference <= 1.0 {
-                let floor = own.index.map_or(0.0, |i| floors[i]);
-                only_on_its_own = Some(OwnError { ratio: own.max, floor, floors });
+            let error = error(&o.reference, &exact_c.value);
+            let carried = exact_c.carried.as_ref().map(|carried| &carried[..]);
+            let claim = Claim { error: &error, of: [true], carried };
+            let [own] = worst(&op_c, [contract_c], &exact_c.value, [claim])?;
+            if own.ratio.max > 1.0 && reference <= 1.0 {
+                only_on_its_own = Some(OwnError { ratio: own.ratio.max, floor: own.floor });
             }
-            reference = reference.max(own.max);
+            reference = reference.max(own.ratio.max);
         }
-        let both: Vec<f64> = subject_floor.iter().zip(&reference_floor).map(|(g, c)| g + c).collect();
-        let injected = match same {
-            true => injected_ratio(&error(&o.subject, &o.replayed), &both),
-            // What the contracts themselves make different is no error of either side.
-            false => injected_ratio(&of_subject.iter().zip(&of_replay).map(|(g, c)| g - c).collect::<Vec<_>>(), &both),
-        };
-        let floor = injected.index.map_or(0.0, |i| both[i]);
         Ok(Some(OracleView {
-            ratios: JudgedRatios { reference, subject },
-            injected_ratio: injected.max,
-            floor,
-            subject_floor,
-            reference_floor,
+            ratios: JudgedRatios { reference, subject: subject.ratio.max },
+            injected_ratio: both.ratio.max,
+            floor: both.floor,
             only_on_its_own,
         }))
+    }
+
+    /// The floors of `side`'s contract on the inputs of side `inputs`; on its own, with what is not known of them.
+    fn floors(&self, o: &Observation<'_>, side: usize, inputs: usize) -> Result<Vec<f64>> {
+        let exact = &o.exact.as_ref().expect("floors are asked for where the oracle judged")[inputs];
+        let op = [&o.op_reference, &o.op_subject][inputs].try_map(|t| Ok(&**t))?;
+        let mut floors = floor_of(&op, self.contracts[side].get(op.kind()), &exact.value)?;
+        if side == inputs {
+            add(&mut floors, &exact.carried);
+        }
+        Ok(floors)
     }
 
     /// The error of each side on its own inputs.
@@ -299,14 +313,14 @@ impl<'m> ComparisonBuilder<'m> {
     }
 
     /// Remembers what a flip will be held against, when the router's logits are made.
-    fn bound_logits(&mut self, o: &Observation<'_>, view: &OracleView) -> Result<()> {
+    fn bound_logits(&mut self, o: &Observation<'_>) -> Result<()> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
-        let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
         let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
+        let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
         let own_floor = floor_of(&op_c, self.contracts[0].get(OpKind::MatMul), exact_c)?;
         let reference = logit_bounds(exact_c, &own_floor, self.contracts[0].get(OpKind::RouterProbs))?;
         let oracle = exact_c.to_f64();
-        let mut subject = logit_bounds(exact_g, &view.subject_floor, self.contracts[1].get(OpKind::RouterProbs))?;
+        let mut subject = logit_bounds(exact_g, &self.floors(o, 1, 1)?, self.contracts[1].get(OpKind::RouterProbs))?;
         for (bound, (c, g)) in subject.iter_mut().zip(oracle.iter().zip(exact_g.to_f64())) {
             *bound += (g - c).abs();
         }
@@ -352,11 +366,12 @@ impl<'m> ComparisonBuilder<'m> {
             return Ok(());
         };
         // Which side is explained, on whose inputs.
-        let (side, inputs, wrong, exact, floor) = match (&result.verdict, &view.only_on_its_own) {
-            (Verdict::ReferenceWrong, Some(own)) => (0, 0, &o.reference, exact_c, &own.floors),
-            (Verdict::ReferenceWrong, None) => (0, 1, &o.replayed, exact_g, &view.reference_floor),
-            _ => (1, 1, &o.subject, exact_g, &view.subject_floor),
+        let (side, inputs, wrong, exact) = match (&result.verdict, &view.only_on_its_own) {
+            (Verdict::ReferenceWrong, Some(_)) => (0, 0, &o.reference, exact_c),
+            (Verdict::ReferenceWrong, None) => (0, 1, &o.replayed, exact_g),
+            _ => (1, 1, &o.subject, exact_g),
         };
+        let floor = &self.floors(o, side, inputs)?;
         let op = [&o.op_reference, &o.op_subject][inputs];
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
         let stage = o.at.site.stage;
@@ -422,16 +437,13 @@ fn add(floor: &mut [f64], carried: &Option<Rc<Vec<f64>>>) {
 /// subject − expected, element by element. Where the expected value is not finite the inputs were not: the subject then
 /// errs only if it lost that. Elements of another count have no error to speak of; their shapes are compared elsewhere.
 pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
-    subject
-        .to_f64()
-        .iter()
-        .zip(expected.to_f64())
-        .map(|(&g, e)| match (g.is_finite(), e.is_finite()) {
-            (_, true) => g - e,
-            (false, false) => 0.0,
-            (true, false) => f64::INFINITY,
-        })
-        .collect()
+    let (g, e) = (subject.to_f64(), expected.to_f64());
+    let difference = |(&g, &e): (&f64, &f64)| match (g.is_finite(), e.is_finite()) {
+        (_, true) => g - e,
+        (false, false) => 0.0,
+        (true, false) => f64::INFINITY,
+    };
+    g.par_iter().zip(&e).map(difference).collect()
 }
 
 impl PairObserver for ComparisonBuilder<'_> {
@@ -502,7 +514,7 @@ impl PairObserver for ComparisonBuilder<'_> {
         result.position = result.position.map(|p| o.at.start + visible.row(p - o.at.start));
         if let Some(view) = &view {
             if stage == Stage::RouterLogits {
-                self.bound_logits(&o, view)?;
+                self.bound_logits(&o)?;
             }
             if result.verdict.is_fault() {
                 self.explained(&o, &mut result, view)?;
@@ -597,16 +609,17 @@ impl ComparisonBuilder<'_> {
         o: &mut Observation<'_>,
         view: &mut OracleView,
     ) -> Result<Vec<HiddenChoice>> {
-        let own = view.only_on_its_own.as_ref();
-        let (ratio, floor) = match side {
-            1 => (view.ratios.subject, &view.subject_floor),
-            _ => (own.map_or(0.0, |own| own.ratio), own.map_or(&view.reference_floor, |own| &own.floors)),
+        let ratio = match side {
+            1 => view.ratios.subject,
+            _ => view.only_on_its_own.as_ref().map_or(0.0, |own| own.ratio),
         };
-        let (Some(log), Some(exact)) = (&self.logs[side], &mut o.exact) else { return Ok(Vec::new()) };
+        let Some(log) = &self.logs[side] else { return Ok(Vec::new()) };
         let undecided = log.segment().iter().any(|step| !step.alternatives.is_empty());
         if ratio <= 1.0 || !undecided {
             return Ok(Vec::new());
         }
+        let floor = &self.floors(o, side, side)?;
+        let Some(exact) = &mut o.exact else { return Ok(Vec::new()) };
         let value = [&o.reference, &o.subject][side];
         let segment = Segment::new(log, &self.contracts[side]);
         let mut kept: Vec<(usize, usize, Vec<u32>)> = Vec::new(); // step, row, ids
