@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use super::adapter;
 use super::kernels::Pipeline;
 use super::record::Recording;
+use super::texture::WordTexture;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
@@ -20,6 +21,25 @@ const DISPATCHES_PER_SUBMIT: u32 = 64;
 
 /// The submission that a recorded command went into, once it did.
 pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
+
+/// What a binding of a kernel is bound to.
+#[derive(Clone, Copy)]
+pub enum Bound<'a> {
+    /// The first bytes of a storage buffer.
+    Buffer(&'a wgpu::Buffer, u64),
+    /// A texture of words.
+    Texture(&'a WordTexture),
+}
+
+impl Bound<'_> {
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Bound::Buffer(_, size) => *size,
+            Bound::Texture(texture) => texture.size(),
+        }
+    }
+}
 
 /// The first error of a device.
 #[derive(Clone, Default)]
@@ -123,14 +143,14 @@ impl Device {
         }
     }
 
-    /// Records one dispatch. `bindings` are whole storage buffers with the bytes of them that are used.
+    /// Records one dispatch.
     ///
     /// # Errors
     /// Only while dispatches are kept: if their buffers do not fit.
     pub fn dispatch(
         &mut self,
         pipeline: &Pipeline,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: &[u32],
         grid: [u32; 3],
     ) -> Result<()> {
@@ -138,13 +158,16 @@ impl Device {
         let entries: Vec<_> = bindings
             .iter()
             .enumerate()
-            .map(|(i, (buffer, size))| wgpu::BindGroupEntry {
+            .map(|(i, bound)| wgpu::BindGroupEntry {
                 binding: i as u32,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: 0,
-                    size: std::num::NonZeroU64::new(*size),
-                }),
+                resource: match *bound {
+                    Bound::Buffer(buffer, size) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer,
+                        offset: 0,
+                        size: std::num::NonZeroU64::new(size),
+                    }),
+                    Bound::Texture(texture) => wgpu::BindingResource::TextureView(&texture.view),
+                },
             })
             .collect();
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {

@@ -21,6 +21,7 @@ mod params;
 mod readback;
 mod record;
 mod tensor;
+mod texture;
 mod weights;
 
 /// The WGSL of a file in `shaders/`.
@@ -49,7 +50,8 @@ pub use tensor::GpuTensor;
 use self::device::Device;
 use self::kernels::Pipelines;
 use self::readback::Readback;
-use self::tensor::{Inner, Pool};
+use self::tensor::{Pool, Pooled};
+use self::texture::TexturePool;
 use self::weights::GpuWeight;
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
@@ -77,12 +79,14 @@ pub struct GpuBackend {
     device: Device,
     pipelines: Pipelines,
     pool: Rc<Pool>,
+    textures: Rc<TexturePool>,
     readback: Readback,
-    weights: HashMap<usize, Rc<GpuWeight>>,
+    /// By id, and whether they are in textures.
+    weights: HashMap<(usize, bool), Rc<GpuWeight>>,
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
     weight_binding: u64,
-    /// Whether matrix products run the files for subgroups of 8 lanes.
+    /// Whether matrix products run the files for subgroups of 8 lanes, and find weights and activations in textures.
     lanes: bool,
     name: String,
 }
@@ -101,9 +105,11 @@ impl GpuBackend {
         if lanes && !eight {
             return Err(Error::cannot_run(format!("{selector}: {} has no subgroups of 8 lanes", device.info.name)));
         }
+        let limit = if lanes { limit.min(texture::most_bytes(&device.limits)) } else { limit };
         Ok(Self {
-            pipelines: Pipelines::new(&device.device, options.patch, options.checks),
+            pipelines: Pipelines::new(&device.device, options.patch, options.checks, lanes),
             pool: Rc::default(),
+            textures: Rc::default(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             angles: HashMap::new(),
@@ -139,7 +145,8 @@ impl GpuBackend {
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
     pub fn forget(&mut self, weight: &Weight) {
-        self.weights.remove(&weight.id);
+        self.weights.remove(&(weight.id, false));
+        self.weights.remove(&(weight.id, true));
     }
 
     /// Why a need cannot be met, if it cannot.
@@ -156,21 +163,37 @@ impl GpuBackend {
         }
     }
 
-    /// The weight in GPU memory, uploaded now if it was not.
+    /// The weight in GPU memory, where kernels of the table's [`Access::Weights`] find it; uploaded now if it was not.
     fn weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
-        if let Some(ready) = self.weights.get(&weight.id) {
+        self.weight_in(self.lanes, weight, &mut |_| ())
+    }
+
+    /// The weight in a buffer, as norms read it.
+    fn weight_in_buffer(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
+        self.weight_in(false, weight, &mut |_| ())
+    }
+
+    fn weight_in(
+        &mut self,
+        texture: bool,
+        weight: &Arc<Weight>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Rc<GpuWeight>> {
+        if let Some(ready) = self.weights.get(&(weight.id, texture)) {
             return Ok(ready.clone());
         }
-        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut |_| ())?);
-        self.weights.insert(weight.id, ready.clone());
+        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, texture, progress)?);
+        self.weights.insert((weight.id, texture), ready.clone());
         Ok(ready)
     }
 
     /// A tensor whose values are yet to be written.
     fn tensor(&mut self, what: impl std::fmt::Display, shape: &[usize], ids: bool) -> Result<GpuTensor> {
-        let bytes = (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16);
-        let memory = self.memory(what, bytes)?;
-        Ok(GpuTensor(Rc::new(Inner { shape: shape.to_vec(), ids, memory, plan: Default::default() })))
+        Ok(GpuTensor::new(shape, ids, self.tensor_memory(what, shape)?, false))
+    }
+
+    fn tensor_memory(&mut self, what: impl std::fmt::Display, shape: &[usize]) -> Result<Pooled> {
+        self.memory(what, (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16))
     }
 
     /// cos and sin of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
@@ -231,11 +254,9 @@ impl Backend for GpuBackend {
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         let mut done = 0;
         for weight in weights {
-            if !self.weights.contains_key(&weight.id) {
-                let mut tell = |bytes| progress(done + bytes);
-                let ready = GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut tell)?;
-                self.weights.insert(weight.id, Rc::new(ready));
-            }
+            // Weights of one row are those of norms.
+            let texture = self.lanes && weight.rows * weight.experts > 1;
+            self.weight_in(texture, weight, &mut |bytes| progress(done + bytes))?;
             done += weight.bytes().len() as u64;
             progress(done);
         }
@@ -244,9 +265,9 @@ impl Backend for GpuBackend {
 
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
-        let tensor = self.tensor("a cache", shape, false)?;
-        self.device.encoder().clear_buffer(&tensor.0.memory.buffer, 0, None);
-        Ok(tensor)
+        let memory = self.tensor_memory("a cache", shape)?;
+        self.device.encoder().clear_buffer(&memory.buffer, 0, None);
+        Ok(GpuTensor::new(shape, false, memory, true))
     }
 
     fn upload(&mut self, values: &HostTensor) -> Result<GpuTensor> {

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::device::Bound;
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
@@ -62,7 +63,7 @@ impl GpuBackend {
         &mut self,
         site: Site,
         kernel: Kernel<P>,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: P,
         grid: [u32; 3],
     ) -> Result<()> {
@@ -78,7 +79,7 @@ impl GpuBackend {
         site: Site,
         kernel: Kernel<P>,
         weight: &GpuWeight,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: impl Fn(params::Piece) -> P,
         grid: impl Fn(u32) -> [u32; 3],
     ) -> Result<()> {
@@ -87,7 +88,7 @@ impl GpuBackend {
         for piece in &weight.pieces {
             let grid = grid(piece.params.count);
             self.check_grid(site, spec.name, grid)?;
-            let mut all = vec![(&piece.buffer, piece.buffer.size())];
+            let mut all = vec![piece.binding()];
             all.extend(bindings);
             self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params(piece.params)]), grid)?;
         }
@@ -154,21 +155,21 @@ impl GpuBackend {
                 weight.name, weight.ty
             )));
         }
-        let gpu = self.weight(weight)?;
+        let gpu = self.weight_in_buffer(weight)?;
         let y = self.tensor(site, x.shape(), false)?;
         let groups = x.len() / n;
         // One row is one piece.
-        let buffer = &gpu.pieces[0].buffer;
-        let bindings = [(buffer, buffer.size()), x.binding(), y.binding()];
+        let bindings = [gpu.pieces[0].binding(), x.binding(), y.binding()];
         let params = params::RmsNorm { n: n as u32, groups: groups as u32, eps };
         self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))?;
         Ok(y)
     }
 
-    /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are.
+    /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are, unless they
+    /// are to be read from a texture and may change.
     fn padded(&mut self, site: Site, x: &GpuTensor, cols: usize) -> Result<GpuTensor> {
         let padded = cols.next_multiple_of(PAIR);
-        if padded == cols {
+        if padded == cols && !(self.lanes && x.0.changes) {
             return Ok(x.clone());
         }
         let rows = x.len() / cols;
@@ -177,12 +178,25 @@ impl GpuBackend {
         Ok(y)
     }
 
+    /// `x` where kernels of the table's [`Access::Activations`](super::Access::Activations) find it.
+    fn activations<'x>(&mut self, site: Site, x: &'x GpuTensor) -> Result<Bound<'x>> {
+        if !self.lanes {
+            return Ok(x.binding());
+        }
+        if x.0.texture.get().is_none() {
+            let texture = self.textures.take(&self.device, &site.to_string(), x.bytes())?;
+            texture.texture.copy_from(&mut self.device, &x.0.memory.buffer, x.bytes());
+            let _ = x.0.texture.set(texture); // it was empty
+        }
+        Ok(x.0.texture.get().map_or_else(|| x.binding(), |made| Bound::Texture(&made.texture)))
+    }
+
     fn matmul(&mut self, site: Site, shape: &[usize], x: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
         let positions = shape[0];
         let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
         let y = self.tensor(site, shape, false)?;
-        let bindings = [x.binding(), y.binding()];
+        let bindings = [self.activations(site, &x)?, y.binding()];
         let t = positions as u32;
         if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
             let rows = self.matvec_rows();
@@ -213,13 +227,14 @@ impl GpuBackend {
         let y = self.tensor(site, shape, false)?;
         let (rows, experts) = (weight.rows as u32, weight.experts as u32);
         if positions <= FEW {
-            let bindings = [x.binding(), ids.binding(), y.binding()];
+            let bindings = [self.activations(site, &x)?, ids.binding(), y.binding()];
             let params = |piece| params::ExpertMatvec { piece, experts, shared_by };
             let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
             self.dispatch_weight(site, kernels::EXPERT_MATVEC, &gpu, &bindings, params, |_| grid)?;
         } else {
             let plan = self.expert_plan(site, ids, weight.experts)?;
-            let bindings = [x.binding(), (&plan.memory.buffer, plan.bytes), y.binding()];
+            let plan_bound = Bound::Buffer(&plan.memory.buffer, plan.bytes);
+            let bindings = [self.activations(site, &x)?, plan_bound, y.binding()];
             let params = |piece| params::ExpertMatmul { piece, experts, shared_by, slots: slots as u32 };
             let grid = [rows.div_ceil(TILE), plan.tiles, 1];
             self.dispatch_weight(site, kernels::EXPERT_MATMUL, &gpu, &bindings, params, |_| grid)?;
@@ -238,7 +253,7 @@ impl GpuBackend {
                 let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
                 let memory = self.memory(site, bytes)?;
                 let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
-                let bindings = [ids.binding(), (&memory.buffer, bytes)];
+                let bindings = [ids.binding(), Bound::Buffer(&memory.buffer, bytes)];
                 self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
                 ids.0.plan.get_or_init(|| SlotPlan { memory, bytes, experts, tiles: tiles as u32 })
             }
@@ -258,7 +273,7 @@ impl GpuBackend {
         let y = self.tensor(site, x.shape(), false)?;
         let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
         let params = params::Rope { pairs, heads, half_dim, start };
-        let bindings = [(&angles, angles.size()), x.binding(), y.binding()];
+        let bindings = [Bound::Buffer(&angles, angles.size()), x.binding(), y.binding()];
         self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))?;
         Ok(y)
     }

@@ -374,6 +374,25 @@ fn caches_keep_what_is_stored_and_copies_see_their_moment() {
     assert!(error.to_string().contains("at 9 of 10"), "{error}");
 }
 
+/// A cache's values change under the same handle: whatever a backend keeps of a tensor, it keeps nothing of a cache.
+#[test]
+fn a_product_over_a_cache_reads_what_is_stored_by_then() {
+    for (set, mut gpu) in each_set() {
+        let mut r = Random::new(23);
+        let weight = r.weight(GgmlType::Q8_0, [64, 8, 1]);
+        let cache = gpu.alloc(&[2, 64]).unwrap();
+        let product = |gpu: &mut GpuBackend| {
+            let y = gpu.run(at(), &Op::MatMul { x: cache.clone(), weight: &weight }).unwrap();
+            gpu.read(&y).unwrap().to_f32()
+        };
+        assert_eq!(product(&mut gpu), [0.0; 16], "{set}");
+        let x = gpu.upload(&r.tensor(&[2, 64])).unwrap();
+        gpu.run(at(), &Op::Store { cache: cache.clone(), x: x.clone(), start: 0 }).unwrap();
+        let y = gpu.run(at(), &Op::MatMul { x, weight: &weight }).unwrap();
+        assert_eq!(product(&mut gpu), gpu.read(&y).unwrap().to_f32(), "{set}");
+    }
+}
+
 #[test]
 fn reading_in_between_changes_nothing() {
     let mut gpu = gpu();
