@@ -25,17 +25,22 @@ pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
 /// What a binding of a kernel is bound to.
 #[derive(Clone, Copy)]
 pub enum Bound<'a> {
-    /// The first bytes of a storage buffer.
-    Buffer(&'a wgpu::Buffer, u64),
+    /// Bytes of a storage buffer.
+    Buffer { buffer: &'a wgpu::Buffer, offset: u64, size: u64 },
     /// A texture of words.
     Texture(&'a WordTexture),
 }
 
-impl Bound<'_> {
+impl<'a> Bound<'a> {
+    /// The first `size` bytes of a buffer.
+    pub fn buffer(buffer: &'a wgpu::Buffer, size: u64) -> Self {
+        Bound::Buffer { buffer, offset: 0, size }
+    }
+
     /// Bytes.
     pub fn size(&self) -> u64 {
         match self {
-            Bound::Buffer(_, size) => *size,
+            Bound::Buffer { size, .. } => *size,
             Bound::Texture(texture) => texture.size(),
         }
     }
@@ -61,7 +66,9 @@ pub struct Device {
     encoder: Option<wgpu::CommandEncoder>,
     /// Open only while `encoder` is: no other command may be recorded meanwhile.
     pass: Option<wgpu::ComputePass<'static>>,
+    /// Dispatches since the last submission, and in all.
     dispatches: u32,
+    pub dispatched: u64,
     submission: Submission,
     /// Set while dispatches are kept; see [`super::record`].
     pub(super) recording: Option<Recording>,
@@ -100,6 +107,7 @@ impl Device {
             encoder: None,
             pass: None,
             dispatches: 0,
+            dispatched: 0,
             submission: Submission::default(),
             recording: None,
         })
@@ -161,9 +169,9 @@ impl Device {
             .map(|(i, bound)| wgpu::BindGroupEntry {
                 binding: i as u32,
                 resource: match *bound {
-                    Bound::Buffer(buffer, size) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    Bound::Buffer { buffer, offset, size } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                         buffer,
-                        offset: 0,
+                        offset,
                         size: std::num::NonZeroU64::new(size),
                     }),
                     Bound::Texture(texture) => wgpu::BindingResource::TextureView(&texture.view),
@@ -187,6 +195,7 @@ impl Device {
         }
         self.record_writes(bindings);
         self.dispatches += 1;
+        self.dispatched += 1;
         if self.dispatches >= DISPATCHES_PER_SUBMIT {
             self.submit();
         }

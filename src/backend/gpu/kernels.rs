@@ -70,6 +70,7 @@ const WEIGHT_TEXTURE: &str = wgsl!("lib/weight_texture");
 const HALF: &str = wgsl!("lib/half");
 const UNPACK: &str = wgsl!("lib/unpack");
 
+const COMBINED: &str = wgsl!("lib/combine");
 const DOT: &str = wgsl!("lib/dot");
 const EXPERT: &str = wgsl!("lib/expert");
 const GEMV: &str = wgsl!("lib/gemv");
@@ -78,6 +79,8 @@ const ROW: &str = wgsl!("lib/row");
 const SOFTMAX: &str = wgsl!("lib/softmax");
 const SUBGROUP: &str = wgsl!("lib/lanes");
 const TILES: &str = wgsl!("lib/tile");
+const TOP_K: &str = wgsl!("lib/top_k");
+const WEIGH: &str = wgsl!("lib/router_weights");
 
 use Access::{Activations, Read, Weights, Write};
 
@@ -107,6 +110,8 @@ macro_rules! kernels {
 kernels! {
     ADD: Elementwise [Read, Read, Write]
         "add" [] [THREADS, 1], 0;
+    ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
+        "add_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ATTN_CONTEXT: AttnContext [Read, Read, Write]
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]
@@ -114,7 +119,9 @@ kernels! {
     ATTN_SCORES: AttnScores [Read, Read, Write]
         "attn_scores" [] [THREADS, 1], 0;
     COMBINE: Combine [Read, Read, Write]
-        "combine" [] [THREADS, 1], 0;
+        "combine" [COMBINED] [THREADS, 1], 0;
+    COMBINE_ADD: Combine [Read, Read, Read, Write]
+        "combine_add" [COMBINED] [THREADS, 1], 0;
     COPY: Copy [Read, Write]
         "copy" [] [THREADS, 1], 0;
     EMBED: Embed [Weights, Read, Write]
@@ -133,16 +140,20 @@ kernels! {
     MATVEC: Matvec [Weights, Activations, Write]
         "matvec" [DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+    NORM_ROPE: NormRope [Read, Read, Read, Write]
+        "norm_rope" [ROW] [THREADS, 1], 4 * THREADS;
     RMS_NORM: RmsNorm [Read, Read, Write]
         "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ROPE: Rope [Read, Read, Write]
         "rope" [] [THREADS, 1], 0;
+    ROUTER: Router [Read, Write, Write, Write]
+        "router" [NUMERIC, ROW, SOFTMAX, TOP_K, WEIGH] [THREADS, 1], 3 * 4 * THREADS;
     ROUTER_PROBS: RouterProbs [Read, Write]
         "router_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
     ROUTER_TOPK: RouterTopK [Read, Write]
-        "router_topk" [NUMERIC] [THREADS, 1], 2 * 4 * THREADS;
+        "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
-        "router_weights" [NUMERIC] [THREADS, 1], 0;
+        "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
     SWIGLU: Elementwise [Read, Read, Write]
         "swiglu" [NUMERIC] [THREADS, 1], 0;
 }

@@ -14,6 +14,7 @@
 
 mod adapter;
 mod device;
+mod fuse;
 mod kernels;
 mod layout;
 mod ops;
@@ -48,6 +49,7 @@ pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
 
 use self::device::Device;
+use self::fuse::Waiting;
 use self::kernels::Pipelines;
 use self::readback::Readback;
 use self::tensor::{Pool, Pooled};
@@ -80,6 +82,8 @@ pub struct GpuBackend {
     pipelines: Pipelines,
     pool: Rc<Pool>,
     textures: Rc<TexturePool>,
+    /// Operations that have not been recorded yet; see [`fuse`].
+    waiting: Vec<Waiting>,
     readback: Readback,
     /// By id, and whether they are in textures.
     weights: HashMap<(usize, bool), Rc<GpuWeight>>,
@@ -110,6 +114,7 @@ impl GpuBackend {
             pipelines: Pipelines::new(&device.device, options.patch, options.checks, lanes),
             pool: Rc::default(),
             textures: Rc::default(),
+            waiting: Vec::new(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             angles: HashMap::new(),
@@ -131,8 +136,13 @@ impl GpuBackend {
     }
 
     /// Keeps every dispatch from now on, with its source, parameters and the contents of its bindings.
-    pub fn record(&mut self) {
+    ///
+    /// # Errors
+    /// Those of the operations before it.
+    pub fn record(&mut self) -> Result<()> {
+        self.run_waiting()?;
         self.device.record();
+        Ok(())
     }
 
     /// The dispatches since [`Self::record`], in order; recording ends.
@@ -140,7 +150,13 @@ impl GpuBackend {
     /// # Errors
     /// If the device is lost or a buffer cannot be read.
     pub fn recorded(&mut self) -> Result<Vec<Dispatch>> {
+        self.run_waiting()?;
         self.device.recorded()
+    }
+
+    /// How many dispatches have been recorded in all.
+    pub fn dispatches(&self) -> u64 {
+        self.device.dispatched
     }
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
@@ -298,6 +314,7 @@ impl Backend for GpuBackend {
 
     fn fetch(&mut self, tensor: &GpuTensor) -> Result<Ticket> {
         self.device.check()?;
+        self.run_waiting()?;
         self.readback.fetch(&mut self.device, tensor)
     }
 
@@ -306,6 +323,7 @@ impl Backend for GpuBackend {
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.run_waiting()?;
         self.device.submit();
         self.device.wait(None)
     }

@@ -79,11 +79,11 @@ impl Device {
             let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
             let copy = self.create_buffer("a recorded binding", bound.size(), usage)?;
             match *bound {
-                Bound::Buffer(buffer, size) if *access != Access::Write => {
-                    self.encoder().copy_buffer_to_buffer(buffer, 0, &copy, 0, size);
+                Bound::Buffer { buffer, offset, size } if *access != Access::Write => {
+                    self.encoder().copy_buffer_to_buffer(buffer, offset, &copy, 0, size);
                 }
                 Bound::Texture(texture) => texture.copy_to(self, &copy),
-                Bound::Buffer(..) => {}
+                Bound::Buffer { .. } => {}
             }
             copies.push(copy);
         }
@@ -105,10 +105,10 @@ impl Device {
         let Some(recording) = self.recording.take() else { return };
         if let Some(last) = recording.pending.last() {
             for ((bound, copy), binding) in bindings.iter().zip(&last.copies).zip(&last.dispatch.bindings) {
-                if let Bound::Buffer(buffer, size) = *bound
+                if let Bound::Buffer { buffer, offset, size } = *bound
                     && binding.written
                 {
-                    self.encoder().copy_buffer_to_buffer(buffer, 0, copy, 0, size);
+                    self.encoder().copy_buffer_to_buffer(buffer, offset, copy, 0, size);
                 }
             }
         }
@@ -161,7 +161,7 @@ mod tests {
         let x = gpu.upload(&HostTensor::f32(&[1, 4], vec![1.0, 2.0, 3.0, 4.0])).unwrap();
         let at = At::model(Stage::Embedding, 0);
         let before = gpu.run(at, &Op::Add { a: x.clone(), b: x.clone() }).unwrap();
-        gpu.record();
+        gpu.record().unwrap();
         let twice = gpu.run(at, &Op::Add { a: x.clone(), b: x }).unwrap();
         gpu.run(at, &Op::Add { a: twice.clone(), b: before }).unwrap();
         let dispatches = gpu.recorded().unwrap();

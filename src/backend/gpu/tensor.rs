@@ -119,7 +119,7 @@ impl GpuTensor {
     }
     /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
     pub(super) fn binding(&self) -> Bound<'_> {
-        Bound::Buffer(&self.0.memory.buffer, self.bytes())
+        Bound::buffer(&self.0.memory.buffer, self.bytes())
     }
     /// Bytes of the values, filled up to a whole vec4.
     pub(super) fn bytes(&self) -> u64 {

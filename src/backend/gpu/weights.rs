@@ -36,7 +36,7 @@ pub struct Piece {
 impl Piece {
     pub fn binding(&self) -> Bound<'_> {
         match &self.memory {
-            Memory::Buffer(buffer) => Bound::Buffer(buffer, buffer.size()),
+            Memory::Buffer(buffer) => Bound::buffer(buffer, buffer.size()),
             Memory::Texture(texture) => Bound::Texture(texture),
         }
     }
