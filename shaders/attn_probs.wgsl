@@ -5,8 +5,8 @@ struct Params {
     seen: u32, // S
 }
 var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> x: array<f32>;       // [heads, T, S]
-@group(0) @binding(1) var<storage, read_write> y: array<f32>; // [heads, T, S]
+@group(0) @binding(0) var<storage, read> x: array<f32>;           // [heads, T, S]
+@group(0) @binding(1) var<storage, read_write> probs: array<f32>; // [heads, T, S]
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -19,6 +19,6 @@ fn main(
     let visible = min(p.start + t + 1u, p.seen);
     softmax(start, visible, id.x);
     for (var s = visible + id.x; s < p.seen; s += THREADS) {
-        y[start + s] = 0.0;
+        probs[start + s] = 0.0;
     }
 }

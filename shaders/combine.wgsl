@@ -13,13 +13,6 @@ var<immediate> p: Params;
 fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) grid: vec3<u32>) {
     let n = id.y * grid.x * THREADS + id.x;
     if n < p.n {
-        let t = n / p.cols;
-        let column = n % p.cols;
-        var sum = weights[t * p.k] * down[t * p.k * p.cols + column];
-        for (var k = 1u; k < p.k; k++) {
-            let slot = t * p.k + k;
-            sum = fma(weights[slot], down[slot * p.cols + column], sum);
-        }
-        y[n] = sum;
+        y[n] = combined(n);
     }
 }

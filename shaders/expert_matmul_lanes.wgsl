@@ -8,7 +8,6 @@ struct Params {
     slots: u32,     // T·K
 }
 var<immediate> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T or T·K, n / 4]
 @group(0) @binding(2) var<storage, read> plan: array<u32>;    // see expert_plan
 @group(0) @binding(3) var<storage, read_write> y: array<f32>; // [T·K, N]
 

@@ -7,7 +7,6 @@ struct Params {
     shared_by: u32, // slots that share a row of x: K, or 1
 }
 var<immediate> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T or T·K, n / 4]
 @group(0) @binding(2) var<storage, read> ids: array<u32>;     // [T·K]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>; // [T·K, N]
 

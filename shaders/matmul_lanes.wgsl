@@ -6,7 +6,6 @@ struct Params {
     positions: u32, // T
 }
 var<immediate> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T, K / 4]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [T, N]
 
 @compute @workgroup_size(WIDTH * TILE / 4)

@@ -1,9 +1,16 @@
-// Dot products for adapters whose subgroups are 8 wide and whose loads cost one step a lane: software adapters. A lane has four
-// weight rows to itself (lane, lane + 8, + 16, + 24), so nothing is dequantized twice; activations are loaded once for the
-// whole subgroup, an eighth by each lane, and handed round by broadcast. No workgroup memory, no barrier.
+// Dot products for software adapters: their subgroups are 8 wide, and a load from a buffer or from workgroup memory costs them one
+// step a lane. A lane has four weight rows to itself (lane, lane + 8, + 16, + 24), so nothing is dequantized twice; activations are
+// loaded once for the whole subgroup, an eighth by each lane, and handed round by broadcast. Weights and activations are in textures
+// (lib/weight_texture.wgsl). There is no workgroup memory and no barrier.
 // The host uses these kernels only where the adapter says that subgroups are 8 wide.
 // Order of a sum: the columns of a pair, then the pairs' sums, each first to last. A term goes through at most 10 + pairs
 // additions.
+@group(0) @binding(1) var x: texture_2d<u32>; // [rows, K / 4] of vec4<f32>, TEXELS of them a row
+
+// vec4 number `at` of the activations.
+fn activations(at: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(textureLoad(x, texel(at), 0));
+}
 
 // The rows of a lane whose first one is `row`.
 fn every_eighth(row: u32) -> vec4<u32> {
@@ -47,7 +54,7 @@ fn four_positions(rows: vec4<u32>, xs: vec4<u32>, lane: u32) -> mat4x4<f32> {
         let sd = block(rows.w, tails.w, n);
         for (var pair = 0u; pair < PAIRS; pair++) {
             let at = columns(n * PAIRS + pair, (lane >> 2u) & 1u) + (lane & 3u);
-            let m = mat4x4<f32>(x[xs.x + at], x[xs.y + at], x[xs.z + at], x[xs.w + at]);
+            let m = mat4x4<f32>(activations(xs.x + at), activations(xs.y + at), activations(xs.z + at), activations(xs.w + at));
             var x0 = first_run(m[0]);
             var x1 = first_run(m[1]);
             var x2 = first_run(m[2]);
@@ -80,7 +87,7 @@ fn one_position(rows: vec4<u32>, start: u32, lane: u32) -> vec4<f32> {
         let sc = block(rows.z, tails.z, n);
         let sd = block(rows.w, tails.w, n);
         for (var pair = 0u; pair < PAIRS; pair++) {
-            let mine = x[start + columns(n * PAIRS + pair, (lane >> 2u) & 1u) + (lane & 3u)];
+            let mine = activations(start + columns(n * PAIRS + pair, (lane >> 2u) & 1u) + (lane & 3u));
             let x0 = first_run(mine);
             let x1 = second_run(mine);
             let a = run_of_columns(weights(sa, pair, 0u), x0) + run_of_columns(weights(sa, pair, 1u), x1);

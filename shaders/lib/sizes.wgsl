@@ -26,3 +26,6 @@ const WIDTH: u32 = 8;
 const SUBGROUP_ROWS: u32 = 4 * WIDTH;
 const SUBGROUPS: u32 = 4;
 const LANES_MATVEC_ROWS: u32 = SUBGROUP_ROWS * SUBGROUPS;
+
+// vec4 in a row of a texture that holds weights or activations.
+const TEXELS: u32 = 1024;

@@ -5,6 +5,12 @@ fn bytes(word: u32) -> vec4<u32> {
     return (vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
 }
 
+// The four bytes of a word, as numbers from 0 to 255. They go through signed integers, because processors without AVX-512 convert
+// no others in one instruction.
+fn numbers(word: u32) -> vec4<f32> {
+    return vec4<f32>(bitcast<vec4<i32>>(bytes(word)));
+}
+
 // The four bytes of a word, as numbers from -128 to 127.
 fn signed_bytes(word: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
@@ -12,12 +18,12 @@ fn signed_bytes(word: u32) -> vec4<f32> {
 
 // Byte `n` of a plane of bytes that starts at vec4 `at`.
 fn plane_byte(at: u32, n: u32) -> u32 {
-    return (weight_data[at + (n >> 4u)][(n >> 2u) & 3u] >> ((n & 3u) * 8u)) & 255u;
+    return (stored(at + (n >> 4u))[(n >> 2u) & 3u] >> ((n & 3u) * 8u)) & 255u;
 }
 
 // Half `n` of a plane of halves that starts at vec4 `at`.
 fn plane_half(at: u32, n: u32) -> f32 {
-    return half_bits((weight_data[at + (n >> 3u)][(n >> 1u) & 3u] >> ((n & 1u) * 16u)) & 0xffffu);
+    return half_bits((stored(at + (n >> 3u))[(n >> 1u) & 3u] >> ((n & 1u) * 16u)) & 0xffffu);
 }
 
 // Byte `n` of 16.

@@ -4,6 +4,7 @@
 //   columns(i, h)      where run h (0 or 1) of pair i of a row starts, in groups of four columns
 //   block(row, tail, b)  what the weights of block b share (scales), and where it starts
 //   weights(s, c, h)   the 16 weights of run h of pair c of that block, column j holding weights 4j to 4j + 3
+// They read vec4 number `at` of the piece by stored(at), which lib/weight_buffer.wgsl or lib/weight_texture.wgsl gives.
 // `row` is where the row starts and `tail` where its second plane starts, both counted in vec4<u32>; see
 // src/backend/gpu/layout.rs for the layouts.
 
@@ -16,8 +17,6 @@ struct Piece {
     first: u32,  // the piece holds rows first to first + count - 1, counted through all experts
     count: u32,
 }
-
-@group(0) @binding(0) var<storage, read> weight_data: array<vec4<u32>>;
 
 // The weights of run h of pair i of a row.
 fn row_weights(row: u32, tail: u32, i: u32, h: u32) -> mat4x4<f32> {

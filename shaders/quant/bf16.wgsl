@@ -19,7 +19,7 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let at = s.at + h * 2u;
-    let a = weight_data[at];
-    let b = weight_data[at + 1u];
+    let a = stored(at);
+    let b = stored(at + 1u);
     return mat4x4<f32>(widen(a.x, a.y), widen(a.z, a.w), widen(b.x, b.y), widen(b.z, b.w));
 }

@@ -16,9 +16,9 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let at = s.at + h * 4u;
     return mat4x4<f32>(
-        bitcast<vec4<f32>>(weight_data[at]),
-        bitcast<vec4<f32>>(weight_data[at + 1u]),
-        bitcast<vec4<f32>>(weight_data[at + 2u]),
-        bitcast<vec4<f32>>(weight_data[at + 3u]),
+        bitcast<vec4<f32>>(stored(at)),
+        bitcast<vec4<f32>>(stored(at + 1u)),
+        bitcast<vec4<f32>>(stored(at + 2u)),
+        bitcast<vec4<f32>>(stored(at + 3u)),
     );
 }

@@ -16,7 +16,7 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let d = s.d;
     return mat4x4<f32>(
         d * iq4_value(bytes(q.x)),

@@ -16,13 +16,13 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let words = tail + (b >> 1u);
-    let first = weight_data[words][(b & 1u) * 2u];
-    let second = weight_data[words][(b & 1u) * 2u + 1u];
+    let first = stored(words)[(b & 1u) * 2u];
+    let second = stored(words)[(b & 1u) * 2u + 1u];
     return Block(row + b * 8u, half_bits(first & 0xffffu), second, first >> 16u);
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at + c) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let scale = ((s.low >> (c * 4u)) & 15u) | (((s.high >> (c * 2u)) & 3u) << 4u);
     let d = s.d * (f32(scale) - 32.0);
     return mat4x4<f32>(

@@ -24,7 +24,7 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let e = s.e;
     // 2^(e − 128) = 2^(e/2 − 64) · 2^(e − e/2 − 64)
     let a = bitcast<f32>((e / 2u + 63u) << 23u);

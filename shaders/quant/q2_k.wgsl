@@ -16,20 +16,20 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = row + b * 5u;
-    return Block(at, weight_data[at], halves(weight_data[tail + (b >> 2u)][b & 3u]));
+    return Block(at, stored(at), halves(stored(tail + (b >> 2u))[b & 3u]));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let upper = c >> 2u;
     let shift = ((c >> 1u) & 1u) * 2u + h;
-    let q = (weight_data[s.at + 1u + upper * 2u + (c & 1u)] >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
+    let q = (stored(s.at + 1u + upper * 2u + (c & 1u)) >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
     let scale_min = byte_of(s.scales, upper * 8u + shift * 2u + (c & 1u));
     let d = s.dm.x * f32(scale_min & 15u);
     let m = vec4<f32>(s.dm.y * f32(scale_min >> 4u));
     return mat4x4<f32>(
-        d * vec4<f32>(bytes(q.x)) - m,
-        d * vec4<f32>(bytes(q.y)) - m,
-        d * vec4<f32>(bytes(q.z)) - m,
-        d * vec4<f32>(bytes(q.w)) - m,
+        d * numbers(q.x) - m,
+        d * numbers(q.y) - m,
+        d * numbers(q.z) - m,
+        d * numbers(q.w) - m,
     );
 }

@@ -9,7 +9,7 @@ fn columns(i: u32, h: u32) -> u32 {
 }
 
 fn three(low: u32, high: u32) -> vec4<f32> {
-    return vec4<f32>(bytes(low | (high << 2u))) - vec4<f32>(4.0);
+    return numbers(low | (high << 2u)) - vec4<f32>(4.0);
 }
 
 struct Block {
@@ -22,14 +22,14 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = row + b * 7u;
-    let last = weight_data[at + 6u];
-    return Block(at, weight_data[at], weight_data[at + 1u], last.xyz, half_bits(last.w & 0xffffu));
+    let last = stored(at + 6u);
+    return Block(at, stored(at), stored(at + 1u), last.xyz, half_bits(last.w & 0xffffu));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let upper = c >> 2u;
     let shift = ((c >> 1u) & 1u) * 2u + h;
-    let low = (weight_data[s.at + 2u + upper * 2u + (c & 1u)] >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
+    let low = (stored(s.at + 2u + upper * 2u + (c & 1u)) >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
     let high = (select(s.high0, s.high1, (c & 1u) != 0u) >> vec4<u32>(upper * 4u + shift)) & vec4<u32>(0x01010101u);
     // Scale n: its low 4 bits are a nibble of bytes 0 to 7 (high nibbles for n ≥ 8), its high 2 bits are in byte 8 + n % 4.
     let n = upper * 8u + shift * 2u + (c & 1u);

@@ -16,13 +16,13 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let d = s.d;
     let eight = vec4<f32>(8.0);
     return mat4x4<f32>(
-        d * (vec4<f32>(bytes(q.x)) - eight),
-        d * (vec4<f32>(bytes(q.y)) - eight),
-        d * (vec4<f32>(bytes(q.z)) - eight),
-        d * (vec4<f32>(bytes(q.w)) - eight),
+        d * (numbers(q.x) - eight),
+        d * (numbers(q.y) - eight),
+        d * (numbers(q.z) - eight),
+        d * (numbers(q.w) - eight),
     );
 }

@@ -12,16 +12,16 @@ struct Block {
 }
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
-    return Block(row + b, halves(weight_data[tail + (b >> 2u)][b & 3u]));
+    return Block(row + b, halves(stored(tail + (b >> 2u))[b & 3u]));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let m = vec4<f32>(s.dm.y);
     return mat4x4<f32>(
-        s.dm.x * vec4<f32>(bytes(q.x)) + m,
-        s.dm.x * vec4<f32>(bytes(q.y)) + m,
-        s.dm.x * vec4<f32>(bytes(q.z)) + m,
-        s.dm.x * vec4<f32>(bytes(q.w)) + m,
+        s.dm.x * numbers(q.x) + m,
+        s.dm.x * numbers(q.y) + m,
+        s.dm.x * numbers(q.z) + m,
+        s.dm.x * numbers(q.w) + m,
     );
 }

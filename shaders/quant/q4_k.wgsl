@@ -15,18 +15,18 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = row + b * 9u;
-    let head = weight_data[at];
+    let head = stored(at);
     return Block(at, halves(head.x), head.yzw);
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at + 1u + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at + 1u + c) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let dm = s.dm * scale_min(s.words, (c >> 1u) * 2u + h);
     let m = vec4<f32>(dm.y);
     return mat4x4<f32>(
-        dm.x * vec4<f32>(bytes(q.x)) - m,
-        dm.x * vec4<f32>(bytes(q.y)) - m,
-        dm.x * vec4<f32>(bytes(q.z)) - m,
-        dm.x * vec4<f32>(bytes(q.w)) - m,
+        dm.x * numbers(q.x) - m,
+        dm.x * numbers(q.y) - m,
+        dm.x * numbers(q.z) - m,
+        dm.x * numbers(q.w) - m,
     );
 }

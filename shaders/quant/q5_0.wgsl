@@ -9,7 +9,7 @@ fn columns(i: u32, h: u32) -> u32 {
 // Weights n to n + 3: nibbles from `q`, fifth bits from `high` at bit n.
 fn five(q: u32, high: u32, n: u32) -> vec4<f32> {
     let bit = ((vec4<u32>(high) >> (vec4<u32>(n) + vec4<u32>(0u, 1u, 2u, 3u))) & vec4<u32>(1u)) << vec4<u32>(4u);
-    return vec4<f32>(bytes(q) | bit) - vec4<f32>(16.0);
+    return vec4<f32>(bitcast<vec4<i32>>(bytes(q) | bit)) - vec4<f32>(16.0);
 }
 
 struct Block {
@@ -21,11 +21,11 @@ struct Block {
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = tail + (b >> 1u);
     let word = (b & 1u) * 2u;
-    return Block(row + b, weight_data[at][word], half_bits(weight_data[at][word + 1u] & 0xffffu));
+    return Block(row + b, stored(at)[word], half_bits(stored(at)[word + 1u] & 0xffffu));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = (weight_data[s.at] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let q = (stored(s.at) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let high = s.high >> (16u * h);
     let d = s.d;
     return mat4x4<f32>(d * five(q.x, high, 0u), d * five(q.y, high, 4u), d * five(q.z, high, 8u), d * five(q.w, high, 12u));

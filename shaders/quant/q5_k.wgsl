@@ -18,21 +18,21 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = row + b * 11u;
-    let head = weight_data[at];
-    return Block(at, halves(head.x), head.yzw, weight_data[at + 1u], weight_data[at + 2u]);
+    let head = stored(at);
+    return Block(at, halves(head.x), head.yzw, stored(at + 1u), stored(at + 2u));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let j = (c >> 1u) * 2u + h;
     let fifth = (select(s.fifth0, s.fifth1, (c & 1u) != 0u) >> vec4<u32>(j)) & vec4<u32>(0x01010101u);
-    let nibbles = (weight_data[s.at + 3u + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let nibbles = (stored(s.at + 3u + c) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let q = nibbles | (fifth << vec4<u32>(4u));
     let dm = s.dm * scale_min(s.words, j);
     let m = vec4<f32>(dm.y);
     return mat4x4<f32>(
-        dm.x * vec4<f32>(bytes(q.x)) - m,
-        dm.x * vec4<f32>(bytes(q.y)) - m,
-        dm.x * vec4<f32>(bytes(q.z)) - m,
-        dm.x * vec4<f32>(bytes(q.w)) - m,
+        dm.x * numbers(q.x) - m,
+        dm.x * numbers(q.y) - m,
+        dm.x * numbers(q.z) - m,
+        dm.x * numbers(q.w) - m,
     );
 }

@@ -16,22 +16,22 @@ struct Block {
 
 fn block(row: u32, tail: u32, b: u32) -> Block {
     let at = row + b * 13u;
-    return Block(at, weight_data[at + 12u], plane_half(tail, b));
+    return Block(at, stored(at + 12u), plane_half(tail, b));
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
     let upper = c >> 2u;
-    let low = (weight_data[s.at + c] >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
+    let low = (stored(s.at + c) >> vec4<u32>(4u * h)) & vec4<u32>(0x0f0f0f0fu);
     let shift = ((c >> 1u) & 1u) + h * 2u;
-    let high = (weight_data[s.at + 8u + upper * 2u + (c & 1u)] >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
+    let high = (stored(s.at + 8u + upper * 2u + (c & 1u)) >> vec4<u32>(2u * shift)) & vec4<u32>(0x03030303u);
     let q = low | (high << vec4<u32>(4u));
     let scale = bitcast<i32>(byte_of(s.scales, upper * 8u + h * 4u + (c & 3u)) << 24u) >> 24u;
     let d = s.d * f32(scale);
     let middle = vec4<f32>(32.0);
     return mat4x4<f32>(
-        d * (vec4<f32>(bytes(q.x)) - middle),
-        d * (vec4<f32>(bytes(q.y)) - middle),
-        d * (vec4<f32>(bytes(q.z)) - middle),
-        d * (vec4<f32>(bytes(q.w)) - middle),
+        d * (numbers(q.x) - middle),
+        d * (numbers(q.y) - middle),
+        d * (numbers(q.z) - middle),
+        d * (numbers(q.w) - middle),
     );
 }

@@ -15,7 +15,7 @@ fn block(row: u32, tail: u32, b: u32) -> Block {
 }
 
 fn weights(s: Block, c: u32, h: u32) -> mat4x4<f32> {
-    let q = weight_data[s.at + h];
+    let q = stored(s.at + h);
     let d = s.d;
     return mat4x4<f32>(d * signed_bytes(q.x), d * signed_bytes(q.y), d * signed_bytes(q.z), d * signed_bytes(q.w));
 }

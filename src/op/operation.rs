@@ -198,10 +198,17 @@ impl<'w, T> Op<'w, T> {
     }
 }
 
-impl Op<'_, Rc<HostTensor>> {
+impl<T: Clone> Op<'_, T> {
     /// The same operation, keeping its operands alive.
-    pub fn keep(&self) -> OwnedOp {
+    pub fn keep(&self) -> Operation<T, Arc<Weight>, Vec<u32>> {
         self.try_map_all(|_, t| Ok(t.clone()), |w| Ok((*w).clone()), |t| Ok(t.to_vec())).expect("nothing here fails")
+    }
+}
+
+impl<T: Clone> Operation<T, Arc<Weight>, Vec<u32>> {
+    /// The operation to run, sharing its operands.
+    pub fn share(&self) -> Op<'_, T> {
+        self.try_map_all(|_, t| Ok(t.clone()), Ok, |t| Ok(&t[..])).expect("nothing here fails")
     }
 }
 
@@ -209,11 +216,6 @@ impl OwnedOp {
     /// The operation to run.
     pub fn borrow(&self) -> Op<'_, &HostTensor> {
         self.try_map_all(|_, t| Ok(&**t), Ok, |t| Ok(&t[..])).expect("nothing here fails")
-    }
-
-    /// The operation to run, sharing its operands.
-    pub fn share(&self) -> Op<'_, Rc<HostTensor>> {
-        self.try_map_all(|_, t| Ok(t.clone()), Ok, |t| Ok(&t[..])).expect("nothing here fails")
     }
 
     /// The same operation over other tensors: `other` is called once for each operand, in the order of [`Op::inputs`].

@@ -63,7 +63,7 @@ impl Subject for GpuBackend {
         GpuBackend::forget(self, weight);
     }
     fn run_recorded(&mut self, case: &FailingCall) -> Result<(HostTensor, Option<RecordedCall>)> {
-        self.record();
+        self.record()?;
         let output = case.run(self)?;
         let dispatches = self.recorded()?;
         Ok((output, Some(RecordedCall::new(self, dispatches))))

@@ -23,22 +23,31 @@ fn every_shader_is_valid_and_what_the_table_says() {
         let [main] = &module.entry_points[..] else { panic!("{name}: one entry point expected") };
         let [x, y] = spec.workgroup;
         assert_eq!((main.name.as_str(), main.workgroup_size), ("main", [x, y, 1]), "{name}");
-        let mut bindings = Vec::new();
+        let (mut bindings, mut textures) = (Vec::new(), Vec::new());
         let (mut parameters, mut workgroup_memory) = (None, 0);
         for (_, variable) in module.global_variables.iter() {
             match variable.space {
                 AddressSpace::Storage { access } => bindings.push((place(variable), access)),
+                AddressSpace::Handle => textures.push(place(variable)),
                 AddressSpace::Immediate => parameters = Some(variable.ty),
                 AddressSpace::WorkGroup => workgroup_memory += size(&module, variable.ty).next_multiple_of(16),
                 ref other => panic!("{name}: {:?} in {other:?}", variable.name),
             }
         }
         bindings.sort_by_key(|(place, _)| *place);
-        let expected = spec.bindings.iter().enumerate().map(|(i, access)| match access {
-            Access::Weights | Access::Read => ((0, i as u32), StorageAccess::LOAD),
-            Access::Write => ((0, i as u32), StorageAccess::LOAD | StorageAccess::STORE),
-        });
-        assert_eq!(bindings, expected.collect::<Vec<_>>(), "{name}: group, binding and access");
+        textures.sort_unstable();
+        // The kernels for subgroups of 8 lanes read weights and activations from textures.
+        let in_textures = spec.name.ends_with("_lanes");
+        let place = |i| (0, i as u32);
+        let (mut expected, mut expected_textures) = (Vec::new(), Vec::new());
+        for (i, access) in spec.bindings.iter().enumerate() {
+            match access {
+                Access::Weights | Access::Activations if in_textures => expected_textures.push(place(i)),
+                Access::Weights | Access::Activations | Access::Read => expected.push((place(i), StorageAccess::LOAD)),
+                Access::Write => expected.push((place(i), StorageAccess::LOAD | StorageAccess::STORE)),
+            }
+        }
+        assert_eq!((bindings, textures), (expected, expected_textures), "{name}: group, binding and access");
         assert_eq!(spec.bindings.contains(&Access::Weights), name.contains('/'), "{name}");
         assert_eq!(workgroup_memory, spec.storage, "{name}: bytes of workgroup memory");
         let parameters = parameters.unwrap_or_else(|| panic!("{name} has no parameters"));
@@ -58,7 +67,7 @@ fn every_shader_is_valid_and_what_the_table_says() {
 }
 
 fn place(variable: &GlobalVariable) -> (u32, u32) {
-    let binding = variable.binding.expect("a storage buffer has a binding");
+    let binding = variable.binding.expect("a buffer or a texture has a binding");
     (binding.group, binding.binding)
 }
 

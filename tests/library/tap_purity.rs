@@ -2,9 +2,9 @@
 //! chunks and while decoding.
 
 use crate::common::golden;
+use crate::gpu::common::each_set;
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
-use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{At, HostTensor, Site};
@@ -75,6 +75,8 @@ fn cpu_at_every_level() {
 }
 
 #[test]
-fn gpu() {
-    check(|| GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter"));
+fn gpu_with_each_set_of_matrix_kernels() {
+    for set in 0..each_set().len() {
+        check(|| each_set().swap_remove(set).1);
+    }
 }

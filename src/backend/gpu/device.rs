@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use super::adapter;
 use super::kernels::Pipeline;
 use super::record::Recording;
+use super::texture::WordTexture;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
@@ -20,6 +21,30 @@ const DISPATCHES_PER_SUBMIT: u32 = 64;
 
 /// The submission that a recorded command went into, once it did.
 pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
+
+/// What a binding of a kernel is bound to.
+#[derive(Clone, Copy)]
+pub enum Bound<'a> {
+    /// Bytes of a storage buffer.
+    Buffer { buffer: &'a wgpu::Buffer, offset: u64, size: u64 },
+    /// A texture of words.
+    Texture(&'a WordTexture),
+}
+
+impl<'a> Bound<'a> {
+    /// The first `size` bytes of a buffer.
+    pub fn buffer(buffer: &'a wgpu::Buffer, size: u64) -> Self {
+        Bound::Buffer { buffer, offset: 0, size }
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Bound::Buffer { size, .. } => *size,
+            Bound::Texture(texture) => texture.size(),
+        }
+    }
+}
 
 /// The first error of a device.
 #[derive(Clone, Default)]
@@ -41,7 +66,9 @@ pub struct Device {
     encoder: Option<wgpu::CommandEncoder>,
     /// Open only while `encoder` is: no other command may be recorded meanwhile.
     pass: Option<wgpu::ComputePass<'static>>,
+    /// Dispatches since the last submission, and in all.
     dispatches: u32,
+    pub dispatched: u64,
     submission: Submission,
     /// Set while dispatches are kept; see [`super::record`].
     pub(super) recording: Option<Recording>,
@@ -80,6 +107,7 @@ impl Device {
             encoder: None,
             pass: None,
             dispatches: 0,
+            dispatched: 0,
             submission: Submission::default(),
             recording: None,
         })
@@ -123,14 +151,14 @@ impl Device {
         }
     }
 
-    /// Records one dispatch. `bindings` are whole storage buffers with the bytes of them that are used.
+    /// Records one dispatch.
     ///
     /// # Errors
     /// Only while dispatches are kept: if their buffers do not fit.
     pub fn dispatch(
         &mut self,
         pipeline: &Pipeline,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: &[u32],
         grid: [u32; 3],
     ) -> Result<()> {
@@ -138,13 +166,16 @@ impl Device {
         let entries: Vec<_> = bindings
             .iter()
             .enumerate()
-            .map(|(i, (buffer, size))| wgpu::BindGroupEntry {
+            .map(|(i, bound)| wgpu::BindGroupEntry {
                 binding: i as u32,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: 0,
-                    size: std::num::NonZeroU64::new(*size),
-                }),
+                resource: match *bound {
+                    Bound::Buffer { buffer, offset, size } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer,
+                        offset,
+                        size: std::num::NonZeroU64::new(size),
+                    }),
+                    Bound::Texture(texture) => wgpu::BindingResource::TextureView(&texture.view),
+                },
             })
             .collect();
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
@@ -164,6 +195,7 @@ impl Device {
         }
         self.record_writes(bindings);
         self.dispatches += 1;
+        self.dispatched += 1;
         if self.dispatches >= DISPATCHES_PER_SUBMIT {
             self.submit();
         }

@@ -5,8 +5,8 @@
 //!   are put in front of the file, its bindings, its parameters and its workgroup.
 //! - Kernels that read quantized weights exist once for each type: the type's parts are put in front of them too. No WGSL is made
 //!   by printing strings: sizes that the host needs to know are constants of `shaders/lib/sizes.wgsl`, which both sides read.
-//! - Matrix products have a second file for subgroups of 8 lanes, with the same bindings and parameters. A row of the table is
-//!   both files, and so one kernel.
+//! - Matrix products have a second file for subgroups of 8 lanes, with the same parameters and the same bindings, of which weights and
+//!   activations are textures. A row of the table is both files, and so one kernel.
 //! - Parameters are immediates: every native API has them, and they need no buffer and no bind group. A [`Kernel`] is typed by its
 //!   struct of parameters, so a dispatch with another kernel's does not compile.
 //! - A pipeline is made on first use and kept.
@@ -26,8 +26,10 @@ pub type Patch = Arc<dyn Fn(&str, String) -> String>;
 /// What a kernel does with a storage buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Reads weights, in the layout of their type.
+    /// Reads weights, in the layout of their type: from a buffer, or from a texture where the kernels do that.
     Weights,
+    /// Reads activations: from a buffer, or from a texture as with weights.
+    Activations,
     /// Read only.
     Read,
     /// Written, and read where a kernel updates it.
@@ -63,9 +65,12 @@ pub struct Kernel<P> {
 
 const SIZES: &str = wgsl!("lib/sizes");
 const WEIGHT: &str = wgsl!("lib/weight");
+const WEIGHT_BUFFER: &str = wgsl!("lib/weight_buffer");
+const WEIGHT_TEXTURE: &str = wgsl!("lib/weight_texture");
 const HALF: &str = wgsl!("lib/half");
 const UNPACK: &str = wgsl!("lib/unpack");
 
+const COMBINED: &str = wgsl!("lib/combine");
 const DOT: &str = wgsl!("lib/dot");
 const EXPERT: &str = wgsl!("lib/expert");
 const GEMV: &str = wgsl!("lib/gemv");
@@ -74,8 +79,10 @@ const ROW: &str = wgsl!("lib/row");
 const SOFTMAX: &str = wgsl!("lib/softmax");
 const SUBGROUP: &str = wgsl!("lib/lanes");
 const TILES: &str = wgsl!("lib/tile");
+const TOP_K: &str = wgsl!("lib/top_k");
+const WEIGH: &str = wgsl!("lib/router_weights");
 
-use Access::{Read, Weights, Write};
+use Access::{Activations, Read, Weights, Write};
 
 macro_rules! kernels {
     ($($id:ident: $params:ident $bindings:tt
@@ -103,6 +110,8 @@ macro_rules! kernels {
 kernels! {
     ADD: Elementwise [Read, Read, Write]
         "add" [] [THREADS, 1], 0;
+    ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
+        "add_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ATTN_CONTEXT: AttnContext [Read, Read, Write]
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]
@@ -110,35 +119,41 @@ kernels! {
     ATTN_SCORES: AttnScores [Read, Read, Write]
         "attn_scores" [] [THREADS, 1], 0;
     COMBINE: Combine [Read, Read, Write]
-        "combine" [] [THREADS, 1], 0;
+        "combine" [COMBINED] [THREADS, 1], 0;
+    COMBINE_ADD: Combine [Read, Read, Read, Write]
+        "combine_add" [COMBINED] [THREADS, 1], 0;
     COPY: Copy [Read, Write]
         "copy" [] [THREADS, 1], 0;
     EMBED: Embed [Weights, Read, Write]
         "embed" [] [THREADS, 1], 0;
-    EXPERT_MATMUL: ExpertMatmul [Weights, Read, Read, Write]
+    EXPERT_MATMUL: ExpertMatmul [Weights, Activations, Read, Write]
         "expert_matmul" [NUMERIC, EXPERT, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "expert_matmul_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
-    EXPERT_MATVEC: ExpertMatvec [Weights, Read, Read, Write]
+    EXPERT_MATVEC: ExpertMatvec [Weights, Activations, Read, Write]
         "expert_matvec" [NUMERIC, EXPERT, DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
         "expert_matvec_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     EXPERT_PLAN: ExpertPlan [Read, Write]
         "expert_plan" [] [THREADS, 1], 0;
-    MATMUL: Matmul [Weights, Read, Write]
+    MATMUL: Matmul [Weights, Activations, Write]
         "matmul" [DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "matmul_lanes" [DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
-    MATVEC: Matvec [Weights, Read, Write]
+    MATVEC: Matvec [Weights, Activations, Write]
         "matvec" [DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+    NORM_ROPE: NormRope [Read, Read, Read, Write]
+        "norm_rope" [ROW] [THREADS, 1], 4 * THREADS;
     RMS_NORM: RmsNorm [Read, Read, Write]
         "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ROPE: Rope [Read, Read, Write]
         "rope" [] [THREADS, 1], 0;
+    ROUTER: Router [Read, Write, Write, Write]
+        "router" [NUMERIC, ROW, SOFTMAX, TOP_K, WEIGH] [THREADS, 1], 3 * 4 * THREADS;
     ROUTER_PROBS: RouterProbs [Read, Write]
         "router_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
     ROUTER_TOPK: RouterTopK [Read, Write]
-        "router_topk" [NUMERIC] [THREADS, 1], 2 * 4 * THREADS;
+        "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
-        "router_weights" [NUMERIC] [THREADS, 1], 0;
+        "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
     SWIGLU: Elementwise [Read, Read, Write]
         "swiglu" [NUMERIC] [THREADS, 1], 0;
 }
@@ -170,11 +185,11 @@ impl Spec {
         self.bindings[0] == Access::Weights
     }
 
-    /// The whole source, for one type of weights where it reads any.
-    fn source(&self, layout: Option<&WeightLayout>) -> String {
+    /// The whole source, for one type of weights where it reads any, in textures or in buffers.
+    fn source(&self, layout: Option<&WeightLayout>, textures: bool) -> String {
         let mut parts = vec![SIZES];
         if let Some(layout) = layout {
-            parts.extend([WEIGHT, HALF, UNPACK]);
+            parts.extend([WEIGHT, if textures { WEIGHT_TEXTURE } else { WEIGHT_BUFFER }, HALF, UNPACK]);
             parts.extend(layout.parts());
         }
         parts.extend(self.parts);
@@ -195,7 +210,8 @@ impl Spec {
 pub fn shader_sources() -> impl Iterator<Item = (&'static Spec, String, String)> {
     KERNELS.iter().copied().flatten().flat_map(|spec| {
         let layouts: Vec<_> = if spec.quantized() { WeightLayout::all().map(Some).collect() } else { vec![None] };
-        layouts.into_iter().map(move |l| (spec, spec.full_name(l.as_ref()), spec.source(l.as_ref())))
+        let textures = for_lanes(spec.name) == Some(true);
+        layouts.into_iter().map(move |l| (spec, spec.full_name(l.as_ref()), spec.source(l.as_ref(), textures)))
     })
 }
 
@@ -215,14 +231,16 @@ pub struct Pipelines {
     patch: Option<Patch>,
     /// With the bounds and loop checks that wgpu adds to shaders that it does not trust.
     pub checked: bool,
+    /// Whether weights, and the activations of matrix products, are in textures.
+    textures: bool,
     made: HashMap<(&'static str, Option<GgmlType>), Arc<Pipeline>>,
 }
 
 impl Pipelines {
     /// `checks`: see [`super::GpuOptions`]. What a patch makes of the sources is never trusted.
-    pub fn new(device: &wgpu::Device, patch: Option<Patch>, checks: Option<bool>) -> Self {
+    pub fn new(device: &wgpu::Device, patch: Option<Patch>, checks: Option<bool>, textures: bool) -> Self {
         let checked = patch.is_some() || checks.unwrap_or(cfg!(debug_assertions));
-        Self { device: device.clone(), patch, checked, made: HashMap::new() }
+        Self { device: device.clone(), patch, checked, textures, made: HashMap::new() }
     }
 
     /// The pipeline of a kernel's file; `layout` is the weights' where it reads any.
@@ -238,7 +256,7 @@ impl Pipelines {
 
     fn make(&self, spec: &Spec, weights: Option<&WeightLayout>) -> Pipeline {
         let name = spec.full_name(weights);
-        let mut source = spec.source(weights);
+        let mut source = spec.source(weights, self.textures);
         if let Some(patch) = &self.patch {
             source = patch(&name, source);
         }
@@ -261,10 +279,17 @@ impl Pipelines {
             .map(|(i, access)| wgpu::BindGroupLayoutEntry {
                 binding: i as u32,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: *access != Access::Write },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
+                ty: match access {
+                    Access::Weights | Access::Activations if self.textures => wgpu::BindingType::Texture {
+                        sample_type: wgpu::TextureSampleType::Uint,
+                        view_dimension: wgpu::TextureViewDimension::D2,
+                        multisampled: false,
+                    },
+                    _ => wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Storage { read_only: *access != Access::Write },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
                 },
                 count: None,
             })

@@ -14,6 +14,7 @@
 
 mod adapter;
 mod device;
+mod fuse;
 mod kernels;
 mod layout;
 mod ops;
@@ -21,6 +22,7 @@ mod params;
 mod readback;
 mod record;
 mod tensor;
+mod texture;
 mod weights;
 
 /// The WGSL of a file in `shaders/`.
@@ -47,9 +49,11 @@ pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
 
 use self::device::Device;
+use self::fuse::Waiting;
 use self::kernels::Pipelines;
 use self::readback::Readback;
-use self::tensor::{Inner, Pool};
+use self::tensor::{Pool, Pooled};
+use self::texture::TexturePool;
 use self::weights::GpuWeight;
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
@@ -77,12 +81,16 @@ pub struct GpuBackend {
     device: Device,
     pipelines: Pipelines,
     pool: Rc<Pool>,
+    textures: Rc<TexturePool>,
+    /// Operations that have not been recorded yet; see [`fuse`].
+    waiting: Vec<Waiting>,
     readback: Readback,
-    weights: HashMap<usize, Rc<GpuWeight>>,
+    /// By id, and whether they are in textures.
+    weights: HashMap<(usize, bool), Rc<GpuWeight>>,
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
     weight_binding: u64,
-    /// Whether matrix products run the files for subgroups of 8 lanes.
+    /// Whether matrix products run the files for subgroups of 8 lanes, and find weights and activations in textures.
     lanes: bool,
     name: String,
 }
@@ -101,9 +109,12 @@ impl GpuBackend {
         if lanes && !eight {
             return Err(Error::cannot_run(format!("{selector}: {} has no subgroups of 8 lanes", device.info.name)));
         }
+        let limit = if lanes { limit.min(texture::most_bytes(&device.limits)) } else { limit };
         Ok(Self {
-            pipelines: Pipelines::new(&device.device, options.patch, options.checks),
+            pipelines: Pipelines::new(&device.device, options.patch, options.checks, lanes),
             pool: Rc::default(),
+            textures: Rc::default(),
+            waiting: Vec::new(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             angles: HashMap::new(),
@@ -125,8 +136,13 @@ impl GpuBackend {
     }
 
     /// Keeps every dispatch from now on, with its source, parameters and the contents of its bindings.
-    pub fn record(&mut self) {
+    ///
+    /// # Errors
+    /// Those of the operations before it.
+    pub fn record(&mut self) -> Result<()> {
+        self.run_waiting()?;
         self.device.record();
+        Ok(())
     }
 
     /// The dispatches since [`Self::record`], in order; recording ends.
@@ -134,12 +150,19 @@ impl GpuBackend {
     /// # Errors
     /// If the device is lost or a buffer cannot be read.
     pub fn recorded(&mut self) -> Result<Vec<Dispatch>> {
+        self.run_waiting()?;
         self.device.recorded()
+    }
+
+    /// How many dispatches have been recorded in all.
+    pub fn dispatches(&self) -> u64 {
+        self.device.dispatched
     }
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
     pub fn forget(&mut self, weight: &Weight) {
-        self.weights.remove(&weight.id);
+        self.weights.remove(&(weight.id, false));
+        self.weights.remove(&(weight.id, true));
     }
 
     /// Why a need cannot be met, if it cannot.
@@ -156,21 +179,37 @@ impl GpuBackend {
         }
     }
 
-    /// The weight in GPU memory, uploaded now if it was not.
+    /// The weight in GPU memory, where kernels of the table's [`Access::Weights`] find it; uploaded now if it was not.
     fn weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
-        if let Some(ready) = self.weights.get(&weight.id) {
+        self.weight_in(self.lanes, weight, &mut |_| ())
+    }
+
+    /// The weight in a buffer, as norms read it.
+    fn weight_in_buffer(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
+        self.weight_in(false, weight, &mut |_| ())
+    }
+
+    fn weight_in(
+        &mut self,
+        texture: bool,
+        weight: &Arc<Weight>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Rc<GpuWeight>> {
+        if let Some(ready) = self.weights.get(&(weight.id, texture)) {
             return Ok(ready.clone());
         }
-        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut |_| ())?);
-        self.weights.insert(weight.id, ready.clone());
+        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, texture, progress)?);
+        self.weights.insert((weight.id, texture), ready.clone());
         Ok(ready)
     }
 
     /// A tensor whose values are yet to be written.
     fn tensor(&mut self, what: impl std::fmt::Display, shape: &[usize], ids: bool) -> Result<GpuTensor> {
-        let bytes = (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16);
-        let memory = self.memory(what, bytes)?;
-        Ok(GpuTensor(Rc::new(Inner { shape: shape.to_vec(), ids, memory, plan: Default::default() })))
+        Ok(GpuTensor::new(shape, ids, self.tensor_memory(what, shape)?, false))
+    }
+
+    fn tensor_memory(&mut self, what: impl std::fmt::Display, shape: &[usize]) -> Result<Pooled> {
+        self.memory(what, (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16))
     }
 
     /// cos and sin of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
@@ -231,11 +270,9 @@ impl Backend for GpuBackend {
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         let mut done = 0;
         for weight in weights {
-            if !self.weights.contains_key(&weight.id) {
-                let mut tell = |bytes| progress(done + bytes);
-                let ready = GpuWeight::upload(&mut self.device, weight, self.weight_binding, &mut tell)?;
-                self.weights.insert(weight.id, Rc::new(ready));
-            }
+            // Weights of one row are those of norms.
+            let texture = self.lanes && weight.rows * weight.experts > 1;
+            self.weight_in(texture, weight, &mut |bytes| progress(done + bytes))?;
             done += weight.bytes().len() as u64;
             progress(done);
         }
@@ -244,9 +281,9 @@ impl Backend for GpuBackend {
 
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
-        let tensor = self.tensor("a cache", shape, false)?;
-        self.device.encoder().clear_buffer(&tensor.0.memory.buffer, 0, None);
-        Ok(tensor)
+        let memory = self.tensor_memory("a cache", shape)?;
+        self.device.encoder().clear_buffer(&memory.buffer, 0, None);
+        Ok(GpuTensor::new(shape, false, memory, true))
     }
 
     fn upload(&mut self, values: &HostTensor) -> Result<GpuTensor> {
@@ -277,6 +314,7 @@ impl Backend for GpuBackend {
 
     fn fetch(&mut self, tensor: &GpuTensor) -> Result<Ticket> {
         self.device.check()?;
+        self.run_waiting()?;
         self.readback.fetch(&mut self.device, tensor)
     }
 
@@ -285,6 +323,7 @@ impl Backend for GpuBackend {
     }
 
     fn sync(&mut self) -> Result<()> {
+        self.run_waiting()?;
         self.device.submit();
         self.device.wait(None)
     }

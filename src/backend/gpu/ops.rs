@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use super::device::Bound;
+use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
@@ -24,6 +26,9 @@ pub const QUAD: usize = 4;
 /// seldom share one. Where lanes have rows to themselves, sharing pays from the second position on.
 const FEW: usize = 4;
 const FEW_ON_LANES: usize = 1;
+
+/// Operations that wait at most: more than a layer has in a row, so that no group is torn apart.
+const MOST_WAITING: usize = 32;
 
 /// What the kernels promise. WGSL's own bounds on single operations; the orders are those that each .wgsl file states.
 pub fn contract(op: OpKind) -> Contract {
@@ -62,7 +67,7 @@ impl GpuBackend {
         &mut self,
         site: Site,
         kernel: Kernel<P>,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: P,
         grid: [u32; 3],
     ) -> Result<()> {
@@ -78,7 +83,7 @@ impl GpuBackend {
         site: Site,
         kernel: Kernel<P>,
         weight: &GpuWeight,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: impl Fn(params::Piece) -> P,
         grid: impl Fn(u32) -> [u32; 3],
     ) -> Result<()> {
@@ -87,7 +92,7 @@ impl GpuBackend {
         for piece in &weight.pieces {
             let grid = grid(piece.params.count);
             self.check_grid(site, spec.name, grid)?;
-            let mut all = vec![(&piece.buffer, piece.buffer.size())];
+            let mut all = vec![piece.binding()];
             all.extend(bindings);
             self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params(piece.params)]), grid)?;
         }
@@ -109,66 +114,181 @@ impl GpuBackend {
         if self.lanes { LANES_MATVEC_ROWS } else { MATVEC_ROWS }
     }
 
-    /// Runs `op` and returns its result.
+    /// Runs `op` and returns its result: now, or with what follows (see [`fuse`]).
     pub(super) fn run_op(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
         let shape = &op.check(site, GpuTensor::operand)?[..];
-        match op {
-            Op::Embed { table, tokens } => self.embed(site, shape, table, tokens),
-            Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps),
-            Op::MatMul { x, weight } => self.matmul(site, shape, x, weight),
-            Op::Rope { x, start, head_dim, base } => self.rope(site, x, *start, *head_dim, *base),
-            Op::Store { cache, x, start } => self.store(site, cache, x, *start),
-            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, shape, q, k, *start, *head_dim),
-            Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start),
-            Op::AttnContext { probs, v, start, head_dim } => {
-                self.attn_context(site, shape, probs, v, *start, *head_dim)
+        let result = match op {
+            Op::Store { cache, x, .. } if cache.same(x) => {
+                return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
             }
-            Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b),
-            Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up),
-            Op::RouterProbs { logits } => self.router_probs(site, logits),
-            Op::RouterTopK { probs, .. } => self.router_topk(site, shape, probs),
-            Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise),
-            Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, shape, x, ids, weight),
-            Op::Combine { down, weights } => self.combine(site, shape, down, weights),
-            Op::Rows { x, start, .. } => self.rows(site, shape, x, *start),
+            Op::Store { cache, .. } => cache.clone(),
+            Op::RmsNorm { weight, .. } if weight.ty != GgmlType::F32 => {
+                return Err(Error::cannot_run(format!(
+                    "tensor {}: the GPU has norms with F32 weights, not {}",
+                    weight.name, weight.ty
+                )));
+            }
+            _ => self.tensor(site, shape, op.kind() == OpKind::RouterTopK)?,
+        };
+        if let Some(weight) = op.weight() {
+            // Whether it can be uploaded is said now, not when the operation has waited.
+            if op.kind() == OpKind::RmsNorm {
+                self.weight_in_buffer(weight)?
+            } else {
+                self.weight(weight)?
+            };
+        }
+        if fuse::waits(op.kind()) {
+            self.waiting.push(Waiting { site, op: op.keep(), result: result.clone() });
+            if self.waiting.len() >= MOST_WAITING {
+                self.run_waiting()?;
+            }
+        } else {
+            self.run_waiting()?;
+            self.run_alone(site, op, &result)?;
+        }
+        Ok(result)
+    }
+
+    /// Runs the operations that wait.
+    pub(super) fn run_waiting(&mut self) -> Result<()> {
+        let all = std::mem::take(&mut self.waiting);
+        let stores = |store: usize| self.in_cache(&all[store].op.share()).is_some();
+        for launch in fuse::launches(&all, stores) {
+            self.run_launch(&all, &launch)?;
+        }
+        Ok(())
+    }
+
+    fn run_launch(&mut self, all: &[Waiting], launch: &Launch) -> Result<()> {
+        let op = |i: usize| all[i].op.share();
+        let site = |i: usize| all[i].site;
+        let result = |i: usize| &all[i].result;
+        match *launch {
+            Launch::Alone(i) => self.run_alone(site(i), &op(i), result(i)),
+            Launch::Stored { made, store } => {
+                let store = op(store);
+                let y = self.in_cache(&store).expect("only such stores join");
+                match op(made) {
+                    Op::MatMul { x, weight } => self.matmul(site(made), result(made).shape(), &x, weight, y),
+                    Op::Rope { x, start, head_dim, base } => self.rope(site(made), &x, start, head_dim, base, y),
+                    _ => unreachable!("products and rotations are stored"),
+                }
+            }
+            Launch::NormRope { norm, rope, store } => {
+                let store = store.map(op);
+                let y = match &store {
+                    Some(store) => self.in_cache(store).expect("only such stores join"),
+                    None => result(rope).binding(),
+                };
+                let (Op::RmsNorm { x, weight, eps }, Op::Rope { start, head_dim, base, .. }) = (op(norm), op(rope))
+                else {
+                    unreachable!("a norm and a rotation")
+                };
+                let (positions, cols) = rows_cols(&x);
+                let angles = self.angles(site(rope), base, head_dim, start + positions)?;
+                let gpu = self.weight_in_buffer(weight)?;
+                let groups = x.len() / head_dim;
+                let [n, heads, start] = [head_dim, cols / head_dim, start].map(|n| n as u32);
+                let params = params::NormRope { n, groups: groups as u32, heads, start, eps };
+                let angles = Bound::buffer(&angles, angles.size());
+                let bindings = [gpu.pieces[0].binding(), angles, x.binding(), y];
+                self.dispatch(site(rope), kernels::NORM_ROPE, &bindings, params, self.fold(groups))
+            }
+            Launch::AddNorm { add, norm } => {
+                let (Op::Add { a, b }, Op::RmsNorm { weight, eps, .. }) = (op(add), op(norm)) else {
+                    unreachable!("an addition and a norm")
+                };
+                let gpu = self.weight_in_buffer(weight)?;
+                let groups = a.len() / weight.cols;
+                let params = params::RmsNorm { n: weight.cols as u32, groups: groups as u32, eps };
+                let (sum, y) = (result(add).binding(), result(norm).binding());
+                let bindings = [gpu.pieces[0].binding(), a.binding(), b.binding(), sum, y];
+                self.dispatch(site(norm), kernels::ADD_NORM, &bindings, params, self.fold(groups))
+            }
+            Launch::CombineAdd { combine, add } => {
+                let (Op::Combine { down, weights }, Op::Add { a, b }) = (op(combine), op(add)) else {
+                    unreachable!("a combination and an addition")
+                };
+                let other = if b.same(result(combine)) { a } else { b };
+                let (y, k) = (result(add), rows_cols(&weights).1);
+                let params = params::Combine { n: y.len() as u32, cols: rows_cols(y).1 as u32, k: k as u32 };
+                let bindings = [other.binding(), down.binding(), weights.binding(), y.binding()];
+                self.dispatch(site(add), kernels::COMBINE_ADD, &bindings, params, self.fold_values(y.len()))
+            }
+            Launch::Router { probs, ids, weights } => {
+                let (Op::RouterProbs { logits }, Op::RouterWeights { renormalise, .. }) = (op(probs), op(weights))
+                else {
+                    unreachable!("probabilities and weights")
+                };
+                let (positions, experts) = rows_cols(&logits);
+                let k = rows_cols(result(ids)).1 as u32;
+                let params = params::Router { experts: experts as u32, k, renormalise: renormalise.into() };
+                let made = [probs, ids, weights].map(|i| result(i).binding());
+                let bindings = [logits.binding(), made[0], made[1], made[2]];
+                self.dispatch(site(weights), kernels::ROUTER, &bindings, params, [positions as u32, 1, 1])
+            }
         }
     }
 
-    fn embed(&mut self, site: Site, shape: &[usize], table: &Arc<Weight>, tokens: &[u32]) -> Result<GpuTensor> {
+    /// The rows of the cache that a `Store` writes, as the binding of a kernel that makes them; `None` if the adapter cannot bind
+    /// where they start.
+    fn in_cache<'t>(&self, store: &'t Op<'_, GpuTensor>) -> Option<Bound<'t>> {
+        let Op::Store { cache, x, start } = store else { return None };
+        let offset = (start * rows_cols(x).1) as u64 * 4;
+        let buffer = &cache.0.memory.buffer;
+        let size = x.bytes();
+        let fits = offset.is_multiple_of(self.device.limits.min_storage_buffer_offset_alignment.into());
+        fits.then_some(Bound::Buffer { buffer, offset, size })
+    }
+
+    /// Records one operation, whose result goes to `y`.
+    fn run_alone(&mut self, site: Site, op: &Op<'_, GpuTensor>, y: &GpuTensor) -> Result<()> {
+        match op {
+            Op::Embed { table, tokens } => self.embed(site, table, tokens, y),
+            Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps, y),
+            Op::MatMul { x, weight } => self.matmul(site, y.shape(), x, weight, y.binding()),
+            Op::Rope { x, start, head_dim, base } => self.rope(site, x, *start, *head_dim, *base, y.binding()),
+            Op::Store { cache, x, start } => self.store(site, cache, x, *start),
+            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim, y),
+            Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start, y),
+            Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim, y),
+            Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b, y),
+            Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up, y),
+            Op::RouterProbs { logits } => self.router_probs(site, logits, y),
+            Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
+            Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise, y),
+            Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight, y),
+            Op::Combine { down, weights } => self.combine(site, down, weights, y),
+            Op::Rows { x, start, .. } => self.rows(site, x, *start, y),
+        }
+    }
+
+    fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32], y: &GpuTensor) -> Result<()> {
         let weight = self.weight(table)?;
-        let y = self.tensor(site, shape, false)?;
         let ids = self.tensor(site, &[tokens.len()], true)?;
         self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
         // A thread makes 16 values.
         let grid = [(table.cols.div_ceil(16) as u32).div_ceil(THREADS), tokens.len() as u32, 1];
         let params = |piece| params::Embed { piece, cols: table.cols as u32 };
-        self.dispatch_weight(site, kernels::EMBED, &weight, &[ids.binding(), y.binding()], params, |_| grid)?;
-        Ok(y)
+        self.dispatch_weight(site, kernels::EMBED, &weight, &[ids.binding(), y.binding()], params, |_| grid)
     }
 
-    fn rms_norm(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, eps: f32) -> Result<GpuTensor> {
+    fn rms_norm(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, eps: f32, y: &GpuTensor) -> Result<()> {
         let n = weight.cols;
-        if weight.ty != GgmlType::F32 {
-            return Err(Error::cannot_run(format!(
-                "tensor {}: the GPU has norms with F32 weights, not {}",
-                weight.name, weight.ty
-            )));
-        }
-        let gpu = self.weight(weight)?;
-        let y = self.tensor(site, x.shape(), false)?;
+        let gpu = self.weight_in_buffer(weight)?;
         let groups = x.len() / n;
         // One row is one piece.
-        let buffer = &gpu.pieces[0].buffer;
-        let bindings = [(buffer, buffer.size()), x.binding(), y.binding()];
+        let bindings = [gpu.pieces[0].binding(), x.binding(), y.binding()];
         let params = params::RmsNorm { n: n as u32, groups: groups as u32, eps };
-        self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))?;
-        Ok(y)
+        self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))
     }
 
-    /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are.
+    /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are, unless they
+    /// are to be read from a texture and may change.
     fn padded(&mut self, site: Site, x: &GpuTensor, cols: usize) -> Result<GpuTensor> {
         let padded = cols.next_multiple_of(PAIR);
-        if padded == cols {
+        if padded == cols && !(self.lanes && x.0.changes) {
             return Ok(x.clone());
         }
         let rows = x.len() / cols;
@@ -177,12 +297,25 @@ impl GpuBackend {
         Ok(y)
     }
 
-    fn matmul(&mut self, site: Site, shape: &[usize], x: &GpuTensor, weight: &Arc<Weight>) -> Result<GpuTensor> {
+    /// `x` where kernels of the table's [`Access::Activations`](super::Access::Activations) find it.
+    fn activations<'x>(&mut self, site: Site, x: &'x GpuTensor) -> Result<Bound<'x>> {
+        if !self.lanes {
+            return Ok(x.binding());
+        }
+        if x.0.texture.get().is_none() {
+            let texture = self.textures.take(&self.device, &site.to_string(), x.bytes())?;
+            texture.texture.copy_from(&mut self.device, &x.0.memory.buffer, x.bytes());
+            let _ = x.0.texture.set(texture); // it was empty
+        }
+        Ok(x.0.texture.get().map_or_else(|| x.binding(), |made| Bound::Texture(&made.texture)))
+    }
+
+    /// `shape` is that of the result, [T, N].
+    fn matmul(&mut self, site: Site, shape: &[usize], x: &GpuTensor, weight: &Arc<Weight>, y: Bound<'_>) -> Result<()> {
         let positions = shape[0];
         let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
-        let y = self.tensor(site, shape, false)?;
-        let bindings = [x.binding(), y.binding()];
+        let bindings = [self.activations(site, &x)?, y];
         let t = positions as u32;
         if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
             let rows = self.matvec_rows();
@@ -193,38 +326,38 @@ impl GpuBackend {
             let grid = |count: u32| [count.div_ceil(TILE), t.div_ceil(TILE), 1];
             self.dispatch_weight(site, kernels::MATMUL, &gpu, &bindings, params, grid)?;
         }
-        Ok(y)
+        Ok(())
     }
 
     fn expert_matmul(
         &mut self,
         site: Site,
-        shape: &[usize],
         x: &GpuTensor,
         ids: &GpuTensor,
         weight: &Arc<Weight>,
-    ) -> Result<GpuTensor> {
-        let (positions, k) = (shape[0], shape[1]);
+        y: &GpuTensor,
+    ) -> Result<()> {
+        let (positions, k) = (y.shape()[0], y.shape()[1]);
         let slots = positions * k;
         // [T, n] is shared by the slots of a token, [T, K, n] has a row for each.
         let shared_by = if x.shape().len() == 2 { k as u32 } else { 1 };
         let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
-        let y = self.tensor(site, shape, false)?;
         let (rows, experts) = (weight.rows as u32, weight.experts as u32);
         if positions <= FEW {
-            let bindings = [x.binding(), ids.binding(), y.binding()];
+            let bindings = [self.activations(site, &x)?, ids.binding(), y.binding()];
             let params = |piece| params::ExpertMatvec { piece, experts, shared_by };
             let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
             self.dispatch_weight(site, kernels::EXPERT_MATVEC, &gpu, &bindings, params, |_| grid)?;
         } else {
             let plan = self.expert_plan(site, ids, weight.experts)?;
-            let bindings = [x.binding(), (&plan.memory.buffer, plan.bytes), y.binding()];
+            let plan_bound = Bound::buffer(&plan.memory.buffer, plan.bytes);
+            let bindings = [self.activations(site, &x)?, plan_bound, y.binding()];
             let params = |piece| params::ExpertMatmul { piece, experts, shared_by, slots: slots as u32 };
             let grid = [rows.div_ceil(TILE), plan.tiles, 1];
             self.dispatch_weight(site, kernels::EXPERT_MATMUL, &gpu, &bindings, params, |_| grid)?;
         }
-        Ok(y)
+        Ok(())
     }
 
     /// The slots of `ids` sorted by expert; made once for each tensor of ids.
@@ -238,7 +371,7 @@ impl GpuBackend {
                 let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
                 let memory = self.memory(site, bytes)?;
                 let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
-                let bindings = [ids.binding(), (&memory.buffer, bytes)];
+                let bindings = [ids.binding(), Bound::buffer(&memory.buffer, bytes)];
                 self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
                 ids.0.plan.get_or_init(|| SlotPlan { memory, bytes, experts, tiles: tiles as u32 })
             }
@@ -252,15 +385,21 @@ impl GpuBackend {
         Ok(plan)
     }
 
-    fn rope(&mut self, site: Site, x: &GpuTensor, start: usize, head_dim: usize, base: f64) -> Result<GpuTensor> {
+    fn rope(
+        &mut self,
+        site: Site,
+        x: &GpuTensor,
+        start: usize,
+        head_dim: usize,
+        base: f64,
+        y: Bound<'_>,
+    ) -> Result<()> {
         let (positions, cols) = rows_cols(x);
         let angles = self.angles(site, base, head_dim, start + positions)?;
-        let y = self.tensor(site, x.shape(), false)?;
         let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
         let params = params::Rope { pairs, heads, half_dim, start };
-        let bindings = [(&angles, angles.size()), x.binding(), y.binding()];
-        self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))?;
-        Ok(y)
+        let bindings = [Bound::buffer(&angles, angles.size()), x.binding(), y];
+        self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))
     }
 
     /// Rows of `x_cols` words of `x` from word `from` on, to rows of `y_cols` words of `y` from word `to` on.
@@ -282,20 +421,14 @@ impl GpuBackend {
         self.dispatch(site, kernels::COPY, &[x.binding(), y.binding()], params, grid)
     }
 
-    fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<GpuTensor> {
+    fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<()> {
         let (positions, n) = rows_cols(x);
-        if cache.same(x) {
-            return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
-        }
-        self.copy(site, x, 0, n, cache, start * n, n, positions)?;
-        Ok(cache.clone())
+        self.copy(site, x, 0, n, cache, start * n, n, positions)
     }
 
-    fn rows(&mut self, site: Site, shape: &[usize], x: &GpuTensor, start: usize) -> Result<GpuTensor> {
-        let &[rows, cols] = shape else { unreachable!("[rows, n]") };
-        let y = self.tensor(site, shape, false)?;
-        self.copy(site, x, start * cols, cols, &y, 0, cols, rows)?;
-        Ok(y)
+    fn rows(&mut self, site: Site, x: &GpuTensor, start: usize, y: &GpuTensor) -> Result<()> {
+        let &[rows, cols] = y.shape() else { unreachable!("[rows, n]") };
+        self.copy(site, x, start * cols, cols, y, 0, cols, rows)
     }
 
     /// The kernels' unit of a head.
@@ -311,49 +444,43 @@ impl GpuBackend {
     fn attn_scores(
         &mut self,
         site: Site,
-        shape: &[usize],
         q: &GpuTensor,
         k: &GpuTensor,
         start: usize,
         head_dim: usize,
-    ) -> Result<GpuTensor> {
-        let &[heads, positions, seen] = shape else { unreachable!("[heads, T, S]") };
+        y: &GpuTensor,
+    ) -> Result<()> {
+        let &[heads, positions, seen] = y.shape() else { unreachable!("[heads, T, S]") };
         let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(k).1 / head_dim);
-        let y = self.tensor(site, shape, false)?;
         let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
         let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
         let params = params::AttnScores { quads, heads, kv_heads, start, seen, scale };
-        self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)
     }
 
-    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize) -> Result<GpuTensor> {
+    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize, y: &GpuTensor) -> Result<()> {
         let &[heads, positions, seen] = scores.shape() else { unreachable!("[heads, T, S]") };
-        let y = self.tensor(site, scores.shape(), false)?;
         let grid = [positions as u32, heads as u32, 1];
         let params = params::AttnProbs { start: start as u32, seen: seen as u32 };
-        self.dispatch(site, kernels::ATTN_PROBS, &[scores.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::ATTN_PROBS, &[scores.binding(), y.binding()], params, grid)
     }
 
     fn attn_context(
         &mut self,
         site: Site,
-        shape: &[usize],
         probs: &GpuTensor,
         v: &GpuTensor,
         start: usize,
         head_dim: usize,
-    ) -> Result<GpuTensor> {
+        y: &GpuTensor,
+    ) -> Result<()> {
         let &[heads, positions, seen] = probs.shape() else { unreachable!("[heads, T, S]") };
         let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(v).1 / head_dim);
-        let y = self.tensor(site, shape, false)?;
         let grid = [heads as u32, positions as u32, 1];
         let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
         let params = params::AttnContext { quads, heads, kv_heads, start, seen };
-        self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)
     }
 
     fn elementwise(
@@ -362,30 +489,25 @@ impl GpuBackend {
         kernel: Kernel<params::Elementwise>,
         a: &GpuTensor,
         b: &GpuTensor,
-    ) -> Result<GpuTensor> {
-        let y = self.tensor(site, a.shape(), false)?;
+        y: &GpuTensor,
+    ) -> Result<()> {
         let params = params::Elementwise { n: a.len() as u32 };
         let bindings = [a.binding(), b.binding(), y.binding()];
-        self.dispatch(site, kernel, &bindings, params, self.fold_values(a.len()))?;
-        Ok(y)
+        self.dispatch(site, kernel, &bindings, params, self.fold_values(a.len()))
     }
 
-    fn router_probs(&mut self, site: Site, logits: &GpuTensor) -> Result<GpuTensor> {
+    fn router_probs(&mut self, site: Site, logits: &GpuTensor, y: &GpuTensor) -> Result<()> {
         let (positions, experts) = rows_cols(logits);
-        let y = self.tensor(site, logits.shape(), false)?;
         let grid = [positions as u32, 1, 1];
         let params = params::RouterProbs { experts: experts as u32 };
-        self.dispatch(site, kernels::ROUTER_PROBS, &[logits.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::ROUTER_PROBS, &[logits.binding(), y.binding()], params, grid)
     }
 
-    fn router_topk(&mut self, site: Site, shape: &[usize], probs: &GpuTensor) -> Result<GpuTensor> {
-        let (experts, &[positions, k]) = (rows_cols(probs).1, shape) else { unreachable!("[T, K]") };
-        let y = self.tensor(site, shape, true)?;
+    fn router_topk(&mut self, site: Site, probs: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let (experts, &[positions, k]) = (rows_cols(probs).1, y.shape()) else { unreachable!("[T, K]") };
         let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
         let grid = [positions as u32, 1, 1];
-        self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)
     }
 
     fn router_weights(
@@ -394,24 +516,21 @@ impl GpuBackend {
         probs: &GpuTensor,
         ids: &GpuTensor,
         renormalise: bool,
-    ) -> Result<GpuTensor> {
+        y: &GpuTensor,
+    ) -> Result<()> {
         let (positions, experts) = rows_cols(probs);
         let k = rows_cols(ids).1;
-        let y = self.tensor(site, ids.shape(), false)?;
         let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
         let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
         let bindings = [probs.binding(), ids.binding(), y.binding()];
-        self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])?;
-        Ok(y)
+        self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
     }
 
-    fn combine(&mut self, site: Site, shape: &[usize], down: &GpuTensor, weights: &GpuTensor) -> Result<GpuTensor> {
-        let (k, cols) = (rows_cols(weights).1, shape[1]);
-        let y = self.tensor(site, shape, false)?;
+    fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let (k, cols) = (rows_cols(weights).1, y.shape()[1]);
         let grid = self.fold_values(y.len());
         let params = params::Combine { n: y.len() as u32, cols: cols as u32, k: k as u32 };
-        self.dispatch(site, kernels::COMBINE, &[down.binding(), weights.binding(), y.binding()], params, grid)?;
-        Ok(y)
+        self.dispatch(site, kernels::COMBINE, &[down.binding(), weights.binding(), y.binding()], params, grid)
     }
 
     /// Memory for `bytes`, from the pool if it has it.

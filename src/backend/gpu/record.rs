@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::device::Device;
+use super::device::{Bound, Device};
 use super::kernels::{Access, Pipeline};
 use crate::error::{Error, Result};
 
@@ -29,7 +29,7 @@ pub struct Dispatch {
     pub bindings: Vec<Binding>,
 }
 
-/// A storage buffer of a dispatch.
+/// What a binding of a dispatch held: a storage buffer, or a texture row by row.
 #[derive(Clone, Debug)]
 pub struct Binding {
     /// Whether the dispatch wrote it.
@@ -61,12 +61,12 @@ impl Device {
     pub(super) fn record_reads(
         &mut self,
         pipeline: &Pipeline,
-        bindings: &[(&wgpu::Buffer, u64)],
+        bindings: &[Bound<'_>],
         params: &[u32],
         grid: [u32; 3],
     ) -> Result<()> {
         let Some(mut recording) = self.recording.take() else { return Ok(()) };
-        let bytes: u64 = bindings.iter().map(|(_, size)| size).sum();
+        let bytes: u64 = bindings.iter().map(Bound::size).sum();
         recording.bytes += bytes;
         if recording.bytes > MOST_BYTES {
             return Err(Error::cannot_run(format!(
@@ -75,11 +75,15 @@ impl Device {
             )));
         }
         let mut copies = Vec::new();
-        for (&(buffer, size), access) in bindings.iter().zip(pipeline.bindings) {
+        for (bound, access) in bindings.iter().zip(pipeline.bindings) {
             let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
-            let copy = self.create_buffer("a recorded binding", size, usage)?;
-            if *access != Access::Write {
-                self.encoder().copy_buffer_to_buffer(buffer, 0, &copy, 0, size);
+            let copy = self.create_buffer("a recorded binding", bound.size(), usage)?;
+            match *bound {
+                Bound::Buffer { buffer, offset, size } if *access != Access::Write => {
+                    self.encoder().copy_buffer_to_buffer(buffer, offset, &copy, 0, size);
+                }
+                Bound::Texture(texture) => texture.copy_to(self, &copy),
+                Bound::Buffer { .. } => {}
             }
             copies.push(copy);
         }
@@ -97,12 +101,14 @@ impl Device {
     }
 
     /// After the dispatch that was noted last: copies what it wrote.
-    pub(super) fn record_writes(&mut self, bindings: &[(&wgpu::Buffer, u64)]) {
+    pub(super) fn record_writes(&mut self, bindings: &[Bound<'_>]) {
         let Some(recording) = self.recording.take() else { return };
         if let Some(last) = recording.pending.last() {
-            for ((&(buffer, size), copy), binding) in bindings.iter().zip(&last.copies).zip(&last.dispatch.bindings) {
-                if binding.written {
-                    self.encoder().copy_buffer_to_buffer(buffer, 0, copy, 0, size);
+            for ((bound, copy), binding) in bindings.iter().zip(&last.copies).zip(&last.dispatch.bindings) {
+                if let Bound::Buffer { buffer, offset, size } = *bound
+                    && binding.written
+                {
+                    self.encoder().copy_buffer_to_buffer(buffer, offset, copy, 0, size);
                 }
             }
         }
@@ -155,7 +161,7 @@ mod tests {
         let x = gpu.upload(&HostTensor::f32(&[1, 4], vec![1.0, 2.0, 3.0, 4.0])).unwrap();
         let at = At::model(Stage::Embedding, 0);
         let before = gpu.run(at, &Op::Add { a: x.clone(), b: x.clone() }).unwrap();
-        gpu.record();
+        gpu.record().unwrap();
         let twice = gpu.run(at, &Op::Add { a: x.clone(), b: x }).unwrap();
         gpu.run(at, &Op::Add { a: twice.clone(), b: before }).unwrap();
         let dispatches = gpu.recorded().unwrap();

@@ -10,6 +10,8 @@ use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::device::Bound;
+use super::texture::PooledTexture;
 use crate::op::{Elements, Operand};
 
 /// Unused bytes that the pool holds on to.
@@ -73,8 +75,12 @@ pub(super) struct Inner {
     pub shape: Vec<usize>,
     pub ids: bool,
     pub memory: Pooled,
+    /// Whether [`Op::Store`](crate::op::Op::Store) may write into it.
+    pub changes: bool,
     /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
     pub plan: OnceCell<SlotPlan>,
+    /// The same values in a texture, for kernels that read them there: made when first needed, and only of values that do not change.
+    pub texture: OnceCell<PooledTexture>,
 }
 
 /// Slots sorted by expert; see `shaders/expert_plan.wgsl`.
@@ -86,6 +92,10 @@ pub struct SlotPlan {
 }
 
 impl GpuTensor {
+    pub(super) fn new(shape: &[usize], ids: bool, memory: Pooled, changes: bool) -> Self {
+        let (plan, texture) = (OnceCell::new(), OnceCell::new());
+        Self(Rc::new(Inner { shape: shape.to_vec(), ids, memory, changes, plan, texture }))
+    }
     /// The axes.
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
@@ -108,8 +118,12 @@ impl GpuTensor {
         Rc::ptr_eq(&self.0, &other.0)
     }
     /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
-    pub(super) fn binding(&self) -> (&wgpu::Buffer, u64) {
-        (&self.0.memory.buffer, (self.len() as u64 * 4).next_multiple_of(16))
+    pub(super) fn binding(&self) -> Bound<'_> {
+        Bound::buffer(&self.0.memory.buffer, self.bytes())
+    }
+    /// Bytes of the values, filled up to a whole vec4.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.len() as u64 * 4).next_multiple_of(16)
     }
 }
 

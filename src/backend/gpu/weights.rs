@@ -9,9 +9,10 @@
 
 use std::sync::Arc;
 
-use super::device::Device;
+use super::device::{Bound, Device};
 use super::layout::WeightLayout;
 use super::params;
+use super::texture::{TEXEL_ROW, WordTexture};
 use crate::error::{Error, Result};
 use crate::op::{GgmlType, Weight};
 
@@ -20,10 +21,25 @@ const CHUNK: usize = 4 << 20;
 /// Chunks written before the queue is submitted and waited for.
 const CHUNKS_PER_SUBMIT: usize = 24;
 
+/// Where a piece is.
+enum Memory {
+    Buffer(wgpu::Buffer),
+    Texture(WordTexture),
+}
+
 /// Whole rows of a weight, and what kernels are told of them.
 pub struct Piece {
-    pub buffer: wgpu::Buffer,
+    memory: Memory,
     pub params: params::Piece,
+}
+
+impl Piece {
+    pub fn binding(&self) -> Bound<'_> {
+        match &self.memory {
+            Memory::Buffer(buffer) => Bound::buffer(buffer, buffer.size()),
+            Memory::Texture(texture) => Bound::Texture(texture),
+        }
+    }
 }
 
 /// A weight in GPU memory.
@@ -44,7 +60,7 @@ impl GpuWeight {
         }
     }
 
-    /// Uploads a weight; `progress` is told the source bytes done so far.
+    /// Uploads a weight to buffers or textures; `progress` is told the source bytes done so far.
     ///
     /// # Errors
     /// `CannotRun` if its type has no kernels, one row is over `limit` bytes, or the device has no memory for it.
@@ -52,6 +68,7 @@ impl GpuWeight {
         device: &mut Device,
         weight: &Arc<Weight>,
         limit: u64,
+        texture: bool,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self> {
         let name = &weight.name;
@@ -69,18 +86,45 @@ impl GpuWeight {
         let mut chunks = 0;
         for first in (0..rows).step_by(rows_per_piece) {
             let count = rows_per_piece.min(rows - first);
-            // The source of a copy only where dispatches are recorded.
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-            let buffer = device.create_buffer(name, (count * row_bytes) as u64, usage)?;
+            let bytes = (count * row_bytes) as u64;
+            let memory = match texture {
+                true => Memory::Texture(WordTexture::new(device, name, bytes)?),
+                false => {
+                    // The source of a copy only where dispatches are recorded.
+                    let usage =
+                        wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+                    Memory::Buffer(device.create_buffer(name, bytes, usage)?)
+                }
+            };
+            let mut written = 0; // bytes of the piece
+            chunk.clear();
             for start in (0..count).step_by(rows_per_chunk) {
                 let n = rows_per_chunk.min(count - start);
-                chunk.clear();
-                chunk.resize(n * row_bytes, 0);
-                for (i, out) in chunk.chunks_exact_mut(row_bytes).enumerate() {
+                let before = chunk.len();
+                chunk.resize(before + n * row_bytes, 0);
+                for (i, out) in chunk[before..].chunks_exact_mut(row_bytes).enumerate() {
                     // `row(0, r)` counts through all experts: they lie one after another.
                     layout.pack_row(weight.row(0, first + start + i), out);
                 }
-                device.queue.write_buffer(&buffer, (start * row_bytes) as u64, &chunk);
+                match &memory {
+                    Memory::Buffer(buffer) => {
+                        device.queue.write_buffer(buffer, written, &chunk);
+                        written += chunk.len() as u64;
+                        chunk.clear();
+                    }
+                    Memory::Texture(texture) => {
+                        // Whole rows of texels; what is left goes with the next chunk, and the last row is filled up.
+                        if start + n == count {
+                            chunk.resize(chunk.len().next_multiple_of(TEXEL_ROW as usize), 0);
+                        }
+                        let whole = chunk.len() / TEXEL_ROW as usize * TEXEL_ROW as usize;
+                        if whole > 0 {
+                            texture.write_rows(device, (written / TEXEL_ROW) as u32, &chunk[..whole]);
+                        }
+                        written += whole as u64;
+                        chunk.drain(..whole);
+                    }
+                }
                 chunks += 1;
                 if chunks % CHUNKS_PER_SUBMIT == 0 {
                     device.queue.submit([]);
@@ -96,7 +140,7 @@ impl GpuWeight {
                 first: first as u32,
                 count: count as u32,
             };
-            pieces.push(Piece { buffer, params });
+            pieces.push(Piece { memory, params });
         }
         device.check()?;
         Ok(Self { layout, pieces })

@@ -152,11 +152,11 @@ pub static FAULTS: &[Fault] = &[
             Shader {
                 kernel: "expert_matvec_lanes",
                 edits: &[(
-                    "let mine = x[start + columns(n * PAIRS + pair,",
+                    "let mine = activations(start + columns(n * PAIRS + pair,",
                     "if n * PAIRS + pair + 1u == p.piece.pairs {
                 break;
             }
-            let mine = x[start + columns(n * PAIRS + pair,",
+            let mine = activations(start + columns(n * PAIRS + pair,",
                 )],
             },
         ]),

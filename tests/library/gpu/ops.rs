@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::common::*;
-use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, WeightLayout};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, GpuTensor, WeightLayout};
 use twinscope::backend::{Backend, Need};
+use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};
 
 /// One multiplication and one rounding of the weight's own on top of the sum's additions.
@@ -372,6 +373,84 @@ fn caches_keep_what_is_stored_and_copies_see_their_moment() {
     let too_much = gpu.upload(&r.tensor(&[2, 100])).unwrap();
     let error = gpu.run(at(), &Op::Store { cache, x: too_much, start: 9 }).err().unwrap();
     assert!(error.to_string().contains("at 9 of 10"), "{error}");
+}
+
+/// A cache's values change under the same handle: whatever a backend keeps of a tensor, it keeps nothing of a cache.
+#[test]
+fn a_product_over_a_cache_reads_what_is_stored_by_then() {
+    for (set, mut gpu) in each_set() {
+        let mut r = Random::new(23);
+        let weight = r.weight(GgmlType::Q8_0, [64, 8, 1]);
+        let cache = gpu.alloc(&[2, 64]).unwrap();
+        let product = |gpu: &mut GpuBackend| {
+            let y = gpu.run(at(), &Op::MatMul { x: cache.clone(), weight: &weight }).unwrap();
+            gpu.read(&y).unwrap().to_f32()
+        };
+        assert_eq!(product(&mut gpu), [0.0; 16], "{set}");
+        let x = gpu.upload(&r.tensor(&[2, 64])).unwrap();
+        gpu.run(at(), &Op::Store { cache: cache.clone(), x: x.clone(), start: 0 }).unwrap();
+        let y = gpu.run(at(), &Op::MatMul { x, weight: &weight }).unwrap();
+        assert_eq!(product(&mut gpu), gpu.read(&y).unwrap().to_f32(), "{set}");
+    }
+}
+
+/// What runs together leaves out no value that somebody has a handle to, and writes nothing beside its rows of a cache.
+#[test]
+fn values_that_somebody_holds_are_made() {
+    let (head_dim, base, start) = (64, 1e6, 1);
+    let mut r = Random::new(24);
+    let weight = r.weight(GgmlType::F32, [head_dim, 1, 1]);
+    let matrix = r.weight(GgmlType::Q8_0, [256, 256, 1]);
+    let x = r.tensor(&[2, 256]);
+    // Holding the normed values or not, reading after each operation or not.
+    let run = |holds: bool, reads: bool| {
+        let mut gpu = gpu();
+        let x = gpu.upload(&x).unwrap();
+        let cache = gpu.alloc(&[4, 256]).unwrap();
+        let mut held = Vec::new();
+        let mut step = |gpu: &mut GpuBackend, op: Op<'_, GpuTensor>| {
+            let y = gpu.run(at(), &op).unwrap();
+            if holds {
+                held.push(y.clone());
+            }
+            if reads {
+                gpu.read(&y).unwrap();
+            }
+            y
+        };
+        let before = gpu.dispatches();
+        let y = step(&mut gpu, Op::MatMul { x, weight: &matrix });
+        let y = step(&mut gpu, Op::RmsNorm { x: y, weight: &weight, eps: 1e-6 });
+        let y = step(&mut gpu, Op::Rope { x: y, start, head_dim, base });
+        step(&mut gpu, Op::Store { cache: cache.clone(), x: y, start });
+        gpu.sync().unwrap();
+        let dispatches = gpu.dispatches() - before;
+        let held: Vec<_> = held.iter().map(|t| gpu.read(t).unwrap()).collect();
+        (dispatches, gpu.read(&cache).unwrap(), held)
+    };
+    let (together, expected, _) = run(false, false);
+    assert_eq!(together, 2, "a product, and the rest at once");
+    let (alone, cache, held) = run(true, false);
+    assert_eq!((alone, &cache), (4, &expected));
+    assert_eq!(run(true, true), (4, expected, held));
+}
+
+/// Counted so that nobody undoes it unknowingly; see `src/backend/gpu/fuse.rs`.
+#[test]
+fn an_untapped_layer_takes_18_dispatches() {
+    let model = Model::open(None).unwrap();
+    let layers = model.config.layers as u64;
+    let mut gpu = gpu();
+    for tokens in [&[414u32, 2, 3, 4, 5, 6][..], &[7]] {
+        // Prefill: also a plan of the experts.
+        let a_layer = if tokens.len() == 1 { 18 } else { 19 };
+        let mut session = Session::new(&mut gpu, &model.config, 8).unwrap();
+        let before = gpu.dispatches();
+        let logits = forward(&mut gpu, &model, &mut session, tokens, LogitRows::All).unwrap();
+        gpu.read(&logits).unwrap();
+        // Besides: the embedding, the last norm, the logits.
+        assert_eq!(gpu.dispatches() - before, 3 + a_layer * layers, "{} tokens", tokens.len());
+    }
 }
 
 #[test]

@@ -1,0 +1,160 @@
+//! Operations that run together.
+//!
+//! Design:
+//! - Operations of a few kinds wait until one of another kind comes or somebody asks for values. Where one kernel then does what
+//!   several of them ask for, and nobody holds a value that this kernel does not make, they run as one dispatch.
+//! - Nobody holds a value when its only handles are here: the forward pass lets go of a value once its operations have been run, and
+//!   a tap asks for it before that. So whoever looks at a stage gets it from the kernel of that stage alone.
+//! - A kernel of several operations rounds as theirs do, in the same order: the results are the same bit for bit, which
+//!   `tests/library/tap_purity.rs` holds it to.
+//! - A group runs in the place of its last operation, and only if nothing in between reads what it makes or overwrites what it reads.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::tensor::GpuTensor;
+use crate::op::{OpKind, Operation, Site, Weight};
+
+/// An operation that owns what it reads.
+pub type KeptOp = Operation<GpuTensor, Arc<Weight>, Vec<u32>>;
+
+/// An operation that waits, and the tensor that it is to make.
+pub struct Waiting {
+    pub site: Site,
+    pub op: KeptOp,
+    pub result: GpuTensor,
+}
+
+/// What runs in one place: the operations by their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Launch {
+    Alone(usize),
+    /// A norm of heads and the rotation of the result, which goes into the cache of `store` if there is one.
+    NormRope {
+        norm: usize,
+        rope: usize,
+        store: Option<usize>,
+    },
+    /// A product or a rotation whose result goes into a cache.
+    Stored {
+        made: usize,
+        store: usize,
+    },
+    AddNorm {
+        add: usize,
+        norm: usize,
+    },
+    CombineAdd {
+        combine: usize,
+        add: usize,
+    },
+    Router {
+        probs: usize,
+        ids: usize,
+        weights: usize,
+    },
+}
+
+impl Launch {
+    /// The operations, in order.
+    fn members(&self) -> Vec<usize> {
+        match *self {
+            Launch::Alone(i) => vec![i],
+            Launch::NormRope { norm, rope, store } => [norm, rope].into_iter().chain(store).collect(),
+            Launch::Stored { made, store } => vec![made, store],
+            Launch::AddNorm { add, norm } => vec![add, norm],
+            Launch::CombineAdd { combine, add } => vec![combine, add],
+            Launch::Router { probs, ids, weights } => vec![probs, ids, weights],
+        }
+    }
+}
+
+/// Whether operations of this kind wait for others that may join them.
+pub fn waits(kind: OpKind) -> bool {
+    use OpKind::*;
+    matches!(kind, RmsNorm | MatMul | Rope | Store | Add | Combine | RouterProbs | RouterTopK | RouterWeights)
+}
+
+/// Every operation of `all`, once, in an order in which they may run. `stores` says whether a result may be written straight into
+/// the cache of that [`Operation::Store`].
+pub fn launches(all: &[Waiting], stores: impl Fn(usize) -> bool) -> Vec<Launch> {
+    let mut taken = vec![false; all.len()];
+    let mut last: Vec<Option<Launch>> = vec![None; all.len()]; // what runs in the place of each operation
+    for first in 0..all.len() {
+        if taken[first] {
+            continue;
+        }
+        let launch = group(all, first, &stores)
+            .filter(|launch| launch.members().iter().all(|&i| !taken[i]) && undisturbed(all, &launch.members()))
+            .unwrap_or(Launch::Alone(first));
+        let members = launch.members();
+        for &i in &members {
+            taken[i] = true;
+        }
+        last[members[members.len() - 1]] = Some(launch);
+    }
+    last.into_iter().flatten().collect()
+}
+
+/// The group that begins with `first`, if one does.
+fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Option<Launch> {
+    // The store that takes the result of `made`, which is made of what `first` reads: not of that cache.
+    let into_cache = |made: usize| {
+        hidden_in(all, made).filter(|&at| {
+            let Operation::Store { cache, .. } = &all[at].op else { return false };
+            !all[first].op.inputs().iter().any(|input| input.same(cache)) && stores(at)
+        })
+    };
+    match &all[first].op {
+        Operation::RmsNorm { weight, .. } => {
+            let rope = hidden_in(all, first)?;
+            let Operation::Rope { head_dim, .. } = all[rope].op else { return None };
+            (head_dim == weight.cols).then(|| Launch::NormRope { norm: first, rope, store: into_cache(rope) })
+        }
+        Operation::MatMul { .. } | Operation::Rope { .. } => {
+            into_cache(first).map(|store| Launch::Stored { made: first, store })
+        }
+        Operation::Combine { .. } => {
+            let add = hidden_in(all, first)?;
+            matches!(all[add].op, Operation::Add { .. }).then_some(Launch::CombineAdd { combine: first, add })
+        }
+        Operation::Add { .. } => {
+            let norm = users(all, first).next()?;
+            matches!(all[norm].op, Operation::RmsNorm { .. }).then_some(Launch::AddNorm { add: first, norm })
+        }
+        Operation::RouterProbs { .. } => {
+            let mut users = users(all, first);
+            let (ids, weights) = (users.next()?, users.next()?);
+            let Operation::RouterTopK { .. } = all[ids].op else { return None };
+            let Operation::RouterWeights { ids: chosen, .. } = &all[weights].op else { return None };
+            chosen.same(&all[ids].result).then_some(Launch::Router { probs: first, ids, weights })
+        }
+        _ => None,
+    }
+}
+
+/// The operations that read the result of `made`.
+fn users(all: &[Waiting], made: usize) -> impl Iterator<Item = usize> {
+    let reads = move |at: &usize| all[*at].op.inputs().iter().any(|input| input.same(&all[made].result));
+    (made + 1..all.len()).filter(reads)
+}
+
+/// The one operation that reads the result of `made`, if nobody else has a handle to it.
+fn hidden_in(all: &[Waiting], made: usize) -> Option<usize> {
+    // One handle is here, one is that operation's.
+    (Rc::strong_count(&all[made].result.0) == 2).then(|| users(all, made).next()).flatten()
+}
+
+/// Whether `members` may all run in the place of the last of them.
+fn undisturbed(all: &[Waiting], members: &[usize]) -> bool {
+    let (first, last) = (members[0], members[members.len() - 1]);
+    (first..last).filter(|at| !members.contains(at)).all(|at| {
+        let between = &all[at];
+        members.iter().all(|&member| {
+            let reads_it = between.op.inputs().iter().any(|input| input.same(&all[member].result));
+            let overwrites = matches!(between.op, Operation::Store { .. })
+                && all[member].op.inputs().iter().any(|input| input.same(&between.result));
+            member > at || !(reads_it || overwrites)
+        })
+    })
+}
