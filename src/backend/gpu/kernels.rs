@@ -61,6 +61,14 @@ pub struct Kernel<P> {
     params: PhantomData<P>,
 }
 
+// Derived, these would ask as much of the parameters.
+impl<P> Clone for Kernel<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P> Copy for Kernel<P> {}
+
 const SIZES: &str = wgsl!("lib/sizes");
 const WEIGHT: &str = wgsl!("lib/weight");
 const HALF: &str = wgsl!("lib/half");
@@ -129,6 +137,10 @@ kernels! {
     MATVEC: Matvec [Weights, Read, Write]
         "matvec" [DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+    PROBE_FMA: ProbeFma [Write]
+        "probe_fma" [] [THREADS, 1], 0;
+    PROBE_READ: ProbeRead [Read, Write]
+        "probe_read" [] [THREADS, 1], 0;
     RMS_NORM: RmsNorm [Read, Read, Write]
         "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ROPE: Rope [Read, Read, Write]

@@ -18,9 +18,11 @@ mod kernels;
 mod layout;
 mod ops;
 mod params;
+mod probe;
 mod readback;
 mod record;
 mod tensor;
+mod timing;
 mod weights;
 
 /// The WGSL of a file in `shaders/`.
@@ -43,8 +45,10 @@ pub use kernels::{Access, Patch, Spec, for_lanes, parameter_words, shader_source
 pub use layout::WeightLayout;
 pub use ops::contract;
 pub use params::Member;
+pub use probe::LaunchCosts;
 pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
+pub use timing::{KernelTime, KernelTimer};
 
 use self::device::Device;
 use self::kernels::Pipelines;
@@ -135,6 +139,11 @@ impl GpuBackend {
     /// If the device is lost or a buffer cannot be read.
     pub fn recorded(&mut self) -> Result<Vec<Dispatch>> {
         self.device.recorded()
+    }
+
+    /// The handle that switches the timing of single dispatches; [`Backend::sync`] brings their times to it.
+    pub fn kernel_timer(&self) -> KernelTimer {
+        self.device.timing.timer().clone()
     }
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
@@ -286,7 +295,8 @@ impl Backend for GpuBackend {
 
     fn sync(&mut self) -> Result<()> {
         self.device.submit();
-        self.device.wait(None)
+        self.device.wait(None)?;
+        self.device.collect_times()
     }
 }
 

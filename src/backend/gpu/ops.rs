@@ -58,7 +58,7 @@ impl GpuBackend {
     }
 
     /// Records a kernel without weights.
-    fn dispatch<P: Params>(
+    pub(super) fn dispatch<P: Params>(
         &mut self,
         site: Site,
         kernel: Kernel<P>,
@@ -69,6 +69,7 @@ impl GpuBackend {
         let spec = kernel.spec(self.lanes);
         self.check_grid(site, spec.name, grid)?;
         let pipeline = self.pipelines.get(spec, None);
+        self.device.timing.at(site);
         self.device.dispatch(&pipeline, bindings, bytemuck::cast_slice(&[params]), grid)
     }
 
@@ -84,6 +85,7 @@ impl GpuBackend {
     ) -> Result<()> {
         let spec = kernel.spec(self.lanes);
         let pipeline = self.pipelines.get(spec, Some(&weight.layout));
+        self.device.timing.at(site);
         for piece in &weight.pieces {
             let grid = grid(piece.params.count);
             self.check_grid(site, spec.name, grid)?;

@@ -66,6 +66,8 @@ params! {
     ExpertPlan { slots: u32, experts: u32, tiles: u32 }
     Matmul { piece: Piece, positions: u32 }
     Matvec { piece: Piece }
+    ProbeFma { rounds: u32, x: f32, y: f32 }
+    ProbeRead { reads: u32 }
     RmsNorm { n: u32, groups: u32, eps: f32 }
     Rope { pairs: u32, heads: u32, half_dim: u32, start: u32 }
     RouterProbs { experts: u32 }
