@@ -4,9 +4,11 @@
 //! - Rows are held against each other by name: backend, test, and whatever else tells them apart. A row that only one side has is
 //!   said, not skipped.
 //! - A change is real when Welch's test on the logarithms of the samples gives p below alpha, which is divided by the number of rows that
-//!   are compared (Bonferroni): among a hundred equal rows, one false alarm in a hundred comparisons.
-//! - The test knows the noise inside each run only. What is different between the runs, another machine, another file, a limit that
-//!   moved because a neighbour was busy, is listed above the rows: a person has to weigh it.
+//!   are compared (Bonferroni): with alpha 0.01, one comparison of equal programs in a hundred has a false alarm, however many rows it has.
+//! - The test knows the noise inside each run only. Two runs of one program may differ by a little more than that (other pages, another
+//!   clock), so a change below a smallest one that counts is never called real. What else is different between the runs, another machine,
+//!   another file, a limit that moved because a neighbour was busy, is listed above the rows: a person has to weigh it.
+//! - The two agree if every row of either was compared and none is slower. What was not compared is no agreement.
 
 use std::io::Read;
 use std::path::Path;
@@ -65,6 +67,8 @@ pub struct ComparedLimit {
 pub struct BenchComparison {
     /// The probability of one false alarm or more, over all rows.
     pub alpha: f64,
+    /// The smallest change of speed that counts: 0.02 is 2 %.
+    pub min_change: f64,
     /// What else differs between the two runs: `what: this, that`.
     pub differences: Vec<String>,
     /// The machines' limits.
@@ -77,6 +81,11 @@ impl BenchComparison {
     /// How many rows came to `change`.
     pub fn count(&self, change: BenchChange) -> usize {
         self.rows.iter().filter(|r| r.change == change).count()
+    }
+
+    /// Whether every row was compared and none is slower.
+    pub fn agrees(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|r| matches!(r.change, BenchChange::Same | BenchChange::Faster))
     }
 }
 
@@ -96,7 +105,7 @@ struct SampledRow {
 ///
 /// # Errors
 /// [`Error::Input`] if a file is unreadable, is no document of `bench`, or the two are of different forms.
-pub fn compare(a: &Path, b: &Path, alpha: f64) -> Result<BenchComparison> {
+pub fn compare(a: &Path, b: &Path, alpha: f64, min_change: f64) -> Result<BenchComparison> {
     let (a_path, b_path) = (a, b);
     let (a, b) = (read(a)?, read(b)?);
     let schema = |d: &BenchDocumentRead| d.value["schema"].as_str().unwrap_or_default().to_string();
@@ -113,15 +122,16 @@ pub fn compare(a: &Path, b: &Path, alpha: f64) -> Result<BenchComparison> {
     let each = alpha / in_both.max(1) as f64;
     let mut rows = Vec::new();
     for row in &a.rows {
-        rows.push(compared(Some(row), b.rows.iter().find(|other| other.name == row.name), each));
+        rows.push(compared(Some(row), b.rows.iter().find(|other| other.name == row.name), each, min_change));
     }
     for row in b.rows.iter().filter(|row| !a.rows.iter().any(|other| other.name == row.name)) {
-        rows.push(compared(None, Some(row), each));
+        rows.push(compared(None, Some(row), each, min_change));
     }
-    Ok(BenchComparison { alpha, differences: differences(&a.value, &b.value), limits: limits(&a.value, &b.value), rows })
+    let (differences, limits) = (differences(&a.value, &b.value), limits(&a.value, &b.value));
+    Ok(BenchComparison { alpha, min_change, differences, limits, rows })
 }
 
-fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64) -> ComparedRow {
+fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64, min_change: f64) -> ComparedRow {
     let sides = [a, b];
     let test = match sides {
         [Some(a), Some(b)] => welch(&a.seconds, &b.seconds, alpha),
@@ -129,8 +139,11 @@ fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64) -> Compa
     };
     let change = match (sides, test) {
         ([Some(_), Some(_)], None) => BenchChange::Unknown,
-        ([Some(_), Some(_)], Some(test)) if test.p < alpha => {
-            if test.speed_ratio > 1.0 { BenchChange::Faster } else { BenchChange::Slower }
+        ([Some(_), Some(_)], Some(test)) if test.p < alpha && test.speed_ratio > 1.0 + min_change => {
+            BenchChange::Faster
+        }
+        ([Some(_), Some(_)], Some(test)) if test.p < alpha && test.speed_ratio < 1.0 / (1.0 + min_change) => {
+            BenchChange::Slower
         }
         ([Some(_), Some(_)], Some(_)) => BenchChange::Same,
         _ => BenchChange::Missing,
@@ -163,8 +176,9 @@ fn read(path: &Path) -> Result<BenchDocumentRead> {
         let name = result["name"].as_str().ok_or_else(|| bad(format!("{row}: expected a name")))?.to_string();
         let seconds = result["seconds"].as_array().ok_or_else(|| bad(format!("{row}: expected a list of seconds")))?;
         let seconds: Option<Vec<f64>> =
-            seconds.iter().map(|s| s.as_f64().filter(|s| s.is_finite() && *s > 0.0)).collect();
-        let seconds = seconds.ok_or_else(|| bad(format!("{row}: expected seconds that are positive numbers")))?;
+            seconds.iter().map(|s| s.as_f64().filter(|s| s.is_finite() && *s >= 0.0)).collect();
+        let seconds =
+            seconds.ok_or_else(|| bad(format!("{row}: expected seconds that are numbers and not negative")))?;
         if rows.iter().any(|other| other.name == name) {
             return Err(bad(format!("{row}: {name:?} is there twice")));
         }
@@ -179,11 +193,11 @@ fn read(path: &Path) -> Result<BenchDocumentRead> {
 /// Facts that should be equal for times to be comparable, and are not.
 fn differences(a: &Value, b: &Value) -> Vec<String> {
     let facts = [
-        ("program", "/provenance/program"),
-        ("build", "/provenance/build"),
-        ("processor", "/provenance/machine/processor"),
-        ("cores", "/provenance/machine/cores"),
-        ("memory", "/provenance/machine/memory_bytes"),
+        ("program", "/environment/program"),
+        ("build", "/environment/build"),
+        ("processor", "/environment/machine/processor"),
+        ("cores", "/environment/machine/cores"),
+        ("memory", "/environment/machine/memory_bytes"),
         ("model", "/model/fingerprint"),
     ];
     let text = |v: Option<&Value>| match v {
@@ -201,8 +215,9 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     // Of each backend that both have: what it runs on.
     let backends = |v: &Value| v["backends"].as_array().cloned().unwrap_or_default();
     for one in backends(a) {
-        let Some(other) = backends(b).into_iter().find(|other| other["backend"] == one["backend"]) else { continue };
-        for what in ["adapter", "driver", "contract", "threads"] {
+        let same = |other: &Value| other["backend"] == one["backend"] && other["threads"] == one["threads"];
+        let Some(other) = backends(b).into_iter().find(same) else { continue };
+        for what in ["adapter", "driver", "contract"] {
             if one[what] != other[what] {
                 let (one_text, other_text) = (text(one.get(what)), text(other.get(what)));
                 found.push(format!("{} {what}: {one_text}, {other_text}", text(one.get("backend"))));
@@ -242,11 +257,13 @@ mod tests {
     use serde_json::json;
 
     fn document(rows: &[(&str, &[f64])]) -> Value {
-        let results: Vec<Value> =
-            rows.iter().map(|(name, seconds)| json!({"name": name, "seconds": seconds, "share_of_limit": 0.5})).collect();
+        let results: Vec<Value> = rows
+            .iter()
+            .map(|(name, seconds)| json!({"name": name, "seconds": seconds, "share_of_limit": 0.5}))
+            .collect();
         json!({
             "schema": "twinscope.bench/1",
-            "provenance": {"program": "twinscope 0.1.0", "machine": {"processor": "A", "cores": 2}},
+            "environment": {"program": "twinscope 0.1.0", "machine": {"processor": "A", "cores": 2}},
             "model": {"fingerprint": "f"},
             "backends": [{"backend": "cpu:avx2", "driver": "2 threads"}],
             "limits": [{"backend": "cpu:avx2", "threads": 2, "read_gb_per_second": 20.0, "gflop_per_second": 160.0}],
@@ -261,7 +278,7 @@ mod tests {
             std::fs::write(&path, value.to_string()).unwrap();
             path
         });
-        compare(&paths[0], &paths[1], 0.01)
+        compare(&paths[0], &paths[1], 0.01, 0.02)
     }
 
     #[test]
@@ -280,7 +297,7 @@ mod tests {
             ("once", &[2.0]),
             ("new", &[1.0, 1.0]),
         ]);
-        b["provenance"]["machine"]["processor"] = "B".into();
+        b["environment"]["machine"]["processor"] = "B".into();
         b["backends"][0]["driver"] = "1 thread".into();
         b["limits"][0]["read_gb_per_second"] = 10.0.into();
         let c = against(&a, &b).unwrap();
@@ -306,7 +323,23 @@ mod tests {
     fn equal_documents_have_no_change() {
         let a = document(&[("x", &[1.0, 1.1, 0.9])]);
         let c = against(&a, &a).unwrap();
-        assert!(c.rows[0].change == BenchChange::Same && c.differences.is_empty());
+        assert!(c.rows[0].change == BenchChange::Same && c.differences.is_empty() && c.agrees());
+    }
+
+    #[test]
+    fn only_rows_that_were_compared_agree_and_small_changes_do_not_count() {
+        let a = document(&[("x", &[1.0, 1.0001, 0.9999])]);
+        let times = |x: f64| document(&[("x", &[x, x * 1.0001, x * 0.9999])]);
+        let change = |b: &Value| {
+            let c = against(&a, b).unwrap();
+            (c.rows[0].change, c.agrees())
+        };
+        assert_eq!(change(&times(1.01)), (BenchChange::Same, true), "more than noise, and less than counts");
+        assert_eq!(change(&times(1.03)), (BenchChange::Slower, false));
+        assert_eq!(change(&times(0.97)), (BenchChange::Faster, true));
+        assert_eq!(change(&document(&[("x", &[1.0])])), (BenchChange::Unknown, false));
+        assert_eq!(change(&document(&[("y", &[1.0, 1.0])])), (BenchChange::Missing, false));
+        assert!(!against(&document(&[]), &document(&[])).unwrap().agrees(), "nothing was compared");
     }
 
     #[test]
@@ -320,13 +353,13 @@ mod tests {
         assert!(wrong(&|v| v["schema"] = "twinscope.diff/1".into()).contains("found schema \"twinscope.diff/1\""));
         assert!(wrong(&|v| v["schema"] = "twinscope.bench.ops/1".into()).contains("of one form"));
         assert!(wrong(&|v| v["results"] = 3.into()).contains("expected a list of results"));
-        assert!(wrong(&|v| v["results"][0]["seconds"] = json!([0.0])).contains("positive numbers"));
+        assert!(wrong(&|v| v["results"][0]["seconds"] = json!([-1.0])).contains("not negative"));
         assert!(wrong(&|v| v["results"][0]["name"] = json!(null)).contains("results[0]: expected a name"));
         assert!(wrong(&|v| v["results"] = json!([v["results"][0], v["results"][0]])).contains("is there twice"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         std::fs::write(&path, "no").unwrap();
-        assert_eq!(compare(&path, &path, 0.01).unwrap_err().exit_code(), 2);
-        assert!(compare(&dir.path().join("none"), &path, 0.01).is_err());
+        assert_eq!(compare(&path, &path, 0.01, 0.02).unwrap_err().exit_code(), 2);
+        assert!(compare(&dir.path().join("none"), &path, 0.01, 0.02).is_err());
     }
 }

@@ -100,8 +100,7 @@ mod tests {
     #[test]
     fn each_operation_is_bound_by_the_longer_of_its_two() {
         let limit = Limit { threads: None, read: 10.0, arithmetic: 100.0 };
-        let bound =
-            Bound::of(&limit, [Work { bytes: 20, flops: 100 }, Work { bytes: 10, flops: 900 }].into_iter());
+        let bound = Bound::of(&limit, [Work { bytes: 20, flops: 100 }, Work { bytes: 10, flops: 900 }].into_iter());
         assert_eq!((bound.seconds(), bound.by()), (2.0 + 9.0, BoundBy::Arithmetic));
         assert_eq!(Bound::of(&limit, std::iter::empty()).seconds(), 0.0);
     }

@@ -110,6 +110,8 @@ pub struct OpBenchCase {
 /// How long an operation takes.
 #[derive(Clone, Debug)]
 pub struct OpBenchResult {
+    /// `mat_mul Q4_K [2048, 4096] T=1`
+    pub name: String,
     /// `mat_mul`…
     pub op: OpKind,
     /// The type of its weight.
@@ -149,7 +151,8 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
     let mut groups: BTreeMap<_, (Vec<Stage>, Vec<Arc<Weight>>)> = BTreeMap::new();
     for (name, weight) in named {
         for (stage, op) in made_by(&name) {
-            let key = (op, weight.ty, [weight.cols, weight.rows, weight.experts], per_slot(stage), groups_of(stage, &widths));
+            let key =
+                (op, weight.ty, [weight.cols, weight.rows, weight.experts], per_slot(stage), groups_of(stage, &widths));
             let (stages, weights) = groups.entry(key).or_default();
             if !stages.contains(&stage) {
                 stages.push(stage);
@@ -302,7 +305,7 @@ impl OpBenchCase {
     }
 
     /// `mat_mul Q4_K [2048, 4096] T=1`
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let ty = self.ty().map_or(String::new(), |ty| format!(" {ty}"));
         format!("{}{ty} {} T={}", self.op.name(), self.shape, self.tokens)
     }
@@ -359,6 +362,7 @@ fn on<B: Backend>(
     for (n, case) in cases.iter().enumerate() {
         progress(&format!("{} {}", info.backend, case.name()), n, cases.len());
         let mut result = OpBenchResult {
+            name: case.name(),
             op: case.op,
             ty: case.ty(),
             shape: case.shape.clone(),
@@ -469,7 +473,6 @@ fn samples<B: Backend>(backend: &mut B, at: At, ops: &[Op<'_, B::Tensor>], secon
     let count = (seconds / SAMPLES as f64 / once).clamp(1.0, 1e5) as usize;
     (0..SAMPLES).map(|_| Ok(run(backend, count)? / count as f64)).collect()
 }
-
 
 #[cfg(test)]
 mod tests {

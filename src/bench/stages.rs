@@ -68,8 +68,8 @@ pub struct StageTime {
     pub with: Vec<Stage>,
     /// The kernels that made it, in order of their names.
     pub kernels: Vec<Rc<str>>,
-    /// Seconds, the mean over the repetitions.
-    pub seconds: f64,
+    /// Seconds of each timed repetition.
+    pub seconds: Vec<f64>,
     /// Dispatches, or operations of a CPU.
     pub dispatches: usize,
     /// What it reads and computes.
@@ -84,7 +84,7 @@ pub struct KernelTotal {
     /// `kernel` or `kernel/TYPE`; on a CPU the operation.
     pub kernel: Rc<str>,
     /// As of a [`StageTime`].
-    pub seconds: f64,
+    pub seconds: Vec<f64>,
     /// As of a [`StageTime`].
     pub dispatches: usize,
     /// As of a [`StageTime`].
@@ -149,9 +149,9 @@ pub struct StagesResult {
 }
 
 impl StagesResult {
-    /// Seconds of the kernels of a layer; of those outside the layers for `None`.
+    /// Seconds of the kernels of a layer, the mean over the repetitions; of those outside the layers for `None`.
     pub fn layer_seconds(&self, layer: Option<u32>) -> f64 {
-        self.stages.iter().filter(|s| s.site.layer == layer).map(|s| s.seconds).sum()
+        self.stages.iter().filter(|s| s.site.layer == layer).map(|s| stats::mean(&s.seconds)).sum()
     }
 }
 
@@ -170,7 +170,8 @@ struct KernelRun {
 /// Sums over the repetitions.
 #[derive(Default)]
 struct Tally {
-    seconds: f64,
+    /// Of each repetition.
+    seconds: Vec<f64>,
     dispatches: usize,
     work: Work,
     bounds: Vec<Bound>,
@@ -179,14 +180,20 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, run: &KernelRun) {
-        self.seconds += run.seconds;
+    fn add(&mut self, run: &KernelRun, repetition: usize) {
+        self.at_least(repetition + 1);
+        self.seconds[repetition] += run.seconds;
         self.dispatches += 1;
         self.work += run.work;
         self.bounds.extend(run.bound);
         if !self.kernels.contains(&run.kernel) {
             self.kernels.push(run.kernel.clone());
         }
+    }
+
+    /// Zeros for the repetitions in which there was none.
+    fn at_least(&mut self, repetitions: usize) {
+        self.seconds.resize(self.seconds.len().max(repetitions), 0.0);
     }
 
     /// The mean over `repeat` repetitions.
@@ -312,8 +319,8 @@ pub fn stages(
             around.kernels += busy;
             around.between += (span - busy).max(0.0);
             for run in &runs {
-                by_site.entry(place(run.site)).or_default().add(run);
-                by_kernel.entry(run.kernel.clone()).or_default().add(run);
+                by_site.entry(place(run.site)).or_default().add(run, repetition);
+                by_kernel.entry(run.kernel.clone()).or_default().add(run, repetition);
             }
             for (site, stage) in fused {
                 let with = &mut by_site.entry(place(site)).or_default().with;
@@ -337,27 +344,34 @@ pub fn stages(
     };
     let stages = by_site.into_iter().map(|((_, layer, stage), mut tally)| {
         tally.kernels.sort();
+        tally.at_least(repeat);
         StageTime {
             site: Site { layer, stage },
-            seconds: share(tally.seconds),
             dispatches: tally.dispatches / repeat,
             work: tally.work(repeat),
             bound: tally.bound(limit.as_ref(), repeat),
+            seconds: tally.seconds,
             kernels: tally.kernels,
             with: tally.with,
         }
     });
     let mut kernels: Vec<KernelTotal> = by_kernel
         .into_iter()
-        .map(|(kernel, tally)| KernelTotal {
-            kernel,
-            seconds: share(tally.seconds),
-            dispatches: tally.dispatches / repeat,
-            work: tally.work(repeat),
-            bound: tally.bound(limit.as_ref(), repeat),
+        .map(|(kernel, mut tally)| {
+            tally.at_least(repeat);
+            KernelTotal {
+                kernel,
+                dispatches: tally.dispatches / repeat,
+                work: tally.work(repeat),
+                bound: tally.bound(limit.as_ref(), repeat),
+                seconds: tally.seconds,
+            }
         })
         .collect();
-    kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds).then_with(|| a.kernel.cmp(&b.kernel)));
+    kernels.sort_by(|a, b| {
+        let longest_first = stats::mean(&b.seconds).total_cmp(&stats::mean(&a.seconds));
+        longest_first.then_with(|| a.kernel.cmp(&b.kernel))
+    });
     let (stages, launch) = (stages.collect(), subject.launch);
     Ok(StagesResult { test, clock, untimed, timed, stages, kernels, around, launch, timeline, timeline_cut })
 }
@@ -405,11 +419,7 @@ fn of_host(
 
 /// A dispatch is a kernel's run. The work of an operation goes to the kernel that takes longest of those at its site; where there is
 /// none, to the next site that has one. Also returns which stages each site so makes besides its own.
-fn of_device(
-    times: &[KernelTime],
-    ops: &[CountedOp],
-    limit: Option<&Limit>,
-) -> (Vec<KernelRun>, Vec<(Site, Stage)>) {
+fn of_device(times: &[KernelTime], ops: &[CountedOp], limit: Option<&Limit>) -> (Vec<KernelRun>, Vec<(Site, Stage)>) {
     let mut runs: Vec<KernelRun> = times
         .iter()
         .map(|t| KernelRun {
@@ -481,8 +491,13 @@ mod tests {
         assert_eq!(result.stages[0].site.stage, Stage::Embedding);
         assert_eq!(result.stages.last().unwrap().site.stage, Stage::Logits);
         // Everything is somewhere, once.
-        let (stages, kernels): (f64, f64) =
-            (result.stages.iter().map(|s| s.seconds).sum(), result.kernels.iter().map(|k| k.seconds).sum());
+        let (stages, kernels): (f64, f64) = (
+            result.stages.iter().map(|s| stats::mean(&s.seconds)).sum(),
+            result.kernels.iter().map(|k| stats::mean(&k.seconds)).sum(),
+        );
+        assert!(
+            result.stages.iter().all(|s| s.seconds.len() == 2) && result.kernels.iter().all(|k| k.seconds.len() == 2)
+        );
         assert!((stages - kernels).abs() < 1e-9 && (stages - result.around.kernels).abs() < 1e-9);
         let layers: f64 = (0..4).map(|n| result.layer_seconds(Some(n))).sum();
         assert!((layers + result.layer_seconds(None) - stages).abs() < 1e-9);
@@ -504,7 +519,7 @@ mod tests {
         let result = stages(&mut gpu, &model, test(0, 2), 1, 1, &mut |_, _, _| ()).unwrap();
         let made: usize = result.stages.iter().map(|s| 1 + s.with.len()).sum();
         assert!(made >= 3 + 4 * (STAGES.len() - 3 - 4), "{made}");
-        assert!(result.stages.iter().all(|s| s.seconds >= 0.0 && s.bound.is_none()));
+        assert!(result.stages.iter().all(|s| s.seconds[0] >= 0.0 && s.bound.is_none()));
         if result.clock == StageClock::Timestamps {
             assert!(result.timeline.iter().any(|e| e.device) && result.timeline.iter().any(|e| !e.device));
             let timed = result.timeline.iter().filter(|e| e.device).count() as f64;
@@ -528,7 +543,8 @@ mod tests {
             ty: None,
             work: Work { bytes, flops: 0 },
         };
-        let time = |stage, kernel: &str, begin, end| KernelTime { kernel: kernel.into(), site: site(stage), begin, end };
+        let time =
+            |stage, kernel: &str, begin, end| KernelTime { kernel: kernel.into(), site: site(stage), begin, end };
         let ops = [op(Stage::ExpertGate, 1), op(Stage::ExpertUp, 2), op(Stage::ExpertAct, 4), op(Stage::ExpertDown, 8)];
         // Two short pieces are together longer than the plan beside them.
         let times = [

@@ -55,8 +55,7 @@ pub fn welch(a: &[f64], b: &[f64], alpha: f64) -> Option<WelchTest> {
         let (t, degrees_of_freedom) = (0.0, (a.len() + b.len() - 2) as f64);
         return Some(WelchTest { speed_ratio: ratio, low: ratio, high: ratio, t, degrees_of_freedom, p });
     }
-    let degrees_of_freedom =
-        (va + vb) * (va + vb) / (va * va / (a.len() - 1) as f64 + vb * vb / (b.len() - 1) as f64);
+    let degrees_of_freedom = (va + vb) * (va + vb) / (va * va / (a.len() - 1) as f64 + vb * vb / (b.len() - 1) as f64);
     let t = difference / error;
     let margin = t_quantile(1.0 - alpha / 2.0, degrees_of_freedom) * error;
     Some(WelchTest {

@@ -51,9 +51,7 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
     let (bytes, flops) = match op {
         Operation::Embed { table, tokens } => (tokens.len() * table.row_bytes(), 0),
         Operation::RmsNorm { weight, .. } => (weight.row_bytes(), 0),
-        Operation::MatMul { x, weight } => {
-            (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols)
-        }
+        Operation::MatMul { x, weight } => (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols),
         Operation::ExpertMatMul { ids, weight, .. } => {
             let slots: usize = shape(ids).iter().product();
             (experts * weight.rows * weight.row_bytes(), 2 * slots * weight.rows * weight.cols)
@@ -106,9 +104,7 @@ impl<B: Backend> Backend for Counted<'_, B> {
 
     fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
         let experts = match op {
-            Operation::ExpertMatMul { ids, .. } => {
-                self.inner.read(ids)?.ids().iter().collect::<BTreeSet<_>>().len()
-            }
+            Operation::ExpertMatMul { ids, .. } => self.inner.read(ids)?.ids().iter().collect::<BTreeSet<_>>().len(),
             _ => 0,
         };
         let work = work(op, |t| self.inner.shape(t), experts);
@@ -140,9 +136,12 @@ mod tests {
             let tensor = model.gguf.tensor(name).unwrap();
             tensor.bytes / parts as u64
         };
-        let mut expected = bytes("token_embd.weight", 2048) + bytes("output_norm.weight", 1) + bytes("output.weight", 1);
+        let mut expected =
+            bytes("token_embd.weight", 2048) + bytes("output_norm.weight", 1) + bytes("output.weight", 1);
         for n in 0..4 {
-            for name in ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm", "attn_output", "ffn_norm"] {
+            for name in
+                ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_q_norm", "attn_k_norm", "attn_output", "ffn_norm"]
+            {
                 expected += bytes(&format!("blk.{n}.{name}.weight"), 1);
             }
             expected += bytes(&format!("blk.{n}.ffn_gate_inp.weight"), 1);

@@ -429,7 +429,7 @@ mod tests {
     fn document(c: &Comparison) -> Value {
         let schema = serde_json::from_str(include_str!("../../schemas/diff.schema.json")).unwrap();
         let validator = jsonschema::draft202012::new(&schema).unwrap();
-        let document = serde_json::to_value(Document::from(c)).unwrap();
+        let document = crate::report::environment::Environment::with(&Document::from(c)).unwrap();
         let errors: Vec<String> =
             validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{errors:#?}");
