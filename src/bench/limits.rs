@@ -9,7 +9,7 @@ use crate::error::Result;
 
 /// What a backend can read and compute at most, by a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Limit {
+pub struct MachineLimit {
     /// Threads of a CPU.
     pub threads: Option<usize>,
     /// Bytes a second from memory.
@@ -48,7 +48,7 @@ impl Bound {
     }
 
     /// One operation after another.
-    pub fn add(&mut self, limit: &Limit, work: Work) {
+    pub fn add(&mut self, limit: &MachineLimit, work: Work) {
         let (read, arithmetic) = (work.bytes as f64 / limit.read, work.flops as f64 / limit.arithmetic);
         if read >= arithmetic {
             self.read += read;
@@ -64,7 +64,7 @@ impl Bound {
     }
 
     /// Operations one after another: each takes as long as its reading or its arithmetic, whichever is longer.
-    pub fn of(limit: &Limit, work: impl Iterator<Item = Work>) -> Self {
+    pub fn of(limit: &MachineLimit, work: impl Iterator<Item = Work>) -> Self {
         let mut bound = Self::default();
         work.for_each(|work| bound.add(limit, work));
         bound
@@ -75,12 +75,12 @@ impl Bound {
 ///
 /// # Errors
 /// The probes'.
-pub fn of_cpu(level: Level, threads: usize) -> Result<Vec<Limit>> {
+pub fn of_cpu(level: Level, threads: usize) -> Result<Vec<MachineLimit>> {
     let mut counts: Vec<usize> = std::iter::successors(Some(1), |n| Some(n * 2)).take_while(|n| *n < threads).collect();
     counts.push(threads);
     let probe = |threads| {
         let (read, arithmetic) = (probe::read_bandwidth(threads)?, probe::arithmetic_peak(level, threads)?);
-        Ok(Limit { threads: Some(threads), read, arithmetic })
+        Ok(MachineLimit { threads: Some(threads), read, arithmetic })
     };
     counts.into_iter().map(probe).collect()
 }
@@ -89,8 +89,8 @@ pub fn of_cpu(level: Level, threads: usize) -> Result<Vec<Limit>> {
 ///
 /// # Errors
 /// The device's.
-pub fn of_gpu(gpu: &mut GpuBackend) -> Result<Limit> {
-    Ok(Limit { threads: None, read: gpu.read_bandwidth()?, arithmetic: gpu.arithmetic_peak()? })
+pub fn of_gpu(gpu: &mut GpuBackend) -> Result<MachineLimit> {
+    Ok(MachineLimit { threads: None, read: gpu.read_bandwidth()?, arithmetic: gpu.arithmetic_peak()? })
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn each_operation_is_bound_by_the_longer_of_its_two() {
-        let limit = Limit { threads: None, read: 10.0, arithmetic: 100.0 };
+        let limit = MachineLimit { threads: None, read: 10.0, arithmetic: 100.0 };
         let bound = Bound::of(&limit, [Work { bytes: 20, flops: 100 }, Work { bytes: 10, flops: 900 }].into_iter());
         assert_eq!((bound.seconds(), bound.by()), (2.0 + 9.0, BoundBy::Arithmetic));
         assert_eq!(Bound::of(&limit, std::iter::empty()).seconds(), 0.0);

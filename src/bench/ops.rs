@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::limits::{self, Bound, Limit};
+use super::limits::{self, Bound, MachineLimit};
 use super::subject::BenchSubject;
 use super::work::{Work, work};
 use super::{Progress, stats};
@@ -318,7 +318,7 @@ pub struct OpsResult {
     /// Threads of a CPU.
     pub threads: Option<usize>,
     /// Its limits, as of a [`BenchSubject`].
-    pub limits: Vec<Limit>,
+    pub limits: Vec<MachineLimit>,
     /// One for each case.
     pub results: Vec<OpBenchResult>,
 }
@@ -352,7 +352,7 @@ pub fn ops(
 fn on<B: Backend>(
     backend: &mut B,
     info: &BackendInfo,
-    limit: Option<&Limit>,
+    limit: Option<&MachineLimit>,
     cases: &[OpBenchCase],
     seconds: f64,
     forget: impl Fn(&mut B, &Weight),

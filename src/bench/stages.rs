@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::limits::{Bound, Limit};
+use super::limits::{Bound, MachineLimit};
 use super::subject::BenchSubject;
 use super::throughput::{BenchTest, Rerun};
 use super::work::{CountedOp, Work};
@@ -197,7 +197,7 @@ impl Tally {
     }
 
     /// The mean over `repeat` repetitions.
-    fn bound(&self, limit: Option<&Limit>, repeat: usize) -> Option<Bound> {
+    fn bound(&self, limit: Option<&MachineLimit>, repeat: usize) -> Option<Bound> {
         limit.map(|_| Bound::mean(&self.bounds, repeat))
     }
 
@@ -404,7 +404,7 @@ impl KernelNames {
 fn of_host(
     times: &[[Instant; 2]],
     ops: &[CountedOp],
-    limit: Option<&Limit>,
+    limit: Option<&MachineLimit>,
     names: &mut KernelNames,
 ) -> Vec<KernelRun> {
     let run = |([began, ended], op): (&[Instant; 2], &CountedOp)| KernelRun {
@@ -419,7 +419,11 @@ fn of_host(
 
 /// A dispatch is a kernel's run. The work of an operation goes to the kernel that takes longest of those at its site; where there is
 /// none, to the next site that has one. Also returns which stages each site so makes besides its own.
-fn of_device(times: &[KernelTime], ops: &[CountedOp], limit: Option<&Limit>) -> (Vec<KernelRun>, Vec<(Site, Stage)>) {
+fn of_device(
+    times: &[KernelTime],
+    ops: &[CountedOp],
+    limit: Option<&MachineLimit>,
+) -> (Vec<KernelRun>, Vec<(Site, Stage)>) {
     let mut runs: Vec<KernelRun> = times
         .iter()
         .map(|t| KernelRun {
@@ -459,7 +463,12 @@ fn of_device(times: &[KernelTime], ops: &[CountedOp], limit: Option<&Limit>) -> 
 }
 
 /// Gives the work of the operations that wait to a run, and notes their stages where they are not its own.
-fn settle(run: &mut KernelRun, ops: &mut Vec<&CountedOp>, limit: Option<&Limit>, fused: &mut Vec<(Site, Stage)>) {
+fn settle(
+    run: &mut KernelRun,
+    ops: &mut Vec<&CountedOp>,
+    limit: Option<&MachineLimit>,
+    fused: &mut Vec<(Site, Stage)>,
+) {
     for op in ops.drain(..) {
         run.work += op.work;
         if let (Some(bound), Some(limit)) = (&mut run.bound, limit) {
@@ -552,7 +561,7 @@ mod tests {
             time(Stage::ExpertAct, "gate_up", 3.0, 5.0),
             time(Stage::ExpertAct, "gate_up", 5.0, 7.0),
         ];
-        let limit = Limit { threads: None, read: 1.0, arithmetic: 1.0 };
+        let limit = MachineLimit { threads: None, read: 1.0, arithmetic: 1.0 };
         let (runs, fused) = of_device(&times, &ops, Some(&limit));
         let work: Vec<u64> = runs.iter().map(|r| r.work.bytes).collect();
         assert_eq!(work, [0, 15, 0], "what follows the last kernel is its too");

@@ -1,6 +1,6 @@
 //! A backend that is measured: with its limits, and with the timer of its kernels where it has one.
 
-use super::limits::{self, Limit};
+use super::limits::{self, MachineLimit};
 use crate::backend::cpu::Level;
 use crate::backend::gpu::{GpuBackend, GpuOptions, KernelTimer, LaunchCosts};
 use crate::backend::{self, AnyBackend, Backend, BackendInfo, Erased, gpu_selector};
@@ -15,7 +15,7 @@ pub struct BenchSubject {
     /// Threads that a CPU backend uses.
     pub threads: Option<usize>,
     /// Its limits, the one that it runs under last; empty where nothing was probed.
-    pub limits: Vec<Limit>,
+    pub limits: Vec<MachineLimit>,
     /// The timer of a GPU's kernels.
     pub timer: Option<KernelTimer>,
     /// What a GPU takes for a dispatch and a submission.
@@ -51,7 +51,7 @@ impl BenchSubject {
     }
 
     /// The limit that it runs under.
-    pub fn limit(&self) -> Option<&Limit> {
+    pub fn limit(&self) -> Option<&MachineLimit> {
         self.limits.last()
     }
 }

@@ -34,9 +34,12 @@ pub fn three(x: f64) -> String {
             }
             format!("{sign}{out}")
         }
-        a if a >= 99.95 => format!("{x:.0}"),
-        a if a >= 9.995 => format!("{x:.1}"),
-        a => format!("{x:.*}", (2 - a.log10().floor() as i32).clamp(2, 12) as usize),
+        a => {
+            // The digits before the point are those of the rounded number: 0.9999 is 1.00.
+            let rounded = format!("{a:.2e}");
+            let exponent: i32 = rounded.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
+            format!("{x:.*}", (2 - exponent).clamp(0, 12) as usize)
+        }
     }
 }
 

@@ -70,7 +70,7 @@ fn every_format_has_every_row() {
     let run =
         |format: &str| expect(0, &["-t", "1", "-p", "4,5", "-n", "0", "--repeat", "1", "--no-limits", "-o", format]);
     let text = run("table");
-    assert!(text.starts_with("demo-moe-Q4_K_M · qwen3moe · ") && text.contains("fingerprint"), "{text}");
+    assert!(text.starts_with("demo-moe · qwen3moe · ") && text.contains("fingerprint"), "{text}");
     assert!(text.contains("pp4") && text.contains("pp5") && text.contains("machine"), "{text}");
 
     let md = run("md");

@@ -24,7 +24,7 @@ use super::facts::count;
 use super::format::{percent, three};
 use super::table::{lines, table};
 use crate::backend::gpu::LaunchCosts;
-use crate::bench::limits::{Bound, BoundBy, Limit};
+use crate::bench::limits::{Bound, BoundBy, MachineLimit};
 use crate::bench::subject::BenchSubject;
 use crate::bench::work::Work;
 use crate::error::{Error, Result};
@@ -233,7 +233,7 @@ impl<R: BenchRow> BenchDocument<R> {
     }
 
     /// Notes limits, those that are there already aside.
-    fn add_limits(&mut self, backend: &str, limits: &[Limit]) {
+    fn add_limits(&mut self, backend: &str, limits: &[MachineLimit]) {
         for limit in limits {
             let row = LimitRow {
                 backend: backend.into(),
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_share_is_the_least_time_over_the_time() {
-        let limit = Limit { threads: None, read: 10e9, arithmetic: 100e9 };
+        let limit = MachineLimit { threads: None, read: 10e9, arithmetic: 100e9 };
         let work = Work { bytes: 5_000_000_000, flops: 10_000_000_000 };
         let bound = Bound::of(&limit, [work].into_iter());
         let speed = AchievedSpeed::new(work, 2.0, Some(bound));
