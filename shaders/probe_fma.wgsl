@@ -1,7 +1,8 @@
 // Multiplies and adds in registers and does nothing else: what an adapter's arithmetic is measured by.
 //
-// Eight independent sums hide the latency of one; eight steps of each are written out, 64 multiply-adds a round. They are written as
-// products and sums, which a driver may fuse and most do: an explicit fma is a call into a library on some software adapters.
+// Eight independent sums hide the latency of one; eight steps of each are written out, 64 multiply-adds a round. They
+// are written as products and sums, which a driver may fuse and most do: an explicit fma is a call into a library on
+// some software adapters.
 struct Params {
     rounds: u32,
     x: f32,

@@ -1,13 +1,15 @@
 //! Two results of `bench`, and whether what changed is more than noise.
 //!
 //! Design:
-//! - Rows are held against each other by name: backend, test, and whatever else tells them apart. A row that only one side has is
-//!   said, not skipped.
-//! - A change is real when Welch's test on the logarithms of the samples gives p below alpha, which is divided by the number of rows that
-//!   are compared (Bonferroni): with alpha 0.01, one comparison of equal programs in a hundred has a false alarm, however many rows it has.
-//! - The test knows the noise inside each run only. Two runs of one program may differ by a little more than that (other pages, another
-//!   clock), so a change below a smallest one that counts is never called real. What else is different between the runs, another machine,
-//!   another file, a limit that moved because a neighbour was busy, is listed above the rows: a person has to weigh it.
+//! - Rows are held against each other by name: backend, test, and whatever else tells them apart. A row that only one
+//!   side has is said, not skipped.
+//! - A change is real when Welch's test on the logarithms of the samples gives p below alpha, which is divided by the
+//!   number of rows that are compared (Bonferroni): with alpha 0.01, one comparison of equal programs in a hundred has
+//!   a false alarm, however many rows it has.
+//! - The test knows the noise inside each run only. Two runs of one program may differ by a little more than that
+//!   (other pages, another clock), so a change below a smallest one that counts is never called real. What else is
+//!   different between the runs, another machine, another file, a limit that moved because a neighbour was busy, is
+//!   listed above the rows: a person has to weigh it.
 //! - The two agree if every row of either was compared and none is slower. What was not compared is no agreement.
 
 use std::io::Read;

@@ -1,10 +1,10 @@
 //! Single operations, over the types and shapes of a real model.
 //!
 //! Design:
-//! - The cases are those of a forward pass: every different (operation, type, shape) once, for each number of positions asked for. They
-//!   come from a model's own tensors, or from a published shape with random weights.
-//! - A weight is read from memory in a model, because the others have pushed it out of the caches meanwhile. So a case goes round
-//!   several weights of one shape, [`COLD_BYTES`] together: the model's layers, or copies.
+//! - The cases are those of a forward pass: every different (operation, type, shape) once, for each number of positions
+//!   asked for. They come from a model's own tensors, or from a published shape with random weights.
+//! - A weight is read from memory in a model, because the others have pushed it out of the caches meanwhile. So a case
+//!   goes round several weights of one shape, [`COLD_BYTES`] together: the model's layers, or copies.
 //! - A sample is as many calls as fill a tenth of a second or so, and one wait for the device at their end.
 
 use std::collections::BTreeMap;
@@ -326,7 +326,8 @@ pub struct OpsResult {
 /// Times every case on the backend called `name`, each for about `seconds`.
 ///
 /// # Errors
-/// As [`BenchSubject::open`], and the backend's. A case that the backend has no kernel for is refused by name, and is no error.
+/// As [`BenchSubject::open`], and the backend's. A case that the backend has no kernel for is refused by name,
+/// and is no error.
 pub fn ops(
     name: &str,
     threads: Option<usize>,

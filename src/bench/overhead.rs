@@ -2,8 +2,9 @@
 //!
 //! Design:
 //! - What is timed as tracing is what `trace` does, down to the renamed directory.
-//! - A trace has the logits of every position, which a run that is not traced need not make. So there are two runs without a trace:
-//!   as `run` does it, with the last position's logits, and with those of all positions, against which tracing is measured.
+//! - A trace has the logits of every position, which a run that is not traced need not make. So there are two runs
+//!   without a trace: as `run` does it, with the last position's logits, and with those of all positions, against which
+//!   tracing is measured.
 //! - The four are timed in turn, repetition by repetition, so that a machine that slows down slows all of them.
 
 use std::time::Instant;
@@ -86,8 +87,8 @@ impl Backend for Lent<'_> {
     }
 }
 
-/// Times a prompt and a decode in every way of watching, once to warm up and `repeat` times. Traces are saved in the directory for
-/// temporary files.
+/// Times a prompt and a decode in every way of watching, once to warm up and `repeat` times. Traces are saved in the
+/// directory for temporary files.
 ///
 /// # Errors
 /// The model's, the backend's, and those of the temporary directory.

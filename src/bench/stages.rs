@@ -1,12 +1,13 @@
 //! Where the time of a run goes: by stage, by layer, by kernel, and what is spent around them.
 //!
 //! Design:
-//! - On a CPU an operation is done when its call returns, so the wall clock around it is its time. On a GPU the times are the adapter's
-//!   timestamps around each dispatch; an adapter without them is waited for after each operation, and the report says so.
-//! - Timing costs time. So the test is also run without it, and both walls are told: the first is what the stages add up to,
-//!   the second what a user sees.
-//! - A kernel that makes several stages at once stands at the stage whose operation recorded it. The work of stages without a
-//!   dispatch of their own counts at the next that has one.
+//! - On a CPU an operation is done when its call returns, so the wall clock around it is its time. On a GPU the times
+//!   are the adapter's timestamps around each dispatch; an adapter without them is waited for after each operation, and
+//!   the report says so.
+//! - Timing costs time. So the test is also run without it, and both walls are told: the first is what the stages add
+//!   up to, the second what a user sees.
+//! - A kernel that makes several stages at once stands at the stage whose operation recorded it. The work of stages
+//!   without a dispatch of their own counts at the next that has one.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -98,7 +99,8 @@ pub struct KernelTotal {
 pub struct AroundKernels {
     /// The sum of the kernels' times.
     pub kernels: f64,
-    /// Between one kernel and the next: on a GPU, while it had begun and not ended a call; on a CPU, the forward pass itself.
+    /// Between one kernel and the next: on a GPU, while it had begun and not ended a call; on a CPU, the forward pass
+    /// itself.
     pub between: f64,
     /// The rest of the timed wall: until the first kernel begins, and from the last until the logits are on the host.
     pub outside: f64,
@@ -417,8 +419,8 @@ fn of_host(
     times.iter().zip(ops).map(run).collect()
 }
 
-/// A dispatch is a kernel's run. The work of an operation goes to the kernel that takes longest of those at its site; where there is
-/// none, to the next site that has one. Also returns which stages each site so makes besides its own.
+/// A dispatch is a kernel's run. The work of an operation goes to the kernel that takes longest of those at its site;
+/// where there is none, to the next site that has one. Also returns which stages each site so makes besides its own.
 fn of_device(
     times: &[KernelTime],
     ops: &[CountedOp],

@@ -35,8 +35,8 @@ pub struct WelchTest {
     pub p: f64,
 }
 
-/// Holds the times `b` against the times `a`. Logarithms, because a change of speed is a ratio. `None` if either has fewer than two
-/// samples, or one that is not positive: then noise is unknown.
+/// Holds the times `b` against the times `a`. Logarithms, because a change of speed is a ratio. `None` if either has
+/// fewer than two samples, or one that is not positive: then noise is unknown.
 ///
 /// `alpha` is one less the confidence of the interval.
 pub fn welch(a: &[f64], b: &[f64], alpha: f64) -> Option<WelchTest> {
@@ -87,7 +87,8 @@ fn t_quantile(p: f64, v: f64) -> f64 {
     high
 }
 
-/// The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22), evaluated as Lentz does.
+/// The regularised incomplete beta function I_x(a, b), by its continued fraction (DLMF 8.17.22), evaluated as Lentz
+/// does.
 fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
     if x <= 0.0 {
         return 0.0;

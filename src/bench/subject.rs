@@ -23,8 +23,8 @@ pub struct BenchSubject {
 }
 
 impl BenchSubject {
-    /// Opens the backend called `name`, as [`backend::open`] does, and probes its limits if `probe`. The oracle, which is there to be
-    /// right, has none.
+    /// Opens the backend called `name`, as [`backend::open`] does, and probes its limits if `probe`. The oracle, which
+    /// is there to be right, has none.
     ///
     /// # Errors
     /// [`backend::open`]'s and the probes'.

@@ -1,8 +1,8 @@
 //! Prefill and decode, in tokens a second.
 //!
 //! Design:
-//! - A test is llama-bench's: `pp512` runs a prompt of 512 tokens, `tg128` decodes 128 tokens one by one, `@ d4096` does so behind 4096
-//!   positions that are already in the cache. Tokens are random, and the same in every repetition.
+//! - A test is llama-bench's: `pp512` runs a prompt of 512 tokens, `tg128` decodes 128 tokens one by one, `@ d4096`
+//!   does so behind 4096 positions that are already in the cache. Tokens are random, and the same in every repetition.
 //! - A decoded token's logits are read back before the next token goes in, as somebody has to who wants to choose it.
 //! - The first run of a test warms up, and counts its work; it is not timed.
 

@@ -1,11 +1,11 @@
 //! The work of an operation: the bytes that it must read and the multiply-adds that it must do.
 //!
 //! Design:
-//! - Bytes are those of weights, as the file stores them, and of cached keys and values: what is too much for a cache to keep from
-//!   one call to the next. A matrix is read once a call, however many positions the call has. Of experts only the chosen ones are
-//!   read, each once. Activations are not counted: they are small and were just written.
-//! - Operations are those of matrix products and attention, a multiply-add being two. Attention is causal: row t sees start + t + 1
-//!   positions. Norms, softmax and elementwise operations count as none; together they are a thousandth.
+//! - Bytes are those of weights, as the file stores them, and of cached keys and values: what is too much for a cache
+//!   to keep from one call to the next. A matrix is read once a call, however many positions the call has. Of experts
+//!   only the chosen ones are read, each once. Activations are not counted: they are small and were just written.
+//! - Operations are those of matrix products and attention, a multiply-add being two. Attention is causal: row t sees
+//!   start + t + 1 positions. Norms, softmax and elementwise operations count as none; together they are a thousandth.
 //! - Which experts are chosen is data, so a run is counted by running it: [`Counted`] is a backend over a backend.
 
 use std::collections::BTreeSet;
@@ -81,7 +81,8 @@ pub struct CountedOp {
     pub work: Work,
 }
 
-/// A backend that counts the work of another, and changes nothing. It waits for the ids of experts, so its time means nothing.
+/// A backend that counts the work of another, and changes nothing. It waits for the ids of experts, so its time means
+/// nothing.
 pub struct Counted<'a, B: Backend> {
     inner: &'a mut B,
     counted: Vec<CountedOp>,
@@ -120,7 +121,8 @@ mod tests {
     use crate::model::{LogitRows, Model, Session, forward};
     use crate::op::Stage;
 
-    /// The demo model by hand: H 256, 4 layers, 8 heads of 64 over 2, 8 experts of width 256 of which 2 are used, V 2048.
+    /// The demo model by hand: H 256, 4 layers, 8 heads of 64 over 2, 8 experts of width 256 of which 2 are used, V
+    /// 2048.
     #[test]
     fn a_decoded_token_of_the_demo_is_counted_as_by_hand() {
         let model = Model::open(None).unwrap();

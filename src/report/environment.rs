@@ -1,9 +1,9 @@
-//! What a document was made with and on: the program, its command line, the machine. Every verb's JSON document carries this record, so
-//! that whoever gets the document can tell what to run again, and where.
+//! What a document was made with and on: the program, its command line, the machine. Every verb's JSON document carries
+//! this record, so that whoever gets the document can tell what to run again, and where.
 //!
 //! Design:
-//! - The drivers of a GPU stand at the backend that used them, and the model's fingerprint at the model. Here is what does not
-//!   depend on either.
+//! - The drivers of a GPU stand at the backend that used them, and the model's fingerprint at the model. Here is what
+//!   does not depend on either.
 //! - There is no time, no host name and no user name in it: the same command on the same machine gives the same record.
 
 use std::sync::OnceLock;
@@ -66,8 +66,8 @@ impl Environment {
         })
     }
 
-    /// `document` with the record under `environment`, behind its first key, which is its schema. What is no object, or has a record
-    /// already, stays as it is.
+    /// `document` with the record under `environment`, behind its first key, which is its schema. What is no object, or
+    /// has a record already, stays as it is.
     ///
     /// # Errors
     /// If the document has a map whose keys are not strings.

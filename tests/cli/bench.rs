@@ -1,4 +1,5 @@
-//! `bench` on the built binary: every form on both backends, documents against their schemas, formats, and what counts as a change.
+//! `bench` on the built binary: every form on both backends, documents against their schemas, formats, and what counts
+//! as a change.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,9 +1,10 @@
-//! What an adapter allows: bytes read, floating-point operations a second, and what a dispatch and a submission cost by themselves.
+//! What an adapter allows: bytes read, floating-point operations a second, and what a dispatch and a submission cost by
+//! themselves.
 //!
 //! Design:
 //! - A limit is the best of several rounds, as on the CPU: everything that disturbs a round makes it slower.
-//! - A round is timed by timestamps where the adapter has them. Where it has none, it is the wall time of a submission less that of
-//!   an empty one.
+//! - A round is timed by timestamps where the adapter has them. Where it has none, it is the wall time of a submission
+//!   less that of an empty one.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crate::op::{At, HostTensor, Op, Site, Stage};
 
 /// The most bytes that the read probe reads: several times a cache of the GPUs at hand.
 const MOST_BYTES: u64 = 512 << 20;
-/// vec4 that one thread of the read probe adds up, and rounds of multiply-adds that one thread of the FMA probe does; the
-/// multiply-adds of a round are those that `shaders/probe_fma.wgsl` writes out.
+/// vec4 that one thread of the read probe adds up, and rounds of multiply-adds that one thread of the FMA probe does;
+/// the multiply-adds of a round are those that `shaders/probe_fma.wgsl` writes out.
 const READS: u32 = 64;
 const ROUNDS: u32 = 64;
 const FMA_PER_ROUND: u32 = 64;

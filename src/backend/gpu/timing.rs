@@ -1,9 +1,11 @@
 //! How long each dispatch takes on the device, by timestamp queries.
 //!
 //! Design:
-//! - Off unless a [`KernelTimer`] is started. While it runs, every dispatch has a compute pass of its own, at whose two ends the
-//!   device writes a timestamp. Passes cost something of their own, so whatever is timed as a whole is timed with the timer off.
-//! - Timestamps stay in GPU memory until [`Device::collect_times`], which [`Backend::sync`](crate::backend::Backend::sync) calls.
+//! - Off unless a [`KernelTimer`] is started. While it runs, every dispatch has a compute pass of its own, at whose two
+//!   ends the device writes a timestamp. Passes cost something of their own, so whatever is timed as a whole is timed
+//!   with the timer off.
+//! - Timestamps stay in GPU memory until [`Device::collect_times`], which
+//!   [`Backend::sync`](crate::backend::Backend::sync) calls.
 //! - A dispatch counts for the site whose operation recorded it.
 
 use std::cell::{Cell, RefCell};

@@ -27,7 +27,8 @@ use crate::report::bench::{BenchDocument, BenchFormat, BenchModel, BenchRow};
 /// Measure speed: tokens per second beside what the machine allows, time by stage and kernel, the cost of tracing.
 ///
 /// Prompts and decoding are timed as llama-bench does, after a run that warms up. The limits are read bandwidth and f32
-/// multiply-adds, measured in the same run; the share of the limit is the least time that they allow over the time taken.
+/// multiply-adds, measured in the same run; the share of the limit is the least time that they allow over the time
+/// taken.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {

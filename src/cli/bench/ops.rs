@@ -13,11 +13,11 @@ use crate::report::bench::{BenchDocument, BenchModel};
 use crate::synth::{Mix, ModelShape};
 use crate::trace::select::glob;
 
-/// Time single operations: every operation, type and shape of a model, with its weights; or of a published shape, with random
-/// ones.
+/// Time single operations: every operation, type and shape of a model, with its weights; or of a published shape, with
+/// random ones.
 ///
-/// Weights are read from memory rather than from a cache, as they are in a model. A case that a backend has no kernel for is listed
-/// as refused.
+/// Weights are read from memory rather than from a cache, as they are in a model. A case that a backend has no kernel
+/// for is listed as refused.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -1,11 +1,12 @@
 //! What `bench` writes: one document a form of it, as a table for people, as Markdown, JSON, CSV and JSON lines.
 //!
 //! Design:
-//! - Every form has a type of row ([`BenchRow`]) and shares the rest: the model, the backends with their limits, how it was measured.
-//! - A row has a `name` that tells it from every other of its document, and the `seconds` of each repetition, which is all that
-//!   `bench compare` needs.
-//! - A line of CSV or JSON lines stands alone: it repeats the model and the machine. The fields of a rate that llama-bench has too bear
-//!   llama-bench's names, so that what reads the one reads the other.
+//! - Every form has a type of row ([`BenchRow`]) and shares the rest: the model, the backends with their limits, how it
+//!   was measured.
+//! - A row has a `name` that tells it from every other of its document, and the `seconds` of each repetition, which is
+//!   all that `bench compare` needs.
+//! - A line of CSV or JSON lines stands alone: it repeats the model and the machine. The fields of a rate that
+//!   llama-bench has too bear llama-bench's names, so that what reads the one reads the other.
 
 pub mod compare;
 pub mod ops;
@@ -117,7 +118,8 @@ pub struct AchievedSpeed {
     pub gb_per_second: f64,
     /// Of matrix products and attention, a multiply-add being two.
     pub gflop_per_second: f64,
-    /// The least time that the limits allow over the mean time. `None` where no limits were probed, or there is no work.
+    /// The least time that the limits allow over the mean time. `None` where no limits were probed, or there is no
+    /// work.
     pub share_of_limit: Option<f64>,
     /// What takes most of the least time.
     pub bound_by: Option<BoundBy>,
