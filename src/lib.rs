@@ -19,6 +19,9 @@ pub mod atomic;
 pub mod backend;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
+pub mod bench;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
 pub mod cli;
 pub mod diff;
 pub mod error;

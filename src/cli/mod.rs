@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 
+mod bench;
 mod common;
 mod compare;
 mod devices;
@@ -43,6 +44,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Bench(Box<bench::Args>),
     Compare(compare::Args),
     Devices(devices::Args),
     Diff(Box<diff::Args>),
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
+        Verb::Bench(args) => bench::run(&args),
         Verb::Compare(args) => compare::run(&args),
         Verb::Devices(args) => devices::run(&args),
         Verb::Diff(args) => diff::run(&args),

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
+use crate::report::environment::Environment;
 use crate::{Error, Result};
 
 /// Writes `text` to stdout as it is. A reader that has seen enough (`| head`) is no error.
@@ -25,12 +26,13 @@ pub fn print_on(text: &str) -> Result<bool> {
     }
 }
 
-/// Writes one JSON document to stdout, indented, with a newline at its end.
+/// Writes one JSON document to stdout, indented, with the [`Environment`] in it and a newline at its end.
 ///
 /// # Errors
 /// Like [`print()`]; also if the document has a map whose keys are not strings.
 pub fn print_json(document: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(document).map_err(|e| Error::input(format!("json: {e}")))?;
+    let mut text =
+        serde_json::to_string_pretty(&Environment::with(document)?).map_err(|e| Error::input(format!("json: {e}")))?;
     text.push('\n');
     print(&text)
 }

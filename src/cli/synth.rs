@@ -156,7 +156,7 @@ fn report_substitutes(plan: &Plan) {
     }
 }
 
-fn parse_mix(name: &str) -> Result<Mix, String> {
+pub fn parse_mix(name: &str) -> Result<Mix, String> {
     let names = || MIXES.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
     Mix::from_name(name).ok_or_else(|| format!("expected one of {}", names()))
 }

@@ -29,6 +29,7 @@ pub fn run(
         schema: "twinscope.vary/1",
         verdict: if failed { "diverged" } else { "agree" },
         model: model.gguf.name(),
+        fingerprint: model.gguf.fingerprint(),
         tokens: prompt.tokens.len(),
         subject: &info,
         variations: &variations,

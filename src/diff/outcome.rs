@@ -71,6 +71,8 @@ pub struct ModelSummary {
     pub experts: usize,
     /// Experts chosen for a token; 0 in a dense model.
     pub experts_used: usize,
+    /// Tells two files apart, as `inspect` gives it; `None` where a trace does not say which file it is of.
+    pub fingerprint: Option<String>,
 }
 
 /// One side of a comparison.
@@ -518,6 +520,7 @@ pub(crate) mod tests {
                 layers: 1,
                 experts: 8,
                 experts_used: 2,
+                fingerprint: None,
             },
             tokens: 2,
             prompt: None,

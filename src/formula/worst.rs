@@ -103,8 +103,9 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
     let may_be_worst = |i: usize| {
         claims.iter().zip(limits).any(|(claim, limit)| {
             let (error, least) = (claim.error[i].abs(), claim.floor(i, shares.map(|share| share * exact[i].abs())));
-            // Written so that what is not a number may be the worst.
-            error != 0.0 && !(error <= limit * least)
+            // What is not a number is within nothing, and so may be the worst.
+            let within = error <= limit * least;
+            error != 0.0 && !within
         })
     };
     let indices: Vec<usize> = (0..exact.len()).into_par_iter().filter(|i| may_be_worst(*i)).collect();

@@ -52,6 +52,11 @@ impl<T: Clone> Session<T> {
     pub fn position(&self) -> usize {
         self.position
     }
+
+    /// Forgets the positions from `position` on; those that were not done yet there are none to forget of.
+    pub fn rewind(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
 }
 
 /// Runs `tokens` at the session's next positions and returns their logits, [T, V] or [1, V].

@@ -18,6 +18,43 @@ pub fn short(x: f64) -> String {
     }
 }
 
+/// A number to three digits, never with an exponent: `0.0123`, `1.26`, `41.3`, `164`, `1,234,567`.
+pub fn three(x: f64) -> String {
+    match x.abs() {
+        _ if !x.is_finite() => short(x),
+        0.0 => "0".into(),
+        a if a >= 999.5 => {
+            let digits = format!("{:.0}", a);
+            let (sign, mut out) = (if x < 0.0 { "-" } else { "" }, String::new());
+            for (i, c) in digits.chars().enumerate() {
+                if i > 0 && (digits.len() - i).is_multiple_of(3) {
+                    out.push(',');
+                }
+                out.push(c);
+            }
+            format!("{sign}{out}")
+        }
+        a => {
+            // The digits before the point are those of the rounded number: 0.9999 is 1.00.
+            let rounded = format!("{a:.2e}");
+            let exponent: i32 = rounded.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
+            format!("{x:.*}", (2 - exponent).clamp(0, 12) as usize)
+        }
+    }
+}
+
+/// A time in the unit that leaves one to three digits before the point: `4.56 ms`.
+pub fn time(seconds: f64) -> String {
+    let (scale, unit) = match seconds.abs() {
+        0.0 => return "0".into(),
+        s if s < 1e-6 => (1e9, "ns"),
+        s if s < 1e-3 => (1e6, "µs"),
+        s if s < 1.0 => (1e3, "ms"),
+        _ => (1.0, "s"),
+    };
+    format!("{} {unit}", three(seconds * scale))
+}
+
 /// A small number, always with an exponent unless it is 0: `4.4e-3`.
 pub fn scientific(x: f64) -> String {
     if x == 0.0 { "0".into() } else { format!("{x:.1e}") }
@@ -94,6 +131,13 @@ mod tests {
             [0.0, 0.314, 0.0314, 0.09999, 1.26, 9.96, 41.3, 999.6, 3.7e4, -2.0].into_iter().map(short).collect();
         assert_eq!(texts, ["0", "0.31", "3.1e-2", "0.10", "1.3", "10", "41", "1.0e3", "3.7e4", "-2.0"]);
         assert_eq!((short(f64::NAN), short(f64::NEG_INFINITY)), ("NaN".into(), "-inf".into()));
+        let three: Vec<String> = [0.0, 0.01234, 0.9999, 1.259, 9.999, 41.25, 164.4, 999.7, -1234.6, 1234567.0]
+            .into_iter()
+            .map(three)
+            .collect();
+        assert_eq!(three, ["0", "0.0123", "1.00", "1.26", "10.0", "41.2", "164", "1,000", "-1,235", "1,234,567"]);
+        let times: Vec<String> = [0.0, 1.5e-9, 2e-6, 4.56e-3, 0.2, 12.0].into_iter().map(time).collect();
+        assert_eq!(times, ["0", "1.50 ns", "2.00 µs", "4.56 ms", "200 ms", "12.0 s"]);
         let shares: Vec<String> = [1.0, 0.999999, 0.9995, 0.912, 0.05, 0.00001, 0.0].into_iter().map(percent).collect();
         assert_eq!(shares, ["100 %", "99.999 %", "99.950 %", "91.2 %", "5.0 %", "1.0e-3 %", "0 %"]);
     }

@@ -429,7 +429,7 @@ mod tests {
     fn document(c: &Comparison) -> Value {
         let schema = serde_json::from_str(include_str!("../../schemas/diff.schema.json")).unwrap();
         let validator = jsonschema::draft202012::new(&schema).unwrap();
-        let document = serde_json::to_value(Document::from(c)).unwrap();
+        let document = crate::report::environment::Environment::with(&Document::from(c)).unwrap();
         let errors: Vec<String> =
             validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{errors:#?}");
@@ -465,7 +465,8 @@ mod tests {
     #[test]
     fn nan_is_null_and_a_count() {
         let c = diverging();
-        let text = serde_json::to_string(&Document::from(&c)).unwrap();
+        let whole = crate::report::environment::Environment::with(&Document::from(&c)).unwrap();
+        let text = serde_json::to_string(&whole).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document(&c), "a document that any parser reads");
         let d = document(&c);
         let stage = d["stages"].as_array().unwrap().iter().find(|s| !s["total"]["mismatch"].is_null()).unwrap();

@@ -1,12 +1,19 @@
 //! What the verbs print, for people and for programs: one module a document.
 //!
 //! Design:
+//! - A document for people and the one for programs say the same; neither computes anything.
+//! - A JSON document says what it was made with and on ([`environment`]), whatever the verb.
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod bench;
 #[doc(hidden)]
 pub mod calibration;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod devices;
+#[doc(hidden)]
+pub mod environment;
 mod facts;
 #[doc(hidden)]
 pub mod format;
@@ -26,6 +33,8 @@ mod sample;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod selftest;
+#[cfg(feature = "cli")]
+mod table;
 pub mod text;
 #[doc(hidden)]
 pub mod trace;
@@ -35,6 +44,7 @@ pub mod vary;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use self::environment::Environment;
 use crate::atomic::file::AtomicFile;
 use crate::diff::outcome::Comparison;
 use crate::error::{Error, Result};
@@ -84,7 +94,7 @@ impl ReportFile {
         let content = match self.format {
             Format::Html => html::render(c),
             Format::Junit => junit::render(c),
-            Format::Json => serde_json::to_string_pretty(&json::Document::from(c))
+            Format::Json => serde_json::to_string_pretty(&Environment::with(&json::Document::from(c))?)
                 .map_err(|e| Error::input(format!("{}: {e}", self.path.display())))?,
             Format::Text => text::render(c, text::Style { color: false, full: true }),
         };

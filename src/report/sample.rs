@@ -62,6 +62,7 @@ pub fn agreeing() -> Comparison {
             layers: 4,
             experts: 8,
             experts_used: 2,
+            fingerprint: Some("0".repeat(64)),
         },
         tokens: 17,
         prompt: Some("fn main() {\n    let x".into()),

@@ -13,6 +13,7 @@ pub struct VaryDocument<'a> {
     pub schema: &'static str,
     pub verdict: &'static str,
     pub model: &'a str,
+    pub fingerprint: String,
     pub tokens: usize,
     pub subject: &'a BackendInfo,
     pub variations: &'a [Variation],

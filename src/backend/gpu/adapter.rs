@@ -66,7 +66,7 @@ pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
 pub const FEATURES: wgpu::Features = wgpu::Features::IMMEDIATES;
 
 /// The features that a device is asked for where the adapter has them.
-pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
+pub const OPTIONAL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP.union(super::timing::FEATURE);
 
 /// What the kernels need of an adapter's limits: name, what the adapter has, what the kernel needs that needs most.
 fn needed(limits: &wgpu::Limits) -> [(&'static str, u32, u32); 6] {

@@ -14,6 +14,7 @@ use super::adapter;
 use super::kernels::Pipeline;
 use super::record::Recording;
 use super::texture::WordTexture;
+use super::timing::Timing;
 use crate::error::{Error, Result};
 
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
@@ -68,10 +69,11 @@ pub struct Device {
     pass: Option<wgpu::ComputePass<'static>>,
     /// Dispatches since the last submission, and in all.
     dispatches: u32,
-    pub dispatched: u64,
     submission: Submission,
     /// Set while dispatches are kept; see [`super::record`].
     pub(super) recording: Option<Recording>,
+    /// See [`super::timing`].
+    pub(super) timing: Timing,
 }
 
 impl Device {
@@ -99,6 +101,7 @@ impl Device {
         device
             .set_device_lost_callback(move |reason, message| note.note(format!("device lost ({reason:?}): {message}")));
         Ok(Self {
+            timing: Timing::new(&device),
             device,
             queue,
             info,
@@ -107,7 +110,6 @@ impl Device {
             encoder: None,
             pass: None,
             dispatches: 0,
-            dispatched: 0,
             submission: Submission::default(),
             recording: None,
         })
@@ -183,7 +185,9 @@ impl Device {
             layout: &pipeline.layout,
             entries: &entries,
         });
-        if self.pass.is_none() {
+        if let Some(pass) = self.begin_timed_pass(&pipeline.name) {
+            self.pass = Some(pass);
+        } else if self.pass.is_none() {
             let pass = self.encoder().begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
             self.pass = Some(pass);
         }
@@ -194,8 +198,8 @@ impl Device {
             pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
         }
         self.record_writes(bindings);
+        self.timing.count_dispatch();
         self.dispatches += 1;
-        self.dispatched += 1;
         if self.dispatches >= DISPATCHES_PER_SUBMIT {
             self.submit();
         }
@@ -215,10 +219,12 @@ impl Device {
 
     /// Submits what is recorded, if anything is.
     pub fn submit(&mut self) {
+        self.resolve_times();
         self.pass = None;
         self.dispatches = 0;
         if let Some(encoder) = self.encoder.take() {
             let index = self.queue.submit([encoder.finish()]);
+            self.timing.count_submission();
             // Set once: the cell is replaced together with the encoder.
             let _ = std::mem::take(&mut self.submission).set(index);
         }

@@ -63,6 +63,14 @@ pub struct Kernel<P> {
     params: PhantomData<P>,
 }
 
+// Derived, these would ask as much of the parameters.
+impl<P> Clone for Kernel<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P> Copy for Kernel<P> {}
+
 const SIZES: &str = wgsl!("lib/sizes");
 const WEIGHT: &str = wgsl!("lib/weight");
 const WEIGHT_BUFFER: &str = wgsl!("lib/weight_buffer");
@@ -142,6 +150,10 @@ kernels! {
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     NORM_ROPE: NormRope [Read, Read, Read, Write]
         "norm_rope" [ROW] [THREADS, 1], 4 * THREADS;
+    PROBE_FMA: ProbeFma [Write]
+        "probe_fma" [] [THREADS, 1], 0;
+    PROBE_READ: ProbeRead [Read, Write]
+        "probe_read" [] [THREADS, 1], 0;
     RMS_NORM: RmsNorm [Read, Read, Write]
         "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
     ROPE: Rope [Read, Read, Write]

@@ -19,10 +19,12 @@ mod kernels;
 mod layout;
 mod ops;
 mod params;
+mod probe;
 mod readback;
 mod record;
 mod tensor;
 mod texture;
+mod timing;
 mod weights;
 
 /// The WGSL of a file in `shaders/`.
@@ -45,8 +47,10 @@ pub use kernels::{Access, Patch, Spec, for_lanes, parameter_words, shader_source
 pub use layout::WeightLayout;
 pub use ops::contract;
 pub use params::Member;
+pub use probe::LaunchCosts;
 pub use record::{Binding, Dispatch};
 pub use tensor::GpuTensor;
+pub use timing::{KernelTime, KernelTimer};
 
 use self::device::Device;
 use self::fuse::Waiting;
@@ -156,7 +160,12 @@ impl GpuBackend {
 
     /// How many dispatches have been recorded in all.
     pub fn dispatches(&self) -> u64 {
-        self.device.dispatched
+        self.device.timing.timer().counts()[0]
+    }
+
+    /// The handle that switches the timing of single dispatches; [`Backend::sync`] brings their times to it.
+    pub fn kernel_timer(&self) -> KernelTimer {
+        self.device.timing.timer().clone()
     }
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
@@ -325,7 +334,8 @@ impl Backend for GpuBackend {
     fn sync(&mut self) -> Result<()> {
         self.run_waiting()?;
         self.device.submit();
-        self.device.wait(None)
+        self.device.wait(None)?;
+        self.device.collect_times()
     }
 }
 

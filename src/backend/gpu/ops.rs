@@ -63,7 +63,7 @@ impl GpuBackend {
     }
 
     /// Records a kernel without weights.
-    fn dispatch<P: Params>(
+    pub(super) fn dispatch<P: Params>(
         &mut self,
         site: Site,
         kernel: Kernel<P>,
@@ -74,6 +74,7 @@ impl GpuBackend {
         let spec = kernel.spec(self.lanes);
         self.check_grid(site, spec.name, grid)?;
         let pipeline = self.pipelines.get(spec, None);
+        self.device.timing.at(site);
         self.device.dispatch(&pipeline, bindings, bytemuck::cast_slice(&[params]), grid)
     }
 
@@ -89,6 +90,7 @@ impl GpuBackend {
     ) -> Result<()> {
         let spec = kernel.spec(self.lanes);
         let pipeline = self.pipelines.get(spec, Some(&weight.layout));
+        self.device.timing.at(site);
         for piece in &weight.pieces {
             let grid = grid(piece.params.count);
             self.check_grid(site, spec.name, grid)?;

@@ -68,6 +68,8 @@ params! {
     Matmul { piece: Piece, positions: u32 }
     Matvec { piece: Piece }
     NormRope { n: u32, groups: u32, heads: u32, start: u32, eps: f32 }
+    ProbeFma { rounds: u32, x: f32, y: f32 }
+    ProbeRead { reads: u32 }
     /// Of `rms_norm` and `add_norm`.
     RmsNorm { n: u32, groups: u32, eps: f32 }
     Rope { pairs: u32, heads: u32, half_dim: u32, start: u32 }

@@ -186,6 +186,7 @@ pub fn summary(model: &Model) -> ModelSummary {
         layers: model.config.layers,
         experts: moe.map_or(0, |m| m.experts),
         experts_used: moe.map_or(0, |m| m.used),
+        fingerprint: Some(model.gguf.fingerprint()),
     }
 }
 

@@ -67,6 +67,7 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
             layers: size("layers"),
             experts: of_moe("experts"),
             experts_used: of_moe("used"),
+            fingerprint: Some(c.model.fingerprint.clone()).filter(|f| !f.is_empty()),
         },
         tokens: c.prompt_tokens,
         prompt: c.prompt.clone(),

@@ -2,30 +2,15 @@
 
 use std::fmt::Write;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::{HumanBytes, HumanCount};
 
 use super::{InspectDocument, TokenizerInfo};
+use crate::report::table::table;
 use crate::text::printable;
 
 /// Values longer than this are cut: the JSON has them whole.
 const MAX_VALUE: usize = 80;
-
-/// A table without lines, as wide as its content: columns of `right` are right-aligned.
-fn table(header: &[&str], right: &[usize]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    if !header.is_empty() {
-        table.set_header(header);
-    }
-    table.discover_columns();
-    for &i in right {
-        if let Some(column) = table.column_mut(i) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
 
 fn section(out: &mut String, title: &str, table: &Table) {
     let _ = writeln!(out, "\n{title}"); // writing to a String cannot fail

@@ -1,0 +1,87 @@
+//! Two results of `bench` held against each other.
+
+use serde::Serialize;
+
+use super::super::facts::count;
+use super::super::format::{percent, three, time};
+use super::super::table::{lines, table};
+use crate::bench::compare::{BenchChange, BenchComparison};
+use crate::text::printable;
+
+/// The document of schema `twinscope.bench.compare/1`.
+#[derive(Serialize)]
+pub struct BenchComparisonDocument<'a> {
+    schema: &'static str,
+    verdict: &'static str,
+    files: [&'a str; 2],
+    #[serde(flatten)]
+    comparison: &'a BenchComparison,
+}
+
+impl<'a> BenchComparisonDocument<'a> {
+    /// Of the comparison of two files.
+    pub fn new(comparison: &'a BenchComparison, files: [&'a str; 2]) -> Self {
+        let verdict = if comparison.agrees() { "agree" } else { "diverged" };
+        Self { schema: "twinscope.bench.compare/1", verdict, files, comparison }
+    }
+}
+
+/// For people: what differs between the two runs, then every row, then the verdict.
+pub fn text(comparison: &BenchComparison, files: [&str; 2]) -> String {
+    let mut out = format!("A  {}\nB  {}\n", printable(files[0]), printable(files[1]));
+    for difference in &comparison.differences {
+        out += &format!("differs  {}\n", printable(difference));
+    }
+    let mut rows = table(&["limit", "A", "B", "B / A"], &[1, 2, 3]);
+    for limit in &comparison.limits {
+        let [a, b] = limit.values;
+        rows.add_row([printable(&limit.name), three(a), three(b), format!("{:.3}", b / a)]);
+    }
+    if !comparison.limits.is_empty() {
+        out += &format!("\n{}", lines(&rows));
+    }
+    let mut rows = table(&["", "A", "B", "speed of B", "interval", "p", "of limit", ""], &[1, 2, 3, 4, 5, 6]);
+    for row in &comparison.rows {
+        let seconds = row.seconds.map(|s| s.map_or("-".into(), time));
+        let [a, b] = row.share_of_limit.map(|s| s.map_or("-".into(), percent));
+        let share = if row.share_of_limit == [None; 2] { String::new() } else { format!("{a} → {b}") };
+        let test = row.test.as_ref();
+        let said = match row.change {
+            BenchChange::Faster => "faster",
+            BenchChange::Slower => "SLOWER",
+            BenchChange::Same => "same, within noise",
+            BenchChange::Unknown => "not compared: fewer than two samples",
+            BenchChange::Missing if row.seconds[0].is_none() => "not compared: only in B",
+            BenchChange::Missing => "not compared: only in A",
+        };
+        let [a_time, b_time] = seconds;
+        rows.add_row([
+            printable(&row.name),
+            a_time,
+            b_time,
+            test.map_or(String::new(), |t| format!("{:+.1} %", (t.speed_ratio - 1.0) * 100.0)),
+            test.map_or(String::new(), |t| {
+                format!("{:+.1} to {:+.1} %", (t.low - 1.0) * 100.0, (t.high - 1.0) * 100.0)
+            }),
+            test.map_or(String::new(), |t| if t.p < 1e-4 { "< 0.0001".into() } else { format!("{:.4}", t.p) }),
+            share,
+            said.into(),
+        ]);
+    }
+    out += &format!("\n{}", lines(&rows));
+    let slower = comparison.count(BenchChange::Slower);
+    let uncompared = comparison.count(BenchChange::Unknown) + comparison.count(BenchChange::Missing);
+    let verdict = match (slower, uncompared) {
+        _ if comparison.rows.is_empty() => "NOTHING COMPARED  neither file has a result".into(),
+        (0, 0) => format!("NOT SLOWER  {} compared", count(comparison.rows.len(), "row")),
+        (0, n) => format!("NOT COMPARED  {}: that is no agreement", count(n, "row")),
+        (n, _) => format!("SLOWER  {} of {}", n, count(comparison.rows.len(), "row")),
+    };
+    out += &format!(
+        "\n{verdict}; {} faster; a change counts if it is over {} and chance makes one like it in a comparison in {}\n",
+        comparison.count(BenchChange::Faster),
+        percent(comparison.min_change),
+        three(1.0 / comparison.alpha),
+    );
+    out
+}
