@@ -30,13 +30,13 @@ pub enum BoundBy {
 
 /// The least time that a sequence of operations takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Bound {
+pub struct TimeBound {
     /// Seconds of the operations that reading binds, and of those that arithmetic binds.
     read: f64,
     arithmetic: f64,
 }
 
-impl Bound {
+impl TimeBound {
     /// Seconds.
     pub fn seconds(&self) -> f64 {
         self.read + self.arithmetic
@@ -100,9 +100,9 @@ mod tests {
     #[test]
     fn each_operation_is_bound_by_the_longer_of_its_two() {
         let limit = MachineLimit { threads: None, read: 10.0, arithmetic: 100.0 };
-        let bound = Bound::of(&limit, [Work { bytes: 20, flops: 100 }, Work { bytes: 10, flops: 900 }].into_iter());
+        let bound = TimeBound::of(&limit, [Work { bytes: 20, flops: 100 }, Work { bytes: 10, flops: 900 }].into_iter());
         assert_eq!((bound.seconds(), bound.by()), (2.0 + 9.0, BoundBy::Arithmetic));
-        assert_eq!(Bound::of(&limit, std::iter::empty()).seconds(), 0.0);
+        assert_eq!(TimeBound::of(&limit, std::iter::empty()).seconds(), 0.0);
     }
 
     #[test]

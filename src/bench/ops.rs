@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::limits::{self, Bound, MachineLimit};
+use super::limits::{self, MachineLimit, TimeBound};
 use super::subject::BenchSubject;
 use super::work::{Work, work};
 use super::{Progress, stats};
@@ -127,7 +127,7 @@ pub struct OpBenchResult {
     /// Of one call.
     pub work: Work,
     /// The least time of one call.
-    pub bound: Option<Bound>,
+    pub bound: Option<TimeBound>,
     /// Why it was not run; nothing else counts then.
     pub refused: Option<String>,
 }
@@ -383,7 +383,7 @@ fn on<B: Backend>(
         let refusals = backend.unsupported(need.as_slice());
         if refusals.is_empty() {
             time(backend, case, seconds, &forget, &mut result)?;
-            result.bound = limit.map(|limit| Bound::of(limit, [result.work].into_iter()));
+            result.bound = limit.map(|limit| TimeBound::of(limit, [result.work].into_iter()));
         } else {
             result.refused = Some(refusals.join("; "));
         }

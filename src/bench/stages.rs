@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::limits::{Bound, MachineLimit};
+use super::limits::{MachineLimit, TimeBound};
 use super::subject::BenchSubject;
 use super::throughput::{BenchTest, Rerun};
 use super::work::{CountedOp, Work};
@@ -76,7 +76,7 @@ pub struct StageTime {
     /// What it reads and computes.
     pub work: Work,
     /// The least time that it takes.
-    pub bound: Option<Bound>,
+    pub bound: Option<TimeBound>,
 }
 
 /// A kernel, over one repetition of the test.
@@ -91,7 +91,7 @@ pub struct KernelTotal {
     /// As of a [`StageTime`].
     pub work: Work,
     /// As of a [`StageTime`].
-    pub bound: Option<Bound>,
+    pub bound: Option<TimeBound>,
 }
 
 /// What is spent around the kernels, in seconds of one repetition.
@@ -166,7 +166,7 @@ struct KernelRun {
     kernel: Rc<str>,
     seconds: f64,
     work: Work,
-    bound: Option<Bound>,
+    bound: Option<TimeBound>,
 }
 
 /// Sums over the repetitions.
@@ -176,7 +176,7 @@ struct Tally {
     seconds: Vec<f64>,
     dispatches: usize,
     work: Work,
-    bounds: Vec<Bound>,
+    bounds: Vec<TimeBound>,
     kernels: Vec<Rc<str>>,
     with: Vec<Stage>,
 }
@@ -199,8 +199,8 @@ impl Tally {
     }
 
     /// The mean over `repeat` repetitions.
-    fn bound(&self, limit: Option<&MachineLimit>, repeat: usize) -> Option<Bound> {
-        limit.map(|_| Bound::mean(&self.bounds, repeat))
+    fn bound(&self, limit: Option<&MachineLimit>, repeat: usize) -> Option<TimeBound> {
+        limit.map(|_| TimeBound::mean(&self.bounds, repeat))
     }
 
     fn work(&self, repeat: usize) -> Work {
@@ -414,7 +414,7 @@ fn of_host(
         kernel: names.of(op),
         seconds: (*ended - *began).as_secs_f64(),
         work: op.work,
-        bound: limit.map(|limit| Bound::of(limit, [op.work].into_iter())),
+        bound: limit.map(|limit| TimeBound::of(limit, [op.work].into_iter())),
     };
     times.iter().zip(ops).map(run).collect()
 }
@@ -433,7 +433,7 @@ fn of_device(
             kernel: t.kernel.clone(),
             seconds: t.end - t.begin,
             work: Work::default(),
-            bound: limit.map(|_| Bound::default()),
+            bound: limit.map(|_| TimeBound::default()),
         })
         .collect();
     // By site: the run that stands for its work.

@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use super::limits::Bound;
+use super::limits::TimeBound;
 use super::subject::BenchSubject;
 use super::work::{Counted, CountedOp, Work};
 use super::{Progress, stats};
@@ -139,7 +139,7 @@ pub struct Throughput {
     /// Of one repetition.
     pub work: Work,
     /// The least time that a repetition takes here, if limits were probed.
-    pub bound: Option<Bound>,
+    pub bound: Option<TimeBound>,
 }
 
 impl Throughput {
@@ -177,7 +177,7 @@ pub fn throughput(
     progress(&name, 0, repeat + 1);
     let mut rerun = Rerun::new(backend, model, test, chunk)?;
     let counted: Vec<Work> = rerun.count(backend)?.iter().flatten().map(|op| op.work).collect();
-    let bound = limit.map(|limit| Bound::of(&limit, counted.iter().copied()));
+    let bound = limit.map(|limit| TimeBound::of(&limit, counted.iter().copied()));
     let mut seconds = Vec::with_capacity(repeat);
     for n in 0..repeat {
         progress(&name, n + 1, repeat + 1);

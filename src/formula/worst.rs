@@ -25,7 +25,7 @@ pub struct Claim<'a, const N: usize> {
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Worst {
+pub struct WorstRatio {
     pub ratio: Ratio,
     /// The floor of the worst element; 0 when there is none.
     pub floor: f64,
@@ -39,21 +39,21 @@ impl<const N: usize> Claim<'_, N> {
     }
 
     /// From the floors of all elements.
-    fn of_all(&self, floors: &[Vec<f64>; N]) -> Worst {
+    fn of_all(&self, floors: &[Vec<f64>; N]) -> WorstRatio {
         let each = |i: usize| self.floor(i, std::array::from_fn(|n| floors[n][i]));
         let floors: Vec<f64> = (0..self.error.len()).into_par_iter().map(each).collect();
         let ratio = injected_ratio(self.error, &floors);
-        Worst { ratio, floor: ratio.index.map_or(0.0, |i| floors[i]) }
+        WorstRatio { ratio, floor: ratio.index.map_or(0.0, |i| floors[i]) }
     }
 
     /// From the floors of some elements, `indices` ascending, which the first, the worst and all beyond their floor are among.
-    fn of_some(&self, indices: &[usize], floors: &[[f64; N]]) -> Worst {
+    fn of_some(&self, indices: &[usize], floors: &[[f64; N]]) -> WorstRatio {
         let own: Vec<f64> = indices.iter().zip(floors).map(|(i, floors)| self.floor(*i, *floors)).collect();
         let error: Vec<f64> = indices.iter().map(|i| self.error[*i]).collect();
         let mut ratio = injected_ratio(&error, &own);
         let floor = ratio.index.map_or(0.0, |at| own[at]);
         ratio.index = ratio.index.map(|at| indices[at]);
-        Worst { ratio, floor }
+        WorstRatio { ratio, floor }
     }
 }
 
@@ -69,7 +69,7 @@ pub fn worst<const N: usize, const C: usize>(
     contracts: [&Contract; N],
     exact: &HostTensor,
     claims: [Claim<'_, N>; C],
-) -> Result<[Worst; C]> {
+) -> Result<[WorstRatio; C]> {
     assert!(claims.iter().all(|claim| claim.error.len() == exact.len()), "one error an element");
     let sums = matches!(op.kind(), OpKind::MatMul | OpKind::ExpertMatMul | OpKind::AttnScores | OpKind::AttnContext);
     if sums && contracts.iter().all(|c| Emulation::of(op, c).is_nothing()) {
@@ -94,7 +94,7 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
     contracts: [&Contract; N],
     exact: &HostTensor,
     claims: &[Claim<'_, N>; C],
-) -> Result<Option<[Worst; C]>> {
+) -> Result<Option<[WorstRatio; C]>> {
     let shares = contracts.map(|c| formula.least_share(c));
     let exact = exact.to_f64();
     let first = first_candidates(claims);

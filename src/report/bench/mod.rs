@@ -25,7 +25,7 @@ use super::facts::count;
 use super::format::{percent, three};
 use super::table::{lines, table};
 use crate::backend::gpu::LaunchCosts;
-use crate::bench::limits::{Bound, BoundBy, MachineLimit};
+use crate::bench::limits::{BoundBy, MachineLimit, TimeBound};
 use crate::bench::subject::BenchSubject;
 use crate::bench::work::Work;
 use crate::error::{Error, Result};
@@ -127,7 +127,7 @@ pub struct AchievedSpeed {
 
 impl AchievedSpeed {
     /// Of `work` done in `seconds`, for which `bound` is the least time.
-    pub fn new(work: Work, seconds: f64, bound: Option<Bound>) -> Self {
+    pub fn new(work: Work, seconds: f64, bound: Option<TimeBound>) -> Self {
         let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds / 1e9 } else { 0.0 };
         let bound = bound.filter(|b| b.seconds() > 0.0 && seconds > 0.0);
         Self {
@@ -410,11 +410,11 @@ mod tests {
     fn a_share_is_the_least_time_over_the_time() {
         let limit = MachineLimit { threads: None, read: 10e9, arithmetic: 100e9 };
         let work = Work { bytes: 5_000_000_000, flops: 10_000_000_000 };
-        let bound = Bound::of(&limit, [work].into_iter());
+        let bound = TimeBound::of(&limit, [work].into_iter());
         let speed = AchievedSpeed::new(work, 2.0, Some(bound));
         assert_eq!((speed.gb_per_second, speed.gflop_per_second, speed.share_of_limit), (2.5, 5.0, Some(0.25)));
         assert_eq!(speed.cells(), ["2.50", "5.00", "25.0 % read"]);
-        let none = AchievedSpeed::new(Work::default(), 0.0, Some(Bound::default()));
+        let none = AchievedSpeed::new(Work::default(), 0.0, Some(TimeBound::default()));
         assert_eq!((none.share_of_limit, none.gb_per_second), (None, 0.0));
     }
 }

@@ -7,7 +7,7 @@ use super::super::facts::count;
 use super::super::format::{cut, percent, time};
 use super::super::table::{lines, table};
 use super::{AchievedSpeed, BenchDocument, BenchRow, bar, on_threads};
-use crate::bench::limits::Bound;
+use crate::bench::limits::TimeBound;
 use crate::bench::stages::StagesResult;
 use crate::bench::stats;
 use crate::bench::subject::BenchSubject;
@@ -67,7 +67,7 @@ pub struct StageRow {
     pub speed: AchievedSpeed,
     /// For the sums that the chart makes.
     #[serde(skip)]
-    bound: Option<Bound>,
+    bound: Option<TimeBound>,
     #[serde(skip)]
     place: Option<Stage>,
 }
@@ -78,7 +78,7 @@ impl StageRow {
         let test = result.test.to_string();
         let prefix = format!("{} · {test}", on_threads(&subject.info.backend, subject.threads));
         let of_kernels = result.around.kernels;
-        let part = |part, name: String, seconds: &[f64], work: Work, bound: Option<Bound>, dispatches| {
+        let part = |part, name: String, seconds: &[f64], work: Work, bound: Option<TimeBound>, dispatches| {
             let mean = stats::mean(seconds);
             Self {
                 name,
@@ -101,8 +101,8 @@ impl StageRow {
             }
         };
         let work: Work = result.stages.iter().map(|s| s.work).sum();
-        let bounds: Vec<Bound> = result.stages.iter().filter_map(|s| s.bound).collect();
-        let bound = (!bounds.is_empty()).then(|| Bound::mean(&bounds, 1));
+        let bounds: Vec<TimeBound> = result.stages.iter().filter_map(|s| s.bound).collect();
+        let bound = (!bounds.is_empty()).then(|| TimeBound::mean(&bounds, 1));
         let dispatches = result.stages.iter().map(|s| s.dispatches).sum();
         let mut whole = part(TimedPart::Test, prefix.clone(), &result.untimed, work, bound, dispatches);
         whole.share_of_time = 1.0;
@@ -223,8 +223,8 @@ fn chart(document: &BenchDocument<StageRow>, test: &StageRow, more: &Value) -> S
         }
         let seconds: f64 = here.iter().map(|r| r.mean()).sum();
         let work = here.iter().map(|r| Work { bytes: r.bytes, flops: r.flops }).sum();
-        let bounds: Vec<Bound> = here.iter().filter_map(|r| r.bound).collect();
-        let bound = (!bounds.is_empty()).then(|| Bound::mean(&bounds, 1));
+        let bounds: Vec<TimeBound> = here.iter().filter_map(|r| r.bound).collect();
+        let bound = (!bounds.is_empty()).then(|| TimeBound::mean(&bounds, 1));
         let [gb, gflop, share] = AchievedSpeed::new(work, seconds, bound).cells();
         let names = |all: &mut dyn Iterator<Item = &str>| {
             let mut names: Vec<&str> = Vec::new();
