@@ -4,7 +4,7 @@
 //! - The cases are those of a forward pass: every different (operation, type, shape) once, for each number of positions
 //!   asked for. They come from a model's own tensors, or from a published shape with random weights.
 //! - A weight is read from memory in a model, because the others have pushed it out of the caches meanwhile. So a case
-//!   goes round several weights of one shape, [`COLD_BYTES`] together: the model's layers, or copies.
+//!   goes round several weights of one shape, `COLD_BYTES` together: the model's layers, or copies.
 //! - A sample is as many calls as fill a tenth of a second or so, and one wait for the device at their end.
 
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ impl CaseWeights {
         }
     }
 
-    /// As many as are [`COLD_BYTES`], or as there are.
+    /// As many as are `COLD_BYTES`, or as there are.
     fn make(&self) -> Result<Vec<Arc<Weight>>> {
         let count = |bytes: usize| if bytes < SMALL_BYTES { 1 } else { COLD_BYTES.div_ceil(bytes) };
         match self {

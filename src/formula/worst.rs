@@ -1,6 +1,6 @@
 //! The largest error over its floor, for which most floors need not be known.
 //!
-//! The floor of a sum costs several times what the sum does. But it is at least a share of the sum's own size ([`Formula::least_share`]), so an
+//! The floor of a sum costs several times what the sum does. But it is at least a share of the sum's own size (`Formula::least_share`), so an
 //! error over that is an upper bound of the ratio, for a division. Elements whose upper bound is no more than a ratio that some
 //! element has cannot be the worst, and their floors are not computed; nor can they be beyond 1 when that ratio is below it.
 
