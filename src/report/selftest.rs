@@ -224,16 +224,21 @@ impl SelftestReport {
         let n = self.faults.len();
         let share = |f: fn(&TrialOutcome) -> bool| self.seen().filter(|r| f(&r.outcome)).count();
         let unseen = n - self.seen().count();
-        let unseen = if unseen == 0 { String::new() } else { format!(" · {unseen} not to be seen in what is shown") };
+        if unseen > 0 {
+            let _ = writeln!(out, "{unseen} of the planted are not to be seen in what is shown");
+        }
+        let open = match share(|o| o.explained_ok && o.open()) {
+            0 => String::new(),
+            open => format!(" ({open} left open)"),
+        };
         let _ = writeln!(
             out,
-            "{n} planted{unseen} · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained, {} of them left open",
+            "{n} planted · {} detected · {} located · {} on the right side · {} with the right geometry · {} rightly explained{open}",
             share(|o| o.detected),
             share(|o| o.located),
             share(|o| o.side_ok),
             share(|o| o.pattern_ok),
             share(|o| o.explained_ok),
-            share(|o| o.explained_ok && o.open()),
         );
         let _ = writeln!(
             out,
