@@ -12,6 +12,11 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> sum: array<f32>; // [G, n]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;   // [G, n]
 
+// What is normalised (lib/rms.wgsl).
+fn value(at: u32) -> f32 {
+    return a[at] + b[at];
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -20,19 +25,12 @@ fn main(
 ) {
     let g = group.y * grid.x + group.x;
     let start = min(g, p.groups - 1u) * p.n;
-    var squares = 0.0;
-    for (var i = id.x; i < p.n; i += THREADS) {
-        let v = a[start + i] + b[start + i];
-        if g < p.groups {
-            sum[start + i] = v;
-        }
-        squares = fma(v, v, squares);
-    }
-    let scale = inverseSqrt(sum_all(id.x, squares) / f32(p.n) + p.eps);
+    let scale = rms_scale(id.x, start);
     if g < p.groups {
-        // Each thread reads back only what it wrote.
         for (var i = id.x; i < p.n; i += THREADS) {
-            y[start + i] = sum[start + i] * scale * weight[i];
+            let v = value(start + i);
+            sum[start + i] = v;
+            y[start + i] = v * scale * weight[i];
         }
     }
 }

@@ -13,6 +13,11 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> x: array<f32>;            // [T, heads, D]
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;      // [T, heads, D]
 
+// What is normalised (lib/rms.wgsl).
+fn value(at: u32) -> f32 {
+    return x[at];
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -21,12 +26,7 @@ fn main(
 ) {
     let g = group.y * grid.x + group.x; // t · heads + head
     let start = min(g, p.groups - 1u) * p.n;
-    var squares = 0.0;
-    for (var i = id.x; i < p.n; i += THREADS) {
-        let v = x[start + i];
-        squares = fma(v, v, squares);
-    }
-    let scale = inverseSqrt(sum_all(id.x, squares) / f32(p.n) + p.eps);
+    let scale = rms_scale(id.x, start);
     if g < p.groups {
         let half_dim = p.n / 2u;
         for (var i = id.x; i < half_dim; i += THREADS) {

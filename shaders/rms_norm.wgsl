@@ -1,5 +1,4 @@
 // x / √(mean(x²) + eps) · weight over groups of n values, a workgroup a group. [G, n] → same
-// Order of the sum of squares: THREADS threads take turns over the terms, then a tree.
 struct Params {
     n: u32,
     groups: u32, // G
@@ -10,6 +9,11 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;       // [G, n]
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [G, n]
 
+// What is normalised (lib/rms.wgsl).
+fn value(at: u32) -> f32 {
+    return x[at];
+}
+
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -18,12 +22,7 @@ fn main(
 ) {
     let g = group.y * grid.x + group.x;
     let start = min(g, p.groups - 1u) * p.n;
-    var squares = 0.0;
-    for (var i = id.x; i < p.n; i += THREADS) {
-        let v = x[start + i];
-        squares = fma(v, v, squares);
-    }
-    let scale = inverseSqrt(sum_all(id.x, squares) / f32(p.n) + p.eps);
+    let scale = rms_scale(id.x, start);
     if g < p.groups {
         for (var i = id.x; i < p.n; i += THREADS) {
             y[start + i] = x[start + i] * scale * weight[i];

@@ -148,3 +148,16 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
     bar.finish_and_clear();
     result
 }
+
+/// On a terminal only: indicatif draws nothing in a pipe.
+pub fn progress_bar() -> ProgressBar {
+    ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("a valid template"))
+}
+
+/// What is being done, and how far that is.
+pub fn tell(bar: &ProgressBar, name: &str, done: usize, of: usize) {
+    bar.set_length(of as u64);
+    bar.set_position(done as u64);
+    bar.set_message(name.to_string());
+}

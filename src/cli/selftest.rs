@@ -1,9 +1,8 @@
 //! `selftest`: plants faults in running kernels and checks that each is found where it is; measures the floors.
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::Result;
 use crate::backend::gpu::AdapterSelector;
+use crate::cli::common::{progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::selftest::calibrate::{self, calibrate};
 use crate::selftest::faults::FaultySide;
@@ -88,16 +87,4 @@ fn print_list(options: &SelfTestOptions, json: bool) -> Result<Outcome> {
         output::print(&faults.iter().map(line).collect::<String>())?;
     }
     Ok(Outcome::Ok)
-}
-
-/// On a terminal only: indicatif draws nothing in a pipe.
-fn progress_bar() -> ProgressBar {
-    ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("a valid template"))
-}
-
-fn tell(bar: &ProgressBar, name: &str, done: usize, total: usize) {
-    bar.set_length(total as u64);
-    bar.set_position(done as u64);
-    bar.set_message(name.to_string());
 }

@@ -46,13 +46,13 @@ impl<const N: usize> Claim<'_, N> {
         WorstRatio { ratio, floor: ratio.index.map_or(0.0, |i| floors[i]) }
     }
 
-    /// From the floors of some elements, `indices` ascending, which the first, the worst and all beyond their floor are among.
-    fn of_some(&self, indices: &[usize], floors: &[[f64; N]]) -> WorstRatio {
-        let own: Vec<f64> = indices.iter().zip(floors).map(|(i, floors)| self.floor(*i, *floors)).collect();
-        let error: Vec<f64> = indices.iter().map(|i| self.error[*i]).collect();
+    /// From the floors of some elements, ascending, which the first, the worst and all beyond their floor are among.
+    fn of_some(&self, known: &[(usize, [f64; N])]) -> WorstRatio {
+        let own: Vec<f64> = known.iter().map(|(i, floors)| self.floor(*i, *floors)).collect();
+        let error: Vec<f64> = known.iter().map(|(i, _)| self.error[*i]).collect();
         let mut ratio = injected_ratio(&error, &own);
         let floor = ratio.index.map_or(0.0, |at| own[at]);
-        ratio.index = ratio.index.map(|at| indices[at]);
+        ratio.index = ratio.index.map(|at| known[at].0);
         WorstRatio { ratio, floor }
     }
 }
@@ -71,16 +71,27 @@ pub fn worst<const N: usize, const C: usize>(
     claims: [Claim<'_, N>; C],
 ) -> Result<[WorstRatio; C]> {
     assert!(claims.iter().all(|claim| claim.error.len() == exact.len()), "one error an element");
-    let sums = matches!(op.kind(), OpKind::MatMul | OpKind::ExpertMatMul | OpKind::AttnScores | OpKind::AttnContext);
-    if sums && contracts.iter().all(|c| Emulation::of(op, c).is_nothing()) {
-        let x: Vec<Vec<f64>> = op.inputs().iter().map(|t| t.to_f64()).collect();
-        let found = first_of!(op, &x, |formula| among_sums(&formula, contracts, exact, &claims));
-        if let Some(found) = found.transpose()?.flatten() {
-            return Ok(found);
-        }
+    if let Some(found) = of_likely(op, contracts, exact, &claims)? {
+        return Ok(found);
     }
     let floors = floors_of(op, contracts, exact)?;
     Ok(claims.map(|claim| claim.of_all(&floors)))
+}
+
+/// [`worst`] from the floors of those elements that may be the worst; `None` where that saves nothing.
+fn of_likely<const N: usize, const C: usize>(
+    op: &Op<'_, &HostTensor>,
+    contracts: [&Contract; N],
+    exact: &HostTensor,
+    claims: &[Claim<'_, N>; C],
+) -> Result<Option<[WorstRatio; C]>> {
+    let is_sum = matches!(op.kind(), OpKind::MatMul | OpKind::ExpertMatMul | OpKind::AttnScores | OpKind::AttnContext);
+    if !is_sum || contracts.iter().any(|c| !Emulation::of(op, c).is_nothing()) {
+        return Ok(None);
+    }
+    let x: Vec<Vec<f64>> = op.inputs().iter().map(|t| t.to_f64()).collect();
+    let found = first_of!(op, &x, |formula| among_sums(&formula, contracts, exact, claims));
+    Ok(found.transpose()?.flatten())
 }
 
 /// Elements of the largest errors whose floors are computed first.
@@ -98,8 +109,8 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
     let shares = contracts.map(|c| formula.least_share(c));
     let exact = exact.to_f64();
     let first = first_candidates(claims);
-    let floors = formula.floors_at(&first, contracts)?;
-    let limits: [f64; C] = std::array::from_fn(|n| claims[n].of_some(&first, &floors).ratio.max.min(1.0));
+    let mut known: Vec<(usize, [f64; N])> = first.iter().copied().zip(formula.floors_at(&first, contracts)?).collect();
+    let limits: [f64; C] = std::array::from_fn(|n| claims[n].of_some(&known).ratio.max.min(1.0));
     let may_be_worst = |i: usize| {
         claims.iter().zip(limits).any(|(claim, limit)| {
             let (error, least) = (claim.error[i].abs(), claim.floor(i, shares.map(|share| share * exact[i].abs())));
@@ -108,16 +119,14 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
             error != 0.0 && !within
         })
     };
-    let indices: Vec<usize> = (0..exact.len()).into_par_iter().filter(|i| may_be_worst(*i)).collect();
-    if indices.len() > exact.len() / MOST {
+    let unknown = |i: &usize| first.binary_search(i).is_err();
+    let rest: Vec<usize> = (0..exact.len()).into_par_iter().filter(|i| may_be_worst(*i) && unknown(i)).collect();
+    if rest.len() > exact.len() / MOST {
         return Ok(None);
     }
-    // The first ones are among the others, but for those that are not the worst of any claim.
-    let mut all = [first, indices].concat();
-    all.sort_unstable();
-    all.dedup();
-    let floors = formula.floors_at(&all, contracts)?;
-    Ok(Some(std::array::from_fn(|n| claims[n].of_some(&all, &floors))))
+    known.extend(rest.iter().copied().zip(formula.floors_at(&rest, contracts)?));
+    known.sort_unstable_by_key(|(i, _)| *i);
+    Ok(Some(std::array::from_fn(|n| claims[n].of_some(&known))))
 }
 
 /// For each claim, the elements of the largest errors, one a stretch. Ascending.
@@ -150,7 +159,7 @@ mod tests {
     fn some_floors_say_what_all_of_them_say() {
         let contracts =
             [Contract::ieee_f32(Order::Blocked { block: 32 }), Contract::wgsl_f32(Order::Lanes { lanes: 64 })];
-        let (mut rows, mut spared) = (0, 0);
+        let (mut compared, mut spared) = (0, 0);
         for (n, row) in cases::table().into_iter().enumerate() {
             let operands = row.build(n as u64).unwrap();
             let (op, contracts) = (operands.op(), [&contracts[0], &contracts[1]]);
@@ -178,11 +187,10 @@ mod tests {
                 let found = worst(&op, contracts, &right, claims()).unwrap();
                 let expected = claims().map(|claim| claim.of_all(&floors));
                 assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}, errors up to {largest} floors");
-                rows += 1;
+                compared += 1;
+                spared += usize::from(of_likely(&op, contracts, &right, &claims()).unwrap().is_some());
             }
-            // Whether the other way was gone is seen from the operation alone.
-            spared += usize::from(matches!(op.kind(), OpKind::MatMul | OpKind::ExpertMatMul));
         }
-        assert!(rows > 300 && spared > 100, "{rows} {spared}");
+        assert!(spared > compared / 10, "only {spared} of {compared} were found without all floors");
     }
 }

@@ -53,7 +53,7 @@ impl<T: Clone> Session<T> {
         self.position
     }
 
-    /// Forgets the positions from `position` on; those that were not done yet there are none to forget of.
+    /// Goes back to `position`, so that the next call runs there; nothing happens if the session is not that far.
     pub fn rewind(&mut self, position: usize) {
         self.position = self.position.min(position);
     }

@@ -67,7 +67,7 @@ pub struct Device {
     encoder: Option<wgpu::CommandEncoder>,
     /// Open only while `encoder` is: no other command may be recorded meanwhile.
     pass: Option<wgpu::ComputePass<'static>>,
-    /// Dispatches since the last submission, and in all.
+    /// Since the last submission.
     dispatches: u32,
     submission: Submission,
     /// Set while dispatches are kept; see [`super::record`].

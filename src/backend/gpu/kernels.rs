@@ -83,6 +83,8 @@ const DOT: &str = wgsl!("lib/dot");
 const EXPERT: &str = wgsl!("lib/expert");
 const GEMV: &str = wgsl!("lib/gemv");
 const NUMERIC: &str = wgsl!("lib/numeric");
+const READS: &str = wgsl!("lib/reads");
+const RMS: &str = wgsl!("lib/rms");
 const ROW: &str = wgsl!("lib/row");
 const SOFTMAX: &str = wgsl!("lib/softmax");
 const SUBGROUP: &str = wgsl!("lib/lanes");
@@ -119,7 +121,7 @@ kernels! {
     ADD: Elementwise [Read, Read, Write]
         "add" [] [THREADS, 1], 0;
     ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
-        "add_norm" [ROW] [THREADS, 1], 4 * THREADS;
+        "add_norm" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     ATTN_CONTEXT: AttnContext [Read, Read, Write]
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]
@@ -149,13 +151,14 @@ kernels! {
         "matvec" [DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     NORM_ROPE: NormRope [Read, Read, Read, Write]
-        "norm_rope" [ROW] [THREADS, 1], 4 * THREADS;
+        "norm_rope" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     PROBE_FMA: ProbeFma [Write]
         "probe_fma" [] [THREADS, 1], 0;
-    PROBE_READ: ProbeRead [Read, Write]
-        "probe_read" [] [THREADS, 1], 0;
+    PROBE_READ: ProbeRead [Activations, Write]
+        "probe_read" [READS] [THREADS, 1], 0;
+        "probe_read_lanes" [READS] [THREADS, 1], 0;
     RMS_NORM: RmsNorm [Read, Read, Write]
-        "rms_norm" [ROW] [THREADS, 1], 4 * THREADS;
+        "rms_norm" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     ROPE: Rope [Read, Read, Write]
         "rope" [] [THREADS, 1], 0;
     ROUTER: Router [Read, Write, Write, Write]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::device::Bound;
 use super::kernels::{self, Kernel};
 use super::params::{self, Params};
+use super::texture::{self, WordTexture};
 use super::{GpuBackend, THREADS};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -43,21 +44,34 @@ pub struct LaunchCosts {
 }
 
 impl GpuBackend {
-    /// Bytes a second that a kernel which does nothing else reads from the adapter's memory.
+    /// Bytes a second that a kernel which does nothing else reads from the adapter's memory: from a buffer, or from a texture where
+    /// matrix products read those.
     ///
     /// # Errors
     /// The device's.
     pub fn read_bandwidth(&mut self) -> Result<f64> {
         let group = u64::from(THREADS * READS) * 16;
         let limits = &self.device.limits;
-        let most = MOST_BYTES.min(limits.max_storage_buffer_binding_size).min(limits.max_buffer_size);
+        let most = match self.lanes {
+            true => texture::most_bytes(limits),
+            false => limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        };
+        let most = most.min(MOST_BYTES);
         let groups = (most / group).min(u64::from(limits.max_compute_workgroups_per_dimension)).max(1);
         let bytes = groups * group;
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let source = self.device.create_buffer("the read probe's buffer", bytes, usage)?;
-        self.device.encoder().clear_buffer(&source, 0, None); // so that every page is there
+        let what = "the read probe's values";
+        let (buffer, texture);
+        let values = if self.lanes {
+            texture = WordTexture::new(&self.device, what, bytes)?; // wgpu clears it before it is read
+            Bound::Texture(&texture)
+        } else {
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+            buffer = self.device.create_buffer(what, bytes, usage)?;
+            self.device.encoder().clear_buffer(&buffer, 0, None); // so that every page is there
+            Bound::buffer(&buffer, bytes)
+        };
         let sums = self.tensor("the read probe's sums", &[groups as usize * THREADS as usize], false)?;
-        let bindings = [Bound::buffer(&source, bytes), sums.binding()];
+        let bindings = [values, sums.binding()];
         let grid = [groups as u32, 1, 1];
         let seconds = self.best_round(kernels::PROBE_READ, &bindings, params::ProbeRead { reads: READS }, grid)?;
         Ok(bytes as f64 / seconds)

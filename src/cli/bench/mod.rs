@@ -6,7 +6,6 @@ mod ops;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::atomic::file::AtomicFile;
@@ -14,7 +13,7 @@ use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, prepare};
+use crate::cli::common::{ModelArg, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -172,12 +171,12 @@ fn with_each<R: BenchRow>(
     for (name, threads) in args.each() {
         let mut subject = BenchSubject::open(name, threads, !args.no_limits)?;
         // `cpu` beside `cpu:avx2` may be the same.
-        if document.backends.iter().any(|b| b.backend == subject.info.backend && b.threads == subject.threads) {
+        if document.has(&subject.info, subject.threads) {
             eprintln!("note: {name} is {}, which is measured already", subject.info.backend);
             continue;
         }
         prepare(&mut subject.backend, model)?;
-        document.add_backend(&subject);
+        document.add_backend(&subject.info, subject.threads, &subject.limits, subject.launch);
         measure(&mut subject, document)?;
     }
     Ok(())
@@ -253,18 +252,6 @@ fn measure_tracing(args: &Args) -> Result<Outcome> {
     bar.finish_and_clear();
     args.output.print(&document)?;
     Ok(Outcome::Ok)
-}
-
-/// On a terminal only: indicatif draws nothing in a pipe.
-fn progress_bar() -> ProgressBar {
-    ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("a valid template"))
-}
-
-fn tell(bar: &ProgressBar, name: &str, done: usize, of: usize) {
-    bar.set_length(of as u64);
-    bar.set_position(done as u64);
-    bar.set_message(name.to_string());
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
-use super::{OutputArgs, SubjectArgs, progress_bar, tell};
+use super::{OutputArgs, SubjectArgs};
 use crate::bench::ops::{OpBenchCase, of_model, of_shape, ops};
+use crate::bench::subject::BenchSubject;
 use crate::cli::Outcome;
-use crate::cli::common::ModelArg;
+use crate::cli::common::{ModelArg, progress_bar, tell};
 use crate::cli::synth::parse_mix;
 use crate::error::{Error, Result};
 use crate::report::bench::ops::OpRow;
@@ -88,14 +89,14 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut document: BenchDocument<OpRow> = BenchDocument::new(about, settings);
     let bar = progress_bar();
     for (name, threads) in args.subjects.each() {
-        let mut tell = |name: &str, done, of| tell(&bar, name, done, of);
-        let result = ops(name, threads, !args.subjects.no_limits, &cases, args.seconds, &mut tell)?;
-        let same =
-            |b: &crate::report::bench::BenchBackend| b.backend == result.info.backend && b.threads == result.threads;
-        if document.backends.iter().any(same) {
-            eprintln!("note: {name} is {}, which is measured already", result.info.backend);
+        // Before anything is measured.
+        let named = BenchSubject::open(name, threads, false)?;
+        if document.has(&named.info, named.threads) {
+            eprintln!("note: {name} is {}, which is measured already", named.info.backend);
             continue;
         }
+        let mut tell = |name: &str, done, of| tell(&bar, name, done, of);
+        let result = ops(name, threads, !args.subjects.no_limits, &cases, args.seconds, &mut tell)?;
         document.add(&result);
     }
     bar.finish_and_clear();

@@ -24,9 +24,9 @@ use super::environment::Environment;
 use super::facts::count;
 use super::format::{percent, three};
 use super::table::{lines, table};
+use crate::backend::BackendInfo;
 use crate::backend::gpu::LaunchCosts;
 use crate::bench::limits::{BoundBy, MachineLimit, TimeBound};
-use crate::bench::subject::BenchSubject;
 use crate::bench::work::Work;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -218,20 +218,29 @@ impl<R: BenchRow> BenchDocument<R> {
         Self { schema: R::SCHEMA, began: now(), model, settings, backends, limits, tests, results }
     }
 
-    /// Notes a backend that is measured, and its limits.
-    pub fn add_backend(&mut self, subject: &BenchSubject) {
-        let i = &subject.info;
-        let backend = BenchBackend {
-            backend: i.backend.clone(),
-            adapter: i.adapter.clone(),
-            driver: i.driver.clone(),
-            software: i.software,
-            contract: i.contract.clone(),
-            threads: subject.threads,
-            launch: subject.launch,
-        };
-        self.add_limits(&backend.backend, &subject.limits);
-        self.backends.push(backend);
+    /// Whether a backend with so many threads is noted already.
+    pub fn has(&self, info: &BackendInfo, threads: Option<usize>) -> bool {
+        self.backends.iter().any(|b| b.backend == info.backend && b.threads == threads)
+    }
+
+    /// Notes a backend that is measured, its limits, and what a GPU takes for a dispatch and a submission.
+    pub fn add_backend(
+        &mut self,
+        info: &BackendInfo,
+        threads: Option<usize>,
+        limits: &[MachineLimit],
+        launch: Option<LaunchCosts>,
+    ) {
+        self.add_limits(&info.backend, limits);
+        self.backends.push(BenchBackend {
+            backend: info.backend.clone(),
+            adapter: info.adapter.clone(),
+            driver: info.driver.clone(),
+            software: info.software,
+            contract: info.contract.clone(),
+            threads,
+            launch,
+        });
     }
 
     /// Notes limits, those that are there already aside.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::super::format::time;
 use super::super::table::lines;
-use super::{AchievedSpeed, BenchBackend, BenchDocument, BenchRow, on_threads};
+use super::{AchievedSpeed, BenchDocument, BenchRow, on_threads};
 use crate::bench::ops::{OpBenchResult, OpsResult};
 use crate::bench::stats;
 
@@ -65,17 +65,7 @@ impl OpRow {
 impl BenchDocument<OpRow> {
     /// Adds a backend and its rows.
     pub fn add(&mut self, result: &OpsResult) {
-        let i = &result.info;
-        self.add_limits(&i.backend, &result.limits);
-        self.backends.push(BenchBackend {
-            backend: i.backend.clone(),
-            adapter: i.adapter.clone(),
-            driver: i.driver.clone(),
-            software: i.software,
-            contract: i.contract.clone(),
-            threads: result.threads,
-            launch: None,
-        });
+        self.add_backend(&result.info, result.threads, &result.limits, None);
         self.results.extend(result.results.iter().map(|one| OpRow::new(result, one)));
     }
 }

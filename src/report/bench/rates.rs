@@ -115,8 +115,8 @@ impl BenchRow for RateRow {
         let mut out = lines(&rows);
         // More than a memory gives is no mistake where the model is small.
         if document.results.iter().any(|r| r.speed.share_of_limit.is_some_and(|share| share > 1.0)) {
-            out += "\nnote: over 100 % of a limit: the weights fit a cache, which is read faster than the memory of the\n\
-                    probe, or the machine was busier while the probe ran\n";
+            out += "\nnote: over 100 % of a limit: some of what is counted came from a cache, or the machine was busier while the\n\
+                    probe ran; which of the two is not known\n";
         }
         out
     }
