@@ -6,6 +6,8 @@
 //! - Only what takes time is in the table. The rest (adding, rotating, choosing experts) is [`scalar`]'s on every level.
 //! - Kernels work on slices and know neither tensors nor threads.
 
+use std::borrow::Cow;
+
 use super::simd::{self, exp};
 use super::{Level, scalar};
 use crate::Result;
@@ -15,8 +17,11 @@ use crate::quant;
 
 /// Dequantizes whole blocks; the two lengths belong together.
 pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
-/// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`.
+/// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`, or what a [`Prepare`]
+/// made of it.
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
+/// Writes x, `[K]`, as a [`Gemv`] wants it.
+pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
 /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
 pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]);
 
@@ -25,6 +30,8 @@ pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[
 pub(super) struct BlockKernels {
     pub unpack: Unpack,
     pub gemv: Gemv,
+    /// What brings x into the form that `gemv` reads, and the fewest columns for which `gemv` keeps the level's contract.
+    pub prepare: Option<(Prepare, usize)>,
 }
 
 /// The functions of one level. Each does what [`scalar`]'s function of the same name defines.
@@ -138,7 +145,8 @@ impl Kernels {
 
     /// The product that reads rows of `cols` weights as they are, if there is one for this type.
     pub fn direct(&self, ty: GgmlType, cols: usize) -> Option<Direct> {
-        (self.blocks)(ty).filter(|_| cols.is_multiple_of(16)).map(|blocks| Direct(blocks.gemv))
+        let enough = |blocks: &BlockKernels| blocks.prepare.is_none_or(|(_, fewest)| cols >= fewest);
+        (self.blocks)(ty).filter(|_| cols.is_multiple_of(16)).filter(enough).map(Direct)
     }
 
     /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
@@ -181,12 +189,31 @@ impl Kernels {
 
 /// A product that reads blocks. Only [`Kernels::direct`] makes one.
 #[derive(Clone, Copy)]
-pub(super) struct Direct(Gemv);
+pub(super) struct Direct(BlockKernels);
 
 impl Direct {
-    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`.
+    /// x, `[K]`, as [`Self::run`] wants it.
+    pub fn prepare<'x>(self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        match self.0.prepare {
+            None => Cow::Borrowed(x),
+            Some((prepare, _)) => {
+                let mut out = Vec::new();
+                // SAFETY: `Kernels::of` has checked the processor.
+                unsafe { prepare(x, &mut out) };
+                Cow::Owned(out)
+            }
+        }
+    }
+
+    /// Whether x needs preparing: then sums are taken in another order than [`Kernels::panel`]'s.
+    #[cfg(test)]
+    pub fn prepares(self) -> bool {
+        self.0.prepare.is_some()
+    }
+
+    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values, `x` is [`Self::prepare`]d.
     pub fn run(self, w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `Kernels::of` has checked the processor.
-        unsafe { (self.0)(w, row_bytes, x, out) }
+        unsafe { (self.0.gemv)(w, row_bytes, x, out) }
     }
 }

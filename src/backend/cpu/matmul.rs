@@ -8,12 +8,13 @@
 //! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel; for more, a task unpacks its
 //!   rows into a buffer that stays in the second-level cache (16 rows of 2048 are 128 KiB).
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
 use super::Pool;
-use super::kernels::Kernels;
+use super::kernels::{Direct, Kernels};
 use crate::Result;
 use crate::op::Weight;
 
@@ -36,49 +37,69 @@ pub(super) struct Job<'a> {
 /// # Errors
 /// If the weight's type has no dequantization.
 pub(super) fn run(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Job<'_>], out: &mut [f32]) -> Result<()> {
-    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(kernels, weight, job)).collect();
+    let direct = kernels.direct(weight.ty, weight.cols);
+    let jobs: Vec<Ready<'_>> = jobs.iter().map(|job| Ready::new(job, direct)).collect();
+    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job)).collect();
     let out = Scatter::new(out);
-    let pairs: usize = jobs.iter().map(|job| job.x.len()).sum();
+    let pairs: usize = jobs.iter().map(|job| job.job.x.len()).sum();
     match pool.for_work(pairs * weight.rows * weight.cols) {
         Some(pool) => pool.install(|| tasks.par_iter().try_for_each(|task| task.run(kernels, weight, &out))),
         None => tasks.iter().try_for_each(|task| task.run(kernels, weight, &out)),
     }
 }
 
+/// A job, and for one row of x the kernel that reads blocks, with x as it wants it.
+struct Ready<'a> {
+    job: &'a Job<'a>,
+    direct: Option<(Direct, Cow<'a, [f32]>)>,
+}
+
+impl<'a> Ready<'a> {
+    fn new(job: &'a Job<'a>, direct: Option<Direct>) -> Self {
+        let direct = match job.x[..] {
+            [x] => direct.map(|direct| (direct, direct.prepare(x))),
+            _ => None,
+        };
+        Self { job, direct }
+    }
+}
+
 /// Weight rows `first..first + rows` of a job.
 struct Task<'a> {
-    job: &'a Job<'a>,
+    ready: &'a Ready<'a>,
     first: usize,
     rows: usize,
 }
 
 impl<'a> Task<'a> {
-    fn of(kernels: &Kernels, weight: &Weight, job: &'a Job<'a>) -> impl Iterator<Item = Task<'a>> {
-        let direct = job.x.len() == 1 && kernels.direct(weight.ty, weight.cols).is_some();
-        let step =
-            if direct { (GEMV_BYTES / weight.row_bytes().max(1)).next_multiple_of(PANEL_ROWS) } else { PANEL_ROWS };
+    fn of(weight: &Weight, ready: &'a Ready<'a>) -> impl Iterator<Item = Task<'a>> {
+        let step = match ready.direct {
+            Some(_) => (GEMV_BYTES / weight.row_bytes().max(1)).next_multiple_of(PANEL_ROWS),
+            None => PANEL_ROWS,
+        };
         let rows = weight.rows;
-        (0..rows).step_by(step).map(move |first| Task { job, first, rows: step.min(rows - first) })
+        (0..rows).step_by(step).map(move |first| Task { ready, first, rows: step.min(rows - first) })
     }
 
     fn run(&self, kernels: &Kernels, weight: &Weight, out: &Scatter<'_>) -> Result<()> {
         thread_local! {
             static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
         }
-        let (tokens, cols, bytes) = (self.job.x.len(), weight.cols, weight.row_bytes());
-        let start = (self.job.expert * weight.rows + self.first) * bytes;
+        let Ready { job, direct } = self.ready;
+        let (tokens, cols, bytes) = (job.x.len(), weight.cols, weight.row_bytes());
+        let start = (job.expert * weight.rows + self.first) * bytes;
         let blocks = &weight.bytes()[start..start + self.rows * bytes];
         BUFFERS.with_borrow_mut(|(unpacked, results)| {
             results.resize(tokens * self.rows, 0.0); // [tokens, rows]
-            match kernels.direct(weight.ty, cols).filter(|_| tokens == 1) {
-                Some(direct) => direct.run(blocks, bytes, self.job.x[0], results),
+            match direct {
+                Some((direct, x)) => direct.run(blocks, bytes, x, results),
                 None => {
                     unpacked.resize(self.rows * cols, 0.0); // [rows, K]
                     kernels.unpack(weight.ty, blocks, unpacked)?;
-                    kernels.panel(unpacked, cols, self.rows, &self.job.x, results);
+                    kernels.panel(unpacked, cols, self.rows, &job.x, results);
                 }
             }
-            for (results, row) in results.chunks_exact(self.rows).zip(&self.job.out) {
+            for (results, row) in results.chunks_exact(self.rows).zip(&job.out) {
                 // SAFETY: this task alone has these weight rows of the job, and no other pair has this row of `out`.
                 unsafe { out.write(row * weight.rows + self.first, results) };
             }

@@ -27,7 +27,7 @@ macro_rules! block_kernels {
     (#[$features:meta]) => {
         /// The kernels for the blocks of a format.
         const fn kernels<F: BlockFormat<V, N>, const N: usize>() -> BlockKernels {
-            BlockKernels { unpack: unpack::<F, N>, gemv: gemv::<F, N> }
+            BlockKernels { unpack: unpack::<F, N>, gemv: gemv::<F, N>, prepare: None }
         }
 
         /// See [`Unpack`](crate::backend::cpu::kernels::Unpack).

@@ -25,9 +25,9 @@
 #![allow(clippy::needless_range_loop)]
 
 mod blocks;
-mod bytes;
 pub(super) mod exp;
 mod lanes;
+mod unblocked;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2;

@@ -3,8 +3,8 @@
 use std::array::from_fn;
 
 use super::blocks::{BlockFormat, block_kernels, prefetch};
-use super::bytes::byte_formats;
 use super::lanes::lane_kernels;
+use super::unblocked::unblocked_formats;
 use crate::backend::cpu::kernels::BlockKernels;
 use crate::quant::block::{bf16, f16};
 
@@ -17,7 +17,12 @@ const COLUMNS: usize = 2;
 
 lane_kernels!(#[cfg(test)], tokens: [1, 2]);
 block_kernels!(#[cfg(test)]);
-byte_formats!(#[cfg(test)]);
+unblocked_formats!(#[cfg(test)]);
+
+/// Blocks are unpacked by their definition.
+pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
+    unblocked(ty)
+}
 
 fn load(x: &[f32; 16]) -> V {
     *x
@@ -43,10 +48,6 @@ fn splat(x: f32) -> V {
 
 fn fma(a: V, b: V, c: V) -> V {
     from_fn(|i| a[i].mul_add(b[i], c[i]))
-}
-
-fn fms(a: V, b: V, c: V) -> V {
-    from_fn(|i| a[i].mul_add(b[i], -c[i]))
 }
 
 fn add(a: V, b: V) -> V {
@@ -88,42 +89,10 @@ fn reduce(v: V) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
-fn halves(a: V, b: V) -> V {
-    from_fn(|i| if i < 8 { a[i] } else { b[i] })
-}
-
-fn splat_f16(d: [u8; 2]) -> V {
-    [f16(d); 16]
-}
-
 fn from_f16(bytes: &[Bytes; 2]) -> V {
     bytemuck::cast::<_, [[u8; 2]; 16]>(*bytes).map(f16)
 }
 
 fn from_bf16(bytes: &[Bytes; 2]) -> V {
     bytemuck::cast::<_, [[u8; 2]; 16]>(*bytes).map(bf16)
-}
-
-fn load_bytes(bytes: &Bytes) -> Bytes {
-    *bytes
-}
-
-fn unsigned(q: Bytes) -> V {
-    q.map(f32::from)
-}
-
-fn signed(q: Bytes) -> V {
-    q.map(|q| f32::from(q as i8))
-}
-
-fn bits(bytes: Bytes, count: usize, mask: u8) -> Bytes {
-    bytes.map(|b| b >> count & mask)
-}
-
-fn above_nibble(high: Bytes, low: Bytes) -> Bytes {
-    from_fn(|i| high[i] << 4 | low[i])
-}
-
-fn minus_32(bytes: Bytes) -> Bytes {
-    bytes.map(|b| b.wrapping_sub(32))
 }

@@ -42,7 +42,8 @@ pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
         GgmlType::IQ4_NL => kernels::<Iq4Nl, _>(),
         GgmlType::IQ4_XS => kernels::<Iq4Xs, _>(),
         GgmlType::MXFP4 => kernels::<Mxfp4, _>(),
-        _ => return None,
+        // Types that are worked on as bytes have nothing to gain from wider registers here.
+        _ => return super::avx2::blocks(ty),
     })
 }
 

@@ -3,9 +3,16 @@
 use std::arch::x86_64::*;
 
 use super::blocks::{BlockFormat, block_kernels, prefetch};
-use super::bytes::byte_formats;
 use super::lanes::lane_kernels;
+use super::unblocked::unblocked_formats;
 use crate::backend::cpu::kernels::BlockKernels;
+
+mod codes;
+mod formats;
+mod grids;
+
+use formats::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0};
+use grids::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
 
 /// The first 8 lanes and the last 8.
 type V = [__m256; 2];
@@ -17,7 +24,36 @@ const COLUMNS: usize = 2;
 
 lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3]);
 block_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
-byte_formats!(#[target_feature(enable = "avx2,fma,f16c")]);
+unblocked_formats!(#[target_feature(enable = "avx2,fma,f16c")]);
+
+/// The kernels for blocks of `ty`, where there are some.
+pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
+    Some(match ty {
+        GgmlType::Q4_0 => codes::kernels::<Q4_0>(),
+        GgmlType::Q4_1 => codes::kernels::<Q4_1>(),
+        GgmlType::Q5_0 => codes::kernels::<Q5_0>(),
+        GgmlType::Q5_1 => codes::kernels::<Q5_1>(),
+        GgmlType::Q8_0 => codes::kernels::<Q8_0>(),
+        GgmlType::Q2_K => codes::kernels::<Q2K>(),
+        GgmlType::Q3_K => codes::kernels::<Q3K>(),
+        GgmlType::Q4_K => codes::kernels::<Q4K>(),
+        GgmlType::Q5_K => codes::kernels::<Q5K>(),
+        GgmlType::Q6_K => codes::kernels::<Q6K>(),
+        GgmlType::IQ1_S => codes::kernels::<Iq1S>(),
+        GgmlType::IQ1_M => codes::kernels::<Iq1M>(),
+        GgmlType::IQ2_XXS => codes::kernels::<Iq2Xxs>(),
+        GgmlType::IQ2_XS => codes::kernels::<Iq2Xs>(),
+        GgmlType::IQ2_S => codes::kernels::<Iq2S>(),
+        GgmlType::IQ3_XXS => codes::kernels::<Iq3Xxs>(),
+        GgmlType::IQ3_S => codes::kernels::<Iq3S>(),
+        GgmlType::IQ4_NL => codes::kernels::<Iq4Nl>(),
+        GgmlType::IQ4_XS => codes::kernels::<Iq4Xs>(),
+        GgmlType::TQ1_0 => codes::kernels::<Tq1_0>(),
+        GgmlType::TQ2_0 => codes::kernels::<Tq2_0>(),
+        GgmlType::MXFP4 => codes::kernels::<Mxfp4>(),
+        _ => return unblocked(ty),
+    })
+}
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -65,13 +101,6 @@ fn splat(x: f32) -> V {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn fma(a: V, b: V, c: V) -> V {
     [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
-}
-
-/// a · b − c.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn fms(a: V, b: V, c: V) -> V {
-    [_mm256_fmsub_ps(a[0], b[0], c[0]), _mm256_fmsub_ps(a[1], b[1], c[1])]
 }
 
 #[inline]
@@ -144,12 +173,6 @@ fn reduce(v: V) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
 }
 
-/// The first 8 lanes of `a` and the last 8 of `b`.
-#[inline]
-fn halves(a: V, b: V) -> V {
-    [a[0], b[1]]
-}
-
 /// A half as f32, in all lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -179,39 +202,10 @@ fn load_bytes(bytes: &[u8; 16]) -> __m128i {
     unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }
 
-/// 16 unsigned bytes as f32.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn unsigned(q: __m128i) -> V {
-    let high = _mm_unpackhi_epi64(q, q);
-    [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))]
-}
-
 /// 16 signed bytes as f32.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn signed(q: __m128i) -> V {
     let high = _mm_unpackhi_epi64(q, q);
     [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
-}
-
-/// Each byte shifted right by `count`, and of that the bits of `mask`, which are at most 8 − `count`.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn bits(bytes: __m128i, count: usize, mask: u8) -> __m128i {
-    _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128(count as i32)), _mm_set1_epi8(mask as i8))
-}
-
-/// `high` · 16 + `low` in each byte, for fields of at most four bits.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn above_nibble(high: __m128i, low: __m128i) -> __m128i {
-    _mm_or_si128(low, _mm_slli_epi16::<4>(high))
-}
-
-/// Each byte less 32.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn minus_32(bytes: __m128i) -> __m128i {
-    _mm_sub_epi8(bytes, _mm_set1_epi8(32))
 }
