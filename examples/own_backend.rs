@@ -11,7 +11,9 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use twinscope::Result;
-use twinscope::backend::{AnyBackend, Backend, BackendInfo, Contract, Erased, HostTickets, Order, Ticket, open};
+use twinscope::backend::{
+    AnyBackend, Backend, BackendInfo, Contract, Erased, HostTickets, OpenOptions, Order, Ticket, open,
+};
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
 use twinscope::op::{At, Data, HostTensor, Op, OpKind, Weight};
@@ -239,7 +241,7 @@ fn main() -> ExitCode {
 fn compare(engine: Engine) -> Result<bool> {
     let model = Model::open(None)?;
     let tokens = model.tokenizer()?.encode("fn main() {\n    let x = 5;")?;
-    let mut reference = open("cpu:scalar", None)?;
+    let mut reference = open("cpu:scalar", OpenOptions::default())?;
     let mut subject: AnyBackend = Box::new(Erased(engine));
     let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
     let comparison = diff(&model, sides, &DiffOptions::new(tokens))?;

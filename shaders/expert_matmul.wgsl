@@ -6,6 +6,7 @@ struct Params {
     experts: u32,   // E
     shared_by: u32, // slots that share a row of x: K, or 1
     slots: u32,     // T·K
+    first_tile: u32, // where in the plan this dispatch begins
 }
 var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [T or T·K, n / 4]
@@ -15,7 +16,7 @@ var<immediate> p: Params;
 @compute @workgroup_size(SIDE, SIDE)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) id: vec3<u32>) {
     let order = p.experts + 1u;
-    let tile = order + p.slots + 3u * group.y;
+    let tile = order + p.slots + 3u * (p.first_tile + group.y);
     let expert = held(plan[tile]);
     let place = order + plan[tile + 1u];
     let length = plan[tile + 2u];

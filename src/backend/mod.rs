@@ -27,7 +27,7 @@ pub use contract::{Contract, NamedContract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
 #[cfg(feature = "gpu")]
 pub use open::gpu_selector;
-pub use open::open;
+pub use open::{OpenOptions, open};
 pub use showing::Showing;
 pub use tickets::{HostTickets, Ticket};
 pub(crate) use wrapper::pass_on;

@@ -7,12 +7,22 @@ use super::oracle::OracleBackend;
 use super::{AnyBackend, Erased};
 use crate::error::{Error, Result};
 
+/// What backends are opened with, beside their names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Threads of a CPU backend; one a core unless said.
+    pub threads: Option<usize>,
+    /// Bytes of GPU memory that weights may take, those that do not fit being streamed; all of it unless said.
+    pub gpu_memory: Option<u64>,
+}
+
 /// Opens the backend called `name`: `oracle`, `cpu` (the best that the processor has), `cpu:LEVEL`, `gpu` (the best adapter), `gpu:N` or
-/// `gpu:NAME`. A CPU backend uses `threads` threads, or one a core.
+/// `gpu:NAME`.
 ///
 /// # Errors
 /// [`Error::Usage`] for an unknown name, [`Error::CannotRun`] for a processor or an adapter that cannot run it.
-pub fn open(name: &str, threads: Option<usize>) -> Result<AnyBackend> {
+pub fn open(name: &str, options: OpenOptions) -> Result<AnyBackend> {
+    let OpenOptions { threads, .. } = options;
     let (kind, detail) = name.split_once(':').map_or((name, None), |(kind, detail)| (kind, Some(detail)));
     match (kind, detail) {
         ("oracle", None) => Ok(Box::new(Erased(OracleBackend::new()))),
@@ -23,13 +33,21 @@ pub fn open(name: &str, threads: Option<usize>) -> Result<AnyBackend> {
         }
         #[cfg(feature = "gpu")]
         _ => match gpu_selector(name) {
-            Some(selector) => Ok(Box::new(Erased(GpuBackend::new(&selector, GpuOptions::default())?))),
+            Some(selector) => Ok(Box::new(Erased(GpuBackend::new(&selector, options.of_gpu())?))),
             None => Err(unknown(name)),
         },
         #[cfg(not(feature = "gpu"))]
         ("gpu", _) => Err(Error::cannot_run(format!("{name}: this build has no GPU backend (feature `gpu`)"))),
         #[cfg(not(feature = "gpu"))]
         _ => Err(unknown(name)),
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl OpenOptions {
+    /// Those of a GPU.
+    pub fn of_gpu(&self) -> GpuOptions {
+        GpuOptions { weight_memory: self.gpu_memory, ..Default::default() }
     }
 }
 

@@ -17,7 +17,7 @@ use super::work::{Work, work};
 use super::{Progress, stats};
 use crate::backend::cases::{OpCase, OpShape, OpValues};
 use crate::backend::gpu::{GpuBackend, GpuOptions};
-use crate::backend::{Backend, BackendInfo, Need, gpu_selector};
+use crate::backend::{Backend, BackendInfo, Need, OpenOptions, gpu_selector};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::op::{At, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
@@ -345,7 +345,8 @@ pub fn ops(
         let results = on(&mut gpu, &info, limits.last(), cases, seconds, forget, progress)?;
         return Ok(OpsResult { info, threads: None, limits, results });
     }
-    let BenchSubject { mut backend, info, threads, limits, .. } = BenchSubject::open(name, threads, probe)?;
+    let BenchSubject { mut backend, info, threads, limits, .. } =
+        BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, probe)?;
     let results = on(&mut backend, &info, limits.last(), cases, seconds, |_, _| (), progress)?;
     Ok(OpsResult { info, threads, limits, results })
 }

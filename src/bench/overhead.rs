@@ -202,11 +202,12 @@ pub fn overhead_name(prompt: usize, decode: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::OpenOptions;
 
     #[test]
     fn every_way_of_watching_is_timed_beside_the_untraced_run() {
         let model = Model::open(None).unwrap();
-        let mut cpu = BenchSubject::open("cpu", Some(1), false).unwrap();
+        let mut cpu = BenchSubject::open("cpu", OpenOptions { threads: Some(1), ..Default::default() }, false).unwrap();
         let result = overhead(&mut cpu, &model, [9, 2], 4, 2, &mut |_, _, _| ()).unwrap();
         assert_eq!(result.times.iter().map(|t| t.watching).collect::<Vec<_>>(), Watching::ALL);
         for way in &result.times {

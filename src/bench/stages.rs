@@ -485,6 +485,7 @@ fn settle(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::OpenOptions;
     use crate::op::{OpKind, STAGES};
 
     fn test(prompt: usize, decode: usize) -> BenchTest {
@@ -494,7 +495,7 @@ mod tests {
     #[test]
     fn every_stage_of_every_layer_is_timed_on_the_cpu() {
         let model = Model::open(None).unwrap();
-        let mut cpu = BenchSubject::open("cpu", Some(1), true).unwrap();
+        let mut cpu = BenchSubject::open("cpu", OpenOptions { threads: Some(1), ..Default::default() }, true).unwrap();
         let result = stages(&mut cpu, &model, test(6, 0), 6, 2, &mut |_, _, _| ()).unwrap();
         assert_eq!(result.clock, StageClock::Host);
         assert_eq!((result.untimed.len(), result.timed.len()), (2, 2));
@@ -526,7 +527,7 @@ mod tests {
     #[test]
     fn every_stage_of_every_layer_is_timed_on_the_gpu() {
         let model = Model::open(None).unwrap();
-        let mut gpu = BenchSubject::open("gpu", None, false).unwrap();
+        let mut gpu = BenchSubject::open("gpu", OpenOptions::default(), false).unwrap();
         let result = stages(&mut gpu, &model, test(0, 2), 1, 1, &mut |_, _, _| ()).unwrap();
         let made: usize = result.stages.iter().map(|s| 1 + s.with.len()).sum();
         assert!(made >= 3 + 4 * (STAGES.len() - 3 - 4), "{made}");
@@ -538,7 +539,7 @@ mod tests {
             assert!(result.around.submissions.unwrap() >= 2.0, "a token's logits are waited for");
             assert!(result.around.recording.unwrap() > 0.0);
         }
-        let mut cpu = BenchSubject::open("cpu", Some(1), false).unwrap();
+        let mut cpu = BenchSubject::open("cpu", OpenOptions { threads: Some(1), ..Default::default() }, false).unwrap();
         let same = stages(&mut cpu, &model, test(0, 2), 1, 1, &mut |_, _, _| ()).unwrap();
         let work = |r: &StagesResult| r.stages.iter().map(|s| s.work).sum::<Work>();
         let (gpu, cpu) = (work(&result), work(&same));

@@ -2,8 +2,8 @@
 
 use super::limits::{self, MachineLimit};
 use crate::backend::cpu::Level;
-use crate::backend::gpu::{GpuBackend, GpuOptions, KernelTimer, LaunchCosts};
-use crate::backend::{self, AnyBackend, Backend, BackendInfo, Erased, gpu_selector};
+use crate::backend::gpu::{GpuBackend, KernelTimer, LaunchCosts};
+use crate::backend::{self, AnyBackend, Backend, BackendInfo, Erased, OpenOptions, gpu_selector};
 use crate::error::Result;
 
 /// A backend and what is known of it.
@@ -28,19 +28,20 @@ impl BenchSubject {
     ///
     /// # Errors
     /// [`backend::open`]'s and the probes'.
-    pub fn open(name: &str, threads: Option<usize>, probe: bool) -> Result<Self> {
+    pub fn open(name: &str, options: OpenOptions, probe: bool) -> Result<Self> {
         if let Some(selector) = gpu_selector(name) {
-            let mut gpu = GpuBackend::new(&selector, GpuOptions::default())?;
+            let mut gpu = GpuBackend::new(&selector, options.of_gpu())?;
             let limits = if probe { vec![limits::of_gpu(&mut gpu)?] } else { Vec::new() };
             let launch = if probe { Some(gpu.launch_costs()?) } else { None };
             let (info, timer) = (gpu.info(), Some(gpu.kernel_timer()));
             return Ok(Self { backend: Box::new(Erased(gpu)), info, threads: None, limits, timer, launch });
         }
-        let backend = backend::open(name, threads)?;
+        let backend = backend::open(name, options)?;
         let info = backend.info();
         let mut subject = Self { backend, info, threads: None, limits: Vec::new(), timer: None, launch: None };
         if let Some(level) = subject.info.backend.strip_prefix("cpu:") {
-            let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+            let threads =
+                options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
             subject.threads = Some(threads);
             if probe {
                 let level = level.split(':').find_map(Level::from_name).unwrap_or_else(Level::detect);

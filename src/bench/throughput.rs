@@ -189,6 +189,7 @@ pub fn throughput(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::OpenOptions;
 
     fn test(prompt: usize, decode: usize, depth: usize) -> BenchTest {
         BenchTest { prompt, decode, depth }
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn every_repetition_is_timed_and_work_is_that_of_one() {
         let model = Model::open(None).unwrap();
-        let mut cpu = BenchSubject::open("cpu", Some(1), false).unwrap();
+        let mut cpu = BenchSubject::open("cpu", OpenOptions { threads: Some(1), ..Default::default() }, false).unwrap();
         let mut steps = Vec::new();
         let mut progress = |_: &str, n, of| steps.push((n, of));
         let result = throughput(&mut cpu, &model, test(10, 0, 3), 4, 2, &mut progress).unwrap();

@@ -8,7 +8,7 @@ use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{self, AnyBackend, Backend};
+use crate::backend::{self, AnyBackend, Backend, OpenOptions};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -114,15 +114,32 @@ pub struct BackendArgs {
     /// Threads that a CPU backend uses, at most 1024 [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
+    #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
+    pub gpu_memory: Option<u64>,
+}
+
+/// Reads a budget of bytes: `2GiB`, `500MB`, `1000000`.
+pub fn gpu_memory(text: &str) -> std::result::Result<u64, String> {
+    match text.parse::<bytesize::ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size.as_u64()),
+        Ok(_) => Err("expected at least one byte".to_string()),
+        Err(_) => Err("expected a number of bytes, such as 2GiB, 500MB or 1000000".to_string()),
+    }
 }
 
 impl BackendArgs {
+    /// What backends are opened with.
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions { threads: self.threads.map(usize::from), gpu_memory: self.gpu_memory }
+    }
+
     /// Opens the backend called `name`.
     ///
     /// # Errors
     /// As [`backend::open`].
     pub fn open(&self, name: &str) -> Result<AnyBackend> {
-        backend::open(name, self.threads.map(usize::from))
+        backend::open(name, self.options())
     }
 }
 

@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 /// Dispatches recorded before they are submitted: enough to hide the cost of a submit, few enough to start the GPU early.
 const DISPATCHES_PER_SUBMIT: u32 = 64;
 
+/// Bytes written to the queue before it is submitted. Twice as many may be in the driver's staging memory at a time.
+const STAGED_PER_SUBMIT: u64 = 64 << 20;
+
 /// The submission that a recorded command went into, once it did.
 pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
 
@@ -70,6 +73,9 @@ pub struct Device {
     /// Since the last submission.
     dispatches: u32,
     submission: Submission,
+    /// Bytes written to the queue since it was last submitted for their sake, and that submission.
+    staged: u64,
+    staged_before: Option<wgpu::SubmissionIndex>,
     /// Set while dispatches are kept; see [`super::record`].
     pub(super) recording: Option<Recording>,
     /// See [`super::timing`].
@@ -111,6 +117,8 @@ impl Device {
             pass: None,
             dispatches: 0,
             submission: Submission::default(),
+            staged: 0,
+            staged_before: None,
             recording: None,
         })
     }
@@ -240,6 +248,23 @@ impl Device {
             },
         )?;
         self.check()
+    }
+
+    /// Counts bytes that were written to the queue. Now and then the queue is submitted, and the submission before waited for: writes
+    /// stay in the driver's staging memory until then.
+    ///
+    /// # Errors
+    /// If the device is lost.
+    pub fn staged(&mut self, bytes: u64) -> Result<()> {
+        self.staged += bytes;
+        if self.staged >= STAGED_PER_SUBMIT {
+            self.staged = 0;
+            let before = self.staged_before.replace(self.queue.submit([]));
+            if before.is_some() {
+                self.wait(before.as_ref())?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes bytes to a buffer, after everything recorded so far.

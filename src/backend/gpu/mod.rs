@@ -2,7 +2,7 @@
 //!
 //! Design:
 //! - `adapter` chooses, `device` records and submits, `kernels` is the table of kernels, `layout` and `weights` put quantized
-//!   weights into GPU memory, `ops` turns operations into dispatches, `tensor` pools activations, `readback` brings them home.
+//!   weights into GPU memory, `residents` says which are there, `ops` turns operations into dispatches, `tensor` pools activations, `readback` brings them home.
 //! - A forward pass is recorded and submitted a few dozen dispatches at a time; the host never waits for the GPU and touches
 //!   no activation. Only a readback waits.
 //! - Arithmetic is f32 throughout, with sums whose order each .wgsl file states and which depends neither on timing nor on the
@@ -22,6 +22,7 @@ mod params;
 mod probe;
 mod readback;
 mod record;
+mod residents;
 mod tensor;
 mod texture;
 mod timing;
@@ -49,6 +50,7 @@ pub use ops::contract;
 pub use params::Member;
 pub use probe::LaunchCosts;
 pub use record::{Binding, Dispatch};
+pub use residents::WeightMemory;
 pub use tensor::GpuTensor;
 pub use timing::{KernelTime, KernelTimer};
 
@@ -56,9 +58,10 @@ use self::device::Device;
 use self::fuse::Waiting;
 use self::kernels::Pipelines;
 use self::readback::Readback;
+use self::residents::Residents;
 use self::tensor::{Pool, Pooled};
 use self::texture::TexturePool;
-use self::weights::GpuWeight;
+use self::weights::{GpuWeight, Piece};
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
 use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
@@ -68,6 +71,8 @@ use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
 pub struct GpuOptions {
     /// Bytes of a weight that one binding may hold, below what the adapter allows. Tests use it to cut small weights.
     pub weight_binding: Option<u64>,
+    /// Bytes of GPU memory that weights may take; those that do not fit are streamed through it. Unless said, all stay.
+    pub weight_memory: Option<u64>,
     /// Bytes of mappable memory for copies to the host.
     pub staging_bytes: Option<u64>,
     /// Changes kernels' sources before they are compiled.
@@ -89,8 +94,10 @@ pub struct GpuBackend {
     /// Operations that have not been recorded yet; see [`fuse`].
     waiting: Vec<Waiting>,
     readback: Readback,
-    /// By id, and whether they are in textures.
-    weights: HashMap<(usize, bool), Rc<GpuWeight>>,
+    /// How weights are cut, by id.
+    weights: HashMap<usize, Rc<GpuWeight>>,
+    /// Their pieces.
+    residents: Residents,
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
     weight_binding: u64,
@@ -121,6 +128,7 @@ impl GpuBackend {
             waiting: Vec::new(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
+            residents: Residents::new(options.weight_memory),
             angles: HashMap::new(),
             weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
             lanes,
@@ -170,8 +178,8 @@ impl GpuBackend {
 
     /// Gives back the GPU memory of a weight; a later operation uploads it again.
     pub fn forget(&mut self, weight: &Weight) {
-        self.weights.remove(&(weight.id, false));
-        self.weights.remove(&(weight.id, true));
+        self.residents.forget(weight.id);
+        self.weights.remove(&weight.id);
     }
 
     /// Why a need cannot be met, if it cannot.
@@ -188,28 +196,51 @@ impl GpuBackend {
         }
     }
 
-    /// The weight in GPU memory, where kernels of the table's [`Access::Weights`] find it; uploaded now if it was not.
-    fn weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
-        self.weight_in(self.lanes, weight, &mut |_| ())
+    /// What weights take of GPU memory, and have taken.
+    pub fn weight_memory(&self) -> WeightMemory {
+        self.residents.memory()
     }
 
-    /// The weight in a buffer, as norms read it.
-    fn weight_in_buffer(&mut self, weight: &Arc<Weight>) -> Result<Rc<GpuWeight>> {
-        self.weight_in(false, weight, &mut |_| ())
-    }
-
-    fn weight_in(
-        &mut self,
-        texture: bool,
-        weight: &Arc<Weight>,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Rc<GpuWeight>> {
-        if let Some(ready) = self.weights.get(&(weight.id, texture)) {
-            return Ok(ready.clone());
+    /// How a weight lies in GPU memory, and the pieces that it is cut into.
+    fn weight(&mut self, weight: &Weight) -> Result<Rc<GpuWeight>> {
+        if let Some(planned) = self.weights.get(&weight.id) {
+            return Ok(planned.clone());
         }
-        let ready = Rc::new(GpuWeight::upload(&mut self.device, weight, self.weight_binding, texture, progress)?);
-        self.weights.insert((weight.id, texture), ready.clone());
+        let limit = self.residents.most_a_piece(self.weight_binding);
+        let planned = Rc::new(GpuWeight::plan(weight, limit, self.residents.streams())?);
+        self.weights.insert(weight.id, planned.clone());
+        Ok(planned)
+    }
+
+    /// A piece of a weight in GPU memory, uploaded now if it was not there; in a texture, or in a buffer as norms read it.
+    fn piece(&mut self, weight: &Arc<Weight>, number: usize, texture: bool, stays: bool) -> Result<Rc<Piece>> {
+        let key = (weight.id, texture, number);
+        if let Some(ready) = self.residents.get(key, &self.device) {
+            return Ok(ready);
+        }
+        let planned = self.weight(weight)?;
+        let piece = &planned.pieces[number];
+        let bytes = GpuWeight::bytes(piece, texture);
+        self.residents.make_room(&mut self.device, bytes)?;
+        let ready = Rc::new(Piece::upload(&mut self.device, weight, planned.layout, piece, texture)?);
+        self.residents.put(key, &ready, bytes, stays, &self.device);
         Ok(ready)
+    }
+
+    /// A weight of one row in a buffer, as norms read it: one piece.
+    fn norm_weight(&mut self, weight: &Arc<Weight>) -> Result<Rc<Piece>> {
+        self.piece(weight, 0, false, !self.residents.streams())
+    }
+
+    /// Uploads what an operation will read, so that a failure is said before it waits; weights that are streamed come later.
+    fn upload_weight(&mut self, weight: &Arc<Weight>, texture: bool) -> Result<()> {
+        let pieces = self.weight(weight)?.pieces.len();
+        if !self.residents.streams() {
+            for number in 0..pieces {
+                self.piece(weight, number, texture, true)?;
+            }
+        }
+        Ok(())
     }
 
     /// A tensor whose values are yet to be written.
@@ -277,13 +308,29 @@ impl Backend for GpuBackend {
     }
 
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut done = 0;
+        // Weights of one row are those of norms.
+        let lanes = self.lanes;
+        let texture = |weight: &Weight| lanes && weight.rows * weight.experts > 1;
+        let mut bytes = 0;
         for weight in weights {
-            // Weights of one row are those of norms.
-            let texture = self.lanes && weight.rows * weight.experts > 1;
-            self.weight_in(texture, weight, &mut |bytes| progress(done + bytes))?;
-            done += weight.bytes().len() as u64;
-            progress(done);
+            let planned = GpuWeight::plan(weight, self.weight_binding, false)?;
+            bytes += planned.pieces.iter().map(|piece| GpuWeight::bytes(piece, texture(weight))).sum::<u64>();
+        }
+        self.residents.expect(bytes);
+        let mut order = Vec::from_iter(weights);
+        if self.residents.streams() {
+            order.sort_by_key(|weight| weight.experts > 1); // stable
+        }
+        let mut done = 0;
+        for weight in order {
+            let planned = self.weight(weight)?;
+            for (number, piece) in planned.pieces.iter().enumerate() {
+                if self.residents.may_stay(GpuWeight::bytes(piece, texture(weight))) {
+                    self.piece(weight, number, texture(weight), true)?;
+                }
+                done += u64::from(piece.count) * weight.row_bytes() as u64;
+                progress(done);
+            }
         }
         Ok(())
     }

@@ -12,8 +12,7 @@ use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
-use super::tensor::{GpuTensor, Pooled, SlotPlan};
-use super::weights::GpuWeight;
+use super::tensor::{ChosenExperts, GpuTensor, Pooled, SlotPlan};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
@@ -49,6 +48,10 @@ fn rows_cols(t: &GpuTensor) -> (usize, usize) {
     (t.len() / cols.max(1), cols)
 }
 
+fn other_experts(site: Site, of: usize, experts: usize) -> Error {
+    Error::cannot_run(format!("{site}: expert ids of {of} experts used with {experts} experts"))
+}
+
 impl GpuBackend {
     /// Workgroups of a one-dimensional kernel, folded into two dimensions under the adapter's limit.
     fn fold(&self, groups: usize) -> [u32; 3] {
@@ -78,25 +81,27 @@ impl GpuBackend {
         self.device.dispatch(&pipeline, bindings, bytemuck::cast_slice(&[params]), grid)
     }
 
-    /// Records a kernel once for each piece of a weight; `params` is told the piece, `grid` the rows of it.
+    /// Records a kernel for the pieces of a weight. `launch` gives the parameters and the grid for a piece, or nothing where the
+    /// piece has no part in the result.
     fn dispatch_weight<P: Params>(
         &mut self,
         site: Site,
         kernel: Kernel<P>,
-        weight: &GpuWeight,
+        weight: &Arc<Weight>,
         bindings: &[Bound<'_>],
-        params: impl Fn(params::Piece) -> P,
-        grid: impl Fn(u32) -> [u32; 3],
+        launch: impl Fn(params::Piece) -> Option<(P, [u32; 3])>,
     ) -> Result<()> {
         let spec = kernel.spec(self.lanes);
-        let pipeline = self.pipelines.get(spec, Some(&weight.layout));
+        let planned = self.weight(weight)?;
+        let pipeline = self.pipelines.get(spec, Some(&planned.layout));
         self.device.timing.at(site);
-        for piece in &weight.pieces {
-            let grid = grid(piece.params.count);
+        for (number, &piece) in planned.pieces.iter().enumerate() {
+            let Some((params, grid)) = launch(piece) else { continue };
             self.check_grid(site, spec.name, grid)?;
+            let piece = self.piece(weight, number, self.lanes, !self.residents.streams())?;
             let mut all = vec![piece.binding()];
             all.extend(bindings);
-            self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params(piece.params)]), grid)?;
+            self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params]), grid)?;
         }
         Ok(())
     }
@@ -134,11 +139,7 @@ impl GpuBackend {
         };
         if let Some(weight) = op.weight() {
             // Whether it can be uploaded is said now, not when the operation has waited.
-            if op.kind() == OpKind::RmsNorm {
-                self.weight_in_buffer(weight)?
-            } else {
-                self.weight(weight)?
-            };
+            self.upload_weight(weight, self.lanes && op.kind() != OpKind::RmsNorm)?;
         }
         if fuse::waits(op.kind()) {
             self.waiting.push(Waiting { site, op: op.keep(), result: result.clone() });
@@ -189,23 +190,23 @@ impl GpuBackend {
                 };
                 let (positions, cols) = rows_cols(&x);
                 let angles = self.angles(site(rope), base, head_dim, start + positions)?;
-                let gpu = self.weight_in_buffer(weight)?;
+                let gpu = self.norm_weight(weight)?;
                 let groups = x.len() / head_dim;
                 let [n, heads, start] = [head_dim, cols / head_dim, start].map(|n| n as u32);
                 let params = params::NormRope { n, groups: groups as u32, heads, start, eps };
                 let angles = Bound::buffer(&angles, angles.size());
-                let bindings = [gpu.pieces[0].binding(), angles, x.binding(), y];
+                let bindings = [gpu.binding(), angles, x.binding(), y];
                 self.dispatch(site(rope), kernels::NORM_ROPE, &bindings, params, self.fold(groups))
             }
             Launch::AddNorm { add, norm } => {
                 let (Op::Add { a, b }, Op::RmsNorm { weight, eps, .. }) = (op(add), op(norm)) else {
                     unreachable!("an addition and a norm")
                 };
-                let gpu = self.weight_in_buffer(weight)?;
+                let gpu = self.norm_weight(weight)?;
                 let groups = a.len() / weight.cols;
                 let params = params::RmsNorm { n: weight.cols as u32, groups: groups as u32, eps };
                 let (sum, y) = (result(add).binding(), result(norm).binding());
-                let bindings = [gpu.pieces[0].binding(), a.binding(), b.binding(), sum, y];
+                let bindings = [gpu.binding(), a.binding(), b.binding(), sum, y];
                 self.dispatch(site(norm), kernels::ADD_NORM, &bindings, params, self.fold(groups))
             }
             Launch::CombineAdd { combine, add } => {
@@ -267,21 +268,22 @@ impl GpuBackend {
     }
 
     fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32], y: &GpuTensor) -> Result<()> {
-        let weight = self.weight(table)?;
         let ids = self.tensor(site, &[tokens.len()], true)?;
         self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
         // A thread makes 16 values.
         let grid = [(table.cols.div_ceil(16) as u32).div_ceil(THREADS), tokens.len() as u32, 1];
-        let params = |piece| params::Embed { piece, cols: table.cols as u32 };
-        self.dispatch_weight(site, kernels::EMBED, &weight, &[ids.binding(), y.binding()], params, |_| grid)
+        let launch = |piece: params::Piece| {
+            let here = tokens.iter().any(|token| (piece.first..piece.first + piece.count).contains(token));
+            here.then(|| (params::Embed { piece, cols: table.cols as u32 }, grid))
+        };
+        self.dispatch_weight(site, kernels::EMBED, table, &[ids.binding(), y.binding()], launch)
     }
 
     fn rms_norm(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, eps: f32, y: &GpuTensor) -> Result<()> {
         let n = weight.cols;
-        let gpu = self.weight_in_buffer(weight)?;
+        let gpu = self.norm_weight(weight)?;
         let groups = x.len() / n;
-        // One row is one piece.
-        let bindings = [gpu.pieces[0].binding(), x.binding(), y.binding()];
+        let bindings = [gpu.binding(), x.binding(), y.binding()];
         let params = params::RmsNorm { n: n as u32, groups: groups as u32, eps };
         self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))
     }
@@ -315,20 +317,18 @@ impl GpuBackend {
     /// `shape` is that of the result, [T, N].
     fn matmul(&mut self, site: Site, shape: &[usize], x: &GpuTensor, weight: &Arc<Weight>, y: Bound<'_>) -> Result<()> {
         let positions = shape[0];
-        let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
         let bindings = [self.activations(site, &x)?, y];
         let t = positions as u32;
         if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
             let rows = self.matvec_rows();
-            let grid = |count: u32| [count.div_ceil(rows), t, 1];
-            self.dispatch_weight(site, kernels::MATVEC, &gpu, &bindings, |piece| params::Matvec { piece }, grid)?;
+            let launch = |piece: params::Piece| Some((params::Matvec { piece }, [piece.count.div_ceil(rows), t, 1]));
+            self.dispatch_weight(site, kernels::MATVEC, weight, &bindings, launch)
         } else {
-            let params = |piece| params::Matmul { piece, positions: t };
             let grid = |count: u32| [count.div_ceil(TILE), t.div_ceil(TILE), 1];
-            self.dispatch_weight(site, kernels::MATMUL, &gpu, &bindings, params, grid)?;
+            let launch = |piece: params::Piece| Some((params::Matmul { piece, positions: t }, grid(piece.count)));
+            self.dispatch_weight(site, kernels::MATMUL, weight, &bindings, launch)
         }
-        Ok(())
     }
 
     fn expert_matmul(
@@ -343,23 +343,46 @@ impl GpuBackend {
         let slots = positions * k;
         // [T, n] is shared by the slots of a token, [T, K, n] has a row for each.
         let shared_by = if x.shape().len() == 2 { k as u32 } else { 1 };
-        let gpu = self.weight(weight)?;
         let x = self.padded(site, x, weight.cols)?;
         let (rows, experts) = (weight.rows as u32, weight.experts as u32);
+        // Where all pieces are there, the host does not wait to know which are needed.
+        let chosen = match self.residents.streams() {
+            true => Some(self.chosen(site, ids, weight.experts)?),
+            false => None,
+        };
         if positions <= FEW {
             let bindings = [self.activations(site, &x)?, ids.binding(), y.binding()];
-            let params = |piece| params::ExpertMatvec { piece, experts, shared_by };
             let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
-            self.dispatch_weight(site, kernels::EXPERT_MATVEC, &gpu, &bindings, params, |_| grid)?;
+            let launch = |piece: params::Piece| {
+                let needed = chosen.is_none_or(|chosen| !chosen.tiles(&piece).is_empty());
+                needed.then_some((params::ExpertMatvec { piece, experts, shared_by }, grid))
+            };
+            self.dispatch_weight(site, kernels::EXPERT_MATVEC, weight, &bindings, launch)
         } else {
             let plan = self.expert_plan(site, ids, weight.experts)?;
             let plan_bound = Bound::buffer(&plan.memory.buffer, plan.bytes);
             let bindings = [self.activations(site, &x)?, plan_bound, y.binding()];
-            let params = |piece| params::ExpertMatmul { piece, experts, shared_by, slots: slots as u32 };
-            let grid = [rows.div_ceil(TILE), plan.tiles, 1];
-            self.dispatch_weight(site, kernels::EXPERT_MATMUL, &gpu, &bindings, params, |_| grid)?;
+            let launch = |piece: params::Piece| {
+                let tiles = chosen.map_or(0..plan.tiles, |chosen| chosen.tiles(&piece));
+                let (slots, first_tile) = (slots as u32, tiles.start);
+                let params = params::ExpertMatmul { piece, experts, shared_by, slots, first_tile };
+                (!tiles.is_empty()).then_some((params, [rows.div_ceil(TILE), tiles.len() as u32, 1]))
+            };
+            self.dispatch_weight(site, kernels::EXPERT_MATMUL, weight, &bindings, launch)
         }
-        Ok(())
+    }
+
+    /// What the slots of `ids` chose, read back once for each tensor of ids: the host waits for them.
+    fn chosen<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t ChosenExperts> {
+        if ids.0.chosen.get().is_none() {
+            let ticket = self.readback.fetch(&mut self.device, ids)?;
+            let values = self.readback.take(&mut self.device, ticket)?;
+            let _ = ids.0.chosen.set(ChosenExperts::new(values.ids(), experts)); // it was empty
+        }
+        match ids.0.chosen.get() {
+            Some(chosen) if chosen.experts() == experts => Ok(chosen),
+            chosen => Err(other_experts(site, chosen.map_or(0, ChosenExperts::experts), experts)),
+        }
     }
 
     /// The slots of `ids` sorted by expert; made once for each tensor of ids.
@@ -379,10 +402,7 @@ impl GpuBackend {
             }
         };
         if plan.experts != experts {
-            return Err(Error::cannot_run(format!(
-                "{site}: expert ids of {} experts used with {experts} experts",
-                plan.experts
-            )));
+            return Err(other_experts(site, plan.experts, experts));
         }
         Ok(plan)
     }

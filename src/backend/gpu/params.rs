@@ -62,7 +62,7 @@ params! {
     /// Of `add` and `swiglu`.
     Elementwise { n: u32 }
     Embed { piece: Piece, cols: u32 }
-    ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32 }
+    ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32, first_tile: u32 }
     ExpertMatvec { piece: Piece, experts: u32, shared_by: u32 }
     ExpertPlan { slots: u32, experts: u32, tiles: u32 }
     Matmul { piece: Piece, positions: u32 }

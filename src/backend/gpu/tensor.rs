@@ -8,9 +8,12 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 
+use super::TILE;
 use super::device::Bound;
+use super::params;
 use super::texture::PooledTexture;
 use crate::op::{Elements, Operand};
 
@@ -79,6 +82,8 @@ pub(super) struct Inner {
     pub changes: bool,
     /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
     pub plan: OnceCell<SlotPlan>,
+    /// For expert ids: what was chosen, as the host knows it where experts are streamed.
+    pub chosen: OnceCell<ChosenExperts>,
     /// The same values in a texture, for kernels that read them there: made when first needed, and only of values that do not change.
     pub texture: OnceCell<PooledTexture>,
 }
@@ -91,10 +96,47 @@ pub struct SlotPlan {
     pub tiles: u32,
 }
 
+/// Which experts slots chose, as tiles of their [`SlotPlan`].
+pub struct ChosenExperts {
+    /// The first tile of each expert, then that of ids that name none, then the number of tiles: E + 2.
+    first_tiles: Vec<u32>,
+}
+
+impl ChosenExperts {
+    /// Of `ids`, of `experts` experts.
+    pub fn new(ids: &[u32], experts: usize) -> Self {
+        let mut slots = vec![0; experts + 1];
+        for &id in ids {
+            slots[(id as usize).min(experts)] += 1;
+        }
+        let mut first_tiles = vec![0];
+        for (expert, n) in slots.into_iter().enumerate() {
+            first_tiles.push(first_tiles[expert] + u32::div_ceil(n, TILE));
+        }
+        Self { first_tiles }
+    }
+
+    /// The experts that ids may name.
+    pub fn experts(&self) -> usize {
+        self.first_tiles.len() - 2
+    }
+
+    /// The tiles that the experts of a piece have a part in. Those of ids that name no expert go to the last piece.
+    pub fn tiles(&self, piece: &params::Piece) -> Range<u32> {
+        let (first, end) = (piece.first as usize, (piece.first + piece.count) as usize);
+        let rows = piece.rows as usize;
+        let last = match end == rows * self.experts() {
+            true => self.experts() + 1,
+            false => end.div_ceil(rows),
+        };
+        self.first_tiles[first / rows]..self.first_tiles[last]
+    }
+}
+
 impl GpuTensor {
     pub(super) fn new(shape: &[usize], ids: bool, memory: Pooled, changes: bool) -> Self {
-        let (plan, texture) = (OnceCell::new(), OnceCell::new());
-        Self(Rc::new(Inner { shape: shape.to_vec(), ids, memory, changes, plan, texture }))
+        let (plan, chosen, texture) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self(Rc::new(Inner { shape: shape.to_vec(), ids, memory, changes, plan, chosen, texture }))
     }
     /// The axes.
     pub fn shape(&self) -> &[usize] {
@@ -130,6 +172,20 @@ impl GpuTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_piece_has_the_tiles_of_its_experts() {
+        // Of 4 experts with 10 rows: expert 1 has TILE + 1 slots, expert 3 one, and two ids name none.
+        let ids: Vec<u32> = std::iter::repeat_n(1, TILE as usize + 1).chain([3, 4, u32::MAX]).collect();
+        let chosen = ChosenExperts::new(&ids, 4);
+        let tiles = |first, count| {
+            let piece = params::Piece { pairs: 1, stride: 1, tail: 0, rows: 10, first, count };
+            chosen.tiles(&piece)
+        };
+        assert_eq!((tiles(0, 10), tiles(10, 10), tiles(20, 10)), (0..0, 0..2, 2..2));
+        assert_eq!((tiles(30, 10), tiles(0, 40)), (2..4, 0..4), "ids that name none are with the last piece");
+        assert_eq!((tiles(5, 10), tiles(12, 3), tiles(15, 10)), (0..2, 0..2, 0..2), "pieces are cut anywhere");
+    }
 
     #[test]
     fn rounding_wastes_at_most_a_quarter_above_the_smallest_buffers() {

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::atomic::file::AtomicFile;
+use crate::backend::OpenOptions;
 use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, prepare, progress_bar, tell};
+use crate::cli::common::{ModelArg, gpu_memory, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -88,6 +89,9 @@ struct SubjectArgs {
     /// Threads of a CPU backend, at most 1024; several allowed [default: one a core]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Vec<u16>,
+    /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
+    #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
+    gpu_memory: Option<u64>,
     /// Do not measure what the machine allows
     #[arg(long)]
     no_limits: bool,
@@ -169,7 +173,8 @@ fn with_each<R: BenchRow>(
     mut measure: impl FnMut(&mut BenchSubject, &mut BenchDocument<R>) -> Result<()>,
 ) -> Result<()> {
     for (name, threads) in args.each() {
-        let mut subject = BenchSubject::open(name, threads, !args.no_limits)?;
+        let options = OpenOptions { threads, gpu_memory: args.gpu_memory };
+        let mut subject = BenchSubject::open(name, options, !args.no_limits)?;
         // `cpu` beside `cpu:avx2` may be the same.
         if document.has(&subject.info, subject.threads) {
             eprintln!("note: {name} is {}, which is measured already", subject.info.backend);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{OutputArgs, SubjectArgs};
+use crate::backend::OpenOptions;
 use crate::bench::ops::{OpBenchCase, of_model, of_shape, ops};
 use crate::bench::subject::BenchSubject;
 use crate::cli::Outcome;
@@ -90,7 +91,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let bar = progress_bar();
     for (name, threads) in args.subjects.each() {
         // Before anything is measured.
-        let named = BenchSubject::open(name, threads, false)?;
+        let named = BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, false)?;
         if document.has(&named.info, named.threads) {
             eprintln!("note: {name} is {}, which is measured already", named.info.backend);
             continue;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Result;
 use crate::backend::AnyBackend;
-use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::gpu::GpuBackend;
 use crate::backend::gpu_selector;
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
@@ -110,7 +110,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let calls = Calls { forced: &tokens, ..calls };
     let job = Job { args, model: &model, calls, target, out };
     match gpu_selector(&args.subject) {
-        Some(selector) => job.finish(GpuBackend::new(&selector, GpuOptions::default())?, reference),
+        Some(selector) => job.finish(GpuBackend::new(&selector, args.backends.options().of_gpu())?, reference),
         None => job.finish(args.backends.open(&args.subject)?, reference),
     }
 }
