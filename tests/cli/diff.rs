@@ -62,6 +62,21 @@ fn decode_steps_are_compared_too() {
 }
 
 #[test]
+fn weights_streamed_through_a_budget_change_nothing() {
+    let agreed = |more: &[&str]| {
+        let json = expect(0, &[&["diff", "--prompt", "struct", "--decode", "1", "--json"], more].concat());
+        let mut document = valid("diff.schema.json", &json);
+        let document = document.as_object_mut().unwrap();
+        document.retain(|key, _| ["stages", "logits", "verdict", "first_fault"].contains(&key.as_str()));
+        serde_json::to_string_pretty(document).unwrap()
+    };
+    assert_eq!(agreed(&["--gpu-memory", "1MiB"]), agreed(&[]));
+    refused(2, &["diff", "--gpu-memory", "lots"], &["--gpu-memory", "lots", "2GiB"]);
+    refused(2, &["diff", "--gpu-memory", "0"], &["--gpu-memory"]);
+    refused(2, &["diff", "--gpu-memory", "1000"], &["1000", "1048576"]);
+}
+
+#[test]
 fn tolerances_decide_where_they_are_given() {
     let one = ["diff", "--prompt", "struct", "--subject", "cpu", "--reference", "oracle"];
     let with = |tol: &'static str| [&one[..], &["--tol", tol]].concat();

@@ -2,7 +2,8 @@
 //!
 //! Design:
 //! - `adapter` chooses, `device` records and submits, `kernels` is the table of kernels, `layout` and `weights` put quantized
-//!   weights into GPU memory, `residents` says which are there, `ops` turns operations into dispatches, `tensor` pools activations, `readback` brings them home.
+//!   weights into GPU memory, `residents` says which are there, `ops` turns operations into dispatches, `tensor` pools activations,
+//!   `readback` brings them home.
 //! - A forward pass is recorded and submitted a few dozen dispatches at a time; the host never waits for the GPU and touches
 //!   no activation. Only a readback waits.
 //! - Arithmetic is f32 throughout, with sums whose order each .wgsl file states and which depends neither on timing nor on the
@@ -50,7 +51,7 @@ pub use ops::contract;
 pub use params::Member;
 pub use probe::LaunchCosts;
 pub use record::{Binding, Dispatch};
-pub use residents::WeightMemory;
+pub use residents::{LEAST_WEIGHT_MEMORY, WeightMemory};
 pub use tensor::GpuTensor;
 pub use timing::{KernelTime, KernelTimer};
 
@@ -71,7 +72,8 @@ use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
 pub struct GpuOptions {
     /// Bytes of a weight that one binding may hold, below what the adapter allows. Tests use it to cut small weights.
     pub weight_binding: Option<u64>,
-    /// Bytes of GPU memory that weights may take; those that do not fit are streamed through it. Unless said, all stay.
+    /// Bytes of GPU memory that weights may take, at least [`LEAST_WEIGHT_MEMORY`]; those that do not fit are streamed through it.
+    /// Unless said, all stay.
     pub weight_memory: Option<u64>,
     /// Bytes of mappable memory for copies to the host.
     pub staging_bytes: Option<u64>,
@@ -108,8 +110,14 @@ pub struct GpuBackend {
 
 impl GpuBackend {
     /// # Errors
-    /// `CannotRun` if there is no such adapter, it lacks a feature or a limit, or it gives no device.
+    /// `Usage` for a budget of weights that is too small, `CannotRun` if there is no such adapter, it lacks a feature or a limit, or
+    /// it gives no device.
     pub fn new(selector: &AdapterSelector, options: GpuOptions) -> Result<Self> {
+        if let Some(budget) = options.weight_memory.filter(|&budget| budget < LEAST_WEIGHT_MEMORY) {
+            return Err(Error::usage(format!(
+                "{selector}: weights take at least {LEAST_WEIGHT_MEMORY} bytes of GPU memory, {budget} are given"
+            )));
+        }
         let adapter = adapter::select(selector)?;
         let device = Device::new(&adapter)?;
         let limit = device.limits.max_storage_buffer_binding_size;

@@ -21,6 +21,9 @@ use crate::error::Result;
 /// A piece: its weight's id, whether it is in a texture, and its number in the weight.
 pub type PieceKey = (usize, bool, usize);
 
+/// The smallest budget: in it, what a texture is rounded up to is small beside a piece.
+pub const LEAST_WEIGHT_MEMORY: u64 = 1 << 20;
+
 /// Streamed weights are cut into pieces of at most this share of the budget, so that the quarter that they pass through holds two.
 const PIECES_IN_BUDGET: u64 = 8;
 

@@ -31,9 +31,9 @@ impl GpuWeight {
     pub fn layout(name: &str, ty: GgmlType, cols: usize, limit: u64) -> Result<WeightLayout, String> {
         let layout = WeightLayout::of(ty).ok_or_else(|| format!("tensor {name}: the GPU has no kernels for {ty}"))?;
         match layout.stride(cols) as u64 * 16 {
-            row if row > limit => {
-                Err(format!("tensor {name}: a row takes {row} bytes of GPU memory, a binding holds {limit}"))
-            }
+            row if row > limit => Err(format!(
+                "tensor {name}: a row takes {row} bytes of GPU memory, a piece of a weight may take {limit}"
+            )),
             _ => Ok(layout),
         }
     }
