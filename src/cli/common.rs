@@ -166,10 +166,12 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
     result
 }
 
+/// What a bar of things that are done one after another shows.
+pub const ONE_BY_ONE: &str = "{bar:30} {pos}/{len} {msg}";
+
 /// On a terminal only: indicatif draws nothing in a pipe.
-pub fn progress_bar() -> ProgressBar {
-    ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}").expect("a valid template"))
+pub fn progress_bar(template: &str) -> ProgressBar {
+    ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("a valid template"))
 }
 
 /// What is being done, and how far that is.

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, StageResult};
-use crate::diff::run::driver::{CHUNK, DiffOptions, Sides, diff};
+use crate::diff::run::driver::{CHUNK, DiffOptions, Progress, Sides, diff_telling};
 use crate::diff::run::infer::{Inference, infer};
 use crate::diff::run::vary::Vary;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
 use crate::trace::recorded::Recorded;
-use crate::trace::select::{has_expert_rows, stages_in};
+use crate::trace::select::{Selected, Selection, has_expert_rows, stages_in};
 use crate::trace::store::{Imported, Run, Trace};
 
 /// Compare two backends stage by stage.
@@ -53,11 +53,20 @@ pub struct Args {
     /// Judge by nmse thresholds alone, without the float64 oracle
     #[arg(long)]
     no_oracle: bool,
+    /// Look at these layers only, such as 3,10..12,-1; the others are run
+    #[arg(long, value_name = "LAYERS", default_value = "all", allow_hyphen_values = true)]
+    layers: String,
+    /// Look at these stages only, such as 'attn_*,moe_out'; the others are run
+    #[arg(long, value_name = "STAGES", default_value = "all")]
+    stages: String,
+    /// End the run with the first stage that is wrong
+    #[arg(long, value_name = "WHEN", value_parser = ["first"])]
+    stop_at: Option<String>,
     /// Whose choice of experts the subject computes with
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
     /// Hold the subject against itself instead: chunk=1,7,64 (prefill chunk sizes) or repeat=3 (runs)
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "full", "report"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "full", "report"])]
     vary: Option<Vary>,
     /// Every stage, not only the worst
     #[arg(long)]
@@ -103,6 +112,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         tolerances,
         force_routing: args.routing == "reference",
         reference_is_recorded: reference.recorded.is_some(),
+        select: selected(args, &model)?,
+        stop_at_first: args.stop_at.is_some(),
         ..DiffOptions::new(Vec::new())
     };
     // A recording says what was run; otherwise the command line does.
@@ -142,7 +153,13 @@ pub fn run(args: &Args) -> Result<Outcome> {
             name => contract_called(name)?,
         });
     }
-    let mut run = |options: &DiffOptions| diff(&model, sides.reborrow(), options);
+    let mut run = |options: &DiffOptions| {
+        let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
+        let mut tell = |Progress { at, done, of }: Progress| tell(&bar, &at.site.to_string(), done, of);
+        let result = diff_telling(&model, sides.reborrow(), options, &mut tell);
+        bar.finish_and_clear();
+        result
+    };
     let mut comparison = run(&options)?;
     comparison.notes.extend(inferred);
     if options.force_routing {
@@ -161,6 +178,19 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// What `--layers` and `--stages` ask about; `None` is everything.
+fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
+    if (args.layers.as_str(), args.stages.as_str()) == ("all", "all") {
+        return Ok(None);
+    }
+    let moe = model.config.moe.as_ref();
+    let selection = Selection::parse(&args.stages, &args.layers, "all", "all")?;
+    let selected = selection.resolve(model.config.layers, 1, moe.map_or(0, |moe| moe.experts), moe.is_some())?;
+    // Stages outside of layers are asked about where they are named.
+    let whole_model = args.stages == "all";
+    Ok(Some(Selected::of(selected.sites().filter(|site| !whole_model || site.layer.is_some()), 1)))
 }
 
 const SIDES: [&str; 2] = ["reference", "subject"];

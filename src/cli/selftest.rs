@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::backend::gpu::AdapterSelector;
-use crate::cli::common::{progress_bar, tell};
+use crate::cli::common::{ONE_BY_ONE, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::selftest::calibrate::{self, calibrate};
 use crate::selftest::faults::FaultySide;
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let subject = args.subject.as_deref().map(|s| if s == "gpu" { FaultySide::Gpu } else { FaultySide::Cpu });
     if args.calibrate {
         let options = calibrate::CalibrationOptions { evaluations: args.evaluations, subject, adapter };
-        let bar = progress_bar();
+        let bar = progress_bar(ONE_BY_ONE);
         let result = calibrate(&options, |name, done, total| tell(&bar, name, done, total));
         bar.finish_and_clear();
         let calibration = result?;
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if args.list {
         return print_list(&options, args.json);
     }
-    let bar = progress_bar();
+    let bar = progress_bar(ONE_BY_ONE);
     let result = plant(&options, |name, done, total| tell(&bar, name, done, total));
     bar.finish_and_clear();
     let report = result?;

@@ -148,6 +148,11 @@ impl Selected {
         let positions = Ranges::new(if n_positions == 0 { vec![] } else { vec![0..=n_positions - 1] });
         Self { sites: sites.into_iter().collect(), positions, experts: None }
     }
+    /// The same and these sites.
+    pub fn and(mut self, sites: impl IntoIterator<Item = Site>) -> Self {
+        self.sites.extend(sites);
+        self
+    }
     /// Whether `site` is among what is selected.
     pub fn wants(&self, site: Site) -> bool {
         self.sites.contains(&site)

@@ -77,6 +77,62 @@ fn weights_streamed_through_a_budget_change_nothing() {
 }
 
 #[test]
+fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
+    let run = ["diff", "--prompt", "struct", "--decode", "2", "--subject", "cpu", "--json"];
+    let stages = |more: &[&str]| {
+        let document = valid("diff.schema.json", &expect(0, &[&run[..], more].concat()));
+        document["stages"].as_array().unwrap().clone()
+    };
+    let whole = stages(&[]);
+    let those = |wanted: &dyn Fn(&Value) -> bool| -> Vec<Value> {
+        let mut those: Vec<Value> = whole.iter().filter(|s| wanted(s)).cloned().collect();
+        for stage in &mut those {
+            for of_the_whole in ["share", "amplification"] {
+                stage.as_object_mut().unwrap().remove(of_the_whole);
+            }
+        }
+        those
+    };
+    let found = |more: &[&str]| -> Vec<Value> {
+        let mut found = stages(more);
+        for stage in &mut found {
+            for of_the_whole in ["share", "amplification"] {
+                stage.as_object_mut().unwrap().remove(of_the_whole);
+            }
+        }
+        found
+    };
+    // Of each call the stages of two layers; the last reads what its KV cache got in the calls before.
+    assert_eq!(found(&["--layers", "1,-1"]), those(&|s| s["layer"] == 1 || s["layer"] == 3));
+    // Inputs of a stage that is asked about come from stages that are not.
+    assert_eq!(found(&["--stages", "moe_out,logits"]), those(&|s| s["stage"] == "moe_out" || s["stage"] == "logits"));
+    // Whether a choice is right depends on the logits that it was made of.
+    let routed = those(&|s| s["layer"] == 2 && (s["stage"] == "router_ids" || s["stage"] == "router_logits"));
+    assert_eq!(found(&["--layers", "2", "--stages", "router_ids"]), routed);
+
+    let text = expect(0, &["diff", "--prompt", "struct", "--subject", "cpu", "--layers", "2"]);
+    assert!(text.contains("24 of 99 stages of each call were looked at"), "{text}");
+    refused(2, &["diff", "--layers", "7"], &["--layers", "7"]);
+    refused(2, &["diff", "--stages", "moe_outt"], &["moe_outt", "moe_out"]);
+    refused(2, &["diff", "--shows", "layer_out,logits", "--layers", "1"], &["does not show"]);
+}
+
+#[test]
+fn the_first_fault_can_end_the_run() {
+    let run = ["diff", "--prompt", "struct", "--subject", "cpu", "--tol", "k_proj:max_abs<=0", "--stop-at", "first"];
+    let document = valid("diff.schema.json", &expect(1, &[&run[..], &["--json"]].concat()));
+    let stages: Vec<&str> =
+        document["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
+    assert_eq!(stages, ["embedding", "attn_norm", "q_proj", "k_proj"]);
+    assert_eq!(document["first_fault"]["stage"], "k_proj");
+    let text = expect(1, &run);
+    assert!(text.contains("stopped at the first fault: 4 of 99 stages were looked at"), "{text}");
+    // Without a fault the run is whole.
+    let text = expect(0, &["diff", "--prompt", "struct", "--subject", "cpu", "--stop-at", "first"]);
+    assert!(text.contains("AGREE") && !text.contains("stopped"), "{text}");
+}
+
+#[test]
 fn tolerances_decide_where_they_are_given() {
     let one = ["diff", "--prompt", "struct", "--subject", "cpu", "--reference", "oracle"];
     let with = |tol: &'static str| [&one[..], &["--tol", tol]].concat();

@@ -14,7 +14,7 @@ use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, gpu_memory, prepare, progress_bar, tell};
+use crate::cli::common::{ModelArg, ONE_BY_ONE, gpu_memory, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -190,7 +190,7 @@ fn with_each<R: BenchRow>(
 fn measure_rates(args: &Args) -> Result<Outcome> {
     let (model, tests) = (args.model.open()?, args.tests()?);
     let mut document: BenchDocument<RateRow> = args.document(&model);
-    let bar = progress_bar();
+    let bar = progress_bar(ONE_BY_ONE);
     with_each(&args.subjects, &model, &mut document, |subject, document| {
         for &test in &tests {
             let mut tell = |name: &str, done, of| tell(&bar, name, done, of);
@@ -210,7 +210,7 @@ fn measure_stages(args: &Args) -> Result<Outcome> {
     let file = args.perfetto.as_deref().map(AtomicFile::create).transpose()?;
     let mut document: BenchDocument<StageRow> = args.document(&model);
     let mut timeline = PerfettoTrace::default();
-    let bar = progress_bar();
+    let bar = progress_bar(ONE_BY_ONE);
     with_each(&args.subjects, &model, &mut document, |subject, document| {
         for &test in &tests {
             let mut tell = |name: &str, done, of| tell(&bar, name, done, of);
@@ -243,7 +243,7 @@ fn measure_tracing(args: &Args) -> Result<Outcome> {
         return Err(Error::usage("nothing to time: -p and -n are both 0"));
     }
     let mut document: BenchDocument<OverheadRow> = args.document(&model);
-    let bar = progress_bar();
+    let bar = progress_bar(ONE_BY_ONE);
     // What is compared is the same work with and without, so limits would tell nothing.
     let subjects = SubjectArgs { no_limits: true, ..args.subjects.clone() };
     with_each(&subjects, &model, &mut document, |subject, document| {

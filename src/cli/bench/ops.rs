@@ -7,7 +7,7 @@ use crate::backend::OpenOptions;
 use crate::bench::ops::{OpBenchCase, of_model, of_shape, ops};
 use crate::bench::subject::BenchSubject;
 use crate::cli::Outcome;
-use crate::cli::common::{ModelArg, progress_bar, tell};
+use crate::cli::common::{ModelArg, ONE_BY_ONE, progress_bar, tell};
 use crate::cli::synth::parse_mix;
 use crate::error::{Error, Result};
 use crate::report::bench::ops::OpRow;
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let settings = json!({"positions": positions, "depth": depth, "seconds": args.seconds, "only": args.only});
     let mut document: BenchDocument<OpRow> = BenchDocument::new(about, settings);
-    let bar = progress_bar();
+    let bar = progress_bar(ONE_BY_ONE);
     for (name, threads) in args.subjects.each() {
         // Before anything is measured.
         let named = BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, false)?;

@@ -9,8 +9,9 @@ use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
-use crate::op::{At, OpKind};
+use crate::op::{At, OpKind, Site, Stage};
 use crate::trace::recorded::sites;
+use crate::trace::select::Selected;
 
 /// Prompt tokens that are run at a time unless told otherwise.
 pub const CHUNK: usize = 512;
@@ -57,6 +58,10 @@ pub struct DiffOptions {
     pub shares: bool,
     /// Look for the causes of faults.
     pub explain: bool,
+    /// Look at these stages only; the others are run.
+    pub select: Option<Selected>,
+    /// End the run with the first stage that is wrong.
+    pub stop_at_first: bool,
 }
 
 impl DiffOptions {
@@ -74,15 +79,41 @@ impl DiffOptions {
             reference_is_recorded: false,
             shares: true,
             explain: true,
+            select: None,
+            stop_at_first: false,
         }
     }
+}
+
+/// How far a comparison is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// The stage that is about to be run.
+    pub at: At,
+    /// Stages done so far, of all calls.
+    pub done: usize,
+    /// Stages of the whole run.
+    pub of: usize,
 }
 
 /// Runs both sides in lockstep and judges every stage.
 ///
 /// # Errors
-/// A prompt that does not fit the model, or what the backends report.
-pub fn diff(model: &Model, mut sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
+/// A prompt that does not fit the model, or what the backends report; stages of a selection that a side does not show.
+pub fn diff(model: &Model, sides: Sides<'_>, options: &DiffOptions) -> Result<Comparison> {
+    diff_telling(model, sides, options, &mut |_| ())
+}
+
+/// As [`diff`], and tells `progress` each stage before it is run.
+///
+/// # Errors
+/// As [`diff`].
+pub fn diff_telling(
+    model: &Model,
+    mut sides: Sides<'_>,
+    options: &DiffOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Comparison> {
     let prompt = &options.tokens;
     let contracts = contracts(&sides, options);
     let Sides { reference, subject, judged } = &sides;
@@ -112,33 +143,75 @@ pub fn diff(model: &Model, mut sides: Sides<'_>, options: &DiffOptions) -> Resul
     };
     comparison.notes = notes([&comparison.reference, &comparison.subject], &contracts);
     let partial = [&**reference, &**subject].map(|side| hides(side, model, prompt.len() + options.decode));
+    if options.select.is_some() && partial.contains(&true) {
+        return Err(Error::usage(
+            "a side does not show all stages: what it hides is judged with what it shows next, so all of them are looked at, not \
+             chosen layers or stages",
+        ));
+    }
+    let of = sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + options.decode);
+    let mut done = 0;
+    let mut tell = |at| {
+        progress(Progress { at, done, of });
+        done += 1;
+    };
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
-    if options.shares {
+    builder.tell(&mut tell);
+    builder.select(options.select.clone());
+    if options.stop_at_first {
+        builder.stop_at_first();
+    }
+    // A share is one of the whole, of which every stage's own error is needed.
+    let shares = options.shares && options.select.is_none() && !options.stop_at_first;
+    if shares {
         builder.keep_injections(share::MOST_BYTES);
     }
     if !options.explain {
         builder.explain_nothing();
     }
-    if let Some((done, why)) = lockstep(model, &mut sides, options, &mut builder)? {
-        // What came before is compared, and is where the cause is to be found.
-        let asked = options.decode;
-        comparison.notes.push(format!("decoding ended after {done} of {asked} tokens: the reference's {why}"));
-        comparison.decode = done;
-    }
-
+    let end = lockstep(model, &mut sides, options, &mut builder)?;
     let found = builder.finish();
+    match end {
+        End::Done => {}
+        // What came before is compared, and is where the cause is to be found.
+        End::NoToken { decoded, why } => {
+            let asked = options.decode;
+            comparison.notes.push(format!("decoding ended after {decoded} of {asked} tokens: the reference's {why}"));
+            comparison.decode = decoded;
+        }
+        End::Stopped { decoded } => {
+            let looked_at = found.stages.len();
+            comparison.notes.push(format!("stopped at the first fault: {looked_at} of {of} stages were looked at"));
+            comparison.decode = decoded;
+        }
+    }
+    if let Some(select) = &options.select {
+        let asked = select.sites().count();
+        let all = sites(model).len();
+        comparison.notes.push(format!("{asked} of {all} stages of each call were looked at; the others were only run"));
+    }
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
     comparison.notes.extend(found.notes);
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
     let one_call = options.tokens.len() <= options.chunk;
-    if options.shares && one_call && !options.reference_is_recorded {
+    if shares && one_call && !options.reference_is_recorded {
         share::fill(model, sides.reference, &options.tokens, &found.injections, &mut comparison)?;
     }
     comparison.conclude();
     Ok(comparison)
 }
 
-/// Runs both sides in lockstep; how many tokens were decoded and why no more, if fewer than asked for.
+/// How a lockstep run ended.
+pub(super) enum End {
+    /// All calls were made.
+    Done,
+    /// After so many decoded tokens no more could be chosen.
+    NoToken { decoded: usize, why: Error },
+    /// The observer ended it.
+    Stopped { decoded: usize },
+}
+
+/// Runs both sides in lockstep.
 ///
 /// # Errors
 /// As [`diff`].
@@ -147,21 +220,40 @@ pub(super) fn lockstep(
     sides: &mut Sides<'_>,
     options: &DiffOptions,
     observer: &mut dyn PairObserver,
-) -> Result<Option<(usize, Error)>> {
+) -> Result<End> {
     let contracts = contracts(sides, options);
     let calls =
         Calls { prompt: &options.tokens, chunk: options.chunk, decode: options.decode, forced: &options.forced };
-    let asked =
-        LockstepOptions { force_routing: options.force_routing, reference_is_recorded: options.reference_is_recorded };
+    let asked = LockstepOptions {
+        select: options.select.clone().map(with_logits),
+        force_routing: options.force_routing,
+        reference_is_recorded: options.reference_is_recorded,
+    };
     let judged_by = sides.judged.then_some(&contracts);
     let mut lockstep = Lockstep::new(sides.reference, sides.subject, judged_by, asked, observer);
     let mut runner = Runner::new(&mut lockstep, model, calls, LogitRows::All)?;
-    while runner.step(&mut lockstep)? {}
-    let done = runner.decoded();
-    match done < options.decode {
-        true => Ok(runner.choice(&mut lockstep).err().map(|why| (done, why))),
-        false => Ok(None),
+    loop {
+        match runner.step(&mut lockstep) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(_) if lockstep.stopped() => return Ok(End::Stopped { decoded: runner.decoded() }),
+            Err(why) => return Err(why),
+        }
     }
+    let decoded = runner.decoded();
+    if decoded < options.decode
+        && let Err(why) = runner.choice(&mut lockstep)
+    {
+        return Ok(End::NoToken { decoded, why });
+    }
+    Ok(End::Done)
+}
+
+/// The router's logits with its choice: whether another choice is rounding or a fault depends on them.
+fn with_logits(select: Selected) -> Selected {
+    let chosen = select.sites().filter(|site| site.stage == Stage::RouterIds);
+    let logits: Vec<Site> = chosen.map(|ids| Site { stage: Stage::RouterLogits, ..ids }).collect();
+    select.and(logits)
 }
 
 /// What the two sides are held to.

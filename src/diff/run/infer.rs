@@ -47,11 +47,11 @@ struct Inferring {
 }
 
 impl PairObserver for Inferring {
-    fn observe(&mut self, o: Observation<'_>) -> Result<()> {
-        let Some(result) = o.exact.as_ref().map(|exact| &exact[self.side]) else { return Ok(()) };
+    fn observe(&mut self, o: Observation<'_>) -> Result<bool> {
+        let Some(result) = o.exact.as_ref().map(|exact| &exact[self.side]) else { return Ok(true) };
         let stage = o.at.site.stage;
         if o.shown[self.side] != Shown::All || result.carried.is_some() || stage.is_ids() {
-            return Ok(());
+            return Ok(true);
         }
         let op = [&o.op_reference, &o.op_subject][self.side].try_map(|t| Ok(&**t))?;
         let value = [&o.reference, &o.subject][self.side];
@@ -81,7 +81,7 @@ impl PairObserver for Inferring {
             }
             self.engines = left;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

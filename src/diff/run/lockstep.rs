@@ -12,8 +12,10 @@
 //! - Expert ids that name no expert of the layer would end the run at the next stage, and with it the report of the fault. A side
 //!   that chose such ids goes on with the other side's; [`Observation::next`] says so to the observer.
 //! - A lane holds only what the rest of its layer still needs; handles are dropped as the model drops them.
+//! - Where only some stages are asked about, the others are run by both sides and no more: neither replayed, nor judged. What an
+//!   asked one needs of them is read when it does; in its own layer all are read, as its cause may lie in any of them.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -24,7 +26,8 @@ use crate::diff::segment::{self, Draws};
 use crate::error::{Error, Result};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
-use crate::op::{At, Data, HostTensor, Op, OpKind, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Stage, Weight};
+use crate::trace::select::Selected;
 
 /// One value of the model, as each party has it.
 pub struct Lane {
@@ -32,12 +35,24 @@ pub struct Lane {
     reference: AnyTensor,
     /// g(x_g), on the subject.
     subject: AnyTensor,
-    /// The subject's value, uploaded to the reference: an operand for replays.
-    replay: AnyTensor,
-    /// Both sides' values on the host: the reference's, the subject's. Behind a cell because a KV cache is written in place.
-    host: RefCell<[Rc<HostTensor>; 2]>,
+    /// The subject's value, uploaded to the reference: an operand for replays. Empty until one needs it.
+    replay: OnceCell<AnyTensor>,
+    /// Both sides' values on the host: the reference's, the subject's. Empty until they are needed; behind a cell because a KV cache
+    /// is written in place.
+    host: RefCell<Option<[Rc<HostTensor>; 2]>>,
     /// What is not known of each side's value; `None` where it is shown.
     draws: RefCell<[Option<Draws>; 2]>,
+}
+
+impl Lane {
+    /// One side's values, which [`Lockstep::look`] has read.
+    fn host(&self, side: usize) -> Rc<HostTensor> {
+        self.host.borrow().as_ref().expect("operands are read before they are looked at")[side].clone()
+    }
+    /// The operand of a replay, which [`Lockstep::look`] has uploaded.
+    fn replay(&self) -> AnyTensor {
+        self.replay.get().expect("operands are uploaded before they are replayed").clone()
+    }
 }
 
 /// The oracle on one side's inputs.
@@ -77,12 +92,20 @@ pub struct Observation<'a> {
 
 /// Receives each stage as it is made.
 pub trait PairObserver {
-    fn observe(&mut self, stage: Observation<'_>) -> Result<()>;
+    /// A stage is about to be run.
+    fn begin(&mut self, _at: At) {}
+    /// A stage that is asked about. False ends the run.
+    fn observe(&mut self, stage: Observation<'_>) -> Result<bool>;
+    /// A stage that is not asked about, in a layer of which another is, or where experts are chosen: what the rest of the run
+    /// computes with, the reference and the subject, and whether ids that name no expert were replaced in it.
+    fn pass(&mut self, _at: At, _next: &[Rc<HostTensor>; 2], _replaced: bool) {}
 }
 
 /// What may be asked of a lockstep run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LockstepOptions {
+    /// The stages that are asked about; all, unless said.
+    pub select: Option<Selected>,
     /// Give the subject the reference's expert ids, so that what remains is not routing.
     pub force_routing: bool,
     /// The reference is a recording: replays are the oracle's.
@@ -98,6 +121,7 @@ pub struct Lockstep<'s> {
     options: LockstepOptions,
     observer: &'s mut dyn PairObserver,
     tickets: HostTickets,
+    stopped: bool,
 }
 
 impl<'s> Lockstep<'s> {
@@ -113,7 +137,43 @@ impl<'s> Lockstep<'s> {
         observer: &'s mut dyn PairObserver,
     ) -> Self {
         assert!(judged_by.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
-        Self { reference, subject, judged_by, options, observer, tickets: HostTickets::default() }
+        Self { reference, subject, judged_by, options, observer, tickets: HostTickets::default(), stopped: false }
+    }
+
+    /// Whether the observer ended the run, which then ended in an error that nobody needs to read.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Whether a stage is asked about.
+    fn is_asked(&self, site: Site) -> bool {
+        self.options.select.as_ref().is_none_or(|select| select.wants(site))
+    }
+
+    /// Whether a stage's values are read whoever needs them: where a stage of its layer is asked about, or one of the layer that it
+    /// is the input of.
+    fn is_read(&self, site: Site) -> bool {
+        let feeds = |asked: Site| match site.stage {
+            Stage::Embedding => asked.layer == Some(0),
+            Stage::LayerOut => asked.layer == site.layer.map(|n| n + 1),
+            _ => false,
+        };
+        let select = self.options.select.as_ref();
+        select.is_none_or(|select| select.sites().any(|asked| asked.layer == site.layer || feeds(asked)))
+    }
+
+    /// Sees to it that the operands' values are on the host, and the subject's on the reference for a replay.
+    fn look(&mut self, op: &Op<'_, Rc<Lane>>) -> Result<()> {
+        for lane in op.inputs() {
+            if lane.host.borrow().is_none() {
+                let read = [self.reference.read(&lane.reference)?, self.subject.read(&lane.subject)?];
+                *lane.host.borrow_mut() = Some(read.map(Rc::new));
+            }
+            if lane.replay.get().is_none() && !self.options.reference_is_recorded {
+                let _ = lane.replay.set(self.reference.upload(&lane.host(1))?); // it was empty
+            }
+        }
+        Ok(())
     }
 
     /// A lane from values that both sides have on the host.
@@ -124,8 +184,8 @@ impl<'s> Lockstep<'s> {
         host: [Rc<HostTensor>; 2],
         draws: [Option<Draws>; 2],
     ) -> Result<Rc<Lane>> {
-        let replay = self.reference.upload(&host[1])?;
-        Ok(Rc::new(Lane { reference, subject, replay, host: RefCell::new(host), draws: RefCell::new(draws) }))
+        let replay = OnceCell::from(self.reference.upload(&host[1])?);
+        Ok(Rc::new(Lane { reference, subject, replay, host: RefCell::new(Some(host)), draws: RefCell::new(draws) }))
     }
 
     /// The oracle on the inputs of side `i`, and the draws of a result that is hidden.
@@ -138,7 +198,7 @@ impl<'s> Lockstep<'s> {
     ) -> Result<Option<(OracleResult, Option<Draws>)>> {
         let Some(contracts) = self.judged_by else { return Ok(None) };
         let contract = contracts[i].get(op.kind());
-        let host = op.try_map(|l| Ok(l.host.borrow()[i].clone()))?;
+        let host = op.try_map(|l| Ok(l.host(i)))?;
         let of_operands: Vec<Option<Draws>> = op.inputs().iter().map(|l| l.draws.borrow()[i].clone()).collect();
         let by_reference = host.try_map(|t| Ok(&**t))?;
         let value = Rc::new(exact(&by_reference, contract)?);
@@ -165,7 +225,8 @@ impl<'s> Lockstep<'s> {
     /// An operation that makes a stage: all five runs, observed.
     fn stage(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
         let stage = at.site.stage;
-        let host = |i: usize| op.try_map(|l| Ok(l.host.borrow()[i].clone()));
+        self.look(op)?;
+        let host = |i: usize| op.try_map(|l| Ok(l.host(i)));
         let rows = host(1)?.check(at.site, |t| t.operand())?[stage.position_axis()];
         let shown = [self.reference.shown(at, rows), self.subject.shown(at, rows)];
         if self.judged_by.is_none() && shown.iter().any(|shown| *shown != Shown::All) {
@@ -188,7 +249,7 @@ impl<'s> Lockstep<'s> {
         let replayed = if self.options.reference_is_recorded {
             oracle.as_ref().expect("checked when made")[1].0.value.clone()
         } else {
-            let value = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+            let value = self.reference.run(at, &op.try_map(|l| Ok(l.replay()))?)?;
             Rc::new(self.reference.read(&value)?)
         };
         let read_reference = match shown[0] {
@@ -212,11 +273,11 @@ impl<'s> Lockstep<'s> {
         let results = [side(0, read_reference), side(1, read_subject)];
         let [host_reference, host_subject] = results.clone();
         let next = match op {
-            Op::RouterTopK { probs, .. } => self.chosen(probs.host.borrow()[0].cols(), &results),
+            Op::RouterTopK { probs, .. } => self.chosen(probs.host(0).cols(), &results),
             _ => results,
         };
 
-        self.observer.observe(Observation {
+        let goes_on = self.observer.observe(Observation {
             at,
             op_reference: host(0)?,
             op_subject: host(1)?,
@@ -227,15 +288,53 @@ impl<'s> Lockstep<'s> {
             exact,
             next: next.clone(),
         })?;
+        if !goes_on {
+            self.stopped = true;
+            return Err(Error::usage("stopped"));
+        }
+        self.go_on([reference, subject], [host_reference, host_subject], next, draws)
+    }
 
-        let (mut reference, mut subject) = (reference, subject);
-        if !Rc::ptr_eq(&next[0], &host_reference) {
+    /// A lane of the sides' own results where they are what the run goes on with, of what it does otherwise.
+    fn go_on(
+        &mut self,
+        [mut reference, mut subject]: [AnyTensor; 2],
+        results: [Rc<HostTensor>; 2],
+        next: [Rc<HostTensor>; 2],
+        draws: [Option<Draws>; 2],
+    ) -> Result<Rc<Lane>> {
+        if !Rc::ptr_eq(&next[0], &results[0]) {
             reference = self.reference.upload(&next[0])?;
         }
-        if !Rc::ptr_eq(&next[1], &host_subject) {
+        if !Rc::ptr_eq(&next[1], &results[1]) {
             subject = self.subject.upload(&next[1])?;
         }
         self.lane(reference, subject, next, draws)
+    }
+
+    /// An operation that makes a stage that is not asked about.
+    fn pass(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
+        let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
+        let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
+        // A choice is always read: the run could not go on with one that does not exist.
+        let choice = at.site.stage == Stage::RouterIds;
+        if !choice && !self.is_read(at.site) {
+            let (replay, host, draws) = Default::default();
+            return Ok(Rc::new(Lane { reference, subject, replay, host, draws }));
+        }
+        let ticket = self.subject.fetch(&subject)?;
+        let read_reference = self.reference.read(&reference)?;
+        let results = [read_reference, self.subject.take(ticket)?].map(Rc::new);
+        let next = match op {
+            Op::RouterTopK { probs, .. } => {
+                let experts = self.subject.shape(&probs.subject).last().copied().unwrap_or(0);
+                self.chosen(experts, &results)
+            }
+            _ => results.clone(),
+        };
+        let replaced = !self.options.force_routing && (0..2).any(|i| !Rc::ptr_eq(&next[i], &results[i]));
+        self.observer.pass(at, &next, replaced);
+        self.go_on([reference, subject], results, next, [None, None])
     }
 
     /// The expert ids that each side goes on with, of what both chose among `experts`.
@@ -255,11 +354,19 @@ impl<'s> Lockstep<'s> {
     fn moved(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
         let reference = self.reference.run(at, &op.try_map(|l| Ok(l.reference.clone()))?)?;
         let subject = self.subject.run(at, &op.try_map(|l| Ok(l.subject.clone()))?)?;
-        let replay = self.reference.run(at, &op.try_map(|l| Ok(l.replay.clone()))?)?;
+        if matches!(op, Op::Store { .. }) && !self.is_read(at.site) {
+            return Ok(op.inputs()[0].clone()); // nobody will look at this layer's cache
+        }
+        self.look(op)?;
+        let replay = match self.options.reference_is_recorded {
+            true => OnceCell::new(),
+            false => OnceCell::from(self.reference.run(at, &op.try_map(|l| Ok(l.replay()))?)?),
+        };
         match op {
             Op::Store { cache, x, start } => {
                 let (mut cached, mut cached_draws) = (cache.host.borrow_mut(), cache.draws.borrow_mut());
-                let (x, x_draws) = (x.host.borrow(), x.draws.borrow());
+                let cached = cached.as_mut().expect("a cache has values from the start");
+                let (x, x_draws) = ([0, 1].map(|i| x.host(i)), x.draws.borrow());
                 for i in 0..2 {
                     if let (None, Some(_)) = (&cached_draws[i], &x_draws[i]) {
                         cached_draws[i] = Some(Rc::new(vec![(*cached[i]).clone(); segment::DRAWS]));
@@ -273,9 +380,9 @@ impl<'s> Lockstep<'s> {
             }
             Op::Rows { x, start, rows } => {
                 let taken = |t: &HostTensor| t.take(0, &Vec::from_iter(*start..start + rows));
-                let host = x.host.borrow().clone().map(|h| Rc::new(taken(&h)));
+                let host = [0, 1].map(|i| Rc::new(taken(&x.host(i))));
                 let draws = x.draws.borrow().clone().map(|d| d.map(|d| Rc::new(d.iter().map(taken).collect())));
-                let (host, draws) = (RefCell::new(host), RefCell::new(draws));
+                let (host, draws) = (RefCell::new(Some(host)), RefCell::new(draws));
                 Ok(Rc::new(Lane { reference, subject, replay, host, draws }))
             }
             _ => unreachable!("every other operation makes a stage"),
@@ -324,8 +431,8 @@ impl Backend for Lockstep<'_> {
         Ok(Rc::new(Lane {
             reference: self.reference.alloc(shape)?,
             subject: self.subject.alloc(shape)?,
-            replay: self.reference.alloc(shape)?,
-            host: RefCell::new([zeros.clone(), zeros]),
+            replay: OnceCell::from(self.reference.alloc(shape)?),
+            host: RefCell::new(Some([zeros.clone(), zeros])),
             draws: RefCell::default(),
         }))
     }
@@ -338,11 +445,16 @@ impl Backend for Lockstep<'_> {
         self.subject.shape(&tensor.subject)
     }
     fn run(&mut self, at: At, op: &Op<'_, Rc<Lane>>) -> Result<Rc<Lane>> {
-        if op.makes_stage() { self.stage(at, op) } else { self.moved(at, op) }
+        if !op.makes_stage() {
+            return self.moved(at, op);
+        }
+        self.observer.begin(at);
+        if self.is_asked(at.site) { self.stage(at, op) } else { self.pass(at, op) }
     }
     /// The reference's values: the teacher's, where a run is continued from its own logits.
     fn fetch(&mut self, tensor: &Rc<Lane>) -> Result<Ticket> {
-        let values = (*tensor.host.borrow()[0]).clone();
+        let read = tensor.host.borrow().as_ref().map(|host| (*host[0]).clone());
+        let values = read.map_or_else(|| self.reference.read(&tensor.reference), Ok)?;
         Ok(self.tickets.put(values))
     }
     fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {

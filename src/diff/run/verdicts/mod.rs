@@ -30,8 +30,8 @@ use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
 use crate::formula::worst::{Claim, worst};
 use crate::model::{Config, Model};
-use crate::op::{HostTensor, OpKind, Site, Stage};
-use crate::trace::select::has_expert_rows;
+use crate::op::{At, HostTensor, OpKind, Site, Stage};
+use crate::trace::select::{Selected, has_expert_rows};
 
 mod hidden;
 
@@ -92,6 +92,12 @@ pub struct ComparisonBuilder<'m> {
     bounds: Option<LogitBounds>,
     /// Error that each stage's output carries, for amplification: ‖g(x_g) − c(x_c)‖ and ‖c(x_c)‖.
     carried: HashMap<Site, InputError>,
+    /// The stages that are asked about, if not all.
+    select: Option<Selected>,
+    /// Whether the first fault ends the run.
+    stops: bool,
+    /// Told the stage that is about to be run.
+    tell: Option<&'m mut dyn FnMut(At)>,
 }
 
 /// What the oracle says of one stage.
@@ -137,7 +143,25 @@ impl<'m> ComparisonBuilder<'m> {
             layer: HashMap::new(),
             bounds: None,
             carried: HashMap::new(),
+            select: None,
+            stops: false,
+            tell: None,
         }
+    }
+
+    /// Says which stages the run asks about.
+    pub fn select(&mut self, select: Option<Selected>) {
+        self.select = select;
+    }
+
+    /// Ends the run with the first stage that is wrong.
+    pub fn stop_at_first(&mut self) {
+        self.stops = true;
+    }
+
+    /// Has every stage told before it is run.
+    pub fn tell(&mut self, tell: &'m mut dyn FnMut(At)) {
+        self.tell = Some(tell);
     }
 
     /// Keeps the prompt's injected errors while they take at most `bytes`; of all stages, or of none.
@@ -350,15 +374,14 @@ impl<'m> ComparisonBuilder<'m> {
         let split = split(&o.reference, &o.replayed, &o.subject).ok()?;
         self.carried
             .insert(o.at.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
-        let inputs: Vec<InputError> =
-            o.at.site
-                .stage
-                .info()
-                .inputs
-                .iter()
-                .filter_map(|input| self.carried.get(&producer(o.at.site, *input)).copied())
-                .collect();
-        split.amplification(&inputs)
+        // What an input carries is not known where it was not asked about.
+        let carried = |input: &Stage| {
+            let input = producer(o.at.site, *input);
+            let asked = self.select.as_ref().is_none_or(|select| select.wants(input));
+            asked.then(|| self.carried.get(&input).copied())
+        };
+        let inputs: Option<Vec<Option<InputError>>> = o.at.site.stage.info().inputs.iter().map(carried).collect();
+        split.amplification(&Vec::from_iter(inputs?.into_iter().flatten()))
     }
 
     fn explained(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) -> Result<()> {
@@ -447,12 +470,28 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
 }
 
 impl PairObserver for ComparisonBuilder<'_> {
-    fn observe(&mut self, mut o: Observation<'_>) -> Result<()> {
-        let stage = o.at.site.stage;
-        if stage == Stage::AttnNorm {
+    fn begin(&mut self, at: At) {
+        if at.site.stage == Stage::AttnNorm {
             self.layer.clear();
             self.bounds = None;
         }
+        if let Some(tell) = &mut self.tell {
+            tell(at);
+        }
+    }
+
+    fn pass(&mut self, at: At, next: &[Rc<HostTensor>; 2], replaced: bool) {
+        if replaced {
+            self.found.notes.push(format!(
+                "{}, which is not asked about: a side chose experts that do not exist, and goes on with the other's",
+                at.site
+            ));
+        }
+        self.made(at.site, next.clone());
+    }
+
+    fn observe(&mut self, mut o: Observation<'_>) -> Result<bool> {
+        let stage = o.at.site.stage;
         self.log(&o);
         let visible = Visible::of(&o);
         let mask = if visible.consecutive { Mask::of(stage, o.at.start + visible.first()) } else { Mask::None };
@@ -533,16 +572,21 @@ impl PairObserver for ComparisonBuilder<'_> {
                 .notes
                 .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
         }
-        let [reference, subject] = o.next;
-        self.earlier[0].note(o.at.site, &reference);
-        self.earlier[1].note(o.at.site, &subject);
-        self.layer.insert(stage, Pair { reference, subject });
+        self.made(o.at.site, o.next);
+        let ends = self.stops && result.verdict.is_fault();
         self.found.stages.push(result);
-        Ok(())
+        Ok(!ends)
     }
 }
 
 impl ComparisonBuilder<'_> {
+    /// Keeps what the rest of the layer is held against.
+    fn made(&mut self, site: Site, [reference, subject]: [Rc<HostTensor>; 2]) {
+        self.earlier[0].note(site, &reference);
+        self.earlier[1].note(site, &subject);
+        self.layer.insert(site.stage, Pair { reference, subject });
+    }
+
     /// What the numbers mean, by the oracle's ratios or, where the user set a limit or nothing judged, by limits.
     fn decide(&self, result: &mut StageResult) {
         let (stage, qtype) = (result.site.stage, result.qtype());
