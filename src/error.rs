@@ -33,6 +33,14 @@ impl Error {
     pub fn io(path: &std::path::Path, error: std::io::Error) -> Self {
         Self::Input(format!("{}: {error}", path.display()))
     }
+    /// The same error, said of `place`.
+    pub fn within(self, place: &str) -> Self {
+        match self {
+            Self::Usage(what) => Self::Usage(format!("{place}: {what}")),
+            Self::Input(what) => Self::Input(format!("{place}: {what}")),
+            Self::CannotRun(what) => Self::CannotRun(format!("{place}: {what}")),
+        }
+    }
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {

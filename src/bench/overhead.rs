@@ -170,7 +170,7 @@ fn time(
                 }
                 _ => None,
             };
-            let mut captured = capture(backend, model, calls, Recorder::new(writer), &mut |_| ())?;
+            let (mut captured, _) = capture(backend, model, calls, Recorder::new(writer), &mut |_| ())?;
             if let Some(writer) = captured.recorder.writer.take() {
                 let rows = captured.recorder.statistics.sites().map(SiteStats::new).collect();
                 writer.finish(captured.run(model, None, calls.prompt.len()), None, rows)?;

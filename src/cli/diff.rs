@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare, progress_bar, tell};
+use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, StageResult};
-use crate::diff::run::driver::{CHUNK, DiffOptions, Progress, Sides, diff_telling};
+use crate::diff::run::driver::{CHUNK, DiffOptions, DiffProgress, Sides, diff_telling};
 use crate::diff::run::infer::{Inference, infer};
 use crate::diff::run::vary::Vary;
+use crate::diff::sweep::{Compared, Shard};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::op::Stage;
@@ -29,6 +31,13 @@ pub struct Args {
     model: ModelArg,
     #[command(flatten)]
     prompt: PromptArgs,
+    /// Many prompts, one a line: {"id": "a", "prompt": "text"} or with "tokens": [1, 2]; everything is loaded once, and each result
+    /// is a line as soon as it is there (with --json, one of JSON)
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "full"])]
+    prompts: Option<PathBuf>,
+    /// Do every N-th prompt only, from the I-th on, for N processes that share a sweep; `merge` puts their results together
+    #[arg(long, value_name = "I/N", requires = "prompts")]
+    shard: Option<Shard>,
     /// The side to compare with: a backend, or trace:DIR
     #[arg(long, value_name = "BACKEND", default_value = "cpu:scalar")]
     reference: String,
@@ -116,6 +125,16 @@ pub fn run(args: &Args) -> Result<Outcome> {
         stop_at_first: args.stop_at.is_some(),
         ..DiffOptions::new(Vec::new())
     };
+    let prompts = match &args.prompts {
+        Some(_) if reference.recorded.is_some() || subject.recorded.is_some() => {
+            return Err(Error::usage("--prompts with a trace as a side: a trace is of one prompt"));
+        }
+        Some(_) if options.force_routing || args.contract.iter().any(|(_, name)| name == "infer") => {
+            return Err(Error::usage("--prompts: --routing reference and --contract infer are of one prompt"));
+        }
+        Some(path) => Some(Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode)?),
+        None => None,
+    };
     // A recording says what was run; otherwise the command line does.
     match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
         Some(run) if args.prompt.is_given() || args.decode > 0 => {
@@ -131,6 +150,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             options.decode = decoded.len();
             options.prompt = run.prompt.clone();
         }
+        None if prompts.is_some() => options.decode = args.decode,
         None => {
             let prompt = args.prompt.resolve(&model)?;
             options.tokens = prompt.tokens;
@@ -153,13 +173,20 @@ pub fn run(args: &Args) -> Result<Outcome> {
             name => contract_called(name)?,
         });
     }
+    let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
     let mut run = |options: &DiffOptions| {
         let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
-        let mut tell = |Progress { at, done, of }: Progress| tell(&bar, &at.site.to_string(), done, of);
+        let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
         let result = diff_telling(&model, sides.reborrow(), options, &mut tell);
         bar.finish_and_clear();
         result
     };
+    if let (Some(prompts), Some(compared)) = (&prompts, compared) {
+        return sweep::run(prompts, compared, args.json, |prompt| {
+            let (tokens, prompt) = (prompt.tokens.clone(), prompt.text.clone());
+            run(&DiffOptions { tokens, prompt, ..options.clone() })
+        });
+    }
     let mut comparison = run(&options)?;
     comparison.notes.extend(inferred);
     if options.force_routing {
@@ -178,6 +205,36 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// What decides the results of a sweep, but for its prompts.
+fn compared(args: &Args, model: &Model, sides: &Sides<'_>, options: &DiffOptions) -> Compared {
+    let side = |side: &AnyBackend, contract: &Option<NamedContract>| {
+        let info = side.info();
+        [
+            info.backend,
+            contract.as_ref().map_or(info.contract, |contract| format!("{}: {}", contract.name, contract.text)),
+        ]
+    };
+    let mut further: Vec<String> = args.tol.iter().map(|tol| format!("--tol {tol}")).collect();
+    for (flag, value) in [("--shows", &args.shows), ("--stop-at", &args.stop_at)] {
+        further.extend(value.iter().map(|value| format!("{flag} {value}")));
+    }
+    for (flag, value) in [("--layers", &args.layers), ("--stages", &args.stages)] {
+        further.extend((value != "all").then(|| format!("{flag} {value}")));
+    }
+    Compared {
+        model: model.gguf.name().to_string(),
+        fingerprint: model.gguf.fingerprint(),
+        reference: side(sides.reference, &options.contracts[0]),
+        subject: side(sides.subject, &options.contracts[1]),
+        judge: sides.judged.then(|| "oracle".to_string()),
+        decode: options.decode,
+        chunk: options.chunk,
+        options: further,
+        prompts: 0,
+        prompts_sha256: String::new(),
+    }
 }
 
 /// What `--layers` and `--stages` ask about; `None` is everything.

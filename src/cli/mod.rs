@@ -17,10 +17,12 @@ mod diff;
 mod export;
 mod import;
 mod inspect;
+mod merge;
 mod output;
 mod repro;
 mod run;
 mod selftest;
+mod sweep;
 mod synth;
 mod trace;
 mod vary;
@@ -51,6 +53,7 @@ enum Verb {
     Export(export::Args),
     Import(import::Args),
     Inspect(inspect::Args),
+    Merge(merge::Args),
     Repro(Box<repro::Args>),
     Run(run::Args),
     Selftest(selftest::Args),
@@ -80,6 +83,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Export(args) => export::run(&args),
         Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Merge(args) => merge::run(&args),
         Verb::Repro(args) => repro::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Selftest(args) => selftest::run(&args),

@@ -1,14 +1,19 @@
 //! `trace`: statistics of every stage of a run, and the values of chosen ones on disk.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Result;
+use crate::backend::AnyBackend;
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
-use crate::model::Calls;
+use crate::cli::sweep::{Prompts, ReadyPrompt};
+use crate::diff::sweep::Shard;
+use crate::error::{Error, Result};
+use crate::model::{Calls, Model};
+use crate::report::environment::Environment;
 use crate::report::trace::{self, TraceReport};
 use crate::trace::capture::{Recorder, capture};
 use crate::trace::select::Selection;
@@ -24,6 +29,13 @@ pub struct Args {
     model: ModelArg,
     #[command(flatten)]
     prompt: PromptArgs,
+    /// Many prompts, one a line: {"id": "a", "prompt": "text"} or with "tokens": [1, 2]; everything is loaded once, each result is
+    /// one line, and traces are saved in DIR under the prompts' ids
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "full"])]
+    prompts: Option<PathBuf>,
+    /// Do every N-th prompt only, from the I-th on
+    #[arg(long, value_name = "I/N", requires = "prompts")]
+    shard: Option<Shard>,
     /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME, oracle
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     backend: String,
@@ -67,50 +79,99 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let model = args.model.open()?;
-    let prompt = args.prompt.resolve(&model)?;
-    let config = &model.config;
-    let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] };
-    let positions = calls.positions(config)?;
-    // Before the model is loaded, so that a wrong name costs no time.
-    let writer = match (&args.save, &args.out) {
-        (Some(stages), Some(out)) => {
-            let selection = Selection::parse(stages, &args.layers, &args.positions, &args.experts)?;
-            let experts = config.moe.as_ref().map_or(0, |m| m.experts);
-            let selected = selection.resolve(config.layers, positions, experts, config.moe.is_some())?;
-            Some(TraceWriter::create(out, args.force, selected)?)
+    let prompts = match &args.prompts {
+        Some(path) => Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode)?.here,
+        None => {
+            let Prompt { text, tokens } = args.prompt.resolve(&model)?;
+            vec![ReadyPrompt { index: 0, id: String::new(), text, tokens }]
         }
-        _ => None,
     };
+    if args.out.is_some()
+        && let Some(prompt) = prompts.iter().find(|prompt| args.prompts.is_some() && !is_file_name(&prompt.id))
+    {
+        return Err(Error::usage(format!(
+            "--out: prompt {:?} would be no folder's name; an id of letters, digits, - and _ is expected",
+            prompt.id
+        )));
+    }
+    // Before the model is loaded, so that a wrong name costs no time.
+    let first = writer(args, &model, &prompts[0])?;
     let mut backend = args.backends.open(&args.backend)?;
     prepare(&mut backend, &model)?;
+    let mut writers = vec![first];
+    for prompt in &prompts {
+        let writer = writers.pop().map_or_else(|| writer(args, &model, prompt), Ok)?;
+        let start = Instant::now();
+        let (report, back) = one(args, &model, prompt, backend, writer)?;
+        backend = back;
+        match (args.prompts.is_some(), args.json) {
+            (false, true) => print_json(&report.json())?,
+            (false, false) => print(&trace::render(&report, args.full || model.config.layers <= 8))?,
+            (true, true) => print(&(Environment::with(&report.json())?.to_string() + "\n"))?,
+            (true, false) => print(&trace::line(&report, prompt.index, &prompt.id, start.elapsed().as_secs_f64()))?,
+        }
+    }
+    Ok(Outcome::Ok)
+}
 
+/// Whether a folder may bear `id` as its name.
+fn is_file_name(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// Where a prompt's trace is saved: the directory itself, or one of the prompt's name in it.
+fn target(args: &Args, prompt: &ReadyPrompt) -> Option<PathBuf> {
+    args.out.as_ref().map(|out| if args.prompts.is_some() { out.join(&prompt.id) } else { out.clone() })
+}
+
+/// The trace that a prompt's run will be saved as, if one was asked for.
+fn writer(args: &Args, model: &Model, prompt: &ReadyPrompt) -> Result<Option<TraceWriter>> {
+    let config = &model.config;
+    let positions = calls(args, prompt).positions(config)?;
+    let (Some(stages), Some(out)) = (&args.save, target(args, prompt)) else { return Ok(None) };
+    let selection = Selection::parse(stages, &args.layers, &args.positions, &args.experts)?;
+    let experts = config.moe.as_ref().map_or(0, |m| m.experts);
+    let selected = selection.resolve(config.layers, positions, experts, config.moe.is_some())?;
+    if let Some(parent) = args.prompts.as_ref().and(args.out.as_ref()) {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    }
+    Ok(Some(TraceWriter::create(&out, args.force, selected)?))
+}
+
+fn calls<'a>(args: &Args, prompt: &'a ReadyPrompt) -> Calls<'a> {
+    Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.decode, forced: &[] }
+}
+
+/// Runs a prompt, and gives the backend back for the next.
+fn one<'m>(
+    args: &Args,
+    model: &'m Model,
+    prompt: &ReadyPrompt,
+    backend: AnyBackend,
+    writer: Option<TraceWriter>,
+) -> Result<(TraceReport<'m>, AnyBackend)> {
+    let calls = calls(args, prompt);
+    let positions = calls.positions(&model.config)?;
     let bar = ProgressBar::new(positions as u64).with_style(
         ProgressStyle::with_template("tracing {bar:30} {pos}/{len} positions, {eta} left").expect("a valid template"),
     );
     bar.tick();
     let recorder = Recorder::new(writer);
-    let mut captured = capture(backend, &model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
+    let (mut captured, backend) = capture(backend, model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
         eprintln!("note: {why}");
     }
-
     let statistics: Vec<_> = captured.recorder.statistics.sites().collect();
-    let saved = match (captured.recorder.writer.take(), &args.out) {
+    let saved = match (captured.recorder.writer.take(), target(args, prompt)) {
         (Some(writer), Some(out)) => {
-            let run = captured.run(&model, prompt.text.clone(), prompt.tokens.len());
+            let run = captured.run(model, prompt.text.clone(), prompt.tokens.len());
             let rows = statistics.iter().cloned().map(SiteStats::new).collect();
-            Some((out.clone(), writer.finish(run, None, rows)?))
+            Some((out, writer.finish(run, None, rows)?))
         }
         _ => None,
     };
-    let top = trace::top(&captured.logits, &model);
-    let (prompt_tokens, prompt) = (prompt.tokens.len(), prompt.text);
-    let report = TraceReport { model, prompt, prompt_tokens, captured, statistics, top, saved };
-    if args.json {
-        print_json(&report.json())?;
-    } else {
-        print(&trace::render(&report, args.full || report.model.config.layers <= 8))?;
-    }
-    Ok(Outcome::Ok)
+    let top = trace::top(&captured.logits, model);
+    let (prompt_tokens, prompt) = (prompt.tokens.len(), prompt.text.clone());
+    Ok((TraceReport { model, prompt, prompt_tokens, captured, statistics, top, saved }, backend))
 }

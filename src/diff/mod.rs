@@ -6,7 +6,7 @@
 //! - [`segment`] stands in for what a side does not show.
 //! - [`locate`] names where an error sits, [`explain`] which known mistake computes it.
 //! - [`run`] drives two backends in lockstep and judges every stage.
-//! - [`outcome`] is what the runs fill and the reports render.
+//! - [`outcome`] is what the runs fill and the reports render; [`sweep`] is many of them, in a line each.
 
 #[doc(hidden)]
 pub mod explain;
@@ -17,3 +17,5 @@ pub mod outcome;
 pub mod run;
 #[doc(hidden)]
 pub mod segment;
+#[doc(hidden)]
+pub mod sweep;

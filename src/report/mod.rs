@@ -34,6 +34,8 @@ mod sample;
 #[doc(hidden)]
 pub mod selftest;
 #[cfg(feature = "cli")]
+pub(crate) mod sweep;
+#[cfg(feature = "cli")]
 mod table;
 pub mod text;
 #[doc(hidden)]

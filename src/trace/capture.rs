@@ -129,7 +129,8 @@ impl Captured {
     }
 }
 
-/// Makes `calls` with the logits of every position; `recorder` watches, and `progress` is told the positions done so far.
+/// Makes `calls` with the logits of every position; `recorder` watches, and `progress` is told the positions done so far. The backend
+/// comes back for the next run.
 ///
 /// # Errors
 /// The model's, the backend's, and the writer's.
@@ -139,7 +140,7 @@ pub fn capture<B: Backend>(
     calls: Calls<'_>,
     recorder: Recorder,
     progress: &mut dyn FnMut(usize),
-) -> Result<Captured> {
+) -> Result<(Captured, B)> {
     let (info, contracts) = (backend.info(), contracts(&backend));
     let mut traced = Traced::new(backend, recorder);
     let mut runner = Runner::new(&mut traced, model, calls, LogitRows::All)?;
@@ -149,8 +150,8 @@ pub fn capture<B: Backend>(
     let (done, asked) = (runner.decoded(), calls.decode);
     let stopped = (done < asked).then(|| format!("decoding ended after {done} of {asked} tokens: a logit is NaN"));
     let (tokens, logits) = (runner.tokens().to_vec(), runner.logits(&mut traced)?.to_vec());
-    let (_, recorder) = traced.finish()?;
-    Ok(Captured { recorder, tokens, logits, backend: info, contracts, stopped })
+    let (backend, recorder) = traced.finish()?;
+    Ok((Captured { recorder, tokens, logits, backend: info, contracts, stopped }, backend))
 }
 
 #[cfg(test)]
@@ -199,7 +200,7 @@ mod tests {
         // Chunks of 3: the second call has positions 3 to 5, its row 1 is position 4.
         let spoiled = Spoiled { inner, site, call: 2, element: 256 + 17, calls: 0 };
         let calls = Calls { prompt: &tokens, chunk: 3, decode: 5, forced: &[] };
-        let captured = capture(spoiled, &model, calls, Recorder::default(), &mut |_| {}).unwrap();
+        let (captured, _) = capture(spoiled, &model, calls, Recorder::default(), &mut |_| {}).unwrap();
         let found = captured.recorder.not_finite.clone().unwrap();
         assert_eq!(found, NotFinite { site, position: 4, nan: 1, inf: 0, count: 256 });
         // Later positions attend to it, so every logit is NaN, nothing can be decoded, and that is said.
@@ -219,7 +220,7 @@ mod tests {
         let run = |prompt: &[u32], decode| {
             let backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
             let calls = Calls { prompt, chunk: 2, decode, forced: &[] };
-            capture(backend, &model, calls, Recorder::default(), &mut |_| {}).unwrap()
+            capture(backend, &model, calls, Recorder::default(), &mut |_| {}).unwrap().0
         };
         let decoded = run(&tokens, 4);
         assert_eq!((decoded.tokens.len(), &decoded.tokens[..5]), (9, &tokens[..]));

@@ -5,12 +5,12 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn twinscope(args: &[&str]) -> Output {
+pub(crate) fn twinscope(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_twinscope")).args(args).output().expect("the binary runs")
 }
 
 /// Runs, checks the exit code, gives stdout.
-fn expect(code: i32, args: &[&str]) -> String {
+pub(crate) fn expect(code: i32, args: &[&str]) -> String {
     let out = twinscope(args);
     let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert_eq!(out.status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
@@ -18,7 +18,7 @@ fn expect(code: i32, args: &[&str]) -> String {
 }
 
 /// Fails with `code` and one line on stderr that has every one of `words`; nothing on stdout.
-fn refused(code: i32, args: &[&str], words: &[&str]) {
+pub(crate) fn refused(code: i32, args: &[&str], words: &[&str]) {
     let out = twinscope(args);
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
@@ -29,7 +29,7 @@ fn refused(code: i32, args: &[&str], words: &[&str]) {
     }
 }
 
-fn valid(schema: &str, document: &str) -> Value {
+pub(crate) fn valid(schema: &str, document: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas").join(schema);
     let schema: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let document: Value = serde_json::from_str(document).expect("one JSON document on stdout");
@@ -84,31 +84,28 @@ fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
         document["stages"].as_array().unwrap().clone()
     };
     let whole = stages(&[]);
-    let those = |wanted: &dyn Fn(&Value) -> bool| -> Vec<Value> {
-        let mut those: Vec<Value> = whole.iter().filter(|s| wanted(s)).cloned().collect();
-        for stage in &mut those {
-            for of_the_whole in ["share", "amplification"] {
-                stage.as_object_mut().unwrap().remove(of_the_whole);
-            }
+    // What is left of a stage without what needs the whole run.
+    let alone = |mut stage: Value| {
+        for of_the_whole in ["share_of_logits_error", "amplification"] {
+            stage.as_object_mut().unwrap().remove(of_the_whole).unwrap();
         }
-        those
+        stage.to_string()
     };
-    let found = |more: &[&str]| -> Vec<Value> {
-        let mut found = stages(more);
-        for stage in &mut found {
-            for of_the_whole in ["share", "amplification"] {
-                stage.as_object_mut().unwrap().remove(of_the_whole);
-            }
-        }
-        found
+    let those = |wanted: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        whole.iter().filter(|s| wanted(s)).cloned().map(alone).collect()
+    };
+    let found = |more: &[&str]| -> Vec<String> { stages(more).into_iter().map(alone).collect() };
+    let same = |found: Vec<String>, those: Vec<String>| {
+        assert_eq!(found.len(), those.len());
+        found.iter().zip(&those).for_each(|(found, that)| assert_eq!(found, that));
     };
     // Of each call the stages of two layers; the last reads what its KV cache got in the calls before.
-    assert_eq!(found(&["--layers", "1,-1"]), those(&|s| s["layer"] == 1 || s["layer"] == 3));
+    same(found(&["--layers", "1,-1"]), those(&|s| s["layer"] == 1 || s["layer"] == 3));
     // Inputs of a stage that is asked about come from stages that are not.
-    assert_eq!(found(&["--stages", "moe_out,logits"]), those(&|s| s["stage"] == "moe_out" || s["stage"] == "logits"));
+    same(found(&["--stages", "moe_out,logits"]), those(&|s| s["stage"] == "moe_out" || s["stage"] == "logits"));
     // Whether a choice is right depends on the logits that it was made of.
     let routed = those(&|s| s["layer"] == 2 && (s["stage"] == "router_ids" || s["stage"] == "router_logits"));
-    assert_eq!(found(&["--layers", "2", "--stages", "router_ids"]), routed);
+    same(found(&["--layers", "2", "--stages", "router_ids"]), routed);
 
     let text = expect(0, &["diff", "--prompt", "struct", "--subject", "cpu", "--layers", "2"]);
     assert!(text.contains("24 of 99 stages of each call were looked at"), "{text}");

@@ -11,4 +11,5 @@ mod hostile;
 mod inspect;
 mod readme;
 mod repro;
+mod sweep;
 mod trace;

@@ -5,7 +5,8 @@
 //!   their primitives (`simd/`). Which level runs is resolved once, when the backend is made (`kernels.rs`).
 //! - Activations are f32 everywhere. Weights are read as they are stored: blocks become f32 in registers or in a buffer of a few rows
 //!   that is used for every token that needs it, and forgotten. There is never a full f32 copy.
-//! - The SIMD levels take every sum in the same order: they give the same bits.
+//! - The SIMD levels take sums in the same order and give the same bits, but for one: a single token's product with a block type that
+//!   is multiplied as codes (`simd/avx2/codes.rs`), within the same contract.
 //! - Every element of a result is computed by one task in a fixed order, so results do not depend on the number of threads.
 //! - An operand of the wrong shape or type is an error that names the site, never a panic.
 

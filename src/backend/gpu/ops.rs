@@ -12,7 +12,7 @@ use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
-use super::tensor::{ChosenExperts, GpuTensor, Pooled, SlotPlan};
+use super::tensor::{ChosenTiles, GpuTensor, Pooled, SlotPlan};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
@@ -373,15 +373,15 @@ impl GpuBackend {
     }
 
     /// What the slots of `ids` chose, read back once for each tensor of ids: the host waits for them.
-    fn chosen<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t ChosenExperts> {
+    fn chosen<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t ChosenTiles> {
         if ids.0.chosen.get().is_none() {
             let ticket = self.readback.fetch(&mut self.device, ids)?;
             let values = self.readback.take(&mut self.device, ticket)?;
-            let _ = ids.0.chosen.set(ChosenExperts::new(values.ids(), experts)); // it was empty
+            let _ = ids.0.chosen.set(ChosenTiles::new(values.ids(), experts)); // it was empty
         }
         match ids.0.chosen.get() {
             Some(chosen) if chosen.experts() == experts => Ok(chosen),
-            chosen => Err(other_experts(site, chosen.map_or(0, ChosenExperts::experts), experts)),
+            chosen => Err(other_experts(site, chosen.map_or(0, ChosenTiles::experts), experts)),
         }
     }
 

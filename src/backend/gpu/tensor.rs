@@ -83,7 +83,7 @@ pub(super) struct Inner {
     /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
     pub plan: OnceCell<SlotPlan>,
     /// For expert ids: what was chosen, as the host knows it where experts are streamed.
-    pub chosen: OnceCell<ChosenExperts>,
+    pub chosen: OnceCell<ChosenTiles>,
     /// The same values in a texture, for kernels that read them there: made when first needed, and only of values that do not change.
     pub texture: OnceCell<PooledTexture>,
 }
@@ -97,12 +97,12 @@ pub struct SlotPlan {
 }
 
 /// Which experts slots chose, as tiles of their [`SlotPlan`].
-pub struct ChosenExperts {
+pub struct ChosenTiles {
     /// The first tile of each expert, then that of ids that name none, then the number of tiles: E + 2.
     first_tiles: Vec<u32>,
 }
 
-impl ChosenExperts {
+impl ChosenTiles {
     /// Of `ids`, of `experts` experts.
     pub fn new(ids: &[u32], experts: usize) -> Self {
         let mut slots = vec![0; experts + 1];
@@ -177,7 +177,7 @@ mod tests {
     fn a_piece_has_the_tiles_of_its_experts() {
         // Of 4 experts with 10 rows: expert 1 has TILE + 1 slots, expert 3 one, and two ids name none.
         let ids: Vec<u32> = std::iter::repeat_n(1, TILE as usize + 1).chain([3, 4, u32::MAX]).collect();
-        let chosen = ChosenExperts::new(&ids, 4);
+        let chosen = ChosenTiles::new(&ids, 4);
         let tiles = |first, count| {
             let piece = params::Piece { pairs: 1, stride: 1, tail: 0, rows: 10, first, count };
             chosen.tiles(&piece)

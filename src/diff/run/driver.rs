@@ -87,7 +87,7 @@ impl DiffOptions {
 
 /// How far a comparison is.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
+pub struct DiffProgress {
     /// The stage that is about to be run.
     pub at: At,
     /// Stages done so far, of all calls.
@@ -112,7 +112,7 @@ pub fn diff_telling(
     model: &Model,
     mut sides: Sides<'_>,
     options: &DiffOptions,
-    progress: &mut dyn FnMut(Progress),
+    progress: &mut dyn FnMut(DiffProgress),
 ) -> Result<Comparison> {
     let prompt = &options.tokens;
     let contracts = contracts(&sides, options);
@@ -152,7 +152,7 @@ pub fn diff_telling(
     let of = sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + options.decode);
     let mut done = 0;
     let mut tell = |at| {
-        progress(Progress { at, done, of });
+        progress(DiffProgress { at, done, of });
         done += 1;
     };
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);

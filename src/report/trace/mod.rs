@@ -2,7 +2,7 @@
 
 mod text;
 
-pub use text::render;
+pub use text::{line, render};
 
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ use crate::trace::store::TraceManifest;
 const TOP: usize = 10;
 
 /// Everything that the two reports are made of.
-pub struct TraceReport {
-    pub model: Model,
+pub struct TraceReport<'m> {
+    pub model: &'m Model,
     pub prompt: Option<String>,
     pub prompt_tokens: usize,
     pub captured: Captured,
@@ -52,7 +52,7 @@ pub fn top(logits: &[f64], model: &Model) -> Vec<LikelyToken> {
     order.iter().take(TOP).map(entry).collect()
 }
 
-impl TraceReport {
+impl TraceReport<'_> {
     /// How many positions each stage was seen at, if that is the same number for all.
     fn equal_positions(&self) -> Option<u64> {
         let first = self.statistics.first()?.1.positions;

@@ -4,13 +4,15 @@ use std::fmt::Write;
 
 use super::TraceReport;
 use crate::op::{STAGES, Scope};
+use crate::report::format::{cut, time};
+use crate::report::text::WIDTH;
 use crate::text::printable;
 use crate::trace::stats::{StageStats, Summary};
 
 /// Layers side by side in the overview: with 15 columns of name, 8 of 11 make 103.
 const ABREAST: usize = 8;
 
-pub fn render(report: &TraceReport, full: bool) -> String {
+pub fn render(report: &TraceReport<'_>, full: bool) -> String {
     let mut out = String::new();
     heading(&mut out, report);
     if full {
@@ -22,7 +24,7 @@ pub fn render(report: &TraceReport, full: bool) -> String {
     out
 }
 
-fn heading(out: &mut String, report: &TraceReport) {
+fn heading(out: &mut String, report: &TraceReport<'_>) {
     let (config, captured) = (&report.model.config, &report.captured);
     let _ = write!(out, "{} · {} · {} layers", printable(&config.name), config.architecture.name(), config.layers);
     if let Some(moe) = &config.moe {
@@ -60,7 +62,7 @@ fn heading(out: &mut String, report: &TraceReport) {
 }
 
 /// A row for each stage of each layer.
-fn every_figure(out: &mut String, report: &TraceReport) {
+fn every_figure(out: &mut String, report: &TraceReport<'_>) {
     let columns = |out: &mut String, title: &str| {
         let _ = writeln!(out, "\n{title:<17}{:>11}{:>12}{:>12}{:>12}{:>12}", "l2", "mean", "std", "min", "max");
     };
@@ -93,7 +95,7 @@ fn every_figure(out: &mut String, report: &TraceReport) {
 }
 
 /// The l2 of each stage, layers side by side.
-fn overview(out: &mut String, report: &TraceReport) {
+fn overview(out: &mut String, report: &TraceReport<'_>) {
     let layers = report.model.config.layers;
     let _ = writeln!(out, "\nl2 of the last position; `--full` prints every figure");
     for first in (0..layers).step_by(ABREAST) {
@@ -124,7 +126,7 @@ fn overview(out: &mut String, report: &TraceReport) {
     }
 }
 
-fn ending(out: &mut String, report: &TraceReport) {
+fn ending(out: &mut String, report: &TraceReport<'_>) {
     let _ = writeln!(out, "\nnext token after position {}", report.captured.tokens.len() - 1);
     if report.top.is_empty() {
         let _ = writeln!(out, "  none: no logit is finite");
@@ -139,6 +141,22 @@ fn ending(out: &mut String, report: &TraceReport) {
             let _ = writeln!(out, "not saved  {}: {}", missing.key, missing.why);
         }
     }
+}
+
+/// One line of many prompts: what goes on, and the first values that are not finite.
+pub fn line(report: &TraceReport<'_>, index: usize, id: &str, seconds: f64) -> String {
+    let next = report.top.first().map_or("none: no logit is finite".to_string(), |t| {
+        let text = t.text.as_ref().map_or(String::new(), |text| format!(" \"{}\"", printable(text)));
+        format!("next {}{text} {:.1} %", t.id, 100.0 * t.prob)
+    });
+    let first = report.statistics.iter().find(|(_, stats)| bad(&stats.all) > 0);
+    let first = first.map_or(String::new(), |(site, stats)| {
+        format!(" · {}: {} NaN, {} infinite", site.key(), stats.all.nan_count, stats.all.inf_count)
+    });
+    let id = format!("{:16}", cut(&printable(id), 16));
+    let line =
+        format!("{:>6}  {id}  {:>6}  {:9}  {next}{first}", index + 1, report.captured.tokens.len(), time(seconds));
+    cut(&line, WIDTH) + "\n"
 }
 
 fn bad(summary: &Summary) -> u64 {

@@ -7,12 +7,14 @@
 //!   every function has its level's features, the intrinsics in it are safe to call, and closures inherit the features.
 //! - **One order for every sum over the contiguous axis**: term k goes to lane k mod 16 by a fused multiply-add, k ascending;
 //!   then the lanes are added in a tree, halves first (`reduce`). The order depends neither on the weight's type nor on how
-//!   many tokens or rows are worked on together: a token gets the same bits alone and in a batch, and on every level.
-//!   `plain`, the same lanes in plain Rust, is what tests hold a level against, whichever level a processor has.
+//!   many tokens or rows are worked on together: a token gets the same bits in every batch of two and more, and on every level.
+//!   One token alone does too, but for block types that are multiplied as codes (`avx2/codes.rs`): all of them on AVX2, and where
+//!   AVX-512 has no unpacking of its own. These take the scales out of the sum, within the same bound. `plain`, the same lanes in plain Rust, is what tests hold a level against, whichever level a processor has.
 //! - **Weights are what [`crate::quant`] says, to the bit**, so the rounding bound of a product needs nothing but Σ|x·w|, and
 //!   there is no floor of its own for each type.
-//! - **What must move.** One token (`gemv`): every byte of the matrix once, for 2 flops a weight. Memory is the limit, and
-//!   `GEMV_ROWS` rows go together to share the loads of x. Many tokens (`panel`): `ROWS` rows, unpacked to f32, meet `TOKENS`
+//! - **What must move.** One token (`gemv`): every byte of the matrix once, for 2 flops a weight. Where weights are
+//!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types on AVX2 are bound by
+//!   arithmetic still, which codes halve. Many tokens (`panel`): `ROWS` rows, unpacked to f32, meet `TOKENS`
 //!   tokens; their sums fill most of the registers, so arithmetic is the limit.
 //! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
 //!   compiled without the features, so such a closure would be a call for every register.

@@ -1,0 +1,124 @@
+//! `diff --prompts`: one comparison a prompt of a file, with everything loaded once.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::cli::{Outcome, output};
+use crate::diff::outcome::Comparison;
+use crate::diff::sweep::{
+    Compared, MOST_BYTES, PromptFile, PromptResult, SCHEMA, Shard, SweepHeader, SweepLine, SweepSummary,
+};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::report::environment::Environment;
+use crate::report::sweep as report;
+
+/// Prompts of a file, as tokens.
+pub struct Prompts {
+    /// The file, read.
+    pub file: PromptFile,
+    /// Those of the shard: place in the file, id, text and tokens.
+    pub here: Vec<ReadyPrompt>,
+    shard: Shard,
+}
+
+/// A prompt that can be run.
+pub struct ReadyPrompt {
+    /// Its place in the file, from 0.
+    pub index: usize,
+    pub id: String,
+    pub text: Option<String>,
+    pub tokens: Vec<u32>,
+}
+
+impl Prompts {
+    /// Reads the file, and makes tokens of all of it before anything runs.
+    ///
+    /// # Errors
+    /// An unreadable file, what [`PromptFile::parse`] refuses, a prompt that the model cannot run, and a shard without prompts.
+    pub fn read(path: &Path, shard: Shard, model: &Model, decode: usize) -> Result<Self> {
+        let file = PromptFile::parse(path, &read(path)?)?;
+        let mut here = Vec::new();
+        for (index, (number, line)) in file.lines.iter().enumerate() {
+            let wrong = |what: String| Error::input(format!("{}: line {number}: {what}", path.display()));
+            let tokens = match (&line.prompt, &line.tokens) {
+                (Some(text), _) => model.tokenizer()?.encode(text).map_err(|e| wrong(e.to_string()))?,
+                (None, tokens) => tokens.clone().unwrap_or_default(),
+            };
+            let (vocab, context) = (model.config.vocab, model.config.context);
+            if tokens.is_empty() {
+                return Err(wrong("the prompt is empty: at least one token is needed".to_string()));
+            }
+            if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+                return Err(wrong(format!("token {token} is not in the vocabulary (0 to {})", vocab - 1)));
+            }
+            if tokens.len() + decode > context {
+                let n = tokens.len();
+                return Err(wrong(format!(
+                    "{n} tokens and {decode} to decode are over the context length of {context}"
+                )));
+            }
+            let id = line.id.clone().unwrap_or_default(); // every line of a file that was read has one
+            here.extend(shard.has(index).then(|| ReadyPrompt { index, id, text: line.prompt.clone(), tokens }));
+        }
+        if here.is_empty() {
+            let n = file.lines.len();
+            return Err(Error::usage(format!(
+                "--shard {shard}: {} has {n} prompts, none is left for it",
+                path.display()
+            )));
+        }
+        Ok(Self { file, here, shard })
+    }
+}
+
+/// The text of a file of prompts, or of a shard.
+///
+/// # Errors
+/// An unreadable file, one that is too large, and what is no text.
+pub fn read(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let read = file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(|e| Error::io(path, e))?;
+    if read as u64 > MOST_BYTES {
+        return Err(Error::input(format!("{}: expected at most {MOST_BYTES} bytes, found more", path.display())));
+    }
+    Ok(text)
+}
+
+/// Compares prompt after prompt, and says what each came to as soon as it is known.
+///
+/// # Errors
+/// Those of a comparison, with the prompt.
+pub fn run(
+    prompts: &Prompts,
+    mut compared: Compared,
+    json: bool,
+    mut compare: impl FnMut(&ReadyPrompt) -> Result<Comparison>,
+) -> Result<Outcome> {
+    compared.prompts = prompts.file.lines.len();
+    compared.prompts_sha256 = prompts.file.sha256.clone();
+    let environment = serde_json::to_value(Environment::here()).map_err(|e| Error::input(format!("json: {e}")))?;
+    let header = SweepHeader { schema: SCHEMA.to_string(), environment, compared, shard: prompts.shard };
+    let print = |line: &SweepLine| match json {
+        true => {
+            let text = serde_json::to_string(line).map_err(|e| Error::input(format!("json: {e}")))?;
+            output::print(&(text + "\n"))
+        }
+        false => output::print(&report::line(line)),
+    };
+    print(&SweepLine::Sweep(header))?;
+    let mut results = Vec::new();
+    for prompt in &prompts.here {
+        let start = Instant::now();
+        let comparison = compare(prompt).map_err(|e| e.within(&format!("prompt {:?}", prompt.id)))?;
+        let result = PromptResult::of(&prompt.id, prompt.index, &comparison, start.elapsed().as_secs_f64());
+        print(&SweepLine::Prompt(result.clone()))?;
+        results.push(result);
+    }
+    let summary = SweepSummary::of(&results);
+    print(&SweepLine::Summary(summary.clone()))?;
+    Ok(if summary.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
