@@ -1,18 +1,22 @@
 //! A file that appears whole or not at all: written under a temporary name beside its place, synced, renamed.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
+use super::left;
 use crate::{Error, Result};
 
 /// A file being written. Dropped before [`AtomicFile::commit`], it leaves nothing; a killed process leaves at most a file
-/// whose name begins with a dot and ends in `.tmp`, and never touches what was at `path`.
+/// whose name begins with a dot and ends in `.tmp`, which the next run that writes there removes, and never touches what was at
+/// `path`. Errors name `path`.
 pub struct AtomicFile {
     path: PathBuf,
-    out: BufWriter<NamedTempFile>,
+    out: BufWriter<File>,
+    temporary: TempPath,
 }
 
 impl AtomicFile {
@@ -31,15 +35,21 @@ impl AtomicFile {
                 path.display()
             )));
         }
+        if let Some(name) = name.to_str() {
+            left::remove(directory(path), name);
+        }
         let mut prefix = OsString::from(".");
         prefix.push(name);
+        prefix.push(format!(".{}-", std::process::id()));
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(".tmp");
         // Temporary files are their owner's alone unless asked for otherwise; this one is to have what the umask allows.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(directory(path)).map_err(|e| Error::io(path, e))?;
-        Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file) })
+        let file = builder.tempfile_in(directory(path)).map_err(|e| Error::io(path, without_path(e)))?;
+        let (file, temporary) = file.into_parts();
+        let _ = file.try_lock(); // says that a living process writes it; not every system has locks
+        Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file), temporary })
     }
 
     /// The place that the file will have.
@@ -54,16 +64,22 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
         let file = self.out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(&self.path).map_err(|e| failed(e.error))?;
+        file.sync_all().map_err(failed)?;
+        self.temporary.persist(&self.path).map_err(|e| failed(e.error))?;
         // The rename itself is in the directory. Not every system lets a directory be opened; those sync it themselves.
         #[cfg(unix)]
         {
             let directory = directory(&self.path);
-            std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))?;
+            File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))?;
         }
         Ok(())
     }
+}
+
+/// The system's error in one of tempfile's, which says the temporary name besides.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<io::Error>());
+    inner.and_then(io::Error::raw_os_error).map_or(error.kind().into(), io::Error::from_raw_os_error)
 }
 
 /// The directory that the file at `path` is in.
@@ -121,6 +137,10 @@ mod tests {
         for path in [dir.path(), Path::new("/")] {
             assert!(matches!(AtomicFile::create(path), Err(Error::Usage(_))), "{}", path.display());
         }
-        assert!(matches!(AtomicFile::create(&dir.path().join("no/such")), Err(Error::Input(_))));
+        let path = dir.path().join("no/such");
+        let error = AtomicFile::create(&path).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Input(_)));
+        #[cfg(unix)]
+        assert_eq!(error.to_string(), format!("{}: No such file or directory (os error 2)", path.display()));
     }
 }

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::Result;
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
-use crate::cli::output::{print, print_json};
+use crate::cli::output::{print, print_json, say};
 use crate::model::Calls;
 use crate::report::trace::{self, TraceReport};
 use crate::trace::capture::{Recorder, capture};
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut captured = capture(backend, &model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
-        eprintln!("note: {why}");
+        say(&format!("note: {why}"));
     }
 
     let statistics: Vec<_> = captured.recorder.statistics.sites().collect();

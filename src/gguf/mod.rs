@@ -10,8 +10,8 @@
 //! - Names from a file are printed with control characters escaped ([`printable`]).
 //! - Versions 2 and 3, little-endian. Version 1 and big-endian files are refused by name.
 //!
-//! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end,
-//! and one that is overwritten in place gives other weights. Replacing a file by rename, as the writer here and download
+//! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end
+//! (the program then says so and exits with 125), and one that is overwritten in place gives other weights. Replacing a file by rename, as the writer here and download
 //! tools do, is safe.
 
 mod read;
@@ -25,6 +25,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::files::open_regular;
 use crate::op::GgmlType;
 use crate::text::printable;
 use crate::{Error, Result};
@@ -223,16 +224,10 @@ impl std::fmt::Debug for Gguf {
 
 /// Maps a file for reading.
 fn map(path: &Path) -> Result<Owner> {
-    // Asked before opening: opening a pipe would wait for its other end.
-    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !found.is_file() {
-        let kind = if found.is_dir() { "a directory" } else { "something that is not a regular file" };
-        return Err(Error::input(format!("{}: expected a GGUF file, found {kind}", path.display())));
-    }
-    if found.len() == 0 {
+    let file = open_regular(path, "a GGUF file")?;
+    if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
         return Err(Error::input(format!("{}: expected a GGUF file, found an empty one", path.display())));
     }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     // SAFETY: a mapping is sound as long as the file keeps its length and nobody depends on its bytes staying equal.
     // The first is the caller's to keep (the module's documentation states the limit: SIGBUS if another process truncates
     // the file). The second is kept here: the header is copied out before it is checked, and tensor data are plain bytes,

@@ -69,7 +69,8 @@ impl Recorded {
                 )));
             }
         }
-        Ok(Self { trace, tickets: HostTickets::default() })
+        let experts = model.config.moe.as_ref().map_or(0, |moe| moe.experts);
+        Ok(Self { trace: trace.of_experts(experts), tickets: HostTickets::default() })
     }
 
     /// How many of the model's stages it shows, at all positions or some, and how many there are.

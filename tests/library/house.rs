@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the crate from the lowest floor to the highest. A module may use those before it; `lib.rs` and `main.rs` use all.
 const FLOORS: &[&str] = &[
-    "error", "atomic", "text", "op", "quant", "gguf", "synth", "backend", "model", "trace", "formula", "diff", "repro",
+    "error", "text", "files", "atomic", "op", "quant", "gguf", "synth", "backend", "model", "trace", "formula", "diff", "repro",
     "bench", "report", "selftest", "cli",
 ];
 
