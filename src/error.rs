@@ -39,6 +39,14 @@ impl Error {
         let message = format!("{name}: {error}");
         if is_lack(error) { Self::CannotRun(message) } else { Self::Input(message) }
     }
+    /// The same error, with more said of where it happened.
+    pub fn map(self, message: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Usage(m) => Self::Usage(message(m)),
+            Self::Input(m) => Self::Input(message(m)),
+            Self::CannotRun(m) => Self::CannotRun(message(m)),
+        }
+    }
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -87,7 +95,8 @@ mod tests {
             assert_eq!(code(kind.into()), 2, "{kind}");
         }
         #[cfg(unix)]
-        for (os, expected) in [(5 /* EIO */, 125), (24 /* EMFILE */, 125), (28 /* ENOSPC */, 125), (2 /* ENOENT */, 2)] {
+        for (os, expected) in [(5 /* EIO */, 125), (24 /* EMFILE */, 125), (28 /* ENOSPC */, 125), (2 /* ENOENT */, 2)]
+        {
             assert_eq!(code(IoError::from_raw_os_error(os)), expected, "{os}");
         }
     }

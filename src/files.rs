@@ -57,9 +57,9 @@ impl FileKind {
         let stated = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let mut bytes = Vec::new();
         if stated <= self.most {
-            bytes.try_reserve_exact(stated as usize).map_err(|e| {
-                Error::cannot_run(format!("{}: no memory for {stated} bytes: {e}", path.display()))
-            })?;
+            bytes
+                .try_reserve_exact(stated as usize)
+                .map_err(|e| Error::cannot_run(format!("{}: no memory for {stated} bytes: {e}", path.display())))?;
             file.take(self.most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
         }
         let found = stated.max(bytes.len() as u64);
@@ -75,7 +75,8 @@ impl FileKind {
     /// # Errors
     /// As [`FileKind::read`], and what is not UTF-8.
     pub fn read_text(self, path: &Path) -> Result<String> {
-        String::from_utf8(self.read(path)?).map_err(|e| wrong(path, format!("expected text in UTF-8: {}", e.utf8_error())))
+        String::from_utf8(self.read(path)?)
+            .map_err(|e| wrong(path, format!("expected text in UTF-8: {}", e.utf8_error())))
     }
 
     /// The JSON document in the file at `path`.
@@ -84,7 +85,8 @@ impl FileKind {
     /// As [`FileKind::read`], and what is not such a document, or is one of more than [`MOST_VALUES`].
     pub fn read_json<T: serde::de::DeserializeOwned>(self, path: &Path) -> Result<T> {
         let bytes = self.read(path)?;
-        check_values(&bytes).and_then(|()| serde_json::from_slice(&bytes).map_err(|e| e.to_string()))
+        check_values(&bytes)
+            .and_then(|()| serde_json::from_slice(&bytes).map_err(|e| e.to_string()))
             .map_err(|what| wrong(path, format!("expected {}: {what}", self.name)))
     }
 }

@@ -21,7 +21,8 @@ fn quiet_drivers() {
 #[cfg(unix)]
 fn end_on_lost_pages() {
     extern "C" fn end(_: libc::c_int) {
-        const WORDS: &[u8] = b"error: a file that is in use, such as the model, has become shorter, or its disk failed\n";
+        const WORDS: &[u8] =
+            b"error: a file that is in use, such as the model, has become shorter, or its disk failed\n";
         // SAFETY: both are among the few calls that a handler of a signal may make; the bytes are constant.
         unsafe {
             libc::write(2, WORDS.as_ptr().cast(), WORDS.len());

@@ -122,7 +122,10 @@ mod tests {
     fn lines_keep_their_breaks_and_colours_and_nothing_else_that_acts() {
         let own = "a\tb\n\x1b[1;31m█\x1b[0m\n";
         assert_eq!(printable_lines(own), own);
-        assert_eq!(printable_lines("\x1b[2J\x1b]0;t\x07\r\u{9b}\x1b[31\x1b"), "\\u{1b}[2J\\u{1b}]0;t\\u{7}\\r\\u{9b}\\u{1b}[31\\u{1b}");
+        assert_eq!(
+            printable_lines("\x1b[2J\x1b]0;t\x07\r\u{9b}\x1b[31\x1b"),
+            "\\u{1b}[2J\\u{1b}]0;t\\u{7}\\r\\u{9b}\\u{1b}[31\\u{1b}"
+        );
     }
 
     #[test]

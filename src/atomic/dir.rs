@@ -97,8 +97,9 @@ impl AtomicDir {
         self.partial = None;
         sync_dir(parent).map_err(|e| Error::io(parent, e))?;
         if let Some(old) = old {
-            std::fs::remove_dir_all(&old)
-                .map_err(|e| Error::io_of(format_args!("{}: what it replaced, {}", target.display(), old.display()), &e))?;
+            std::fs::remove_dir_all(&old).map_err(|e| {
+                Error::io_of(format_args!("{}: what it replaced, {}", target.display(), old.display()), &e)
+            })?;
         }
         Ok(())
     }

@@ -4,8 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-
-use tempfile::TempPath;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::left;
 use crate::{Error, Result};
@@ -16,7 +15,7 @@ use crate::{Error, Result};
 pub struct AtomicFile {
     path: PathBuf,
     out: BufWriter<File>,
-    temporary: TempPath,
+    temporary: Temporary,
 }
 
 impl AtomicFile {
@@ -38,16 +37,19 @@ impl AtomicFile {
         if let Some(name) = name.to_str() {
             left::remove(directory(path), name);
         }
-        let mut prefix = OsString::from(".");
-        prefix.push(name);
-        prefix.push(format!(".{}-", std::process::id()));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        // Temporary files are their owner's alone unless asked for otherwise; this one is to have what the umask allows.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(directory(path)).map_err(|e| Error::io(path, without_path(e)))?;
-        let (file, temporary) = file.into_parts();
+        // The name of a dead process of our number may be there still.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (file, temporary) = loop {
+            let mut temporary = OsString::from(".");
+            temporary.push(name);
+            temporary.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let temporary = directory(path).join(temporary);
+            match File::options().read(true).write(true).create_new(true).open(&temporary) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(path, e)),
+                Ok(file) => break (file, Temporary(Some(temporary))),
+            }
+        };
         let _ = file.try_lock(); // says that a living process writes it; not every system has locks
         Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file), temporary })
     }
@@ -65,7 +67,7 @@ impl AtomicFile {
         let failed = |e| Error::io(&self.path, e);
         let file = self.out.into_inner().map_err(|e| failed(e.into_error()))?;
         file.sync_all().map_err(failed)?;
-        self.temporary.persist(&self.path).map_err(|e| failed(e.error))?;
+        self.temporary.persist(&self.path).map_err(failed)?;
         // The rename itself is in the directory. Not every system lets a directory be opened; those sync it themselves.
         #[cfg(unix)]
         {
@@ -76,10 +78,25 @@ impl AtomicFile {
     }
 }
 
-/// The system's error in one of tempfile's, which says the temporary name besides.
-fn without_path(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|e| e.source()).and_then(|e| e.downcast_ref::<io::Error>());
-    inner.and_then(io::Error::raw_os_error).map_or(error.kind().into(), io::Error::from_raw_os_error)
+/// A file that is removed unless it was given its name.
+struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    fn persist(mut self, path: &Path) -> io::Result<()> {
+        if let Some(temporary) = &self.0 {
+            std::fs::rename(temporary, path)?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path); // a hidden file that stays behind does no harm
+        }
+    }
 }
 
 /// The directory that the file at `path` is in.

@@ -11,7 +11,8 @@ pub fn remove(parent: &Path, name: &str) {
     let Ok(entries) = std::fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
         let file_name = entry.file_name();
-        let Some(rest) = file_name.to_str().and_then(|f| f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.')) else {
+        let Some(rest) = file_name.to_str().and_then(|f| f.strip_prefix('.')?.strip_prefix(name)?.strip_prefix('.'))
+        else {
             continue;
         };
         let (path, target) = (entry.path(), parent.join(name));

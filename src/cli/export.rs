@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::atomic::file::AtomicFile;
-use crate::cli::{Outcome, output};
 use crate::cli::common::ModelArg;
+use crate::cli::{Outcome, output};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::op::GgmlType;
 use crate::quant;

@@ -7,7 +7,7 @@
 //! - **Weights are never copied.** A tensor is a range of a mapped file (or of memory), handed out with its owner.
 //! - **Split files are one model.** The first part opens all of them.
 //! - Metadata keeps its order and its types; getters convert only where no value changes, and say what they found.
-//! - Names from a file are printed with control characters escaped ([`printable`]).
+//! - Names from a file are printed with control characters escaped ([`crate::text::printable`]).
 //! - Versions 2 and 3, little-endian. Version 1 and big-endian files are refused by name.
 //!
 //! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end
@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::open_regular;
 use crate::op::GgmlType;
-use crate::text::printable;
+use crate::text::printable_whole;
 use crate::{Error, Result};
 
 pub use value::{Array, Metadata, Value, ValueType};
@@ -112,7 +112,7 @@ impl Gguf {
 
     /// One file, without a look at others.
     fn single(name: &str, owner: Owner) -> Result<Self> {
-        let name = printable(name);
+        let name = printable_whole(name);
         let header = read::header(&name, (*owner).as_ref())?;
         let mut gguf = Self {
             metadata: header.metadata,

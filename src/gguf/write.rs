@@ -9,7 +9,7 @@ use super::read::{self, MAX_ARRAY_DEPTH, MAX_ENTRIES, MAX_NAME};
 use super::value::{Array, Metadata, Value};
 use crate::atomic::file::AtomicFile;
 use crate::op::GgmlType;
-use crate::text::printable;
+use crate::text::{printable, printable_whole};
 use crate::{Error, Result};
 
 /// A tensor to write.
@@ -83,12 +83,8 @@ pub fn write(
     fill: impl FnMut(&TensorSpec, &mut Sink) -> Result<()>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    let named = |m: String| format!("{}: {m}", printable(&path.display().to_string()));
-    write_to(&mut file, metadata, tensors, fill).map_err(|e| match e {
-        Error::Input(m) => Error::Input(named(m)),
-        Error::CannotRun(m) => Error::CannotRun(named(m)),
-        usage => usage,
-    })?;
+    let named = |m: String| format!("{}: {m}", printable_whole(&path.display().to_string()));
+    write_to(&mut file, metadata, tensors, fill).map_err(|e| if let Error::Usage(_) = e { e } else { e.map(named) })?;
     file.commit()
 }
 

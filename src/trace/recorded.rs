@@ -69,8 +69,11 @@ impl Recorded {
                 )));
             }
         }
-        let experts = model.config.moe.as_ref().map_or(0, |moe| moe.experts);
-        Ok(Self { trace: trace.of_experts(experts), tickets: HostTickets::default() })
+        let trace = trace.of_experts(model.config.moe.as_ref().map_or(0, |moe| moe.experts));
+        for site in sites.iter().filter(|site| site.stage.is_ids()) {
+            trace.tensor(*site)?; // whose ids are those of experts, or it says which is not
+        }
+        Ok(Self { trace, tickets: HostTickets::default() })
     }
 
     /// How many of the model's stages it shows, at all positions or some, and how many there are.

@@ -98,7 +98,10 @@ fn words(path: &Path, bytes: &[u8]) -> Result<Vec<u32>> {
     let (words, rest) = bytes.as_chunks::<4>();
     if words.is_empty() || !rest.is_empty() {
         let length = bytes.len();
-        return Err(Error::input(format!("{}: one or more words of 4 bytes expected, found {length} bytes", path.display())));
+        return Err(Error::input(format!(
+            "{}: one or more words of 4 bytes expected, found {length} bytes",
+            path.display()
+        )));
     }
     Ok(words.iter().map(|b| u32::from_le_bytes(*b)).collect())
 }

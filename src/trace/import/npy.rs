@@ -20,7 +20,7 @@ use super::{About, Item, Source, whole};
 use crate::error::{Error, Result};
 use crate::files::open_regular;
 use crate::op::{Data, HostTensor};
-use crate::text::printable;
+use crate::text::{printable, printable_whole};
 
 /// How many members an archive may have.
 const MAX_MEMBERS: usize = 100_000;
@@ -124,7 +124,7 @@ fn files(dir: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
         match name.strip_suffix(".npy") {
             Some(label) => {
                 let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-                let name = printable(&path.display().to_string());
+                let name = printable_whole(&path.display().to_string());
                 members.push((label.to_string(), Member { name, place: Place::File(path), length }));
             }
             None => about.other.push(format!("{name}: not a .npy file")),
@@ -136,7 +136,7 @@ fn files(dir: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
 
 /// The .npy members of an archive, with their labels.
 fn archive(path: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
-    let name = printable(&path.display().to_string());
+    let name = printable_whole(&path.display().to_string());
     let wrong = |what: &dyn Display| Error::input(format!("{name}: not an .npz archive: {what}"));
     let file = open_regular(path, "an .npz archive")?;
     let limit = file.metadata().map_err(|e| Error::io(path, e))?.len().saturating_mul(MAX_RATIO).max(MAX_UNPACKED);
