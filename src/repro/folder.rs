@@ -63,6 +63,9 @@ impl Folder {
         let stage =
             stage.ok_or_else(|| wrong(format!("{:?} in layer {:?}: no such stage", manifest.stage, manifest.layer)))?;
         let site = Site { layer: manifest.layer, stage };
+        if manifest.head_dim == 0 {
+            return Err(wrong("head_dim of 1 or more expected, found 0".into())); // columns are read as heads of so many
+        }
         let names: Vec<&str> = manifest.inputs.iter().map(|t| t.name.as_str()).collect();
         if names != manifest.op.names() {
             return Err(wrong(format!("operands {names:?}, expected {:?}", manifest.op.names())));
@@ -90,7 +93,8 @@ impl Folder {
             let path = dir.join(WEIGHT);
             let bytes = FileKind::REPRO_WEIGHT.read(&path)?;
             let found = bytes.len();
-            let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)?;
+            let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)
+                .map_err(|e| e.map(|what| format!("{}: {what}", path.display())))?;
             match weight.bytes().len() {
                 expected if expected == found => Ok(weight),
                 expected => Err(wrong(format!("{WEIGHT} has {found} bytes, {:?} {ty} has {expected}", weight.dims()))),
