@@ -25,6 +25,8 @@ pub struct AtomicDir {
     partial: Option<PathBuf>,
     kind: DirKind,
     force: bool,
+    /// The directories that were made for it to be in, the innermost first.
+    made: Vec<PathBuf>,
     /// Says that a living process writes it.
     _lock: Option<File>,
 }
@@ -38,11 +40,18 @@ impl AtomicDir {
         let (parent, name) = parent_and_name(target)?;
         left::remove(parent, name);
         check_target(target, kind, force)?;
-        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
         let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
-        std::fs::create_dir(&partial).map_err(|e| Error::io(target, e))?;
+        let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+        let made: Vec<PathBuf> = parent.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
+        let begun = std::fs::create_dir_all(parent)
+            .map_err(|e| Error::io(parent, e))
+            .and_then(|()| std::fs::create_dir(&partial).map_err(|e| Error::io(target, e)));
+        if begun.is_err() {
+            remove_empty(&made);
+        }
+        begun?;
         let _lock = left::lock(&partial);
-        Ok(Self { target: target.into(), partial: Some(partial), kind, force, _lock })
+        Ok(Self { target: target.into(), partial: Some(partial), kind, force, made, _lock })
     }
 
     /// Whether [`AtomicDir::create`] can begin the directory: to be asked before long work of which it is to take the result.
@@ -110,7 +119,15 @@ impl Drop for AtomicDir {
         if let Some(dir) = &self.partial {
             // Already on the way out with another error; a hidden directory that stays behind does no harm.
             let _ = std::fs::remove_dir_all(dir);
+            remove_empty(&self.made);
         }
+    }
+}
+
+/// Removes directories that nothing has come into, the innermost first.
+fn remove_empty(dirs: &[PathBuf]) {
+    for dir in dirs {
+        let _ = std::fs::remove_dir(dir);
     }
 }
 
@@ -171,13 +188,15 @@ mod tests {
     #[test]
     fn appears_whole_or_not_at_all() {
         let parent = tempfile::tempdir().unwrap();
-        let target = parent.path().join("new/book");
+        let target = parent.path().join("new/shelf/book");
         let dir = AtomicDir::create(&target, NOTES, false).unwrap();
         dir.write("notes", b"1").unwrap();
         dir.write("more/pages", b"2").unwrap();
         assert!(!target.exists());
         drop(dir);
-        assert_eq!(std::fs::read_dir(parent.path().join("new")).unwrap().count(), 0, "nothing is left");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "nothing is left, nor what it was to be in");
+        AtomicDir::check(&target, NOTES, false).unwrap();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "asking leaves nothing");
 
         let dir = AtomicDir::create(&target, NOTES, false).unwrap();
         dir.write("notes", b"1").unwrap();
@@ -188,7 +207,7 @@ mod tests {
         dir.write("notes", b"2").unwrap();
         dir.commit().unwrap();
         assert_eq!(std::fs::read(target.join("notes")).unwrap(), b"2");
-        assert_eq!(std::fs::read_dir(parent.path().join("new")).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(parent.path().join("new/shelf")).unwrap().count(), 1);
     }
 
     #[test]
