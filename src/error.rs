@@ -11,7 +11,7 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
     /// The input is fine, this machine cannot run it: no such adapter, a missing feature or kernel, out of memory, a lost
-    /// device. Exit code 125, so that `git bisect run` skips.
+    /// device, a full disk, no permission. Exit code 125, so that `git bisect run` skips.
     #[error("{0}")]
     CannotRun(String),
 }
@@ -29,9 +29,23 @@ impl Error {
     pub fn cannot_run(message: impl Into<String>) -> Self {
         Self::CannotRun(message.into())
     }
-    /// An I/O failure on `path`, said with the path.
+    /// An I/O failure on `path`, said with the path: a lack of the machine, such as a full disk or a missing permission, or else
+    /// something about the file.
     pub fn io(path: &std::path::Path, error: std::io::Error) -> Self {
-        Self::Input(format!("{}: {error}", path.display()))
+        Self::io_of(path.display(), &error)
+    }
+    /// Like [`Error::io`], of what has a name but no path.
+    pub fn io_of(name: impl std::fmt::Display, error: &std::io::Error) -> Self {
+        let message = format!("{name}: {error}");
+        if is_lack(error) { Self::CannotRun(message) } else { Self::Input(message) }
+    }
+    /// The same error, with more said of where it happened.
+    pub fn map(self, message: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Usage(m) => Self::Usage(message(m)),
+            Self::Input(m) => Self::Input(message(m)),
+            Self::CannotRun(m) => Self::CannotRun(message(m)),
+        }
     }
     /// The same error, said of `place`.
     pub fn within(self, place: &str) -> Self {
@@ -50,5 +64,48 @@ impl Error {
     }
 }
 
+/// Whether the machine lacks something: the same command may do its job on another machine, or on this one tomorrow. Such a
+/// failure says nothing of what was to be found out, and `git bisect run` must not take it for an answer.
+fn is_lack(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::*;
+    let kinds = [
+        PermissionDenied,
+        StorageFull,
+        QuotaExceeded,
+        FileTooLarge,
+        ReadOnlyFilesystem,
+        OutOfMemory,
+        ResourceBusy,
+        StaleNetworkFileHandle,
+        TimedOut,
+    ];
+    // A failing device, and too many open files, have no kind of their own.
+    let codes: &[i32] = if cfg!(unix) { &[5, 23, 24] } else { &[] };
+    kinds.contains(&error.kind()) || error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
 /// A result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error as IoError, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn a_lack_of_the_machine_is_no_fault_of_the_file() {
+        let code = |error: IoError| Error::io("x".as_ref(), error).exit_code();
+        for kind in [ErrorKind::StorageFull, ErrorKind::PermissionDenied, ErrorKind::OutOfMemory] {
+            assert_eq!(code(kind.into()), 125, "{kind}");
+        }
+        for kind in [ErrorKind::NotFound, ErrorKind::UnexpectedEof, ErrorKind::IsADirectory, ErrorKind::InvalidData] {
+            assert_eq!(code(kind.into()), 2, "{kind}");
+        }
+        #[cfg(unix)]
+        for (os, expected) in [(5 /* EIO */, 125), (24 /* EMFILE */, 125), (28 /* ENOSPC */, 125), (2 /* ENOENT */, 2)]
+        {
+            assert_eq!(code(IoError::from_raw_os_error(os)), expected, "{os}");
+        }
+    }
+}

@@ -26,6 +26,8 @@ pub mod cli;
 pub mod diff;
 pub mod error;
 #[doc(hidden)]
+pub mod files;
+#[doc(hidden)]
 pub mod formula;
 pub mod gguf;
 pub mod model;

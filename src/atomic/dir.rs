@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::left;
 use crate::{Error, Result};
 
 /// What may be replaced.
@@ -16,13 +17,18 @@ pub struct DirKind {
 }
 
 /// A directory being written. Dropped before [`AtomicDir::commit`], it leaves nothing; a killed process leaves at most a
-/// directory whose name begins with a dot.
+/// directory whose name begins with a dot, which the next run that writes there removes. Errors name files by the places that
+/// they will have.
 pub struct AtomicDir {
     target: PathBuf,
     /// The hidden directory; `None` once it bears the target's name.
     partial: Option<PathBuf>,
     kind: DirKind,
     force: bool,
+    /// The directories that were made for it to be in, the innermost first.
+    made: Vec<PathBuf>,
+    /// Says that a living process writes it.
+    _lock: Option<File>,
 }
 
 impl AtomicDir {
@@ -31,12 +37,29 @@ impl AtomicDir {
     /// # Errors
     /// [`Error::Usage`] if there is something there that must not be replaced, [`Error::Input`] if the directory cannot be made.
     pub fn create(target: &Path, kind: DirKind, force: bool) -> Result<Self> {
-        check_target(target, kind, force)?;
         let (parent, name) = parent_and_name(target)?;
-        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+        left::remove(parent, name);
+        check_target(target, kind, force)?;
         let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
-        std::fs::create_dir(&partial).map_err(|e| Error::io(&partial, e))?;
-        Ok(Self { target: target.into(), partial: Some(partial), kind, force })
+        let is_new = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+        let made: Vec<PathBuf> = parent.ancestors().take_while(is_new).map(Path::to_path_buf).collect();
+        let begun = std::fs::create_dir_all(parent)
+            .map_err(|e| Error::io(parent, e))
+            .and_then(|()| std::fs::create_dir(&partial).map_err(|e| Error::io(target, e)));
+        if begun.is_err() {
+            remove_empty(&made);
+        }
+        begun?;
+        let _lock = left::lock(&partial);
+        Ok(Self { target: target.into(), partial: Some(partial), kind, force, made, _lock })
+    }
+
+    /// Whether [`AtomicDir::create`] can begin the directory: to be asked before long work of which it is to take the result.
+    ///
+    /// # Errors
+    /// As [`AtomicDir::create`].
+    pub fn check(target: &Path, kind: DirKind, force: bool) -> Result<()> {
+        Self::create(target, kind, force).map(drop)
     }
 
     /// The place that the directory will have.
@@ -55,11 +78,12 @@ impl AtomicDir {
     /// If it exists or cannot be written.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.path().join(name);
+        let failed = |e| Error::io(&self.target.join(name), e);
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+            std::fs::create_dir_all(parent).map_err(failed)?;
         }
-        let mut file = File::create_new(&path).map_err(|e| Error::io(&path, e))?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io(&path, e))
+        let mut file = File::create_new(&path).map_err(failed)?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)
     }
 
     /// Gives the finished directory its name; an older one steps aside first and is removed last.
@@ -69,7 +93,7 @@ impl AtomicDir {
     pub fn commit(mut self) -> Result<()> {
         let Some(partial) = self.partial.clone() else { return Ok(()) };
         let target = &self.target;
-        sync_tree(&partial)?;
+        sync_tree(&partial).map_err(|e| Error::io(target, e))?;
         check_target(target, self.kind, self.force)?;
         let (parent, name) = parent_and_name(target)?;
         let mut old = None;
@@ -80,9 +104,11 @@ impl AtomicDir {
         }
         std::fs::rename(&partial, target).map_err(|e| Error::io(target, e))?;
         self.partial = None;
-        sync_dir(parent)?;
+        sync_dir(parent).map_err(|e| Error::io(parent, e))?;
         if let Some(old) = old {
-            std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+            std::fs::remove_dir_all(&old).map_err(|e| {
+                Error::io_of(format_args!("{}: what it replaced, {}", target.display(), old.display()), &e)
+            })?;
         }
         Ok(())
     }
@@ -93,7 +119,15 @@ impl Drop for AtomicDir {
         if let Some(dir) = &self.partial {
             // Already on the way out with another error; a hidden directory that stays behind does no harm.
             let _ = std::fs::remove_dir_all(dir);
+            remove_empty(&self.made);
         }
+    }
+}
+
+/// Removes directories that nothing has come into, the innermost first.
+fn remove_empty(dirs: &[PathBuf]) {
+    for dir in dirs {
+        let _ = std::fs::remove_dir(dir);
     }
 }
 
@@ -130,10 +164,10 @@ fn check_target(target: &Path, kind: DirKind, force: bool) -> Result<()> {
 }
 
 /// Makes the names in a directory and in those below it last.
-fn sync_tree(dir: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
-        let entry = entry.map_err(|e| Error::io(dir, e))?;
-        if entry.file_type().map_err(|e| Error::io(dir, e))?.is_dir() {
+fn sync_tree(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
             sync_tree(&entry.path())?;
         }
     }
@@ -141,11 +175,8 @@ fn sync_tree(dir: &Path) -> Result<()> {
 }
 
 /// Makes the names in a directory last. Windows has no such call, and none is needed there.
-fn sync_dir(dir: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::io(dir, e))?;
-    }
-    Ok(())
+fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -157,13 +188,15 @@ mod tests {
     #[test]
     fn appears_whole_or_not_at_all() {
         let parent = tempfile::tempdir().unwrap();
-        let target = parent.path().join("new/book");
+        let target = parent.path().join("new/shelf/book");
         let dir = AtomicDir::create(&target, NOTES, false).unwrap();
         dir.write("notes", b"1").unwrap();
         dir.write("more/pages", b"2").unwrap();
         assert!(!target.exists());
         drop(dir);
-        assert_eq!(std::fs::read_dir(parent.path().join("new")).unwrap().count(), 0, "nothing is left");
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "nothing is left, nor what it was to be in");
+        AtomicDir::check(&target, NOTES, false).unwrap();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0, "asking leaves nothing");
 
         let dir = AtomicDir::create(&target, NOTES, false).unwrap();
         dir.write("notes", b"1").unwrap();
@@ -174,7 +207,7 @@ mod tests {
         dir.write("notes", b"2").unwrap();
         dir.commit().unwrap();
         assert_eq!(std::fs::read(target.join("notes")).unwrap(), b"2");
-        assert_eq!(std::fs::read_dir(parent.path().join("new")).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(parent.path().join("new/shelf")).unwrap().count(), 1);
     }
 
     #[test]

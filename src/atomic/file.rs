@@ -1,18 +1,21 @@
 //! A file that appears whole or not at all: written under a temporary name beside its place, synced, renamed.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use tempfile::NamedTempFile;
-
+use super::left;
 use crate::{Error, Result};
 
 /// A file being written. Dropped before [`AtomicFile::commit`], it leaves nothing; a killed process leaves at most a file
-/// whose name begins with a dot and ends in `.tmp`, and never touches what was at `path`.
+/// whose name begins with a dot and ends in `.tmp`, which the next run that writes there removes, and never touches what was at
+/// `path`. Errors name `path`.
 pub struct AtomicFile {
     path: PathBuf,
-    out: BufWriter<NamedTempFile>,
+    out: BufWriter<File>,
+    temporary: Temporary,
 }
 
 impl AtomicFile {
@@ -31,15 +34,24 @@ impl AtomicFile {
                 path.display()
             )));
         }
-        let mut prefix = OsString::from(".");
-        prefix.push(name);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
-        // Temporary files are their owner's alone unless asked for otherwise; this one is to have what the umask allows.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(directory(path)).map_err(|e| Error::io(path, e))?;
-        Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file) })
+        if let Some(name) = name.to_str() {
+            left::remove(directory(path), name);
+        }
+        // The name of a dead process of our number may be there still.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let (file, temporary) = loop {
+            let mut temporary = OsString::from(".");
+            temporary.push(name);
+            temporary.push(format!(".{}-{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let temporary = directory(path).join(temporary);
+            match File::options().read(true).write(true).create_new(true).open(&temporary) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(Error::io(path, e)),
+                Ok(file) => break (file, Temporary(Some(temporary))),
+            }
+        };
+        let _ = file.try_lock(); // says that a living process writes it; not every system has locks
+        Ok(Self { path: path.into(), out: BufWriter::with_capacity(1 << 20, file), temporary })
     }
 
     /// The place that the file will have.
@@ -54,15 +66,36 @@ impl AtomicFile {
     pub fn commit(self) -> Result<()> {
         let failed = |e| Error::io(&self.path, e);
         let file = self.out.into_inner().map_err(|e| failed(e.into_error()))?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(&self.path).map_err(|e| failed(e.error))?;
+        file.sync_all().map_err(failed)?;
+        self.temporary.persist(&self.path).map_err(failed)?;
         // The rename itself is in the directory. Not every system lets a directory be opened; those sync it themselves.
         #[cfg(unix)]
         {
             let directory = directory(&self.path);
-            std::fs::File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))?;
+            File::open(directory).and_then(|d| d.sync_all()).map_err(|e| Error::io(directory, e))?;
         }
         Ok(())
+    }
+}
+
+/// A file that is removed unless it was given its name.
+struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    fn persist(mut self, path: &Path) -> io::Result<()> {
+        if let Some(temporary) = &self.0 {
+            std::fs::rename(temporary, path)?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path); // a hidden file that stays behind does no harm
+        }
     }
 }
 
@@ -121,6 +154,10 @@ mod tests {
         for path in [dir.path(), Path::new("/")] {
             assert!(matches!(AtomicFile::create(path), Err(Error::Usage(_))), "{}", path.display());
         }
-        assert!(matches!(AtomicFile::create(&dir.path().join("no/such")), Err(Error::Input(_))));
+        let path = dir.path().join("no/such");
+        let error = AtomicFile::create(&path).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Input(_)));
+        #[cfg(unix)]
+        assert_eq!(error.to_string(), format!("{}: No such file or directory (os error 2)", path.display()));
     }
 }

@@ -12,7 +12,6 @@
 //!   listed above the rows: a person has to weigh it.
 //! - The two agree if every row of either was compared and none is slower. What was not compared is no agreement.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
@@ -20,9 +19,7 @@ use serde_json::Value;
 
 use super::stats::{WelchTest, mean, welch};
 use crate::error::{Error, Result};
-
-/// Bytes of a document that are read: far more than a real one has.
-const MOST_BYTES: u64 = 256 << 20;
+use crate::files::FileKind;
 
 /// What a row came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -161,10 +158,7 @@ fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64, min_chan
 
 fn read(path: &Path) -> Result<BenchDocumentRead> {
     let bad = |what: String| Error::input(format!("{}: {what}", path.display()));
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    file.take(MOST_BYTES).read_to_string(&mut text).map_err(|e| Error::io(path, e))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| bad(format!("expected a JSON document: {e}")))?;
+    let value: Value = FileKind::BENCH.read_json(path)?;
     let schema = value["schema"].as_str().unwrap_or_default();
     let forms = ["bench/1", "bench.stages/1", "bench.ops/1", "bench.trace-overhead/1"];
     if !forms.iter().any(|form| schema.strip_prefix("twinscope.") == Some(form)) {

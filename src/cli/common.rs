@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::{self, AnyBackend, Backend, OpenOptions};
+use crate::cli::output::say;
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -36,7 +39,7 @@ pub struct PromptArgs {
     /// The text to run
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "tokens"])]
     pub prompt: Option<String>,
-    /// A file with the text to run
+    /// A file with the text to run, or a pipe; - for standard input
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub prompt_file: Option<PathBuf>,
     /// Token ids to run, instead of text
@@ -96,8 +99,11 @@ impl PromptArgs {
 /// A prompt from a file or a pipe, of which no more is read than a prompt can have.
 fn read_prompt(path: &Path) -> Result<String> {
     let mut text = String::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let read = file.take(MAX_PROMPT + 1).read_to_string(&mut text);
+    let mut read = |from: &mut dyn Read| from.take(MAX_PROMPT + 1).read_to_string(&mut text);
+    let read = match path.to_str() {
+        Some("-") => read(&mut std::io::stdin()),
+        _ => File::open(path).and_then(|mut file| read(&mut file)),
+    };
     match read {
         Ok(bytes) if bytes as u64 > MAX_PROMPT => Err(Error::input(format!(
             "--prompt-file {}: expected at most {MAX_PROMPT} bytes, found more",
@@ -111,9 +117,9 @@ fn read_prompt(path: &Path) -> Result<String> {
 /// Options of the backends that a verb opens.
 #[derive(Args, Clone, Debug, Default)]
 pub struct BackendArgs {
-    /// Threads that a CPU backend uses, at most 1024 [default: one a core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
+    /// Threads that a CPU backend uses, at most one a core [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZero<usize>>,
     /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
     #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
     pub gpu_memory: Option<u64>,
@@ -128,10 +134,39 @@ pub fn gpu_memory(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
+/// Threads that this machine runs at a time.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// As many threads as are asked for, or as there are cores, which is said once: more make nothing faster, and tens of thousands
+/// take minutes to start.
+pub fn at_most_cores(asked: NonZero<usize>) -> usize {
+    static SAID: Once = Once::new();
+    let (asked, cores) = (asked.get(), cores());
+    if asked > cores {
+        SAID.call_once(|| say(&format!("note: --threads {asked}: {cores} threads, one a core, are used")));
+    }
+    asked.min(cores)
+}
+
+/// Starts the threads that judge and compare, and those of the oracle. rayon would start them at the first use, and could only
+/// panic if the system had none to give. Its own variable RAYON_NUM_THREADS is heeded, up to the number of cores.
+///
+/// # Errors
+/// [`Error::CannotRun`] if they cannot be started.
+pub fn start_threads() -> Result<()> {
+    let cores = cores();
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+    let threads = asked.map_or(cores, |n: usize| n.min(cores));
+    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    built.map_err(|e| Error::cannot_run(format!("cannot start {threads} threads: {e}")))
+}
+
 impl BackendArgs {
     /// What backends are opened with.
     pub fn options(&self) -> OpenOptions {
-        OpenOptions { threads: self.threads.map(usize::from), gpu_memory: self.gpu_memory }
+        OpenOptions { threads: self.threads.map(at_most_cores), gpu_memory: self.gpu_memory }
     }
 
     /// Opens the backend called `name`.

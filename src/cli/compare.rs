@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let reports = args.report.iter().map(|p| ReportFile::new(p)).collect::<Result<Vec<_>>>()?;
     let (reference, subject) = (Trace::open(&args.reference)?, Trace::open(&args.subject)?);
     let comparison = traces::compare(&reference, &subject, &tolerances)?;
-    for report in &reports {
+    for report in reports {
         report.write(&comparison)?;
     }
     print_comparison(&comparison, args.json, args.full)?;

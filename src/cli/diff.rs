@@ -200,7 +200,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Some(imported) => capture_next(args, imported, &options, fault),
         None => next(args, fault),
     });
-    for report in &reports {
+    for report in reports {
         report.write(&comparison)?;
     }
     print_comparison(&comparison, args.json, args.full)?;

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::atomic::file::AtomicFile;
-use crate::cli::Outcome;
 use crate::cli::common::ModelArg;
+use crate::cli::{Outcome, output};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::op::GgmlType;
 use crate::quant;
@@ -55,12 +55,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let rounded = write_npy(&mut file, tensor, gguf.data(tensor), convert, &args.out)?;
     file.commit()?;
     if rounded > 0 {
-        eprintln!(
+        output::say(&format!(
             "warning: tensor {}: {rounded} of {} {} values are rounded: f32 does not hold them exactly",
             printable(&tensor.name),
             tensor.elements(),
             tensor.ty
-        );
+        ));
     }
     Ok(Outcome::Ok)
 }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::cli::{Outcome, output, sweep};
+use crate::cli::{Outcome, output};
 use crate::diff::sweep::{Sweep, SweepLine, SweepSummary};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::report::sweep as report;
 
 /// Put the shards of a sweep together: what each `diff --prompts FILE --shard I/N --json` wrote.
@@ -22,7 +23,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let read = |path: &PathBuf| Ok((path.display().to_string(), Sweep::parse(path, &sweep::read(path)?)?));
+    let read =
+        |path: &PathBuf| Ok((path.display().to_string(), Sweep::parse(path, &FileKind::SWEEP.read_text(path)?)?));
     let shards: Vec<(String, Sweep)> = args.shards.iter().map(read).collect::<Result<_>>()?;
     let Sweep { header, results } = Sweep::merge(&shards)?;
     let summary = SweepSummary::of(&results);

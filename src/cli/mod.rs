@@ -63,12 +63,15 @@ enum Verb {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse(); // clap exits with 2 on a usage error, as we do
-    match run(cli) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return ExitCode::from(output::print_usage(&usage)),
+    };
+    match common::start_threads().and_then(|()| run(cli)) {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Diverged) => ExitCode::from(1),
         Err(e) => {
-            eprintln!("error: {e}");
+            output::say(&format!("error: {e}"));
             ExitCode::from(e.exit_code())
         }
     }

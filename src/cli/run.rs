@@ -37,7 +37,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     prepare(&mut backend, &model)?;
     let mut runner = Runner::new(&mut backend, &model, calls, LogitRows::Last)?;
     let info = backend.info();
-    eprintln!("{} · {}{}", info.backend, info.adapter, if info.software { " (software adapter)" } else { "" });
+    let software = if info.software { " (software adapter)" } else { "" };
+    output::say(&format!("{} · {}{software}", info.backend, info.adapter));
 
     let mut stream = Stream::new(&model, &prompt)?;
     let began = Instant::now();
@@ -59,10 +60,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
-    eprintln!("prefill {} tokens, {:.1} tokens/s", prompt.tokens.len(), rate(prompt.tokens.len(), prefill));
+    let tokens = prompt.tokens.len();
+    output::say(&format!("prefill {tokens} tokens, {:.1} tokens/s", rate(tokens, prefill)));
     let decoded = runner.decoded();
     if decoded > 0 {
-        eprintln!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed()));
+        output::say(&format!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed())));
     }
     Ok(Outcome::Ok)
 }
@@ -78,9 +80,9 @@ impl<'m> Stream<'m> {
     fn new(model: &'m Model, prompt: &Prompt) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         match &prompt.text {
-            Some(text) => output::print(text)?,
-            None => output::print(&tokenizer.decode(&prompt.tokens)?)?,
-        }
+            Some(text) => output::print_generated(text)?,
+            None => output::print_generated(&tokenizer.decode(&prompt.tokens)?)?,
+        };
         Ok(Self { tokenizer, tokens: Vec::new(), printed: 0 })
     }
 
@@ -91,7 +93,7 @@ impl<'m> Stream<'m> {
         let text = self.tokenizer.decode(&self.tokens)?;
         let whole = text.trim_end_matches('\u{fffd}').len();
         if whole > self.printed {
-            read = output::print_on(&text[self.printed..whole])?;
+            read = output::print_generated(&text[self.printed..whole])?;
             self.printed = whole;
         }
         if whole == text.len() {

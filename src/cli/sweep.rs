@@ -1,16 +1,13 @@
 //! `diff --prompts`: one comparison a prompt of a file, with everything loaded once.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::{Outcome, output};
 use crate::diff::outcome::Comparison;
-use crate::diff::sweep::{
-    Compared, MOST_BYTES, PromptFile, PromptResult, SCHEMA, Shard, SweepHeader, SweepLine, SweepSummary,
-};
+use crate::diff::sweep::{Compared, PromptFile, PromptResult, SCHEMA, Shard, SweepHeader, SweepLine, SweepSummary};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::model::Model;
 use crate::report::environment::Environment;
 use crate::report::sweep as report;
@@ -39,7 +36,7 @@ impl Prompts {
     /// # Errors
     /// An unreadable file, what [`PromptFile::parse`] refuses, a prompt that the model cannot run, and a shard without prompts.
     pub fn read(path: &Path, shard: Shard, model: &Model, decode: usize) -> Result<Self> {
-        let file = PromptFile::parse(path, &read(path)?)?;
+        let file = PromptFile::parse(path, &FileKind::PROMPTS.read_text(path)?)?;
         let mut here = Vec::new();
         for (index, (number, line)) in file.lines.iter().enumerate() {
             let wrong = |what: String| Error::input(format!("{}: line {number}: {what}", path.display()));
@@ -72,20 +69,6 @@ impl Prompts {
         }
         Ok(Self { file, here, shard })
     }
-}
-
-/// The text of a file of prompts, or of a shard.
-///
-/// # Errors
-/// An unreadable file, one that is too large, and what is no text.
-pub fn read(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let read = file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(|e| Error::io(path, e))?;
-    if read as u64 > MOST_BYTES {
-        return Err(Error::input(format!("{}: expected at most {MOST_BYTES} bytes, found more", path.display())));
-    }
-    Ok(text)
 }
 
 /// Compares prompt after prompt, and says what each came to as soon as it is known.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::cli::Outcome;
+use crate::cli::{Outcome, output};
 use crate::op::GgmlType;
 use crate::synth::{FfnShape, MIXES, Mix, ModelShape, Moe, Plan};
 use crate::{Error, Result};
@@ -95,8 +95,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let written = plan.write(&args.out, |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     written?;
-    println!(
-        "{}: {}, {} layers, {} tensors, {:.2} GB, {}, seed {}",
+    output::print(&format!(
+        "{}: {}, {} layers, {} tensors, {:.2} GB, {}, seed {}\n",
         args.out.display(),
         shape.architecture(),
         shape.layers,
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         plan.bytes() as f64 / 1e9,
         mix.name,
         args.seed
-    );
+    ))?;
     Ok(Outcome::Ok)
 }
 
@@ -152,7 +152,7 @@ fn report_substitutes(plan: &Plan) {
         *kinds.entry(line).or_default() += 1;
     }
     for (line, count) in kinds {
-        eprintln!("note: {line} ({count} tensor{})", if count == 1 { "" } else { "s" });
+        output::say(&format!("note: {line} ({count} tensor{})", if count == 1 { "" } else { "s" }));
     }
 }
 

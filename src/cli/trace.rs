@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::backend::AnyBackend;
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
-use crate::cli::output::{print, print_json};
+use crate::cli::output::{print, print_json, say};
 use crate::cli::sweep::{Prompts, ReadyPrompt};
 use crate::diff::sweep::Shard;
 use crate::error::{Error, Result};
@@ -160,7 +160,7 @@ fn one<'m>(
     let (mut captured, backend) = capture(backend, model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
-        eprintln!("note: {why}");
+        say(&format!("note: {why}"));
     }
     let statistics: Vec<_> = captured.recorder.statistics.sites().collect();
     let saved = match (captured.recorder.writer.take(), target(args, prompt)) {

@@ -7,11 +7,11 @@
 //! - **Weights are never copied.** A tensor is a range of a mapped file (or of memory), handed out with its owner.
 //! - **Split files are one model.** The first part opens all of them.
 //! - Metadata keeps its order and its types; getters convert only where no value changes, and say what they found.
-//! - Names from a file are printed with control characters escaped ([`printable`]).
+//! - Names from a file are printed with control characters escaped ([`crate::text::printable`]).
 //! - Versions 2 and 3, little-endian. Version 1 and big-endian files are refused by name.
 //!
-//! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end,
-//! and one that is overwritten in place gives other weights. Replacing a file by rename, as the writer here and download
+//! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end
+//! (the program then says so and exits with 125), and one that is overwritten in place gives other weights. Replacing a file by rename, as the writer here and download
 //! tools do, is safe.
 
 mod read;
@@ -25,8 +25,9 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::files::open_regular;
 use crate::op::GgmlType;
-use crate::text::printable;
+use crate::text::printable_whole;
 use crate::{Error, Result};
 
 pub use value::{Array, Metadata, Value, ValueType};
@@ -111,7 +112,7 @@ impl Gguf {
 
     /// One file, without a look at others.
     fn single(name: &str, owner: Owner) -> Result<Self> {
-        let name = printable(name);
+        let name = printable_whole(name);
         let header = read::header(&name, (*owner).as_ref())?;
         let mut gguf = Self {
             metadata: header.metadata,
@@ -223,16 +224,10 @@ impl std::fmt::Debug for Gguf {
 
 /// Maps a file for reading.
 fn map(path: &Path) -> Result<Owner> {
-    // Asked before opening: opening a pipe would wait for its other end.
-    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !found.is_file() {
-        let kind = if found.is_dir() { "a directory" } else { "something that is not a regular file" };
-        return Err(Error::input(format!("{}: expected a GGUF file, found {kind}", path.display())));
-    }
-    if found.len() == 0 {
+    let file = open_regular(path, "a GGUF file")?;
+    if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
         return Err(Error::input(format!("{}: expected a GGUF file, found an empty one", path.display())));
     }
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
     // SAFETY: a mapping is sound as long as the file keeps its length and nobody depends on its bytes staying equal.
     // The first is the caller's to keep (the module's documentation states the limit: SIGBUS if another process truncates
     // the file). The second is kept here: the header is copied out before it is checked, and tensor data are plain bytes,

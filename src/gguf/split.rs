@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::value::Metadata;
 use super::{Gguf, map, read};
-use crate::text::printable;
+use crate::text::{printable, printable_whole};
 use crate::{Error, Result};
 
 /// Parts that the file is one of: `split.count`, where 0 (as a merged file has) and absence mean 1.
@@ -60,7 +60,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         return Err(error(format!(
             "part {} of {count}: open the first part instead, {}",
             number + 1,
-            printable(&sister(path, prefix, 1, count).display().to_string())
+            printable_whole(&sister(path, prefix, 1, count).display().to_string())
         )));
     }
     for i in 2..=count {
@@ -78,8 +78,8 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
 
 /// Appends part `number` (from 1) after checking that it belongs to the first.
 fn add(gguf: &mut Gguf, path: &Path, number: u64, count: u64) -> Result<()> {
-    let name = printable(&path.display().to_string());
-    let owner = map(path).map_err(|e| Error::input(format!("part {number} of {count} of {}: {e}", gguf.name)))?;
+    let name = printable_whole(&path.display().to_string());
+    let owner = map(path).map_err(|e| e.map(|m| format!("part {number} of {count} of {}: {m}", gguf.name)))?;
     let header = read::header(&name, (*owner).as_ref())?;
     for (key, expected) in [("split.no", number - 1), ("split.count", count)] {
         let found = header.metadata.u64(key)?;

@@ -9,7 +9,7 @@ use super::read::{self, MAX_ARRAY_DEPTH, MAX_ENTRIES, MAX_NAME};
 use super::value::{Array, Metadata, Value};
 use crate::atomic::file::AtomicFile;
 use crate::op::GgmlType;
-use crate::text::printable;
+use crate::text::{printable, printable_whole};
 use crate::{Error, Result};
 
 /// A tensor to write.
@@ -38,6 +38,11 @@ impl TensorSpec {
     }
 }
 
+/// A failure to write.
+fn io(tensor: &TensorSpec, error: std::io::Error) -> Error {
+    Error::io_of(format_args!("tensor {}", printable(&tensor.name)), &error)
+}
+
 fn error(tensor: &TensorSpec, message: impl std::fmt::Display) -> Error {
     Error::input(format!("tensor {}: {message}", printable(&tensor.name)))
 }
@@ -62,7 +67,7 @@ impl Sink<'_> {
                 format_args!("expected {} bytes of data, found {} more", self.bytes, data.len() as u64 - self.left),
             )
         })?;
-        self.out.write_all(data).map_err(|e| error(self.tensor, e))
+        self.out.write_all(data).map_err(|e| io(self.tensor, e))
     }
 }
 
@@ -78,10 +83,8 @@ pub fn write(
     fill: impl FnMut(&TensorSpec, &mut Sink) -> Result<()>,
 ) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
-    write_to(&mut file, metadata, tensors, fill).map_err(|e| match e {
-        Error::Input(m) => Error::Input(format!("{}: {m}", printable(&path.display().to_string()))),
-        other => other,
-    })?;
+    let named = |m: String| format!("{}: {m}", printable_whole(&path.display().to_string()));
+    write_to(&mut file, metadata, tensors, fill).map_err(|e| if let Error::Usage(_) = e { e } else { e.map(named) })?;
     file.commit()
 }
 
@@ -97,16 +100,16 @@ pub fn write_to(
 ) -> Result<()> {
     let alignment = read::alignment(metadata)?;
     let (header, sizes) = header(metadata, tensors, alignment)?;
-    out.write_all(&header).map_err(|e| Error::input(format!("header: {e}")))?;
+    out.write_all(&header).map_err(|e| Error::io_of("header", &e))?;
     for (tensor, bytes) in tensors.iter().zip(sizes) {
         let mut sink = Sink { out, tensor, bytes, left: bytes };
         fill(tensor, &mut sink)?;
         if sink.left > 0 {
             return Err(error(tensor, format_args!("expected {bytes} bytes of data, found {}", bytes - sink.left)));
         }
-        pad(out, bytes, alignment).map_err(|e| error(tensor, e))?;
+        pad(out, bytes, alignment).map_err(|e| io(tensor, e))?;
     }
-    out.flush().map_err(|e| Error::input(e.to_string()))
+    out.flush().map_err(|e| Error::io_of("its end", &e))
 }
 
 /// The padded header, and the bytes of each tensor.

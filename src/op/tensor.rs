@@ -105,6 +105,14 @@ impl HostTensor {
         };
         Self { shape, data }
     }
+    /// The first id that is not below `n`, and the row of the last axis that it is in.
+    ///
+    /// # Panics
+    /// As [`HostTensor::ids`].
+    pub fn id_beyond(&self, n: usize) -> Option<(usize, u32)> {
+        let at = self.ids().iter().position(|id| *id as usize >= n)?;
+        Some((at / self.cols(), self.ids()[at]))
+    }
     /// The ids in a u32 tensor.
     ///
     /// # Panics
@@ -129,6 +137,14 @@ mod tests {
         assert_eq!(x.take(2, &[1, 1]).ids()[..4], [1, 1, 3, 3]);
         assert_eq!(x.take(1, &[]), HostTensor::u32(&[2, 0, 2], vec![]));
         assert_eq!(x.gather(vec![3], 1, [11, 0, 5].into_iter()).ids(), [11, 0, 5]);
+    }
+
+    #[test]
+    fn an_id_beyond_the_last_is_found_with_its_row() {
+        let ids = HostTensor::u32(&[3, 2], vec![0, 1, 7, 2, 9, 8]);
+        assert_eq!(ids.id_beyond(7), Some((1, 7)));
+        assert_eq!(ids.id_beyond(8), Some((2, 9)));
+        assert_eq!(ids.id_beyond(10), None);
     }
 
     #[test]

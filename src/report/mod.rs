@@ -44,17 +44,16 @@ pub mod trace;
 pub mod vary;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use self::environment::Environment;
 use crate::atomic::file::AtomicFile;
 use crate::diff::outcome::Comparison;
 use crate::error::{Error, Result};
 
-/// A file to write a report to; its name's ending says which report.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A file that a report will be written to; its name's ending says which report.
 pub struct ReportFile {
-    path: PathBuf,
+    file: AtomicFile,
     format: Format,
 }
 
@@ -67,10 +66,10 @@ enum Format {
 }
 
 impl ReportFile {
-    /// Checks the name before any work is done.
+    /// Begins the file before any work is done, so that a wrong place costs no time. Nothing is there until it is written.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the name ends in none of .html, .xml, .json and .txt.
+    /// [`Error::Usage`] if the name ends in none of .html, .xml, .json and .txt; if no file can be made there.
     pub fn new(path: &Path) -> Result<Self> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let format = match ending.as_str() {
@@ -85,24 +84,24 @@ impl ReportFile {
                 )));
             }
         };
-        Ok(Self { path: path.into(), format })
+        Ok(Self { file: AtomicFile::create(path)?, format })
     }
 
     /// Writes the report, whole or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write(&self, c: &Comparison) -> Result<()> {
+    pub fn write(mut self, c: &Comparison) -> Result<()> {
+        let path = self.file.path().to_path_buf();
         let content = match self.format {
             Format::Html => html::render(c),
             Format::Junit => junit::render(c),
             Format::Json => serde_json::to_string_pretty(&Environment::with(&json::Document::from(c))?)
-                .map_err(|e| Error::input(format!("{}: {e}", self.path.display())))?,
+                .map_err(|e| Error::input(format!("{}: {e}", path.display())))?,
             Format::Text => text::render(c, text::Style { color: false, full: true }),
         };
-        let mut file = AtomicFile::create(&self.path)?;
-        file.write_all(content.as_bytes()).map_err(|e| Error::io(&self.path, e))?;
-        file.commit()
+        self.file.write_all(content.as_bytes()).map_err(|e| Error::io(&path, e))?;
+        self.file.commit()
     }
 }
 
@@ -119,9 +118,9 @@ mod tests {
             ReportFile::new(&path).unwrap().write(&c).unwrap();
             assert!(std::fs::read_to_string(&path).unwrap().starts_with(begins), "{name}");
         }
-        let error = ReportFile::new(&dir.path().join("report.pdf")).unwrap_err();
+        let error = ReportFile::new(&dir.path().join("report.pdf")).map(|_| ()).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("ends in .html"));
-        assert!(ReportFile::new(&dir.path().join("none/a.html")).unwrap().write(&c).is_err());
+        assert!(ReportFile::new(&dir.path().join("none/a.html")).is_err(), "before anything is run");
     }
 }

@@ -1,7 +1,6 @@
 //! Reading a repro folder that somebody else may have written, and may have edited the shaders of.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +13,10 @@ use super::verdict::RerunCheck;
 use crate::backend::oracle::evaluate;
 use crate::backend::{Contract, Need};
 use crate::error::{Error, Result};
+use crate::files::{FileKind, open_regular};
 use crate::formula::floor::floor_of;
 use crate::op::{GgmlType, HostTensor, Scope, Site, Stage, Weight};
 use crate::trace::store::file::TensorFile;
-
-/// The largest manifest and the largest shader that are read.
-const MOST_MANIFEST: u64 = 64 << 20;
-const MOST_SHADER: u64 = 4 << 20;
 
 /// A folder, checked.
 pub struct Folder {
@@ -43,8 +39,7 @@ impl Folder {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
         let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-        let text = read_at_most(&path, MOST_MANIFEST)?;
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        let json: serde_json::Value = FileKind::REPRO_MANIFEST.read_json(&path)?;
         match json.get("schema").and_then(|s| s.as_str()) {
             Some(SCHEMA) => {}
             Some(other) => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
@@ -68,6 +63,9 @@ impl Folder {
         let stage =
             stage.ok_or_else(|| wrong(format!("{:?} in layer {:?}: no such stage", manifest.stage, manifest.layer)))?;
         let site = Site { layer: manifest.layer, stage };
+        if manifest.head_dim == 0 {
+            return Err(wrong("head_dim of 1 or more expected, found 0".into())); // columns are read as heads of so many
+        }
         let names: Vec<&str> = manifest.inputs.iter().map(|t| t.name.as_str()).collect();
         if names != manifest.op.names() {
             return Err(wrong(format!("operands {names:?}, expected {:?}", manifest.op.names())));
@@ -93,9 +91,10 @@ impl Folder {
             let ty =
                 GgmlType::from_name(&w.ty).ok_or_else(|| wrong(format!("weight type {:?}: no such type", w.ty)))?;
             let path = dir.join(WEIGHT);
-            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            let bytes = FileKind::REPRO_WEIGHT.read(&path)?;
             let found = bytes.len();
-            let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)?;
+            let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)
+                .map_err(|e| e.map(|what| format!("{}: {what}", path.display())))?;
             match weight.bytes().len() {
                 expected if expected == found => Ok(weight),
                 expected => Err(wrong(format!("{WEIGHT} has {found} bytes, {:?} {ty} has {expected}", weight.dims()))),
@@ -173,7 +172,7 @@ fn inside(dir: &Path, name: &str) -> Result<PathBuf, String> {
 fn check_file(dir: &Path, entry: &FileEntry) -> Result<(), Result<Error, String>> {
     let path = inside(dir, &entry.name).map_err(Err)?;
     let io = |e| Ok(Error::io(&path, e));
-    let mut file = File::open(&path).map_err(io)?;
+    let mut file = open_regular(&path, "a file of the folder").map_err(Ok)?;
     let length = file.metadata().map_err(io)?.len();
     if length != entry.bytes {
         return Err(Err(format!("{} has {length} bytes, expected {}", entry.name, entry.bytes)));
@@ -216,22 +215,7 @@ fn read_shaders(
     let mut shaders = BTreeMap::new();
     for (kernel, name) in files {
         let path = inside(dir, name).map_err(wrong)?;
-        let text = String::from_utf8(read_at_most(&path, MOST_SHADER)?)
-            .map_err(|e| Error::input(format!("{}: not UTF-8 text: {e}", path.display())))?;
-        shaders.insert(kernel.to_string(), text);
+        shaders.insert(kernel.to_string(), FileKind::SHADER.read_text(&path)?);
     }
     Ok(shaders)
-}
-
-fn read_at_most(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    if bytes.len() as u64 > most {
-        return Err(Error::input(format!(
-            "{}: more than the {most} bytes that are read of such a file",
-            path.display()
-        )));
-    }
-    Ok(bytes)
 }

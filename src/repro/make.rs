@@ -63,6 +63,14 @@ pub struct Written {
     pub notes: Vec<String>,
 }
 
+/// Whether [`make`] can write a folder there: to be asked before long work, such as decoding, that comes before it.
+///
+/// # Errors
+/// As [`AtomicDir::create`].
+pub fn check_out(dir: &Path, force: bool) -> Result<()> {
+    AtomicDir::check(dir, KIND, force)
+}
+
 /// Looks for the call in which the stage fails, isolates it, makes it small, and writes it to `dir`, which is left alone if
 /// there is nothing to write. `subject` has the model's weights prepared; `reference` runs the folder's operands too.
 ///

@@ -32,7 +32,7 @@ use crate::error::Result;
 use crate::op::{HostTensor, Weight};
 
 pub use folder::Folder;
-pub use make::{Made, ReproOptions, ReproVerdict, make};
+pub use make::{Made, ReproOptions, ReproVerdict, check_out, make};
 pub use write::RecordedCall;
 
 /// Runs that a search for the smallest failing case may take.

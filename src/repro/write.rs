@@ -14,6 +14,7 @@ use super::verdict::RerunCheck;
 use crate::atomic::dir::{AtomicDir, DirKind};
 use crate::backend::gpu::{Dispatch, GpuBackend};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::model::{Calls, Model};
 use crate::op::{HostTensor, Weight};
 use crate::trace::store::file::{dtype, header, le_bytes};
@@ -205,8 +206,7 @@ fn is_repro(dir: &Path) -> bool {
     struct Schema {
         schema: String,
     }
-    let manifest = std::fs::File::open(dir.join(MANIFEST)).ok().map(std::io::BufReader::new);
-    let schema: Option<Schema> = manifest.and_then(|m| serde_json::from_reader(m).ok());
+    let schema: Option<Schema> = FileKind::REPRO_MANIFEST.read_json(&dir.join(MANIFEST)).ok();
     let ours = |name: &str| [MANIFEST, README, TENSORS, WEIGHT, "shaders", "buffers"].contains(&name);
     let only_ours = std::fs::read_dir(dir)
         .is_ok_and(|mut entries| entries.all(|e| e.is_ok_and(|e| e.file_name().to_str().is_some_and(ours))));
@@ -224,7 +224,8 @@ fn readme(m: &ReproManifest) -> String {
     let mut text = format!(
         "{layer}{stage} of {model}, as {backend} ({adapter}) computes it,\n{what}.\nOne operation with its operands{how}.\n\n\
          Run it:\n\n    twinscope repro run .\n    twinscope repro run . --subject cpu:scalar\n\n\
-         exits with 1 while it is wrong, 0 when it agrees, 125 when it cannot run here, and so\nserves `git bisect run`.\n\n\
+         exits with 1 while it is wrong, 0 when it agrees, 125 when it cannot run here, 2 when this\nfolder cannot be read. git's bisect takes 2 \
+         for wrong too; this stops instead:\n\n    git bisect run sh -c 'twinscope repro run .; code=$?; [ $code = 2 ] && exit 128; exit $code'\n\n\
          manifest.json        what is here: operation, operands, verdict, dispatches\n\
          tensors.safetensors  operands (input.*), the float64 oracle's result (oracle), the error that\n\
          \x20                    rounding may leave in each element (floor), the subject's result (subject)\n",

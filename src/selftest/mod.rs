@@ -191,11 +191,7 @@ impl Backends {
         if let (Some(layer), Some(router)) = (case.tied(), router) {
             test_model.untie(layer, router);
         }
-        let comparison = comparison.map_err(|e| match e {
-            Error::Usage(m) => Error::Usage(format!("{}: {m}", case.name)),
-            Error::Input(m) => Error::Input(format!("{}: {m}", case.name)),
-            Error::CannotRun(m) => Error::CannotRun(format!("{}: {m}", case.name)),
-        })?;
+        let comparison = comparison.map_err(|e| e.map(|m| format!("{}: {m}", case.name)))?;
         let (of_reference, of_subject) = (of_reference.borrow(), of_subject.borrow());
         let (mut references, mut subjects) = (of_reference.iter(), of_subject.iter());
         let mut done = Vec::new();

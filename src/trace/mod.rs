@@ -20,6 +20,13 @@ use crate::backend::{Backend, Ticket, pass_on};
 use crate::error::Result;
 use crate::op::{At, HostTensor, Op, Site, Stage};
 
+/// Traces from elsewhere have no more layers, whatever they say: published models have 128 at most.
+pub const MOST_LAYERS: u32 = 10_000;
+/// Nor more positions: the longest published context is of ten million.
+pub const MOST_POSITIONS: usize = 1 << 24;
+/// Nor have they more experts in a layer: published models have 512 at most.
+pub const MOST_EXPERTS: usize = 65_536;
+
 /// Is told the values of the stages that it wants.
 pub trait StageObserver {
     /// Whether it wants to see the values of `site`.

@@ -69,6 +69,10 @@ impl Recorded {
                 )));
             }
         }
+        let trace = trace.of_experts(model.config.moe.as_ref().map_or(0, |moe| moe.experts));
+        for site in sites.iter().filter(|site| site.stage.is_ids()) {
+            trace.tensor(*site)?; // whose ids are those of experts, or it says which is not
+        }
         Ok(Self { trace, tickets: HostTickets::default() })
     }
 

@@ -1,4 +1,4 @@
-//! `git bisect run` with `repro run`: its exit codes are those that git wants. 0 good, 1 bad, 125 skip.
+//! `git bisect run` with `repro run`, and by the README's recipe: 0 good, 1 bad, 125 skip, above 127 stop.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -25,10 +25,88 @@ fn git_ok(dir: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).trim().to_string()
 }
 
+fn git_is_installed() -> bool {
+    let installed = Command::new("git").arg("--version").output().is_ok();
+    if !installed {
+        eprintln!("skipped: git is not installed");
+    }
+    installed
+}
+
+/// The shell command that README.md gives to `git bisect run`, with other programs in the places of cargo and of this one.
+fn recipe(build: &str, program: &str) -> String {
+    let readme = include_str!("../../README.md");
+    let (_, rest) = readme.split_once("    git bisect run sh -c '").expect("the README has the recipe");
+    let (script, _) = rest.split_once('\'').expect("its quote is closed");
+    let parts = ["cargo build --release --locked", "target/release/twinscope diff"];
+    assert!(parts.iter().all(|part| script.matches(part).count() == 1), "{script}");
+    script.replace(parts[0], build).replace(parts[1], program)
+}
+
+/// A history of which every commit's program exits with the next of `codes`; `None`: it does not build.
+fn history(dir: &Path, codes: &[Option<i32>]) -> Vec<String> {
+    git_ok(dir, &["init", "--quiet"]);
+    let commit = |(i, code): (usize, &Option<i32>)| {
+        let script = code.map_or("exit 7".into(), |code| format!("[ $1 = build ] || exit {code}"));
+        std::fs::write(dir.join("program"), format!("{script} # {i}\n")).unwrap();
+        git_ok(dir, &["add", "--all"]);
+        git_ok(dir, &["commit", "--quiet", "--message", &format!("Commit {i}")]);
+        git_ok(dir, &["rev-parse", "HEAD"])
+    };
+    codes.iter().enumerate().map(commit).collect()
+}
+
+fn bisect(dir: &Path, first: &str) -> (Output, String) {
+    git_ok(dir, &["bisect", "start", "HEAD", first]);
+    let script = recipe("sh ./program build", "sh ./program run");
+    let run = git(dir, &["bisect", "run", "sh", "-c", &script]);
+    let words = String::from_utf8_lossy(&[&run.stdout[..], &run.stderr].concat()).into_owned();
+    (run, words)
+}
+
+#[test]
+fn the_recipe_takes_no_failure_for_a_divergence() {
+    if !git_is_installed() {
+        return;
+    }
+    // A commit that panics, cannot run, does not build, or was killed is no bad one.
+    let codes = [Some(0), Some(101), Some(0), Some(125), None, Some(0), Some(137), Some(0), Some(1), Some(1)];
+    let dir = tempfile::tempdir().unwrap();
+    let commits = history(dir.path(), &codes);
+    let (run, words) = bisect(dir.path(), &commits[0]);
+    assert!(run.status.success(), "{words}");
+    assert!(words.contains(&format!("{} is the first bad commit", commits[8])), "{words}");
+
+    // An unreadable input, or a wrong command line, is a verdict about none of them: the search stops and names nothing.
+    let dir = tempfile::tempdir().unwrap();
+    let commits = history(dir.path(), &[Some(0), Some(2), Some(2), Some(2), Some(1)]);
+    let (run, words) = bisect(dir.path(), &commits[0]);
+    assert!(!run.status.success() && !words.contains("is the first bad commit"), "{words}");
+    assert!(words.contains("exit code 128"), "{words}");
+}
+
+/// What the program itself exits with where there is no verdict: 2 or 125, which the recipe does not take for bad.
+#[test]
+fn a_file_that_cannot_be_read_or_written_is_no_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = format!("trace:{}", dir.path().join("none").display());
+    let verdict = |program: &str| {
+        let status = Command::new("sh").args(["-c", &recipe("true", program)]).output().unwrap().status;
+        status.code()
+    };
+    assert_eq!(verdict(&format!("{TWINSCOPE} diff --subject {missing}")), Some(128), "a missing trace");
+    assert_eq!(verdict(&format!("{TWINSCOPE} diff --no-such-option")), Some(128), "a wrong command line");
+    assert_eq!(verdict(&format!("{TWINSCOPE} inspect --model-that-is-not-there")), Some(128));
+    assert_eq!(verdict(&format!("{TWINSCOPE} inspect >/dev/null")), Some(0));
+    #[cfg(target_os = "linux")]
+    assert_eq!(verdict(&format!("{TWINSCOPE} inspect >/dev/full")), Some(125), "a full disk");
+    assert_eq!(verdict(&format!("{TWINSCOPE} run --backend gpu:no-such-adapter")), Some(125));
+    assert_eq!(verdict("/no/such/program"), Some(125));
+}
+
 #[test]
 fn git_bisect_names_the_commit_that_broke_a_kernel() {
-    if Command::new("git").arg("--version").output().is_err() {
-        eprintln!("skipped: git is not installed");
+    if !git_is_installed() {
         return;
     }
     let parent = tempfile::tempdir().unwrap();

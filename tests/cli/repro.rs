@@ -393,6 +393,8 @@ fn a_damaged_folder_is_one_clear_error() {
         let error = result.map(|_| ()).expect_err(what);
         assert_eq!(error.exit_code(), 2, "{what}: {error}");
         assert!(error.to_string().contains(what), "expected {what:?} in: {error}");
+        let folder = copy.path().display().to_string();
+        assert!(error.to_string().starts_with(&folder), "expected the folder in: {error}");
     };
     // The hash of a file that was changed on purpose.
     let rehash = |path: &Path, name: &str, json: &mut Json| {
@@ -440,6 +442,11 @@ fn a_damaged_folder_is_one_clear_error() {
         m["weight"]["rows"] = (m["weight"]["rows"].as_u64().unwrap() / 2).into();
     });
     broken("weight.bin has", &|_, m| m["weight"]["experts"] = 7.into());
+    for (key, number) in [("rows", u64::MAX), ("experts", u64::MAX), ("cols", u64::MAX - 255)] {
+        broken("weight.bin: tensor blk.1.ffn_down_exps.weight: ", &|_, m| m["weight"][key] = number.into());
+    }
+    broken("head_dim of 1 or more expected", &|_, m| m["head_dim"] = 0.into());
+    broken("input.x is f32", &|_, m| m["inputs"][0]["shape"] = vec![1u64 << 63, 1 << 63].into());
     broken("rows are said to be kept", &|_, m| m["kept"]["rows"] = Json::Array(vec![]));
     broken("no model has so many", &|_, m| m["kept"]["rows"][0]["position"] = (1u64 << 40).into());
     broken("0 slots are said", &|_, m| {

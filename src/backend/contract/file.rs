@@ -12,11 +12,10 @@ use serde_json::{Map, Value};
 
 use super::{Contract, NamedContract, named, names};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::op::OpKind;
 use crate::text::printable;
 
-/// A contract file is a page at most; what is larger is something else.
-const LARGEST: u64 = 1 << 20;
 /// What a name or a text may come to.
 const LONGEST: usize = 200;
 
@@ -25,12 +24,7 @@ const LONGEST: usize = 200;
 /// # Errors
 /// The file, the key, what was expected and what was found.
 pub fn from_file(path: &Path) -> Result<NamedContract> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if length > LARGEST {
-        let file = path.display();
-        return Err(Error::input(format!("{file}: {length} bytes where a contract of at most {LARGEST} was expected")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let bytes = FileKind::CONTRACT.read(path)?;
     parse(&bytes).map_err(|what| Error::input(format!("{}: {what}", path.display())))
 }
 

@@ -4,6 +4,7 @@ mod compare;
 mod ops;
 
 use std::io::Write;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -14,7 +15,7 @@ use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, ONE_BY_ONE, gpu_memory, prepare, progress_bar, tell};
+use crate::cli::common::{ModelArg, ONE_BY_ONE, at_most_cores, gpu_memory, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -23,6 +24,7 @@ use crate::report::bench::perfetto::PerfettoTrace;
 use crate::report::bench::rates::RateRow;
 use crate::report::bench::stages::{StageRow, test_of};
 use crate::report::bench::{BenchDocument, BenchFormat, BenchModel, BenchRow};
+use crate::text::printable_json;
 
 /// Measure speed: tokens per second beside what the machine allows, time by stage and kernel, the cost of tracing.
 ///
@@ -86,9 +88,9 @@ struct SubjectArgs {
     /// A backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME; several allowed
     #[arg(long, value_name = "BACKEND", value_delimiter = ',', default_value = "cpu")]
     backend: Vec<String>,
-    /// Threads of a CPU backend, at most 1024; several allowed [default: one a core]
-    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Vec<u16>,
+    /// Threads of a CPU backend, at most one a core; several allowed [default: one a core]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
+    threads: Vec<NonZero<usize>>,
     /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
     #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
     gpu_memory: Option<u64>,
@@ -100,7 +102,7 @@ struct SubjectArgs {
 impl SubjectArgs {
     /// Each backend with each number of threads; a GPU has one row whatever the threads of the CPU.
     fn each(&self) -> Vec<(&str, Option<usize>)> {
-        let mut threads: Vec<Option<usize>> = self.threads.iter().map(|n| Some(usize::from(*n))).collect();
+        let mut threads: Vec<Option<usize>> = self.threads.iter().map(|n| Some(at_most_cores(*n))).collect();
         threads.sort();
         threads.dedup();
         let mut all = Vec::new();
@@ -127,7 +129,12 @@ struct OutputArgs {
 impl OutputArgs {
     fn print<R: BenchRow>(&self, document: &BenchDocument<R>) -> Result<()> {
         let format = if self.json { BenchFormat::Json } else { self.output };
-        output::print(&document.render(format)?)
+        let text = document.render(format)?;
+        match format {
+            BenchFormat::Table | BenchFormat::Md => output::print(&text),
+            BenchFormat::Json | BenchFormat::Jsonl => output::print_data(&printable_json(&text)).map(|_| ()),
+            BenchFormat::Csv => output::print_data(&text).map(|_| ()),
+        }
     }
 }
 
@@ -177,7 +184,7 @@ fn with_each<R: BenchRow>(
         let mut subject = BenchSubject::open(name, options, !args.no_limits)?;
         // `cpu` beside `cpu:avx2` may be the same.
         if document.has(&subject.info, subject.threads) {
-            eprintln!("note: {name} is {}, which is measured already", subject.info.backend);
+            output::say(&format!("note: {name} is {}, which is measured already", subject.info.backend));
             continue;
         }
         prepare(&mut subject.backend, model)?;
@@ -205,9 +212,9 @@ fn measure_rates(args: &Args) -> Result<Outcome> {
 }
 
 fn measure_stages(args: &Args) -> Result<Outcome> {
-    let (model, tests) = (args.model.open()?, args.tests()?);
-    // Before anything is measured, so that a wrong name costs no time.
+    // Before anything is read or measured, so that a wrong name costs no time.
     let file = args.perfetto.as_deref().map(AtomicFile::create).transpose()?;
+    let (model, tests) = (args.model.open()?, args.tests()?);
     let mut document: BenchDocument<StageRow> = args.document(&model);
     let mut timeline = PerfettoTrace::default();
     let bar = progress_bar(ONE_BY_ONE);
@@ -264,6 +271,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli::common::cores;
 
     #[derive(Parser)]
     struct Cli {
@@ -286,11 +294,15 @@ mod tests {
 
     #[test]
     fn threads_belong_to_the_cpu_alone() {
-        let a = args(&["--backend", "cpu,gpu", "--backend", "cpu:scalar", "-t", "2,1,2"]);
-        let expected =
-            [("cpu", Some(1)), ("cpu", Some(2)), ("gpu", None), ("cpu:scalar", Some(1)), ("cpu:scalar", Some(2))];
+        let mut counts = vec![1, cores()];
+        counts.dedup();
+        let a = args(&["--backend", "cpu,gpu", "--backend", "cpu:scalar", "-t", &format!("{},1,1", cores())]);
+        let of = |name| counts.iter().map(move |n| (name, Some(*n)));
+        let expected: Vec<_> = of("cpu").chain([("gpu", None)]).chain(of("cpu:scalar")).collect();
         assert_eq!(a.subjects.each(), expected);
         assert_eq!(args(&[]).subjects.each(), [("cpu", None)]);
+        let a = args(&["-t", "18446744073709551615,65535"]);
+        assert_eq!(a.subjects.each(), [("cpu", Some(cores()))], "one row, of as many threads as there are cores");
     }
 
     #[test]

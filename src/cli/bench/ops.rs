@@ -6,9 +6,9 @@ use super::{OutputArgs, SubjectArgs};
 use crate::backend::OpenOptions;
 use crate::bench::ops::{OpBenchCase, of_model, of_shape, ops};
 use crate::bench::subject::BenchSubject;
-use crate::cli::Outcome;
 use crate::cli::common::{ModelArg, ONE_BY_ONE, progress_bar, tell};
 use crate::cli::synth::parse_mix;
+use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::report::bench::ops::OpRow;
 use crate::report::bench::{BenchDocument, BenchModel};
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         // Before anything is measured.
         let named = BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, false)?;
         if document.has(&named.info, named.threads) {
-            eprintln!("note: {name} is {}, which is measured already", named.info.backend);
+            output::say(&format!("note: {name} is {}, which is measured already", named.info.backend));
             continue;
         }
         let mut tell = |name: &str, done, of| tell(&bar, name, done, of);

@@ -17,7 +17,7 @@ use crate::op::{STAGES, Scope, Site, Stage};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::capture::Target;
-use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, make};
+use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, check_out, make};
 use crate::trace::select::{has_expert_rows, nearest, stages_named};
 
 /// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs
@@ -105,6 +105,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     if let Some(p) = args.position.filter(|p| *p >= positions) {
         return Err(Error::usage(format!("--position {p}: the run has positions 0 to {}", positions - 1)));
     }
+    check_out(out, args.force)?;
     let mut reference = args.backends.open(&args.reference)?;
     let tokens = decoded(calls, &model, &mut reference)?;
     let calls = Calls { forced: &tokens, ..calls };

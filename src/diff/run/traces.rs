@@ -148,8 +148,7 @@ fn stage(
 
     let total = if site.stage == Stage::RouterIds {
         let side = |ids| Routing { ids, weights: None, probs: None, logits: None };
-        let experts =
-            comparison.model.experts.max(1 + c.ids().iter().chain(g.ids()).max().copied().unwrap_or(0) as usize);
+        let experts = reference.experts().max(subject.experts());
         let mut routing = compare_routing(side(&c), side(&g), experts, start);
         if let Ok(routing) = &mut routing {
             let flips = routing.flips.iter_mut().map(|f| &mut f.position);

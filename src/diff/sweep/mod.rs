@@ -25,9 +25,6 @@ use crate::error::{Error, Result};
 /// The schema of a header.
 pub const SCHEMA: &str = "twinscope.sweep/1";
 
-/// Bytes of a file of prompts, or of a shard, that are read.
-pub const MOST_BYTES: u64 = 256 << 20;
-
 /// The first line of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepHeader {

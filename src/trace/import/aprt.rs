@@ -9,11 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::{About, Item, Source};
 use crate::error::{Error, Result};
+use crate::files::{FileKind, is_there, open_regular};
 use crate::op::HostTensor;
-use crate::trace::store::file::open_regular;
 
-/// The largest trace.json that is read.
-const MAX_JSON: u64 = 256 << 20;
 const HEADER: u64 = 12;
 
 pub struct Aprt {
@@ -36,24 +34,14 @@ impl Aprt {
     pub fn open(dir: &Path) -> Result<Self> {
         let mut about = About { program: "aprender".into(), last_row_only: true, ..About::default() };
         let json = dir.join("trace.json");
-        match std::fs::metadata(&json) {
-            Ok(there) if there.is_file() && there.len() <= MAX_JSON => {
-                let text = std::fs::read(&json).map_err(|e| Error::io(&json, e))?;
-                let parsed: Json =
-                    serde_json::from_slice(&text).map_err(|e| Error::input(format!("{}: {e}", json.display())))?;
-                about.architecture = parsed.architecture;
-                about.prompt = parsed.prompt;
-                about.tokens = parsed.encoded_tokens;
-                about.other.push("trace.json: its statistics; those of the tensors are made anew".into());
-            }
-            Ok(there) if there.is_file() => {
-                return Err(Error::input(format!("{}: {} bytes, too large", json.display(), there.len())));
-            }
-            Ok(_) => return Err(Error::input(format!("{}: expected a file, found none", json.display()))),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                about.other.push("trace.json: not there, so no tokens".into())
-            }
-            Err(e) => return Err(Error::io(&json, e)),
+        if is_there(&json)? {
+            let parsed: Json = FileKind::APRT_JSON.read_json(&json)?;
+            about.architecture = parsed.architecture;
+            about.prompt = parsed.prompt;
+            about.tokens = parsed.encoded_tokens;
+            about.other.push("trace.json: its statistics; those of the tensors are made anew".into());
+        } else {
+            about.other.push("trace.json: not there, so no tokens".into());
         }
         let mut found = Vec::new();
         for entry in sorted(dir)? {
@@ -85,7 +73,7 @@ impl Aprt {
 /// The file behind its header, and the number of values in it.
 fn open(path: &Path, label: &str) -> Result<(File, usize)> {
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-    let mut file = open_regular(path)?;
+    let mut file = open_regular(path, "a file of values")?;
     let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut header = [0; HEADER as usize];
     file.read_exact(&mut header).map_err(|_| wrong(format!("{length} bytes, an APRT header has {HEADER}")))?;

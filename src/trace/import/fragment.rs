@@ -4,6 +4,7 @@ use super::names::Reading;
 use super::{Item, whole};
 use crate::model::Config;
 use crate::op::{Data, Dim, HostTensor, Site, Stage};
+use crate::trace::MOST_POSITIONS;
 use crate::trace::select::Ranges;
 
 /// A stage's values at some positions, as an item has them.
@@ -29,6 +30,10 @@ impl Fragment {
     pub fn new(index: usize, item: &Item, reading: Reading, rows: Option<usize>) -> Result<Self, String> {
         let stage = reading.site.stage;
         let mut arranged = item.shape.clone();
+        // Rows without values could be as many as one likes.
+        if item.shape.contains(&0) {
+            return Err(format!("shape {:?}: one or more values expected", item.shape));
+        }
         item.shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis)).ok_or_else(|| too_large(&item.shape))?;
         if let Some(axes) = &reading.axes {
             if axes.len() != arranged.len() {
@@ -50,6 +55,9 @@ impl Fragment {
             *width = columns.len();
         }
         let shape = fit(stage, &narrowed, rows)?;
+        if let Some(rows) = shape.get(stage.position_axis()).filter(|rows| **rows > MOST_POSITIONS) {
+            return Err(format!("at most {MOST_POSITIONS} positions expected, found {rows}"));
+        }
         let call = reading.call.or(item.call);
         let positions = item.positions.clone();
         Ok(Self { item: index, call, positions, reading, arranged, shape })
@@ -61,6 +69,10 @@ impl Fragment {
     /// How many positions it has.
     pub fn rows(&self) -> usize {
         self.shape[self.site().stage.position_axis()]
+    }
+    /// How many experts the layer has, if it is the router's values of each.
+    pub fn experts(&self) -> Option<usize> {
+        matches!(self.site().stage, Stage::RouterLogits | Stage::RouterProbs).then(|| self.shape[1])
     }
     /// Whether a rule says which positions the rows are.
     pub fn ruled(&self) -> bool {

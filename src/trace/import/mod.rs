@@ -34,6 +34,7 @@ use self::fragment::Fragment;
 use self::header::{Call, CaptureHeader};
 use self::names::{ModelSizes, Name, NodeKind};
 use self::rules::Rules;
+use super::MOST_EXPERTS;
 use super::select::Selected;
 use super::stats::Statistics;
 use super::store::file::le_bytes;
@@ -205,6 +206,7 @@ pub struct Report {
 /// # Errors
 /// If the source is unreadable, nothing of it is a stage, or it is of another run or model than the options say.
 pub fn import(kind: Importer, paths: &[PathBuf], options: &ImportOptions<'_>, out: &Path) -> Result<Report> {
+    TraceWriter::check(out, options.force)?;
     if kind == Importer::Capture {
         return take(kind, paths, tensors::Tensors::open(paths)?, options, out);
     }
@@ -333,6 +335,9 @@ fn take(
     let mut statistics = Statistics::default();
     let mut mapped = Vec::new();
     let mut same = SameValues::default();
+    let moe = options.model.as_ref().and_then(|(config, _)| config.moe.as_ref());
+    let experts = found.values().flatten().filter_map(Fragment::experts).chain(moe.map(|moe| moe.experts));
+    let experts = experts.min().unwrap_or(MOST_EXPERTS);
     for (site, pieces) in found {
         let mut labels = Vec::new();
         let mut hash = Sha256::new();
@@ -342,6 +347,16 @@ fn take(
             let values = piece
                 .values(source.read(piece.item)?)
                 .map_err(|what| wrong(format!("{}: {what}", printable(&label))))?;
+            if site.stage.is_ids()
+                && let Some((row, id)) = values.id_beyond(experts)
+            {
+                let position = piece.positions.as_ref().map_or(row, |positions| positions[row]);
+                return Err(wrong(format!(
+                    "{}: {}: position {position}: an expert id below {experts} expected, found {id}",
+                    printable(&label),
+                    site.key()
+                )));
+            }
             telling |= is_telling(&values);
             hash.update(le_bytes(&values.data, 0..values.len()));
             for (start, rows) in piece.runs() {

@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use crate::op::{OpKind, STAGES, Scope, Site, Stage};
+use crate::trace::MOST_LAYERS;
 use crate::trace::select::{nearest, stages_named};
 
 /// A name taken apart.
@@ -302,6 +303,7 @@ pub fn split(layer: Option<u32>, stages: &[Stage], widths: &[usize]) -> Result<V
 /// The site of `stage` in `layer`, if it belongs there.
 pub fn site(layer: Option<u32>, stage: Stage) -> Result<Site, String> {
     match (stage.info().scope, layer) {
+        (_, Some(n)) if n >= MOST_LAYERS => Err(format!("layer {n}: a layer below {MOST_LAYERS} expected")),
         (Scope::Model, None) => Ok(Site::model(stage)),
         (Scope::Model, Some(_)) => Err(format!("{stage} belongs to no layer")),
         (_, Some(_)) => Ok(Site { layer, stage }),
@@ -326,7 +328,7 @@ fn by_weight(made: NodeKind<'_>) -> Option<Site> {
         let row = STAGES.iter().find(|s| {
             s.weight == Some(weight) && kinds.contains(&s.op) && (s.scope == Scope::Model) == layer.is_none()
         })?;
-        Some(Site { layer, stage: row.stage })
+        site(layer, row.stage).ok()
     })
 }
 

@@ -18,9 +18,9 @@ use rawzip::{CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, ZipArchive,
 
 use super::{About, Item, Source, whole};
 use crate::error::{Error, Result};
+use crate::files::open_regular;
 use crate::op::{Data, HostTensor};
-use crate::text::printable;
-use crate::trace::store::file::open_regular;
+use crate::text::{printable, printable_whole};
 
 /// How many members an archive may have.
 const MAX_MEMBERS: usize = 100_000;
@@ -124,7 +124,7 @@ fn files(dir: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
         match name.strip_suffix(".npy") {
             Some(label) => {
                 let length = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-                let name = printable(&path.display().to_string());
+                let name = printable_whole(&path.display().to_string());
                 members.push((label.to_string(), Member { name, place: Place::File(path), length }));
             }
             None => about.other.push(format!("{name}: not a .npy file")),
@@ -136,9 +136,9 @@ fn files(dir: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
 
 /// The .npy members of an archive, with their labels.
 fn archive(path: &Path, about: &mut About) -> Result<Vec<(String, Member)>> {
-    let name = printable(&path.display().to_string());
+    let name = printable_whole(&path.display().to_string());
     let wrong = |what: &dyn Display| Error::input(format!("{name}: not an .npz archive: {what}"));
-    let file = open_regular(path)?;
+    let file = open_regular(path, "an .npz archive")?;
     let limit = file.metadata().map_err(|e| Error::io(path, e))?.len().saturating_mul(MAX_RATIO).max(MAX_UNPACKED);
     let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
     let archive = Rc::new(ZipArchive::from_file(file, &mut buffer).map_err(|e| wrong(&e))?);
@@ -183,7 +183,7 @@ impl Member {
     /// Its bytes, of which those of an archive end in an error unless they are as long as stated and have the checksum.
     fn bytes(&self) -> Result<Box<dyn Read + '_>> {
         Ok(match &self.place {
-            Place::File(path) => Box::new(open_regular(path)?),
+            Place::File(path) => Box::new(open_regular(path, "a .npy file")?),
             Place::Archive { archive, at, deflated } => {
                 let entry = archive.get_entry(*at).map_err(|e| self.wrong(e))?;
                 match deflated {

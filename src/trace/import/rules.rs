@@ -3,7 +3,6 @@
 //! JSON, `twinscope.rules/1`: a list of rules, each a regular expression over names and what a name that matches is. The first
 //! rule that matches decides; names that no rule matches are looked up among the built-in ones. capture/README.md has examples.
 
-use std::io::Read;
 use std::path::Path;
 
 use regex::{Captures, Regex};
@@ -11,14 +10,13 @@ use serde::Deserialize;
 
 use super::names::{ModelSizes, Reading, nearest_stage, site, split};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::op::{Scope, Stage};
 use crate::text::printable;
-use crate::trace::store::file::open_regular;
 
 /// What `schema` is.
 const SCHEMA: &str = "twinscope.rules/1";
-/// The largest rules file that is read, and the most rules.
-const MAX_BYTES: u64 = 1 << 20;
+/// The most rules of a file.
 const MAX_RULES: usize = 10_000;
 
 /// A rules file, checked.
@@ -86,13 +84,8 @@ impl Rules {
     /// # Errors
     /// An unreadable file, another schema, a regular expression or a stage that there is not.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut text = Vec::new();
-        open_regular(path)?.take(MAX_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
-        let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-        if text.len() as u64 > MAX_BYTES {
-            return Err(wrong(format!("more than the {MAX_BYTES} bytes that a rules file may have")));
-        }
-        Self::parse(&text).map_err(wrong)
+        let text = FileKind::RULES.read(path)?;
+        Self::parse(&text).map_err(|what| Error::input(format!("{}: {what}", path.display())))
     }
 
     fn parse(text: &[u8]) -> std::result::Result<Self, String> {

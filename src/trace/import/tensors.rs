@@ -5,20 +5,18 @@
 //! without a header, the text entries `tokens`, `prompt`, `model` and `source` are read if there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::header::{CaptureHeader, KEY};
 use super::{About, Item, Source, token_list};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::op::HostTensor;
 use crate::text::printable;
-use crate::trace::store::file::{TensorFile, open_regular};
+use crate::trace::store::file::TensorFile;
 
 /// The most files of one dump.
 const MAX_FILES: usize = 10_000;
-/// The largest index that is read.
-const MAX_INDEX: u64 = 64 << 20;
 
 pub struct Tensors {
     files: Vec<TensorFile>,
@@ -138,12 +136,7 @@ fn listed(path: &Path) -> Result<Vec<PathBuf>> {
         weight_map: BTreeMap<String, String>,
     }
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-    let mut text = Vec::new();
-    open_regular(path)?.take(MAX_INDEX + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
-    if text.len() as u64 > MAX_INDEX {
-        return Err(wrong(format!("at most {MAX_INDEX} bytes expected in an index")));
-    }
-    let index: Index = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+    let index: Index = FileKind::INDEX.read_json(path)?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     if let Some(name) = names.iter().find(|n| n.contains(['/', '\\']) || n.starts_with('.') || n.is_empty()) {
         return Err(wrong(format!("the name of a file beside it expected, found {:?}", printable(name))));

@@ -14,6 +14,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::files::{check_values, open_regular};
 use crate::op::{Data, HostTensor};
 
 /// The largest header that is read: the format's own limit.
@@ -34,7 +35,7 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let wrong = |what: String| Error::input(format!("{}: not a safetensors file: {what}", path.display()));
-        let mut file = open_regular(path)?;
+        let mut file = open_regular(path, "a safetensors file")?;
         let length = file.metadata().map_err(io)?.len();
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(|_| wrong(format!("{length} bytes, the length of its header needs 8")))?;
@@ -44,6 +45,7 @@ impl TensorFile {
         }
         let mut text = vec![0; size as usize];
         file.read_exact(&mut text).map_err(io)?;
+        check_values(&text).map_err(|what| wrong(format!("a header of {size} bytes: {what}")))?;
         let header: Metadata = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         let described = header.data_len() as u64;
         if described != length - 8 - size {
@@ -73,6 +75,7 @@ impl TensorFile {
         let wrong = |what: String| Error::input(format!("{}: {key}: {what}", path.display()));
         let info = header.info(key).ok_or_else(|| wrong("no such tensor".into()))?;
         let mut raw = Raw { file, at: *data + info.data_offsets.0 as u64, count: info.shape.iter().product() };
+        let failed = |e: std::io::Error| Error::io_of(format_args!("{}: {key}", path.display()), &e);
         let whole =
             |n: Option<u32>, found: String| n.ok_or_else(|| wrong(format!("{found} where ids (u32) are expected")));
         let values = match info.dtype {
@@ -90,33 +93,20 @@ impl TensorFile {
                 .read::<u16>()
                 .map(|v| Data::F32(v.into_iter().map(|b| half::bf16::from_bits(b.to_le()).to_f32()).collect())),
             Dtype::I32 => {
-                let ids = raw.read::<i32>().map_err(|e| wrong(e.to_string()))?.into_iter().map(i32::to_le);
+                let ids = raw.read::<i32>().map_err(failed)?.into_iter().map(i32::to_le);
                 let ids: Result<_> = ids.map(|i| whole(u32::try_from(i).ok(), i.to_string())).collect();
                 Ok(Data::U32(ids?))
             }
             Dtype::I64 => {
-                let ids = raw.read::<i64>().map_err(|e| wrong(e.to_string()))?.into_iter().map(i64::to_le);
+                let ids = raw.read::<i64>().map_err(failed)?.into_iter().map(i64::to_le);
                 let ids: Result<_> = ids.map(|i| whole(u32::try_from(i).ok(), i.to_string())).collect();
                 Ok(Data::U32(ids?))
             }
             other => return Err(wrong(format!("type {other:?}; read are F64, F32, F16, BF16, U32, I32 and I64"))),
         };
-        let data = values.map_err(|e| wrong(e.to_string()))?;
+        let data = values.map_err(failed)?;
         Ok(HostTensor { shape: info.shape.clone(), data })
     }
-}
-
-/// Opens a file that has an end. Asked before opening: opening a pipe would wait for its other end.
-///
-/// # Errors
-/// A file that cannot be opened, or that is a directory, a pipe or a device.
-pub fn open_regular(path: &Path) -> Result<File> {
-    let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !found.is_file() {
-        let kind = if found.is_dir() { "a directory" } else { "something that is not a regular file" };
-        return Err(Error::input(format!("{}: expected a file, found {kind}", path.display())));
-    }
-    File::open(path).map_err(|e| Error::io(path, e))
 }
 
 /// `count` numbers at `at`, as they lie in the file.

@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
 use super::file;
+use crate::atomic::dir::AtomicDir;
 use crate::error::{Error, Result};
 use crate::op::Data;
 
@@ -24,6 +25,8 @@ const PIECE: usize = 1 << 20;
 pub struct LayerFile {
     spill: PathBuf,
     target: PathBuf,
+    /// The place that the file will have, for messages.
+    shown: PathBuf,
     file: File,
     /// Where the next chunk goes.
     end: u64,
@@ -78,14 +81,14 @@ impl Growing {
 }
 
 impl LayerFile {
-    /// A file that will be `dir/name`.
-    pub fn create(dir: &Path, name: &str) -> Result<Self> {
-        let target = dir.join(name);
+    /// A file that will be `name` in the directory.
+    pub fn create(dir: &AtomicDir, name: &str) -> Result<Self> {
+        let (target, shown) = (dir.path().join(name), dir.target().join(name));
         let spill = target.with_extension("spill");
         let open = File::options().read(true).write(true).create_new(true).open(&spill);
-        let mut file = open.map_err(|e| Error::io(&spill, e))?;
-        file.seek(SeekFrom::Start(ROOM as u64)).map_err(|e| Error::io(&spill, e))?;
-        Ok(Self { spill, target, file, end: ROOM as u64, tensors: Vec::new() })
+        let mut file = open.map_err(|e| Error::io(&shown, e))?;
+        file.seek(SeekFrom::Start(ROOM as u64)).map_err(|e| Error::io(&shown, e))?;
+        Ok(Self { spill, target, shown, file, end: ROOM as u64, tensors: Vec::new() })
     }
 
     /// Appends `rows` rows to `key`: the parts of `data` in the order in which they are to lie, head by head if it has heads.
@@ -120,10 +123,10 @@ impl LayerFile {
         let mut out = BufWriter::new(&self.file);
         for part in parts {
             let bytes = file::le_bytes(data, part);
-            out.write_all(&bytes).map_err(|e| Error::io(&self.spill, e))?;
+            out.write_all(&bytes).map_err(|e| Error::io(&self.shown, e))?;
             self.end += bytes.len() as u64;
         }
-        out.flush().map_err(|e| Error::io(&self.spill, e))?;
+        out.flush().map_err(|e| Error::io(&self.shown, e))?;
         tensor.chunks.push(Chunk { offset, rows, cols });
         Ok(())
     }
@@ -137,7 +140,7 @@ impl LayerFile {
     pub fn finish(mut self) -> Result<()> {
         if !self.close_in_place()? {
             self.copy_in_order()?;
-            std::fs::remove_file(&self.spill).map_err(|e| Error::io(&self.spill, e))?;
+            std::fs::remove_file(&self.spill).map_err(|e| Error::io(&self.shown, e))?;
         }
         Ok(())
     }
@@ -157,7 +160,7 @@ impl LayerFile {
             ));
         }
         let Some(header) = file::header(header, Some(ROOM))? else { return Ok(false) };
-        let io = |e| Error::io(&self.spill, e);
+        let io = |e| Error::io(&self.shown, e);
         self.file.seek(SeekFrom::Start(0)).map_err(io)?;
         self.file.write_all(&header).map_err(io)?;
         self.file.sync_all().map_err(io)?;
@@ -176,7 +179,7 @@ impl LayerFile {
             at = end;
         }
         let header = file::header(header, None)?.unwrap_or_default();
-        let io = |e| Error::io(&self.target, e);
+        let io = |e| Error::io(&self.shown, e);
         let mut out = BufWriter::with_capacity(PIECE, File::create_new(&self.target).map_err(io)?);
         out.write_all(&header).map_err(io)?;
         let mut buffer = Vec::new();
@@ -194,8 +197,8 @@ impl LayerFile {
                     for first in (0..chunk.rows).step_by(rows_at_once) {
                         let rows = rows_at_once.min(chunk.rows - first);
                         buffer.resize(rows * row, 0);
-                        self.file.seek(SeekFrom::Start(from)).map_err(|e| Error::io(&self.spill, e))?;
-                        self.file.read_exact(&mut buffer).map_err(|e| Error::io(&self.spill, e))?;
+                        self.file.seek(SeekFrom::Start(from)).map_err(|e| Error::io(&self.shown, e))?;
+                        self.file.read_exact(&mut buffer).map_err(|e| Error::io(&self.shown, e))?;
                         from += buffer.len() as u64;
                         if chunk.cols == cols {
                             out.write_all(&buffer).map_err(io)?;

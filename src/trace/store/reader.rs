@@ -2,17 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::file::{TensorFile, open_regular};
-use super::{MANIFEST, SCHEMA, TraceManifest, TraceTensor, expert_rows_key, file_name, site_of};
+use super::file::TensorFile;
+use super::{MANIFEST, Run, SCHEMA, TraceManifest, TraceTensor, expert_rows_key, file_name, site_of};
 use crate::error::{Error, Result};
-use crate::op::{HostTensor, Site};
+use crate::files::FileKind;
+use crate::op::{HostTensor, Site, Stage};
 use crate::trace::select::{Ranges, has_expert_rows};
-
-/// The largest manifest that is read: a thousand times that of a 48-layer model.
-const MAX_MANIFEST: u64 = 1 << 30;
+use crate::trace::{MOST_EXPERTS, MOST_LAYERS, MOST_POSITIONS};
 
 /// A trace directory, checked.
 pub struct Trace {
@@ -20,6 +18,8 @@ pub struct Trace {
     manifest: TraceManifest,
     tensors: BTreeMap<Site, Stored>,
     files: RefCell<BTreeMap<String, TensorFile>>,
+    /// How many experts a layer has: no more than the manifest states and than the router's values have columns.
+    experts: usize,
 }
 
 /// What is known of a stored tensor before its values are read.
@@ -42,15 +42,8 @@ impl Trace {
     /// [`Error::Input`] naming the file and what does not fit.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(MANIFEST);
-        let mut file = open_regular(&path)?;
-        let length = file.metadata().map_err(|e| Error::io(&path, e))?.len();
-        if length > MAX_MANIFEST {
-            return Err(Error::input(format!("{}: {length} bytes, more than a manifest has", path.display())));
-        }
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(|e| Error::io(&path, e))?;
         let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        let json: serde_json::Value = FileKind::TRACE_MANIFEST.read_json(&path)?;
         match json.get("schema").and_then(|s| s.as_str()) {
             Some(SCHEMA) => {}
             Some(other) => return Err(wrong(format!("schema {SCHEMA:?} expected, found {other:?}"))),
@@ -68,10 +61,26 @@ impl Trace {
             site_of(row.layer, &row.stage)
                 .ok_or_else(|| wrong(format!("statistics of {} in layer {:?}: no such stage", row.stage, row.layer)))?;
         }
-        let mut trace =
-            Self { dir: dir.into(), tensors: BTreeMap::new(), files: RefCell::default(), manifest: manifest.clone() };
+        let experts = stated_sizes(&manifest.run).map_err(wrong)?;
+        let mut trace = Self {
+            dir: dir.into(),
+            tensors: BTreeMap::new(),
+            files: RefCell::default(),
+            manifest: manifest.clone(),
+            experts: experts.unwrap_or(MOST_EXPERTS),
+        };
         for entry in &manifest.tensors {
+            let name = file_name(entry.layer);
+            let mut files = trace.files.borrow_mut();
+            if !files.contains_key(&name) {
+                let file = TensorFile::open(&dir.join(&name))?;
+                files.insert(name, file);
+            }
+            drop(files);
             let (site, stored) = trace.check(entry).map_err(|what| wrong(format!("tensor {}: {what}", entry.key)))?;
+            if matches!(site.stage, Stage::RouterLogits | Stage::RouterProbs) {
+                trace.experts = trace.experts.min(stored.shape[1]);
+            }
             if trace.tensors.insert(site, stored).is_some() {
                 return Err(wrong(format!("tensor {} is listed twice", entry.key)));
             }
@@ -87,6 +96,14 @@ impl Trace {
     pub fn manifest(&self) -> &TraceManifest {
         &self.manifest
     }
+    /// How many experts a layer has at most: as the manifest or the router's values say, or the most that any model has.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+    /// The trace, held to a model of so many experts.
+    pub fn of_experts(self, experts: usize) -> Self {
+        Self { experts: self.experts.min(experts), ..self }
+    }
     /// What is stored, whole-model stages first, then layer by layer in order of execution.
     pub fn tensors(&self) -> impl Iterator<Item = (Site, &Stored)> {
         self.tensors.iter().map(|(site, stored)| (*site, stored))
@@ -99,12 +116,22 @@ impl Trace {
     /// The values of `site`; `None` if the trace does not have them.
     ///
     /// # Errors
-    /// If the file has become unreadable, or memory runs out.
+    /// If the file has become unreadable, an id is that of no expert, or memory runs out.
     pub fn tensor(&self, site: Site) -> Result<Option<HostTensor>> {
-        if !self.tensors.contains_key(&site) {
-            return Ok(None);
+        let Some(stored) = self.tensors.get(&site) else { return Ok(None) };
+        let values = self.read(&file_name(site.layer), &site.key())?;
+        if site.stage.is_ids()
+            && let Some((row, id)) = values.id_beyond(self.experts)
+        {
+            let position = stored.positions.iter().nth(row).unwrap_or(row);
+            return Err(Error::input(format!(
+                "{}: {}: position {position}: an expert id below {} expected, found {id}",
+                self.dir.join(file_name(site.layer)).display(),
+                site.key(),
+                self.experts
+            )));
         }
-        self.read(&file_name(site.layer), &site.key()).map(Some)
+        Ok(Some(values))
     }
 
     /// `[position, slot, expert]` of each row of `layer`'s expert tensors, where rows were kept of some experts only.
@@ -141,8 +168,15 @@ impl Trace {
         if !fits {
             return Err(format!("type {:?} does not suit the stage", entry.dtype));
         }
+        if let Some(n) = site.layer.filter(|n| *n >= MOST_LAYERS) {
+            return Err(format!("layer {n}: a layer below {MOST_LAYERS} expected"));
+        }
+        // Rows without values would be as many as one likes in a file of no length.
+        if entry.shape.iter().skip(entry.rows.is_some().into()).any(|n| *n == 0) {
+            return Err(format!("shape {:?}: one or more values expected", entry.shape));
+        }
         let tokens = self.manifest.run.tokens.len();
-        let n = if tokens == 0 { u32::MAX as usize } else { tokens };
+        let n = if tokens == 0 { MOST_POSITIONS } else { tokens };
         let positions = Ranges::parse(&entry.positions, n).map_err(|e| e.to_string())?;
         let dims = site.stage.info().shape;
         let limited = entry.rows.is_some();
@@ -164,11 +198,7 @@ impl Trace {
                 ));
             }
         }
-        let mut files = self.files.borrow_mut();
-        if !files.contains_key(&name) {
-            let file = TensorFile::open(&self.dir.join(&name)).map_err(|e| e.to_string())?;
-            files.insert(name.clone(), file);
-        }
+        let files = self.files.borrow();
         let file = &files[&name];
         let agree = |key: &str, dtype: &str, shape: &[usize]| {
             let info = file.info(key).ok_or_else(|| format!("{name} has no {key}"))?;
@@ -187,4 +217,23 @@ impl Trace {
         }
         Ok((site, Stored { dtype: entry.dtype.clone(), shape: entry.shape.clone(), positions, limited }))
     }
+}
+
+/// How many experts a layer of the model has, where the manifest states it.
+///
+/// # Errors
+/// A number of layers or experts that no model has: whoever reads the trace makes room for as many.
+fn stated_sizes(run: &Run) -> Result<Option<usize>, String> {
+    let sizes = &run.model.hyperparameters;
+    let moe = |key: &str| sizes.get("moe").and_then(|moe| moe.get(key));
+    let stated = |found: Option<&serde_json::Value>, key: &str, most: u64| match found {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(n) => match n.as_u64() {
+            Some(found) if found <= most => Ok(Some(found as usize)),
+            _ => Err(format!("hyperparameters: {key} of at most {most} expected, found {n}")),
+        },
+    };
+    stated(sizes.get("layers"), "layers", MOST_LAYERS.into())?;
+    stated(moe("used"), "used", MOST_EXPERTS as u64)?;
+    stated(moe("experts"), "experts", MOST_EXPERTS as u64)
 }

@@ -59,9 +59,10 @@ fn value(site: Site, rows: std::ops::Range<usize>, wide: bool) -> HostTensor {
             let ids = rows.flat_map(|t| (0..2).map(move |k| expert(layer, t, k))).collect();
             return HostTensor::u32(&[n, 2], ids);
         }
-        [Dim::T, _] => {
-            shape.extend([n, 3]);
-            data.extend(rows.flat_map(|t| (0..3).map(move |i| number(0, t, i))));
+        [Dim::T, dim] => {
+            let width = if *dim == Dim::E { EXPERTS } else { 3 }; // ids are held against the router's width
+            shape.extend([n, width]);
+            data.extend(rows.flat_map(|t| (0..width).map(move |i| number(0, t, i))));
         }
         [Dim::T, Dim::K, _] => {
             shape.extend([n, 2, 3]);

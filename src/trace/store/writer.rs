@@ -1,7 +1,6 @@
 //! Writing a trace while the run goes on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -11,6 +10,7 @@ use super::{
 };
 use crate::atomic::dir::{AtomicDir, DirKind};
 use crate::error::{Error, Result};
+use crate::files::FileKind;
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::trace::positions_in;
 use crate::trace::select::{Ranges, Selected, has_expert_rows};
@@ -49,6 +49,14 @@ impl TraceWriter {
             positions: BTreeMap::new(),
             routed: HashMap::new(),
         })
+    }
+
+    /// Whether [`TraceWriter::create`] can begin the trace: to be asked before long work of which it is to take the result.
+    ///
+    /// # Errors
+    /// As [`TraceWriter::create`].
+    pub fn check(target: &Path, force: bool) -> Result<()> {
+        AtomicDir::check(target, KIND, force)
     }
 
     /// Whether [`TraceWriter::add`] has a use for `site`.
@@ -159,7 +167,7 @@ impl TraceWriter {
     }
 
     fn file(&mut self, site: Site) -> Result<&mut LayerFile> {
-        let dir = self.dir.path();
+        let dir = &self.dir;
         Ok(match self.files.entry(site.layer) {
             std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::btree_map::Entry::Vacant(e) => e.insert(LayerFile::create(dir, &file_name(site.layer))?),
@@ -252,8 +260,7 @@ fn is_trace(dir: &Path) -> bool {
     struct Schema {
         schema: String,
     }
-    let manifest = File::open(dir.join(MANIFEST)).ok().map(std::io::BufReader::new);
-    let schema: Option<Schema> = manifest.and_then(|m| serde_json::from_reader(m).ok());
+    let schema: Option<Schema> = FileKind::TRACE_MANIFEST.read_json(&dir.join(MANIFEST)).ok();
     let ours = |name: &str| name == MANIFEST || name.ends_with(".safetensors");
     let only_ours = std::fs::read_dir(dir)
         .is_ok_and(|mut entries| entries.all(|e| e.is_ok_and(|e| e.file_name().to_str().is_some_and(ours))));

@@ -266,7 +266,25 @@ fn names_of_members_are_no_paths() {
 }
 
 #[test]
-fn ids_are_whole_numbers_of_32_bits() {
+fn layers_and_positions_that_no_model_has_are_no_stages() {
+    let refused = |name: &str, shape: &str, bytes: &[u8]| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(format!("{name}.npy")), npy("'<f4'", "False", shape, bytes)).unwrap();
+        let out = dir.path().join("t");
+        import(Importer::Npz, &[dir.path().to_path_buf()], &ImportOptions::default(), &out).unwrap_err().to_string()
+    };
+    for layer in [10_000, u32::MAX] {
+        for name in [format!("layers.{layer}.layer_out"), format!("l_out-{layer}"), format!("blk.{layer}.moe_out")] {
+            let error = refused(&name, "(1, 2)", &[0; 8]);
+            assert!(error.contains(&format!("{name}: layer {layer}: a layer below 10000 expected")), "{error}");
+        }
+    }
+    let error = refused("layers.0.layer_out", "(4294967295, 0)", &[]);
+    assert!(error.contains("layers.0.layer_out: shape [4294967295, 0]: one or more values expected"), "{error}");
+}
+
+#[test]
+fn ids_are_whole_numbers_of_experts_that_a_model_may_have() {
     let ids = |descr: &str, bytes: &[u8]| {
         let dir = tempfile::tempdir().unwrap();
         let array = npy(descr, "False", "(1, 2)", bytes);
@@ -275,9 +293,13 @@ fn ids_are_whole_numbers_of_32_bits() {
         import(Importer::Npz, &[dir.path().to_path_buf()], &ImportOptions::default(), &out)?;
         Trace::open(&out)?.tensor(Site::layer(0, Stage::RouterIds)).map(|ids| ids.unwrap())
     };
-    let largest = HostTensor::u32(&[1, 2], vec![0, u32::MAX - 1]);
-    assert_eq!(ids("'<u4'", &[0u32, u32::MAX - 1].map(u32::to_le_bytes).concat()).unwrap(), largest);
-    assert_eq!(ids("'<i8'", &[0i64, u32::MAX as i64 - 1].map(i64::to_le_bytes).concat()).unwrap(), largest);
+    let largest = HostTensor::u32(&[1, 2], vec![0, 65_535]);
+    assert_eq!(ids("'<u4'", &[0u32, 65_535].map(u32::to_le_bytes).concat()).unwrap(), largest);
+    assert_eq!(ids("'<i8'", &[0i64, 65_535].map(i64::to_le_bytes).concat()).unwrap(), largest);
+    for beyond in [65_536, u32::MAX - 1] {
+        let error = ids("'<u4'", &[0u32, beyond].map(u32::to_le_bytes).concat()).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("position 0: an expert id below 65536 expected, found {beyond}")), "{error}");
+    }
     for wrong in [-1, 1 << 32, i64::MAX, i64::MIN] {
         let error = ids("'<i8'", &[0, wrong].map(i64::to_le_bytes).concat()).unwrap_err().to_string();
         assert!(error.contains("is no expert id"), "{error}");
