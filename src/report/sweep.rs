@@ -43,7 +43,7 @@ fn prompt(r: &PromptResult) -> String {
     let result = match (&r.first_fault, &r.worst) {
         (Some(fault), _) => words(fault),
         (None, _) if !r.agrees => "does not agree: see diff of this prompt".to_string(),
-        (None, Some((stage, ratio))) => format!("agrees · at most {} × floor at {stage}", short(*ratio)),
+        (None, Some((stage, ratio))) => format!("agrees · {} × floor, {stage}", short(*ratio)),
         (None, None) => "agrees".to_string(),
     };
     let mut more = String::new();
@@ -51,7 +51,7 @@ fn prompt(r: &PromptResult) -> String {
         more += &format!(" · {}", count(r.flips, "flip"));
     }
     if let Some(logits) = r.logits {
-        more += &format!(" · KL max {}", scientific(logits.kld_max));
+        more += &format!(" · KL {}", scientific(logits.kld_max));
     }
     let id = format!("{:ID_WIDTH$}", cut(&printable(&r.id), ID_WIDTH));
     let line = format!("{:>6}  {id}  {:>6}  {:9}  {result}{more}", r.index + 1, r.tokens + r.decoded, time(r.seconds));
