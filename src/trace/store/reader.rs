@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::file::TensorFile;
@@ -72,9 +73,9 @@ impl Trace {
         for entry in &manifest.tensors {
             let name = file_name(entry.layer);
             let mut files = trace.files.borrow_mut();
-            if !files.contains_key(&name) {
-                let file = TensorFile::open(&dir.join(&name))?;
-                files.insert(name, file);
+            let file = dir.join(&name);
+            if let Entry::Vacant(entry) = files.entry(name) {
+                entry.insert(TensorFile::open(&file)?);
             }
             drop(files);
             let (site, stored) = trace.check(entry).map_err(|what| wrong(format!("tensor {}: {what}", entry.key)))?;
