@@ -76,7 +76,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         (Some(stages), Some(out)) => {
             let selection = Selection::parse(stages, &args.layers, &args.positions, &args.experts)?;
             let experts = config.moe.as_ref().map_or(0, |m| m.experts);
-            let selected = selection.resolve(config.layers, positions, experts, config.moe.is_some())?;
+            let selected = selection.resolve(config.layers, positions, experts, config.layout())?;
             Some(TraceWriter::create(out, args.force, selected)?)
         }
         _ => None,

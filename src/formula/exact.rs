@@ -105,6 +105,10 @@ impl Emulation {
                 let weight = &rounded_rows(weight, format, 0..1)?;
                 evaluate(&Op::RmsNorm { x, weight, eps })
             }
+            Op::Bias { x, weight } => {
+                let weight = &rounded_rows(weight, format, 0..1)?;
+                evaluate(&Op::Bias { x, weight })
+            }
             Op::Embed { table, tokens } => {
                 let mut out = evaluate(op)?;
                 if let Data::F64(values) = &mut out.data {

@@ -6,7 +6,7 @@ use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{Data, HostTensor, Op};
 
-/// Σ factor·value of two operands. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
+/// Σ factor·value of two operands, of which a bias is one, repeated for each row. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
 /// that computes in less: (1 + u)·u·|factor·value|.
 pub(crate) struct Sum<'a> {
     pub operands: [Values<'a>; 2],
@@ -19,9 +19,17 @@ pub(crate) struct Sum<'a> {
 
 impl<'a> Formula<'a> for Sum<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::Add { a, b } = *op else { return Ok(None) };
-        let wide = [a, b].map(|t| matches!(t.data, Data::F64(_)));
-        Ok(Some(Self { operands: [0, 1].map(|n| as_given(&x[n])), factors: [1.0; 2], wide, cols: a.cols() }))
+        let is_wide = |t: &HostTensor| matches!(t.data, Data::F64(_));
+        let (operands, wide, cols) = match *op {
+            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), a.cols()),
+            Op::Bias { x: a, weight } => {
+                let bias: Vec<f64> = weight.f32s().map(f64::from).collect();
+                let rows: Vec<f64> = bias.iter().copied().cycle().take(x[0].len()).collect();
+                ([as_given(&x[0]), rows.into()], [is_wide(a), false], a.cols())
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols }))
     }
     by_row!();
 }

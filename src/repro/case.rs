@@ -12,7 +12,7 @@ use crate::op::{At, HostTensor, Op, OpParams, Site, Stage, Weight};
 const MOST_POSITIONS: usize = 1 << 20;
 const MOST_EXPERTS: u32 = 1 << 16;
 
-/// The operand that is a KV cache, and the stage whose values are stored in it.
+/// The operand that is a KV cache, and the stage at which it is written for a call of a single operation.
 pub fn cache(op: &OpParams) -> Option<(usize, Stage)> {
     match op {
         OpParams::AttnScores { .. } => Some((1, Stage::KRope)),

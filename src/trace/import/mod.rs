@@ -420,6 +420,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             head_dim: Some(config.head_dim),
             ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
             moe: Some(config.moe.is_some()),
+            qkv_bias: Some(config.qkv_bias),
         },
         None => rules.sizes,
     };

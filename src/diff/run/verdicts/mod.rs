@@ -121,12 +121,11 @@ impl<'m> ComparisonBuilder<'m> {
         tolerances: Tolerances,
         prompt: &[u32],
     ) -> Self {
-        let moe = model.config.moe.is_some();
         Self {
             model,
             config: &model.config,
             contracts,
-            logs: partial.map(|partial| partial.then(|| Log::new(moe))),
+            logs: partial.map(|partial| partial.then(|| Log::new(model.config.layout()))),
             tolerances,
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
@@ -350,14 +349,9 @@ impl<'m> ComparisonBuilder<'m> {
         let split = split(&o.reference, &o.replayed, &o.subject).ok()?;
         self.carried
             .insert(o.at.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
+        let inputs = o.at.site.stage.inputs(self.config.layout());
         let inputs: Vec<InputError> =
-            o.at.site
-                .stage
-                .info()
-                .inputs
-                .iter()
-                .filter_map(|input| self.carried.get(&producer(o.at.site, *input)).copied())
-                .collect();
+            inputs.filter_map(|input| self.carried.get(&producer(o.at.site, input)).copied()).collect();
         split.amplification(&inputs)
     }
 

@@ -4,7 +4,14 @@ use super::*;
 
 #[test]
 fn names_of_nodes_and_modules() {
-    let sizes = ModelSizes { heads: Some(4), kv_heads: Some(2), head_dim: Some(16), ffn: Some(7), moe: Some(true) };
+    let sizes = ModelSizes {
+        heads: Some(4),
+        kv_heads: Some(2),
+        head_dim: Some(16),
+        ffn: Some(7),
+        moe: Some(true),
+        qkv_bias: None,
+    };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
         Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
