@@ -82,9 +82,9 @@ impl Engine {
         let factors: Vec<f32> = rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
         for (t, row) in y.chunks_exact_mut(cols).enumerate() {
             for head in row.chunks_exact_mut(head_dim) {
-                for i in 0..head_dim / 2 {
+                for (i, factor) in factors.iter().enumerate() {
                     let [a, b] = pairing.dims(i, head_dim / 2);
-                    let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / f64::from(factors[i]);
+                    let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / f64::from(*factor);
                     let angle = (start + t) as f64 * rotation.scale * frequency;
                     let (sin, cos) = (angle.sin() as f32, angle.cos() as f32);
                     (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);

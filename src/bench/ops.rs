@@ -484,14 +484,15 @@ fn samples<B: Backend>(backend: &mut B, at: At, ops: &[Op<'_, B::Tensor>], secon
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::Layout;
+    use crate::op::LayerLayout;
 
     #[test]
     fn the_cases_of_the_demo_are_its_tensors_types_and_shapes() {
         let model = Model::open(None).unwrap();
         let cases = of_model(&model, &[1, 4], 16);
         let made: std::collections::BTreeSet<Stage> = cases.iter().flat_map(|c| c.stages.clone()).collect();
-        let expected = STAGES.iter().filter(|row| row.scope.occurs(Layout::QWEN3MOE)).map(|row| row.stage).collect();
+        let expected =
+            STAGES.iter().filter(|row| row.scope.occurs(LayerLayout::QWEN3MOE)).map(|row| row.stage).collect();
         assert_eq!(made, expected, "every stage is made by a case");
         let names: std::collections::BTreeSet<String> = cases.iter().map(OpBenchCase::name).collect();
         assert_eq!(names.len(), cases.len(), "no case twice: {names:#?}");

@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::formula::exact::{exact, used_with};
 use crate::formula::precision::FloatFormat;
 use crate::formula::sum::confidence;
-use crate::op::{At, Data, GgmlType, HostTensor, Layout, Op, OwnedOp, Site, Stage, Weight};
+use crate::op::{At, Data, GgmlType, HostTensor, LayerLayout, Op, OwnedOp, Site, Stage, Weight};
 use crate::quant::random::Rng;
 
 /// How often a hidden value is drawn.
@@ -171,7 +171,7 @@ impl Step {
     }
 
     /// The same for the first `rows` rows of a call, which do not depend on what comes after them.
-    pub fn prefix(&self, rows: usize, layout: Layout) -> Step {
+    pub fn prefix(&self, rows: usize, layout: LayerLayout) -> Step {
         let At { site, start } = self.at;
         let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows);
         let sources = sources(site, layout);
@@ -220,7 +220,7 @@ pub struct OperandSource {
 }
 
 /// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
-pub fn sources(site: Site, layout: Layout) -> Vec<OperandSource> {
+pub fn sources(site: Site, layout: LayerLayout) -> Vec<OperandSource> {
     let of = |input: Stage| OperandSource { site: producer(site, input), cache: input.is_cached_by(site.stage) };
     site.stage.inputs(layout).map(of).collect()
 }
@@ -239,14 +239,14 @@ pub fn producer(site: Site, input: Stage) -> Site {
 #[derive(Default)]
 pub struct Log {
     pub steps: Vec<Step>,
-    layout: Layout,
+    layout: LayerLayout,
 }
 
 /// Values that differ from those of the log, by the stage that made them.
 pub type Changed = BTreeMap<Site, Rc<HostTensor>>;
 
 impl Log {
-    pub fn new(layout: Layout) -> Self {
+    pub fn new(layout: LayerLayout) -> Self {
         Self { steps: Vec::new(), layout }
     }
 
@@ -290,7 +290,7 @@ pub struct Segment {
     pub steps: Vec<Step>,
     /// The steps' weights as f32, which is exact, where they are not too many: a segment is run hundreds of times.
     plain: Vec<Option<Arc<Weight>>>,
-    layout: Layout,
+    layout: LayerLayout,
 }
 
 impl Segment {

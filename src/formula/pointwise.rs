@@ -1,5 +1,6 @@
 //! The residual sum and the gated activation.
 
+use super::exact::Emulation;
 use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
@@ -15,6 +16,8 @@ pub(crate) struct Sum<'a> {
     /// Which operands come in float64.
     pub wide: [bool; 2],
     pub cols: usize,
+    /// The second operand is a weight.
+    pub is_bias: bool,
 }
 
 impl<'a> Formula<'a> for Sum<'a> {
@@ -29,7 +32,12 @@ impl<'a> Formula<'a> for Sum<'a> {
             }
             _ => return Ok(None),
         };
-        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols }))
+        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, is_bias: matches!(op, Op::Bias { .. }) }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        if self.is_bias {
+            how.round_weight(self.operands[1].to_mut());
+        }
     }
     by_row!();
 }

@@ -6,7 +6,7 @@
 use super::arch::{Architecture, KeyReport, Keys, Occurs};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{Layout, Rotation};
+use crate::op::{LayerLayout, Rotation};
 
 /// What a layer's router chooses among: by a softmax over all experts, the largest.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -68,8 +68,8 @@ impl Config {
         self.kv_heads * self.head_dim
     }
     /// Which stages its layers have.
-    pub fn layout(&self) -> Layout {
-        Layout { qkv_bias: self.qkv_bias, qk_norm: self.architecture.qk_norm, moe: self.moe.is_some() }
+    pub fn layout(&self) -> LayerLayout {
+        LayerLayout { qkv_bias: self.qkv_bias, qk_norm: self.architecture.qk_norm, moe: self.moe.is_some() }
     }
 
     /// # Errors

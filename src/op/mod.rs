@@ -19,6 +19,6 @@ pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp};
 pub use rotation::{AngleKey, Pairing, Rotation};
 pub use site::{At, Site};
-pub use stage::{Dim, Layout, STAGES, Scope, Stage, StageInfo};
+pub use stage::{Dim, LayerLayout, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};
 pub use weight::{Weight, WeightOwner};

@@ -255,6 +255,16 @@ impl OpParams {
         }
     }
 
+    /// The same, given a `weight` or none: whether rope has factors is known by there being some.
+    pub fn given(self, weight: bool) -> Self {
+        match self {
+            OpParams::Rope { x, start, head_dim, rotation } => {
+                OpParams::Rope { x, start, head_dim, rotation: rotation.with_factors(weight.then_some(())) }
+            }
+            other => other,
+        }
+    }
+
     /// The operation over `tensors`, in the order of [`OpParams::names`], and `weight`. Whether they fit it is for
     /// [`Op::check`] to say.
     ///
@@ -270,13 +280,7 @@ impl OpParams {
         if tensors.len() != names.len() {
             return Err(wrong(format!("{} operands where {} were expected", tensors.len(), names.join(" and "))));
         }
-        // Whether rope has factors is known by there being some.
-        let params = match *self {
-            OpParams::Rope { x, start, head_dim, rotation } => {
-                OpParams::Rope { x, start, head_dim, rotation: rotation.with_factors(weight.map(|_| ())) }
-            }
-            other => other,
-        };
+        let params = self.given(weight.is_some());
         if let (None, Some(weight)) = (params.weight(), weight) {
             return Err(wrong(format!("{} is given where no weight was expected", weight.name)));
         }

@@ -90,7 +90,7 @@ pub enum Scope {
 
 /// Which stages the layers of a model have: all of its layers are alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
+pub struct LayerLayout {
     /// q, k and v have biases.
     pub qkv_bias: bool,
     /// The heads of q and k are normalised before rope.
@@ -99,13 +99,13 @@ pub struct Layout {
     pub moe: bool,
 }
 
-impl Layout {
+impl LayerLayout {
     /// That of Qwen3-MoE, for which the stage table names inputs.
     pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true };
 }
 
 /// `layers with experts, norms of q and k, no biases`.
-impl std::fmt::Display for Layout {
+impl std::fmt::Display for LayerLayout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let no = |there: bool| if there { "" } else { "no " };
         let ffn = if self.moe { "layers with experts" } else { "plain FFN layers" };
@@ -115,7 +115,7 @@ impl std::fmt::Display for Layout {
 
 impl Scope {
     /// Whether such a stage occurs in a model of this layout.
-    pub fn occurs(self, layout: Layout) -> bool {
+    pub fn occurs(self, layout: LayerLayout) -> bool {
         match self {
             Self::Model | Self::Layer => true,
             Self::BiasLayer => layout.qkv_bias,
@@ -142,7 +142,7 @@ pub struct StageInfo {
     /// The operation that makes it…
     pub op: OpKind,
     /// …from these stages (of the same layer, or for a layer's first stage and the residual, the layer before), in a layer of
-    /// [`Layout::QWEN3MOE`]; [`Stage::inputs`] says from which in another.
+    /// [`LayerLayout::QWEN3MOE`]; [`Stage::inputs`] says from which in another.
     pub inputs: &'static [Stage],
     /// The GGUF name of its weight, without the `blk.N.` in front, where it has one.
     pub weight: Option<&'static str>,
@@ -225,7 +225,7 @@ impl Stage {
         STAGES.iter().find(|s| s.name == name).map(|s| s.stage)
     }
     /// The stages that its operation reads in a model of this layout, in the order of the operands.
-    pub fn inputs(self, layout: Layout) -> impl Iterator<Item = Stage> {
+    pub fn inputs(self, layout: LayerLayout) -> impl Iterator<Item = Stage> {
         self.info().inputs.iter().map(move |input| {
             let Some(chain) = CHAINS.iter().find(|chain| chain.contains(input)) else { return *input };
             let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout);

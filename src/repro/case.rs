@@ -100,6 +100,7 @@ impl FailingCall {
         let wrong = |e: String| Error::input(format!("{site}: {e}"));
         let checked = params.bind(&inputs, weight.as_ref()).and_then(|op| op.check(site, |t| t.operand()));
         let shape = checked.map_err(|e| Error::input(e.to_string()))?;
+        let params = params.given(weight.is_some());
         let case = Self { site, params, inputs, weight, kept, shape };
         case.check_kept().map_err(wrong)?;
         Ok(case)

@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::op::{Dim, Layout, STAGES, Scope, Site, Stage, StageInfo};
+use crate::op::{Dim, LayerLayout, STAGES, Scope, Site, Stage, StageInfo};
 
 /// What a user asked for, not yet held against a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +85,13 @@ impl Selection {
     ///
     /// # Errors
     /// [`Error::Usage`] if a word, layer, position or expert selects nothing there.
-    pub fn resolve(&self, n_layers: usize, n_positions: usize, n_experts: usize, layout: Layout) -> Result<Selected> {
+    pub fn resolve(
+        &self,
+        n_layers: usize,
+        n_positions: usize,
+        n_experts: usize,
+        layout: LayerLayout,
+    ) -> Result<Selected> {
         let layers = self.layers.resolve("--layers", "layer", n_layers)?;
         let positions = self.positions.resolve("--positions", "position", n_positions)?;
         let exists = |s: &StageInfo| s.scope.occurs(layout);
@@ -378,11 +384,11 @@ mod tests {
 
     fn sites(stages: &str, layers: &str) -> Vec<String> {
         let selection = Selection::parse(stages, layers, "all", "all").unwrap();
-        selection.resolve(4, 10, 8, Layout::QWEN3MOE).unwrap().sites().map(|s| s.key()).collect()
+        selection.resolve(4, 10, 8, LayerLayout::QWEN3MOE).unwrap().sites().map(|s| s.key()).collect()
     }
     fn refusal(stages: &str, layers: &str, positions: &str, experts: &str) -> String {
-        let resolved =
-            Selection::parse(stages, layers, positions, experts).and_then(|s| s.resolve(4, 10, 8, Layout::QWEN3MOE));
+        let resolved = Selection::parse(stages, layers, positions, experts)
+            .and_then(|s| s.resolve(4, 10, 8, LayerLayout::QWEN3MOE));
         let error = resolved.unwrap_err();
         assert_eq!(error.exit_code(), 2);
         error.to_string()
@@ -416,7 +422,7 @@ mod tests {
     fn numbers_ranges_and_negatives() {
         let positions = |text: &str| {
             let s = Selection::parse("logits", "all", text, "all").unwrap();
-            s.resolve(4, 10, 8, Layout::QWEN3MOE).unwrap().positions().clone()
+            s.resolve(4, 10, 8, LayerLayout::QWEN3MOE).unwrap().positions().clone()
         };
         assert_eq!(positions("last").to_string(), "9");
         assert_eq!(positions("0,5-9").to_string(), "0,5-9");
@@ -426,8 +432,10 @@ mod tests {
         assert_eq!(some.iter().collect::<Vec<_>>(), [0, 5, 6, 7]);
         assert_eq!(some.count(), 4);
         assert_eq!((0..10).filter(|n| some.contains(*n)).collect::<Vec<_>>(), [0, 5, 6, 7]);
-        let experts =
-            Selection::parse("expert_down", "0", "all", "7,3").unwrap().resolve(4, 10, 8, Layout::QWEN3MOE).unwrap();
+        let experts = Selection::parse("expert_down", "0", "all", "7,3")
+            .unwrap()
+            .resolve(4, 10, 8, LayerLayout::QWEN3MOE)
+            .unwrap();
         assert_eq!(experts.experts(), Some(&[3, 7][..]));
     }
 
@@ -450,7 +458,7 @@ mod tests {
         assert!(refusal("all", "all", "all", "8").contains("no expert 8"));
         assert!(refusal("moe_out", "all", "all", "3").contains("none of these stages is selected"));
         let dense =
-            Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, Layout::default()).unwrap_err();
+            Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, LayerLayout::default()).unwrap_err();
         assert!(dense.to_string().contains("no experts"));
     }
 
@@ -481,8 +489,8 @@ mod tests {
     fn odd_words_do_not_panic() {
         for word in ["", "*", "-", "-3", "é*", "**a**", "a".repeat(10_000).as_str(), "--", "kq-99999999999999999999"] {
             let _ = Selection::parse(word, word, word, word);
-            let _ = Selection::parse(word, "all", "all", "all").map(|s| s.resolve(4, 1, 8, Layout::QWEN3MOE));
-            let _ = Selection::parse("all", word, "all", "all").map(|s| s.resolve(4, 1, 8, Layout::QWEN3MOE));
+            let _ = Selection::parse(word, "all", "all", "all").map(|s| s.resolve(4, 1, 8, LayerLayout::QWEN3MOE));
+            let _ = Selection::parse("all", word, "all", "all").map(|s| s.resolve(4, 1, 8, LayerLayout::QWEN3MOE));
         }
     }
 }

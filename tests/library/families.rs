@@ -69,6 +69,20 @@ fn gpu_equals_the_goldens() {
     check_against_goldens(gpu, F32_NMSE);
 }
 
+/// Where nobody looks, the GPU runs several operations as one: rope and biases go straight into the cache. The logits are the same bits.
+#[test]
+fn taps_change_nothing_on_the_gpu() {
+    let gpu = || GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).unwrap();
+    for family in FAMILIES {
+        let (model, golden) = open(family);
+        let tapped = record(gpu(), &model, &golden.tokens);
+        let mut plain = gpu();
+        let mut session = Session::new(&mut plain, &model.config, golden.tokens.len()).unwrap();
+        let logits = forward(&mut plain, &model, &mut session, &golden.tokens, LogitRows::All).unwrap();
+        assert!(plain.read(&logits).unwrap() == tapped["logits"], "{family}");
+    }
+}
+
 /// As for the bundled model: chunks and decode steps are the same computation, row by row.
 #[test]
 fn chunked_prefill_and_decode_equal_one_call() {
@@ -207,7 +221,8 @@ fn a_value_for_each_layer_is_one_value_if_they_are_equal() {
 #[test]
 fn tokens_equal_the_goldens() {
     let expected = std::fs::read_to_string(path("tokens", "json")).unwrap();
-    let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> = serde_json::from_str(&expected).unwrap();
+    let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> =
+        serde_json::from_str(&expected).unwrap();
     assert_eq!(expected.keys().collect::<Vec<_>>(), ["llama", "llama-bpe", "qwen2", "smollm"]);
     for (name, texts) in expected {
         let file = if name == "llama" { "sentencepiece" } else { "byte-level" };

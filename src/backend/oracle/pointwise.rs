@@ -43,8 +43,8 @@ pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&
     }
     let mut out = values(x).into_owned();
     for token in 0..t {
-        for i in 0..half {
-            let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / factors[i];
+        for (i, factor) in factors.iter().enumerate() {
+            let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / factor;
             let angle = (start + token) as f64 * rotation.scale * frequency;
             let (first, second) = match rotation.pairing {
                 Pairing::Neox => (i, i + half),

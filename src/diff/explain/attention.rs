@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::softmax::{Form, Seen, Softmax};
-use crate::op::{Layout, Op, OpKind, Stage};
+use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
 fn sizes<'a>(case: &'a Evidence<'a>) -> Result<Option<Sizes>> {
@@ -192,7 +192,7 @@ pub fn cache<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// The stages that lead up to rope, the last first, of a chain of projection, bias and norm; and what the values of each are.
-fn before_rope(name: &str, chain: [Stage; 3], layout: Layout) -> Vec<(Stage, String)> {
+fn before_rope(name: &str, chain: [Stage; 3], layout: LayerLayout) -> Vec<(Stage, String)> {
     let mut found = Vec::new();
     let mut before = vec!["rope"];
     for stage in chain.into_iter().rev().filter(|s| s.info().scope.occurs(layout)) {

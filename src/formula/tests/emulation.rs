@@ -183,16 +183,15 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 let theta_scale = (base as f32).powf(-2.0 / head_dim as f32);
                 let mut theta = position as f32;
                 let mut turns = vec![];
-                let exactly =
-                    |i: usize| position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factors[i] as f64;
-                for i in 0..half {
+                for (i, &factor) in factors.iter().enumerate() {
+                    let exact = position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factor as f64;
                     let angle = match c.angles {
-                        Precision::F64 => (exactly(i), 0.0),
+                        Precision::F64 => (exact, 0.0),
                         // ggml's way and PyTorch's.
-                        _ if t % 2 == 0 => (0.0, scale as f32 * (theta / factors[i])),
+                        _ if t % 2 == 0 => (0.0, scale as f32 * (theta / factor)),
                         _ => {
                             let plain = 1.0 / (base as f32).powf(2.0 * i as f32 / head_dim as f32);
-                            (0.0, position as f32 * (plain / factors[i] * scale as f32))
+                            (0.0, position as f32 * (plain / factor * scale as f32))
                         }
                     };
                     theta *= theta_scale;
@@ -200,7 +199,6 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         (wide, 0.0) if c.angles == Precision::F64 => (wide.sin() as f32, wide.cos() as f32),
                         (_, narrow) => (narrow.sin(), narrow.cos()),
                     };
-                    let exact = exactly(i);
                     turns.push((exact, inner(sin), inner(cos)));
                 }
                 for head in row.chunks(head_dim) {

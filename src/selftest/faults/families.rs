@@ -78,6 +78,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: QWEN2,
         stage: Stage::VBias,
         patterns: NOT_FIRST,
+        explained: &["bias"],
         ..FAULT
     },
     Fault {

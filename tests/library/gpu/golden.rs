@@ -9,7 +9,7 @@ use super::common::*;
 
 use safetensors::{Dtype, SafeTensors};
 use twinscope::gguf::Gguf;
-use twinscope::op::{HostTensor, Layout, Op, OpKind, Rotation, STAGES, Scope, Site, Stage, StageInfo, Weight};
+use twinscope::op::{HostTensor, LayerLayout, Op, OpKind, Rotation, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
 const LAYERS: usize = 4;
 const HEAD_DIM: usize = 64;
@@ -120,7 +120,7 @@ fn nmse(got: &HostTensor, want: &HostTensor) -> f64 {
 
 /// The sites of a model without dense layers.
 fn sites() -> Vec<(Site, &'static StageInfo)> {
-    let in_layers = |row: &StageInfo| row.scope != Scope::Model && row.scope.occurs(Layout::QWEN3MOE);
+    let in_layers = |row: &StageInfo| row.scope != Scope::Model && row.scope.occurs(LayerLayout::QWEN3MOE);
     let layers = (0..LAYERS)
         .flat_map(|n| STAGES.iter().filter(move |r| in_layers(r)).map(move |r| (Site::layer(n, r.stage), r)));
     let whole = STAGES.iter().filter(|r| r.scope == Scope::Model).map(|r| (Site::model(r.stage), r));

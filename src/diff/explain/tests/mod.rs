@@ -217,10 +217,10 @@ fn world() -> World {
 
 /// Every stage of the model, layer 1 for those of a layer.
 fn sites() -> Vec<Site> {
-    use crate::op::{Layout, STAGES, Scope};
+    use crate::op::{LayerLayout, STAGES, Scope};
     STAGES
         .iter()
-        .filter(|row| row.scope.occurs(Layout::QWEN3MOE))
+        .filter(|row| row.scope.occurs(LayerLayout::QWEN3MOE))
         .map(|row| if row.scope == Scope::Model { Site::model(row.stage) } else { Site::layer(1, row.stage) })
         .collect()
 }
