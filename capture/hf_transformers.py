@@ -206,6 +206,8 @@ class Recorder:
                 stage = FEED_FORWARD[hasattr(module, "experts")]
             else:
                 stage = LAYER_MODULES.get(name)
+            if stage in ("q_proj", "k_proj", "v_proj") and getattr(module, "bias", None) is not None:
+                stage = stage.replace("proj", "bias")  # the module adds it
             if stage is not None:
                 self.keep(layer, stage, rows_of(first))
             elif self.modules is not None and self.modules.search(name):

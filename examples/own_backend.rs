@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use twinscope::Result;
 use twinscope::backend::{
@@ -16,7 +17,7 @@ use twinscope::backend::{
 };
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
-use twinscope::op::{At, Data, HostTensor, Op, OpKind, Weight};
+use twinscope::op::{At, Data, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
 use twinscope::quant::dequantize;
 use twinscope::report::text::{self, Style};
 
@@ -69,12 +70,22 @@ fn products(weight: &Weight, x: &[f32], rows: &[(usize, usize)]) -> Result<Vec<f
 
 impl Engine {
     /// Pair i of each head turns by (start + t) · base^(−2i/D).
-    fn rope(&self, mut y: Vec<f32>, cols: usize, start: usize, head_dim: usize, base: f64) -> Vec<f32> {
+    fn rope(
+        &self,
+        mut y: Vec<f32>,
+        cols: usize,
+        start: usize,
+        head_dim: usize,
+        rotation: &Rotation<&Arc<Weight>>,
+    ) -> Vec<f32> {
+        let pairing = if self.rope_interleaved { Pairing::Norm } else { rotation.pairing };
+        let factors: Vec<f32> = rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
         for (t, row) in y.chunks_exact_mut(cols).enumerate() {
             for head in row.chunks_exact_mut(head_dim) {
-                for i in 0..head_dim / 2 {
-                    let (a, b) = if self.rope_interleaved { (2 * i, 2 * i + 1) } else { (i, i + head_dim / 2) };
-                    let angle = (start + t) as f64 * base.powf(-2.0 * i as f64 / head_dim as f64);
+                for (i, factor) in factors.iter().enumerate() {
+                    let [a, b] = pairing.dims(i, head_dim / 2);
+                    let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / f64::from(*factor);
+                    let angle = (start + t) as f64 * rotation.scale * frequency;
                     let (sin, cos) = (angle.sin() as f32, angle.cos() as f32);
                     (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
                 }
@@ -143,8 +154,12 @@ impl Backend for Engine {
                 let rows = ids.ids().iter().enumerate().map(|(slot, id)| (slot / per_row, *id as usize));
                 tensor(&[t, k, weight.rows], products(weight, &xs, &rows.collect::<Vec<_>>())?)
             }
-            Op::Rope { x, start, head_dim, base } => {
-                tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, *base))
+            Op::Bias { x, weight } => {
+                let bias = weights(weight, 0, 0)?;
+                tensor(&shape(x), v(x).iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect())
+            }
+            Op::Rope { x, start, head_dim, rotation } => {
+                tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, rotation))
             }
             Op::Store { cache, x, start } => {
                 let (at, x) = (start * cols(x), v(x));

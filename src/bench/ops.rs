@@ -230,6 +230,7 @@ fn cases(
         let [cols, rows, experts] = weights.dims();
         let shape = match op {
             OpKind::RmsNorm => format!("{groups}×{cols}"),
+            OpKind::Bias => format!("{cols}"),
             OpKind::ExpertMatMul => {
                 let x = if stages.iter().any(|s| per_slot(*s)) { ", a row for each" } else { "" };
                 format!("[{cols}, {rows}, {experts}], {used} used{x}")
@@ -251,7 +252,7 @@ fn cases(
         let start = depth;
         let seen = start + tokens;
         let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
-        let rope = |heads| OpShape::Rope { tokens, heads, head_dim, start, base: BASE };
+        let rope = |heads| OpShape::neox(tokens, heads, head_dim, start, BASE);
         let slots = used.max(1);
         let mut plain = vec![
             (vec![Stage::QRope], format!("{heads} heads of {head_dim}"), rope(heads)),
@@ -430,6 +431,10 @@ fn time<B: Backend>(
             let x = upload(backend, &[tokens, groups * cols])?;
             all.extend(weights.iter().map(|weight| Op::RmsNorm { x: x.clone(), weight, eps: EPS }));
         }
+        OpKind::Bias => {
+            let x = upload(backend, &[tokens, cols])?;
+            all.extend(weights.iter().map(|weight| Op::Bias { x: x.clone(), weight }));
+        }
         OpKind::ExpertMatMul => {
             let k = case.used;
             let x = if case.stages.iter().any(|s| per_slot(*s)) {
@@ -479,13 +484,15 @@ fn samples<B: Backend>(backend: &mut B, at: At, ops: &[Op<'_, B::Tensor>], secon
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::op::LayerLayout;
 
     #[test]
     fn the_cases_of_the_demo_are_its_tensors_types_and_shapes() {
         let model = Model::open(None).unwrap();
         let cases = of_model(&model, &[1, 4], 16);
         let made: std::collections::BTreeSet<Stage> = cases.iter().flat_map(|c| c.stages.clone()).collect();
-        let expected = STAGES.iter().filter(|row| row.scope.occurs(true)).map(|row| row.stage).collect();
+        let expected =
+            STAGES.iter().filter(|row| row.scope.occurs(LayerLayout::QWEN3MOE)).map(|row| row.stage).collect();
         assert_eq!(made, expected, "every stage is made by a case");
         let names: std::collections::BTreeSet<String> = cases.iter().map(OpBenchCase::name).collect();
         assert_eq!(names.len(), cases.len(), "no case twice: {names:#?}");

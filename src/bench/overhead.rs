@@ -164,7 +164,7 @@ fn time(
                         model.config.layers,
                         positions,
                         moe.map_or(0, |m| m.experts),
-                        moe.is_some(),
+                        model.config.layout(),
                     )?;
                     Some(TraceWriter::create(out, false, selected)?)
                 }

@@ -50,7 +50,7 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
     let pairs = |start: usize, positions: usize| start * positions + positions * (positions + 1) / 2;
     let (bytes, flops) = match op {
         Operation::Embed { table, tokens } => (tokens.len() * table.row_bytes(), 0),
-        Operation::RmsNorm { weight, .. } => (weight.row_bytes(), 0),
+        Operation::RmsNorm { weight, .. } | Operation::Bias { weight, .. } => (weight.row_bytes(), 0),
         Operation::MatMul { x, weight } => (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols),
         Operation::ExpertMatMul { ids, weight, .. } => {
             let slots: usize = shape(ids).iter().product();

@@ -244,7 +244,8 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
     }
     let moe = model.config.moe.as_ref();
     let selection = Selection::parse(&args.stages, &args.layers, "all", "all")?;
-    let selected = selection.resolve(model.config.layers, 1, moe.map_or(0, |moe| moe.experts), moe.is_some())?;
+    let selected =
+        selection.resolve(model.config.layers, 1, moe.map_or(0, |moe| moe.experts), model.config.layout())?;
     // Stages outside of layers are asked about where they are named.
     let whole_model = args.stages == "all";
     Ok(Some(Selected::of(selected.sites().filter(|site| !whole_model || site.layer.is_some()), 1)))

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::{Outcome, output};
 use crate::op::GgmlType;
-use crate::synth::{FfnShape, MIXES, Mix, ModelShape, Moe, Plan};
+use crate::synth::{Family, FfnShape, MIXES, Mix, ModelShape, Moe, Plan};
 use crate::{Error, Result};
 
 /// Write a model of random weights, of any shape and type.
@@ -23,6 +23,9 @@ pub struct Args {
     /// The shape to begin with; the flags below change it.
     #[arg(long, default_value = "tiny", value_parser = ModelShape::NAMES)]
     shape: String,
+    /// The family: of qwen3 with experts the architecture is qwen3moe. That of the shape if not given.
+    #[arg(long, value_parser = Family::NAMES)]
+    family: Option<String>,
     /// Types as llama.cpp's quantizer mixes them.
     #[arg(long, default_value = "Q4_K_M", value_parser = parse_mix)]
     quant: Mix,
@@ -57,7 +60,7 @@ pub struct Args {
     /// FFN width of an expert.
     #[arg(long, value_name = "N", help_heading = "Dimensions")]
     expert_ffn: Option<u32>,
-    /// No experts but one FFN of this width: architecture qwen3.
+    /// No experts but one FFN of this width.
     #[arg(long, value_name = "FFN", help_heading = "Dimensions", conflicts_with_all = ["experts", "experts_used", "expert_ffn"])]
     dense: Option<u32>,
     /// Tokens in the vocabulary.
@@ -123,7 +126,9 @@ impl Args {
             }),
             (None, dense) => dense,
         };
+        let family = self.family.as_deref().and_then(Family::named).unwrap_or(base.family);
         Ok(ModelShape {
+            family,
             hidden: self.hidden.unwrap_or(base.hidden),
             layers: self.layers.unwrap_or(base.layers),
             heads: self.heads.unwrap_or(base.heads),
@@ -135,6 +140,7 @@ impl Args {
             rope_base: self.rope_base.unwrap_or(base.rope_base),
             eps: self.eps.unwrap_or(base.eps),
             tied: self.tied || base.tied,
+            rope_freqs: base.rope_freqs && family == Family::Llama,
         })
     }
 }

@@ -131,7 +131,7 @@ fn writer(args: &Args, model: &Model, prompt: &ReadyPrompt) -> Result<Option<Tra
     let (Some(stages), Some(out)) = (&args.save, target(args, prompt)) else { return Ok(None) };
     let selection = Selection::parse(stages, &args.layers, &args.positions, &args.experts)?;
     let experts = config.moe.as_ref().map_or(0, |m| m.experts);
-    let selected = selection.resolve(config.layers, positions, experts, config.moe.is_some())?;
+    let selected = selection.resolve(config.layers, positions, experts, config.layout())?;
     if let Some(parent) = args.prompts.as_ref().and(args.out.as_ref()) {
         std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
     }

@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::formula::exact::{exact, used_with};
 use crate::formula::precision::FloatFormat;
 use crate::formula::sum::confidence;
-use crate::op::{At, Data, GgmlType, HostTensor, Op, OwnedOp, Site, Stage, Weight};
+use crate::op::{At, Data, GgmlType, HostTensor, LayerLayout, Op, OwnedOp, Site, Stage, Weight};
 use crate::quant::random::Rng;
 
 /// How often a hidden value is drawn.
@@ -171,10 +171,10 @@ impl Step {
     }
 
     /// The same for the first `rows` rows of a call, which do not depend on what comes after them.
-    pub fn prefix(&self, rows: usize, moe: bool) -> Step {
+    pub fn prefix(&self, rows: usize, layout: LayerLayout) -> Step {
         let At { site, start } = self.at;
         let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows);
-        let sources = sources(site, moe);
+        let sources = sources(site, layout);
         let mut next = sources.iter();
         let mut op = self.op.with_operands(|t| match next.next() {
             Some(source) if !source.cache => Rc::new(cut(source.site.stage, t)),
@@ -219,18 +219,10 @@ pub struct OperandSource {
     pub cache: bool,
 }
 
-/// The operands of the operation that makes `site`, in the order of [`Op::inputs`]; `moe` if the layers have experts.
-pub fn sources(site: Site, moe: bool) -> Vec<OperandSource> {
-    let of = |input: &Stage| {
-        let input = match input {
-            Stage::MoeOut if !moe => Stage::FfnOut,
-            input => *input,
-        };
-        let cache =
-            matches!((site.stage, input), (Stage::AttnScores, Stage::KRope) | (Stage::AttnContext, Stage::VProj));
-        OperandSource { site: producer(site, input), cache }
-    };
-    site.stage.info().inputs.iter().map(of).collect()
+/// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
+pub fn sources(site: Site, layout: LayerLayout) -> Vec<OperandSource> {
+    let of = |input: Stage| OperandSource { site: producer(site, input), cache: input.is_cached_by(site.stage) };
+    site.stage.inputs(layout).map(of).collect()
 }
 
 /// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.
@@ -247,15 +239,15 @@ pub fn producer(site: Site, input: Stage) -> Site {
 #[derive(Default)]
 pub struct Log {
     pub steps: Vec<Step>,
-    moe: bool,
+    layout: LayerLayout,
 }
 
 /// Values that differ from those of the log, by the stage that made them.
 pub type Changed = BTreeMap<Site, Rc<HostTensor>>;
 
 impl Log {
-    pub fn new(moe: bool) -> Self {
-        Self { steps: Vec::new(), moe }
+    pub fn new(layout: LayerLayout) -> Self {
+        Self { steps: Vec::new(), layout }
     }
 
     /// Adds a step, after forgetting what no later segment begins in.
@@ -288,7 +280,7 @@ impl Log {
 
     fn hidden_inputs(&self, step: &Step) -> impl Iterator<Item = Site> {
         let hidden = |site: Site| self.steps.iter().any(|s| s.at.site == site && s.shown != Shown::All);
-        sources(step.at.site, self.moe).into_iter().map(|s| s.site).filter(move |s| hidden(*s))
+        sources(step.at.site, self.layout).into_iter().map(|s| s.site).filter(move |s| hidden(*s))
     }
 }
 
@@ -298,7 +290,7 @@ pub struct Segment {
     pub steps: Vec<Step>,
     /// The steps' weights as f32, which is exact, where they are not too many: a segment is run hundreds of times.
     plain: Vec<Option<Arc<Weight>>>,
-    moe: bool,
+    layout: LayerLayout,
 }
 
 impl Segment {
@@ -307,7 +299,7 @@ impl Segment {
         /// Weights that are kept as f32, all together: 512 MiB.
         const MOST: usize = 1 << 27;
         let target = log.steps.last().map_or(0, Step::rows);
-        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(target, log.moe)).collect();
+        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(target, log.layout)).collect();
         let mut room = MOST;
         let plain = steps.iter().map(|step| {
             let weight = step.op.weight_ref()?;
@@ -318,13 +310,13 @@ impl Segment {
             room -= elements;
             plain(weight, FloatFormat::of(contracts.get(step.op.kind()).weights))
         });
-        Self { plain: plain.collect(), steps, moe: log.moe }
+        Self { plain: plain.collect(), steps, layout: log.layout }
     }
 
     /// The same for the first `rows` rows of the call.
     pub fn prefix(&self, rows: usize) -> Self {
-        let steps = self.steps.iter().map(|step| step.prefix(rows, self.moe)).collect();
-        Self { steps, plain: self.plain.clone(), moe: self.moe }
+        let steps = self.steps.iter().map(|step| step.prefix(rows, self.layout)).collect();
+        Self { steps, plain: self.plain.clone(), layout: self.layout }
     }
 
     /// The oracle's result of step `n` as `op` runs it.
@@ -354,7 +346,7 @@ impl Segment {
     /// The operation of step `n` where the values before it are `changed`; `None` if none of its operands is.
     fn with(&self, n: usize, changed: &Changed) -> Option<OwnedOp> {
         let step = &self.steps[n];
-        let sources = sources(step.at.site, self.moe);
+        let sources = sources(step.at.site, self.layout);
         if !sources.iter().any(|s| changed.contains_key(&s.site)) {
             return None;
         }

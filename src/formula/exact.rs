@@ -97,6 +97,13 @@ impl Emulation {
         })
     }
 
+    /// Rounds the values of a weight that is a vector.
+    pub fn round_weight(&self, values: &mut Vec<f64>) {
+        if let Some(format) = self.weights {
+            *values = format.rounded(values);
+        }
+    }
+
     fn evaluate(&self, op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         let op = &self.apply(op)?;
         let Some(format) = self.weights else { return evaluate(op) };
@@ -104,6 +111,10 @@ impl Emulation {
             Op::RmsNorm { x, weight, eps } => {
                 let weight = &rounded_rows(weight, format, 0..1)?;
                 evaluate(&Op::RmsNorm { x, weight, eps })
+            }
+            Op::Bias { x, weight } => {
+                let weight = &rounded_rows(weight, format, 0..1)?;
+                evaluate(&Op::Bias { x, weight })
             }
             Op::Embed { table, tokens } => {
                 let mut out = evaluate(op)?;

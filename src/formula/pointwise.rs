@@ -1,12 +1,13 @@
 //! The residual sum and the gated activation.
 
+use super::exact::Emulation;
 use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{Data, HostTensor, Op};
 
-/// Σ factor·value of two operands. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
+/// Σ factor·value of two operands, of which a bias is one, repeated for each row. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
 /// that computes in less: (1 + u)·u·|factor·value|.
 pub(crate) struct Sum<'a> {
     pub operands: [Values<'a>; 2],
@@ -15,13 +16,28 @@ pub(crate) struct Sum<'a> {
     /// Which operands come in float64.
     pub wide: [bool; 2],
     pub cols: usize,
+    /// The second operand is a weight.
+    pub is_bias: bool,
 }
 
 impl<'a> Formula<'a> for Sum<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::Add { a, b } = *op else { return Ok(None) };
-        let wide = [a, b].map(|t| matches!(t.data, Data::F64(_)));
-        Ok(Some(Self { operands: [0, 1].map(|n| as_given(&x[n])), factors: [1.0; 2], wide, cols: a.cols() }))
+        let is_wide = |t: &HostTensor| matches!(t.data, Data::F64(_));
+        let (operands, wide, cols) = match *op {
+            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), a.cols()),
+            Op::Bias { x: a, weight } => {
+                let bias: Vec<f64> = weight.f32s().map(f64::from).collect();
+                let rows: Vec<f64> = bias.iter().copied().cycle().take(x[0].len()).collect();
+                ([as_given(&x[0]), rows.into()], [is_wide(a), false], a.cols())
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, is_bias: matches!(op, Op::Bias { .. }) }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        if self.is_bias {
+            how.round_weight(self.operands[1].to_mut());
+        }
     }
     by_row!();
 }

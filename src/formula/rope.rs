@@ -5,18 +5,10 @@ use super::rounding::{TINY, TO_F32, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
-use crate::op::{HostTensor, Op};
+use crate::op::{HostTensor, Op, Pairing};
 
-/// Which dimensions of a head turn together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Pairing {
-    /// i with i + D/2: ggml's NEOX.
-    Halves,
-    /// 2i with 2i + 1: ggml's NORM.
-    Neighbours,
-}
-
-/// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions, φ = (first + step·t)·base^(−2(i + shift)/width).
+/// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions,
+/// φ = (first + step·t)·scale·base^(−2(i + shift)/width) / factors[i].
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
 /// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
 /// a coarser format, half a step of it at each, that of cos times |a| and that of sin times |b|.
@@ -24,7 +16,7 @@ pub(crate) enum Pairing {
 /// An angle that is taken in a coarser format than double is off by Δ, and the result by Δ·|y'| + ½Δ²·(|a| + |b|), y' being the pair's other
 /// element, which is the derivative. In f32, u = 2⁻²⁴: ggml multiplies θ by θ_scale from pair to pair, so that pair i has i roundings of
 /// the product, and i times that of θ_scale, a power good to an ULP; PyTorch takes a power, an inverse and a product. Both are within
-/// Δ ≤ |φ|·((2i + 4)·u + ρ), ρ the contract's bound on exp at ln(base)·2i/D for a power that is made of it. In a coarser format three
+/// Δ ≤ |φ|·((2i + 4)·u + ρ), and one more u for a scale and one for factors, ρ the contract's bound on exp at ln(base)·2i/D for a power that is made of it. In a coarser format three
 /// of its units more: of the frequency, of the position and of their product.
 #[derive(Clone)]
 pub(crate) struct Rope<'a> {
@@ -42,22 +34,28 @@ pub(crate) struct Rope<'a> {
     /// What a pair's number is divided by in the exponent, and what is added to it; stated, D and 0.
     pub width: f64,
     pub shift: f64,
+    /// What every angle is multiplied by.
+    pub scale: f64,
+    /// What the frequency of each pair is divided by; none: 1.
+    pub factors: Option<Vec<f64>>,
 }
 
 impl<'a> Formula<'a> for Rope<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, values: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::Rope { x, start, head_dim, base } = *op else { return Ok(None) };
+        let Op::Rope { x, start, head_dim, rotation } = *op else { return Ok(None) };
         Ok(Some(Self {
             x: as_given(&values[0]),
             cols: x.cols(),
             head_dim,
-            pairing: Pairing::Halves,
+            pairing: rotation.pairing,
             heads: x.cols() / head_dim,
             first: start as f64,
             step: 1.0,
-            base,
+            base: rotation.base,
             width: head_dim as f64,
             shift: 0.0,
+            scale: rotation.scale,
+            factors: rotation.factors.map(|w| w.f32s().map(f64::from).collect()),
         }))
     }
     by_row!();
@@ -71,28 +69,34 @@ impl ByRow for Rope<'_> {
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let x = &self.x[row * self.cols..][..self.cols];
         let (position, half) = (self.first + self.step * row as f64, self.head_dim / 2);
-        let turn = |pair: usize| (position * self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width)).sin_cos();
+        let slower = |pair: usize| self.factors.as_ref().map_or(1.0, |f| f[pair]) / self.scale;
+        let turn = |pair: usize| {
+            let plain = self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width);
+            (position * plain / slower(pair)).sin_cos()
+        };
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
         let product = contracts.map(|c| roundoff(c) + if in_f64(c) { roundoff(c) } else { TO_F32 });
         let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64);
         let apart = contracts.map(|c| c.angles != Precision::F64);
+        // A scaling is a product more, factors are a quotient more.
+        let more = f64::from(u8::from(self.scale != 1.0) + u8::from(self.factors.is_some()));
         let angle = |pair: usize, c: &Contract| {
             let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
-            let steps = (2.0 * pair as f64 + 4.0) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
-            (position * (-exponent).exp()).abs() * steps
+            let steps = (2.0 * pair as f64 + 4.0 + more) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
+            (position * (-exponent).exp() / slower(pair)).abs() * steps
         };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
             let (pair, first) = match self.pairing {
-                Pairing::Halves => (within % half, within < half),
-                Pairing::Neighbours => (within / 2, within % 2 == 0),
+                Pairing::Neox => (within % half, within < half),
+                Pairing::Norm => (within / 2, within % 2 == 0),
             };
             let partner = match (self.pairing, first) {
-                (Pairing::Halves, true) => i + half,
-                (Pairing::Halves, false) => i - half,
-                (Pairing::Neighbours, _) => i ^ 1,
+                (Pairing::Neox, true) => i + half,
+                (Pairing::Neox, false) => i - half,
+                (Pairing::Norm, _) => i ^ 1,
             };
             let (sin, cos) =
                 if head < self.heads { *turns[pair].get_or_insert_with(|| turn(pair)) } else { (0.0, 1.0) };

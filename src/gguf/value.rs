@@ -189,7 +189,7 @@ impl Value {
         }
     }
 
-    fn as_integer(&self) -> Option<i128> {
+    pub(crate) fn as_integer(&self) -> Option<i128> {
         match *self {
             Self::U8(x) => Some(x.into()),
             Self::I8(x) => Some(x.into()),

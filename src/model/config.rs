@@ -1,35 +1,14 @@
-//! Hyperparameters, from the file's metadata and from nothing else.
+//! Hyperparameters: what a file's keys say, read by the definition of its architecture.
 //!
-//! A key that changes the arithmetic is required, never defaulted: a rope base or an eps that is silently 1e4 or 1e-5
-//! gives a model that is wrong in a way that is hard to see. What the architecture itself fixes is said where it is used.
+//! A key that changes the arithmetic has a default only where the definition has one ([`Architecture`]): a rope base or an eps that is
+//! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
+use super::arch::{Architecture, KeyReport, Keys, Occurs};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
+use crate::op::{LayerLayout, Rotation};
 
-/// The architectures that the forward pass is written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Architecture {
-    /// Dense Qwen3.
-    Qwen3,
-    /// Qwen3 with experts in every layer.
-    Qwen3Moe,
-}
-
-impl Architecture {
-    /// Every architecture.
-    pub const ALL: &'static [Architecture] = &[Self::Qwen3, Self::Qwen3Moe];
-
-    /// As `general.architecture` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Qwen3 => "qwen3",
-            Self::Qwen3Moe => "qwen3moe",
-        }
-    }
-}
-
-/// What a layer's router chooses among.
+/// What a layer's router chooses among: by a softmax over all experts, the largest.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct MoeConfig {
     /// E, experts in a layer.
@@ -38,16 +17,16 @@ pub struct MoeConfig {
     pub used: usize,
     /// F, FFN width of one expert.
     pub ffn: usize,
-    /// Whether the chosen experts' weights are divided by their sum. Qwen3-MoE does (`norm_topk_prob`); a file may say
-    /// otherwise with `qwen3moe.expert_weights_norm`.
+    /// Whether the chosen experts' weights are divided by their sum. They are in every architecture here; a file may say
+    /// otherwise with `expert_weights_norm`.
     pub renormalise: bool,
 }
 
 /// Hyperparameters.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Config {
-    /// `general.architecture`.
-    pub architecture: Architecture,
+    /// What its files mean.
+    pub architecture: &'static Architecture,
     /// `general.name`, or the file's name.
     pub name: String,
     /// How many layers.
@@ -58,20 +37,25 @@ pub struct Config {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// D; not hidden / heads.
+    /// D; not always hidden / heads.
     pub head_dim: usize,
     /// V.
     pub vocab: usize,
     /// The longest sequence, in positions.
     pub context: usize,
-    /// Base of the rotary frequencies.
-    pub rope_base: f64,
+    /// How rope turns q and k; its factors, if it has some, are a weight.
+    pub rotation: Rotation<()>,
     /// Added to the mean of squares in norms.
     pub eps: f32,
     /// FFN width of a dense layer; 0 where every layer has experts.
     pub ffn: usize,
     /// What a mixture of experts has besides; `None` in a dense model.
     pub moe: Option<MoeConfig>,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Keys that the file lacks, and those that are not read.
+    #[serde(skip)]
+    pub keys: KeyReport,
 }
 
 impl Config {
@@ -83,94 +67,63 @@ impl Config {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+    /// Which stages its layers have.
+    pub fn layout(&self) -> LayerLayout {
+        LayerLayout { qkv_bias: self.qkv_bias, qk_norm: self.architecture.qk_norm, moe: self.moe.is_some() }
+    }
 
     /// # Errors
     /// Another architecture, a missing or ill-typed key, a value that makes no sense, or a variation of the architecture
-    /// that the forward pass does not compute (rope scaling, sliding windows, shared experts).
+    /// that the forward pass does not compute (other rope scaling than linear, sliding windows, shared experts).
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
-        let bad = |what: String| Error::input(format!("{}: {what}", gguf.name()));
         let meta = &gguf.metadata;
         let found = meta.str("general.architecture")?;
-        let architecture = Architecture::ALL.iter().copied().find(|a| a.name() == found).ok_or_else(|| {
-            let known: Vec<_> = Architecture::ALL.iter().map(|a| a.name()).collect();
-            bad(format!("architecture {found:?} is not supported; supported are {}", known.join(", ")))
+        let architecture = Architecture::named(found).ok_or_else(|| {
+            let known: Vec<_> = Architecture::ALL.iter().map(|a| a.name).collect();
+            let known = known.join(", ");
+            Error::input(format!("{}: architecture {found:?} is not supported; supported are {known}", gguf.name()))
         })?;
-        let key = |name: &str| format!("{found}.{name}");
-        let size = |name: &str| -> Result<usize> {
-            let value = meta.u32(&key(name))? as usize;
-            if value == 0 {
-                return Err(bad(format!("{} is 0", key(name))));
-            }
-            Ok(value)
-        };
+        let keys = Keys::new(gguf, architecture.name);
+        let bad = |what: String| keys.bad(what);
 
-        let (layers, hidden) = (size("block_count")?, size("embedding_length")?);
-        let (heads, kv_heads) = (size("attention.head_count")?, size("attention.head_count_kv")?);
-        let (head_dim, value_dim) = (size("attention.key_length")?, size("attention.value_length")?);
+        let (layers, hidden) = (keys.size("block_count")?, keys.size("embedding_length")?);
+        let heads = keys.size("attention.head_count")?;
+        let kv_heads = keys.size_or("attention.head_count_kv", || Ok(heads))?;
+        let per_head = || match hidden.is_multiple_of(heads) && hidden > 0 {
+            true => Ok(hidden / heads),
+            false => Err(bad(format!(
+                "no {}, and {hidden} of {} is no multiple of {heads} heads",
+                keys.full("attention.key_length"),
+                keys.full("embedding_length")
+            ))),
+        };
+        let head_dim = keys.size_or("attention.key_length", per_head)?;
+        let value_dim = keys.size_or("attention.value_length", per_head)?;
         if value_dim != head_dim {
             return Err(bad(format!(
                 "{} is {value_dim} and {} is {head_dim}; {found} has heads of one size",
-                key("attention.value_length"),
-                key("attention.key_length")
+                keys.full("attention.value_length"),
+                keys.full("attention.key_length")
             )));
         }
         if heads % kv_heads != 0 {
             return Err(bad(format!("{heads} heads do not share {kv_heads} KV heads evenly")));
         }
         if head_dim % 2 != 0 {
-            return Err(bad(format!("{} is {head_dim}; rope rotates pairs", key("attention.key_length"))));
+            return Err(bad(format!("{} is {head_dim}; rope rotates pairs", keys.full("attention.key_length"))));
         }
-        if let Some(dims) = meta.u32_opt(&key("rope.dimension_count"))?
-            && dims as usize != head_dim
-        {
-            return Err(bad(format!("{} is {dims}, not the head size {head_dim}", key("rope.dimension_count"))));
-        }
-        if let Some(kind) = meta.str_opt(&key("rope.scaling.type"))?
-            && kind != "none"
-        {
-            return Err(bad(format!("{} is {kind:?}; rope scaling is not supported", key("rope.scaling.type"))));
-        }
-        for name in ["attention.sliding_window", "expert_shared_count", "expert_shared_feed_forward_length"] {
-            if let Some(value) = meta.u32_opt(&key(name))?
-                && value != 0
-            {
-                return Err(bad(format!("{} is {value}; that variation is not supported", key(name))));
-            }
-        }
-        if let Some(scale) = meta.f32_opt(&key("expert_weights_scale"))?
-            && scale != 1.0
-            && scale != 0.0
-        {
+        let turned = keys.size_or("rope.dimension_count", || Ok(head_dim))?;
+        if turned != head_dim {
             return Err(bad(format!(
-                "{} is {scale}; only unscaled weights are supported",
-                key("expert_weights_scale")
+                "{} is {turned}, not the head size {head_dim}",
+                keys.full("rope.dimension_count")
             )));
         }
-        let positive = |name: &str| -> Result<f32> {
-            let value = meta.f32(&key(name))?;
-            if !(value.is_finite() && value > 0.0) {
-                return Err(bad(format!("{} is {value}; a positive number is expected", key(name))));
-            }
-            Ok(value)
-        };
 
-        let moe = match architecture {
-            Architecture::Qwen3 => None,
-            Architecture::Qwen3Moe => {
-                let moe = MoeConfig {
-                    experts: size("expert_count")?,
-                    used: size("expert_used_count")?,
-                    ffn: size("expert_feed_forward_length")?,
-                    renormalise: meta.bool_opt(&key("expert_weights_norm"))?.unwrap_or(true),
-                };
-                if moe.used > moe.experts {
-                    return Err(bad(format!("{} of {} experts used", moe.used, moe.experts)));
-                }
-                Some(moe)
-            }
-        };
+        let moe = moe(architecture, &keys)?;
         let embedding =
             gguf.tensor("token_embd.weight").ok_or_else(|| bad("tensor token_embd.weight is missing".into()))?;
+        let bias = |name: &str| gguf.tensor(&format!("blk.0.{name}.bias")).is_some();
         Ok(Self {
             architecture,
             name: meta.str_opt("general.name")?.unwrap_or(gguf.name()).to_string(),
@@ -180,11 +133,66 @@ impl Config {
             kv_heads,
             head_dim,
             vocab: embedding.dims.get(1).copied().unwrap_or(1) as usize,
-            context: size("context_length")?,
-            rope_base: positive("rope.freq_base")? as f64,
-            eps: positive("attention.layer_norm_rms_epsilon")?,
-            ffn: if moe.is_some() { 0 } else { size("feed_forward_length")? },
+            context: keys.size("context_length")?,
+            rotation: Rotation {
+                pairing: architecture.pairing,
+                base: keys.positive_or("rope.freq_base", architecture.rope_base)? as f64,
+                scale: rope_scale(&keys)?,
+                factors: (architecture.rope_freqs && gguf.tensor("rope_freqs.weight").is_some()).then_some(()),
+            },
+            eps: keys.positive("attention.layer_norm_rms_epsilon")?,
+            ffn: if moe.is_some() { 0 } else { keys.size("feed_forward_length")? },
             moe,
+            qkv_bias: match architecture.qkv_bias {
+                Occurs::Never => false,
+                Occurs::Optional => ["attn_q", "attn_k", "attn_v"].into_iter().any(bias),
+                Occurs::Always => true,
+            },
+            keys: keys.finish()?,
         })
+    }
+}
+
+/// The experts of each layer, if it has some.
+fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>> {
+    let experts = match architecture.experts {
+        Occurs::Never => 0,
+        Occurs::Optional => keys.count("expert_count")?,
+        Occurs::Always => keys.size("expert_count")?,
+    };
+    if experts == 0 {
+        return Ok(None);
+    }
+    let used = keys.size("expert_used_count")?;
+    if used > experts {
+        return Err(keys.bad(format!("{used} of {experts} experts used")));
+    }
+    let ffn = match architecture.expert_width {
+        // As llama.cpp has it: `feed_forward_length` is that of all experts of a token together.
+        true => keys.size_or("expert_feed_forward_length", || match keys.size("feed_forward_length")? / used {
+            0 => Err(keys.bad(format!("{} is less than {used} experts share", keys.full("feed_forward_length")))),
+            width => Ok(width),
+        })?,
+        false => keys.size("feed_forward_length")?,
+    };
+    Ok(Some(MoeConfig { experts, used, ffn, renormalise: keys.bool_or("expert_weights_norm", true)? }))
+}
+
+/// What linear scaling multiplies the angles by. A factor without a type is linear, as in llama.cpp.
+fn rope_scale(keys: &Keys<'_>) -> Result<f64> {
+    let kind = keys.str_opt("rope.scaling.type")?;
+    let factor = match keys.positive_opt("rope.scaling.factor")? {
+        None => keys.positive_opt("rope.scale_linear")?,
+        factor => {
+            keys.positive_opt("rope.scale_linear")?; // the older key counts only where there is no other
+            factor
+        }
+    };
+    match kind.unwrap_or("linear") {
+        "none" => Ok(1.0),
+        "linear" => Ok(1.0 / f64::from(factor.unwrap_or(1.0))),
+        other => {
+            Err(keys.bad(format!("{} is {other:?}; none and linear are supported", keys.full("rope.scaling.type"))))
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
-use crate::op::{At, Op, Stage, Weight};
+use crate::op::{At, Op, Rotation, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
 pub struct Session<T> {
@@ -90,8 +90,9 @@ pub fn forward<B: Backend>(
     }
 
     let mut x = backend.run(At::model(Stage::Embedding, start), &Op::Embed { table: &weights.token_embd, tokens })?;
+    let rotation = config.rotation.with_factors(weights.rope_freqs.as_ref());
     for (n, layer) in weights.layers.iter().enumerate() {
-        let residual = attention(backend, config, layer, n, &session.cache[n], start, x)?;
+        let residual = attention(backend, config, rotation, layer, n, &session.cache[n], start, x)?;
         x = feed_forward(backend, config, layer, n, start, residual)?;
     }
     let mut first = start; // the position of x's first row
@@ -107,9 +108,11 @@ pub fn forward<B: Backend>(
 }
 
 /// x [T, H] → x + attention(norm(x)) [T, H].
+#[allow(clippy::too_many_arguments)] // the model's, the layer's, the call's
 fn attention<B: Backend>(
     b: &mut B,
     config: &Config,
+    rotation: Rotation<&Arc<Weight>>,
     w: &LayerWeights,
     n: usize,
     (k_cache, v_cache): &(B::Tensor, B::Tensor),
@@ -118,18 +121,26 @@ fn attention<B: Backend>(
 ) -> Result<B::Tensor> {
     let at = |stage| At::layer(n, stage, start);
     let head_dim = config.head_dim;
-    let base = config.rope_base;
 
     let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
-    let q = matmul(b, at(Stage::QProj), &h, &w.attn_q)?; // [T, heads·D]
-    let k = matmul(b, at(Stage::KProj), &h, &w.attn_k)?; // [T, kv_heads·D]
-    let v = matmul(b, at(Stage::VProj), &h, &w.attn_v)?; // [T, kv_heads·D]
-    let q = norm(b, at(Stage::QNorm), q, &w.attn_q_norm, config)?;
-    let k = norm(b, at(Stage::KNorm), k, &w.attn_k_norm, config)?;
-    let q = b.run(at(Stage::QRope), &Op::Rope { x: q, start, head_dim, base })?;
-    let k = b.run(at(Stage::KRope), &Op::Rope { x: k, start, head_dim, base })?;
+    let mut q = matmul(b, at(Stage::QProj), &h, &w.attn_q)?; // [T, heads·D]
+    let mut k = matmul(b, at(Stage::KProj), &h, &w.attn_k)?; // [T, kv_heads·D]
+    let mut v = matmul(b, at(Stage::VProj), &h, &w.attn_v)?; // [T, kv_heads·D]
+    let mut v_stage = Stage::VProj;
+    if let Some(bias) = &w.qkv_bias {
+        q = b.run(at(Stage::QBias), &Op::Bias { x: q, weight: &bias.q })?;
+        k = b.run(at(Stage::KBias), &Op::Bias { x: k, weight: &bias.k })?;
+        v = b.run(at(Stage::VBias), &Op::Bias { x: v, weight: &bias.v })?;
+        v_stage = Stage::VBias;
+    }
+    if let Some(weight) = &w.qk_norm {
+        q = norm(b, at(Stage::QNorm), q, &weight.q, config)?;
+        k = norm(b, at(Stage::KNorm), k, &weight.k, config)?;
+    }
+    let q = b.run(at(Stage::QRope), &Op::Rope { x: q, start, head_dim, rotation })?;
+    let k = b.run(at(Stage::KRope), &Op::Rope { x: k, start, head_dim, rotation })?;
     b.run(at(Stage::KRope), &Op::Store { cache: k_cache.clone(), x: k, start })?;
-    b.run(at(Stage::VProj), &Op::Store { cache: v_cache.clone(), x: v, start })?;
+    b.run(at(v_stage), &Op::Store { cache: v_cache.clone(), x: v, start })?;
 
     let scores = b.run(at(Stage::AttnScores), &Op::AttnScores { q, k: k_cache.clone(), start, head_dim })?; // [heads, T, S]
     let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start })?; // [heads, T, S]

@@ -8,6 +8,7 @@
 mod ggml_type;
 mod operands;
 mod operation;
+mod rotation;
 mod site;
 mod stage;
 mod tensor;
@@ -16,7 +17,8 @@ mod weight;
 pub use ggml_type::GgmlType;
 pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp};
+pub use rotation::{AngleKey, Pairing, Rotation};
 pub use site::{At, Site};
-pub use stage::{Dim, STAGES, Scope, Stage, StageInfo};
+pub use stage::{Dim, LayerLayout, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};
 pub use weight::{Weight, WeightOwner};

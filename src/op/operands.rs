@@ -11,7 +11,7 @@
 use std::fmt::{Arguments, Debug};
 
 use crate::error::{Error, Result};
-use crate::op::{Data, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
 
 /// What the rules look at in a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,11 @@ impl Checked {
             1 => Ok([weight.cols, weight.rows]),
             _ => Err(self.wrong(&weight.name, weight.dims(), format_args!("one matrix [cols, rows]"))),
         }
+    }
+
+    /// The error of a weight that is not the vector of f32 that it ought to be.
+    fn not_f32s(&self, weight: &Weight, expected: Arguments<'_>) -> Error {
+        self.error(format_args!("{} is {} {:?} where {expected} was expected", weight.name, weight.ty, weight.dims()))
     }
 
     fn head_dim(&self, head_dim: usize) -> Result<usize> {
@@ -203,7 +208,20 @@ impl<T> Op<'_, T> {
                 let [t, _] = at.axes("x", shape(x), expected, |[_, cols]| cols == k)?;
                 vec![t, n]
             }
-            &Op::Rope { ref x, start, head_dim, .. } => {
+            Op::Bias { x, weight } => {
+                let n = weight.cols;
+                if weight.rows * weight.experts != 1 || weight.ty != GgmlType::F32 {
+                    return Err(at.not_f32s(weight, format_args!("an F32 vector [N, 1]")));
+                }
+                at.axes("x", shape(x), format_args!("[T, {n}] for {}", weight.name), |[_, cols]| cols == n)?.to_vec()
+            }
+            &Op::Rope { ref x, start, head_dim, ref rotation } => {
+                if let Some(factors) = rotation.factors
+                    && (factors.ty != GgmlType::F32 || factors.dims() != [head_dim / 2, 1])
+                {
+                    let expected = format_args!("an F32 vector [{}, 1], one for each pair of a head,", head_dim / 2);
+                    return Err(at.not_f32s(factors, expected));
+                }
                 if at.head_dim(head_dim)? % 2 != 0 {
                     return Err(at.wrong("head_dim", head_dim, format_args!("an even number")));
                 }

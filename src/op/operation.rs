@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 
 use crate::error::{Error, Result};
-use crate::op::{Data, HostTensor, Weight};
+use crate::op::{Data, HostTensor, Rotation, Weight};
 
 /// An operation over tensors `T`, a weight `W` and token ids `I`. A backend runs an [`Op`]; without operands it is an
 /// [`OpParams`]. As JSON it is its name and its scalars, whatever the operands are.
@@ -32,9 +32,10 @@ pub enum Operation<T, W, I> {
     RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32 },
     /// x · weightᵀ. [T, K] × [N, K] → [T, N]
     MatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W },
-    /// Rotary embedding, NEOX pairing (i with i + head_dim/2), angle = (start + t) · base^(−2i/head_dim), on each head.
-    /// [T, heads·D] → same
-    Rope { #[serde(skip)] x: T, start: usize, head_dim: usize, base: f64 },
+    /// x + weight, which is a row, on every row. [T, N] → same
+    Bias { #[serde(skip)] x: T, #[serde(skip)] weight: W },
+    /// Rotary embedding: each pair of each head turns by the angle of position start + t ([`Rotation`]). [T, heads·D] → same
+    Rope { #[serde(skip)] x: T, start: usize, head_dim: usize, #[serde(flatten)] rotation: Rotation<W> },
     /// Writes x [T, n] over rows start.. of `cache` [capacity, n], in place, and returns the cache. Makes no stage.
     Store { #[serde(skip)] cache: T, #[serde(skip)] x: T, start: usize },
     /// q·k / √D for each query head and its KV head (query head h reads KV head h / (heads / kv_heads)); 0 where s > start + t.
@@ -124,7 +125,9 @@ impl<T, W, I> Operation<T, W, I> {
             Operation::Embed { table: weight, .. }
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
+            | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            Operation::Rope { rotation, .. } => rotation.factors,
             _ => None,
         }
     }
@@ -142,8 +145,9 @@ impl<T, W, I> Operation<T, W, I> {
             Embed { table, tokens: ids } => Embed { table: weight(table)?, tokens: tokens(ids)? },
             RmsNorm { x, weight: w, eps } => RmsNorm { x: tensor("x", x)?, weight: weight(w)?, eps: *eps },
             MatMul { x, weight: w } => MatMul { x: tensor("x", x)?, weight: weight(w)? },
-            Rope { x, start, head_dim, base } => {
-                Rope { x: tensor("x", x)?, start: *start, head_dim: *head_dim, base: *base }
+            Bias { x, weight: w } => Bias { x: tensor("x", x)?, weight: weight(w)? },
+            Rope { x, start, head_dim, rotation } => {
+                Rope { x: tensor("x", x)?, start: *start, head_dim: *head_dim, rotation: rotation.try_map(weight)? }
             }
             Store { cache, x, start } => Store { cache: tensor("cache", cache)?, x: tensor("x", x)?, start: *start },
             AttnScores { q, k, start, head_dim } => {
@@ -234,7 +238,9 @@ impl OwnedOp {
             Operation::Embed { table: weight, .. }
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
+            | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            Operation::Rope { rotation, .. } => rotation.factors.as_mut(),
             _ => None,
         }
     }
@@ -246,6 +252,16 @@ impl OpParams {
         match self {
             OpParams::Embed { .. } => vec!["tokens"],
             _ => self.operands().into_iter().map(|(name, ())| name).collect(),
+        }
+    }
+
+    /// The same, given a `weight` or none: whether rope has factors is known by there being some.
+    pub fn given(self, weight: bool) -> Self {
+        match self {
+            OpParams::Rope { x, start, head_dim, rotation } => {
+                OpParams::Rope { x, start, head_dim, rotation: rotation.with_factors(weight.then_some(())) }
+            }
+            other => other,
         }
     }
 
@@ -264,11 +280,12 @@ impl OpParams {
         if tensors.len() != names.len() {
             return Err(wrong(format!("{} operands where {} were expected", tensors.len(), names.join(" and "))));
         }
-        if let (None, Some(weight)) = (self.weight(), weight) {
+        let params = self.given(weight.is_some());
+        if let (None, Some(weight)) = (params.weight(), weight) {
             return Err(wrong(format!("{} is given where no weight was expected", weight.name)));
         }
         let mut next = tensors.iter();
-        self.try_map_all(
+        params.try_map_all(
             |_, ()| Ok(next.next().expect("as many as there are names")),
             |()| weight.ok_or_else(|| wrong("no weight is given where one was expected".into())),
             |()| match (&tensors[0].data, &tensors[0].shape[..]) {

@@ -15,6 +15,9 @@ pub enum Stage {
     QProj,
     KProj,
     VProj,
+    QBias,
+    KBias,
+    VBias,
     QNorm,
     KNorm,
     QRope,
@@ -75,19 +78,50 @@ pub enum Scope {
     Model,
     /// In every layer.
     Layer,
+    /// In layers whose q, k and v have biases.
+    BiasLayer,
+    /// In layers that normalise the heads of q and k.
+    QkNormLayer,
     /// In layers with experts.
     MoeLayer,
     /// In layers with a plain FFN.
     DenseLayer,
 }
 
+/// Which stages the layers of a model have: all of its layers are alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerLayout {
+    /// q, k and v have biases.
+    pub qkv_bias: bool,
+    /// The heads of q and k are normalised before rope.
+    pub qk_norm: bool,
+    /// Experts behind a router; a plain FFN otherwise.
+    pub moe: bool,
+}
+
+impl LayerLayout {
+    /// That of Qwen3-MoE, for which the stage table names inputs.
+    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true };
+}
+
+/// `layers with experts, norms of q and k, no biases`.
+impl std::fmt::Display for LayerLayout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let no = |there: bool| if there { "" } else { "no " };
+        let ffn = if self.moe { "layers with experts" } else { "plain FFN layers" };
+        write!(f, "{ffn}, {}norms of q and k, {}biases of q, k and v", no(self.qk_norm), no(self.qkv_bias))
+    }
+}
+
 impl Scope {
-    /// Whether such a stage occurs in a model whose layers have experts if `moe`, and a plain FFN otherwise.
-    pub fn occurs(self, moe: bool) -> bool {
+    /// Whether such a stage occurs in a model of this layout.
+    pub fn occurs(self, layout: LayerLayout) -> bool {
         match self {
             Self::Model | Self::Layer => true,
-            Self::MoeLayer => moe,
-            Self::DenseLayer => !moe,
+            Self::BiasLayer => layout.qkv_bias,
+            Self::QkNormLayer => layout.qk_norm,
+            Self::MoeLayer => layout.moe,
+            Self::DenseLayer => !layout.moe,
         }
     }
 }
@@ -107,7 +141,8 @@ pub struct StageInfo {
     pub shape: &'static [Dim],
     /// The operation that makes it…
     pub op: OpKind,
-    /// …from these stages (of the same layer, or for a layer's first stage and the residual, the layer before).
+    /// …from these stages (of the same layer, or for a layer's first stage and the residual, the layer before), in a layer of
+    /// [`LayerLayout::QWEN3MOE`]; [`Stage::inputs`] says from which in another.
     pub inputs: &'static [Stage],
     /// The GGUF name of its weight, without the `blk.N.` in front, where it has one.
     pub weight: Option<&'static str>,
@@ -116,7 +151,7 @@ pub struct StageInfo {
 }
 
 use Dim::*;
-use Scope::{DenseLayer, Layer, Model, MoeLayer};
+use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, QkNormLayer};
 use Stage::*;
 
 macro_rules! table {
@@ -135,8 +170,11 @@ table! {
     QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       Layer      [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
     KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
     VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
-    QNorm         "q_norm"         ["Qcur_normed"]                              Layer      [T, Q]        RmsNorm(QProj)                       Some("attn_q_norm.weight"), "qkv";
-    KNorm         "k_norm"         ["Kcur_normed"]                              Layer      [T, Kv]       RmsNorm(KProj)                       Some("attn_k_norm.weight"), "qkv";
+    QBias         "q_bias"         []                                           BiasLayer  [T, Q]        Bias(QProj)                          Some("attn_q.bias"),        "qkv";
+    KBias         "k_bias"         []                                           BiasLayer  [T, Kv]       Bias(KProj)                          Some("attn_k.bias"),        "qkv";
+    VBias         "v_bias"         []                                           BiasLayer  [T, Kv]       Bias(VProj)                          Some("attn_v.bias"),        "qkv";
+    QNorm         "q_norm"         ["Qcur_normed"]                              QkNormLayer [T, Q]        RmsNorm(QProj)                       Some("attn_q_norm.weight"), "qkv";
+    KNorm         "k_norm"         ["Kcur_normed"]                              QkNormLayer [T, Kv]       RmsNorm(KProj)                       Some("attn_k_norm.weight"), "qkv";
     QRope         "q_rope"         ["q_post_rope", "Qcur"]                      Layer      [T, Q]        Rope(QNorm)                          None,                       "rope";
     KRope         "k_rope"         ["k_post_rope", "Kcur"]                      Layer      [T, Kv]       Rope(KNorm)                          None,                       "rope";
     AttnScores    "attn_scores"    ["kq"]                                       Layer      [Heads, T, S] AttnScores(QRope, KRope)             None,                       "attn";
@@ -163,6 +201,9 @@ table! {
     Logits        "logits"         ["result_output"]                            Model      [T, V]        MatMul(FinalNorm)                    Some("output.weight"),      "logits";
 }
 
+/// Stages that make one value step by step, or one in place of another: who reads one reads the last that occurs before itself.
+static CHAINS: &[&[Stage]] = &[&[QProj, QBias, QNorm], &[KProj, KBias, KNorm], &[VProj, VBias], &[MoeOut, FfnOut]];
+
 impl StageInfo {
     /// Which axis of the stage's shape counts `dim`; `None` where it has no such axis.
     pub fn axis(&self, dim: Dim) -> Option<usize> {
@@ -182,6 +223,22 @@ impl Stage {
     /// The stage whose own name (not alias) is `name`.
     pub fn from_name(name: &str) -> Option<Stage> {
         STAGES.iter().find(|s| s.name == name).map(|s| s.stage)
+    }
+    /// The stages that its operation reads in a model of this layout, in the order of the operands.
+    pub fn inputs(self, layout: LayerLayout) -> impl Iterator<Item = Stage> {
+        self.info().inputs.iter().map(move |input| {
+            let Some(chain) = CHAINS.iter().find(|chain| chain.contains(input)) else { return *input };
+            let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout);
+            *chain.iter().rfind(before).unwrap_or(input)
+        })
+    }
+    /// Whether `reader` reads this stage's values from the KV cache, in a model that stores them there.
+    pub fn is_cached_by(self, reader: Stage) -> bool {
+        match reader {
+            AttnScores => self == KRope,
+            AttnContext => matches!(self, VProj | VBias),
+            _ => false,
+        }
     }
     /// Whether the values are expert ids (u32) rather than numbers.
     pub fn is_ids(self) -> bool {

@@ -81,6 +81,11 @@ impl Weight {
         let n = self.row_bytes();
         &self.bytes()[(expert * self.rows + row) * n..][..n]
     }
+    /// The values of a weight of type F32; of another type, none.
+    pub fn f32s(&self) -> impl Iterator<Item = f32> {
+        let bytes = if self.ty == GgmlType::F32 { self.bytes() } else { &[] };
+        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
     /// `[cols, rows]` or `[cols, rows, experts]`, in GGUF's order.
     pub fn dims(&self) -> Vec<usize> {
         if self.experts > 1 { vec![self.cols, self.rows, self.experts] } else { vec![self.cols, self.rows] }

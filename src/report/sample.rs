@@ -9,7 +9,7 @@ use crate::diff::outcome::{
     Cause, Comparison, ComparisonKind, JudgedRatios, LayerRouting, Measured, ModelSummary, NextBest, SideSummary,
     StageResult, Verdict, WeightSummary,
 };
-use crate::op::{GgmlType, HostTensor, STAGES, Scope, Site, Stage};
+use crate::op::{GgmlType, HostTensor, LayerLayout, STAGES, Scope, Site, Stage};
 
 fn side(backend: &str, adapter: &str, software: bool) -> SideSummary {
     SideSummary {
@@ -48,7 +48,7 @@ pub fn agreeing() -> Comparison {
     let whole = |s: Stage| stage(Site::model(s), 1e-8);
     let mut stages = vec![whole(Stage::Embedding)];
     for layer in 0..4 {
-        for row in STAGES.iter().filter(|s| matches!(s.scope, Scope::Layer | Scope::MoeLayer)) {
+        for row in STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(LayerLayout::QWEN3MOE)) {
             stages.push(stage(Site::layer(layer, row.stage), 1e-8 * (row.stage as u8 + 1) as f32 / 31.0));
         }
     }

@@ -158,12 +158,7 @@ impl<'b, B: Backend> CallCapture<'b, B> {
 
     /// Follows what is stored in the cache that the site reads.
     fn store(&mut self, site: Site, x: &B::Tensor, start: usize) -> Result<()> {
-        let source = match self.site.stage {
-            Stage::AttnScores => Stage::KRope,
-            Stage::AttnContext => Stage::VProj,
-            _ => return Ok(()),
-        };
-        if site != (Site { layer: self.site.layer, stage: source }) {
+        if site.layer != self.site.layer || !site.stage.is_cached_by(self.site.stage) {
             return Ok(());
         }
         let x = self.inner.read(x)?;

@@ -12,7 +12,7 @@ use crate::op::{At, HostTensor, Op, OpParams, Site, Stage, Weight};
 const MOST_POSITIONS: usize = 1 << 20;
 const MOST_EXPERTS: u32 = 1 << 16;
 
-/// The operand that is a KV cache, and the stage whose values are stored in it.
+/// The operand that is a KV cache, and the stage at which it is written for a call of a single operation.
 pub fn cache(op: &OpParams) -> Option<(usize, Stage)> {
     match op {
         OpParams::AttnScores { .. } => Some((1, Stage::KRope)),
@@ -100,6 +100,7 @@ impl FailingCall {
         let wrong = |e: String| Error::input(format!("{site}: {e}"));
         let checked = params.bind(&inputs, weight.as_ref()).and_then(|op| op.check(site, |t| t.operand()));
         let shape = checked.map_err(|e| Error::input(e.to_string()))?;
+        let params = params.given(weight.is_some());
         let case = Self { site, params, inputs, weight, kept, shape };
         case.check_kept().map_err(wrong)?;
         Ok(case)

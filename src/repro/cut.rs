@@ -54,6 +54,7 @@ impl FailingCall {
             OpParams::Embed { .. } => &[Rows, Blocks],
             OpParams::RmsNorm { .. } => &[Rows, Heads, Blocks],
             OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
+            OpParams::Bias { .. } => &[Rows],
             OpParams::Rope { .. } => &[Rows, Heads],
             OpParams::AttnProbs { .. } => &[Rows, Heads, Keys],
             OpParams::AttnScores { .. } | OpParams::AttnContext { .. } => &[Rows, Heads, Group, Keys],

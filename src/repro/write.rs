@@ -135,7 +135,7 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<ReproManifest> {
         shrinking,
         origin: OriginEntry {
             model: origin.model.config.name.clone(),
-            architecture: origin.model.config.architecture.name().into(),
+            architecture: origin.model.config.architecture.name.into(),
             fingerprint: origin.model.gguf.fingerprint(),
             tokens: [origin.calls.prompt, origin.calls.forced].concat(),
             prompt_tokens: origin.calls.prompt.len(),

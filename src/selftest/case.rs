@@ -16,7 +16,7 @@ use crate::report::selftest::{FoundFault, TrialOutcome};
 pub struct Trial {
     pub name: &'static str,
     pub faults: Vec<&'static Fault>,
-    /// 0 for the demo model, 1 for the wide one.
+    /// Its number in [`test_model`](super::test_model).
     pub test_model: usize,
     pub strength: Strength,
 }
@@ -27,8 +27,8 @@ const GRADES: [f64; 2] = [8.0, 64.0];
 /// Every case, in the order of the table.
 pub fn cases() -> Vec<Trial> {
     let mut cases = Vec::new();
-    for test_model in 0..2 {
-        for fault in faults::all() {
+    for test_model in 0..TestModel::COUNT {
+        for fault in faults::all().filter(|f| f.models.contains(&test_model)) {
             let full = [Strength::Full].into_iter();
             let grades = GRADES.into_iter().filter(|_| fault.graded).map(Strength::Floors);
             cases.extend(grades.chain(full).map(|strength| Trial {
@@ -38,7 +38,10 @@ pub fn cases() -> Vec<Trial> {
                 strength,
             }));
         }
-        cases.extend(faults::TOGETHER.iter().map(|(name, names)| {
+        let together = faults::TOGETHER
+            .iter()
+            .filter(|(_, names)| names.iter().all(|n| faults::named(n).models.contains(&test_model)));
+        cases.extend(together.map(|(name, names)| {
             let faults = names.iter().map(|n| faults::named(n)).collect();
             Trial { name, faults, test_model, strength: Strength::Full }
         }));
@@ -57,16 +60,16 @@ impl Trial {
     }
     /// The layer whose router must have ties.
     pub fn tied(&self) -> Option<usize> {
-        self.faults.iter().find(|f| f.tied).map(|f| f.layers[self.test_model])
+        self.faults.iter().find(|f| f.tied).map(|f| f.layer(self.test_model))
     }
 
     /// Where a fault errs.
     fn planted_at(&self, fault: &Fault) -> Site {
-        site(fault.stage, fault.layers[self.test_model])
+        site(fault.stage, fault.layer(self.test_model))
     }
     /// Where it must be located: step, site.
     pub fn seen_at(&self, fault: &Fault) -> (usize, Site) {
-        (fault.step, site(fault.seen_at(), fault.layers[self.test_model]))
+        (fault.step, site(fault.seen_at(), fault.layer(self.test_model)))
     }
     /// The fault that must be named first.
     pub fn first(&self) -> &'static Fault {
@@ -86,7 +89,7 @@ impl Trial {
                 mistake: match fault.by {
                     By::Shader(shaders) => shader::mistake(shaders, adapter.clone()),
                     By::Operation(make) => {
-                        make(&FaultPlace { model: &test_model.model, layer: fault.layers[self.test_model] })
+                        make(&FaultPlace { model: &test_model.model, layer: fault.layer(self.test_model) })
                     }
                 },
                 done: PlantedRecord::default(),

@@ -3,7 +3,7 @@
 //! Design:
 //! - [`faults`] is the table of what is planted; [`faulty`] plants it, in a backend that errs at one site, and [`shader`] in the
 //!   WGSL of a real kernel. `case` says what must be found, and whether it was.
-//! - Every fault is planted on two models (`test_model`), those that have a strength at 8 and 64 times the rounding floor too, and
+//! - Every fault is planted on two models (`test_model`), or on the one whose family has what it spoils; those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
@@ -218,7 +218,7 @@ impl Backends {
 pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usize)) -> Result<SelftestReport> {
     let cases = options.cases()?;
     let mut backends = Backends::open(&cases, &options.adapter, options.shows.clone())?;
-    let mut test_models = [TestModel::demo()?, TestModel::wide()?];
+    let mut test_models = TestModel::all()?;
 
     // A control for every configuration that a case runs in.
     let mut configurations: Vec<(usize, FaultySide, usize, Option<usize>)> =

@@ -1,4 +1,4 @@
-//! The models that faults are planted on.
+//! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::model::{Ffn, Model};
 use crate::op::{GgmlType, Weight};
-use crate::synth::{FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
+use crate::synth::{Family, FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
 
 /// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.
 pub const POSITIONS: usize = 7;
@@ -19,11 +19,33 @@ pub struct TestModel {
 }
 
 impl TestModel {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// Every model, by its number.
+    ///
+    /// # Errors
+    /// If one cannot be made, which would be a defect.
+    pub fn all() -> Result<[Self; Self::COUNT]> {
+        let tiny = ModelShape::named("tiny").expect("a named shape");
+        let dense = ModelShape { layers: 2, ffn: SynthFfn::Dense(512), tied: true, vocab: 300, ..tiny };
+        let llama = ModelShape { family: Family::Llama, rope_base: 5e5, rope_freqs: true, ..dense };
+        let qwen2 = ModelShape { family: Family::Qwen2, ..dense };
+        Ok([Self::demo()?, Self::wide()?, Self::synthetic("llama", &llama)?, Self::synthetic("qwen2", &qwen2)?])
+    }
+
+    fn synthetic(name: &'static str, shape: &ModelShape) -> Result<Self> {
+        let mix = Mix::from_name("Q4_K_M").expect("a named mix");
+        let bytes = Plan::new(name, shape, &mix, 1)?.to_bytes()?;
+        let model = Model::from_gguf(Gguf::from_bytes(name, Arc::new(bytes))?)?;
+        Ok(Self { name, model, tokens: vec![11, 299, 42, 211, 7, 256, 123] })
+    }
+
     /// The bundled model: trained, 4 layers, 8 experts of which 2 are used.
     ///
     /// # Errors
     /// If the bundled model cannot be read, which would be a defect.
-    pub fn demo() -> Result<Self> {
+    fn demo() -> Result<Self> {
         let model = Model::open(None)?;
         let mut tokens = model.tokenizer()?.encode("fn main() {\n    let x = 5;\n    println!")?;
         tokens.truncate(POSITIONS);
@@ -34,14 +56,11 @@ impl TestModel {
     ///
     /// # Errors
     /// If the model cannot be made, which would be a defect.
-    pub fn wide() -> Result<Self> {
+    fn wide() -> Result<Self> {
         let tiny = ModelShape::named("tiny").expect("a named shape");
         let ffn = SynthFfn::Moe(Moe { experts: 128, used: 8, width: 256 });
         let shape = ModelShape { layers: 2, ffn, vocab: 519, ..tiny };
-        let mix = Mix::from_name("Q4_K_M").expect("a named mix");
-        let bytes = Plan::new("wide", &shape, &mix, 1)?.to_bytes()?;
-        let model = Model::from_gguf(Gguf::from_bytes("wide", Arc::new(bytes))?)?;
-        Ok(Self { name: "wide", model, tokens: vec![11, 300, 42, 511, 7, 256, 123] })
+        Ok(Self { tokens: vec![11, 300, 42, 511, 7, 256, 123], ..Self::synthetic("wide", &shape)? })
     }
 
     /// Exchanges the router of a layer for one whose experts are equal in threes, so that every position has a tie at the

@@ -1,4 +1,4 @@
-//! Synthetic models: random weights in any Qwen3 shape and any mix of types, as a GGUF file that any engine loads.
+//! Synthetic models: random weights in any shape of a family that the forward pass knows and any mix of types, as a GGUF file that any engine loads.
 //!
 //! Design:
 //! - **Blocks are made, not quantized** ([`crate::quant::random`]), so gigabytes take seconds.
@@ -21,7 +21,7 @@ use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};
-pub use shape::{FfnShape, ModelShape, Moe};
+pub use shape::{Family, FfnShape, ModelShape, Moe};
 
 /// A model that can be written: all of it but the weights.
 pub struct Plan {
@@ -45,6 +45,10 @@ enum Content {
     Random { rms: f32 },
     /// Norm weights near 1, with or without outlier channels.
     Norm { outliers: bool },
+    /// Biases of about half the size of what they are added to.
+    Bias,
+    /// Llama 3's frequency factors for a rotation of this base.
+    RopeFreqs { base: f32 },
 }
 
 impl Plan {
@@ -100,8 +104,14 @@ impl Plan {
             let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
             match content {
                 Content::Random { rms } => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
-                Content::Norm { outliers } => {
-                    let bytes = norm_weights(spec.dims[0], key, outliers.then_some(self.seed));
+                Content::Norm { .. } | Content::Bias | Content::RopeFreqs { .. } => {
+                    let n = spec.dims[0];
+                    let values = match content {
+                        Content::Norm { outliers } => norm_weights(n, key, outliers.then_some(self.seed)),
+                        Content::RopeFreqs { base } => rope_freqs(n, base),
+                        _ => (0..n).map(|i| 0.5 * Rng::new(key, i).normal()).collect(),
+                    };
+                    let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
                     progress(bytes.len() as u64);
                     sink.put(&bytes)
                 }
@@ -136,8 +146,8 @@ fn put_random(
     Ok(())
 }
 
-/// Weights of a norm, as f32 bytes: near 1, except for outlier channels, the same in every norm of a model, which are 5 to 20.
-fn norm_weights(n: u64, key: u64, outliers: Option<u64>) -> Vec<u8> {
+/// Weights of a norm: near 1, except for outlier channels, the same in every norm of a model, which are 5 to 20.
+fn norm_weights(n: u64, key: u64, outliers: Option<u64>) -> Vec<f32> {
     let mut weights: Vec<f32> = (0..n).map(|i| 1.0 + 0.1 * Rng::new(key, i).normal()).collect();
     if let Some(seed) = outliers {
         let mut channels = Rng::new(seed, 0);
@@ -146,7 +156,18 @@ fn norm_weights(n: u64, key: u64, outliers: Option<u64>) -> Vec<u8> {
             weights[channels.below(n) as usize] = 5.0 + 15.0 * sizes.unit();
         }
     }
-    weights.iter().flat_map(|w| w.to_le_bytes()).collect()
+    weights
+}
+
+/// What Llama 3.2 divides the frequencies of `n` pairs by (`rope_type: llama3`): 1 where a wave is shorter than 2048 positions, 32 where
+/// it is longer than 8192, and something smooth in between.
+fn rope_freqs(n: u64, base: f32) -> Vec<f32> {
+    let factor = |i: u64| {
+        let wave = std::f64::consts::TAU * f64::from(base).powf(i as f64 / n as f64);
+        let smooth = ((8192.0 / wave - 1.0) / 3.0).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / 32.0 + smooth)) as f32
+    };
+    (0..n).map(factor).collect()
 }
 
 /// FNV-1a: a tensor's name as a number.
@@ -167,6 +188,8 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         let ty = mix::fitting(wanted, dims[0]);
         let content = match role {
             Role::Norm => Content::Norm { outliers: dims[0] == hidden },
+            Role::Bias => Content::Bias,
+            Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
         };
         out.push(Planned { spec: TensorSpec::new(&name, ty, dims), role, wanted, content });
@@ -181,16 +204,28 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     // The stream begins with rms 1, unless the embedding has to serve as a head.
     let embedding = if shape.tied { LOGITS } else { (hidden as f32).sqrt() };
     matrix("token_embd.weight".into(), Role::TokenEmbd, 0, &[hidden, vocab], embedding);
+    if shape.rope_freqs {
+        matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
+    }
     for layer in 0..shape.layers {
+        if shape.family == Family::Qwen2 {
+            for (part, width) in [("k", kv), ("q", q), ("v", kv)] {
+                matrix(format!("blk.{layer}.attn_{part}.bias"), Role::Bias, layer, &[width], 1.0);
+            }
+        }
         let mut tensor = |name: &str, role, dims: &[u64], gain| {
             matrix(format!("blk.{layer}.{name}.weight"), role, layer, dims, gain);
         };
         tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
-        tensor("attn_k_norm", Role::Norm, &[head_dim], 1.0);
+        if shape.family == Family::Qwen3 {
+            tensor("attn_k_norm", Role::Norm, &[head_dim], 1.0);
+        }
         tensor("attn_norm", Role::Norm, &[hidden], 1.0);
         tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
         tensor("attn_q", Role::AttnQ, &[hidden, q], 1.0);
-        tensor("attn_q_norm", Role::Norm, &[head_dim], 1.0);
+        if shape.family == Family::Qwen3 {
+            tensor("attn_q_norm", Role::Norm, &[head_dim], 1.0);
+        }
         tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
         // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
         let down = to_residual * used.sqrt() / 0.596;
@@ -215,7 +250,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     out
 }
 
-/// The keys that Qwen3 files have.
+/// The keys that files of the family have.
 fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let architecture = shape.architecture();
     let mut m = Metadata::new(name);
@@ -228,7 +263,8 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
     set("block_count", Value::U32(shape.layers));
-    let all_used = shape.moe().map_or(1, |m| m.used);
+    // Qwen's is that of all experts of a token together, Mixtral's that of one.
+    let all_used = shape.moe().filter(|_| shape.family == Family::Qwen3).map_or(1, |m| m.used);
     set("feed_forward_length", Value::U32(shape.ffn_width().saturating_mul(all_used)));
     set("attention.head_count", Value::U32(shape.heads));
     set("attention.head_count_kv", Value::U32(shape.kv_heads));
@@ -239,11 +275,13 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        set("expert_feed_forward_length", Value::U32(moe.width));
+        if shape.family == Family::Qwen3 {
+            set("expert_feed_forward_length", Value::U32(moe.width));
+        }
     }
     let vocab = vocab::vocab(shape.vocab);
     m.set("tokenizer.ggml.model", text("gpt2"));
-    m.set("tokenizer.ggml.pre", text("qwen2"));
+    m.set("tokenizer.ggml.pre", text(if shape.family == Family::Llama { "llama-bpe" } else { "qwen2" }));
     m.set("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens)));
     m.set("tokenizer.ggml.token_type", Value::Array(Array::I32(vocab.types)));
     m.set("tokenizer.ggml.merges", Value::Array(Array::String(vocab.merges)));

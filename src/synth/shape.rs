@@ -3,9 +3,10 @@
 use super::vocab;
 use crate::{Error, Result};
 
-/// The dimensions of a Qwen3 model. [`ModelShape::check`] says whether they make one.
+/// The family and the dimensions of a model. [`ModelShape::check`] says whether they make one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ModelShape {
+    pub family: Family,
     pub hidden: u32,
     pub layers: u32,
     pub heads: u32,
@@ -18,14 +19,37 @@ pub struct ModelShape {
     pub eps: f32,
     /// The token embedding is the output head too.
     pub tied: bool,
+    /// `rope_freqs.weight` with Llama 3's factors; of the family `llama` only.
+    pub rope_freqs: bool,
+}
+
+/// What kind of model: with [`FfnShape`], its architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `qwen3`, and `qwen3moe` with experts.
+    Qwen3,
+    /// `llama`, with experts or without.
+    Llama,
+    /// `qwen2`, without experts.
+    Qwen2,
+}
+
+impl Family {
+    /// What [`Family::named`] knows.
+    pub const NAMES: [&str; 3] = ["qwen3", "llama", "qwen2"];
+
+    /// A family by name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Qwen3, Self::Llama, Self::Qwen2].into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
+    }
 }
 
 /// The feed-forward part of every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FfnShape {
-    /// One, of this width: architecture `qwen3`.
+    /// One, of this width.
     Dense(u32),
-    /// Experts behind a router: architecture `qwen3moe`.
+    /// Experts behind a router.
     Moe(Moe),
 }
 
@@ -40,11 +64,13 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 4] = ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b"];
+    pub const NAMES: [&str; 7] =
+        ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b", "llama-3.2-1b", "mixtral-8x7b", "qwen2.5-0.5b"];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
     pub fn named(name: &str) -> Option<Self> {
         let qwen3 = ModelShape {
+            family: Family::Qwen3,
             hidden: 2048,
             layers: 48,
             heads: 32,
@@ -56,6 +82,7 @@ impl ModelShape {
             rope_base: 1e6,
             eps: 1e-6,
             tied: false,
+            rope_freqs: false,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -79,15 +106,54 @@ impl ModelShape {
                 let ffn = FfnShape::Moe(Moe { experts: 128, used: 8, width: 1536 });
                 ModelShape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
             }
+            "llama-3.2-1b" => ModelShape {
+                family: Family::Llama,
+                layers: 16,
+                kv_heads: 8,
+                head_dim: 64,
+                ffn: FfnShape::Dense(8192),
+                vocab: 128_256,
+                context: 131_072,
+                rope_base: 5e5,
+                eps: 1e-5,
+                tied: true,
+                rope_freqs: true,
+                ..qwen3
+            },
+            "mixtral-8x7b" => ModelShape {
+                family: Family::Llama,
+                hidden: 4096,
+                layers: 32,
+                kv_heads: 8,
+                ffn: FfnShape::Moe(Moe { experts: 8, used: 2, width: 14_336 }),
+                vocab: 32_000,
+                context: 32_768,
+                eps: 1e-5,
+                ..qwen3
+            },
+            "qwen2.5-0.5b" => ModelShape {
+                family: Family::Qwen2,
+                hidden: 896,
+                layers: 24,
+                heads: 14,
+                kv_heads: 2,
+                head_dim: 64,
+                ffn: FfnShape::Dense(4864),
+                context: 32_768,
+                tied: true,
+                ..qwen3
+            },
             _ => return None,
         })
     }
 
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
-        match self.ffn {
-            FfnShape::Dense(_) => "qwen3",
-            FfnShape::Moe(_) => "qwen3moe",
+        match (self.family, self.ffn) {
+            (Family::Qwen3, FfnShape::Dense(_)) => "qwen3",
+            (Family::Qwen3, FfnShape::Moe(_)) => "qwen3moe",
+            (Family::Llama, _) => "llama",
+            (Family::Qwen2, _) => "qwen2",
         }
     }
 
@@ -143,6 +209,12 @@ impl ModelShape {
             }
         }
         let refuse = |message: String| Err(Error::usage(message));
+        if self.family == Family::Qwen2 && self.moe().is_some() {
+            return refuse("--family qwen2: expected --dense, found experts".into());
+        }
+        if self.rope_freqs && self.family != Family::Llama {
+            return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let (heads, kv) = (self.heads, self.kv_heads);
             return refuse(format!("--kv-heads: expected a divisor of --heads {heads}, found {kv}"));

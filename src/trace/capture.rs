@@ -116,7 +116,7 @@ impl Captured {
         Run {
             model: ModelInfo {
                 name: model.config.name.clone(),
-                architecture: model.config.architecture.name().into(),
+                architecture: model.config.architecture.name.into(),
                 fingerprint: model.gguf.fingerprint(),
                 hyperparameters,
             },

@@ -144,9 +144,9 @@ fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
 
 /// Every stage of `model`, in order of execution.
 pub fn sites(model: &Model) -> Vec<Site> {
-    let moe = model.config.moe.is_some();
+    let layout = model.config.layout();
     let mut sites = Vec::new();
-    let layers = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(moe));
+    let layers = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(layout));
     let layers: Vec<_> = layers.map(|s| s.stage).collect();
     let model_stages: Vec<_> = STAGES.iter().filter(|s| s.scope == Scope::Model).map(|s| s.stage).collect();
     let (before, after) = model_stages.split_at(1); // the embedding comes before the layers

@@ -15,7 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::op::{Dim, STAGES, Scope, Site, Stage, StageInfo};
+use crate::op::{Dim, LayerLayout, STAGES, Scope, Site, Stage, StageInfo};
 
 /// What a user asked for, not yet held against a run.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,23 +80,28 @@ impl Selection {
         })
     }
 
-    /// Holds the selection against a run of `n_positions` positions on a model of `n_layers` layers, which have experts if
-    /// `moe` (`n_experts` of them) and a plain FFN otherwise.
+    /// Holds the selection against a run of `n_positions` positions on a model of `n_layers` layers of this layout, which have
+    /// `n_experts` experts if they have some.
     ///
     /// # Errors
     /// [`Error::Usage`] if a word, layer, position or expert selects nothing there.
-    pub fn resolve(&self, n_layers: usize, n_positions: usize, n_experts: usize, moe: bool) -> Result<Selected> {
+    pub fn resolve(
+        &self,
+        n_layers: usize,
+        n_positions: usize,
+        n_experts: usize,
+        layout: LayerLayout,
+    ) -> Result<Selected> {
         let layers = self.layers.resolve("--layers", "layer", n_layers)?;
         let positions = self.positions.resolve("--positions", "position", n_positions)?;
-        let exists = |s: &StageInfo| s.scope.occurs(moe);
+        let exists = |s: &StageInfo| s.scope.occurs(layout);
         let mut sites = BTreeSet::new();
         for word in &self.stages {
             let here: Vec<Stage> = word.stages.iter().copied().filter(|s| exists(s.info())).collect();
             if here.is_empty() {
-                let kind = if moe { "layers with experts" } else { "plain FFN layers" };
                 let names = nearest(&word.text, STAGES.iter().filter(|s| exists(s)).map(|s| s.name));
                 return Err(Error::usage(format!(
-                    "stage `{}` does not occur in this model, which has {kind}; the nearest that do: {names}",
+                    "stage `{}` does not occur in this model, which has {layout}; the nearest that do: {names}",
                     word.text
                 )));
             }
@@ -123,7 +128,7 @@ impl Selection {
         }
         let experts = match &self.experts {
             Numbers::All => None,
-            Numbers::Some(text, _) if !moe => {
+            Numbers::Some(text, _) if !layout.moe => {
                 return Err(Error::usage(format!("--experts {text}: the model has no experts")));
             }
             Numbers::Some(text, _) => {
@@ -384,10 +389,11 @@ mod tests {
 
     fn sites(stages: &str, layers: &str) -> Vec<String> {
         let selection = Selection::parse(stages, layers, "all", "all").unwrap();
-        selection.resolve(4, 10, 8, true).unwrap().sites().map(|s| s.key()).collect()
+        selection.resolve(4, 10, 8, LayerLayout::QWEN3MOE).unwrap().sites().map(|s| s.key()).collect()
     }
     fn refusal(stages: &str, layers: &str, positions: &str, experts: &str) -> String {
-        let resolved = Selection::parse(stages, layers, positions, experts).and_then(|s| s.resolve(4, 10, 8, true));
+        let resolved = Selection::parse(stages, layers, positions, experts)
+            .and_then(|s| s.resolve(4, 10, 8, LayerLayout::QWEN3MOE));
         let error = resolved.unwrap_err();
         assert_eq!(error.exit_code(), 2);
         error.to_string()
@@ -421,7 +427,7 @@ mod tests {
     fn numbers_ranges_and_negatives() {
         let positions = |text: &str| {
             let s = Selection::parse("logits", "all", text, "all").unwrap();
-            s.resolve(4, 10, 8, true).unwrap().positions().clone()
+            s.resolve(4, 10, 8, LayerLayout::QWEN3MOE).unwrap().positions().clone()
         };
         assert_eq!(positions("last").to_string(), "9");
         assert_eq!(positions("0,5-9").to_string(), "0,5-9");
@@ -431,7 +437,10 @@ mod tests {
         assert_eq!(some.iter().collect::<Vec<_>>(), [0, 5, 6, 7]);
         assert_eq!(some.count(), 4);
         assert_eq!((0..10).filter(|n| some.contains(*n)).collect::<Vec<_>>(), [0, 5, 6, 7]);
-        let experts = Selection::parse("expert_down", "0", "all", "7,3").unwrap().resolve(4, 10, 8, true).unwrap();
+        let experts = Selection::parse("expert_down", "0", "all", "7,3")
+            .unwrap()
+            .resolve(4, 10, 8, LayerLayout::QWEN3MOE)
+            .unwrap();
         assert_eq!(experts.experts(), Some(&[3, 7][..]));
     }
 
@@ -453,7 +462,8 @@ mod tests {
         assert!(refusal("all", "all", "9223372036854775807-99999999999999999999", "all").contains("--positions"));
         assert!(refusal("all", "all", "all", "8").contains("no expert 8"));
         assert!(refusal("moe_out", "all", "all", "3").contains("none of these stages is selected"));
-        let dense = Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, false).unwrap_err();
+        let dense =
+            Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, LayerLayout::default()).unwrap_err();
         assert!(dense.to_string().contains("no experts"));
     }
 
@@ -484,8 +494,8 @@ mod tests {
     fn odd_words_do_not_panic() {
         for word in ["", "*", "-", "-3", "é*", "**a**", "a".repeat(10_000).as_str(), "--", "kq-99999999999999999999"] {
             let _ = Selection::parse(word, word, word, word);
-            let _ = Selection::parse(word, "all", "all", "all").map(|s| s.resolve(4, 1, 8, true));
-            let _ = Selection::parse("all", word, "all", "all").map(|s| s.resolve(4, 1, 8, true));
+            let _ = Selection::parse(word, "all", "all", "all").map(|s| s.resolve(4, 1, 8, LayerLayout::QWEN3MOE));
+            let _ = Selection::parse("all", word, "all", "all").map(|s| s.resolve(4, 1, 8, LayerLayout::QWEN3MOE));
         }
     }
 }

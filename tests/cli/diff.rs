@@ -61,6 +61,29 @@ fn decode_steps_are_compared_too() {
     assert_eq!(document["logits"]["positions"], 4);
 }
 
+/// Every family, prompt and decoded tokens, judged by the oracle: as many stages as its layers have.
+#[test]
+fn every_family_agrees_on_cpu_and_gpu() {
+    for (family, stages) in
+        [("llama", 2 * 17 + 3), ("llama3", 2 * 17 + 3), ("mixtral", 2 * 22 + 3), ("qwen2", 2 * 20 + 3)]
+    {
+        let model = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
+        for subject in ["cpu", "gpu"] {
+            let json = expect(
+                0,
+                &["diff", &model, "--tokens", "5,17,93,17,60,0,88,3", "--decode", "2", "--subject", subject, "--json"],
+            );
+            let document = valid("diff.schema.json", &json);
+            assert_eq!(
+                (document["verdict"].as_str(), document["judge"].as_str()),
+                (Some("agree"), Some("oracle")),
+                "{family}"
+            );
+            assert_eq!(document["counts"]["compared"], 3 * stages, "{family} {subject}");
+        }
+    }
+}
+
 #[test]
 fn weights_streamed_through_a_budget_change_nothing() {
     let agreed = |more: &[&str]| {

@@ -124,6 +124,24 @@ fn demo_model_as_text() {
     );
 }
 
+/// What a file leaves to its architecture is shown as such.
+#[test]
+fn defaults_and_ignored_keys_are_said() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families/llama.gguf");
+    let text = stdout(&twinscope(&[&"inspect", &file]));
+    for part in ["rope.freq_base", "10000.0 (default)", "rope.scaling.factor", "16 (default)"] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+    let d = document(&[&file]);
+    let base = d["keys"]["defaults"].as_array().unwrap().iter().find(|key| key["key"] == "rope.freq_base").unwrap();
+    assert_eq!(base["value"], 10_000.0);
+    // 2 layers × 2 KV heads × (16 + 16) × 4 bytes, with a head size that the file does not say.
+    assert_eq!(d["memory"]["kv_cache"]["bytes_per_position"], 512);
+    let ignored = document(&[])["keys"]["ignored"].clone();
+    let ignored: Vec<&str> = ignored.as_array().unwrap().iter().map(|key| key["key"].as_str().unwrap()).collect();
+    assert_eq!(ignored, ["feed_forward_length"], "the demo's experts have a width of their own");
+}
+
 /// Another architecture, odd values and hostile names: shown, not refused.
 #[test]
 fn any_valid_file_is_shown() {

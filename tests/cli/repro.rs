@@ -325,18 +325,30 @@ fn what_is_wrong_in_the_run_only_is_said_to_be_so() {
 
 #[test]
 fn every_kind_of_stage_makes_a_folder() {
+    folders_of_every_stage(None, &common::golden("one").tokens, |_| true);
+}
+
+/// Rope with frequency factors, which are a weight, and with biases.
+#[test]
+fn so_do_the_stages_of_other_families() {
+    use twinscope::op::OpKind;
+    for (family, op) in [("llama3", OpKind::Rope), ("llama", OpKind::Rope), ("qwen2", OpKind::Bias)] {
+        let model = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
+        folders_of_every_stage(Some(model.as_ref()), &[5, 17, 93], |kind| kind == op);
+    }
+}
+
+fn folders_of_every_stage(model: Option<&Path>, tokens: &[u32], wanted: impl Fn(twinscope::op::OpKind) -> bool) {
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::open(None).unwrap();
-    let tokens = common::golden("one").tokens;
-    let calls = Calls { prompt: &tokens, chunk: 512, decode: 0, forced: &[] };
+    let model = Model::open(model).unwrap();
+    let calls = Calls { prompt: tokens, chunk: 512, decode: 0, forced: &[] };
     let scalar = || CpuBackend::new(Some(Level::Scalar), None).unwrap();
     let mut subject: twinscope::backend::AnyBackend = Box::new(Erased(scalar()));
-    for row in twinscope::op::STAGES {
-        use twinscope::op::Scope::*;
+    let layout = model.config.layout();
+    for row in twinscope::op::STAGES.iter().filter(|row| row.scope.occurs(layout) && wanted(row.op)) {
         let site = match row.scope {
-            Model => Site::model(row.stage),
-            Layer | MoeLayer => Site::layer(1, row.stage),
-            DenseLayer => continue,
+            twinscope::op::Scope::Model => Site::model(row.stage),
+            _ => Site::layer(1, row.stage),
         };
         let out = dir.path().join(row.name);
         let target = Target { site, position: None, expert: None };

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use twinscope::backend::Backend;
 use twinscope::model::{LogitRows, Model, Session, forward};
@@ -20,8 +20,11 @@ pub struct Golden {
 }
 
 pub fn golden(prompt: &str) -> Golden {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{prompt}.safetensors"));
-    let bytes = std::fs::read(&path).expect("a golden file");
+    golden_at(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{prompt}.safetensors")))
+}
+
+pub fn golden_at(path: &Path) -> Golden {
+    let bytes = std::fs::read(path).expect("a golden file");
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a safetensors header");
     let tokens =
         header.metadata().as_ref().expect("metadata")["tokens"].split(',').map(|t| t.parse().unwrap()).collect();

@@ -42,8 +42,8 @@ fn keys(trace: &Trace, layer: u32) -> Vec<&'static str> {
 
 /// Every stage of a layer with experts.
 fn stages() -> Vec<&'static str> {
-    use twinscope::op::{STAGES, Scope};
-    STAGES.iter().filter(|s| matches!(s.scope, Scope::Layer | Scope::MoeLayer)).map(|s| s.name).collect()
+    use twinscope::op::{LayerLayout, STAGES, Scope};
+    STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(LayerLayout::QWEN3MOE)).map(|s| s.name).collect()
 }
 
 /// The largest Σ(a−b)² / Σa² of any stage at positions that the golden run `main` has, by stage.

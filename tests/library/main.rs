@@ -7,6 +7,7 @@ mod common;
 mod captures;
 mod dequant;
 mod diff_sides;
+mod families;
 mod gguf_malformed;
 mod gpu;
 mod house;

@@ -4,7 +4,7 @@
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{AnyBackend, Backend, Erased};
-use twinscope::op::{At, GgmlType, HostTensor, Op, Stage, Weight};
+use twinscope::op::{At, GgmlType, HostTensor, Op, Rotation, Stage, Weight};
 
 use super::gpu::common::gpu;
 
@@ -39,10 +39,16 @@ fn are_refused_alike_by_every_backend() {
         (Op::MatMul { x: &pair, weight: &w }, "x is [2, 1] where a tensor of numbers, not ids,"),
         (Op::MatMul { x: &good, weight: &stack }, "exps is [8, 4, 2] where one matrix [cols, rows]"),
         (Op::MatMul { x: &good, weight: &empty }, "empty is [8, 0] where a weight with values"),
-        (Op::Rope { x: &bad, start: 0, head_dim: 4, base: 1e4 }, "x is [2, 7] where [T, heads·4]"),
-        (Op::Rope { x: &good, start: 0, head_dim: 0, base: 1e4 }, "head_dim is 0 where at least 1"),
-        (Op::Rope { x: &good, start: 0, head_dim: 1, base: 1e4 }, "head_dim is 1 where an even number"),
-        (Op::Rope { x: &good, start: usize::MAX, head_dim: 4, base: 1e4 }, "a position with room for 2 below"),
+        (Op::Rope { x: &bad, start: 0, head_dim: 4, rotation: Rotation::neox(1e4) }, "x is [2, 7] where [T, heads·4]"),
+        (Op::Rope { x: &good, start: 0, head_dim: 0, rotation: Rotation::neox(1e4) }, "head_dim is 0 where at least 1"),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 1, rotation: Rotation::neox(1e4) },
+            "head_dim is 1 where an even number",
+        ),
+        (
+            Op::Rope { x: &good, start: usize::MAX, head_dim: 4, rotation: Rotation::neox(1e4) },
+            "a position with room for 2 below",
+        ),
         (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
         (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
         (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),

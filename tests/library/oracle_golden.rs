@@ -16,7 +16,7 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
 use twinscope::formula::floor::check_against_oracle;
 use twinscope::model::Model;
-use twinscope::op::{HostTensor, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
+use twinscope::op::{HostTensor, LayerLayout, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
 /// The stages of one run, by trace key.
 struct Run<'a> {
@@ -48,8 +48,9 @@ impl Run<'_> {
         match row.op {
             OpKind::Embed => Op::Embed { table: weight(), tokens: self.tokens },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: config.eps },
+            OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
-            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, base: config.rope_base },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: config.rotation.with_factors(None) },
             OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
             OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
@@ -69,7 +70,7 @@ impl Run<'_> {
     /// Calls `f` with each stage's site, operation and value; the number of stages.
     fn each(&self, mut f: impl FnMut(Site, &Op<'_, &HostTensor>, &HostTensor)) -> usize {
         let weights = self.model.weights.all();
-        let in_layers = |row: &StageInfo| matches!(row.scope, Scope::Layer | Scope::MoeLayer);
+        let in_layers = |row: &StageInfo| row.scope != Scope::Model && row.scope.occurs(LayerLayout::QWEN3MOE);
         let layers = (0..self.model.config.layers)
             .flat_map(|n| STAGES.iter().filter(move |r| in_layers(r)).map(move |r| (Site::layer(n, r.stage), r)));
         let whole = STAGES.iter().filter(|r| r.scope == Scope::Model).map(|r| (Site::model(r.stage), r));

@@ -141,7 +141,7 @@ fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
                 Role::AttnOutput => expected[5],
                 Role::FfnGate | Role::FfnUp => expected[6],
                 Role::FfnDown => expected[7],
-                Role::Norm | Role::Router => F32,
+                Role::Norm | Role::Bias | Role::RopeFreqs | Role::Router => F32,
             };
             assert_eq!(tensor.spec.ty, expected, "{mix} {}", tensor.spec.name);
         }
@@ -369,6 +369,29 @@ fn command_line_writes_a_model_says_what_it_replaced_and_keeps_what_is_there() {
     assert!(before == std::fs::read(&path).unwrap(), "the same arguments give the same file");
 }
 
+/// A named shape of each family, cut to a layer and a small vocabulary, is a model of its architecture, of the tensors that the definition has.
+#[test]
+fn every_family_is_a_model() {
+    for (name, architecture, tensors) in
+        [("llama-3.2-1b", "llama", 12), ("mixtral-8x7b", "llama", 13), ("qwen2.5-0.5b", "qwen2", 14)]
+    {
+        let named = ModelShape::named(name).unwrap();
+        let ffn = match named.ffn {
+            FfnShape::Dense(_) => FfnShape::Dense(64),
+            FfnShape::Moe(moe) => FfnShape::Moe(Moe { width: 64, ..moe }),
+        };
+        let shape = ModelShape { layers: 1, vocab: 300, ffn, hidden: 64 * named.heads, head_dim: 64, ..named };
+        let plan = Plan::new(name, &shape, &Mix::from_name("Q8_0").unwrap(), 0).unwrap();
+        assert_eq!(plan.tensors().len(), tensors, "{name}");
+        let gguf = Gguf::from_bytes(name, std::sync::Arc::new(plan.to_bytes().unwrap())).unwrap();
+        let model = Model::from_gguf(gguf).unwrap();
+        assert_eq!(model.config.architecture.name, architecture);
+        assert_eq!(model.weights.rope_freqs.is_some(), name == "llama-3.2-1b");
+        assert_eq!(model.config.qkv_bias, architecture == "qwen2");
+        assert!(model.tokenizer().is_ok(), "{name}");
+    }
+}
+
 #[test]
 fn command_line_refuses_what_it_cannot_make() {
     let dir = tempfile::tempdir().unwrap();
@@ -380,6 +403,8 @@ fn command_line_refuses_what_it_cannot_make() {
         (&["--pure", "Q8_K"], "expected one of F32, F16, Q4_0"),
         (&["--shape", "huge"], "tiny, demo, qwen3-30b-a3b, qwen3-235b-a22b"),
         (&["--dense", "64", "--experts", "4"], "--dense"),
+        (&["--family", "qwen2"], "--family qwen2: expected --dense, found experts"),
+        (&["--family", "gpt2"], "qwen3, llama, qwen2"),
     ] {
         let (code, stderr) = synth(&[&[out], args].concat());
         assert!(code == 2 && stderr.contains(message), "{args:?}: {code} {stderr}");

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::op::{At, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
+use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight};
 use crate::quant::random::{RandomBlocks, Rng};
 
 mod table;
@@ -67,12 +67,20 @@ pub enum OpShape {
         rows: usize,
         tokens: usize,
     },
+    Bias {
+        tokens: usize,
+        cols: usize,
+    },
+    /// `factors`: with frequency factors, from 1 to 8.
     Rope {
         tokens: usize,
         heads: usize,
         head_dim: usize,
         start: usize,
         base: f64,
+        pairing: Pairing,
+        scale: f64,
+        factors: bool,
     },
     Store {
         tokens: usize,
@@ -150,6 +158,13 @@ pub enum OpShape {
     },
 }
 
+impl OpShape {
+    /// A rotation as Qwen's.
+    pub fn neox(tokens: usize, heads: usize, head_dim: usize, start: usize, base: f64) -> Self {
+        Self::Rope { tokens, heads, head_dim, start, base, pairing: Pairing::Neox, scale: 1.0, factors: false }
+    }
+}
+
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OpCase {
@@ -163,6 +178,7 @@ impl OpCase {
             OpShape::Embed { .. } => OpKind::Embed,
             OpShape::RmsNorm { .. } => OpKind::RmsNorm,
             OpShape::MatMul { .. } => OpKind::MatMul,
+            OpShape::Bias { .. } => OpKind::Bias,
             OpShape::Rope { .. } => OpKind::Rope,
             OpShape::Store { .. } => OpKind::Store,
             OpShape::AttnScores { .. } => OpKind::AttnScores,
@@ -219,9 +235,10 @@ impl OpCase {
             OpShape::RouterWeights { tokens, k, .. } => tokens * k,
             OpShape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
             OpShape::Combine { tokens, k, hidden } => tokens * k * hidden,
-            OpShape::Store { tokens, cols, .. } | OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols } => {
-                tokens * cols
-            }
+            OpShape::Store { tokens, cols, .. }
+            | OpShape::Add { tokens, cols }
+            | OpShape::Bias { tokens, cols }
+            | OpShape::SwiGlu { tokens, cols } => tokens * cols,
             OpShape::Rows { cols, rows, .. } => rows * cols,
         };
         n as u64
@@ -266,7 +283,11 @@ impl Operands {
             OpShape::Embed { .. } => Op::Embed { table: weight(), tokens: &self.tokens },
             OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
             OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
-            OpShape::Rope { start, head_dim, base, .. } => Op::Rope { x: tensor(0), start, head_dim, base },
+            OpShape::Bias { .. } => Op::Bias { x: tensor(0), weight: weight() },
+            OpShape::Rope { start, head_dim, base, pairing, scale, factors, .. } => {
+                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight) };
+                Op::Rope { x: tensor(0), start, head_dim, rotation }
+            }
             OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
             OpShape::AttnScores { start, head_dim, .. } => {
                 Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim }
@@ -358,7 +379,19 @@ impl Maker {
                 let x = if per_slot { self.tensor(&[tokens, k, cols]) } else { self.tensor(&[tokens, cols]) };
                 vec![x, self.ids(tokens, experts, k, choice)]
             }
-            OpShape::Rope { tokens, heads, head_dim, .. } => vec![self.tensor(&[tokens, heads * head_dim])],
+            OpShape::Bias { tokens, cols } => {
+                let bias: Vec<u8> = (0..cols).flat_map(|_| (2.0 * self.rng.normal()).to_le_bytes()).collect();
+                weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, 1, 1], bias)?);
+                vec![self.tensor(&[tokens, cols])]
+            }
+            OpShape::Rope { tokens, heads, head_dim, factors, .. } => {
+                if factors {
+                    let bytes: Vec<u8> =
+                        (0..head_dim / 2).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
+                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [head_dim / 2, 1, 1], bytes)?);
+                }
+                vec![self.tensor(&[tokens, heads * head_dim])]
+            }
             OpShape::Store { tokens, cols, capacity, .. } => {
                 vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
             }

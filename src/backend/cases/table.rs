@@ -2,7 +2,7 @@
 
 use super::{Choice, OpCase, OpShape, OpValues};
 use crate::backend::oracle::dequant;
-use crate::op::GgmlType;
+use crate::op::{GgmlType, Pairing};
 
 /// Every weight type that a model stores, in ggml's order.
 fn types() -> impl Iterator<Item = GgmlType> {
@@ -70,7 +70,11 @@ pub fn table() -> Vec<OpCase> {
         (33, 2, 80, 3, 1e7),
         (65, 3, 128, 100_000, 1e6),
     ] {
-        all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base });
+        for (pairing, scale, factors) in
+            [(Pairing::Neox, 1.0, false), (Pairing::Norm, 1.0, false), (Pairing::Norm, 0.25, true)]
+        {
+            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors });
+        }
     }
 
     // Query heads, KV heads, head size.
@@ -101,6 +105,7 @@ pub fn table() -> Vec<OpCase> {
     }
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
         all(KINDS, OpShape::Add { tokens, cols });
+        all(KINDS, OpShape::Bias { tokens, cols });
         all(WITH_LARGE, OpShape::SwiGlu { tokens, cols });
         all(NORMAL, OpShape::Store { tokens, cols, start: 0, capacity: tokens });
         all(NORMAL, OpShape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
@@ -126,7 +131,7 @@ pub fn bench_table() -> Vec<OpCase> {
         let (heads, kv_heads, head_dim, start, spare) = (32, 4, 128, 448, 0);
         shapes.extend([
             OpShape::RmsNorm { tokens, groups: 1, n: 2048 },
-            OpShape::Rope { tokens, heads, head_dim, start, base: 1e6 },
+            OpShape::neox(tokens, heads, head_dim, start, 1e6),
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare },
             OpShape::AttnProbs { tokens, heads, start },
             OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare },

@@ -1,32 +1,41 @@
 //! Running one operation: its operands are checked, its result allocated, its rows spread over the threads.
 
 use std::cell::Ref;
+use std::sync::Arc;
 
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
 use super::{CpuBackend, CpuTensor, Pool, scalar, zeros};
-use crate::op::{Data, HostTensor, Op, Site, Weight};
+use crate::op::{AngleKey, Data, HostTensor, Op, Rotation, Site, Weight};
 use crate::quant;
 use crate::{Error, Result};
 
 /// Rotary angles of the last call: all layers of a forward pass ask for the same ones.
 #[derive(Default)]
 pub(super) struct AngleCache {
-    /// Bits of the base, head_dim, first position, positions.
-    key: Option<(u64, usize, usize, usize)>,
+    /// The rotation, first position, positions.
+    key: Option<(AngleKey, usize, usize)>,
     /// [positions, head_dim/2] of cosine and sine.
     angles: Vec<[f32; 2]>,
 }
 
 impl AngleCache {
-    fn get(&mut self, pool: &Pool, base: f64, head_dim: usize, start: usize, positions: usize) -> &[[f32; 2]] {
-        let key = Some((base.to_bits(), head_dim, start, positions));
+    fn get(
+        &mut self,
+        pool: &Pool,
+        head_dim: usize,
+        rotation: &Rotation<&Arc<Weight>>,
+        start: usize,
+        positions: usize,
+    ) -> &[[f32; 2]] {
+        let key = Some((rotation.angle_key(head_dim), start, positions));
         if self.key != key {
+            let frequencies = scalar::rope_frequencies(head_dim, rotation); // [D/2]
             self.angles.clear();
-            self.angles.resize(positions * head_dim / 2, [0.0; 2]);
-            let work = self.angles.len() * 512; // powf, sin and cos in f64
-            pool.for_chunks(work, &mut self.angles, head_dim / 2, |t, out| {
-                scalar::rope_angles(start + t, head_dim, base, out);
+            self.angles.resize(positions * frequencies.len(), [0.0; 2]);
+            let work = self.angles.len() * 512; // sin and cos in f64
+            pool.for_chunks(work, &mut self.angles, frequencies.len(), |t, out| {
+                scalar::rope_angles(start + t, &frequencies, out);
             });
             self.key = key;
         }
@@ -91,12 +100,24 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
             matmul::run(kernels, pool, weight, &[Job { expert: 0, x, out: (0..rows).collect() }], out)?;
         }
         Op::ExpertMatMul { x, ids, weight } => expert_matmul(kernels, pool, x, ids, weight, out)?,
-        Op::Rope { x, start, head_dim, base } => {
-            let angles = backend.angles.get(pool, base, head_dim, start, x.shape[0]); // [T, D/2]
+        Op::Bias { x, weight } => {
+            let bias: Vec<f32> = weight.f32s().collect(); // [N]
+            let x = f32s(x);
+            pool.for_chunks(out.len(), out, bias.len(), |t, out| {
+                scalar::add(&x[t * bias.len()..][..bias.len()], &bias, out);
+            });
+        }
+        Op::Rope { x, start, head_dim, rotation } => {
+            let angles = backend.angles.get(pool, head_dim, &rotation, start, x.shape[0]); // [T, D/2]
             let (half, heads) = (head_dim / 2, x.cols() / head_dim);
             let x = f32s(x);
             pool.for_chunks(out.len() * 2, out, head_dim, |i, out| {
-                scalar::rope(&x[i * head_dim..][..head_dim], &angles[i / heads * half..][..half], out);
+                scalar::rope(
+                    &x[i * head_dim..][..head_dim],
+                    rotation.pairing,
+                    &angles[i / heads * half..][..half],
+                    out,
+                );
             });
         }
         Op::AttnScores { q, k, start, head_dim } => attn_scores(kernels, pool, q, k, start, head_dim, out),

@@ -11,6 +11,10 @@
 //! - Angles of the rotary embedding are taken in f64, cosine and sine are rounded to f32: an f32 angle at position 4000
 //!   would be off by 2·10⁻⁴ already.
 
+use std::sync::Arc;
+
+use crate::op::{Pairing, Rotation, Weight};
+
 /// Terms to an accumulator in every sum.
 pub const BLOCK: usize = 32;
 
@@ -51,21 +55,30 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// The cosine and sine for the pairs of a head at position `pos`: angle = pos · base^(−2i/head_dim). `out` is [head_dim/2].
-pub fn rope_angles(pos: usize, head_dim: usize, base: f64, out: &mut [[f32; 2]]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        let angle = pos as f64 * base.powf(-2.0 * i as f64 / head_dim as f64);
+/// The cosine and sine for the pairs of a head at position `pos`: angle = pos · frequency. `frequencies` and `out` are [D/2].
+pub fn rope_angles(pos: usize, frequencies: &[f64], out: &mut [[f32; 2]]) {
+    for (out, frequency) in out.iter_mut().zip(frequencies) {
+        let angle = pos as f64 * frequency;
         *out = [angle.cos() as f32, angle.sin() as f32];
     }
 }
 
-/// Rotates the pairs (i, i + D/2) of one head. `x` and `out` are `[D]`, `angles` is [D/2].
-pub fn rope(x: &[f32], angles: &[[f32; 2]], out: &mut [f32]) {
-    let half = angles.len();
+/// By what each pair of a head turns from one position to the next, [D/2].
+pub fn rope_frequencies(head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Vec<f64> {
+    let plain = (0..head_dim / 2).map(|i| rotation.scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
+    match rotation.factors {
+        None => plain.collect(),
+        Some(factors) => plain.zip(factors.f32s()).map(|(f, factor)| f / f64::from(factor)).collect(),
+    }
+}
+
+/// Rotates the pairs of one head. `x` and `out` are `[D]`, `angles` is [D/2].
+pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
     for (i, &[cos, sin]) in angles.iter().enumerate() {
-        let (a, b) = (x[i], x[i + half]);
-        out[i] = a * cos - b * sin;
-        out[i + half] = a * sin + b * cos;
+        let [first, second] = pairing.dims(i, angles.len());
+        let (a, b) = (x[first], x[second]);
+        out[first] = a * cos - b * sin;
+        out[second] = a * sin + b * cos;
     }
 }
 

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::tensor::GpuTensor;
-use crate::op::{OpKind, Operation, Site, Weight};
+use crate::op::{OpKind, Operation, Pairing, Site, Weight};
 
 /// An operation that owns what it reads.
 pub type KeptOp = Operation<GpuTensor, Arc<Weight>, Vec<u32>>;
@@ -35,7 +35,7 @@ pub enum Launch {
         rope: usize,
         store: Option<usize>,
     },
-    /// A product or a rotation whose result goes into a cache.
+    /// A product, a product with its bias, or a rotation whose result goes into a cache.
     Stored {
         made: usize,
         store: usize,
@@ -72,7 +72,7 @@ impl Launch {
 /// Whether operations of this kind wait for others that may join them.
 pub fn waits(kind: OpKind) -> bool {
     use OpKind::*;
-    matches!(kind, RmsNorm | MatMul | Rope | Store | Add | Combine | RouterProbs | RouterTopK | RouterWeights)
+    matches!(kind, RmsNorm | MatMul | Bias | Rope | Store | Add | Combine | RouterProbs | RouterTopK | RouterWeights)
 }
 
 /// Every operation of `all`, once, in an order in which they may run. `stores` says whether a result may be written straight into
@@ -108,10 +108,14 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
     match &all[first].op {
         Operation::RmsNorm { weight, .. } => {
             let rope = hidden_in(all, first)?;
-            let Operation::Rope { head_dim, .. } = all[rope].op else { return None };
-            (head_dim == weight.cols).then(|| Launch::NormRope { norm: first, rope, store: into_cache(rope) })
+            let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
+            (*head_dim == weight.cols && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
+                norm: first,
+                rope,
+                store: into_cache(rope),
+            })
         }
-        Operation::MatMul { .. } | Operation::Rope { .. } => {
+        Operation::MatMul { .. } | Operation::Bias { .. } | Operation::Rope { .. } => {
             into_cache(first).map(|store| Launch::Stored { made: first, store })
         }
         Operation::Combine { .. } => {

@@ -128,6 +128,8 @@ kernels! {
         "attn_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
     ATTN_SCORES: AttnScores [Read, Read, Write]
         "attn_scores" [] [THREADS, 1], 0;
+    BIAS: Bias [Read, Read, Write]
+        "bias" [] [THREADS, 1], 0;
     COMBINE: Combine [Read, Read, Write]
         "combine" [COMBINED] [THREADS, 1], 0;
     COMBINE_ADD: Combine [Read, Read, Read, Write]

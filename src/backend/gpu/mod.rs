@@ -65,7 +65,7 @@ use self::texture::TexturePool;
 use self::weights::{GpuWeight, Piece};
 use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::op::{At, Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{AngleKey, At, Data, GgmlType, HostTensor, Op, OpKind, Rotation, Site, Weight};
 
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
@@ -101,7 +101,7 @@ pub struct GpuBackend {
     /// Their pieces.
     residents: Residents,
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
-    angles: HashMap<(u64, usize), (wgpu::Buffer, usize)>,
+    angles: HashMap<AngleKey, (wgpu::Buffer, usize)>,
     weight_binding: u64,
     /// Whether matrix products run the files for subgroups of 8 lanes, and find weights and activations in textures.
     lanes: bool,
@@ -197,6 +197,7 @@ impl GpuBackend {
             OpKind::AttnScores | OpKind::AttnContext => (!cols.is_multiple_of(ops::QUAD)).then(|| {
                 format!("{name}: the GPU has attention with a head_dim that is a multiple of {}, not {cols}", ops::QUAD)
             }),
+            OpKind::Rope => None, // its factors become part of a table on the host
             OpKind::RmsNorm if ty != GgmlType::F32 => {
                 Some(format!("tensor {name}: the GPU has norms with F32 weights, not {ty}"))
             }
@@ -262,8 +263,14 @@ impl GpuBackend {
 
     /// cos and sin of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
     /// rounded, because WGSL's own functions are only good to 2⁻¹¹; grown by doubling.
-    fn angles(&mut self, site: Site, base: f64, head_dim: usize, positions: usize) -> Result<wgpu::Buffer> {
-        let key = (base.to_bits(), head_dim);
+    fn angles(
+        &mut self,
+        site: Site,
+        head_dim: usize,
+        rotation: &Rotation<&Arc<Weight>>,
+        positions: usize,
+    ) -> Result<wgpu::Buffer> {
+        let key = rotation.angle_key(head_dim);
         if let Some((buffer, have)) = self.angles.get(&key)
             && *have >= positions
         {
@@ -277,7 +284,11 @@ impl GpuBackend {
                 "{site}: a table of {positions} positions takes {bytes} bytes, over the adapter's binding limit"
             )));
         }
-        let frequency: Vec<f64> = (0..half).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let mut frequency: Vec<f64> =
+            (0..half).map(|i| rotation.scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        if let Some(factors) = rotation.factors {
+            frequency.iter_mut().zip(factors.f32s()).for_each(|(f, factor)| *f /= f64::from(factor));
+        }
         let mut table = Vec::with_capacity(positions * half * 2);
         for position in 0..positions {
             for f in &frequency {

@@ -16,7 +16,7 @@ use super::tensor::{ChosenTiles, GpuTensor, Pooled, SlotPlan};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
-use crate::op::{GgmlType, Op, OpKind, Site, Weight};
+use crate::op::{GgmlType, Op, OpKind, Pairing, Rotation, Site, Weight};
 
 /// The kernels of attention read a head this many values at a time.
 pub const QUAD: usize = 4;
@@ -137,9 +137,11 @@ impl GpuBackend {
             }
             _ => self.tensor(site, shape, op.kind() == OpKind::RouterTopK)?,
         };
-        if let Some(weight) = op.weight() {
+        // Rope's factors are in its table of angles.
+        if let Some(weight) = op.weight().filter(|_| op.kind() != OpKind::Rope) {
             // Whether it can be uploaded is said now, not when the operation has waited.
-            self.upload_weight(weight, self.lanes && op.kind() != OpKind::RmsNorm)?;
+            let vector = matches!(op, Op::RmsNorm { .. } | Op::Bias { .. });
+            self.upload_weight(weight, self.lanes && !vector)?;
         }
         if fuse::waits(op.kind()) {
             self.waiting.push(Waiting { site, op: op.keep(), result: result.clone() });
@@ -174,7 +176,10 @@ impl GpuBackend {
                 let y = self.in_cache(&store).expect("only such stores join");
                 match op(made) {
                     Op::MatMul { x, weight } => self.matmul(site(made), result(made).shape(), &x, weight, y),
-                    Op::Rope { x, start, head_dim, base } => self.rope(site(made), &x, start, head_dim, base, y),
+                    Op::Bias { x, weight } => self.bias(site(made), &x, weight, y),
+                    Op::Rope { x, start, head_dim, rotation } => {
+                        self.rope(site(made), &x, start, head_dim, &rotation, y)
+                    }
                     _ => unreachable!("products and rotations are stored"),
                 }
             }
@@ -184,12 +189,12 @@ impl GpuBackend {
                     Some(store) => self.in_cache(store).expect("only such stores join"),
                     None => result(rope).binding(),
                 };
-                let (Op::RmsNorm { x, weight, eps }, Op::Rope { start, head_dim, base, .. }) = (op(norm), op(rope))
+                let (Op::RmsNorm { x, weight, eps }, Op::Rope { start, head_dim, rotation, .. }) = (op(norm), op(rope))
                 else {
                     unreachable!("a norm and a rotation")
                 };
                 let (positions, cols) = rows_cols(&x);
-                let angles = self.angles(site(rope), base, head_dim, start + positions)?;
+                let angles = self.angles(site(rope), head_dim, &rotation, start + positions)?;
                 let gpu = self.norm_weight(weight)?;
                 let groups = x.len() / head_dim;
                 let [n, heads, start] = [head_dim, cols / head_dim, start].map(|n| n as u32);
@@ -251,7 +256,8 @@ impl GpuBackend {
             Op::Embed { table, tokens } => self.embed(site, table, tokens, y),
             Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps, y),
             Op::MatMul { x, weight } => self.matmul(site, y.shape(), x, weight, y.binding()),
-            Op::Rope { x, start, head_dim, base } => self.rope(site, x, *start, *head_dim, *base, y.binding()),
+            Op::Bias { x, weight } => self.bias(site, x, weight, y.binding()),
+            Op::Rope { x, start, head_dim, rotation } => self.rope(site, x, *start, *head_dim, rotation, y.binding()),
             Op::Store { cache, x, start } => self.store(site, cache, x, *start),
             Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim, y),
             Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start, y),
@@ -407,19 +413,26 @@ impl GpuBackend {
         Ok(plan)
     }
 
+    fn bias(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, y: Bound<'_>) -> Result<()> {
+        let gpu = self.norm_weight(weight)?;
+        let params = params::Bias { n: x.len() as u32, cols: weight.cols as u32 };
+        self.dispatch(site, kernels::BIAS, &[gpu.binding(), x.binding(), y], params, self.fold_values(x.len()))
+    }
+
     fn rope(
         &mut self,
         site: Site,
         x: &GpuTensor,
         start: usize,
         head_dim: usize,
-        base: f64,
+        rotation: &Rotation<&Arc<Weight>>,
         y: Bound<'_>,
     ) -> Result<()> {
         let (positions, cols) = rows_cols(x);
-        let angles = self.angles(site, base, head_dim, start + positions)?;
+        let angles = self.angles(site, head_dim, rotation, start + positions)?;
+        let neighbours = (rotation.pairing == Pairing::Norm).into();
         let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
-        let params = params::Rope { pairs, heads, half_dim, start };
+        let params = params::Rope { pairs, heads, half_dim, start, neighbours };
         let bindings = [Bound::buffer(&angles, angles.size()), x.binding(), y];
         self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))
     }

@@ -56,6 +56,7 @@ params! {
     AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32 }
     AttnProbs { start: u32, seen: u32 }
     AttnScores { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, scale: f32 }
+    Bias { n: u32, cols: u32 }
     /// Of `combine` and `combine_add`.
     Combine { n: u32, cols: u32, k: u32 }
     Copy { words: u32, y_cols: u32, x_cols: u32, from_: u32, to: u32 }
@@ -72,7 +73,7 @@ params! {
     ProbeRead { reads: u32 }
     /// Of `rms_norm` and `add_norm`.
     RmsNorm { n: u32, groups: u32, eps: f32 }
-    Rope { pairs: u32, heads: u32, half_dim: u32, start: u32 }
+    Rope { pairs: u32, heads: u32, half_dim: u32, start: u32, neighbours: u32 }
     Router { experts: u32, k: u32, renormalise: u32 }
     RouterProbs { experts: u32 }
     RouterTopK { experts: u32, k: u32 }

@@ -1,8 +1,10 @@
 //! Norm, rope, residual, activation, and the two operations that only move values.
 
+use std::sync::Arc;
+
 use super::{dequant, matrix, values};
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Weight};
+use crate::op::{Data, HostTensor, Pairing, Rotation, Weight};
 
 /// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values. [T, G·n] → same.
 pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor> {
@@ -20,23 +22,43 @@ pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor>
     Ok(HostTensor::f64(&x.shape, out))
 }
 
-/// NEOX rope: in each head, (i, i + D/2) turn by (start + t) · base^(−2i/D). [T, heads·D] → same.
-pub fn rope(x: &HostTensor, start: usize, head_dim: usize, base: f64) -> HostTensor {
+/// x + weight on every row. [T, N] → same.
+pub fn bias(x: &HostTensor, weight: &Weight) -> Result<HostTensor> {
+    let mut bias = vec![0.0; weight.cols];
+    dequant::row(weight.ty, weight.row(0, 0), &mut bias)?;
+    let mut out = values(x).into_owned();
+    for row in out.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(&bias).for_each(|(x, b)| *x += b);
+    }
+    Ok(HostTensor::f64(&x.shape, out))
+}
+
+/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors[i]. [T, heads·D] → same.
+pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Result<HostTensor> {
     let (t, cols) = matrix(x);
     let half = head_dim / 2;
+    let mut factors = vec![1.0; half];
+    if let Some(weight) = rotation.factors {
+        dequant::row(weight.ty, weight.row(0, 0), &mut factors)?;
+    }
     let mut out = values(x).into_owned();
     for token in 0..t {
-        for i in 0..half {
-            let angle = (start + token) as f64 * base.powf(-2.0 * i as f64 / head_dim as f64);
+        for (i, factor) in factors.iter().enumerate() {
+            let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / factor;
+            let angle = (start + token) as f64 * rotation.scale * frequency;
+            let (first, second) = match rotation.pairing {
+                Pairing::Neox => (i, i + half),
+                Pairing::Norm => (2 * i, 2 * i + 1),
+            };
             let (sin, cos) = angle.sin_cos();
             for head in out[token * cols..][..cols].chunks_exact_mut(head_dim) {
-                let (a, b) = (head[i], head[i + half]);
-                head[i] = a * cos - b * sin;
-                head[i + half] = b * cos + a * sin;
+                let (a, b) = (head[first], head[second]);
+                head[first] = a * cos - b * sin;
+                head[second] = b * cos + a * sin;
             }
         }
     }
-    HostTensor::f64(&x.shape, out)
+    Ok(HostTensor::f64(&x.shape, out))
 }
 
 /// a + b.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::op::{GgmlType, Stage};
+use crate::op::{GgmlType, Rotation, Stage};
 
 fn f64s(shape: &[usize], v: &[f64]) -> HostTensor {
     HostTensor::f64(shape, v.to_vec())
@@ -56,7 +56,7 @@ fn attention_masks_and_groups_heads() {
 #[test]
 fn rope_turns_pairs_half_a_head_apart() {
     let x = f64s(&[1, 4], &[1., 0., 0., 1.]);
-    let y = numbers(evaluate(&Op::Rope { x: &x, start: 3, head_dim: 4, base: 100.0 }).unwrap());
+    let y = numbers(evaluate(&Op::Rope { x: &x, start: 3, head_dim: 4, rotation: Rotation::neox(100.0) }).unwrap());
     // Frequencies 1 and 100^(−1/2) = 0.1: angles 3 and 0.3.
     let want = [3f64.cos(), -(0.3f64.sin()), 3f64.sin(), 0.3f64.cos()];
     assert!(y.iter().zip(want).all(|(y, w)| (y - w).abs() < 1e-15), "{y:?}");

@@ -119,7 +119,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
 /// The stage that the arguments name, held against the model.
 fn target(args: &Args, name: &str, model: &Model) -> Result<Target> {
     let moe = model.config.moe.as_ref();
-    let exists = |stage: &Stage| stage.info().scope.occurs(moe.is_some());
+    let exists = |stage: &Stage| stage.info().scope.occurs(model.config.layout());
     let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
     let stage = match named[..] {
         [stage] => stage,

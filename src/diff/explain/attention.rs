@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::softmax::{Form, Seen, Softmax};
-use crate::op::{Op, Stage};
+use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
 fn sizes<'a>(case: &'a Evidence<'a>) -> Result<Option<Sizes>> {
@@ -191,28 +191,42 @@ pub fn cache<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
+/// The stages that lead up to rope, the last first, of a chain of projection, bias and norm; and what the values of each are.
+fn before_rope(name: &str, chain: [Stage; 3], layout: LayerLayout) -> Vec<(Stage, String)> {
+    let mut found = Vec::new();
+    let mut before = vec!["rope"];
+    for stage in chain.into_iter().rev().filter(|s| s.info().scope.occurs(layout)) {
+        found.push((stage, format!("{name} before {}", before.join(" and "))));
+        before.insert(0, if stage.info().op == OpKind::Bias { "its bias" } else { "its norm" });
+    }
+    found
+}
+
 /// Another tensor for q, k or v.
 pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     let earlier = |stage: Stage| case.scene.earlier.get(stage);
-    for (stage, what) in [(Stage::QNorm, "q before rope"), (Stage::QProj, "q before its norm and rope")] {
+    let layout = case.scene.config.layout();
+    for (stage, what) in before_rope("q", [Stage::QProj, Stage::QBias, Stage::QNorm], layout) {
         if let Some(q) = earlier(stage).filter(|q| q.len() == case.inputs[0].len()) {
             all.extend(case.changed(what, |s: &mut Scores<'a>| s.q = q.to_f64().into())?);
         }
     }
     // This call's rows are the whole cache only in the first call.
     if case.scene.start == 0 {
-        for (stage, what) in [
-            (Stage::KNorm, "k before rope"),
-            (Stage::VProj, "v in the keys' place"),
-            (Stage::KProj, "k before its norm and rope"),
-            (Stage::KRope, "k after rope"),
-        ] {
+        let v = if layout.qkv_bias { Stage::VBias } else { Stage::VProj };
+        let mut stages = before_rope("k", [Stage::KProj, Stage::KBias, Stage::KNorm], layout);
+        stages.push((v, "v in the keys' place".into()));
+        stages.push((Stage::KRope, "k after rope".into()));
+        if layout.qkv_bias {
+            stages.push((Stage::VProj, "v before its bias".into()));
+        }
+        for (stage, what) in stages {
             let Some(rows) = earlier(stage) else { continue };
             if stage != Stage::KRope {
-                all.extend(case.changed(what, |s: &mut Scores<'a>| s.k = rows.to_f64().into())?);
+                all.extend(case.changed(what.clone(), |s: &mut Scores<'a>| s.k = rows.to_f64().into())?);
             }
-            if stage != Stage::VProj {
+            if stage != v {
                 let what = format!("{what} in the values' place");
                 all.extend(case.changed(what, |c: &mut Context<'a>| c.v = rows.to_f64().into())?);
             }

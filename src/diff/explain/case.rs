@@ -11,6 +11,7 @@ use crate::backend::Contract;
 use crate::error::{Error, Result};
 use crate::formula::exact::Emulation;
 use crate::formula::{Formula, Point};
+use crate::model::LayerWeights;
 use crate::op::{HostTensor, Op, Stage, Weight};
 
 /// Elements in the sample that are wrong, and that are not.
@@ -230,7 +231,8 @@ impl<'a> Evidence<'a> {
 
     /// The other weights of the model that have the shape of `weight`: those of this layer, and the same of the layers beside.
     pub fn other_weights(&self, weight: &Weight) -> Vec<&'a Weight> {
-        let all = |n: usize| self.scene.weights.layers.get(n).map(layer_weights).unwrap_or_default();
+        let layer = |l: &'a LayerWeights| l.all().into_iter().map(|w| &**w).collect::<Vec<_>>();
+        let all = |n: usize| self.scene.weights.layers.get(n).map(layer).unwrap_or_default();
         let whole = [&*self.scene.weights.token_embd, &*self.scene.weights.output, &*self.scene.weights.output_norm];
         let kind = |w: &Weight| w.name.rsplit_once('.').map_or(w.name.clone(), |(stem, _)| stem.to_string());
         let stem = |w: &Weight| kind(w).rsplit('.').next().unwrap_or_default().to_string();
@@ -241,7 +243,7 @@ impl<'a> Evidence<'a> {
                 found.extend(all(beside).into_iter().filter(|w| stem(w) == stem(weight)));
             }
         } else {
-            found.extend(self.scene.weights.layers.last().map(layer_weights).unwrap_or_default());
+            found.extend(self.scene.weights.layers.last().map(layer).unwrap_or_default());
         }
         found.extend(whole);
         let same = |w: &&Weight| {
@@ -250,25 +252,6 @@ impl<'a> Evidence<'a> {
         found.retain(same);
         found
     }
-}
-
-fn layer_weights(l: &crate::model::LayerWeights) -> Vec<&Weight> {
-    use crate::model::Ffn;
-    let mut all: Vec<&Weight> = vec![
-        &l.attn_norm,
-        &l.attn_q,
-        &l.attn_k,
-        &l.attn_v,
-        &l.attn_q_norm,
-        &l.attn_k_norm,
-        &l.attn_output,
-        &l.ffn_norm,
-    ];
-    match &l.ffn {
-        Ffn::Dense { gate, up, down } => all.extend([&**gate, &**up, &**down]),
-        Ffn::Moe(m) => all.extend([&*m.router, &*m.gate, &*m.up, &*m.down]),
-    }
-    all
 }
 
 /// At most `n` of `all`, first and last among them, evenly spread, with a step that shares no small factor with a row's length.

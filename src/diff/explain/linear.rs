@@ -48,6 +48,7 @@ pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         FfnUp,
         QRope,
         QNorm,
+        QBias,
         QProj,
     ] {
         if let Some(x) = case.scene.earlier.get(stage).filter(|_| Some(stage) != input) {

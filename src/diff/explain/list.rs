@@ -18,6 +18,7 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::Embed,
     OpKind::RmsNorm,
     OpKind::MatMul,
+    OpKind::Bias,
     OpKind::Rope,
     OpKind::AttnScores,
     OpKind::AttnProbs,
@@ -42,7 +43,7 @@ macro_rules! list {
 list! {
     "not-finite"          "NaN or infinity whatever the inputs"                                         ANY, whole::not_finite;
 
-    "rope-pairing"        "NORM pairing (2i with 2i + 1) for NEOX"                                      &[OpKind::Rope], rope::norm_pairing;
+    "rope-pairing"        "NORM pairing (2i with 2i + 1) for NEOX (i with i + D/2), or the reverse"     &[OpKind::Rope], rope::other_pairing;
     "rope-base"           "another base: those that models use, and the one that fits the angles"       &[OpKind::Rope], rope::other_base;
     "rope-first-head"     "only head 0 rotated"                                                         &[OpKind::Rope], rope::first_head_only;
     "rope-missing"        "no rotation"                                                                 &[OpKind::Rope], rope::not_applied;
@@ -50,6 +51,9 @@ list! {
     "rope-direction"      "rotated the other way"                                                       &[OpKind::Rope], rope::backwards;
     "rope-position"       "positions off by a few, counted from the call's first, or all the same"      &[OpKind::Rope], rope::positions;
     "rope-exponent"       "exponents made of another width than the head's"                             &[OpKind::Rope], rope::exponents;
+    "rope-scaling"        "a linear scaling or frequency factors left out, turned over, or made up"     &[OpKind::Rope], rope::scaling;
+
+    "bias"                "a bias left out, added twice, subtracted, or another's"                      &[OpKind::Bias], pointwise::bias;
 
     "norm-missing"        "no normalisation: the input, or the input times the weight"                  &[OpKind::RmsNorm], norm::missing;
     "norm-eps"            "another eps: those that models use, and the one that fits"                   &[OpKind::RmsNorm], norm::other_eps;

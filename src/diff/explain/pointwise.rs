@@ -3,7 +3,7 @@
 use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::pointwise::{Activation, Gated, Sum};
-use crate::op::{Op, Stage};
+use crate::op::{GgmlType, Op, Stage};
 
 pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Add { .. } = case.scene.op else { return Ok(vec![]) };
@@ -28,6 +28,28 @@ pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         for (n, what) in ["as the residual", "added to the residual"].into_iter().enumerate() {
             let replace = |s: &mut Sum<'a>| s.operands[n] = other.to_f64().into();
             all.extend(case.changed(format!("{name} {what}"), replace)?);
+        }
+    }
+    Ok(all)
+}
+
+/// A bias that is not what it should be.
+pub fn bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::Bias { weight, .. } = case.scene.op else { return Ok(vec![]) };
+    let mut all = case.each_changed::<Sum<'a>, _>([
+        ("the bias left out", |s| s.factors = [1.0, 0.0]),
+        ("the bias added twice", |s| s.factors = [1.0, 2.0]),
+        ("the bias subtracted", |s| s.factors = [1.0, -1.0]),
+        ("the bias alone, without the product", |s| s.factors = [0.0, 1.0]),
+    ])?;
+    for other in case.other_weights(weight) {
+        if other.ty == GgmlType::F32 {
+            let values: Vec<f64> = other.f32s().map(f64::from).collect();
+            let rows = |s: &mut Sum<'a>| {
+                let rows = values.iter().copied().cycle().take(s.operands[0].len());
+                s.operands[1] = rows.collect::<Vec<f64>>().into();
+            };
+            all.extend(case.changed(format!("{} as the bias", other.name), rows)?);
         }
     }
     Ok(all)

@@ -3,12 +3,42 @@
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::rope::{Pairing, Rope};
+use crate::formula::rope::Rope;
+use crate::op::Pairing;
 
-pub fn norm_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Rope<'a>, _>([("rope with NORM pairing (2i with 2i + 1) for NEOX", |r| {
-        r.pairing = Pairing::Neighbours
-    })])
+pub fn other_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
+    let other = match stated.pairing {
+        Pairing::Neox => Pairing::Norm,
+        Pairing::Norm => Pairing::Neox,
+    };
+    let what = format!("rope with {} pairing ({}) for {}", other.name(), other.formula(), stated.pairing.name());
+    Ok(vec![Variant::of(case, what, Rope { pairing: other, ..stated })])
+}
+
+/// Without the scaling that is stated, with its inverse, or with one that is not.
+pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
+    let mut all = Vec::new();
+    let mut with = |what: String, changed: Rope<'a>| all.push(Variant::of(case, what, changed));
+    if let Some(factors) = &stated.factors {
+        with("rope without its frequency factors".into(), Rope { factors: None, ..stated.clone() });
+        let turned_over = Some(factors.iter().map(|f| 1.0 / f).collect());
+        let what = "rope with frequencies multiplied by their factors, not divided";
+        with(what.into(), Rope { factors: turned_over, ..stated.clone() });
+    }
+    if stated.scale != 1.0 {
+        let factor = 1.0 / stated.scale;
+        with(format!("rope without its linear scaling by {factor}"), Rope { scale: 1.0, ..stated.clone() });
+        let what = format!("rope with angles multiplied by {factor}, not divided");
+        with(what, Rope { scale: factor, ..stated.clone() });
+    } else {
+        for factor in [2.0, 4.0, 8.0, 16.0, 32.0] {
+            let what = format!("rope with a linear scaling by {factor} where there is none");
+            with(what, Rope { scale: 1.0 / factor, ..stated.clone() });
+        }
+    }
+    Ok(all)
 }
 
 pub fn first_head_only<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -79,15 +109,19 @@ pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// The base that the output's angles say. At one position p, pair i has turned by φ = p·base^(−2i/D). The last pairs turn by less
+/// The base that the output's angles say, where no factors change them. At one position p (times the linear scaling), pair i has turned
+/// by φ = p·base^(−2i/D). The last pairs turn by less
 /// than π and give base = (φ/p)^(−D/2i) without doubt, but coarsely; each pair before gives it more finely, once the
 /// whole turns that it has lost are known from the estimate so far.
 fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
     /// How well an angle can be measured in f32 values.
     const NOISE: f64 = 1e-6;
     let (cols, d) = (case.cols(), stated.head_dim);
+    if stated.factors.is_some() {
+        return None;
+    }
     let (x, y) = (&case.inputs[0], &case.output);
-    let position = |token: usize| stated.first + token as f64;
+    let position = |token: usize| (stated.first + token as f64) * stated.scale;
     // The lowest position that turns at all, of those with wrong elements.
     let token = case.wrong.iter().map(|i| i / cols).find(|t| position(*t) > 0.0)?;
     let p = position(token);
@@ -96,7 +130,7 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
         // Over all heads: Σ y·conj(x), whose argument is the angle.
         let (mut re, mut im) = (0.0, 0.0);
         for head in 0..cols / d {
-            let (a, b) = (token * cols + head * d + pair, token * cols + head * d + pair + d / 2);
+            let [a, b] = stated.pairing.dims(pair, d / 2).map(|dim| token * cols + head * d + dim);
             re += x[a] * y[a] + x[b] * y[b];
             im += x[a] * y[b] - x[b] * y[a];
         }

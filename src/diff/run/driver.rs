@@ -274,7 +274,7 @@ pub fn summary(model: &Model) -> ModelSummary {
     let moe = model.config.moe.as_ref();
     ModelSummary {
         name: model.gguf.name().to_string(),
-        architecture: model.config.architecture.name().to_string(),
+        architecture: model.config.architecture.name.to_string(),
         layers: model.config.layers,
         experts: moe.map_or(0, |m| m.experts),
         experts_used: moe.map_or(0, |m| m.used),

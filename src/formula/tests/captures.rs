@@ -56,8 +56,9 @@ fn params(op: OpKind, config: &Config) -> OpParams {
     let moe = config.moe.as_ref().unwrap();
     match op {
         OpKind::RmsNorm => OpParams::RmsNorm { x: (), weight: (), eps: config.eps },
+        OpKind::Bias => OpParams::Bias { x: (), weight: () },
         OpKind::MatMul => OpParams::MatMul { x: (), weight: () },
-        OpKind::Rope => OpParams::Rope { x: (), start: 0, head_dim: config.head_dim, base: config.rope_base },
+        OpKind::Rope => OpParams::Rope { x: (), start: 0, head_dim: config.head_dim, rotation: config.rotation },
         OpKind::AttnScores => OpParams::AttnScores { q: (), k: (), start: 0, head_dim: config.head_dim },
         OpKind::AttnProbs => OpParams::AttnProbs { scores: (), start: 0 },
         OpKind::AttnContext => OpParams::AttnContext { probs: (), v: (), start: 0, head_dim: config.head_dim },

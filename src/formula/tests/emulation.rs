@@ -11,7 +11,7 @@ use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
-use crate::op::{GgmlType, HostTensor, Op, OpKind, Weight};
+use crate::op::{GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
 
 fn to(format: Precision, x: f32) -> f32 {
     match format {
@@ -168,32 +168,47 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 x.iter().zip(&w).for_each(|(x, w)| put(*x as f64 * exact * *w as f64, inner(x * scale) * w));
             }
         }
-        Op::Rope { x: operand, start, head_dim, base } => {
-            let half = head_dim / 2;
+        Op::Bias { weight, .. } => {
+            let (b, _) = weights(weight, 0, 0, c.weights);
+            for x in x[0].chunks(b.len()) {
+                x.iter().zip(&b).for_each(|(x, b)| put(*x as f64 + *b as f64, x + b));
+            }
+        }
+        Op::Rope { x: operand, start, head_dim, rotation } => {
+            let (half, Rotation { base, scale, .. }) = (head_dim / 2, rotation);
+            let factors: Vec<f32> =
+                rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
             for (t, row) in x[0].chunks(operand.cols()).enumerate() {
                 let position = (start + t) as f64;
                 let theta_scale = (base as f32).powf(-2.0 / head_dim as f32);
                 let mut theta = position as f32;
                 let mut turns = vec![];
-                for i in 0..half {
+                for (i, &factor) in factors.iter().enumerate() {
+                    let exact = position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factor as f64;
                     let angle = match c.angles {
-                        Precision::F64 => (position * base.powf(-2.0 * i as f64 / head_dim as f64), 0.0),
+                        Precision::F64 => (exact, 0.0),
                         // ggml's way and PyTorch's.
-                        _ if t % 2 == 0 => (0.0, theta),
-                        _ => (0.0, position as f32 * (1.0 / (base as f32).powf(2.0 * i as f32 / head_dim as f32))),
+                        _ if t % 2 == 0 => (0.0, scale as f32 * (theta / factor)),
+                        _ => {
+                            let plain = 1.0 / (base as f32).powf(2.0 * i as f32 / head_dim as f32);
+                            (0.0, position as f32 * (plain / factor * scale as f32))
+                        }
                     };
                     theta *= theta_scale;
                     let (sin, cos) = match angle {
                         (wide, 0.0) if c.angles == Precision::F64 => (wide.sin() as f32, wide.cos() as f32),
                         (_, narrow) => (narrow.sin(), narrow.cos()),
                     };
-                    let exact = position * base.powf(-2.0 * i as f64 / head_dim as f64);
                     turns.push((exact, inner(sin), inner(cos)));
                 }
                 for head in row.chunks(head_dim) {
                     for i in 0..head_dim {
-                        let (exact, sin, cos) = turns[i % half];
-                        let (x, other) = (head[i], if i < half { -head[i + half] } else { head[i - half] });
+                        let (pair, partner) = match rotation.pairing {
+                            Pairing::Neox => (i % half, if i < half { i + half } else { i - half }),
+                            Pairing::Norm => (i / 2, i ^ 1),
+                        };
+                        let (exact, sin, cos) = turns[pair];
+                        let (x, other) = (head[i], if i < partner { -head[partner] } else { head[partner] });
                         let wide = x as f64 * exact.cos() + other as f64 * exact.sin();
                         put(wide, inner(x * cos) + inner(other * sin));
                     }

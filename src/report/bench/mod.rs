@@ -71,7 +71,7 @@ impl BenchModel {
         Self {
             file: model.gguf.name().into(),
             name: model.config.name.clone(),
-            architecture: model.config.architecture.name().into(),
+            architecture: model.config.architecture.name.into(),
             fingerprint: Some(model.gguf.fingerprint()),
             bytes: Some(tensors.iter().map(|t| t.bytes).sum()),
             parameters: Some(tensors.iter().map(|t| t.elements()).sum()),

@@ -11,6 +11,7 @@ use serde_json::{Map, Value as Json};
 use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, WeightLayout};
 use crate::gguf::{Array, Gguf, TensorInfo, Value};
+use crate::model::{Config, KeyReport};
 use crate::op::GgmlType;
 
 /// What one storage binding may hold where there is no adapter to ask: WebGPU's default, 128 MiB.
@@ -33,6 +34,9 @@ pub struct InspectDocument {
     pub architecture: Option<String>,
     /// The keys under the architecture's name, without it.
     pub hyperparameters: Map<String, Json>,
+    /// Keys that the file leaves to the definition of its architecture, and those that are not read. `None` if the architecture is not
+    /// known, or the keys are not what it needs.
+    pub keys: Option<KeyReport>,
     pub tokenizer: Option<TokenizerInfo>,
     /// Every key of the file; an array is given by its element type and length.
     pub metadata: Vec<Pair>,
@@ -215,6 +219,7 @@ impl InspectDocument {
                 fingerprint: gguf.fingerprint(),
             },
             hyperparameters,
+            keys: Config::from_gguf(gguf).ok().map(|config| config.keys),
             tokenizer: tokenizer(gguf),
             metadata,
             non_finite,
@@ -223,7 +228,7 @@ impl InspectDocument {
             memory: Memory {
                 cpu: CpuMemory { mapped_bytes: gguf.file_len() },
                 gpu: gpu_memory(gguf.tensors(), adapter),
-                kv_cache: architecture.as_deref().and_then(|a| kv_cache(gguf, a)),
+                kv_cache: kv_cache(gguf),
             },
             runnable,
             architecture,
@@ -387,12 +392,20 @@ fn gpu_memory(tensors: &[TensorInfo], adapter: Option<Adapter>) -> GpuMemory {
     plan
 }
 
-fn kv_cache(gguf: &Gguf, architecture: &str) -> Option<KvCache> {
-    let get = |key: &str| gguf.metadata.u64(&format!("{architecture}.{key}")).ok();
-    let heads = get("attention.head_count_kv")?;
-    let values = get("attention.key_length")?.checked_add(get("attention.value_length")?)?;
-    let bytes_per_position = get("block_count")?.checked_mul(heads)?.checked_mul(values)?.checked_mul(4)?;
-    let context_length = get("context_length")?;
+fn kv_cache(gguf: &Gguf) -> Option<KvCache> {
+    let sizes = match Config::from_gguf(gguf) {
+        Ok(c) => [c.layers, c.kv_heads, c.head_dim, c.head_dim, c.context].map(|n| n as u64),
+        // An architecture that is not known here has keys of the same names.
+        Err(_) => {
+            let architecture = gguf.metadata.str("general.architecture").ok()?;
+            let get = |key: &str| gguf.metadata.u64(&format!("{architecture}.{key}")).ok();
+            let heads = get("attention.head_count_kv")?;
+            let (keys, values) = (get("attention.key_length")?, get("attention.value_length")?);
+            [get("block_count")?, heads, keys, values, get("context_length")?]
+        }
+    };
+    let [layers, heads, keys, values, context_length] = sizes;
+    let bytes_per_position = layers.checked_mul(heads)?.checked_mul(keys.checked_add(values)?)?.checked_mul(4)?;
     let bytes_at_context_length = bytes_per_position.checked_mul(context_length)?;
     Some(KvCache { bytes_per_position, context_length, bytes_at_context_length })
 }

@@ -1,5 +1,6 @@
 //! The document for people.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use comfy_table::Table;
@@ -50,10 +51,16 @@ pub fn render(d: &InspectDocument) -> String {
 
     // The keys of the architecture first and by their short names, then the others; the tokenizer's have their own lines.
     let mut rows = table(&[], &[]);
+    let ignored = d.keys.iter().flat_map(|keys| &keys.ignored);
+    let ignored: HashMap<&str, &str> = ignored.map(|key| (key.key.as_str(), key.why)).collect();
     for (key, json) in &d.hyperparameters {
-        rows.add_row([printable(key), value(json)]);
+        let why = ignored.get(key.as_str()).map_or(String::new(), |why| format!(" (ignored: {why})"));
+        rows.add_row([printable(key), value(json) + &why]);
     }
-    if !d.hyperparameters.is_empty() {
+    for default in d.keys.iter().flat_map(|keys| &keys.defaults) {
+        rows.add_row([default.key.clone(), value(&default.value) + " (default)"]);
+    }
+    if !rows.is_empty() {
         section(&mut out, "Hyperparameters", &rows);
     }
     let prefix = d.architecture.as_ref().map(|a| format!("{a}."));

@@ -102,7 +102,7 @@ impl TraceReport<'_> {
             "program": concat!("twinscope ", env!("CARGO_PKG_VERSION")),
             "model": {
                 "name": config.name,
-                "architecture": config.architecture.name(),
+                "architecture": config.architecture.name,
                 "fingerprint": self.model.gguf.fingerprint(),
                 "hyperparameters": config,
             },

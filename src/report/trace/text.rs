@@ -26,7 +26,7 @@ pub fn render(report: &TraceReport<'_>, full: bool) -> String {
 
 fn heading(out: &mut String, report: &TraceReport<'_>) {
     let (config, captured) = (&report.model.config, &report.captured);
-    let _ = write!(out, "{} · {} · {} layers", printable(&config.name), config.architecture.name(), config.layers);
+    let _ = write!(out, "{} · {} · {} layers", printable(&config.name), config.architecture.name, config.layers);
     if let Some(moe) = &config.moe {
         let _ = write!(out, " · {} experts, {} used", moe.experts, moe.used);
     }

@@ -5,7 +5,7 @@ use super::super::shader::Shader;
 use super::{By, FAULT, Fault, FaultySide};
 use crate::diff::locate::pattern::PatternKind as P;
 use crate::error::{Error, Result};
-use crate::op::{HostTensor, Op, OpKind, Stage};
+use crate::op::{HostTensor, Op, OpKind, Rotation, Stage};
 
 pub static FAULTS: &[Fault] = &[
     Fault {
@@ -13,10 +13,7 @@ pub static FAULTS: &[Fault] = &[
         what: "value 2i turns with 2i + 1 (NORM) where it is i with i + D/2 (NEOX)",
         by: By::Shader(&[Shader {
             kernel: "rope",
-            edits: &[
-                ("let a = head * 2u * p.half_dim + i;", "let a = head * 2u * p.half_dim + 2u * i;"),
-                ("let b = a + p.half_dim;", "let b = a + 1u;"),
-            ],
+            edits: &[("let norm = p.neighbours == 1u;", "let norm = p.neighbours == 0u;")],
         }]),
         stage: Stage::QRope,
         layers: [1, 0],
@@ -45,7 +42,9 @@ pub static FAULTS: &[Fault] = &[
         what: "base 1e4 where the file says 1e6",
         by: By::Operation(|_| {
             operation(|op| match op {
-                Op::Rope { x, start, head_dim, .. } => Some(Op::Rope { x, start, head_dim, base: 1e4 }),
+                Op::Rope { x, start, head_dim, rotation } => {
+                    Some(Op::Rope { x, start, head_dim, rotation: Rotation { base: 1e4, ..rotation } })
+                }
                 _ => None,
             })
         }),
@@ -61,7 +60,7 @@ pub static FAULTS: &[Fault] = &[
         what: "a decoded token has the position of the one before",
         by: By::Operation(|_| {
             operation(|op| match op {
-                Op::Rope { x, start, head_dim, base } => Some(Op::Rope { x, start: start - 1, head_dim, base }),
+                Op::Rope { x, start, head_dim, rotation } => Some(Op::Rope { x, start: start - 1, head_dim, rotation }),
                 _ => None,
             })
         }),
@@ -218,13 +217,13 @@ pub static FAULTS: &[Fault] = &[
 const TURN: &str = "let turn = angles[(p.start + head / p.heads) * p.half_dim + i];";
 
 /// Everywhere but at position 0, which rope leaves as it is and which sees only itself.
-const NOT_FIRST: &[P] = &[P::PositionRange, P::AllButPosition];
+pub(super) const NOT_FIRST: &[P] = &[P::PositionRange, P::AllButPosition];
 const HEADS: &[P] = &[P::Heads];
 /// Keys are the columns of a matrix of scores.
 const LAST_KEY: &[P] = &[P::Column, P::ColumnRange];
 
 /// The operation that `f` makes of the one that was asked for.
-fn operation(f: for<'w> fn(HostOp<'w>) -> Option<HostOp<'w>>) -> Mistake {
+pub(super) fn operation(f: for<'w> fn(HostOp<'w>) -> Option<HostOp<'w>>) -> Mistake {
     Box::new(move |engine, op| {
         let wrong = f(op.clone()).ok_or_else(|| misplaced(op))?;
         engine.run(&wrong)

@@ -1,4 +1,4 @@
-//! The faults that are planted: one table, in four files.
+//! The faults that are planted: one table, in five files.
 //!
 //! - Each is a mistake that was made in a public engine, or is like one, at its real depth: a kernel's WGSL made wrong, or an
 //!   operation run with the wrong operands, weights or constants on a real backend.
@@ -8,6 +8,7 @@
 
 mod attention;
 mod experts;
+mod families;
 mod matrices;
 mod unlisted;
 
@@ -71,7 +72,9 @@ pub struct Fault {
     pub op: Option<OpKind>,
     /// The stage that must be named, where it is another: a wrong cache shows where it is read.
     pub seen_at: Option<Stage>,
-    /// The layer on the demo model, and on the one with 128 experts. Without meaning for stages of the whole model.
+    /// The models that it is planted on, by their numbers in [`test_model`](super::test_model).
+    pub models: &'static [usize],
+    /// The layer on the demo model, and on each of the others, which have two. Without meaning for stages of the whole model.
     pub layers: [usize; 2],
     /// 0 in the prompt, n at the n-th decoded token.
     pub step: usize,
@@ -96,6 +99,7 @@ const FAULT: Fault = Fault {
     stage: Stage::Embedding,
     op: None,
     seen_at: None,
+    models: &[0, 1],
     layers: [0, 0],
     step: 0,
     scope: FaultScope::All,
@@ -110,6 +114,10 @@ impl Fault {
     pub fn op(&self) -> OpKind {
         self.op.unwrap_or(self.stage.info().op)
     }
+    /// The layer on a model.
+    pub fn layer(&self, test_model: usize) -> usize {
+        self.layers[test_model.min(1)]
+    }
     /// The stage that must be named.
     pub fn seen_at(&self) -> Stage {
         self.seen_at.unwrap_or(self.stage)
@@ -118,7 +126,7 @@ impl Fault {
 
 /// The whole table, in order.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, unlisted::FAULTS].into_iter().flatten()
+    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, unlisted::FAULTS, families::FAULTS].into_iter().flatten()
 }
 
 /// Faults that are planted together in one run.

@@ -97,7 +97,7 @@ impl Fragment {
                 config.layers
             ));
         }
-        if !stage.info().scope.occurs(config.moe.is_some()) {
+        if !stage.info().scope.occurs(config.layout()) {
             return Err(format!("{stage}, which does not occur in {}", config.name));
         }
         for (dim, found) in stage.info().shape.iter().zip(&self.shape) {

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::backend::BackendInfo;
 use crate::backend::contract::{self, named};
 use crate::error::{Error, Result};
-use crate::model::Config;
+use crate::model::{Architecture, Config, Occurs};
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
@@ -435,6 +435,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             head_dim: Some(config.head_dim),
             ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
             moe: Some(config.moe.is_some()),
+            qkv_bias: Some(config.qkv_bias),
         },
         None => rules.sizes,
     };
@@ -451,7 +452,9 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         ("Qcur_normed" | "Kcur_normed", [_, _, dim]) => Some(*dim),
         _ => None,
     });
-    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), ..known }
+    let biased = || Architecture::named(&about.architecture).map(|a| a.qkv_bias == Occurs::Always);
+    let qkv_bias = known.qkv_bias.or_else(biased);
+    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), qkv_bias, ..known }
 }
 
 /// What is known of the run's positions.

@@ -47,6 +47,8 @@ pub struct ModelSizes {
     pub ffn: Option<usize>,
     /// Whether the feed-forward part is a mixture of experts.
     pub moe: Option<bool>,
+    /// Whether q, k and v have biases, which transformers' projections add themselves.
+    pub qkv_bias: Option<bool>,
 }
 
 impl ModelSizes {
@@ -93,8 +95,8 @@ enum Means {
     GateUp,
     /// Products of queries and keys, not yet scaled by 1/sqrt(D).
     UnscaledScores,
-    /// q, k or v: the projection and what follows of the same name.
-    Projection(Stage, Option<Stage>),
+    /// q, k or v: the projection, that with its bias, and rope, all of the same name.
+    Projection(Stage, Stage, Option<Stage>),
     /// No stage, and why.
     Nothing(&'static str),
 }
@@ -103,9 +105,9 @@ use Means::*;
 
 /// llama.cpp's names that are no alias of one stage.
 static NODES: &[(&str, Means)] = &[
-    ("Qcur", Projection(Stage::QProj, Some(Stage::QRope))),
-    ("Kcur", Projection(Stage::KProj, Some(Stage::KRope))),
-    ("Vcur", Projection(Stage::VProj, None)),
+    ("Qcur", Projection(Stage::QProj, Stage::QBias, Some(Stage::QRope))),
+    ("Kcur", Projection(Stage::KProj, Stage::KBias, Some(Stage::KRope))),
+    ("Vcur", Projection(Stage::VProj, Stage::VBias, None)),
     ("wqkv", Qkv),
     ("kq", UnscaledScores),
     ("__fattn__", Is(Stage::AttnContext)),
@@ -205,8 +207,15 @@ impl<'l> Name<'l> {
             None => return self.by_stage(made).map(|site| vec![Reading::whole(site)]),
         };
         let one = |stage| Ok(vec![Reading::whole(site(self.layer, stage)?)]);
+        // A module's output has its bias in it.
+        let projected = |stage: Stage| match stage {
+            Stage::QProj if self.module && sizes.qkv_bias == Some(true) => Stage::QBias,
+            Stage::KProj if self.module && sizes.qkv_bias == Some(true) => Stage::KBias,
+            Stage::VProj if self.module && sizes.qkv_bias == Some(true) => Stage::VBias,
+            stage => stage,
+        };
         match means {
-            Is(stage) => one(*stage),
+            Is(stage) => one(projected(*stage)),
             Nothing(why) => Err((*why).into()),
             FeedForward => match sizes.moe {
                 Some(true) => one(Stage::MoeOut),
@@ -217,7 +226,7 @@ impl<'l> Name<'l> {
                 let widths = sizes
                     .qkv()
                     .ok_or("q, k and v in one; their widths are not known: --model, or `sizes` in the rules")?;
-                split(self.layer, &[Stage::QProj, Stage::KProj, Stage::VProj], &widths)
+                split(self.layer, &[Stage::QProj, Stage::KProj, Stage::VProj].map(projected), &widths)
             }
             GateUp => {
                 let ffn =
@@ -235,8 +244,9 @@ impl<'l> Name<'l> {
                 let reading = Reading::whole(site(self.layer, Stage::AttnScores)?);
                 Ok(vec![Reading { scale: Some(1.0 / (dim as f64).sqrt()), ..reading }])
             }
-            Projection(projection, rope) => match (made.op, self.count, rope) {
+            Projection(projection, bias, rope) => match (made.op, self.count, rope) {
                 ("MUL_MAT", ..) => one(*projection),
+                ("ADD", ..) => one(*bias),
                 ("ROPE", _, Some(rope)) => one(*rope),
                 ("RESHAPE" | "VIEW", ..) => Err(format!("the values of {projection}, with heads apart")),
                 ("" | "NONE", Some(0), _) | ("", None, None) => one(*projection),
@@ -317,6 +327,7 @@ fn by_weight(made: NodeKind<'_>) -> Option<Site> {
         "MUL_MAT" => &[OpKind::MatMul],
         "MUL_MAT_ID" => &[OpKind::ExpertMatMul],
         "MUL" => &[OpKind::RmsNorm],
+        "ADD" => &[OpKind::Bias],
         "GET_ROWS" => &[OpKind::Embed],
         _ => return None,
     };

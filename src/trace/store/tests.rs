@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::backend::Order;
 use crate::error::Result;
-use crate::op::{At, Dim, HostTensor, Scope};
+use crate::op::{At, Dim, HostTensor, LayerLayout, Scope};
 use crate::trace::select::Selection;
 use crate::trace::stats::Statistics;
 
@@ -83,7 +83,7 @@ fn value(site: Site, rows: std::ops::Range<usize>, wide: bool) -> HostTensor {
 fn all_sites() -> Vec<Site> {
     let mut sites = vec![Site::model(Stage::Embedding)];
     for layer in 0..LAYERS {
-        let here = STAGES.iter().filter(|s| matches!(s.scope, Scope::Layer | Scope::MoeLayer));
+        let here = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(LayerLayout::QWEN3MOE));
         sites.extend(here.map(|s| Site::layer(layer, s.stage)));
     }
     sites.extend([Site::model(Stage::FinalNorm), Site::model(Stage::Logits)]);
@@ -92,7 +92,8 @@ fn all_sites() -> Vec<Site> {
 
 fn write(dir: &Path, selection: [&str; 4], chunks: &[usize], wide: bool, force: bool) -> Result<TraceManifest> {
     let [stages, layers, positions, experts] = selection;
-    let selected = Selection::parse(stages, layers, positions, experts)?.resolve(LAYERS, T, EXPERTS, true)?;
+    let selected =
+        Selection::parse(stages, layers, positions, experts)?.resolve(LAYERS, T, EXPERTS, LayerLayout::QWEN3MOE)?;
     let mut writer = TraceWriter::create(dir, force, selected)?;
     let mut statistics = Statistics::default();
     let mut start = 0;
@@ -236,7 +237,7 @@ fn nothing_but_a_trace_is_replaced() {
 #[test]
 fn an_unfinished_trace_leaves_nothing() {
     let (guard, dir) = temp();
-    let selected = Selection::all().resolve(LAYERS, T, EXPERTS, true).unwrap();
+    let selected = Selection::all().resolve(LAYERS, T, EXPERTS, LayerLayout::QWEN3MOE).unwrap();
     let mut writer = TraceWriter::create(&dir, false, selected).unwrap();
     let site = Site::layer(0, Stage::FfnNorm);
     writer.add(At::new(site, 0), &value(site, 0..3, false)).unwrap();
@@ -251,7 +252,7 @@ fn an_unfinished_trace_leaves_nothing() {
 #[test]
 fn what_was_not_seen_is_listed() {
     let (_guard, dir) = temp();
-    let selected = Selection::all().resolve(LAYERS, T, EXPERTS, true).unwrap();
+    let selected = Selection::all().resolve(LAYERS, T, EXPERTS, LayerLayout::QWEN3MOE).unwrap();
     let mut writer = TraceWriter::create(&dir, false, selected).unwrap();
     let site = Site::layer(0, Stage::FfnNorm);
     writer.add(At::new(site, 0), &value(site, 0..T, false)).unwrap();

@@ -9,7 +9,7 @@ use super::common::*;
 
 use safetensors::{Dtype, SafeTensors};
 use twinscope::gguf::Gguf;
-use twinscope::op::{HostTensor, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
+use twinscope::op::{HostTensor, LayerLayout, Op, OpKind, Rotation, STAGES, Scope, Site, Stage, StageInfo, Weight};
 
 const LAYERS: usize = 4;
 const HEAD_DIM: usize = 64;
@@ -93,8 +93,9 @@ impl Model {
         match row.op {
             OpKind::Embed => Op::Embed { table: weight(), tokens: &golden.tokens },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: self.eps },
+            OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
-            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, base: self.rope_base },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: Rotation::neox(self.rope_base) },
             OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
             OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
@@ -119,7 +120,7 @@ fn nmse(got: &HostTensor, want: &HostTensor) -> f64 {
 
 /// The sites of a model without dense layers.
 fn sites() -> Vec<(Site, &'static StageInfo)> {
-    let in_layers = |row: &StageInfo| matches!(row.scope, Scope::Layer | Scope::MoeLayer);
+    let in_layers = |row: &StageInfo| row.scope != Scope::Model && row.scope.occurs(LayerLayout::QWEN3MOE);
     let layers = (0..LAYERS)
         .flat_map(|n| STAGES.iter().filter(move |r| in_layers(r)).map(move |r| (Site::layer(n, r.stage), r)));
     let whole = STAGES.iter().filter(|r| r.scope == Scope::Model).map(|r| (Site::model(r.stage), r));

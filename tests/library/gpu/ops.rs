@@ -7,7 +7,7 @@ use super::common::*;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, GpuTensor, WeightLayout};
 use twinscope::backend::{Backend, Need};
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Weight};
+use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Rotation, Weight};
 
 /// One multiplication and one rounding of the weight's own on top of the sum's additions.
 fn matmul_bound(gpu: &GpuBackend, op: OpKind, n: usize, magnitudes: &[f64]) -> impl Fn(usize) -> f64 {
@@ -273,7 +273,7 @@ fn rope_at_every_position() {
     let mut r = Random::new(6);
     for (positions, heads, head_dim, start) in [(1, 1, 2, 0), (5, 3, 64, 0), (2, 8, 128, 254), (1, 2, 64, 40_000)] {
         let x = r.tensor(&[positions, heads * head_dim]);
-        let op = Op::Rope { x: &x, start, head_dim, base: 1e6 };
+        let op = Op::Rope { x: &x, start, head_dim, rotation: Rotation::neox(1e6) };
         // |x cos| + |y sin| at most |x| + |y|; the table's rounding, a product and a sum for each.
         let v = x.to_f64();
         let half = head_dim / 2;
@@ -528,7 +528,7 @@ fn values_that_somebody_holds_are_made() {
         let before = gpu.dispatches();
         let y = step(&mut gpu, Op::MatMul { x, weight: &matrix });
         let y = step(&mut gpu, Op::RmsNorm { x: y, weight: &weight, eps: 1e-6 });
-        let y = step(&mut gpu, Op::Rope { x: y, start, head_dim, base });
+        let y = step(&mut gpu, Op::Rope { x: y, start, head_dim, rotation: Rotation::neox(base) });
         step(&mut gpu, Op::Store { cache: cache.clone(), x: y, start });
         gpu.sync().unwrap();
         let dispatches = gpu.dispatches() - before;

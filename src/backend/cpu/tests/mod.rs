@@ -2,7 +2,7 @@
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
 use super::*;
-use crate::op::{Data, GgmlType, Site, Stage};
+use crate::op::{Data, GgmlType, Rotation, Site, Stage};
 
 const AT: At = At { site: Site { layer: Some(3), stage: Stage::QProj }, start: 0 };
 const U: f64 = 5.960464477539063e-8; // 2^-24
@@ -117,7 +117,7 @@ fn rope_is_exact_at_a_far_position() {
     let x = values(5, 2 * 3 * d); // two positions of three heads
     let mut b = scalar();
     let x_t = up(&mut b, &[2, 3 * d], &x);
-    let y = b.run(AT, &Op::Rope { x: x_t, start, head_dim: d, base }).unwrap();
+    let y = b.run(AT, &Op::Rope { x: x_t, start, head_dim: d, rotation: Rotation::neox(base) }).unwrap();
     let y = f32s(&mut b, &y);
     for (i, y) in y.iter().enumerate() {
         let (t, head, j) = (i / (3 * d), i / d, i % d);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::op::GgmlType;
+use crate::op::{GgmlType, Rotation};
 
 /// The stage's operation on changed operands.
 fn of(op: Op<'_, &HostTensor>) -> HostTensor {
@@ -21,12 +21,15 @@ fn rope_mistakes_are_told_apart() {
     let w = world();
     let site = Site::layer(1, Stage::QRope);
     let op = w.op(site);
-    let Op::Rope { x, start, head_dim, base } = &op else { unreachable!() };
-    let with = |base: f64| f32s(evaluate(&Op::Rope { x: &**x, start: *start, head_dim: *head_dim, base }).unwrap());
+    let Op::Rope { x, start, head_dim, rotation } = &op else { unreachable!() };
+    let base = rotation.base;
+    let turned =
+        |start: usize, rotation| f32s(evaluate(&Op::Rope { x: &**x, start, head_dim: *head_dim, rotation }).unwrap());
+    let with = |base: f64| turned(*start, Rotation { base, ..*rotation });
     explained(&w, site, &with(1e4), "rope-base", "base 10000 ");
     explained(&w, site, &with(1e7), "rope-base", "base 10000000 ");
     explained(&w, site, &with(123456.0), "rope-base", "base 123456 ");
-    let later = f32s(evaluate(&Op::Rope { x: &**x, start: 1, head_dim: *head_dim, base: *base }).unwrap());
+    let later = turned(1, *rotation);
     explained(&w, site, &later, "rope-position", "off by +1");
     explained(&w, site, &x.as_ref().clone(), "rope-missing", "no rope");
     // NORM pairing, by hand.
@@ -66,7 +69,7 @@ fn norms() {
         assert!(e.nearest.as_ref().unwrap().residual > 10.0, "{e}");
     }
     explained(&w, site, x, "norm-missing", "the input itself");
-    let other = &w.model.weights.layers[2].attn_k_norm;
+    let other = &w.model.weights.layers[2].qk_norm.as_ref().unwrap().k;
     explained(&w, site, &of(Op::RmsNorm { x, weight: other, eps: 1e-6 }), "norm-other-weight", "blk.2.attn_k_norm");
     let ones = vec![1f32; 512].iter().flat_map(|x| x.to_le_bytes()).collect();
     let ones = Weight::from_vec("ones", GgmlType::F32, [512, 1, 1], ones).unwrap();
@@ -228,11 +231,12 @@ fn caches() {
     }
     // The same, seen in the scores of a decode step, where rope starts late too.
     let rope = Site::layer(1, Stage::QRope);
-    let Op::Rope { x, base, .. } = w.op(rope) else { unreachable!() };
-    let late = Op::Rope { x: x.clone(), start: 40, head_dim: 64, base };
-    let e = w.explain_op(rope, &late, &of(Op::Rope { x: &x, start: 0, head_dim: 64, base }));
+    let Op::Rope { x, rotation, .. } = w.op(rope) else { unreachable!() };
+    let late = Op::Rope { x: x.clone(), start: 40, head_dim: 64, rotation };
+    let e = w.explain_op(rope, &late, &of(Op::Rope { x: &x, start: 0, head_dim: 64, rotation }));
     assert!(e.reproduced() && e.fits[0].what.contains("counted from this call"), "{e}");
-    let e = w.explain_op(rope, &late, &of(Op::Rope { x: &x, start: 40, head_dim: 64, base: 31000.0 }));
+    let e =
+        w.explain_op(rope, &late, &of(Op::Rope { x: &x, start: 40, head_dim: 64, rotation: Rotation::neox(31000.0) }));
     assert!(e.reproduced() && e.fits[0].what.contains("base 31000 "), "{e}");
 }
 

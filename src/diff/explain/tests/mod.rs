@@ -1,6 +1,7 @@
 //! Stages from the golden activations, with outputs that a mistake would make.
 
 mod by_hand;
+mod families;
 mod parity;
 mod sweep;
 
@@ -13,16 +14,16 @@ use crate::backend::Order;
 use crate::backend::oracle::evaluate;
 use crate::formula::floor::floor_of;
 use crate::model::{Ffn, Model, MoeWeights};
-use crate::op::Weight;
+use crate::op::{Rotation, Weight};
 
 /// A correct GPU's contract, more or less.
 const CONTRACT: Contract = Contract::wgsl_f32(Order::Lanes { lanes: 8 });
 
 type Values = HashMap<String, Rc<HostTensor>>;
 
-/// The stages of a golden prompt, rounded to f32, and its tokens.
-fn golden(prompt: &str) -> (Vec<u32>, Values) {
-    let file = std::fs::read(format!("tests/golden/{prompt}.safetensors")).unwrap();
+/// The stages of a golden run, rounded to f32, and its tokens.
+fn golden(path: &str) -> (Vec<u32>, Values) {
+    let file = std::fs::read(path).unwrap();
     let (_, header) = SafeTensors::read_metadata(&file).unwrap();
     let tokens = header.metadata().as_ref().unwrap()["tokens"].split(',').map(|t| t.parse().unwrap()).collect();
     let st = SafeTensors::deserialize(&file).unwrap();
@@ -43,7 +44,7 @@ fn golden(prompt: &str) -> (Vec<u32>, Values) {
     (tokens, values.collect())
 }
 
-/// The bundled model on one golden prompt.
+/// A model on a golden prompt.
 struct World {
     model: Model,
     tokens: Vec<u32>,
@@ -52,8 +53,15 @@ struct World {
 
 impl World {
     fn new(prompt: &str) -> Self {
-        let (tokens, values) = golden(prompt);
+        let (tokens, values) = golden(&format!("tests/golden/{prompt}.safetensors"));
         Self { model: Model::open(None).unwrap(), tokens, values }
+    }
+
+    /// A tiny model of another family.
+    fn family(name: &str) -> Self {
+        let file = |extension: &str| format!("tests/families/{name}.{extension}");
+        let (tokens, values) = golden(&file("safetensors"));
+        Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
     }
 
     fn value(&self, site: Site, stage: Stage) -> Rc<HostTensor> {
@@ -74,6 +82,10 @@ impl World {
         }
     }
 
+    fn rotation(&self) -> Rotation<&std::sync::Arc<Weight>> {
+        self.model.config.rotation.with_factors(self.model.weights.rope_freqs.as_ref())
+    }
+
     fn weight(&self, site: Site) -> &std::sync::Arc<Weight> {
         let w = &self.model.weights;
         let Some(n) = site.layer.map(|n| n as usize) else {
@@ -83,20 +95,25 @@ impl World {
                 _ => &w.output,
             };
         };
-        let (l, moe) = (&w.layers[n], self.moe(n));
+        let l = &w.layers[n];
+        let bias = || l.qkv_bias.as_ref().unwrap();
+        let moe = || self.moe(n);
         match site.stage {
             Stage::AttnNorm => &l.attn_norm,
             Stage::QProj => &l.attn_q,
             Stage::KProj => &l.attn_k,
             Stage::VProj => &l.attn_v,
-            Stage::QNorm => &l.attn_q_norm,
-            Stage::KNorm => &l.attn_k_norm,
+            Stage::QBias => &bias().q,
+            Stage::KBias => &bias().k,
+            Stage::VBias => &bias().v,
+            Stage::QNorm => &l.qk_norm.as_ref().unwrap().q,
+            Stage::KNorm => &l.qk_norm.as_ref().unwrap().k,
             Stage::AttnOut => &l.attn_output,
             Stage::FfnNorm => &l.ffn_norm,
-            Stage::RouterLogits => &moe.router,
-            Stage::ExpertGate => &moe.gate,
-            Stage::ExpertUp => &moe.up,
-            Stage::ExpertDown => &moe.down,
+            Stage::RouterLogits => &moe().router,
+            Stage::ExpertGate => &moe().gate,
+            Stage::ExpertUp => &moe().up,
+            Stage::ExpertDown => &moe().down,
             stage => panic!("{stage} has no weight"),
         }
     }
@@ -104,14 +121,16 @@ impl World {
     /// The operation that makes a stage, on the golden inputs.
     fn op(&self, site: Site) -> Op<'_, Rc<HostTensor>> {
         let row = site.stage.info();
-        let input = |n: usize| self.value(site, row.inputs[n]);
         let c = &self.model.config;
+        let inputs: Vec<Stage> = site.stage.inputs(c.layout()).collect();
+        let input = |n: usize| self.value(site, inputs[n]);
         let (start, head_dim) = (0, c.head_dim);
         match row.op {
             OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps },
+            OpKind::Bias => Op::Bias { x: input(0), weight: self.weight(site) },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
-            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, base: c.rope_base },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation() },
             OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
             OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
@@ -198,10 +217,10 @@ fn world() -> World {
 
 /// Every stage of the model, layer 1 for those of a layer.
 fn sites() -> Vec<Site> {
-    use crate::op::{STAGES, Scope};
+    use crate::op::{LayerLayout, STAGES, Scope};
     STAGES
         .iter()
-        .filter(|row| row.scope != Scope::DenseLayer)
+        .filter(|row| row.scope.occurs(LayerLayout::QWEN3MOE))
         .map(|row| if row.scope == Scope::Model { Site::model(row.stage) } else { Site::layer(1, row.stage) })
         .collect()
 }

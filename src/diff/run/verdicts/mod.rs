@@ -127,12 +127,11 @@ impl<'m> ComparisonBuilder<'m> {
         tolerances: Tolerances,
         prompt: &[u32],
     ) -> Self {
-        let moe = model.config.moe.is_some();
         Self {
             model,
             config: &model.config,
             contracts,
-            logs: partial.map(|partial| partial.then(|| Log::new(moe))),
+            logs: partial.map(|partial| partial.then(|| Log::new(model.config.layout()))),
             tolerances,
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
@@ -375,12 +374,13 @@ impl<'m> ComparisonBuilder<'m> {
         self.carried
             .insert(o.at.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
         // What an input carries is not known where it was not asked about.
-        let carried = |input: &Stage| {
-            let input = producer(o.at.site, *input);
+        let carried = |input: Stage| {
+            let input = producer(o.at.site, input);
             let asked = self.select.as_ref().is_none_or(|select| select.wants(input));
             asked.then(|| self.carried.get(&input).copied())
         };
-        let inputs: Option<Vec<Option<InputError>>> = o.at.site.stage.info().inputs.iter().map(carried).collect();
+        let inputs = o.at.site.stage.inputs(self.config.layout()).map(carried);
+        let inputs: Option<Vec<Option<InputError>>> = inputs.collect();
         split.amplification(&Vec::from_iter(inputs?.into_iter().flatten()))
     }
 

@@ -4,7 +4,14 @@ use super::*;
 
 #[test]
 fn names_of_nodes_and_modules() {
-    let sizes = ModelSizes { heads: Some(4), kv_heads: Some(2), head_dim: Some(16), ffn: Some(7), moe: Some(true) };
+    let sizes = ModelSizes {
+        heads: Some(4),
+        kv_heads: Some(2),
+        head_dim: Some(16),
+        ffn: Some(7),
+        moe: Some(true),
+        qkv_bias: None,
+    };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
         Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
@@ -115,4 +122,30 @@ fn rules_that_cannot_be_are_refused() {
     assert!(Rules::open(&path).is_err());
     std::fs::write(&path, vec![b' '; 2 << 20]).unwrap();
     assert!(Rules::open(&path).err().unwrap().to_string().contains("1048576 bytes"));
+}
+
+/// With biases, transformers' projections are what their modules give, and llama.cpp's additions have a name that says nothing.
+#[test]
+fn projections_with_biases() {
+    let sizes = ModelSizes {
+        qkv_bias: Some(true),
+        heads: Some(4),
+        kv_heads: Some(2),
+        head_dim: Some(16),
+        ..ModelSizes::default()
+    };
+    let key = |label: &str, made: NodeKind<'_>| {
+        let readings = Name::of(label).readings(made, &sizes)?;
+        Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
+    };
+    let nothing = NodeKind::default();
+    assert_eq!(key("model.layers.2.self_attn.q_proj", nothing).unwrap(), "layers.2.q_bias");
+    let all = "layers.2.q_bias layers.2.k_bias layers.2.v_bias";
+    assert_eq!(key("model.layers.2.self_attn.qkv_proj", nothing).unwrap(), all);
+    let made = |op| NodeKind { op, inputs: &[] };
+    assert_eq!(key("Vcur-2", made("MUL_MAT")).unwrap(), "layers.2.v_proj");
+    assert_eq!(key("Vcur-2", made("ADD")).unwrap(), "layers.2.v_bias");
+    assert_eq!(key("Kcur-2", made("ROPE")).unwrap(), "layers.2.k_rope");
+    let inputs = ["node_7".to_string(), "blk.3.attn_q.bias".to_string()];
+    assert_eq!(key("node_8", NodeKind { op: "ADD", inputs: &inputs }).unwrap(), "layers.3.q_bias");
 }

@@ -1,0 +1,328 @@
+#!/usr/bin/env python3
+"""Writes tests/families: for each family a tiny random model as GGUF, and every stage of one prompt in float64; two small tokenizers, and
+what they make of some texts.
+
+    python3 -m venv venv && venv/bin/pip install numpy safetensors gguf sentencepiece regex
+    venv/bin/python scripts/goldens.py tests/families
+
+The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
+modeling_qwen2.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
+transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
+
+SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
+patterns of Llama 3, SmolLM and Qwen 2 cut, by another regex engine.
+"""
+
+import io
+import json
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import regex
+import sentencepiece
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFWriter, quants
+from safetensors.numpy import save_file
+
+H, LAYERS, HEADS, D, V = 64, 2, 4, 16, 96
+TOKENS = [5, 17, 93, 17, 60, 0, 88]
+
+# What differs between the families.
+FAMILIES = {
+    # The base is the default, linear scaling has a factor and no type, and there are 2 KV heads.
+    "llama": dict(arch="llama", kv_heads=2, ffn=96, scale=4.0, seed=1),
+    # Tied, Llama 3's frequency factors, as many KV heads as heads and no key for them.
+    "llama3": dict(arch="llama", kv_heads=4, ffn=96, base=5e5, tied=True, factors=True, seed=2),
+    "mixtral": dict(arch="llama", kv_heads=2, ffn=64, base=1e6, experts=4, used=2, seed=3),
+    "qwen2": dict(arch="qwen2", kv_heads=2, ffn=96, base=1e6, tied=True, bias=True, seed=4),
+}
+
+
+def permute(w, heads):
+    """llama.cpp's `LlamaModel.permute`: rows (i, i + D/2) of each head become (2i, 2i + 1)."""
+    return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def unpermute(w, heads):
+    return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def llama3_factors(base):
+    """What a converter writes for rope_type llama3 with factor 8, low and high frequency factors 1 and 4, and 64 positions."""
+    factor, low, high, context = 8.0, 1.0, 4.0, 64.0
+    wave = 2 * np.pi * base ** (np.arange(0, D, 2) / D)
+    smooth = (context / wave - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    return np.where(wave < context / high, 1.0, np.where(wave > context / low, factor, between))
+
+
+def build(path, family):
+    """Writes the model, and returns its weights as float64 in transformers' order."""
+    f = FAMILIES[family]
+    rng = np.random.default_rng(f["seed"])
+    arch, kv = f["arch"], f["kv_heads"]
+    out = GGUFWriter(path, arch)
+    out.add_name(f"{family}, random")
+    for key, value in [("block_count", LAYERS), ("context_length", 64), ("embedding_length", H),
+                       ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
+        out.add_uint32(f"{arch}.{key}", value)
+    out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
+    if kv != HEADS:
+        out.add_uint32(f"{arch}.attention.head_count_kv", kv)
+    if "base" in f:
+        out.add_float32(f"{arch}.rope.freq_base", f["base"])
+    if "scale" in f:
+        out.add_float32(f"{arch}.rope.scaling.factor", f["scale"])
+    if "experts" in f:
+        out.add_uint32(f"{arch}.expert_count", f["experts"])
+        out.add_uint32(f"{arch}.expert_used_count", f["used"])
+    weights = {}
+
+    def tensor(name, values, ty=Type.F32, heads=None):
+        """Stores values of transformers' order, and keeps what the file says of them."""
+        stored = permute(values, heads) if heads else values
+        data = quants.quantize(stored.astype(np.float32), ty)
+        out.add_tensor(name, data, raw_dtype=ty)
+        read = quants.dequantize(data, ty).astype(np.float64)
+        weights[name] = unpermute(read, heads) if heads else read
+
+    def matrix(name, *shape, ty=Type.Q8_0, gain=1.0, heads=None):
+        tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
+
+    def norm(name):
+        tensor(name, 1 + 0.2 * rng.normal(size=H))
+
+    turned = (HEADS, kv) if arch == "llama" else (None, None)
+    matrix("token_embd.weight", V, H, gain=np.sqrt(H), ty=Type.F16)
+    norm("output_norm.weight")
+    if not f.get("tied"):
+        matrix("output.weight", V, H, gain=2)
+    if f.get("factors"):
+        tensor("rope_freqs.weight", llama3_factors(f["base"]))
+    for n in range(LAYERS):
+        b = f"blk.{n}."
+        norm(b + "attn_norm.weight")
+        matrix(b + "attn_q.weight", HEADS * D, H, gain=2, heads=turned[0])
+        matrix(b + "attn_k.weight", kv * D, H, gain=2, heads=turned[1])
+        matrix(b + "attn_v.weight", kv * D, H)
+        if f.get("bias"):
+            for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
+                tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
+        matrix(b + "attn_output.weight", H, HEADS * D)
+        norm(b + "ffn_norm.weight")
+        if "experts" in f:
+            e = f["experts"]
+            matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
+            matrix(b + "ffn_gate_exps.weight", e, f["ffn"], H)
+            matrix(b + "ffn_up_exps.weight", e, f["ffn"], H)
+            matrix(b + "ffn_down_exps.weight", e, H, f["ffn"])
+        else:
+            matrix(b + "ffn_gate.weight", f["ffn"], H)
+            matrix(b + "ffn_up.weight", f["ffn"], H)
+            matrix(b + "ffn_down.weight", H, f["ffn"])
+    write(out)
+    return weights
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def rms_norm(x, weight):
+    eps = np.float64(np.float32(1e-5))
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def rotate_half(x):
+    return np.concatenate([-x[..., D // 2:], x[..., :D // 2]], axis=-1)
+
+
+def run(family, w):
+    """Every stage of one prompt: the names and the order of values that a GGUF engine has."""
+    f = FAMILIES[family]
+    kv, group, t = f["kv_heads"], HEADS // f["kv_heads"], len(TOKENS)
+    stages = {}
+    # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
+    inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
+    inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
+    angles = np.outer(np.arange(t), inv_freq)
+    cos, sin = (np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] for fn in (np.cos, np.sin))
+
+    def stored(values, heads):
+        """[T, heads·D] of transformers' order in the order of the file."""
+        if f["arch"] != "llama":
+            return values
+        return permute(values.T, heads).T
+
+    x = w["token_embd.weight"][TOKENS]
+    stages["embedding"] = x
+    for n in range(LAYERS):
+        def keep(name, values):
+            stages[f"layers.{n}.{name}"] = values
+            return values
+
+        def weight(name):
+            return w[f"blk.{n}.{name}"]
+
+        h = keep("attn_norm", rms_norm(x, weight("attn_norm.weight")))
+        q, k, v = (h @ weight(f"attn_{part}.weight").T for part in "qkv")
+        keep("q_proj", stored(q, HEADS)), keep("k_proj", stored(k, kv)), keep("v_proj", v)
+        if f.get("bias"):
+            q, k, v = (y + weight(f"attn_{part}.bias") for y, part in ((q, "q"), (k, "k"), (v, "v")))
+            keep("q_bias", stored(q, HEADS)), keep("k_bias", stored(k, kv)), keep("v_bias", v)
+        q, k, v = q.reshape(t, HEADS, D), k.reshape(t, kv, D), v.reshape(t, kv, D)
+        q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
+        keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
+        k, v = (np.repeat(y, group, axis=1) for y in (k, v))
+        scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(D)
+        seen = np.tril(np.ones((t, t), bool))
+        keep("attn_scores", np.where(seen, scores, 0.0))
+        probs = keep("attn_probs", softmax(np.where(seen, scores, -np.inf)))
+        context = keep("attn_context", np.einsum("hts,shd->thd", probs, v).reshape(t, -1))
+        out = keep("attn_out", context @ weight("attn_output.weight").T)
+        x = keep("attn_residual", x + out)
+        h = keep("ffn_norm", rms_norm(x, weight("ffn_norm.weight")))
+        if "experts" in f:
+            # modeling_mixtral.py: a softmax over all experts, the largest of them, divided by their sum.
+            logits = keep("router_logits", h @ weight("ffn_gate_inp.weight").T)
+            probs = keep("router_probs", softmax(logits))
+            ids = np.argsort(-probs, axis=-1, kind="stable")[:, :f["used"]]
+            keep("router_ids", ids.astype(np.int32))
+            chosen = np.take_along_axis(probs, ids, axis=-1)
+            chosen = keep("router_weights", chosen / chosen.sum(axis=-1, keepdims=True))
+            of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
+            gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
+            up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
+            act = keep("expert_act", silu(gate) * up)
+            down = keep("expert_down", np.einsum("tkhf,tkf->tkh", of("down"), act))
+            out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
+        else:
+            gate = keep("ffn_gate", h @ weight("ffn_gate.weight").T)
+            up = keep("ffn_up", h @ weight("ffn_up.weight").T)
+            act = keep("ffn_act", silu(gate) * up)
+            out = keep("ffn_out", act @ weight("ffn_down.weight").T)
+        x = keep("layer_out", x + out)
+    x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"])
+    stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T
+    return stages
+
+
+TEXTS = [
+    "Hello world", " two  spaces   and\ttabs", "fn main() {\n    let x = 12345;\n}\n", "don't WE'LL stop", "3.14159 + 2 = 5, 1000000",
+    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ",
+]
+CORPUS = ("the quick brown fox jumps over the lazy dog and then the dog sleeps while the fox runs through the forest. fn main() { let x = 1; }"
+          " don't stop, we'll see what 12345 and 67890 and 123 make of it; naïve café, Größe. 123 123 123 12 345 345").split(" ")
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def cut(pre, text):
+    if pre == "smollm":  # digits apart, then GPT-2's pattern
+        parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
+        return [piece for part in parts for piece in regex.findall(GPT2, part)]
+    if pre == "qwen2":
+        return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
+    return regex.findall(WORDS % "{1,3}", text)
+
+
+def byte_characters():
+    """GPT-2's characters for the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+def bpe(piece, ranks):
+    while len(piece) > 1:
+        pairs = [ranks.get(pair, len(ranks)) for pair in zip(piece, piece[1:])]
+        best = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[best] == len(ranks):
+            break
+        piece = piece[:best] + [piece[best] + piece[best + 1]] + piece[best + 2:]
+    return piece
+
+
+def byte_level(path):
+    """A byte-level vocabulary of all merges that the corpus has, and the tokens of the texts under each pre-tokenizer."""
+    characters = byte_characters()
+    word = lambda text: [characters[b] for b in text.encode()]
+    pieces = [word(p) for w in CORPUS for p in cut("llama-bpe", " " + w)]
+    ranks = {}
+    while counts := Counter(pair for piece in pieces for pair in zip(piece, piece[1:])):
+        ranks[min(counts, key=lambda pair: (-counts[pair], pair))] = len(ranks)
+        pieces = [bpe(piece, ranks) for piece in pieces]
+    # A token that no merge makes: Llama 3's tokenizer takes it for a piece that is just that, the others do not.
+    tokens = characters + ["".join(pair) for pair in ranks] + ["".join(word(" main")), "<|bos|>", "<|eos|>"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    writer = GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 2) + [3, 3])
+    writer.add_token_merges([" ".join(pair) for pair in ranks])
+    writer.add_bos_token_id(ids["<|bos|>"])
+    writer.add_eos_token_id(ids["<|eos|>"])
+    write(writer)
+
+    def encode(pre, text):
+        found = []
+        for piece in cut(pre, text):
+            whole = "".join(word(piece))
+            found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
+        return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
+
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2")}
+
+
+def sentence_piece(path):
+    """A SentencePiece model as Llama 2's is made, and the tokens of the texts."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(CORPUS[i:i + 8]) for i in range(0, len(CORPUS), 4)]), model_writer=model, model_type="bpe",
+        vocab_size=420, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+        add_dummy_prefix=True, minloglevel=2)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
+    count = range(sp.vocab_size())
+    writer = GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([sp.id_to_piece(i) for i in count])
+    writer.add_token_scores([sp.get_score(i) for i in count])
+    writer.add_token_types([kind(i) for i in count])
+    writer.add_bos_token_id(sp.bos_id())
+    writer.add_eos_token_id(sp.eos_id())
+    writer.add_unk_token_id(sp.unk_id())
+    write(writer)
+    return {"llama": [[text, [sp.bos_id()] + sp.encode(text)] for text in TEXTS]}
+
+
+def write(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main():
+    out = Path(sys.argv[1])
+    out.mkdir(parents=True, exist_ok=True)
+    for family in FAMILIES:
+        weights = build(out / f"{family}.gguf", family)
+        stages = {name: np.ascontiguousarray(values) for name, values in run(family, weights).items()}
+        save_file(stages, out / f"{family}.safetensors", metadata={"tokens": ",".join(map(str, TOKENS))})
+    expected = byte_level(out / "byte-level.gguf") | sentence_piece(out / "sentencepiece.gguf")
+    (out / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

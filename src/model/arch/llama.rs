@@ -1,0 +1,17 @@
+//! `llama`: Llama 1 to 3, Mistral, SmolLM, and Mixtral, which is `llama` with experts.
+
+use super::{Architecture, Occurs};
+use crate::op::Pairing;
+
+/// GGUF stores q and k with the rows of each head reordered, so that rope turns neighbours (`permute` in llama.cpp's converter). A softmax
+/// over all experts, renormalised over the chosen, is Mixtral's softmax over the chosen.
+pub static LLAMA: Architecture = Architecture {
+    name: "llama",
+    pairing: Pairing::Norm,
+    qk_norm: false,
+    qkv_bias: Occurs::Optional,
+    experts: Occurs::Optional,
+    expert_width: false,
+    rope_base: 10_000.0,
+    rope_freqs: true,
+};

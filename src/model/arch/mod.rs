@@ -1,0 +1,66 @@
+//! The architectures: for each, what its files mean.
+//!
+//! - **Architecture as data.** One file an architecture, and in it one [`Architecture`]: a description, no code. `config.rs` reads a
+//!   file's keys by it, `weights.rs` the tensors, and the forward pass what the two have read.
+//! - What a file does not say is what the architecture's definition says, here or in [`keys`].
+//! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
+
+mod keys;
+mod llama;
+mod qwen2;
+mod qwen3;
+mod qwen3moe;
+
+pub(super) use keys::Keys;
+pub use keys::{DefaultKey, IgnoredKey, KeyReport};
+
+use crate::op::Pairing;
+
+/// What files of an architecture mean.
+#[derive(Debug)]
+pub struct Architecture {
+    /// As `general.architecture` has it.
+    pub name: &'static str,
+    /// Which dimensions of a head rope turns together, in the order in which GGUF stores them.
+    pub pairing: Pairing,
+    /// Whether the heads of q and k are normalised before rope.
+    pub qk_norm: bool,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: Occurs,
+    /// Whether layers have experts, and not a plain FFN.
+    pub experts: Occurs,
+    /// Whether experts have a width of their own, `expert_feed_forward_length`; otherwise `feed_forward_length` is theirs.
+    pub expert_width: bool,
+    /// Base of the rotary frequencies where the file has no `rope.freq_base`.
+    pub rope_base: f32,
+    /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
+    pub rope_freqs: bool,
+}
+
+/// Whether files of an architecture have something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occurs {
+    /// None has.
+    Never,
+    /// The file says.
+    Optional,
+    /// Each has.
+    Always,
+}
+
+impl Architecture {
+    /// Every architecture.
+    pub const ALL: &'static [&'static Architecture] =
+        &[&llama::LLAMA, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE];
+
+    /// The architecture that `general.architecture` calls `name`.
+    pub fn named(name: &str) -> Option<&'static Architecture> {
+        Self::ALL.iter().copied().find(|a| a.name == name)
+    }
+}
+
+impl serde::Serialize for Architecture {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name)
+    }
+}

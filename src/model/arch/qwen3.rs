@@ -1,0 +1,15 @@
+//! `qwen3`: dense Qwen 3.
+
+use super::{Architecture, Occurs};
+use crate::op::Pairing;
+
+pub static QWEN3: Architecture = Architecture {
+    name: "qwen3",
+    pairing: Pairing::Neox,
+    qk_norm: true,
+    qkv_bias: Occurs::Never,
+    experts: Occurs::Never,
+    expert_width: false,
+    rope_base: 10_000.0,
+    rope_freqs: false,
+};

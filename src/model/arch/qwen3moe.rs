@@ -1,0 +1,15 @@
+//! `qwen3moe`: Qwen 3 with experts in every layer.
+
+use super::{Architecture, Occurs};
+use crate::op::Pairing;
+
+pub static QWEN3MOE: Architecture = Architecture {
+    name: "qwen3moe",
+    pairing: Pairing::Neox,
+    qk_norm: true,
+    qkv_bias: Occurs::Never,
+    experts: Occurs::Always,
+    expert_width: true,
+    rope_base: 10_000.0,
+    rope_freqs: false,
+};

@@ -1,0 +1,245 @@
+//! The weights of a model: views of the mapped file, each checked against the hyperparameters.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::Config;
+use crate::error::{Error, Result};
+use crate::gguf::Gguf;
+use crate::op::{GgmlType, Weight};
+
+/// The weights of one layer.
+pub struct LayerWeights {
+    /// `[H]`.
+    pub attn_norm: Arc<Weight>,
+    /// `[H, heads·D]`.
+    pub attn_q: Arc<Weight>,
+    /// `[H, kv_heads·D]`.
+    pub attn_k: Arc<Weight>,
+    /// `[H, kv_heads·D]`.
+    pub attn_v: Arc<Weight>,
+    /// Of q, k and v, in models that have them.
+    pub qkv_bias: Option<QkvBias>,
+    /// Of q and k, in models that have them.
+    pub qk_norm: Option<QkNorm>,
+    /// `[heads·D, H]`.
+    pub attn_output: Arc<Weight>,
+    /// `[H]`.
+    pub ffn_norm: Arc<Weight>,
+    /// The feed-forward part.
+    pub ffn: Ffn,
+}
+
+/// Biases: `[heads·D]`, `[kv_heads·D]` and `[kv_heads·D]`.
+#[allow(missing_docs)] // said above
+pub struct QkvBias {
+    pub q: Arc<Weight>,
+    pub k: Arc<Weight>,
+    pub v: Arc<Weight>,
+}
+
+/// Weights of the norms of each head of q and of k, `[D]`.
+#[allow(missing_docs)] // said above
+pub struct QkNorm {
+    pub q: Arc<Weight>,
+    pub k: Arc<Weight>,
+}
+
+/// What follows attention in a layer.
+pub enum Ffn {
+    /// One feed-forward network: gate and up `[H, F]`, down `[F, H]`.
+    #[allow(missing_docs)] // said above
+    Dense { gate: Arc<Weight>, up: Arc<Weight>, down: Arc<Weight> },
+    /// A mixture of experts.
+    Moe(MoeWeights),
+}
+
+/// A router and its experts, each [E, F, H] or, for down, [E, H, F].
+pub struct MoeWeights {
+    /// `[H, E]`.
+    pub router: Arc<Weight>,
+    /// `[H, F, E]`.
+    pub gate: Arc<Weight>,
+    /// `[H, F, E]`.
+    pub up: Arc<Weight>,
+    /// `[F, H, E]`.
+    pub down: Arc<Weight>,
+    /// Experts used for one token, and whether their weights are renormalised: [`MoeConfig`](super::MoeConfig)'s.
+    pub used: usize,
+    /// Whether the chosen experts' probabilities are divided by their sum.
+    pub renormalise: bool,
+}
+
+/// The weights of a model.
+pub struct Weights {
+    /// [V, H]
+    pub token_embd: Arc<Weight>,
+    /// What divides rope's frequencies, `[D/2]`, in models that have it.
+    pub rope_freqs: Option<Arc<Weight>>,
+    /// One for each layer.
+    pub layers: Vec<LayerWeights>,
+    /// `[H]`.
+    pub output_norm: Arc<Weight>,
+    /// [V, H]; `token_embd` itself where the file has no `output.weight`.
+    pub output: Arc<Weight>,
+}
+
+impl LayerWeights {
+    /// Every weight of the layer, in the order of the forward pass.
+    pub fn all(&self) -> Vec<&Arc<Weight>> {
+        let mut all = vec![&self.attn_norm, &self.attn_q, &self.attn_k, &self.attn_v];
+        all.extend(self.qkv_bias.iter().flat_map(|b| [&b.q, &b.k, &b.v]));
+        all.extend(self.qk_norm.iter().flat_map(|n| [&n.q, &n.k]));
+        all.extend([&self.attn_output, &self.ffn_norm]);
+        match &self.ffn {
+            Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
+            Ffn::Moe(m) => all.extend([&m.router, &m.gate, &m.up, &m.down]),
+        }
+        all
+    }
+}
+
+impl Weights {
+    /// Every weight once, in the order of the forward pass. `rope_freqs`, from which every backend makes a table of angles, is not
+    /// among them.
+    pub fn all(&self) -> Vec<Arc<Weight>> {
+        let mut all = vec![&self.token_embd];
+        all.extend(self.layers.iter().flat_map(LayerWeights::all));
+        all.push(&self.output_norm);
+        if !Arc::ptr_eq(&self.output, &self.token_embd) {
+            all.push(&self.output);
+        }
+        all.into_iter().cloned().collect()
+    }
+
+    /// Finds every tensor, each of the shape that the hyperparameters say.
+    ///
+    /// # Errors
+    /// A tensor that is missing, misshapen, or not used.
+    pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Self> {
+        let mut load = Loader { gguf, used: HashSet::new() };
+        let token_embd = load.weight("token_embd.weight", [c.hidden, c.vocab, 1])?;
+        let rope_freqs = match c.rotation.factors {
+            Some(()) => Some(load.factors("rope_freqs.weight", c.head_dim / 2)?),
+            None => None,
+        };
+        let mut layers = Vec::with_capacity(c.layers.min(gguf.tensors().len()));
+        for n in 0..c.layers {
+            layers.push(load.layer(n, c)?);
+        }
+        let output_norm = load.vector("output_norm.weight", c.hidden)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => load.weight("output.weight", [c.hidden, c.vocab, 1])?,
+            None => token_embd.clone(),
+        };
+        if let Some(extra) = gguf.tensors().iter().find(|t| !load.used.contains(&t.name)) {
+            return Err(Error::input(format!(
+                "{}: tensor {} is not part of {} as it is computed here, and leaving it out would change the result",
+                gguf.name(),
+                extra.name,
+                c.architecture.name
+            )));
+        }
+        Ok(Self { token_embd, rope_freqs, layers, output_norm, output })
+    }
+}
+
+/// Reads tensors by name, checks each shape, and remembers which were read.
+struct Loader<'a> {
+    gguf: &'a Gguf,
+    used: HashSet<String>,
+}
+
+impl Loader<'_> {
+    fn layer(&mut self, n: usize, c: &Config) -> Result<LayerWeights> {
+        let name = |part: &str| format!("blk.{n}.{part}.weight");
+        let bias = |part: &str| format!("blk.{n}.{part}.bias");
+        // Older files have a tensor for each expert.
+        if c.moe.is_some() && self.gguf.tensor(&name("ffn_gate.0")).is_some() {
+            return Err(Error::input(format!(
+                "{}: tensor {} is one expert's; experts in one tensor, {}, are supported",
+                self.gguf.name(),
+                name("ffn_gate.0"),
+                name("ffn_gate_exps")
+            )));
+        }
+        Ok(LayerWeights {
+            attn_norm: self.vector(&name("attn_norm"), c.hidden)?,
+            attn_q: self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?,
+            attn_k: self.weight(&name("attn_k"), [c.hidden, c.kv_width(), 1])?,
+            attn_v: self.weight(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
+            qkv_bias: match c.qkv_bias {
+                true => Some(QkvBias {
+                    q: self.vector(&bias("attn_q"), c.q_width())?,
+                    k: self.vector(&bias("attn_k"), c.kv_width())?,
+                    v: self.vector(&bias("attn_v"), c.kv_width())?,
+                }),
+                false => None,
+            },
+            qk_norm: match c.architecture.qk_norm {
+                true => Some(QkNorm {
+                    q: self.vector(&name("attn_q_norm"), c.head_dim)?,
+                    k: self.vector(&name("attn_k_norm"), c.head_dim)?,
+                }),
+                false => None,
+            },
+            attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            ffn_norm: self.vector(&name("ffn_norm"), c.hidden)?,
+            ffn: match &c.moe {
+                None => Ffn::Dense {
+                    gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
+                    up: self.weight(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
+                    down: self.weight(&name("ffn_down"), [c.ffn, c.hidden, 1])?,
+                },
+                Some(moe) => Ffn::Moe(MoeWeights {
+                    router: self.weight(&name("ffn_gate_inp"), [c.hidden, moe.experts, 1])?,
+                    gate: self.weight(&name("ffn_gate_exps"), [c.hidden, moe.ffn, moe.experts])?,
+                    up: self.weight(&name("ffn_up_exps"), [c.hidden, moe.ffn, moe.experts])?,
+                    down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
+                    used: moe.used,
+                    renormalise: moe.renormalise,
+                }),
+            },
+        })
+    }
+
+    fn weight(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
+        let bad = |what: String| Error::input(format!("{}: tensor {name}: {what}", self.gguf.name()));
+        let info = self.gguf.tensor(name).ok_or_else(|| bad("is missing".into()))?;
+        let mut found = [1; 3];
+        if info.dims.len() > 3 {
+            return Err(bad(format!("has {} dimensions", info.dims.len())));
+        }
+        for (slot, &d) in found.iter_mut().zip(&info.dims) {
+            *slot = d as usize;
+        }
+        if found != dims {
+            return Err(bad(format!("is {found:?}, expected {dims:?} by the hyperparameters")));
+        }
+        let (owner, start) = self.gguf.tensor_bytes(info);
+        self.used.insert(name.to_string());
+        Weight::new(name, info.ty, dims, owner, start, info.offset)
+    }
+
+    /// A norm's weight or a bias: a vector of f32.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
+        let weight = self.weight(name, [len, 1, 1])?;
+        if weight.ty != GgmlType::F32 {
+            return Err(Error::input(format!("{}: tensor {name} is {}, expected F32", self.gguf.name(), weight.ty)));
+        }
+        Ok(weight)
+    }
+
+    /// A vector of finite numbers above 0.
+    fn factors(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
+        let weight = self.vector(name, len)?;
+        let wrong = weight.f32s().enumerate().find(|(_, x)| !(x.is_finite() && *x > 0.0));
+        if let Some((i, found)) = wrong {
+            let file = self.gguf.name();
+            return Err(Error::input(format!(
+                "{file}: tensor {name}: [{i}] is {found}; a positive number is expected"
+            )));
+        }
+        Ok(weight)
+    }
+}

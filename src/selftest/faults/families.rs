@@ -1,0 +1,101 @@
+//! Faults in what only some families have: NORM pairing and frequency factors of `llama`, biases of `qwen2`.
+
+use std::sync::Arc;
+
+use super::attention::{NOT_FIRST, operation};
+use super::{By, FAULT, Fault, FaultySide, Shader};
+use crate::diff::locate::pattern::PatternKind as P;
+use crate::op::{Op, Rotation, Stage};
+
+const LLAMA: &[usize] = &[2];
+const QWEN2: &[usize] = &[3];
+
+pub(super) static FAULTS: &[Fault] = &[
+    Fault {
+        name: "rope-neox",
+        what: "NEOX pairing (i with i + D/2) where the file has NORM",
+        by: By::Shader(&[Shader { kernel: "rope", edits: &[("let norm = p.neighbours == 1u;", "let norm = false;")] }]),
+        models: LLAMA,
+        stage: Stage::QRope,
+        layers: [0, 1],
+        patterns: NOT_FIRST,
+        explained: &["rope-pairing"],
+        ..FAULT
+    },
+    Fault {
+        name: "rope-no-factors",
+        what: "rope_freqs.weight not read",
+        by: By::Operation(|_| {
+            operation(|op| match op {
+                Op::Rope { x, start, head_dim, rotation } => {
+                    Some(Op::Rope { x, start, head_dim, rotation: Rotation { factors: None, ..rotation } })
+                }
+                _ => None,
+            })
+        }),
+        subject: FaultySide::Cpu,
+        models: LLAMA,
+        stage: Stage::KRope,
+        patterns: &[P::PositionRange, P::AllButPosition, P::WithinHead],
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "rope-scaled",
+        what: "angles divided by 4 where the file has no linear scaling",
+        by: By::Operation(|_| {
+            operation(|op| match op {
+                Op::Rope { x, start, head_dim, rotation } => {
+                    Some(Op::Rope { x, start, head_dim, rotation: Rotation { scale: 0.25, ..rotation } })
+                }
+                _ => None,
+            })
+        }),
+        models: LLAMA,
+        stage: Stage::QRope,
+        layers: [0, 1],
+        patterns: NOT_FIRST,
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "bias-missing",
+        what: "the bias of q is not added",
+        by: By::Shader(&[Shader { kernel: "bias", edits: &[("x[n] + bias[n % p.cols]", "x[n]")] }]),
+        models: QWEN2,
+        stage: Stage::QBias,
+        layers: [0, 1],
+        explained: &["bias"],
+        ..FAULT
+    },
+    Fault {
+        name: "bias-first-row",
+        what: "the bias of v is added to the first position of a call only",
+        by: By::Shader(&[Shader {
+            kernel: "bias",
+            edits: &[("x[n] + bias[n % p.cols]", "x[n] + select(0.0, bias[n % p.cols], n < p.cols)")],
+        }]),
+        models: QWEN2,
+        stage: Stage::VBias,
+        patterns: NOT_FIRST,
+        explained: &["bias"],
+        ..FAULT
+    },
+    Fault {
+        name: "bias-of-k",
+        what: "the bias of k is added to v",
+        by: By::Operation(|place| {
+            let other = place.weights().qkv_bias.as_ref().map(|bias| Arc::clone(&bias.k));
+            Box::new(move |engine, op| match (op, &other) {
+                (Op::Bias { x, .. }, Some(weight)) => engine.run(&Op::Bias { x: x.clone(), weight }),
+                _ => engine.run(op),
+            })
+        }),
+        subject: FaultySide::Cpu,
+        models: QWEN2,
+        stage: Stage::VBias,
+        layers: [0, 1],
+        explained: &["bias"],
+        ..FAULT
+    },
+];

@@ -1,0 +1,265 @@
+//! The families beside Qwen3, each by a tiny random model and the float64 stages that `scripts/goldens.py` computed from transformers'
+//! definitions: every stage, on each backend; decoding and chunks; and what keys are read, left to the definition, ignored or refused.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::{Golden, golden_at, nmse, record};
+use twinscope::backend::Backend;
+use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
+use twinscope::backend::oracle::OracleBackend;
+use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
+use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
+use twinscope::op::Pairing;
+
+const FAMILIES: [&str; 4] = ["llama", "llama3", "mixtral", "qwen2"];
+
+/// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
+const ORACLE_NMSE: f64 = 1e-22;
+const F32_NMSE: f64 = 1e-11;
+
+fn path(name: &str, extension: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/families/{name}.{extension}"))
+}
+
+fn open(family: &str) -> (Model, Golden) {
+    (Model::open(Some(&path(family, "gguf"))).unwrap(), golden_at(&path(family, "safetensors")))
+}
+
+fn check_against_goldens<B: Backend>(new: impl Fn() -> B, limit: f64) {
+    for family in FAMILIES {
+        let (model, golden) = open(family);
+        let backend = new();
+        let name = backend.info().backend;
+        let stages = record(backend, &model, &golden.tokens);
+        assert_eq!(stages.keys().collect::<Vec<_>>(), golden.stages.keys().collect::<Vec<_>>(), "{name} {family}");
+        let mut worst = (0.0, "");
+        for (key, expected) in &golden.stages {
+            let found = &stages[key];
+            if key.ends_with("router_ids") {
+                assert_eq!(found.ids(), expected.ids(), "{name} {family} {key}");
+                continue;
+            }
+            let nmse = nmse(expected, found);
+            assert!(nmse <= limit, "{name} {family} {key}: nmse {nmse:e}, limit {limit:e}");
+            if nmse > worst.0 {
+                worst = (nmse, key);
+            }
+        }
+        println!("{name:12} {family:8} {} stages, worst nmse {:.1e} at {}", stages.len(), worst.0, worst.1);
+    }
+}
+
+#[test]
+fn oracle_equals_the_goldens() {
+    check_against_goldens(OracleBackend::new, ORACLE_NMSE);
+}
+
+#[test]
+fn cpu_equals_the_goldens_at_every_level() {
+    for level in Level::available() {
+        check_against_goldens(|| CpuBackend::new(Some(level), Some(2)).expect("an available level"), F32_NMSE);
+    }
+}
+
+#[test]
+fn gpu_equals_the_goldens() {
+    let gpu =
+        || GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter");
+    check_against_goldens(gpu, F32_NMSE);
+}
+
+/// Where nobody looks, the GPU runs several operations as one: rope and biases go straight into the cache. The logits are the same bits.
+#[test]
+fn taps_change_nothing_on_the_gpu() {
+    let gpu = || GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).unwrap();
+    for family in FAMILIES {
+        let (model, golden) = open(family);
+        let tapped = record(gpu(), &model, &golden.tokens);
+        let mut plain = gpu();
+        let mut session = Session::new(&mut plain, &model.config, golden.tokens.len()).unwrap();
+        let logits = forward(&mut plain, &model, &mut session, &golden.tokens, LogitRows::All).unwrap();
+        assert!(plain.read(&logits).unwrap() == tapped["logits"], "{family}");
+    }
+}
+
+/// As for the bundled model: chunks and decode steps are the same computation, row by row.
+#[test]
+fn chunked_prefill_and_decode_equal_one_call() {
+    for family in FAMILIES {
+        let (model, golden) = open(family);
+        let run = |chunk: usize| {
+            let mut backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+            let mut session = Session::new(&mut backend, &model.config, golden.tokens.len()).unwrap();
+            let parts = golden.tokens.chunks(chunk);
+            let logits = parts.map(|part| forward(&mut backend, &model, &mut session, part, LogitRows::Last).unwrap());
+            let last = logits.last().unwrap();
+            backend.read(&last).unwrap()
+        };
+        let whole = run(golden.tokens.len());
+        assert!(run(1) == whole && run(3) == whole, "{family}");
+    }
+}
+
+/// The keys of a family's file with some changed, and without those whose value is `None`.
+fn with_keys(family: &str, changes: &[(&str, Option<Value>)]) -> Result<Config, String> {
+    let from = Gguf::open(&path(family, "gguf")).unwrap();
+    let architecture = from.metadata.str("general.architecture").unwrap().to_string();
+    let mut metadata = Metadata::new("changed.gguf");
+    let named = |key: &str| changes.iter().find(|(name, _)| key == format!("{architecture}.{name}"));
+    for (key, value) in from.metadata.iter().filter(|(key, _)| named(key).is_none()) {
+        metadata.set(key, value.clone());
+    }
+    for (name, value) in changes {
+        if let Some(value) = value {
+            metadata.set(&format!("{architecture}.{name}"), value.clone());
+        }
+    }
+    let specs: Vec<_> = from.tensors().iter().map(|t| TensorSpec::new(&t.name, t.ty, &t.dims)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("changed.gguf");
+    gguf::write(&file, &metadata, &specs, |t, sink| sink.put(from.data(from.tensor(&t.name).unwrap()))).unwrap();
+    Model::open(Some(&file)).map(|model| model.config).map_err(|e| e.to_string())
+}
+
+/// What stands for absent keys is the architecture's definition, and is said.
+#[test]
+fn absent_keys_have_the_definitions_values() {
+    let (model, _) = open("llama3");
+    let c = &model.config;
+    assert_eq!((c.kv_heads, c.head_dim, c.rotation.pairing, c.rotation.base), (4, 16, Pairing::Norm, 5e5));
+    let defaults = |c: &Config| c.keys.defaults.iter().map(|d| format!("{} {}", d.key, d.value)).collect::<Vec<_>>();
+    assert_eq!(
+        defaults(c),
+        [
+            "attention.head_count_kv 4",
+            "attention.key_length 16",
+            "attention.value_length 16",
+            "rope.dimension_count 16"
+        ]
+    );
+    let (model, _) = open("llama");
+    assert_eq!(model.config.rotation.base, 1e4);
+    assert!(defaults(&model.config).contains(&"rope.freq_base 10000.0".into()), "{:?}", defaults(&model.config));
+    let (model, _) = open("mixtral");
+    let moe = model.config.moe.as_ref().unwrap();
+    assert_eq!((moe.experts, moe.used, moe.ffn, moe.renormalise), (4, 2, 64, true));
+    assert!(defaults(&model.config).contains(&"expert_weights_norm true".into()));
+    // Nothing stands for an eps: llama.cpp has no default either.
+    let e = with_keys("llama", &[("attention.layer_norm_rms_epsilon", None)]).unwrap_err();
+    assert!(e.contains("llama.attention.layer_norm_rms_epsilon") && e.contains("found no such key"), "{e}");
+}
+
+#[test]
+fn linear_scaling_in_every_way_that_files_write_it() {
+    let scale = |changes: &[(&str, Option<Value>)]| with_keys("llama", changes).map(|c| c.rotation.scale);
+    let text = |s: &str| Some(Value::String(s.into()));
+    assert_eq!(scale(&[]), Ok(0.25), "a factor without a type is linear");
+    assert_eq!(scale(&[("rope.scaling.type", text("linear"))]), Ok(0.25));
+    assert_eq!(scale(&[("rope.scaling.type", text("none"))]), Ok(1.0));
+    assert_eq!(scale(&[("rope.scaling.factor", Some(Value::F32(1.0)))]), Ok(1.0));
+    let old = [("rope.scaling.factor", None), ("rope.scale_linear", Some(Value::F32(2.0)))];
+    assert_eq!(scale(&old), Ok(0.5), "the key of older files");
+    let both = [("rope.scale_linear", Some(Value::F32(2.0)))];
+    assert_eq!(scale(&both), Ok(0.25), "the newer key counts");
+    for kind in ["yarn", "longrope"] {
+        let e = scale(&[("rope.scaling.type", text(kind))]).unwrap_err();
+        assert!(e.contains("llama.rope.scaling.type") && e.contains(kind), "{e}");
+    }
+}
+
+#[test]
+fn a_key_that_is_not_read_is_harmless_or_refused() {
+    let u32 = |x| Some(Value::U32(x));
+    let f32 = |x| Some(Value::F32(x));
+    for (family, key, value) in [
+        ("llama", "attention.causal", Some(Value::Bool(false))),
+        ("llama", "attention.sliding_window", u32(4096)),
+        ("llama", "attention.scale", f32(0.1)),
+        ("llama", "logit_scale", f32(2.0)),
+        ("llama", "rope.scaling.attn_factor", f32(1.2)),
+        ("llama", "a_key_of_next_year", u32(1)),
+        ("llama", "a_key_of_next_year", Some(Value::Array(Array::U32(vec![1, 2])))),
+        ("mixtral", "expert_group_count", u32(4)),
+        ("mixtral", "expert_group_used_count", u32(2)),
+        ("mixtral", "expert_weights_scale", f32(2.5)),
+        ("mixtral", "expert_gating_func", u32(2)),
+        ("mixtral", "expert_shared_count", u32(1)),
+        ("qwen2", "expert_count", u32(4)),
+    ] {
+        let e = with_keys(family, &[(key, value.clone())]).unwrap_err();
+        assert!(e.contains(key) && e.contains("could change the result"), "{family} {key}: {e}");
+    }
+    let harmless = [
+        ("vocab_size", u32(96)),
+        ("attention.causal", Some(Value::Bool(true))),
+        ("attention.sliding_window", u32(0)),
+        ("expert_group_count", u32(1)),
+        ("expert_weights_scale", f32(1.0)),
+        ("rope.scaling.original_context_length", u32(64)),
+        ("a_flag_of_next_year", Some(Value::Bool(false))),
+    ];
+    let config = with_keys("mixtral", &harmless).unwrap();
+    let ignored: Vec<&str> = config.keys.ignored.iter().map(|key| key.key.as_str()).collect();
+    assert_eq!(ignored, harmless.map(|(key, _)| key));
+}
+
+#[test]
+fn a_value_for_each_layer_is_one_value_if_they_are_equal() {
+    let array = |values: &[i32]| Some(Value::Array(Array::I32(values.to_vec())));
+    let config = with_keys("llama", &[("attention.head_count_kv", array(&[2, 2]))]).unwrap();
+    assert_eq!(config.kv_heads, 2);
+    let e = with_keys("llama", &[("attention.head_count_kv", array(&[2, 4]))]).unwrap_err();
+    assert!(e.contains("attention.head_count_kv is 2 in one layer and 4 in another"), "{e}");
+    let e = with_keys("llama", &[("attention.head_count_kv", array(&[]))]).unwrap_err();
+    assert!(e.contains("empty array"), "{e}");
+    let e = with_keys("llama", &[("attention.head_count", Some(Value::U32(0)))]).unwrap_err();
+    assert!(e.contains("llama.attention.head_count is 0"), "{e}");
+}
+
+/// What SentencePiece, and a plain loop over the merges, make of some texts (`scripts/goldens.py`).
+#[test]
+fn tokens_equal_the_goldens() {
+    let expected = std::fs::read_to_string(path("tokens", "json")).unwrap();
+    let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> =
+        serde_json::from_str(&expected).unwrap();
+    assert_eq!(expected.keys().collect::<Vec<_>>(), ["llama", "llama-bpe", "qwen2", "smollm"]);
+    for (name, texts) in expected {
+        let file = if name == "llama" { "sentencepiece" } else { "byte-level" };
+        let mut gguf = Gguf::open(&path(file, "gguf")).unwrap();
+        if name != "llama" {
+            gguf.metadata.set("tokenizer.ggml.pre", Value::String(name.clone()));
+        }
+        let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+        for (text, tokens) in texts {
+            let found = tokenizer.encode(&text).unwrap();
+            assert_eq!(found, tokens, "{name}: {text:?}");
+            let bos = tokenizer.bos.iter().count();
+            let decoded = tokenizer.decode(&found[bos..]).unwrap();
+            // SentencePiece puts a space in front, and has one character for a space and for itself; Qwen has composed characters only.
+            match name.as_str() {
+                "llama" if text.contains('▁') => {}
+                "llama" if text.is_empty() => assert_eq!(decoded, ""),
+                "llama" => assert_eq!(decoded, format!(" {text}")),
+                _ => assert_eq!(decoded, text),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_that_is_not_known_is_refused_by_name() {
+    let refused = |key: &str, value: &str| {
+        let mut gguf = Gguf::open(&path("byte-level", "gguf")).unwrap();
+        gguf.metadata.set("tokenizer.ggml.pre", Value::String("qwen2".into()));
+        gguf.metadata.set(key, Value::String(value.into()));
+        Tokenizer::from_gguf(&gguf).err().expect("refused").to_string()
+    };
+    let e = refused("tokenizer.ggml.pre", "deepseek-coder");
+    assert!(e.contains("\"deepseek-coder\"") && e.contains("\"smollm\""), "{e}");
+    let e = refused("tokenizer.ggml.model", "bert");
+    assert!(e.contains("\"bert\"") && e.contains("\"llama\""), "{e}");
+    // A model without one runs from token ids.
+    let (model, _) = open("llama");
+    assert!(model.tokenizer().err().unwrap().to_string().contains("--tokens"));
+}
