@@ -1,4 +1,4 @@
-//! The faults that are planted: one table, in four files.
+//! The faults that are planted: one table, in five files.
 //!
 //! - Each is a mistake that was made in a public engine, or is like one, at its real depth: a kernel's WGSL made wrong, or an
 //!   operation run with the wrong operands, weights or constants on a real backend.
@@ -9,6 +9,7 @@
 mod attention;
 mod experts;
 mod matrices;
+mod reported;
 mod unlisted;
 
 use super::faulty::{FaultScope, Mistake};
@@ -25,7 +26,12 @@ pub enum By {
     Shader(&'static [Shader]),
     /// By an operation run otherwise than it was asked for.
     Operation(fn(&FaultPlace<'_>) -> Mistake),
+    /// The same, made by a generator with numbers of its own.
+    Generated(&'static Generated),
 }
+
+/// Makes a mistake, each time anew.
+pub type Generated = dyn Fn(&FaultPlace<'_>) -> Mistake + Sync;
 
 /// What a mistake may know of where it is made.
 pub struct FaultPlace<'a> {
@@ -80,6 +86,8 @@ pub struct Fault {
     pub graded: bool,
     /// Needs router logits that are equal.
     pub tied: bool,
+    /// The one model that it is planted on; both if absent.
+    pub only: Option<usize>,
     /// Kinds of geometry of which the one that is named must be one.
     pub patterns: &'static [PatternKind],
     /// Hypotheses of which one must be named; none: no explanation is right.
@@ -87,7 +95,7 @@ pub struct Fault {
 }
 
 /// What most rows have in common.
-const FAULT: Fault = Fault {
+pub(super) const FAULT: Fault = Fault {
     name: "",
     what: "",
     by: By::Shader(&[]),
@@ -101,6 +109,7 @@ const FAULT: Fault = Fault {
     scope: FaultScope::All,
     graded: false,
     tied: false,
+    only: None,
     patterns: &[PatternKind::WholeTensor],
     explained: &[],
 };
@@ -118,7 +127,7 @@ impl Fault {
 
 /// The whole table, in order.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, unlisted::FAULTS].into_iter().flatten()
+    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, reported::FAULTS, unlisted::FAULTS].into_iter().flatten()
 }
 
 /// Faults that are planted together in one run.
