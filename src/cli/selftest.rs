@@ -26,6 +26,12 @@ pub struct Args {
     /// Show the comparison only these stages of the subject, such as 'layer_out': the faults are then sought in the segments between
     #[arg(long, value_name = "STAGES", conflicts_with = "calibrate")]
     shows: Option<String>,
+    /// Make up so many faults instead of those listed: kinds of mistakes with numbers, places and strengths from --seed
+    #[arg(long, value_name = "N", conflicts_with_all = ["calibrate", "shows"], value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    generate: Option<u32>,
+    /// What --generate makes up
+    #[arg(long, value_name = "S", default_value_t = 1, requires = "generate")]
+    seed: u64,
     /// The adapter to plant on: a number or a name, as `devices` lists them
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<String>,
@@ -57,7 +63,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
     }
     let shows = args.shows.as_deref().map(stages_in).transpose()?;
-    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows };
+    let generate = args.generate.map(|n| (n as usize, args.seed));
+    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows, generate };
     if args.list {
         return print_list(&options, args.json);
     }

@@ -348,6 +348,8 @@ pub struct Cause {
     pub name: String,
     /// The error that remains under it, over the floor.
     pub residual_ratio: f64,
+    /// The share of the error's energy that it removes, where it does not reproduce the output.
+    pub removes: Option<f64>,
     /// The hypothesis that came next, for comparison.
     pub next_best: Option<NextBest>,
     /// The hidden stages at which the mistake is made, of a segment; empty where it is made in the stage itself.

@@ -1,6 +1,9 @@
 //! Causal attention over a cache: scores, and what they weigh. The softmax between them is in `softmax`.
 
+use std::borrow::Cow;
+
 use super::exact::Emulation;
+use super::precision::CoarseSums;
 use super::rounding::{TINY, TO_F32, inner, roundoff};
 use super::softmax::Seen;
 use super::sum::{Terms, confidence, least_bound};
@@ -63,6 +66,10 @@ pub(crate) struct Scores<'a> {
     pub k: Values<'a>,
     /// 1/√D.
     pub scale: f64,
+    /// How often each of the D terms counts; stated, each once.
+    pub times: Option<Vec<f64>>,
+    /// As [`Linear`](super::linear::Linear)'s.
+    pub coarse: Option<CoarseSums>,
     pub cache: Cache,
     /// What q and k may be off by besides, each in the worst direction, where they were rounded to a code that is undecided.
     pub ties: [Option<Vec<f64>>; 2],
@@ -74,7 +81,8 @@ impl<'a> Formula<'a> for Scores<'a> {
         let sizes = Sizes::new(q.cols(), k, [q.shape[0], start, head_dim]);
         let scale = 1.0 / (head_dim as f64).sqrt();
         let (cache, ties) = (sizes.reads(), [None, None]);
-        Ok(Some(Self { sizes, q: as_given(&x[0]), k: as_given(&x[1]), scale, cache, ties }))
+        let (q, k) = (as_given(&x[0]), as_given(&x[1]));
+        Ok(Some(Self { sizes, q, k, scale, times: None, coarse: None, cache, ties }))
     }
     fn emulate(&mut self, how: &Emulation) {
         self.ties = [0, 1].map(|n| how.undecided(n));
@@ -101,7 +109,17 @@ impl ByRow for Scores<'_> {
                 return (0.0, [0.0; N]);
             };
             let at = (row * kv_heads + kv_head) * d;
-            let k = &self.k[at..][..d];
+            let mut k = Cow::Borrowed(&self.k[at..][..d]);
+            if let Some(times) = &self.times {
+                k.to_mut().iter_mut().zip(times).for_each(|(k, times)| *k *= times);
+            }
+            let k = &*k;
+            if let Some(coarse) = &self.coarse {
+                let sum = coarse.sum(q, k);
+                let steps = coarse.steps(q, k, sum) * self.scale.abs();
+                let y = sum * self.scale;
+                return (y, contracts.map(|c| steps + (roundoff(c) + TO_F32) * y.abs() + TINY));
+            }
             let terms = Terms::dot(q, k);
             let y = terms.sum * self.scale;
             let undecided = undecided([q, k], &self.ties, [(token * heads + head) * d, at]) * self.scale.abs();
@@ -136,6 +154,10 @@ pub(crate) struct Context<'a> {
     pub cache: Cache,
     /// Whose probabilities a head uses; stated, its own.
     pub head: Vec<usize>,
+    /// How often the term of each position counts; stated, each once.
+    pub times: Option<Vec<f64>>,
+    /// As [`Linear`](super::linear::Linear)'s.
+    pub coarse: Option<CoarseSums>,
     /// As [`Scores::ties`], of p and v.
     pub ties: [Option<Vec<f64>>; 2],
 }
@@ -146,7 +168,8 @@ impl<'a> Formula<'a> for Context<'a> {
         let sizes = Sizes::new(probs.shape[0] * head_dim, v, [probs.shape[1], start, head_dim]);
         let head = (0..sizes.heads).collect();
         let (cache, ties) = (sizes.reads(), [None, None]);
-        Ok(Some(Self { sizes, p: as_given(&x[0]), v: as_given(&x[1]), cache, head, ties }))
+        let (p, v) = (as_given(&x[0]), as_given(&x[1]));
+        Ok(Some(Self { sizes, p, v, cache, head, times: None, coarse: None, ties }))
     }
     fn emulate(&mut self, how: &Emulation) {
         self.ties = [0, 1].map(|n| how.undecided(n));
@@ -177,6 +200,14 @@ impl ByRow for Context<'_> {
         let element = |i: &usize| {
             for (v, row) in column.iter_mut().zip(&self.cache.row[seen.clone()]) {
                 *v = row.map_or(0.0, |row| self.v[(row * kv_heads + kv_head) * d + i]);
+            }
+            if let Some(times) = &self.times {
+                column.iter_mut().zip(&times[seen.clone()]).for_each(|(v, times)| *v *= times);
+            }
+            if let Some(coarse) = &self.coarse {
+                let y = coarse.sum(p, &column);
+                let steps = coarse.steps(p, &column, y);
+                return (y, contracts.map(|c| steps + roundoff(c) * y.abs() + TINY));
             }
             let terms = Terms::dot(p, &column);
             let flushed = TINY * (p.len() as f64 + column.iter().map(|v| v.abs()).sum::<f64>());

@@ -34,8 +34,8 @@ pub(crate) struct Norm<'a> {
     pub weight: Vec<f64>,
     /// What the sum of squares is divided by; stated, n.
     pub divisor: f64,
-    /// How many of a group's values, from the first, enter the sum of squares; stated, n.
-    pub summed: usize,
+    /// How often each of a group's values counts in the sum of squares; stated, each once.
+    pub times: Option<Vec<f64>>,
     pub scale: Scale,
     /// Subtract the mean first; stated, no. The mean is a sum as well, and its error moves every element; one subtraction.
     pub centred: bool,
@@ -60,7 +60,7 @@ impl<'a> Formula<'a> for Norm<'a> {
             eps: eps as f64,
             weight: values(weight)?,
             divisor: weight.cols as f64,
-            summed: weight.cols,
+            times: None,
             scale: Scale::InverseRoot,
             centred: false,
         }))
@@ -76,7 +76,7 @@ impl<'a> Formula<'a> for Norm<'a> {
 impl Norm<'_> {
     /// Normalises over groups of another number of values.
     pub fn over(&mut self, n: usize) {
-        (self.n, self.divisor, self.summed) = (n, n as f64, n);
+        (self.n, self.divisor, self.times) = (n, n as f64, None);
     }
 }
 
@@ -89,7 +89,8 @@ impl ByRow for Norm<'_> {
         let x = &self.x[row * self.n..][..self.n];
         let lambda = confidence(self.shape()[0]);
         let mean = if self.centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
-        let terms = Terms::one_sign(x[..self.summed].iter().map(|x| (x - mean) * (x - mean)));
+        let times = |i: usize| self.times.as_ref().map_or(1.0, |times| times[i]);
+        let terms = Terms::one_sign(x.iter().enumerate().map(|(i, x)| times(i) * (x - mean) * (x - mean)));
         let square = terms.absolute / self.divisor;
         let (scale, inside) = match self.scale {
             Scale::InverseRoot => (1.0 / (square + self.eps).sqrt(), self.eps),
@@ -98,7 +99,7 @@ impl ByRow for Norm<'_> {
         };
         let relative = contracts.map(|c| {
             let u = roundoff(c);
-            let sum = (terms.bound(c, lambda) + self.summed as f64 * TINY) / (terms.absolute + self.divisor * inside);
+            let sum = (terms.bound(c, lambda) + self.n as f64 * TINY) / (terms.absolute + self.divisor * inside);
             match self.scale {
                 Scale::One => u,
                 _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u,

@@ -12,6 +12,13 @@ pub(crate) struct Point {
 }
 
 impl Point {
+    /// Nothing is said of the element: what is read there lies behind a tensor's end.
+    pub const UNKNOWN: Self = Self { value: f64::NAN, floor: f64::INFINITY };
+
+    pub fn is_unknown(self) -> bool {
+        self.value.is_nan() && self.floor == f64::INFINITY
+    }
+
     pub fn new(value: f64, floor: f64) -> Self {
         Self { value, floor }
     }
@@ -27,10 +34,12 @@ impl Point {
     }
 
     /// The error that `output` has against this, over the floor. Two values that are not finite are alike: which of NaN and
-    /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite.
+    /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite. What is unknown contradicts nothing.
     pub fn residual(self, output: f64) -> f64 {
         let finite = |x: f64| x.abs() <= f32::MAX as f64;
-        if !finite(output) && !finite(self.value) || output == self.value {
+        if self.is_unknown() {
+            0.0
+        } else if !finite(output) && !finite(self.value) || output == self.value {
             0.0
         } else if finite(output) && finite(self.value) && self.floor.is_finite() {
             (output - self.value).abs() / self.floor

@@ -49,6 +49,10 @@ pub(crate) fn half_step(precision: Precision, x: f64) -> f64 {
     2f64.powi(exponent) * unit(precision)
 }
 
+pub(crate) fn to_f32(x: f64) -> f64 {
+    x as f32 as f64
+}
+
 /// To the nearest number of `BITS` significant bits: Veltkamp's splitting (Dekker 1971, *A floating-point technique for extending the
 /// available precision*), which is a few operations where a conversion is many.
 fn to_bits<const BITS: i32>(x: f64) -> f64 {
@@ -66,6 +70,20 @@ fn to_f16(x: f64) -> f64 {
     } else {
         to_bits::<11>(x)
     }
+}
+
+/// To the next half towards zero.
+pub(crate) fn cut_to_f16(x: f64) -> f64 {
+    let half = half::f16::from_f64(x);
+    match half.to_f64().abs() > x.abs() {
+        true => half::f16::from_bits(half.to_bits() - 1).to_f64(),
+        false => half.to_f64(),
+    }
+}
+
+/// The upper half of an f32.
+pub(crate) fn cut_to_bf16(x: f64) -> f64 {
+    f32::from_bits((x as f32).to_bits() & 0xffff_0000) as f64
 }
 
 /// How a block of activations becomes int8.
@@ -174,7 +192,7 @@ impl CoarseSums {
 
 #[cfg(test)]
 mod tests {
-    use super::{to_bits, to_f16};
+    use super::{cut_to_bf16, cut_to_f16, to_bits, to_f16};
 
     #[test]
     fn rounding_is_that_of_the_half_crate() {
@@ -187,5 +205,9 @@ mod tests {
             x *= 1.0037;
         }
         assert!(to_f16(f64::NAN).is_nan());
+        let step = 2f64.powi(-10);
+        let cut = [1.0 + 0.9 * step, -1.0 - 1.9 * step, 1e-9, 1e9].map(cut_to_f16);
+        assert_eq!(cut, [1.0, -1.0 - step, 0.0, 65504.0]);
+        assert_eq!([257.0, -257.0, 258.0].map(cut_to_bf16), [256.0, -256.0, 258.0]);
     }
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::op::{HostTensor, Op, Pairing};
 
 /// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions,
-/// φ = (first + step·t)·scale·base^(−2(i + shift)/width) / factors[i].
+/// φ = position·scale·base^(−2(i + shift)/width) / factors[i].
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
 /// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
 /// a coarser format, half a step of it at each, that of cos times |a| and that of sin times |b|.
@@ -27,9 +27,8 @@ pub(crate) struct Rope<'a> {
     pub pairing: Pairing,
     /// How many of the heads turn, from the first; stated, all.
     pub heads: usize,
-    /// The position of the call's first row, and from one row to the next; stated, the call's first and 1.
-    pub first: f64,
-    pub step: f64,
+    /// The position of each row; stated, the call's first and those that follow.
+    pub positions: Vec<f64>,
     pub base: f64,
     /// What a pair's number is divided by in the exponent, and what is added to it; stated, D and 0.
     pub width: f64,
@@ -38,6 +37,54 @@ pub(crate) struct Rope<'a> {
     pub scale: f64,
     /// What the frequency of each pair is divided by; none: 1.
     pub factors: Option<Vec<f64>>,
+    /// How the angles are rounded on the way; stated, not at all.
+    pub angles: Angles,
+}
+
+/// Roundings of an angle, in the order in which they are made.
+#[derive(Clone, Copy)]
+pub(crate) struct Angles {
+    pub frequency: fn(f64) -> f64,
+    /// The frequency is the inverse of a rounded power.
+    pub inverse: bool,
+    /// The angle of a pair is that of the pair before times one number, in f32, as ggml makes it.
+    pub chained: bool,
+    pub position: fn(f64) -> f64,
+    /// The product of the two.
+    pub angle: fn(f64) -> f64,
+    /// Its cosine and its sine.
+    pub trig: fn(f64) -> f64,
+}
+
+impl Angles {
+    /// In float64.
+    pub const EXACT: Self =
+        Self { frequency: |x| x, inverse: false, chained: false, position: |x| x, angle: |x| x, trig: |x| x };
+}
+
+impl Rope<'_> {
+    /// What a pair's angle is divided by.
+    fn slower(&self, pair: usize) -> f64 {
+        self.factors.as_ref().map_or(1.0, |f| f[pair]) / self.scale
+    }
+
+    /// Cosine and sine of a pair at a position.
+    fn turn(&self, pair: usize, position: f64) -> (f64, f64) {
+        let Angles { frequency, inverse, chained, angle, trig, .. } = self.angles;
+        let position = (self.angles.position)(position);
+        let power = 2.0 * (pair as f64 + self.shift) / self.width;
+        let slower = self.slower(pair);
+        let turned = if chained {
+            let scale = self.base.powf(-2.0 / self.width) as f32;
+            (0..pair).fold(position as f32, |theta, _| theta * scale) as f64 / slower
+        } else if inverse {
+            angle(position * frequency(1.0 / frequency(self.base.powf(power))) / slower)
+        } else {
+            angle(position * frequency(self.base.powf(-power)) / slower)
+        };
+        let (sin, cos) = turned.sin_cos();
+        (trig(sin), trig(cos))
+    }
 }
 
 impl<'a> Formula<'a> for Rope<'a> {
@@ -49,13 +96,13 @@ impl<'a> Formula<'a> for Rope<'a> {
             head_dim,
             pairing: rotation.pairing,
             heads: x.cols() / head_dim,
-            first: start as f64,
-            step: 1.0,
+            positions: (0..x.shape[0]).map(|row| (start + row) as f64).collect(),
             base: rotation.base,
             width: head_dim as f64,
             shift: 0.0,
             scale: rotation.scale,
             factors: rotation.factors.map(|w| w.f32s().map(f64::from).collect()),
+            angles: Angles::EXACT,
         }))
     }
     by_row!();
@@ -68,12 +115,7 @@ impl ByRow for Rope<'_> {
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let x = &self.x[row * self.cols..][..self.cols];
-        let (position, half) = (self.first + self.step * row as f64, self.head_dim / 2);
-        let slower = |pair: usize| self.factors.as_ref().map_or(1.0, |f| f[pair]) / self.scale;
-        let turn = |pair: usize| {
-            let plain = self.base.powf(-2.0 * (pair as f64 + self.shift) / self.width);
-            (position * plain / slower(pair)).sin_cos()
-        };
+        let (position, half) = (self.positions[row], self.head_dim / 2);
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
@@ -85,7 +127,7 @@ impl ByRow for Rope<'_> {
         let angle = |pair: usize, c: &Contract| {
             let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
             let steps = (2.0 * pair as f64 + 4.0 + more) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
-            (position * (-exponent).exp() / slower(pair)).abs() * steps
+            (position * (-exponent).exp() / self.slower(pair)).abs() * steps
         };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
@@ -98,8 +140,11 @@ impl ByRow for Rope<'_> {
                 (Pairing::Neox, false) => i - half,
                 (Pairing::Norm, _) => i ^ 1,
             };
-            let (sin, cos) =
-                if head < self.heads { *turns[pair].get_or_insert_with(|| turn(pair)) } else { (0.0, 1.0) };
+            let (sin, cos) = if head < self.heads {
+                *turns[pair].get_or_insert_with(|| self.turn(pair, position))
+            } else {
+                (0.0, 1.0)
+            };
             let (a, b) = (x[*i] * cos, x[partner] * sin);
             let y = if first { a - b } else { a + b };
             let sizes = x[*i].abs() + x[partner].abs();

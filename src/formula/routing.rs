@@ -56,8 +56,14 @@ pub(crate) enum Weighing {
     Copied,
     /// p/Σp: |y|·(bound(Σp)/Σp + div).
     BySum,
+    /// p/(Σp + eps).
+    BySumPlus(f64),
+    /// p/max(Σp, least).
+    BySumAtLeast(f64),
     /// p/Σp of the slots but the last.
     BySumOfAllButLast,
+    /// p/Σp in the slots from one to another, p in the others.
+    BySumIn(usize, usize),
     /// p/max p.
     ByLargest,
     /// p/√Σp².
@@ -115,6 +121,21 @@ impl Weighing {
                 let terms = Terms::one_sign(p.iter().copied());
                 over(terms.sum, contracts.map(|c| terms.bound(c, lambda) / terms.absolute + division(c)))
             }
+            Self::BySumPlus(eps) => {
+                let terms = Terms::one_sign(p.iter().copied());
+                let relative = |c| terms.bound(c, lambda) / terms.absolute + division(c) + roundoff(c);
+                over(terms.sum + eps, contracts.map(relative))
+            }
+            Self::BySumAtLeast(least) => {
+                let sum: f64 = p.iter().sum();
+                if sum >= least { Self::BySum } else { Self::BySumPlus(least - sum) }.of(p, lambda, contracts)
+            }
+            Self::BySumIn(from, to) => {
+                let renormalised = Self::BySum.of(p, lambda, contracts);
+                let copied = Self::Copied.of(p, lambda, contracts);
+                let slot = |k: usize| if (from..to).contains(&k) { renormalised[k] } else { copied[k] };
+                (0..p.len()).map(slot).collect()
+            }
             Self::BySumOfAllButLast => {
                 let sum = p[..p.len().saturating_sub(1).max(1)].iter().sum();
                 over(sum, contracts.map(|c| division(c) + k * roundoff(c)))
@@ -150,13 +171,16 @@ pub(crate) struct Combined<'a> {
     /// How many of a position's slots, from the first, are summed; stated, K.
     pub summed: usize,
     pub hidden: usize,
+    /// Where the values of each slot of each position begin in `down`; stated, one after the other. [T, K]
+    pub begins: Vec<usize>,
 }
 
 impl<'a> Formula<'a> for Combined<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::Combine { down, weights } = *op else { return Ok(None) };
         let (k, hidden) = (weights.cols(), down.cols());
-        Ok(Some(Self { down: as_given(&x[0]), weights: as_given(&x[1]), k, summed: k, hidden }))
+        let begins = (0..weights.len()).map(|slot| slot * hidden).collect();
+        Ok(Some(Self { down: as_given(&x[0]), weights: as_given(&x[1]), k, summed: k, hidden, begins }))
     }
     by_row!();
 }
@@ -168,11 +192,11 @@ impl ByRow for Combined<'_> {
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let weights = &self.weights[row * self.k..][..self.summed];
-        let down = &self.down[row * self.k * self.hidden..][..self.k * self.hidden];
+        let begins = &self.begins[row * self.k..][..self.summed];
         let lambda = confidence(self.len());
         let mut column = vec![0.0; self.summed];
         let element = |i: &usize| {
-            column.iter_mut().enumerate().for_each(|(slot, c)| *c = down[slot * self.hidden + i]);
+            column.iter_mut().zip(begins).for_each(|(c, begin)| *c = self.down[begin + i]);
             let terms = Terms::dot(weights, &column);
             let flushed = TINY * (self.summed as f64 + column.iter().map(|c| c.abs()).sum::<f64>());
             let floor = |c: &Contract| {

@@ -19,6 +19,11 @@ pub(crate) enum Seen {
         from: usize,
         to: isize,
     },
+    /// Of those before the `to + t`-th, the last `width`.
+    Window {
+        width: usize,
+        to: isize,
+    },
 }
 
 impl Seen {
@@ -34,6 +39,10 @@ impl Seen {
             Self::Causal { from, to } => {
                 let to = (to + t as isize).clamp(0, all as isize) as usize;
                 from.min(to)..to
+            }
+            Self::Window { width, to } => {
+                let to = (to + t as isize).clamp(0, all as isize) as usize;
+                to.saturating_sub(width)..to
             }
         }
     }
@@ -74,6 +83,10 @@ pub(crate) struct Softmax<'a> {
     /// What the entries are multiplied by; stated, 1.
     pub factor: f64,
     pub form: Form,
+    /// Of [`Form::Softmax`]: how often each entry, by its column, counts in the sum; stated, each once.
+    pub times: Option<Vec<f64>>,
+    /// Of [`Form::Softmax`]: what is added to the sum; stated, nothing.
+    pub plus: f64,
 }
 
 impl<'a> Formula<'a> for Softmax<'a> {
@@ -84,7 +97,18 @@ impl<'a> Formula<'a> for Softmax<'a> {
             _ => return Ok(None),
         };
         let x = as_given(&x[0]);
-        Ok(Some(Self { x, cols, tokens, seen, written: seen, among: None, factor: 1.0, form: Form::Softmax }))
+        Ok(Some(Self {
+            x,
+            cols,
+            tokens,
+            seen,
+            written: seen,
+            among: None,
+            factor: 1.0,
+            form: Form::Softmax,
+            times: None,
+            plus: 0.0,
+        }))
     }
     by_row!();
 }
@@ -109,7 +133,12 @@ impl ByRow for Softmax<'_> {
             let largest = x.iter().fold(0f64, |m, x| m.max(x.abs()));
             moved = contracts.map(|c| roundoff(c) * largest);
         }
-        let points = self.form.of(&x, moved, confidence(self.shape()[0]), contracts);
+        let lambda = confidence(self.shape()[0]);
+        let times = self.times.as_ref().map(|times| &times[seen.clone()]);
+        let points = match self.form {
+            Form::Softmax if chosen.is_none() => softmax_over(&x, times, self.plus, moved, lambda, contracts),
+            form => form.of(&x, moved, lambda, contracts),
+        };
         let point = |i: &usize| {
             let at = Some(i).filter(|i| seen.contains(i) && written.contains(i))? - seen.start;
             Some(points[chosen.as_ref().map_or(Some(at), |chosen| chosen.iter().position(|c| *c == at))?])
@@ -171,14 +200,31 @@ pub(super) fn softmax<const N: usize>(
     lambda: f64,
     contracts: [&Contract; N],
 ) -> Vec<Bounded<N>> {
+    softmax_over(x, None, 0.0, moved, lambda, contracts)
+}
+
+/// [`softmax`] with another divisor: each exponential counted `times`, and something added.
+fn softmax_over<const N: usize>(
+    x: &[f64],
+    times: Option<&[f64]>,
+    plus: f64,
+    moved: [f64; N],
+    lambda: f64,
+    contracts: [&Contract; N],
+) -> Vec<Bounded<N>> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut p: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
-    let total: f64 = p.iter().sum();
+    let counted = |p: &[f64]| -> Vec<f64> {
+        times.map_or_else(|| p.to_vec(), |times| p.iter().zip(times).map(|(p, times)| p * times).collect())
+    };
+    let total: f64 = counted(&p).iter().sum::<f64>() + plus;
     p.iter_mut().for_each(|p| *p /= total);
-    let terms = Terms::one_sign(p.iter().copied());
+    let in_the_sum = counted(&p);
+    let terms = Terms::one_sign(in_the_sum.iter().copied());
     let shared: [f64; N] = std::array::from_fn(|n| {
         let c = contracts[n];
-        let in_sum: f64 = x.iter().zip(&p).map(|(x, p)| if *p == 0.0 { 0.0 } else { p * exp_error(max - x, c) }).sum();
+        let of_term = |(x, p): (&f64, &f64)| if *p == 0.0 { 0.0 } else { p * exp_error(max - x, c) };
+        let in_sum: f64 = x.iter().zip(&in_the_sum).map(of_term).sum();
         in_sum + terms.bound(c, lambda) + x.len() as f64 * TINY + division(c) + 2.0 * moved[n]
     });
     let element = |(x, p): (&f64, &f64)| {

@@ -51,7 +51,10 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         },
     };
     let mut first = format!("{} · {who}", place(s));
-    if let Some(ratio) = s.ratio {
+    // Beyond a format's range there is no bound to hold an error against.
+    if s.cause.as_ref().is_some_and(|cause| cause.reproduced && cause.id == "overflow") {
+        first += " · no bound: overflow";
+    } else if let Some(ratio) = s.ratio {
         first += &format!(" · {} × floor", short(ratio));
     }
     let mut lines = where_facts(s);
@@ -68,11 +71,19 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
                 ("cause", format!("one of {} that what is shown cannot tell apart: {}", all.len(), all.join("; or ")))
             }
             true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
-            false => (
-                "cause",
-                format!("none of the known mistakes reproduces it; the nearest, {name}, leaves {rest} × floor"),
-            ),
+            false => {
+                let text = match cause.removes {
+                    Some(share) => {
+                        let share = percent(share);
+                        format!("none of the known mistakes reproduces it; the nearest, {name}, removes {share} of the error")
+                    }
+                    None => format!("not certain: {name}"),
+                };
+                ("cause", text)
+            }
         });
+    } else if s.pattern.is_some() && s.segment.is_none() {
+        lines.push(("cause", "none of the known mistakes reproduces it, or comes near".into()));
     }
     if let Some(segment) = &s.segment {
         if s.cause.is_none() {

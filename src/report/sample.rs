@@ -125,6 +125,7 @@ pub fn diverging() -> Comparison {
         also: vec![],
         name: "last block's scales read from the block before it".into(),
         residual_ratio: 0.7,
+        removes: None,
         next_best: Some(NextBest { name: "read as Q4_K".into(), residual_ratio: 2.1e5 }),
         stages: vec![],
         others: vec![],

@@ -47,6 +47,8 @@ pub struct TrialOutcome {
     pub pattern_ok: bool,
     /// The cause is named; or rightly none, where no hypothesis describes the fault, or it is weaker than the mistake is.
     pub explained_ok: bool,
+    /// A cause is named that is not the planted one.
+    pub wrongly_explained: bool,
     /// Of a subject that shows only some stages: how one of the faults comes to leave what is shown within its floor.
     pub unseen: Option<String>,
     /// Stages that are blamed and are not at fault.
@@ -96,10 +98,10 @@ pub struct Control {
 }
 
 impl FaultResult {
-    /// Detected, located, and the right side named; or not to be seen in what is shown.
+    /// Detected, located, the right side named and no wrong cause; or not to be seen in what is shown.
     pub fn passed(&self) -> bool {
         let o = &self.outcome;
-        (o.unseen.is_some() || o.detected && o.located && o.side_ok) && o.blamed.is_empty()
+        (o.unseen.is_some() || o.detected && o.located && o.side_ok) && o.blamed.is_empty() && !o.wrongly_explained
     }
 
     fn place(&self) -> String {
@@ -120,7 +122,7 @@ impl SelftestReport {
         let controls = self.controls.iter().map(|c| c.evaluations);
         controls.chain(self.faults.iter().map(|f| f.outcome.evaluations)).sum()
     }
-    /// Whether every fault was detected, located and put on the right side, and nothing else was blamed.
+    /// Whether every fault was detected, located and put on the right side, none explained wrongly, and nothing else was blamed.
     pub fn passed(&self) -> bool {
         self.faults.iter().all(FaultResult::passed) && self.false_alarms() == 0
     }
@@ -149,6 +151,7 @@ impl SelftestReport {
                 "pattern_ok": count(|o| o.pattern_ok),
                 "explained_ok": count(|o| o.explained_ok),
                 "open": count(|o| o.explained_ok && o.open()),
+                "wrongly_explained": count(|o| o.wrongly_explained),
             },
         })
     }
@@ -242,10 +245,11 @@ impl SelftestReport {
         );
         let _ = writeln!(
             out,
-            "{} controls · {} false alarms in {} stage evaluations",
+            "{} controls · {} false alarms in {} stage evaluations · {} wrongly explained",
             self.controls.len(),
             self.false_alarms(),
-            self.evaluations()
+            self.evaluations(),
+            share(|o| o.wrongly_explained),
         );
         out
     }
@@ -273,6 +277,7 @@ fn fault_json(f: &FaultResult) -> Json {
         "side_ok": o.side_ok,
         "pattern_ok": o.pattern_ok,
         "explained_ok": o.explained_ok,
+        "wrongly_explained": o.wrongly_explained,
         "unseen": o.unseen,
         "blamed": o.blamed,
         "found": o.found.as_ref().map(found_json),

@@ -63,6 +63,11 @@ impl Trial {
         self.faults.iter().find(|f| f.tied).map(|f| f.layer(self.test_model))
     }
 
+    /// What a mistake may know.
+    fn place<'m>(&self, fault: &Fault, test_model: &'m TestModel) -> FaultPlace<'m> {
+        FaultPlace { model: &test_model.model, layer: fault.layer(self.test_model) }
+    }
+
     /// Where a fault errs.
     fn planted_at(&self, fault: &Fault) -> Site {
         site(fault.stage, fault.layer(self.test_model))
@@ -88,9 +93,8 @@ impl Trial {
                 strength: self.strength,
                 mistake: match fault.by {
                     By::Shader(shaders) => shader::mistake(shaders, adapter.clone()),
-                    By::Operation(make) => {
-                        make(&FaultPlace { model: &test_model.model, layer: fault.layer(self.test_model) })
-                    }
+                    By::Operation(make) => make(&self.place(fault, test_model)),
+                    By::Generated(make) => make(&self.place(fault, test_model)),
                 },
                 done: PlantedRecord::default(),
             })
@@ -150,13 +154,15 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
     });
     let explained_ok = case.faults.iter().all(|fault| {
         let cause = at(fault).and_then(|s| s.cause.as_ref()).filter(|c| c.reproduced);
-        let named: Vec<&str> = cause.map_or(Vec::new(), |c| {
-            std::iter::once(c.id).chain(c.also.iter().copied()).chain(c.others.iter().map(|other| other.id)).collect()
-        });
+        // What is named first; inside a segment any of those that what is shown cannot tell apart.
+        let named: Vec<&str> =
+            cause.map_or(Vec::new(), |c| std::iter::once(c.id).chain(c.others.iter().map(|other| other.id)).collect());
         let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
         // Inside a segment a cause may be one that no list of an output's has, or none that is known.
         here.any(|f| explains(f, case.strength, &named)) || segments && named.is_empty()
     });
+    let named = |fault: &&Fault| at(fault).and_then(|s| s.cause.as_ref()).is_some_and(|c| c.reproduced);
+    let wrongly_explained = !explained_ok && case.faults.iter().copied().any(|fault| named(&fault));
     // A fault may leave what is shown as it was, or within what rounding may do to it.
     let unseen = segments.then(|| case.faults.iter().find(|f| !at(f).is_some_and(|s| s.verdict.is_fault()))).flatten();
     let unseen = unseen.map(|fault| match at(fault) {
@@ -176,6 +182,7 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
         side_ok,
         pattern_ok,
         explained_ok,
+        wrongly_explained,
         unseen,
         blamed: others().filter(|s| s.verdict.is_fault()).map(describe).collect(),
         evaluations: others().filter(|s| s.verdict.was_compared()).count(),

@@ -63,6 +63,8 @@ pub enum Strength {
     Full,
     /// The largest error is this many times its rounding floor.
     Floors(f64),
+    /// The same, where it is more.
+    UpTo(f64),
 }
 
 /// A mistake and where it is made.
@@ -170,6 +172,8 @@ fn mix(
     let ratio = injected_ratio(&delta, &floor).max;
     let alpha = match plant.strength {
         Strength::Full => 1.0,
+        Strength::UpTo(times) if ratio.is_finite() => (times / ratio).min(1.0),
+        Strength::UpTo(_) => 1.0,
         Strength::Floors(times) if ratio.is_finite() && ratio >= times => times / ratio,
         Strength::Floors(times) => return Err(at(format!("of {ratio:.1} × floor cannot be {times} × floor"))),
     };

@@ -5,6 +5,7 @@
 //!   WGSL of a real kernel. `case` says what must be found, and whether it was.
 //! - Every fault is planted on two models (`test_model`), or on the one whose family has what it spoils; those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
+//! - [`generate`] makes up others from a seed: a kind of mistake, with numbers, a place and a strength that nobody listed.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
 
@@ -12,6 +13,7 @@ pub mod calibrate;
 mod case;
 pub mod faults;
 pub mod faulty;
+mod generate;
 mod test_model;
 
 pub mod shader;
@@ -44,6 +46,8 @@ pub struct SelfTestOptions {
     pub adapter: AdapterSelector,
     /// The stages of the subject that can be seen; all of them if absent.
     pub shows: Option<Vec<Stage>>,
+    /// So many faults that are made up, from a seed, instead of those of the table.
+    pub generate: Option<(usize, u64)>,
 }
 
 impl SelfTestOptions {
@@ -53,9 +57,10 @@ impl SelfTestOptions {
     /// If there are none.
     fn cases(&self) -> Result<Vec<Trial>> {
         let pattern = self.only.as_deref().unwrap_or("*");
-        let named: Vec<Trial> = cases().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
+        let all = || self.generate.map_or_else(cases, |(n, seed)| generate::trials(n, seed));
+        let named: Vec<Trial> = all().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
         if named.is_empty() {
-            let known = nearest(pattern, cases().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
+            let known = nearest(pattern, all().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
             return Err(Error::usage(format!("--only {pattern}: no fault has such a name; the nearest are {known}")));
         }
         let chosen: Vec<Trial> =
@@ -250,7 +255,7 @@ pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usiz
             position: done[place].position,
             strength: match case.strength {
                 Strength::Full => None,
-                Strength::Floors(times) => Some(times),
+                Strength::Floors(times) | Strength::UpTo(times) => Some(times),
             },
             planted_ratio: done[place].ratio,
             outcome,

@@ -1,6 +1,7 @@
 //! Mistakes in attention: heads, masks, scales, cache rows, the softmax.
 
 use super::case::{Evidence, Variant};
+use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
@@ -37,6 +38,15 @@ pub fn kv_head<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for (what, map) in maps.into_iter().filter(|_| sizes.kv_heads > 1) {
         all.extend(reading(case, what, |cache| cache.kv_head = mapped(map))?);
+    }
+    // A group of another size.
+    let group = sizes.heads / sizes.kv_heads.max(1);
+    for n in (2..sizes.heads).filter(|n| sizes.kv_heads > 1 && *n != group && !case.unseen) {
+        for (what, wraps) in [("up to the last", false), ("modulo kv_heads", true)] {
+            let of = |h: usize| if wraps { h / n % sizes.kv_heads } else { (h / n).min(sizes.kv_heads - 1) };
+            let what = format!("KV head h / {n}, {what}, for query head h, which belongs to h / {group}");
+            all.extend(reading(case, &what, |cache| cache.kv_head = (0..sizes.heads).map(of).collect())?);
+        }
     }
     for (what, map) in [
         ("the probabilities of the next head", (|h, s| (h + 1) % s.heads) as Other),
@@ -87,6 +97,62 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         "a softmax over the scores of masked keys as well, which are 0, dropped afterwards",
         |s| s.seen = Seen::All,
     )])?);
+    Ok(all)
+}
+
+/// Only the last keys seen. Where a row of probabilities is seen, its width is how many of them are not 0.
+pub fn window<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    /// Widths tried where the output does not say it.
+    const WIDTHS: usize = 96;
+    let (start, keys) = match *case.scene.op {
+        Op::AttnScores { start, .. } | Op::AttnProbs { start, .. } => (start as isize, case.cols()),
+        Op::AttnContext { start, .. } => (start as isize, case.shapes[0][2]),
+        _ => return Ok(vec![]),
+    };
+    let last = &case.output[case.output.len() - case.cols()..];
+    let said = last.iter().filter(|p| **p != 0.0).count();
+    let mut widths: Vec<usize> = match case.is_attention_matrix() && !case.unseen {
+        true => Vec::from_iter((said > 0 && said < keys).then_some(said)),
+        false => (1..keys).collect(),
+    };
+    if case.unseen {
+        widths.retain(|w| w.is_power_of_two());
+    } else if widths.len() > WIDTHS {
+        widths.retain(|w| w.is_power_of_two() || (w + 1).is_power_of_two() || *w <= WIDTHS / 2);
+    }
+    let mut all = Vec::new();
+    for width in widths {
+        let seen = Seen::Window { width, to: start + 1 };
+        let what = format!("a window of {width} keys: those before them are not seen");
+        all.extend(reading(case, &what, |cache| cache.seen = seen)?);
+        all.extend(case.changed(&*what, |s: &mut Softmax<'a>| (s.seen, s.written) = (seen, seen))?);
+    }
+    Ok(all)
+}
+
+/// The exponentials divided by more than their sum: the number that fits, and those that are used.
+pub fn softmax_sum<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let with = |plus: f64| {
+        let what = format!("a softmax whose exponentials are divided by their sum plus {plus:e}");
+        case.changed(what, |s: &mut Softmax<'a>| s.plus = plus)
+    };
+    let known = [1.0, 1e-6, 1e-5, 1e-8, 1e-3];
+    let mut all = Vec::new();
+    for plus in known {
+        all.extend(with(plus)?);
+    }
+    // The largest of a row is 1/(Σ + plus), and 1/Σ where it is right.
+    let largest = case.wrong.iter().max_by(|a, b| case.exact[**a].total_cmp(&case.exact[**b]));
+    let Some((right, output)) = largest.map(|i| (case.exact[*i], case.output[*i])) else { return Ok(all) };
+    let cols = case.cols();
+    let row = largest.map_or(0, |i| i / cols);
+    let most = case.exact[row * cols..][..cols].iter().copied().fold(0.0, f64::max);
+    let plus = (right / output - 1.0) / most;
+    if plus.is_finite() && plus > 0.0 {
+        for plus in round_numbers(plus, 0.2).into_iter().filter(|plus| !known.contains(plus)) {
+            all.extend(with(plus)?.map(|variant| variant.with_fitted(plus)));
+        }
+    }
     Ok(all)
 }
 

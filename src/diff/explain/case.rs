@@ -30,18 +30,25 @@ pub struct Variant<'a> {
     pub what: String,
     /// How many continuous parameters were fitted to the output.
     pub fitted: usize,
+    /// Bits to say the number that was fitted, where it is one.
+    pub number: Option<f64>,
     /// Its floor allows for more than rounding in the contract's arithmetic, so that only how much of the error it accounts for tells
     /// anything, and its residual cannot be held against others'.
     pub loose: bool,
     /// What speaks for it, in nats, where that is neither its floor nor the error that it accounts for.
     pub evidence: Option<f64>,
+    /// What it assumes besides its place in its hypothesis's list and its fitted parameters, in bits.
+    pub bits: f64,
+    /// The elements of which it says nothing, because it reads behind a tensor's end for them.
+    unknown: Option<Box<dyn Fn(usize) -> bool + 'a>>,
     at: Box<At<'a>>,
 }
 
 impl<'a> Variant<'a> {
     /// From a function of many elements at once, asked for in ascending order.
     pub fn new(what: impl Into<String>, at: impl Fn(&[usize]) -> Result<Vec<Point>> + 'a) -> Self {
-        Self { what: what.into(), fitted: 0, loose: false, evidence: None, at: Box::new(at) }
+        let (unknown, at) = (None, Box::new(at));
+        Self { what: what.into(), fitted: 0, number: None, loose: false, evidence: None, bits: 0.0, unknown, at }
     }
 
     /// From a function of one element.
@@ -59,9 +66,10 @@ impl<'a> Variant<'a> {
         Self::new(what, move |indices| formula.points(indices, &contract))
     }
 
-    /// Notes that `n` continuous parameters were fitted.
-    pub fn with_fitted(mut self, n: usize) -> Self {
-        self.fitted = n;
+    /// Notes that a number was fitted: the fewer digits it has, the less is said by it.
+    pub fn with_fitted(mut self, x: f64) -> Self {
+        let digits = format!("{x:e}").split('e').next().map_or(0, |m| m.bytes().filter(u8::is_ascii_digit).count());
+        (self.fitted, self.number) = (1, Some(2.0 + digits.min(8) as f64 * std::f64::consts::LOG2_10));
         self
     }
 
@@ -78,9 +86,25 @@ impl<'a> Variant<'a> {
         self
     }
 
+    /// Says of which elements it says nothing.
+    pub fn unknown_at(mut self, unknown: impl Fn(usize) -> bool + 'a) -> Self {
+        self.unknown = Some(Box::new(unknown));
+        self
+    }
+
+    /// Says what it assumes besides.
+    pub fn assuming(mut self, bits: f64) -> Self {
+        self.bits = bits;
+        self
+    }
+
     /// Value and floor at each of `indices`, which ascend.
     pub fn at(&self, indices: &[usize]) -> Result<Vec<Point>> {
-        (self.at)(indices)
+        let mut points = (self.at)(indices)?;
+        if let Some(unknown) = &self.unknown {
+            points.iter_mut().zip(indices).filter(|(_, i)| unknown(**i)).for_each(|(p, _)| *p = Point::UNKNOWN);
+        }
+        Ok(points)
     }
 }
 
@@ -208,12 +232,6 @@ impl<'a> Evidence<'a> {
 
     pub fn cols(&self) -> usize {
         self.scene.output.cols().max(1)
-    }
-
-    /// Positions in this call, T.
-    pub fn tokens(&self) -> usize {
-        let shape = &self.scene.output.shape;
-        if self.is_attention_matrix() { shape[1] } else { shape.first().copied().unwrap_or(0) }
     }
 
     /// Whether the output is [heads, T, S].

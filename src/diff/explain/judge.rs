@@ -1,4 +1,8 @@
 //! Trying every hypothesis, and saying which count.
+//!
+//! What reproduces an output is ranked by what it has to assume, in bits: the hypothesis ([`Hypothesis::bits`](super::Hypothesis)), which of
+//! its variants, numbers that were fitted, and a region that it is confined to. What assumes as little as the best, but for
+//! [`TIE`], cannot be told from it and is named with it.
 
 use super::case::{Evidence, Variant};
 use super::list::HYPOTHESES;
@@ -10,8 +14,8 @@ use crate::formula::Point;
 /// A variant must leave less than this share of the error's energy, where the oracle leaves all of it.
 pub const UNACCOUNTED: f64 = 0.1;
 
-/// What a fitted parameter can adapt to: about as many values as an f32 has steps between two powers of two, ln 2²⁴.
-const PARAMETER: f64 = 16.6;
+/// What a fitted parameter can adapt to, in bits: about as many values as an f32 has steps between two powers of two.
+const PARAMETER: f64 = 24.0;
 
 /// A match by chance is held against everything tried with odds of one in this many.
 pub const ODDS: f64 = 1000.0;
@@ -19,12 +23,19 @@ pub const ODDS: f64 = 1000.0;
 /// What one wrong element can say at most: ln 2⁴⁰. An error cannot be more telling than its bits.
 const ELEMENT: f64 = 27.7;
 
+/// Bits that tell nothing: which of two mistakes is the simpler one is not known better.
+const TIE: f64 = 3.0;
+
+/// One wrong element in so many must be one that the variant says something of.
+const KNOWN: usize = 4;
+
+/// What reproduces nothing is worth naming if it removes at least this share of the error's energy.
+const REMOVED: f64 = 0.5;
+
 /// A variant that reproduces the output.
 struct Fit {
     tried: Tried,
-    /// Restricted coordinates and fitted parameters: the fewer the simpler.
-    complexity: usize,
-    /// Nats that speak for it, less what its fitted parameters can adapt to.
+    /// Nats that speak for it, less what its fitted parameters and its region can adapt to.
     evidence: f64,
 }
 
@@ -32,10 +43,13 @@ struct Fit {
 struct Match<'r> {
     residual: f64,
     region: Option<&'r ErrorRegion>,
-    /// The error's energy, and what the variant leaves of it.
+    /// The energy of what is wrong, and what the variant leaves of it.
     error: f64,
     left: f64,
     elements: usize,
+    /// Nats of the wrong elements that the variant says something of, and how many they are.
+    nats: f64,
+    wrong: usize,
 }
 
 pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
@@ -54,30 +68,41 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
     };
     let regions = regions(&geometry, &case.wrong);
     let mut fits: Vec<Fit> = Vec::new();
-    let mut rest: Vec<(Tried, Variant<'_>)> = Vec::new();
+    let mut rest: Vec<(f64, Tried, Variant<'_>)> = Vec::new();
     for hypothesis in HYPOTHESES.iter().filter(|h| h.ops.contains(&scene.op.kind())) {
+        // A mistake is confined to what its own code could confine it to.
+        let places = (hypothesis.places)(scene.op.kind());
+        let confined = |r: &&ErrorRegion| r.axes().all(|axis| places.contains(&axis));
+        let regions: Vec<&ErrorRegion> = regions.iter().filter(confined).collect();
         let mut best: Option<Fit> = None;
-        let mut left: Option<(Tried, Variant<'_>)> = None;
-        for variant in (hypothesis.variants)(&case)? {
+        let mut left: Option<(f64, Tried, Variant<'_>)> = None;
+        for (n, variant) in (hypothesis.variants)(&case)?.into_iter().enumerate() {
             explanation.tried += 1;
             let points = variant.at(&case.probe)?;
             let residual = case.residual(&case.probe, &points)?;
-            let mut tried = Tried { id: hypothesis.id, what: variant.what.clone(), residual };
+            let mut tried = Tried { id: hypothesis.id, what: variant.what.clone(), residual, bits: 0.0, removes: None };
             match fit(&case, &regions, &variant, &points)? {
                 Some(found) => {
                     tried.residual = found.residual;
                     if let Some(region) = found.region {
                         tried.what += &format!(", {}", region.describe());
                     }
-                    let complexity = found.region.map_or(0, ErrorRegion::restricted) + variant.fitted;
-                    let evidence = evidence(&case, &variant, &found);
-                    if best.as_ref().is_none_or(|b| complexity < b.complexity) {
-                        best = Some(Fit { tried, complexity, evidence });
+                    let fitted = variant.fitted as f64 * PARAMETER;
+                    let said = variant.bits + found.region.map_or(0.0, ErrorRegion::bits);
+                    tried.bits = hypothesis.bits + ((n + 1) as f64).log2() + variant.number.unwrap_or(fitted) + said;
+                    let adapted = fitted + said;
+                    let evidence = evidence(&variant, &found) - adapted * std::f64::consts::LN_2;
+                    if best.as_ref().is_none_or(|b| tried.bits < b.tried.bits) {
+                        best = Some(Fit { tried, evidence });
                     }
                 }
                 None if variant.loose => {}
-                None if left.as_ref().is_none_or(|(l, _)| residual < l.residual) => left = Some((tried, variant)),
-                None => {}
+                None => {
+                    let share = energy_left(&case, &case.probe, &points);
+                    if left.as_ref().is_none_or(|(l, ..)| share < *l) {
+                        left = Some((share, tried, variant));
+                    }
+                }
             }
         }
         match best {
@@ -85,13 +110,25 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
             None => rest.extend(left),
         }
     }
+    let least = fits.iter().map(|f| f.tried.bits).fold(f64::INFINITY, f64::min);
     // A stable sort: of equally simple ones the first in the list.
-    fits.sort_by_key(|f| f.complexity);
+    fits.sort_by(|a, b| {
+        let rank = |f: &Fit| if f.tried.bits <= least + TIE { least } else { f.tried.bits };
+        rank(a).total_cmp(&rank(b))
+    });
     let needed = (explanation.tried as f64 * ODDS).ln();
     explanation.undecided = fits.first().is_some_and(|f| f.evidence < needed);
     explanation.fits = fits.into_iter().map(|f| f.tried).collect();
     explanation.nearest = nearest(&case, rest)?;
     Ok(explanation)
+}
+
+impl Explanation {
+    /// How many of `fits`, from the first, cannot be told apart.
+    pub(super) fn ties(&self) -> usize {
+        let least = self.fits.iter().map(|f| f.bits).fold(f64::INFINITY, f64::min);
+        self.fits.iter().take_while(|f| f.bits <= least + TIE).count()
+    }
 }
 
 /// What a wrong element that is `ratio` floors off says for whatever reproduces it.
@@ -102,22 +139,20 @@ pub fn nats(ratio: f64) -> f64 {
 /// How unlikely it is that a wrong variant matches, in nats. An output that is r floors away from the oracle's falls within one floor
 /// of an unrelated value of that size with a chance of about 1/r, for each wrong element. Of a variant with a wide floor that says
 /// nothing; but of n unrelated errors it would leave a share q of the energy with a chance of about q^(n/2).
-fn evidence(case: &Evidence<'_>, variant: &Variant<'_>, found: &Match<'_>) -> f64 {
-    let nats = |i: &usize| nats(case.right(*i).residual(case.output[*i]));
-    let evidence: f64 = if let Some(nats) = variant.evidence {
+fn evidence(variant: &Variant<'_>, found: &Match<'_>) -> f64 {
+    if let Some(nats) = variant.evidence {
         nats
     } else if variant.loose {
         0.5 * found.elements as f64 * (found.error / found.left.max(f64::MIN_POSITIVE)).ln()
     } else {
-        case.wrong.iter().map(nats).sum()
-    };
-    evidence - variant.fitted as f64 * PARAMETER
+        found.nats
+    }
 }
 
 /// Where `variant` reproduces the output: everywhere, or in the first region where it does.
 fn fit<'r>(
     case: &Evidence<'_>,
-    regions: &'r [ErrorRegion],
+    regions: &[&'r ErrorRegion],
     variant: &Variant<'_>,
     probed: &[Point],
 ) -> Result<Option<Match<'r>>> {
@@ -133,7 +168,7 @@ fn fit<'r>(
             return Ok(Some(found));
         }
     }
-    for region in regions {
+    for &region in regions {
         if sample().any(|(i, p)| !fits(*i, p) && region.contains(*i)) {
             continue;
         }
@@ -144,42 +179,74 @@ fn fit<'r>(
     Ok(None)
 }
 
-/// What `variant` does over `elements`, if every one is within its floor and the variant accounts for the error.
+/// What `variant` does over `elements`, if every one is within its floor, the variant accounts for the error, and says something of enough
+/// that is wrong.
 fn reproduces<'r>(case: &Evidence<'_>, variant: &Variant<'_>, elements: &[usize]) -> Result<Option<Match<'r>>> {
     const CHUNK: usize = 1 << 20;
-    let (mut residual, mut error, mut left) = (0f64, 0.0, 0.0);
+    let elements_len = elements.len();
+    let mut found =
+        Match { residual: 0.0, region: None, error: 0.0, left: 0.0, elements: elements_len, nats: 0.0, wrong: 0 };
+    let mut wrong = case.wrong.iter().peekable();
     for chunk in elements.chunks(CHUNK) {
         let points = variant.at(chunk)?;
-        residual = residual.max(case.residual(chunk, &points)?);
-        if residual > 1.0 {
+        found.residual = found.residual.max(case.residual(chunk, &points)?);
+        if found.residual > 1.0 {
             return Ok(None);
         }
         for (&i, p) in chunk.iter().zip(&points) {
+            while wrong.next_if(|w| **w < i).is_some() {}
+            if p.is_unknown() {
+                continue;
+            }
+            let is_wrong = wrong.peek() == Some(&&i);
+            if is_wrong {
+                found.wrong += 1;
+                found.nats += nats(case.right(i).residual(case.output[i]));
+            }
             let (was, is) = (case.output[i] - case.exact[i], case.output[i] - p.value);
-            if was.is_finite() && is.is_finite() {
-                error += was * was;
-                left += is * is;
+            // What is within the floor is rounding, which no variant accounts for.
+            if was.is_finite() && is.is_finite() && (is_wrong || variant.loose) {
+                found.error += was * was;
+                found.left += is * is;
             }
         }
     }
-    let found = Match { residual, region: None, error, left, elements: elements.len() };
-    let accounted = left <= UNACCOUNTED * error || variant.evidence.is_some();
-    Ok(accounted.then_some(found))
+    let accounted = found.left <= UNACCOUNTED * found.error || variant.evidence.is_some();
+    Ok((accounted && KNOWN * found.wrong >= case.wrong.len()).then_some(found))
 }
 
-/// The best of what does not fit, its residual taken over the whole stage, or over a larger sample where the stage is large.
-fn nearest(case: &Evidence<'_>, mut rest: Vec<(Tried, Variant<'_>)>) -> Result<Option<Tried>> {
-    const MOST: usize = 1 << 16;
-    rest.sort_by(|a, b| a.0.residual.total_cmp(&b.0.residual));
-    let sample: Vec<usize> = (0..case.output.len()).step_by(case.output.len().div_ceil(MOST).max(1)).collect();
-    // The first sample underestimates: the best by it need not be the best.
-    let mut best: Option<Tried> = None;
-    for (mut tried, variant) in rest.into_iter().take(4) {
-        if best.as_ref().is_some_and(|b| b.residual <= tried.residual) {
-            break;
+/// The share of the error's energy at `indices` that `points` leave there.
+fn energy_left(case: &Evidence<'_>, indices: &[usize], points: &[Point]) -> f64 {
+    let (mut error, mut left) = (0.0, 0.0);
+    for (&i, p) in indices.iter().zip(points) {
+        let was = case.output[i] - case.exact[i];
+        let is = if p.is_unknown() { was } else { case.output[i] - p.value };
+        if was.is_finite() {
+            error += was * was;
+            left += is * is;
         }
-        tried.residual = tried.residual.max(case.residual(&sample, &variant.at(&sample)?)?);
-        if best.as_ref().is_none_or(|b| tried.residual < b.residual) {
+    }
+    let share = left / error;
+    if share.is_nan() { f64::INFINITY } else { share }
+}
+
+/// The best of what does not fit, if it removes most of the error; over the whole stage, or over a larger sample where it is large.
+fn nearest(case: &Evidence<'_>, mut rest: Vec<(f64, Tried, Variant<'_>)>) -> Result<Option<Tried>> {
+    const MOST: usize = 1 << 16;
+    // Ids have no distance.
+    if case.scene.site.stage.is_ids() {
+        return Ok(None);
+    }
+    rest.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let sample: Vec<usize> = (0..case.output.len()).step_by(case.output.len().div_ceil(MOST).max(1)).collect();
+    let mut best: Option<Tried> = None;
+    // The first sample flatters some: the best by it need not be the best.
+    for (_, mut tried, variant) in rest.into_iter().take(4).filter(|(left, ..)| *left <= REMOVED) {
+        let points = variant.at(&sample)?;
+        let left = energy_left(case, &sample, &points);
+        tried.residual = tried.residual.max(case.residual(&sample, &points)?);
+        tried.removes = Some(1.0 - left);
+        if left <= REMOVED && best.as_ref().is_none_or(|b| tried.removes > b.removes) {
             best = Some(tried);
         }
     }

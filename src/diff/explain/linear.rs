@@ -1,21 +1,12 @@
-//! Mistakes in products with a weight: other inputs, terms left out or counted twice, the wrong expert, coarser numbers.
+//! Mistakes in products with a weight: other inputs, the wrong expert, sums that read on.
 //!
-//! What is done to the weights is in `weights`.
+//! What is done to the weights is in `weights` and `bytes`, terms left out in `reduction`.
 
 use super::case::{Evidence, Variant};
 use super::weights;
 use crate::error::Result;
-use crate::formula::linear::{Linear, as_it_is};
+use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::op::{Op, Stage, Weight};
-
-/// Each term counted `times(k)`.
-fn weighed<'a>(
-    case: &'a Evidence<'a>,
-    what: impl Into<String>,
-    times: impl Fn(usize) -> f64,
-) -> Result<Option<Variant<'a>>> {
-    case.changed(what, |l: &mut Linear<'a>| l.times = Some((0..l.k).map(times).collect()))
-}
 
 /// The product with another weight of the same shape.
 pub fn other_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -116,67 +107,46 @@ pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// The end of every sum left out: K as it was summed, in steps of 8 and 32.
-pub fn k_skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
-    let k = stated.k;
-    let step = if k <= 1024 { 8 } else { 32 };
+/// Sums that run on behind the end of their rows: into the next row of the weight and of the input.
+pub fn k_past<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let (Some(weight), Some(stated)) = (case.scene.op.weight(), case.stated::<Linear<'a>>()?) else {
+        return Ok(vec![]);
+    };
+    if case.unseen {
+        return Ok(vec![]);
+    }
+    let (k, n, rows) = (stated.k, stated.n, stated.x.len() / stated.k.max(1));
     let mut all = Vec::new();
-    let fine = [k.saturating_sub(1), k.saturating_sub(2), k.saturating_sub(4)];
-    for summed in (step..k).rev().filter(|s| s % step == 0).chain(fine.into_iter().filter(|s| *s > 0)) {
-        all.extend(weighed(case, format!("only the first {summed} of {k} terms of each sum"), |i| {
-            (i < summed) as u8 as f64
-        })?);
-    }
-    for from in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|f| *f < k) {
-        let what = format!("each sum without its first {from} of {k} terms");
-        all.extend(weighed(case, what, |i| (i >= from) as u8 as f64)?);
-    }
-    Ok(all)
-}
-
-/// The end of every sum counted twice.
-pub fn k_twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
-    let k = stated.k;
-    let mut all = Vec::new();
-    for last in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|l| *l <= k) {
-        let what = format!("the last {last} of {k} terms of each sum counted twice");
-        all.extend(weighed(case, what, |i| if i + last >= k { 2.0 } else { 1.0 })?);
-    }
-    Ok(all)
-}
-
-/// Lanes, as a reduction written for another subgroup size leaves them: of every `lanes`, which each take turns over runs of `run`
-/// terms, only the first `summed` are added up.
-pub fn lanes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
-    let k = stated.k;
-    let mut all = Vec::new();
-    for run in [1, 2, 4, 8, 16, 32, 64] {
-        for lanes in [64, 32, 16, 8, 128, 256, 4] {
-            // A lane without terms is no lane, and one turn of runs is a range.
-            if lanes * run > k {
-                continue;
+    for past in [256, 32, 16, 64, 128, 8, 4, 2, 1].into_iter().filter(|past| *past <= k) {
+        let extended = |row: usize| {
+            let next = if row + 1 < rows { &stated.x[(row + 1) * k..][..past] } else { &[] };
+            let silent = past - next.len();
+            stated.x[row * k..][..k].iter().chain(next).copied().chain(std::iter::repeat_n(0.0, silent))
+        };
+        let x: Vec<f64> = (0..rows).flat_map(extended).collect();
+        let mut decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+            as_it_is(weight)(expert, row, &mut product[..k], &mut offset[..k])?;
+            let (mut p, mut o) = (vec![0.0; k], vec![0.0; k]);
+            let (expert, next) = if row + 1 < n { (expert, row + 1) } else { (expert + 1, 0) };
+            if expert < weight.experts {
+                as_it_is(weight)(expert, next, &mut p, &mut o)?;
             }
-            let terms = if run == 1 { String::new() } else { format!(", of {run} terms at a time,") };
-            let halves = std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2));
-            for summed in halves.chain([lanes - 1]) {
-                let what = format!("only lanes 0–{} of {lanes}{terms} summed", summed - 1);
-                all.extend(weighed(case, what, |i| (i / run % lanes < summed) as u8 as f64)?);
-            }
-            let what = format!("only the odd half of {lanes} lanes{terms} summed");
-            all.extend(weighed(case, what, |i| (i / run % 2) as f64)?);
-        }
-    }
-    for lanes in [4, 8, 16, 32, 64] {
-        let run = k / lanes;
-        if run > 64 {
-            for summed in std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2)) {
-                let what = format!("only lanes 0–{} of {lanes}, of {run} terms each, summed", summed - 1);
-                all.extend(weighed(case, what, |i| (i / run < summed) as u8 as f64)?);
-            }
-        }
+            product[k..].copy_from_slice(&p[..past]);
+            offset[k..].copy_from_slice(&o[..past]);
+            Ok(())
+        });
+        case.emulation.round(&mut decode);
+        let slots = stated.slots.clone();
+        let last = move |i: usize| {
+            let (row, expert) = slots[i / n];
+            row + 1 == rows || i % n + 1 == n && expert + 1 == weight.experts
+        };
+        let what = format!("each sum reads on, {past} terms into the next row of the weight and of the input");
+        let change = |l: &mut Linear<'a>| {
+            (l.k, l.x, l.decode) = (k + past, x.into(), decode);
+            (l.ties, l.blocks) = (Vec::new(), None);
+        };
+        all.extend(case.changed(what, change)?.map(|variant| variant.unknown_at(last)));
     }
     Ok(all)
 }

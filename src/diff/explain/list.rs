@@ -1,9 +1,14 @@
 //! The list. A row is a hypothesis: its id, what the mistake is, the operations that it is about, and the function that gives its variants.
 //!
-//! Where several reproduce an output and are equally simple, the first in the list is named first: so what says why stands before
-//! what only says what. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
+//! A row also says where the code that has the mistake would confine it, and how much less than others it is to be expected, in bits: what
+//! says why costs nothing, what only says what a little; where exactly 0 comes out, that nothing was written is the plainest of all. Of those that reproduce an output and assume as little, the first in the list is
+//! named first. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
-use super::{Hypothesis, attention, linear, norm, pointwise, precision, rope, routing, weights, whole};
+use super::{
+    Hypothesis, attention, bytes, linear, norm, pointwise, precision, range, reduction, rope, routing, weights, whole,
+    wrapped,
+};
+use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
 
 const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
@@ -32,80 +37,146 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::Combine,
 ];
 
+/// Operations that add up terms of one run of values.
+const REDUCTIONS: &[OpKind] = &[
+    OpKind::MatMul,
+    OpKind::ExpertMatMul,
+    OpKind::RmsNorm,
+    OpKind::AttnScores,
+    OpKind::AttnProbs,
+    OpKind::AttnContext,
+    OpKind::RouterProbs,
+];
+/// What rounds its operands alone.
+const ROUNDS: &[OpKind] = &[
+    OpKind::MatMul,
+    OpKind::ExpertMatMul,
+    OpKind::AttnScores,
+    OpKind::AttnContext,
+    OpKind::RmsNorm,
+    OpKind::Rope,
+    OpKind::AttnProbs,
+    OpKind::RouterProbs,
+    OpKind::SwiGlu,
+    OpKind::Combine,
+    OpKind::Add,
+];
+
+/// What any kernel can do to a part of what it writes.
+fn anywhere(_: OpKind) -> &'static [Axis] {
+    &[Expert, Head, Position, Slot, WithinHead, Column, Key]
+}
+/// What is the same along a row: positions may run in other kernels, or tiles of them.
+fn rows(_: OpKind) -> &'static [Axis] {
+    &[Position]
+}
+/// The same of experts' rows.
+fn slots(_: OpKind) -> &'static [Axis] {
+    &[Position, Expert, Slot]
+}
+/// A head is a row of its own.
+fn heads(_: OpKind) -> &'static [Axis] {
+    &[Position, Head]
+}
+/// Kernels make tiles of columns, and read rows of weights; a head is some of them.
+fn tiles(_: OpKind) -> &'static [Axis] {
+    &[Position, Expert, Slot, Head, WithinHead, Column]
+}
+/// Elements that a thread makes by itself.
+fn elements(_: OpKind) -> &'static [Axis] {
+    &[Position, Column]
+}
+/// A sum: where all of a row share it, it is wrong for all of the row.
+fn sums(op: OpKind) -> &'static [Axis] {
+    match op {
+        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => heads(op),
+        _ => tiles(op),
+    }
+}
+
 macro_rules! list {
-    ($($id:literal $description:literal $ops:expr, $module:ident::$variants:ident;)*) => {
+    ($($id:literal $description:literal $ops:expr, $places:expr, $bits:expr, $module:ident::$variants:ident;)*) => {
         pub(super) static HYPOTHESES: &[Hypothesis] = &[$(Hypothesis {
-            id: $id, description: $description, ops: $ops, variants: $module::$variants,
+            id: $id, description: $description, ops: $ops, places: $places, bits: $bits as f64, variants: $module::$variants,
         }),*];
     };
 }
 
 list! {
-    "not-finite"          "NaN or infinity whatever the inputs"                                         ANY, whole::not_finite;
+    "overflow" "a square, a sum or a value beyond the range of f32 or f16" ANY, anywhere, -22, range::overflow;
+    "not-finite" "NaN or infinity whatever the inputs" ANY, anywhere, -20, whole::not_finite;
 
-    "rope-pairing"        "NORM pairing (2i with 2i + 1) for NEOX (i with i + D/2), or the reverse"     &[OpKind::Rope], rope::other_pairing;
-    "rope-base"           "another base: those that models use, and the one that fits the angles"       &[OpKind::Rope], rope::other_base;
-    "rope-first-head"     "only head 0 rotated"                                                         &[OpKind::Rope], rope::first_head_only;
-    "rope-missing"        "no rotation"                                                                 &[OpKind::Rope], rope::not_applied;
-    "rope-twice"          "rotated twice"                                                               &[OpKind::Rope], rope::twice;
-    "rope-direction"      "rotated the other way"                                                       &[OpKind::Rope], rope::backwards;
-    "rope-position"       "positions off by a few, counted from the call's first, or all the same"      &[OpKind::Rope], rope::positions;
-    "rope-exponent"       "exponents made of another width than the head's"                             &[OpKind::Rope], rope::exponents;
-    "rope-scaling"        "a linear scaling or frequency factors left out, turned over, or made up"     &[OpKind::Rope], rope::scaling;
+    "rope-pairing" "NORM pairing (2i with 2i + 1) for NEOX (i with i + D/2), or the reverse" &[OpKind::Rope], heads, 0, rope::other_pairing;
+    "rope-base" "another base: those that models use, and the one that fits the angles" &[OpKind::Rope], heads, 0, rope::other_base;
+    "rope-first-head" "only head 0 rotated" &[OpKind::Rope], heads, 0, rope::first_head_only;
+    "rope-missing" "no rotation" &[OpKind::Rope], |_| &[Position, Head, WithinHead], 0, rope::not_applied;
+    "rope-twice" "rotated twice" &[OpKind::Rope], heads, 0, rope::twice;
+    "rope-direction" "rotated the other way" &[OpKind::Rope], heads, 0, rope::backwards;
+    "rope-position" "positions off by a few, counted from the call's first, or all the same" &[OpKind::Rope], heads, 0, rope::positions;
+    "rope-exponent" "exponents made of another width than the head's" &[OpKind::Rope], heads, 0, rope::exponents;
+    "rope-table" "positions modulo a number, or none past a table's end" &[OpKind::Rope], heads, 0, wrapped::rope_positions;
+    "rope-precision" "positions, frequencies, angles, sines in f32, f16 or bf16" &[OpKind::Rope], heads, 0, rope::precision;
+    "rope-scaling" "a linear scaling or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
 
-    "bias"                "a bias left out, added twice, subtracted, or another's"                      &[OpKind::Bias], pointwise::bias;
+    "bias" "a bias left out, added twice, subtracted, or another's" &[OpKind::Bias], tiles, 0, pointwise::bias;
 
-    "norm-missing"        "no normalisation: the input, or the input times the weight"                  &[OpKind::RmsNorm], norm::missing;
-    "norm-eps"            "another eps: those that models use, and the one that fits"                   &[OpKind::RmsNorm], norm::other_eps;
-    "norm-weight"         "the weight left out, applied twice, or with 1 added"                         &[OpKind::RmsNorm], norm::without_weight;
-    "norm-other-weight"   "another norm's weight"                                                       &[OpKind::RmsNorm], norm::other_weight;
-    "norm-mean"           "LayerNorm: the mean subtracted"                                              &[OpKind::RmsNorm], norm::layer_norm;
-    "norm-divisor"        "a mean of squares over another number of values"                             &[OpKind::RmsNorm], norm::divisor;
-    "norm-group"          "one norm for the whole row where each head has its own, or the reverse"      &[OpKind::RmsNorm], norm::groups;
+    "norm-missing" "no normalisation: the input, or the input times the weight" &[OpKind::RmsNorm], tiles, 0, norm::missing;
+    "norm-eps" "another eps: those that models use, and the one that fits" &[OpKind::RmsNorm], heads, 0, norm::other_eps;
+    "norm-weight" "the weight left out, applied twice, or with 1 added" &[OpKind::RmsNorm], tiles, 0, norm::without_weight;
+    "norm-other-weight" "another norm's weight" &[OpKind::RmsNorm], tiles, 0, norm::other_weight;
+    "norm-mean" "LayerNorm: the mean subtracted" &[OpKind::RmsNorm], heads, 0, norm::layer_norm;
+    "norm-divisor" "a mean of squares over another number of values" &[OpKind::RmsNorm], heads, 0, norm::divisor;
+    "norm-group" "one norm for the whole row where each head has its own, or the reverse" &[OpKind::RmsNorm], heads, 0, norm::groups;
 
-    "expert-offset"       "another expert's weights: off by n, by slot, one for all"                    &[OpKind::ExpertMatMul], linear::expert_offset;
-    "other-weight"        "another tensor of the same shape: gate for up, the layer beside"             PRODUCT, linear::other_weight;
-    "weight-type"         "the weight's bytes read as another type"                                     READS_WEIGHT, weights::other_type;
-    "weight-transposed"   "the weight read by columns"                                                  READS_WEIGHT, weights::transposed;
-    "weight-row"          "another row's weights"                                                       PRODUCT, weights::other_row;
-    "scale-neighbour"     "scales read from the sub-block or block beside"                              READS_WEIGHT, weights::neighbours_scale;
-    "scale-one"           "one sub-block's scale wrong: zero, doubled, halved, negated, a neighbour's"  READS_WEIGHT, weights::one_scale;
-    "scale-minimum"       "sub-block minimums left out, added, or a neighbour's"                        READS_WEIGHT, weights::minimums;
-    "scale-bits"          "sub-block scales without their high bits, offset or sign, or the block's"    READS_WEIGHT, weights::scale_bits;
-    "weight-codes"        "codes without their high bits or offset, or nibbles in another order"        READS_WEIGHT, weights::codes;
-    "other-input"         "another stage's value, or the input before its norm"                         PRODUCT, linear::other_input;
-    "input-row"           "another row's or slot's input"                                               PRODUCT, linear::other_row;
-    "k-skipped"           "the end or the start of each sum left out; K as summed is searched"          PRODUCT, linear::k_skipped;
-    "k-twice"             "the end of each sum counted twice"                                           PRODUCT, linear::k_twice;
-    "lanes"               "a reduction that adds up only some of its lanes (another subgroup size)"     PRODUCT, linear::lanes;
-    "embedding-row"       "another token's row"                                                         &[OpKind::Embed], weights::other_token;
+    "kv-head" "another KV head (or probabilities) for a query head" READS_CACHE, rows, 0, attention::kv_head;
+    "kv-cache" "cache rows stale, empty, shifted, or this call's not written" READS_CACHE, heads, 0, attention::cache;
+    "mask" "a mask off by one or more keys, from the call's first, or none" ATTENTION, rows, 0, attention::mask;
+    "window" "a sliding window: only the last keys seen" ATTENTION, rows, 0, attention::window;
+    "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
+    "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
+    "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
+    "softmax-sum" "something added to the softmax's sum" &[OpKind::AttnProbs, OpKind::RouterProbs], heads, 0, attention::softmax_sum;
 
-    "kv-head"             "another KV head (or probabilities) for a query head"                         READS_CACHE, attention::kv_head;
-    "kv-cache"            "cache rows stale, empty, shifted, or this call's not written"                READS_CACHE, attention::cache;
-    "mask"                "a mask off by one or more keys, from the call's first, or none"              ATTENTION, attention::mask;
-    "attention-scale"     "no scale 1/√D, applied twice, or of another width"                           ATTENTION, attention::scale;
-    "attention-operand"   "q, k or v from before their norm or rope, or one for another"                READS_CACHE, attention::other_operand;
-    "attention-softmax"   "a softmax without division, without subtracting the largest, or none"        &[OpKind::AttnProbs], attention::softmax_kind;
+    "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
+    "other-weight" "another tensor of the same shape: gate for up, the layer beside" PRODUCT, tiles, 0, linear::other_weight;
+    "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
+    "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
+    "weight-row" "another row's weights" PRODUCT, tiles, 0, weights::other_row;
+    "scale-neighbour" "scales read from the sub-block or block beside" READS_WEIGHT, tiles, 0, weights::neighbours_scale;
+    "scale-one" "one sub-block's scale wrong: zero, doubled, halved, negated, a neighbour's" READS_WEIGHT, tiles, 0, weights::one_scale;
+    "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
+    "scale-bits" "sub-block scales without their high bits, offset or sign, or the block's" READS_WEIGHT, tiles, 0, weights::scale_bits;
+    "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, tiles, 0, bytes::subnormal;
+    "weight-codes" "codes without their high bits or offset, or nibbles in another order" READS_WEIGHT, tiles, 0, weights::codes;
+    "weight-words" "packed words through a float buffer: those that are NaN come back as another NaN" READS_WEIGHT, tiles, 0, bytes::canonical_nan;
+    "other-input" "another stage's value, or the input before its norm" PRODUCT, tiles, 0, linear::other_input;
+    "input-row" "another row's or slot's input" PRODUCT, tiles, 0, linear::other_row;
+    "k-skipped" "the end or the start of each sum left out; the terms as summed are searched" REDUCTIONS, sums, 0, reduction::skipped;
+    "k-twice" "the end of each sum counted twice" REDUCTIONS, sums, 0, reduction::twice;
+    "k-past" "each sum runs on into what lies behind its row" PRODUCT, tiles, 0, linear::k_past;
+    "lanes" "a reduction that adds up only some of its lanes (another subgroup size)" REDUCTIONS, sums, 0, reduction::lanes;
+    "embedding-row" "another token's row" &[OpKind::Embed], rows, 0, weights::other_token;
+    "wrapped" "rows, offsets or tokens modulo a number, or none past a table's end" &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext, OpKind::Combine], tiles, 0, wrapped::operands;
 
-    "router-softmax"      "a softmax over the chosen experts, a sigmoid, no division, or none"          &[OpKind::RouterProbs], routing::probs;
-    "router-ties"         "ties to the higher expert id"                                                &[OpKind::RouterTopK], routing::ties;
-    "router-order"        "the chosen experts in another order"                                         &[OpKind::RouterTopK], routing::order;
-    "router-choice"       "other experts: the least, the best twice, one never taken, another row's"    &[OpKind::RouterTopK], routing::other_choice;
-    "renormalisation"     "missing, misplaced, by a softmax over the chosen, by another divisor"        &[OpKind::RouterWeights], routing::renormalisation;
-    "weight-order"        "weights in other slots than their experts, or equal"                         &[OpKind::RouterWeights], routing::weight_order;
-    "combine"             "expert weights left out, in other slots, before renormalisation; one expert" &[OpKind::Combine], routing::combine;
+    "router-softmax" "a softmax over the chosen experts, a sigmoid, no division, or none" &[OpKind::RouterProbs], rows, 0, routing::probs;
+    "router-ties" "ties to the higher expert id, dropped, or in no order" &[OpKind::RouterTopK], rows, 0, routing::ties;
+    "router-order" "the chosen experts in another order" &[OpKind::RouterTopK], rows, 0, routing::order;
+    "router-choice" "other experts: the least, the best twice, one never taken, another row's" &[OpKind::RouterTopK], rows, 1, routing::other_choice;
+    "renormalisation" "missing, misplaced, in some slots, by a softmax over the chosen, by another divisor" &[OpKind::RouterWeights], rows, 0, routing::renormalisation;
+    "weight-order" "weights in other slots than their experts, or equal" &[OpKind::RouterWeights], rows, 0, routing::weight_order;
+    "combine" "expert weights left out, in other slots, before renormalisation; one expert" &[OpKind::Combine], elements, 0, routing::combine;
 
-    "gate-up"             "gate and up swapped, or one of them left out"                                &[OpKind::SwiGlu], pointwise::gate_and_up;
-    "activation"          "gelu, relu, sigmoid or nothing for silu"                                     &[OpKind::SwiGlu], pointwise::other_activation;
-    "residual"            "a residual dropped, added twice, or another stream's"                        &[OpKind::Add], pointwise::residual;
+    "gate-up" "gate and up swapped, or one of them left out" &[OpKind::SwiGlu], tiles, 0, pointwise::gate_and_up;
+    "activation" "gelu, relu, sigmoid or nothing for silu" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
+    "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 
-    "int8-activations"    "inputs as int8 with one scale a block (Q8_0, Q8_K)"                          PRODUCT, precision::int8;
-    "input-precision"     "inputs or weights rounded to f16 or bf16"                                    PRODUCTS, precision::inputs;
-    "output-precision"    "the result rounded to f16 or bf16"                                           ANY, precision::output;
-    "sum-precision"       "sums in f16 or bf16"                              PRODUCT, precision::sums;
+    "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;
+    "input-precision" "operands rounded to f16 or bf16, each alone or all, to nearest or cut off" ROUNDS, sums, 0, precision::inputs;
+    "output-precision" "the result rounded to f16 or bf16" ANY, anywhere, 0, precision::output;
+    "sum-precision" "sums in f16 or bf16" PRODUCTS, sums, 0, precision::sums;
 
-    "zero"                "zeros: nothing written"                                                      ANY, whole::zero;
-    "misplaced"           "right values in other rows, columns or heads; written by columns"            ANY, whole::misplaced;
-    "factor"              "the right values times one number, or with the sign flipped"                 ANY, whole::factor;
-    "offset"              "the right values plus one number"                                            ANY, whole::offset;
+    "zero" "zeros: nothing written" ANY, anywhere, -3, whole::zero;
+    "misplaced" "right values in other rows, columns or heads; written by columns" ANY, anywhere, 2, whole::misplaced;
+    "factor" "the right values times one number, or with the sign flipped" ANY, anywhere, 4, whole::factor;
+    "offset" "the right values plus one number" ANY, anywhere, 4, whole::offset;
 }

@@ -8,11 +8,16 @@
 //! - **To reproduce is to match every element within its floor**, the rounding that the contract allows in the *variant's* own
 //!   arithmetic. A mistake made in one expert, head, or range of positions or columns only is the variant there and the oracle
 //!   elsewhere.
+//! - **Where the stage is right, too.** A variant that is confined to a region chosen here must be one that its own code would confine so
+//!   ([`Hypothesis::places`]): a wrong map of heads is wrong at every head that it maps wrongly.
+//! - **What reads nothing real proves nothing.** Behind a tensor's end a variant says nothing ([`case::Variant::unknown_at`]).
 //! - **No guess dressed as a finding.** A match counts if the variant accounts for the error, and if the error is so large against
-//!   the floors that, with so many variants tried, chance would hardly match it. Otherwise the nearest is named as only that.
+//!   the floors that, with so many variants tried, chance would hardly match it. Of several the one that assumes least is named
+//!   (`judge`), with those that assume as little. What does not match is named as the nearest only if it removes most of the error.
 //! - Hypotheses share no code with any backend, nor with whatever plants faults in one.
 
 mod attention;
+mod bytes;
 mod case;
 mod judge;
 mod linear;
@@ -20,12 +25,15 @@ mod list;
 mod norm;
 mod pointwise;
 mod precision;
+mod range;
+mod reduction;
 mod rope;
 mod routing;
 mod search;
 pub mod segment;
 mod weights;
 mod whole;
+mod wrapped;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +42,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::backend::Contract;
+use crate::diff::locate::Axis;
 use crate::diff::outcome::Cause;
 use crate::error::Result;
 use crate::model::{Config, Weights};
@@ -112,6 +121,10 @@ struct Hypothesis {
     description: &'static str,
     /// The operations that it is about.
     ops: &'static [OpKind],
+    /// The axes along which the code that has it would confine it.
+    places: fn(OpKind) -> &'static [Axis],
+    /// How much less than others it is to be expected, in bits.
+    bits: f64,
     /// The ways of making it, simplest first; none where it makes no sense.
     variants: for<'a> fn(&'a case::Evidence<'a>) -> Result<Vec<Variant<'a>>>,
 }
@@ -126,14 +139,18 @@ pub struct Tried {
     /// The largest |output − variant| over the variant's floor; where it was not computed everywhere, over a sample, and the
     /// whole may be larger.
     pub residual: f64,
+    /// What it has to assume, in bits, where it reproduces the output.
+    pub bits: f64,
+    /// The share of the error's energy that it removes, where it does not.
+    pub removes: Option<f64>,
 }
 
 /// What came of looking for a cause.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
-    /// Every hypothesis that reproduces the output, simplest first.
+    /// Every hypothesis that reproduces the output; those that assume least first, and of equals the first in the list.
     pub fits: Vec<Tried>,
-    /// The best of the hypotheses that do not.
+    /// The best of the hypotheses that do not, if it removes most of the error.
     pub nearest: Option<Tried>,
     /// Why `fits`, if there are some, do not count: what is wrong is too little to tell them from chance.
     pub undecided: bool,
@@ -147,7 +164,7 @@ impl Explanation {
         !self.fits.is_empty() && !self.undecided
     }
 
-    /// For the outcome; `None` if no hypothesis applies.
+    /// For the outcome; `None` if nothing reproduces the output, nor comes near.
     pub fn cause(&self) -> Option<Cause> {
         let next = |t: &Tried| crate::diff::outcome::NextBest { name: t.what.clone(), residual_ratio: t.residual };
         let Some(best) = self.fits.first() else {
@@ -158,13 +175,15 @@ impl Explanation {
                 also: Vec::new(),
                 name: nearest.what.clone(),
                 residual_ratio: nearest.residual,
+                removes: nearest.removes,
                 next_best: None,
                 stages: Vec::new(),
                 others: Vec::new(),
             });
         };
+        let ties = &self.fits[1..self.ties()];
         let mut name = best.what.clone();
-        for other in self.fits[1..].iter().take(2) {
+        for other in ties.iter().take(2) {
             name += &format!(", which here is the same as {}", other.what);
         }
         if self.undecided {
@@ -173,9 +192,10 @@ impl Explanation {
         Some(Cause {
             reproduced: !self.undecided,
             id: best.id,
-            also: self.fits[1..].iter().map(|f| f.id).collect(),
+            also: ties.iter().map(|f| f.id).collect(),
             name,
             residual_ratio: best.residual,
+            removes: None,
             next_best: self.nearest.as_ref().map(next),
             stages: Vec::new(),
             others: Vec::new(),
@@ -185,14 +205,13 @@ impl Explanation {
 
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Some(cause) = self.cause() else { return write!(f, "no hypothesis applies to this operation") };
-        if !cause.reproduced && self.fits.is_empty() {
+        let Some(cause) = self.cause() else { return write!(f, "none of {} variants comes near", self.tried) };
+        if let Some(removes) = cause.removes {
+            let (share, name) = (100.0 * removes, &cause.name);
             return write!(
                 f,
-                "none of {} hypotheses reproduces it; the nearest, {}, leaves {} × floor",
-                self.tried,
-                cause.name,
-                number(cause.residual_ratio)
+                "none of {} variants reproduces it; the nearest, {name}, removes {share:.0} % of the error",
+                self.tried
             );
         }
         write!(f, "computes exactly what {} gives (residual {} × floor", cause.name, number(cause.residual_ratio))?;

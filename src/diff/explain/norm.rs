@@ -48,10 +48,6 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = "a norm for each head's width instead of one over the row";
         all.extend(case.changed(what, |n: &mut Norm<'a>| n.over(head_dim))?);
     }
-    if n > 0 && n.is_multiple_of(2) {
-        let what = "the mean of squares over the first half of the values only";
-        all.extend(case.changed(what, |n: &mut Norm<'a>| n.summed /= 2)?);
-    }
     Ok(all)
 }
 
@@ -78,7 +74,7 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     all.extend(case.changed(outside, |n: &mut Norm<'a>| n.scale = Scale::EpsOutside)?);
     if let Some(fitted) = fit_eps(case, &norm) {
         let new = round_numbers(fitted, 0.2).into_iter().filter(|e| !same(*e) && !known.contains(e));
-        all.extend(new.map(|eps| with(eps).with_fitted(1)));
+        all.extend(new.map(|eps| with(eps).with_fitted(eps)));
     }
     Ok(all)
 }

@@ -7,31 +7,115 @@ use super::case::{Evidence, Variant};
 use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
+use crate::formula::Values;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::{Decode, Linear};
-use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row};
+use crate::formula::norm::Norm;
+use crate::formula::pointwise::{Gated, Sum};
+use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row, cut_to_bf16, cut_to_f16};
+use crate::formula::rope::Rope;
+use crate::formula::routing::Combined;
+use crate::formula::softmax::Softmax;
+use crate::op::Op;
 
+/// How an operand is rounded: to which format, and in words.
+type Rounding = (&'static str, fn(f64) -> f64);
+
+/// To nearest, as most do; cut off; halves whose subnormals are flushed.
+const ROUNDINGS: [Rounding; 6] = [
+    ("rounded to f16", FORMATS[0].round),
+    ("rounded to bf16", FORMATS[1].round),
+    ("cut off to f16", cut_to_f16),
+    ("cut off to bf16", cut_to_bf16),
+    ("rounded to f16, subnormals to 0", |x| normal((FORMATS[0].round)(x))),
+    ("cut off to f16, subnormals to 0", |x| normal(cut_to_f16(x))),
+];
+
+fn normal(half: f64) -> f64 {
+    if half.abs() < 6.103515625e-5 { 0.0 } else { half }
+}
+
+/// Operands rounded, each alone and all together.
 pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
-    for format in FORMATS {
-        let rounded = |n: usize| format.rounded(&case.inputs[n]).into();
-        let Some(weight) = case.scene.op.weight() else {
-            let what = format!("operands rounded to {}", format.name);
-            all.extend(case.changed(&*what, |s: &mut Scores<'a>| (s.q, s.k) = (rounded(0), rounded(1)))?);
-            all.extend(case.changed(what, |c: &mut Context<'a>| (c.p, c.v) = (rounded(0), rounded(1)))?);
+    // Inside a segment each variant takes a run of the rest of it: only the usual ones.
+    let products =
+        case.scene.op.weight().is_some() || matches!(case.scene.op, Op::AttnScores { .. } | Op::AttnContext { .. });
+    let roundings = match (case.unseen, products) {
+        (true, false) => &[],
+        (true, true) => &ROUNDINGS[..2],
+        (false, _) => &ROUNDINGS[..],
+    };
+    for &(how, round) in roundings {
+        let values = |n: usize| -> Vec<f64> { case.inputs[n].iter().map(|x| round(*x)).collect() };
+        let lost = |n: usize| case.inputs[n].iter().filter(|x| x.is_finite() && !round(**x).is_finite()).count();
+        let words = |operands: &str, of: &[usize]| match of.iter().map(|n| lost(*n)).sum() {
+            0usize => format!("{operands} {how}"),
+            lost => format!("{operands} {how}, {lost} of them beyond its range: infinite"),
+        };
+        if let Some(weight) = case.scene.op.weight()
+            && !matches!(case.scene.op, Op::RmsNorm { .. })
+        {
+            let decode = || -> Decode<'a> {
+                Box::new(move |expert, row, product, offset| {
+                    offset.fill(0.0);
+                    dequant::each(weight.ty, weight.row(expert, row), |i, term| product[i] = round(term.value()))
+                })
+            };
+            all.extend(case.changed(words("inputs", &[0]), |l: &mut Linear<'a>| l.x = values(0).into())?);
+            all.extend(case.changed(format!("weights {how}"), |l: &mut Linear<'a>| l.decode = decode())?);
+            let both = |l: &mut Linear<'a>| (l.x, l.decode) = (values(0).into(), decode());
+            all.extend(case.changed(words("inputs and weights", &[0]), both)?);
             continue;
+        }
+        let named: &[(&str, &[usize])] = match case.scene.op {
+            Op::AttnScores { .. } => &[("k", &[1]), ("q", &[0]), ("q and k", &[0, 1])],
+            Op::AttnContext { .. } => &[("v", &[1]), ("probabilities", &[0]), ("probabilities and v", &[0, 1])],
+            Op::RmsNorm { .. } | Op::Rope { .. } => &[("inputs", &[0])],
+            Op::AttnProbs { .. } => &[("scores", &[0])],
+            Op::RouterProbs { .. } => &[("logits", &[0])],
+            Op::SwiGlu { .. } => &[("gate and up", &[0, 1]), ("gate", &[0]), ("up", &[1])],
+            Op::Combine { .. } => {
+                &[("the experts' outputs", &[0]), ("the weights", &[1]), ("outputs and weights", &[0, 1])]
+            }
+            Op::Add { .. } => &[("both addends", &[0, 1]), ("the residual", &[0]), ("what is added", &[1])],
+            _ => &[],
         };
-        let decode = || -> Decode<'a> {
-            Box::new(move |expert, row, product, offset| {
-                offset.fill(0.0);
-                dequant::each(weight.ty, weight.row(expert, row), |i, term| product[i] = (format.round)(term.value()))
-            })
-        };
-        let what = |which: &str| format!("{which} rounded to {}", format.name);
-        all.extend(case.changed(what("inputs"), |l: &mut Linear<'a>| l.x = rounded(0))?);
-        all.extend(case.changed(what("weights"), |l: &mut Linear<'a>| l.decode = decode())?);
-        let both = |l: &mut Linear<'a>| (l.x, l.decode) = (rounded(0), decode());
-        all.extend(case.changed(what("inputs and weights"), both)?);
+        for (name, of) in named {
+            let what = words(name, of);
+            let value = |n: usize| of.contains(&n).then(|| values(n));
+            let set = |at: &mut Values<'a>, n: usize| {
+                if let Some(values) = value(n) {
+                    *at = values.into();
+                }
+            };
+            let variant = match case.scene.op {
+                Op::AttnScores { .. } => {
+                    case.changed(what, |s: &mut Scores<'a>| (set(&mut s.q, 0), set(&mut s.k, 1)).0)?
+                }
+                Op::AttnContext { .. } => {
+                    case.changed(what, |c: &mut Context<'a>| (set(&mut c.p, 0), set(&mut c.v, 1)).0)?
+                }
+                Op::RmsNorm { .. } => case.changed(what, |n: &mut Norm<'a>| set(&mut n.x, 0))?,
+                Op::Rope { .. } => case.changed(what, |r: &mut Rope<'a>| set(&mut r.x, 0))?,
+                Op::SwiGlu { .. } => {
+                    case.changed(what, |g: &mut Gated<'a>| (set(&mut g.gate, 0), set(&mut g.up, 1)).0)?
+                }
+                Op::Combine { .. } => {
+                    case.changed(what, |c: &mut Combined<'a>| (set(&mut c.down, 0), set(&mut c.weights, 1)).0)?
+                }
+                Op::Add { .. } => {
+                    let change = |s: &mut Sum<'a>| {
+                        let [a, b] = &mut s.operands;
+                        set(a, 0);
+                        set(b, 1);
+                    };
+                    case.changed(what, change)?
+                }
+                _ => case.changed(what, |s: &mut Softmax<'a>| set(&mut s.x, 0))?,
+            };
+            all.extend(variant);
+        }
     }
     Ok(all)
 }
@@ -79,19 +163,31 @@ pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 pub fn sums<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for format in FORMATS {
-        let Some(linear) = case.stated::<Linear<'a>>()? else { continue };
-        let (k, contract) = (linear.k, Contract { accumulator: format.precision, ..case.scene.contract });
-        let bound = Variant::under(contract, format!("{} sums, in another order", format.name), linear);
+        let contract = Contract { accumulator: format.precision, ..case.scene.contract };
+        let what = format!("{} sums, in another order", format.name);
+        let (terms, bound) = if let Some(linear) = case.stated::<Linear<'a>>()? {
+            (linear.k, Variant::under(contract, what, linear))
+        } else if let Some(scores) = case.stated::<Scores<'a>>()? {
+            (scores.sizes.head_dim, Variant::under(contract, what, scores))
+        } else if let Some(context) = case.stated::<Context<'a>>()? {
+            (context.sizes.keys, Variant::under(contract, what, context))
+        } else {
+            continue;
+        };
         // An error beyond what such sums could leave needs no simulation.
         if case.residual(&case.probe, &bound.at(&case.probe)?)? > 1.0 {
             continue;
         }
-        for sums in orders(k, format) {
+        for sums in orders(terms, format) {
             let what = format!("{} sums, {}", format.name, words(&sums));
-            let simulated = case.changed(what, |l: &mut Linear<'a>| l.coarse = Some(sums))?;
+            let simulated = match case.scene.op {
+                Op::AttnScores { .. } => case.changed(what, |s: &mut Scores<'a>| s.coarse = Some(sums))?,
+                Op::AttnContext { .. } => case.changed(what, |c: &mut Context<'a>| c.coarse = Some(sums))?,
+                _ => case.changed(what, |l: &mut Linear<'a>| l.coarse = Some(sums))?,
+            };
             all.extend(simulated.map(Variant::loosely));
         }
-        if format.precision == Precision::F16 {
+        if format.precision == Precision::F16 && !matches!(case.scene.op, Op::AttnScores { .. }) {
             all.extend(on_the_grid_of_halves(case, bound));
         }
     }

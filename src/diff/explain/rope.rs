@@ -3,7 +3,9 @@
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::rope::Rope;
+use crate::formula::Point;
+use crate::formula::precision::{FORMATS, to_f32};
+use crate::formula::rope::{Angles, Rope};
 use crate::op::Pairing;
 
 pub fn other_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -50,29 +52,31 @@ pub fn not_applied<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 pub fn twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Rope<'a>, _>([("rope applied twice", |r| (r.first, r.step) = (2.0 * r.first, 2.0 * r.step))])
+    case.each_changed::<Rope<'a>, _>([("rope applied twice", |r| r.positions.iter_mut().for_each(|p| *p *= 2.0))])
 }
 
 pub fn backwards<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Rope<'a>, _>([("rope turning the other way", |r| (r.first, r.step) = (-r.first, -r.step))])
+    case.each_changed::<Rope<'a>, _>([("rope turning the other way", |r| {
+        r.positions.iter_mut().for_each(|p| *p = -*p)
+    })])
 }
 
 /// Positions relative to the call, off by a few, or all the same.
 pub fn positions<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(Rope { first: start, .. }) = case.stated()? else { return Ok(vec![]) };
+    let Some(Rope { positions: stated, .. }) = case.stated()? else { return Ok(vec![]) };
+    let (start, last) = (stated[0], stated[stated.len() - 1]);
     let mut all = Vec::new();
     if start > 0.0 {
         let what = format!("rope with positions counted from this call, {start} too low");
-        all.extend(case.changed(what, |r: &mut Rope<'a>| r.first = 0.0)?);
+        all.extend(case.changed(what, |r: &mut Rope<'a>| r.positions.iter_mut().for_each(|p| *p -= start))?);
     }
     for off in [1i32, -1, 2, -2, 3, -3, 4, -4] {
         let what = format!("rope with positions off by {off:+}");
-        all.extend(case.changed(what, |r: &mut Rope<'a>| r.first += off as f64)?);
+        all.extend(case.changed(what, |r: &mut Rope<'a>| r.positions.iter_mut().for_each(|p| *p += off as f64))?);
     }
-    let last = start + case.tokens().saturating_sub(1) as f64;
     for (which, position) in [("first", start), ("last", last)] {
         let what = format!("rope of every row with the position of the call's {which}");
-        all.extend(case.changed(what, |r: &mut Rope<'a>| (r.first, r.step) = (position, 0.0))?);
+        all.extend(case.changed(what, |r: &mut Rope<'a>| r.positions.fill(position))?);
     }
     Ok(all)
 }
@@ -104,7 +108,7 @@ pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all: Vec<Variant<'a>> = known.into_iter().filter(|b| *b != stated.base).map(with).collect();
     if let Some(fitted) = fit_base(case, &stated) {
         let new = round_numbers(fitted, 1e-2).into_iter().filter(|b| *b != stated.base && !known.contains(b));
-        all.extend(new.map(|base| with(base).with_fitted(1)));
+        all.extend(new.map(|base| with(base).with_fitted(base)));
     }
     Ok(all)
 }
@@ -121,7 +125,7 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
         return None;
     }
     let (x, y) = (&case.inputs[0], &case.output);
-    let position = |token: usize| (stated.first + token as f64) * stated.scale;
+    let position = |token: usize| stated.positions[token] * stated.scale;
     // The lowest position that turns at all, of those with wrong elements.
     let token = case.wrong.iter().map(|i| i / cols).find(|t| position(*t) > 0.0)?;
     let p = position(token);
@@ -152,4 +156,105 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
         }
     }
     log_base.map(|(l, _)| l.exp()).filter(|b| b.is_finite() && *b > 1.0)
+}
+
+/// Angles that are rounded on the way, in the ways that engines make them; and angles that are off by what f32 leaves open.
+pub fn precision<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    const EXACT: Angles = Angles::EXACT;
+    let mut ways = vec![
+        (
+            "angles as an f32 position times an f32 frequency".to_string(),
+            Angles { frequency: to_f32, angle: to_f32, ..EXACT },
+        ),
+        ("frequencies rounded to f32".into(), Angles { frequency: to_f32, ..EXACT }),
+        ("angles rounded to f32".into(), Angles { angle: to_f32, ..EXACT }),
+        (
+            "angles in f32, frequencies as inverses".into(),
+            Angles { frequency: to_f32, inverse: true, angle: to_f32, ..EXACT },
+        ),
+        ("angles in f32, each from the pair before".into(), Angles { chained: true, ..EXACT }),
+    ];
+    for format in FORMATS {
+        let (name, round) = (format.name, format.round);
+        ways.extend([
+            (format!("positions in {name}"), Angles { position: round, ..EXACT }),
+            (format!("frequencies in {name}"), Angles { frequency: round, ..EXACT }),
+            (format!("angles in {name}"), Angles { angle: round, ..EXACT }),
+            (format!("sines and cosines in {name}"), Angles { trig: round, ..EXACT }),
+            (format!("positions and frequencies in {name}"), Angles { position: round, frequency: round, ..EXACT }),
+            (
+                format!("positions, frequencies and angles in {name}"),
+                Angles { position: round, frequency: round, angle: round, ..EXACT },
+            ),
+            (format!("frequencies and angles in {name}"), Angles { frequency: round, angle: round, ..EXACT }),
+            (
+                format!("positions, frequencies, angles, sines and cosines in {name}"),
+                Angles { position: round, frequency: round, angle: round, trig: round, ..EXACT },
+            ),
+        ]);
+    }
+    let mut all = Vec::new();
+    for (what, angles) in ways {
+        all.extend(case.changed(format!("rope with {what}"), |r: &mut Rope<'a>| r.angles = angles)?);
+    }
+    all.extend(turned(case)?);
+    Ok(all)
+}
+
+/// Each pair of each position turned further by an angle that is the same in every head and no larger than f32 arithmetic leaves open. One
+/// number for each, fitted: what speaks for it are the heads.
+fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
+    /// How well an angle can be measured in f32 values.
+    const MEASURED: f64 = 2.4e-7;
+    let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(None) };
+    let (cols, d) = (stated.cols, stated.head_dim);
+    let (half, heads) = (d / 2, cols / d);
+    if heads < 2 || stated.pairing != Pairing::Neox {
+        return Ok(None);
+    }
+    let pair = |token: usize, head: usize, pair: usize| {
+        let at = token * cols + head * d + pair;
+        (at, at + half)
+    };
+    // The angle between output and oracle, over all heads.
+    let mut turns = vec![0.0; stated.positions.len() * half];
+    for (n, turn) in turns.iter_mut().enumerate() {
+        let (token, i) = (n / half, n % half);
+        let (mut re, mut im) = (0.0, 0.0);
+        for head in 0..heads {
+            let (a, b) = pair(token, head, i);
+            re += case.exact[a] * case.output[a] + case.exact[b] * case.output[b];
+            im += case.exact[a] * case.output[b] - case.exact[b] * case.output[a];
+        }
+        *turn = im.atan2(re);
+        let angle = stated.positions[token] * stated.base.powf(-2.0 * i as f64 / d as f64);
+        let most = angle.abs() * (2.0 * i as f64 + 8.0) * 2f64.powi(-24);
+        if turn.is_nan() || turn.abs() > most + MEASURED {
+            return Ok(None);
+        }
+    }
+    let value = move |i: usize| {
+        let (token, within) = (i / cols, i % cols % d);
+        let turn = turns[token * half + within % half];
+        let (partner, sign) = if within < half { (i + half, -1.0) } else { (i - half, 1.0) };
+        (partner, case.exact[i] * turn.cos() + sign * case.exact[partner] * turn.sin())
+    };
+    let energy =
+        |of: &dyn Fn(usize) -> f64| (0..case.output.len()).map(|i| (case.output[i] - of(i)).powi(2)).sum::<f64>();
+    if energy(&|i| value(i).1) > super::judge::UNACCOUNTED * energy(&|i| case.exact[i]) {
+        return Ok(None);
+    }
+    // Each number that is fitted takes as much as one element says.
+    let nats = |i: &usize| super::judge::nats(case.right(*i).residual(case.output[*i]));
+    let evidence: f64 = case.wrong.iter().map(nats).sum();
+    let share = (2 * heads - 1) as f64 / (2 * heads) as f64;
+    let variant = Variant::each(
+        "rope with angles that are off by as much as f32 leaves open, the same in every head",
+        move |i| {
+            let (partner, value) = value(i);
+            // The fit takes up rounding of all heads: a little more than what is left of one.
+            Point::new(value, 2.0 * case.scene.floor[i].max(case.scene.floor[partner]))
+        },
+    );
+    Ok(Some(variant.with_evidence(evidence * share).assuming(8.0)))
 }

@@ -1,6 +1,7 @@
 //! Mistakes in the router and in what is done with its weights.
 
 use super::case::{Evidence, Variant};
+use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Point;
 use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
@@ -27,15 +28,51 @@ pub fn probs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 // ---------------------------------------------------------------------------------------------------------------------
 // router_ids
 
+/// Experts of equal probability, chosen otherwise than by the lower id.
 pub fn ties<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<ChosenExperts<'a>, _>([("ties to the higher expert id", |c| {
-        c.choose = |row, k| {
-            let mut order: Vec<usize> = (0..row.len()).collect();
-            order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(b.cmp(a)));
-            order.truncate(k);
-            order
+    /// One of each probability, largest first.
+    fn distinct(row: &[f64], k: usize, prefer: fn(usize, usize) -> bool) -> Vec<usize> {
+        let mut ids: Vec<usize> = Vec::new();
+        for _ in 0..k {
+            let below = ids.last().map_or(f64::INFINITY, |id| row[*id]);
+            let left = (0..row.len()).filter(|e| row[*e] < below);
+            let best = left.reduce(|a, b| if row[b] > row[a] || row[b] == row[a] && prefer(b, a) { b } else { a });
+            ids.extend(best);
         }
-    })])
+        ids
+    }
+    let mut all = case.each_changed::<ChosenExperts<'a>, _>([
+        ("ties to the higher expert id", |c| {
+            c.choose = |row, k| {
+                let mut order: Vec<usize> = (0..row.len()).collect();
+                order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(b.cmp(a)));
+                order.truncate(k);
+                order
+            }
+        }),
+        ("ties dropped: of equal experts only the lowest id is taken", |c| {
+            c.choose = |row, k| distinct(row, k, |a, b| a < b)
+        }),
+        ("ties dropped: of equal experts only the highest id is taken", |c| {
+            c.choose = |row, k| distinct(row, k, |a, b| a > b)
+        }),
+        ("ties taken twice: an expert chosen again for its equal", |c| {
+            c.choose = |row, k| {
+                let ids = largest(row, k);
+                ids.iter().map(|id| ids.iter().copied().find(|other| row[*other] == row[*id]).unwrap_or(*id)).collect()
+            }
+        }),
+    ])?;
+    // In no order that is known: each slot has an expert as probable as the one that belongs there.
+    if let Some(stated) = case.stated::<ChosenExperts<'a>>()?.filter(|_| !case.unseen) {
+        let (k, experts) = (stated.k.max(1), stated.experts);
+        let p = |i: usize, id: f64| stated.p[i / k * experts..][..experts].get(id as usize).copied();
+        if case.wrong.iter().all(|i| p(*i, case.output[*i]) == p(*i, case.exact[*i])) {
+            let what = "of experts with equal probabilities others than those of the lowest ids";
+            all.push(Variant::each(what, |i| Point::exactly(case.output[i])).assuming(case.wrong.len() as f64));
+        }
+    }
+    Ok(all)
 }
 
 pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -101,10 +138,44 @@ pub fn renormalisation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("weights divided by the largest, not by their sum", Weighing::ByLargest),
         ("weights renormalised over all slots but the last", Weighing::BySumOfAllButLast),
         ("weights renormalised by the sum of their squares' root", Weighing::ByRoot),
+        ("weights divided by a sum that is at least 6.1e-5", Weighing::BySumAtLeast(6.103515625e-5)),
     ] {
         all.extend(case.changed(what, |w: &mut ExpertWeights<'a>| w.weighing = weighing)?);
     }
+    let Some(stated) = case.stated::<ExpertWeights<'a>>()?.filter(|_| renormalise && !case.unseen) else {
+        return Ok(all);
+    };
+    let k = stated.k;
+    let with = |what: String, weighing| case.changed(what, |w: &mut ExpertWeights<'a>| w.weighing = weighing);
+    let known = [1e-20, 1e-12, 1e-9, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3];
+    for eps in known {
+        all.extend(with(format!("weights divided by their sum plus {eps:e}"), Weighing::BySumPlus(eps))?);
+    }
+    for slot in 0..k {
+        all.extend(with(format!("only slot {slot} renormalised"), Weighing::BySumIn(slot, slot + 1))?);
+        if slot > 1 {
+            all.extend(with(format!("only slots 0 to {} renormalised", slot - 1), Weighing::BySumIn(0, slot))?);
+        }
+        if slot > 0 && slot + 1 < k {
+            all.extend(with(format!("only slots from {slot} on renormalised"), Weighing::BySumIn(slot, k))?);
+        }
+    }
+    if let Some(eps) = fit_eps(case, &stated) {
+        for eps in round_numbers(eps, 0.2).into_iter().filter(|eps| !known.contains(eps)) {
+            let variant = with(format!("weights divided by their sum plus {eps:e}"), Weighing::BySumPlus(eps))?;
+            all.extend(variant.map(|variant| variant.with_fitted(eps)));
+        }
+    }
     Ok(all)
+}
+
+/// y = p/(Σ + eps) where Σ is smallest, which feels eps most.
+fn fit_eps(case: &Evidence<'_>, stated: &ExpertWeights<'_>) -> Option<f64> {
+    let k = stated.k.max(1);
+    let p = |i: usize| stated.p[i / k * stated.experts + stated.ids[i]];
+    let sum = |i: usize| (i / k * k..i / k * k + k).map(p).sum::<f64>();
+    let at = case.wrong.iter().copied().min_by(|a, b| sum(*a).total_cmp(&sum(*b)))?;
+    Some(p(at) / case.output[at] - sum(at)).filter(|eps| eps.is_finite() && *eps > 0.0)
 }
 
 pub fn weight_order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -126,11 +197,13 @@ pub fn combine<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Combined<'a>>()? else { return Ok(vec![]) };
     // The weights of each position, changed.
     type Changed = fn(&mut [f64]);
-    let changes: [(&str, Changed); 9] = [
+    let changes: [(&str, Changed); 11] = [
         ("the experts' sum without their weights", |w| w.fill(1.0)),
         ("the experts' mean, without their weights", |w| w.fill(1.0 / w.len() as f64)),
         ("the weights in reverse order of the slots", |w| w.reverse()),
         ("the weights of the next slot", |w| w.rotate_left(1)),
+        ("the weights of the slot before", |w| w.rotate_right(1)),
+        ("the weights of neighbouring slots exchanged", |w| w.chunks_exact_mut(2).for_each(|pair| pair.swap(0, 1))),
         ("the weight of the first slot for every slot", |w| w.fill(w[0])),
         ("the weights applied twice", |w| w.iter_mut().for_each(|w| *w *= *w)),
         ("only the first chosen expert, with its weight", |w| w[1..].fill(0.0)),
@@ -149,6 +222,16 @@ pub fn combine<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let mut weights = stated.weights.to_vec();
         weights.chunks_mut(stated.k.max(1)).for_each(change);
         all.extend(with(what, weights)?);
+    }
+    // Weights in the order of the experts' ids, outputs in that of the slots.
+    if let Some(ids) = case.ids().filter(|ids| ids.len() == stated.weights.len()) {
+        let mut weights = stated.weights.to_vec();
+        for (w, ids) in weights.chunks_mut(stated.k.max(1)).zip(ids.ids().chunks(stated.k.max(1))) {
+            let mut by_id: Vec<(u32, f64)> = ids.iter().copied().zip(w.iter().copied()).collect();
+            by_id.sort_by_key(|(id, _)| *id);
+            w.iter_mut().zip(by_id).for_each(|(w, (_, weight))| *w = weight);
+        }
+        all.extend(with("the weights in the order of the experts' ids", weights)?);
     }
     all.extend(case.changed("the sum without the last chosen expert", |c: &mut Combined<'a>| c.summed -= 1)?);
     if let (Some(probs), Some(ids)) = (case.scene.earlier.get(Stage::RouterProbs), case.ids())

@@ -102,6 +102,7 @@ impl SegmentExplanation {
             also: self.fits[1..].iter().map(|f| f.id).collect(),
             name,
             residual_ratio: best.residual,
+            removes: None,
             next_best: None,
             stages: best.stages(),
             others: self.fits[1..].iter().map(other).collect(),
@@ -373,7 +374,16 @@ const MOST_WITHIN: usize = 48;
 
 /// Operations on weights and roundings, not on the model's structure.
 fn is_numeric(hypothesis: &Hypothesis) -> bool {
-    let kinds = ["weight-", "scale-", "int8-", "input-precision", "output-precision", "sum-precision", "lanes"];
+    let kinds = [
+        "weight-",
+        "scale-",
+        "int8-",
+        "input-precision",
+        "output-precision",
+        "sum-precision",
+        "lanes",
+        "rope-precision",
+    ];
     kinds.iter().any(|kind| hypothesis.id.starts_with(kind)) && hypothesis.id != "weight-order"
 }
 

@@ -1,4 +1,5 @@
-//! Mistakes in reading quantized weights: another type's layout, a neighbour's scale, dropped bits, transposition, rounding.
+//! Mistakes in reading quantized weights: another row, a neighbour's scale, dropped bits, transposition. What is done to the bytes is in
+//! `bytes`.
 //!
 //! Each is a way of decoding a row; [`with`] makes it a variant of the operation that reads the weight: a product, or the embedding.
 //! A row is taken apart by the oracle's [`dequant::parts`] into scales and offsets of groups and codes of weights.
@@ -13,7 +14,7 @@ use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::op::{GgmlType, Op, Weight};
 
 /// The weight that the stage reads.
-fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
+pub(super) fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
     match case.scene.op {
         Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } | Op::Embed { table: weight, .. } => Some(weight),
         _ => None,
@@ -55,32 +56,7 @@ pub fn other_token<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Which bytes
-
-/// The same bytes in another type's layout, with rows where they are and with rows where that type would have them. What lies
-/// behind the tensor's end reads as zero.
-pub fn other_type<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(weight) = weight(case) else { return Ok(vec![]) };
-    let mut all = Vec::new();
-    for &ty in GgmlType::ALL.iter().filter(|ty| **ty != weight.ty && dequant::supports(**ty)) {
-        let Some(row_bytes) = ty.row_bytes(weight.cols) else { continue };
-        let mut strides = vec![(weight.row_bytes(), "")];
-        if row_bytes != weight.row_bytes() {
-            strides.push((row_bytes, ", rows by that type's size"));
-        }
-        for (stride, note) in strides {
-            let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
-                let at = (expert * weight.rows + row) * stride;
-                let have = weight.bytes().get(at..).unwrap_or(&[]);
-                let mut bytes = have[..have.len().min(row_bytes)].to_vec();
-                bytes.resize(row_bytes, 0);
-                dequant::each(ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
-            });
-            all.extend(with(case, format!("{} weights read as {ty}{note}", weight.ty), decode)?);
-        }
-    }
-    Ok(all)
-}
+// Which row
 
 /// Another row's weights.
 pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {

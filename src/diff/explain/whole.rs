@@ -2,6 +2,7 @@
 
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
+use super::wrapped::endings;
 use crate::error::Result;
 use crate::formula::Point;
 
@@ -61,7 +62,7 @@ pub fn factor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.push(with(1.0 / n.sqrt(), format!("1/{name} times the right values")));
         }
         for factor in round_numbers(fitted, 1e-3).into_iter().filter(|f| *f != 1.0) {
-            all.push(with(factor, format!("{factor} times the right values")).with_fitted(1));
+            all.push(with(factor, format!("{factor} times the right values")).with_fitted(factor));
         }
     }
     Ok(all)
@@ -82,9 +83,66 @@ pub fn offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let contract = &case.scene.contract;
         let added = Point::held(offset, contract);
         let what = format!("{offset} added to the right values");
-        Variant::each(what, move |i| case.right(i).plus(added, contract)).with_fitted(1)
+        Variant::each(what, move |i| case.right(i).plus(added, contract)).with_fitted(offset)
     };
     Ok(round_numbers(mean, 1e-3).into_iter().filter(|o| *o != 0.0).map(with).collect())
+}
+
+/// Two rows, or two columns, exchanged: those that are wrong.
+fn exchanged<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
+    let cols = case.cols();
+    let two = |of: &dyn Fn(usize) -> usize| {
+        let mut all: Vec<usize> = case.wrong.iter().map(|i| of(*i)).collect();
+        all.sort_unstable();
+        all.dedup();
+        <[usize; 2]>::try_from(all).ok()
+    };
+    let other = |[a, b]: [usize; 2], i: usize| match i {
+        i if i == a => b,
+        i if i == b => a,
+        i => i,
+    };
+    let bits = |n: usize| 2.0 * (n as f64).log2();
+    let mut all = Vec::new();
+    if let Some(rows) = two(&|i| i / cols) {
+        let from = move |i: usize| Some(other(rows, i / cols) * cols + i % cols);
+        let variant = moved(case, format!("rows {} and {} exchanged", rows[0], rows[1]), from);
+        all.push(variant.assuming(bits(case.output.len() / cols)));
+    }
+    if let Some(columns) = two(&|i| i % cols) {
+        let from = move |i: usize| Some(i / cols * cols + other(columns, i % cols));
+        let variant = moved(case, format!("columns {} and {} exchanged", columns[0], columns[1]), from);
+        all.push(variant.assuming(bits(cols)));
+    }
+    all
+}
+
+/// Rows or columns that are those of an index which wraps around or stops, and single rows that hold another.
+fn repeated<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
+    /// Rows that are looked at for one that another holds.
+    const ROWS: usize = 64;
+    let cols = case.cols();
+    let first = |of: &dyn Fn(usize) -> usize| case.wrong.iter().map(|i| of(*i)).min().unwrap_or(0);
+    let mut all = Vec::new();
+    if !case.is_attention_matrix() {
+        for ending in endings(first(&|i| i / cols)) {
+            let from = move |i: usize| Some(ending.of(i / cols) * cols + i % cols);
+            all.push(moved(case, format!("the rows of {}", ending.words("rows")), from));
+        }
+    }
+    for ending in endings(first(&|i| i % cols)) {
+        let from = move |i: usize| Some(i / cols * cols + ending.of(i % cols));
+        all.push(moved(case, format!("the columns of {}", ending.words("columns")), from));
+    }
+    let (row, last) = (first(&|i| i / cols), case.wrong.iter().map(|i| i / cols).max());
+    let rows = case.output.len() / cols;
+    if last == Some(row) && rows <= ROWS {
+        for other in (0..rows).filter(|other| *other != row) {
+            let from = move |i: usize| Some(if i / cols == row { other * cols + i % cols } else { i });
+            all.push(moved(case, format!("row {row} holds row {other}"), from).assuming((rows as f64).log2()));
+        }
+    }
+    all
 }
 
 /// Rows and columns in other places.
@@ -119,6 +177,8 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.push(moved(case, format!("columns {by} too far right"), move |i| (i % cols >= by).then(|| i - by)));
         all.push(moved(case, format!("columns {by} too far left"), move |i| (i % cols + by < cols).then(|| i + by)));
     }
+    all.extend(exchanged(case));
+    all.extend(repeated(case));
     all.push(moved(case, "neighbouring columns exchanged", move |i| Some(i ^ 1).filter(|j| j / cols == i / cols)));
     if case.scene.output.shape.len() == 3 && !case.is_attention_matrix() {
         let k = case.scene.output.shape[1].max(1);

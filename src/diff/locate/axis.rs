@@ -5,19 +5,26 @@ use crate::op::GgmlType;
 
 /// Row and column tiles of kernels, and periods that lanes, vectors and sub-blocks have.
 const TILES: [usize; 6] = [8, 16, 32, 64, 128, 256];
+/// Coordinates that are all named in words.
+const LISTED: usize = 8;
 const MODULI: [usize; 8] = [2, 4, 8, 16, 32, 64, 128, 256];
 
 /// What a coordinate counts, in the order in which the parts of a pattern are named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Axis {
+pub enum Axis {
+    /// An expert's id.
     Expert,
+    /// A query or KV head.
     Head,
+    /// A token.
     Position,
     /// Where an expert stands among those chosen for a token.
     Slot,
     /// Dimension within a head.
     WithinHead,
+    /// A row of the weight, where there is one.
     Column,
+    /// A position that is attended to.
     Key,
 }
 
@@ -115,8 +122,9 @@ pub(super) struct Marginal {
 
 impl Marginal {
     /// Sets that may hold the error: those around the coordinates where wrong elements are at least `density` times as dense
-    /// as they typically are; all coordinates that have any, for 0. At most `few` coordinates are listed one by one.
-    pub fn candidates(&self, density: f64, few: usize) -> Vec<Restriction> {
+    /// as they typically are; all coordinates that have any, for 0. At most `few` coordinates are listed one by one. `tiles` are those of
+    /// the kernels that make the stage.
+    pub fn candidates(&self, density: f64, few: usize, tiles: &[usize]) -> Vec<Restriction> {
         let n = self.tallies.len();
         let active = dense(&self.tallies, density);
         let (Some(&first), Some(&last)) = (active.first(), active.last()) else { return Vec::new() };
@@ -141,7 +149,7 @@ impl Marginal {
             if first / tile == last / tile && (first / tile + 1) * tile <= n {
                 sets.push(Set::Block { width: tile, i: first / tile });
             }
-            if !n.is_multiple_of(tile) {
+            if !n.is_multiple_of(tile) && tiles.contains(&tile) {
                 sets.push(Set::PartialTile { tile });
             }
         }
@@ -161,10 +169,18 @@ impl Marginal {
                 sets.push(Set::Residue { modulus, from, to: to + 1 });
             }
         }
-        let stride = active.iter().fold(0, |stride, i| gcd(stride, i - first));
-        if active.len() > 2 && stride > 1 && !self.axis.is_category() && !MODULI.contains(&stride) {
-            let from = (first + self.origin) % stride;
-            sets.push(Set::Residue { modulus: stride, from, to: from + 1 });
+        // Strays between them hide what all have in common, not what most have.
+        let common = active.iter().fold(0, |stride, i| gcd(stride, i - first));
+        for stride in [common, usual_gap(&active)] {
+            if active.len() > 2 && stride > 1 && !self.axis.is_category() && !MODULI.contains(&stride) {
+                let mut residues = vec![0; stride];
+                active.iter().for_each(|i| residues[(i + self.origin) % stride] += 1);
+                let from = (0..stride).rev().max_by_key(|r| residues[*r]).unwrap_or(0);
+                let set = Set::Residue { modulus: stride, from, to: from + 1 };
+                if !sets.contains(&set) {
+                    sets.push(set);
+                }
+            }
         }
         let restriction = |set| Restriction { axis: self.axis, n, origin: self.origin, set };
         sets.into_iter().map(restriction).filter(|r| (0..n).any(|i| !r.contains(i))).collect()
@@ -185,6 +201,13 @@ fn dense(tallies: &[Tally], share: f64) -> Vec<usize> {
     let typical = tallies.iter().map(|t| t.count as f64 * density(t)).sum::<f64>() / sum.max(1) as f64;
     let is_dense = |i: &usize| tallies[*i].count > 0 && density(&tallies[*i]) >= share * typical;
     (0..tallies.len()).filter(is_dense).collect()
+}
+
+/// The commonest distance of neighbours.
+fn usual_gap(ascending: &[usize]) -> usize {
+    let mut gaps: Vec<usize> = ascending.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    gaps.sort_unstable();
+    gaps.chunk_by(|a, b| a == b).max_by_key(|same| same.len()).map_or(0, |same| same[0])
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -271,6 +294,10 @@ impl Restriction {
         match &self.set {
             Set::One(v) if self.axis == Axis::Position && *v + 1 == self.n => "last position only".into(),
             Set::One(v) => format!("{noun} {} only{of_each}", at(*v)),
+            Set::Few(v) if v.len() > LISTED => {
+                let first: Vec<String> = v[..3].iter().map(|i| at(*i).to_string()).collect();
+                format!("{} {noun}s only{of_each}: {}, … {}", v.len(), first.join(", "), at(v[v.len() - 1]))
+            }
             Set::Few(v) => {
                 let (last, rest) = v.split_last().expect("a few are at least two");
                 let rest: Vec<String> = rest.iter().map(|i| at(*i).to_string()).collect();

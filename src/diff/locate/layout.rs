@@ -71,6 +71,15 @@ impl Layout {
         }
     }
 
+    /// The sides of the tiles that kernels make of this stage: matrix products are made in tiles of 32, here and in most engines; no
+    /// other operation is made in tiles.
+    pub fn tiles(&self) -> &'static [usize] {
+        match self.stage.info().op {
+            OpKind::MatMul | OpKind::ExpertMatMul => &[32],
+            _ => &[],
+        }
+    }
+
     /// Whether this is an attention matrix, `[heads, T, S]`.
     pub fn is_attention_matrix(&self) -> bool {
         self.stage.is_attention_matrix()

@@ -5,7 +5,7 @@
 //!   error is eight times the median error if they hold 99 % of the energy; otherwise all count.
 //! - The wrong elements are tallied along every axis that the stage has (position, slot, expert, head, column, dimension
 //!   within a head, key), and each tally suggests sets: one coordinate, a few, all but one, ranges, aligned blocks, the last
-//!   partial tile, remainders by powers of two, a stride.
+//!   partial tile of a product, remainders by powers of two, a stride.
 //! - **Minimum description length** chooses: a region costs the bits to name it, plus the bits to say which elements inside
 //!   and outside it are wrong, n·H(k/n) each. So a region that is larger than the error pays for its innocent elements, and
 //!   a contrived one for its name. Sets of different axes combine while that gets cheaper.
@@ -29,6 +29,7 @@ use rayon::prelude::*;
 
 use crate::diff::locate::pattern::{Pattern, PatternKind, Region};
 use crate::diff::measure::metrics::{NonFinite, unravel};
+pub use axis::Axis;
 use axis::{Restriction, Tally};
 use layout::Layout;
 
@@ -40,11 +41,15 @@ const COVERAGE: f64 = 0.95;
 /// How dense wrong elements are, against their typical density, where a set is looked for.
 const DENSITY: f64 = 0.25;
 /// How many coordinates are named one by one.
-const FEW: usize = 4;
+const FEW: usize = 24;
 /// The best candidates that are kept of each axis.
 const PER_AXIS: usize = 3;
-/// Below this density of wrong elements an unpatterned error is scattered rather than everywhere.
+/// An unpatterned error is everywhere if at least this share of the elements is wrong, and
+const MOST: f64 = 0.75;
+/// never if less than this is; between, it depends on how many the floor may hide.
 const WHOLE: f64 = 0.25;
+/// An error whose largest element is fewer floors than this may have others that the floor hides.
+const HIDES: f64 = 4.0;
 
 /// A stage's values as rows and columns, with what makes an element count as wrong.
 struct Grid<'a> {
@@ -154,7 +159,8 @@ impl Grid<'_> {
         }
         let mut singles: Vec<(f64, Restriction)> = Vec::new();
         for marginal in self.layout.marginals(&rows, &columns) {
-            let found = marginal.candidates(DENSITY, FEW).into_iter().map(|c| (marginal.within(&c), c));
+            let found =
+                marginal.candidates(DENSITY, FEW, self.layout.tiles()).into_iter().map(|c| (marginal.within(&c), c));
             let found = found.filter(|(inside, _)| covers(inside));
             let mut of_axis: Vec<_> = found.map(|(inside, c)| (cost(inside, c.bits()), c)).collect();
             of_axis.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -247,21 +253,49 @@ impl Grid<'_> {
             if inside.total == 1 {
                 kinds.insert(0, PatternKind::Element);
             }
-            return record(kinds, chosen.describe_with_rows(), inside, region, relation());
+            let words = chosen.describe_with_rows();
+            let words = if self.hides() { format!("at least {words}") } else { words };
+            return record(kinds, words, inside, region, relation());
         }
         if all.count == 1 {
             let index = (0..self.subject.len()).find(|i| self.energy(*i).is_some());
             let description = format!("one element, {:?}", unravel(index.unwrap_or_default(), self.shape));
             return record(vec![PatternKind::Element], description, Tally { total: 1, ..all }, region, None);
         }
-        let (kind, description) = match all.count as f64 >= WHOLE * all.total as f64 {
+        let (kind, description) = match all.count as f64 >= self.everywhere() * all.total as f64 {
             true => (PatternKind::WholeTensor, "whole tensor".to_string()),
             false => {
-                let text = format!("scattered: {} of {} elements, without a common place", all.count, all.total);
+                let least = if self.hides() { "at least " } else { "" };
+                let text = format!("scattered: {least}{} of {} elements, without a common place", all.count, all.total);
                 (PatternKind::Scattered, text)
             }
         };
         record(vec![kind], description, inside, region, relation())
+    }
+
+    /// The ratios to their floors of the elements that are wrong, ascending; empty where there are no floors.
+    fn ratios(&self) -> Vec<f64> {
+        let Significant::Floor(floor) = self.significant else { return Vec::new() };
+        let ratio = |i: usize| self.energy(i).map(|energy| energy.sqrt() / floor[i]);
+        let mut all: Vec<f64> = (0..self.subject.len()).filter_map(ratio).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        all
+    }
+
+    /// Whether the floor may hide as much as it shows.
+    fn hides(&self) -> bool {
+        self.ratios().last().is_some_and(|largest| *largest < HIDES)
+    }
+
+    /// The share of wrong elements from which an error is that of the whole tensor. Of errors of all sizes up to some, of which the middle
+    /// one is r floors, about 1/r lie below the floor. What is not finite is hidden by nothing.
+    fn everywhere(&self) -> f64 {
+        let ratios = self.ratios();
+        match (&self.significant, ratios.get(ratios.len() / 2)) {
+            (Significant::NonFinite, _) => MOST,
+            (_, Some(middle)) => (1.0 - 2.0 / middle).clamp(WHOLE, MOST),
+            _ => WHOLE,
+        }
     }
 
     /// The subject's non-finite values, if they are what is wrong.

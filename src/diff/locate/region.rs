@@ -48,8 +48,13 @@ impl ErrorRegion {
         self.parts.len()
     }
 
+    /// The axes that it restricts.
+    pub fn axes(&self) -> impl Iterator<Item = Axis> {
+        self.parts.iter().map(|p| p.axis)
+    }
+
     /// Bits to name it.
-    pub(super) fn bits(&self) -> f64 {
+    pub fn bits(&self) -> f64 {
         self.parts.iter().map(Restriction::bits).sum()
     }
 
@@ -93,7 +98,7 @@ pub fn regions(geometry: &Geometry<'_>, wrong: &[usize]) -> Vec<ErrorRegion> {
     for marginal in layout.marginals(&rows, &columns) {
         let with_cost = |r: Restriction| (marginal.within(&r), r);
         let holds_all = |(inside, _): &(Tally, _)| inside.count == wrong.len() && inside.total < n_rows * cols;
-        let found = marginal.candidates(0.0, FEW).into_iter().map(with_cost).filter(holds_all);
+        let found = marginal.candidates(0.0, FEW, layout.tiles()).into_iter().map(with_cost).filter(holds_all);
         let mut found: Vec<_> = found.map(|(inside, r)| (cost(r.bits(), inside.total), inside.total, r)).collect();
         found.sort_by(|a, b| a.0.total_cmp(&b.0));
         let first = singles.len();

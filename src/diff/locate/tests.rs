@@ -171,12 +171,54 @@ fn positions() {
     let at_10 = |c: &mut Case| c.start = 10;
     Case::expect(Stage::MoeOut, &shape, at_10, |r, _| r == 5, &[P::Position], "position 15 only");
     Case::expect(Stage::QRope, &[17, 64], plain, |r, _| r > 0, &[P::PositionRange], "positions ≥ 1");
-    let says = "last partial tile of rows: positions ≥ 96 (100 in tiles of 8)";
-    Case::expect(Stage::MoeOut, &[100, 64], plain, |r, _| r >= 96, &[P::LastPartialTile], says);
+    // No kernel makes this stage in tiles; that of a product does, of 32.
+    Case::expect(Stage::MoeOut, &[100, 64], plain, |r, _| r >= 96, &[P::PositionRange], "positions ≥ 96");
+    Case::expect(Stage::AttnOut, &[100, 64], plain, |r, _| r >= 92, &[P::PositionRange], "positions ≥ 92");
+    let says = "last partial tile of rows: positions ≥ 96 (100 in tiles of 32)";
+    Case::expect(Stage::AttnOut, &[100, 64], plain, |r, _| r >= 96, &[P::LastPartialTile], says);
     Case::expect(Stage::MoeOut, &shape, plain, |r, _| r % 2 == 0, &[P::PositionResidue], "even positions");
     let says = "last position only; columns 32–63, the last block of 32";
     let kinds = [P::LastPosition, P::ColumnBlock];
     Case::expect(Stage::MoeOut, &shape, plain, |r, c| r == 129 && c >= 32, &kinds, says);
+}
+
+/// A few places far apart are those places, and not all that lies between them.
+#[test]
+fn few_places_and_strides() {
+    let rows = [23, 80, 151, 222, 290];
+    let says = "positions 23, 80, 151, 222 and 290 only";
+    Case::expect(Stage::MoeOut, &[300, 64], plain, |r, _| rows.contains(&r), &[P::PositionRange], says);
+    let says = "columns 0 mod 9";
+    Case::expect(Stage::AttnOut, &[17, 256], plain, |_, c| c % 9 == 0, &[P::ColumnResidue], says);
+    // With one more that is not of the stride.
+    let mut case = Case::new(Stage::AttnOut, &[17, 512]).plant(1e4, |_, c| c % 9 == 0 || c == 100);
+    case.subject.iter_mut().skip(100).step_by(512).for_each(|x| *x += 1e-5);
+    assert_eq!(case.find().unwrap().description, says);
+    let some = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38];
+    let p = Case::new(Stage::AttnOut, &[17, 256]).plant(1e4, |_, c| some.contains(&c)).find().unwrap();
+    assert_eq!(p.description, "10 columns only: 3, 14, 15, … 92");
+}
+
+/// What is not finite is not hidden by any floor: half of a tensor is not the whole of it.
+#[test]
+fn half_of_a_tensor_is_not_all_of_it() {
+    for every in [2, 6] {
+        let mut case = Case::new(Stage::MoeOut, &[44, 128]);
+        let hash = |i: usize| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33;
+        case.subject.iter_mut().enumerate().filter(|(i, _)| hash(*i) % every == 0).for_each(|(_, x)| *x = f64::NAN);
+        let p = case.find().unwrap();
+        assert_eq!(p.kind, P::Scattered, "{p:?}");
+        assert!(p.description.contains("of 5632 elements, without a common place"), "{}", p.description);
+    }
+}
+
+/// An error that barely shows may have others beside it.
+#[test]
+fn what_the_floor_may_hide_is_said() {
+    let p = Case::new(Stage::MoeOut, &[17, 256]).plant(3.0, |r, _| r == 4).find().unwrap();
+    assert_eq!(p.description, "at least position 4 only");
+    let p = Case::new(Stage::MoeOut, &[17, 256]).plant(30.0, |r, _| r == 4).find().unwrap();
+    assert_eq!(p.description, "position 4 only");
 }
 
 #[test]

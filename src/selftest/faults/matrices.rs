@@ -66,6 +66,7 @@ pub static FAULTS: &[Fault] = &[
         }]),
         stage: Stage::FfnNorm,
         layers: [2, 1],
+        explained: &["lanes"],
         ..FAULT
     },
     Fault {

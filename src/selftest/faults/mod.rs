@@ -10,6 +10,7 @@ mod attention;
 mod experts;
 mod families;
 mod matrices;
+mod reported;
 mod unlisted;
 
 use super::faulty::{FaultScope, Mistake};
@@ -26,7 +27,12 @@ pub enum By {
     Shader(&'static [Shader]),
     /// By an operation run otherwise than it was asked for.
     Operation(fn(&FaultPlace<'_>) -> Mistake),
+    /// The same, made by a generator with numbers of its own.
+    Generated(&'static Generated),
 }
+
+/// Makes a mistake, each time anew.
+pub type Generated = dyn Fn(&FaultPlace<'_>) -> Mistake + Sync;
 
 /// What a mistake may know of where it is made.
 pub struct FaultPlace<'a> {
@@ -90,7 +96,7 @@ pub struct Fault {
 }
 
 /// What most rows have in common.
-const FAULT: Fault = Fault {
+pub(super) const FAULT: Fault = Fault {
     name: "",
     what: "",
     by: By::Shader(&[]),
@@ -126,7 +132,9 @@ impl Fault {
 
 /// The whole table, in order.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [matrices::FAULTS, attention::FAULTS, experts::FAULTS, unlisted::FAULTS, families::FAULTS].into_iter().flatten()
+    let tables =
+        [matrices::FAULTS, attention::FAULTS, experts::FAULTS, reported::FAULTS, unlisted::FAULTS, families::FAULTS];
+    tables.into_iter().flatten()
 }
 
 /// Faults that are planted together in one run.

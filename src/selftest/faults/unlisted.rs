@@ -42,6 +42,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::MoeOut,
         layers: [0, 1],
         patterns: &[P::PositionRange],
+        explained: &["misplaced"],
         ..FAULT
     },
     Fault {

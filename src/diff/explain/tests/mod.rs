@@ -3,6 +3,7 @@
 mod by_hand;
 mod families;
 mod parity;
+mod ranked;
 mod sweep;
 
 use std::collections::HashMap;
@@ -249,15 +250,14 @@ fn what_is_right_or_garbage_is_explained_by_nothing() {
     }
 }
 
-/// Asserts that the first hypothesis to reproduce `output` is `id`, and that nothing else comes near.
+/// Asserts that the first hypothesis to reproduce `output` is `id`, and that nothing that does not reproduce it comes near.
 fn explained(w: &World, site: Site, output: &HostTensor, id: &str, words: &str) {
     let e = w.explain(site, output);
     assert!(e.reproduced(), "{site}: {e}");
     assert_eq!(e.fits[0].id, id, "{site}: {e}");
     assert!(e.fits[0].what.contains(words), "{site}: {e}");
     assert!(e.fits[0].residual <= 1.0, "{site}: {e}");
-    let next = e.nearest.as_ref().expect("something else was tried").residual;
-    assert!(next > 10.0, "{site}: {e}");
+    assert!(e.nearest.as_ref().is_none_or(|next| next.residual > 2.0), "{site}: {e}");
 }
 
 fn f32s(t: HostTensor) -> HostTensor {

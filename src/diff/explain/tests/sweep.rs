@@ -55,7 +55,12 @@ fn every_hypothesis_finds_itself() {
             let variants = (h.variants)(&case).unwrap();
             let step = variants.len().div_ceil(3).max(1);
             for v in variants.iter().filter(|v| v.fitted == 0 && !v.loose).step_by(step) {
-                let values: Vec<f64> = v.at(&all).unwrap().iter().map(|p| p.value).collect();
+                let points = v.at(&all).unwrap();
+                // Behind a tensor's end there may be anything.
+                if 3 * points.iter().filter(|p| p.is_unknown()).count() > points.len() {
+                    continue;
+                }
+                let values: Vec<f64> = points.iter().map(|p| if p.is_unknown() { 0.0 } else { p.value }).collect();
                 let output = match &exact.data {
                     crate::op::Data::U32(_) => {
                         HostTensor::u32(&exact.shape, values.iter().map(|x| *x as u32).collect())
@@ -72,10 +77,16 @@ fn every_hypothesis_finds_itself() {
         }
     }
     let never: Vec<_> = rest.difference(&seen).collect();
-    // Fitted, simulated, or about outputs and ties that are not here: they are tested by hand.
-    assert_eq!(
-        never,
-        [&"not-finite", &"offset", &"router-ties", &"sum-precision"],
-        "hypotheses that explained nothing"
-    );
+    // Fitted, simulated, or about outputs, numbers and ties that are not here: they are tested by hand.
+    let by_hand = [
+        "not-finite",
+        "offset",
+        "overflow",
+        "rope-table",
+        "router-ties",
+        "scale-subnormal",
+        "sum-precision",
+        "wrapped",
+    ];
+    assert_eq!(never, by_hand.iter().collect::<Vec<_>>(), "hypotheses that explained nothing");
 }

@@ -81,7 +81,7 @@ impl ComparisonBuilder<'_> {
     ) -> Result<Vec<HiddenChoice>> {
         let ratio = match side {
             1 => view.ratios.subject,
-            _ => view.only_on_its_own.as_ref().map_or(0.0, |own| own.ratio),
+            _ => view.only_on_its_own.unwrap_or(0.0),
         };
         let Some(log) = &self.logs[side] else { return Ok(Vec::new()) };
         let undecided = log.segment().iter().any(|step| !step.alternatives.is_empty());
@@ -136,7 +136,7 @@ impl ComparisonBuilder<'_> {
                 1 => (view.ratios.subject, view.injected_ratio) = (best.0.max, best.0.max),
                 _ => {
                     view.ratios.reference = best.0.max;
-                    view.only_on_its_own = view.only_on_its_own.take().filter(|_| best.0.max > 1.0);
+                    view.only_on_its_own = view.only_on_its_own.filter(|_| best.0.max > 1.0);
                 }
             }
         }

@@ -103,20 +103,15 @@ pub struct ComparisonBuilder<'m> {
 /// What the oracle says of one stage.
 struct OracleView {
     ratios: JudgedRatios,
+    /// The floors of the worst elements of `ratios`: the reference's, the subject's.
+    floors: [f64; 2],
     /// Injected error over what both sides are allowed together.
     injected_ratio: f64,
     /// The largest allowed error of an element of the injected difference, at the worst element.
     floor: f64,
-    /// The reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
+    /// The ratio of the reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
     /// whose replays are the oracle's, or a backend that errs on those inputs alone.
-    only_on_its_own: Option<OwnError>,
-}
-
-/// The reference's error on its own inputs.
-struct OwnError {
-    ratio: f64,
-    /// The floor of its worst element.
-    floor: f64,
+    only_on_its_own: Option<f64>,
 }
 
 impl<'m> ComparisonBuilder<'m> {
@@ -230,7 +225,7 @@ impl<'m> ComparisonBuilder<'m> {
                 Claim { error: &of_both, of: [true, true], carried },
             ],
         )?;
-        let mut reference = replay.ratio.max;
+        let (mut reference, mut floor_c) = (replay.ratio.max, replay.floor);
         let mut only_on_its_own = None;
         if o.reference != o.replayed && o.shown[0] != Shown::Nothing {
             let error = error(&o.reference, &exact_c.value);
@@ -238,12 +233,15 @@ impl<'m> ComparisonBuilder<'m> {
             let claim = Claim { error: &error, of: [true], carried };
             let [own] = worst(&op_c, [contract_c], &exact_c.value, [claim])?;
             if own.ratio.max > 1.0 && reference <= 1.0 {
-                only_on_its_own = Some(OwnError { ratio: own.ratio.max, floor: own.floor });
+                only_on_its_own = Some(own.ratio.max);
             }
-            reference = reference.max(own.ratio.max);
+            if own.ratio.max > reference {
+                (reference, floor_c) = (own.ratio.max, own.floor);
+            }
         }
         Ok(Some(OracleView {
             ratios: JudgedRatios { reference, subject: subject.ratio.max },
+            floors: [floor_c, subject.floor],
             injected_ratio: both.ratio.max,
             floor: both.floor,
             only_on_its_own,
@@ -534,14 +532,23 @@ impl PairObserver for ComparisonBuilder<'_> {
             && (view.only_on_its_own.is_some() || !shows[1])
         {
             // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
-            if let Some(own) = &view.only_on_its_own {
-                (result.ratio, result.floor) = (Some(own.ratio), Some(own.floor));
-            } else {
-                result.ratio = Some(view.ratios.reference);
-            }
             if stage != Stage::RouterIds {
                 result.injected =
                     Some(measure(&visible.rows(&o.reference), &visible.rows(&exact_c.value), mask).into());
+            }
+        }
+        if let Some(view) = &view {
+            // A fault is told by the ratio that decided it: two sides that are wrong alike are near to each other.
+            let [reference, subject] = [(view.ratios.reference, view.floors[0]), (view.ratios.subject, view.floors[1])];
+            let decisive = match result.verdict {
+                Verdict::SubjectWrong => Some(subject),
+                Verdict::ReferenceWrong => Some(reference),
+                Verdict::BothWrong if reference.0 > subject.0 => Some(reference),
+                Verdict::BothWrong => Some(subject),
+                _ => None,
+            };
+            if let Some((ratio, floor)) = decisive {
+                (result.ratio, result.floor) = (Some(ratio), Some(floor));
             }
         }
         if !shows[1] && !result.verdict.is_fault() {

@@ -1,0 +1,129 @@
+//! Mistakes in adding up: terms left out or counted twice, lanes that are not summed. Of products, norms and softmaxes alike.
+
+use super::case::{Evidence, Variant};
+use crate::error::Result;
+use crate::formula::attention::{Context, Scores};
+use crate::formula::linear::Linear;
+use crate::formula::norm::Norm;
+use crate::formula::softmax::{Form, Softmax};
+
+/// What is added up, and how many of it there are at most.
+struct Reduction {
+    terms: usize,
+    of: &'static str,
+}
+
+impl Reduction {
+    fn of<'a>(case: &'a Evidence<'a>) -> Result<Option<Self>> {
+        Ok(if let Some(linear) = case.stated::<Linear<'a>>()? {
+            Some(Self { terms: linear.k, of: "terms of each sum" })
+        } else if case.unseen {
+            // Inside a segment each variant takes a run of the rest of it.
+            None
+        } else if let Some(norm) = case.stated::<Norm<'a>>()? {
+            Some(Self { terms: norm.n, of: "squares" })
+        } else if let Some(scores) = case.stated::<Scores<'a>>()? {
+            Some(Self { terms: scores.sizes.head_dim, of: "terms of each score" })
+        } else if let Some(context) = case.stated::<Context<'a>>()? {
+            Some(Self { terms: context.sizes.keys, of: "keys" })
+        } else {
+            let softmax = case.stated::<Softmax<'a>>()?.filter(|s| s.form == Form::Softmax);
+            softmax.map(|s| Self { terms: s.cols, of: "exponentials of the sum" })
+        })
+    }
+
+    /// The stage with term i counted `times(i)`.
+    fn counted<'a>(
+        &self,
+        case: &'a Evidence<'a>,
+        what: impl Into<String>,
+        times: impl Fn(usize) -> f64,
+    ) -> Result<Option<Variant<'a>>> {
+        let (what, times) = (what.into(), Some((0..self.terms).map(times).collect::<Vec<f64>>()));
+        Ok(if let Some(mut linear) = case.stated::<Linear<'a>>()? {
+            linear.times = times;
+            Some(Variant::of(case, what, linear))
+        } else if let Some(mut norm) = case.stated::<Norm<'a>>()? {
+            norm.times = times;
+            Some(Variant::of(case, what, norm))
+        } else if let Some(mut scores) = case.stated::<Scores<'a>>()? {
+            scores.times = times;
+            Some(Variant::of(case, what, scores))
+        } else if let Some(mut context) = case.stated::<Context<'a>>()? {
+            context.times = times;
+            Some(Variant::of(case, what, context))
+        } else {
+            case.changed(what, |s: &mut Softmax<'a>| s.times = times)?
+        })
+    }
+}
+
+/// The end of every sum left out, in steps of 8 and 32 and of one at its end; or its start.
+pub fn skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
+    let (k, of) = (reduction.terms, reduction.of);
+    let step = if k <= 64 {
+        1
+    } else if k <= 1024 {
+        8
+    } else {
+        32
+    };
+    let mut all = Vec::new();
+    let fine = [k.saturating_sub(1), k.saturating_sub(2), k.saturating_sub(4)];
+    for summed in (step..k).rev().filter(|s| s % step == 0).chain(fine.into_iter().filter(|s| *s > 0 && step > 1)) {
+        let what = format!("only the first {summed} of {k} {of}");
+        all.extend(reduction.counted(case, what, |i| (i < summed) as u8 as f64)?);
+    }
+    for from in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|f| *f < k) {
+        let what = format!("the {k} {of} without the first {from}");
+        all.extend(reduction.counted(case, what, |i| (i >= from) as u8 as f64)?);
+    }
+    Ok(all)
+}
+
+/// The end of every sum counted twice.
+pub fn twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
+    let (k, of) = (reduction.terms, reduction.of);
+    let mut all = Vec::new();
+    for last in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|l| *l <= k) {
+        let what = format!("the last {last} of {k} {of} counted twice");
+        all.extend(reduction.counted(case, what, |i| if i + last >= k { 2.0 } else { 1.0 })?);
+    }
+    Ok(all)
+}
+
+/// Lanes, as a reduction written for another subgroup size leaves them: of every `lanes`, which each take turns over runs of `run`
+/// terms, only the first `summed` are added up.
+pub fn lanes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
+    let k = reduction.terms;
+    let mut all = Vec::new();
+    for run in [1, 2, 4, 8, 16, 32, 64] {
+        for lanes in [64, 32, 16, 8, 128, 256, 4] {
+            // A lane without terms is no lane, and one turn of runs is a range.
+            if lanes * run > k {
+                continue;
+            }
+            let terms = if run == 1 { String::new() } else { format!(", of {run} terms at a time,") };
+            let halves = std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2));
+            for summed in halves.chain([lanes - 1]) {
+                let what = format!("only lanes 0–{} of {lanes}{terms} summed", summed - 1);
+                all.extend(reduction.counted(case, what, |i| (i / run % lanes < summed) as u8 as f64)?);
+            }
+            let what = format!("only the odd half of {lanes} lanes{terms} summed");
+            all.extend(reduction.counted(case, what, |i| (i / run % 2) as f64)?);
+        }
+    }
+    for lanes in [4, 8, 16, 32, 64] {
+        let run = k / lanes;
+        if run > 64 {
+            for summed in std::iter::successors(Some(lanes / 2), |n| (*n > 1).then_some(n / 2)) {
+                let what = format!("only lanes 0–{} of {lanes}, of {run} terms each, summed", summed - 1);
+                all.extend(reduction.counted(case, what, |i| (i / run < summed) as u8 as f64)?);
+            }
+        }
+    }
+    Ok(all)
+}
