@@ -82,6 +82,10 @@ fn heads(_: OpKind) -> &'static [Axis] {
 fn tiles(_: OpKind) -> &'static [Axis] {
     &[Position, Expert, Slot, Head, WithinHead, Column]
 }
+/// Whatever reads the weight reads it so.
+fn experts(_: OpKind) -> &'static [Axis] {
+    &[Expert]
+}
 /// Elements that a thread makes by itself.
 fn elements(_: OpKind) -> &'static [Axis] {
     &[Position, Column]
@@ -146,7 +150,7 @@ list! {
     "scale-one" "one sub-block's scale wrong: zero, doubled, halved, negated, a neighbour's" READS_WEIGHT, tiles, 0, weights::one_scale;
     "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
     "scale-bits" "sub-block scales without their high bits, offset or sign, or the block's" READS_WEIGHT, tiles, 0, weights::scale_bits;
-    "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, tiles, 0, bytes::subnormal;
+    "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, experts, 0, bytes::subnormal;
     "weight-codes" "codes without their high bits or offset, or nibbles in another order" READS_WEIGHT, tiles, 0, weights::codes;
     "weight-words" "packed words through a float buffer: those that are NaN come back as another NaN" READS_WEIGHT, tiles, 0, bytes::canonical_nan;
     "other-input" "another stage's value, or the input before its norm" PRODUCT, tiles, 0, linear::other_input;

@@ -40,8 +40,10 @@ pub use region::{ErrorRegion, regions};
 const COVERAGE: f64 = 0.95;
 /// How dense wrong elements are, against their typical density, where a set is looked for.
 const DENSITY: f64 = 0.25;
-/// How many coordinates are named one by one.
-const FEW: usize = 24;
+/// How many coordinates are named one by one, of `n`: most of an axis are not a few.
+fn few(n: usize) -> usize {
+    (n / 4).clamp(4, 24)
+}
 /// The best candidates that are kept of each axis.
 const PER_AXIS: usize = 3;
 /// An unpatterned error is everywhere if at least this share of the elements is wrong, and
@@ -159,8 +161,10 @@ impl Grid<'_> {
         }
         let mut singles: Vec<(f64, Restriction)> = Vec::new();
         for marginal in self.layout.marginals(&rows, &columns) {
-            let found =
-                marginal.candidates(DENSITY, FEW, self.layout.tiles()).into_iter().map(|c| (marginal.within(&c), c));
+            let found = marginal
+                .candidates(DENSITY, few(marginal.tallies.len()), self.layout.tiles())
+                .into_iter()
+                .map(|c| (marginal.within(&c), c));
             let found = found.filter(|(inside, _)| covers(inside));
             let mut of_axis: Vec<_> = found.map(|(inside, c)| (cost(inside, c.bits()), c)).collect();
             of_axis.sort_by(|a, b| a.0.total_cmp(&b.0));
