@@ -63,24 +63,24 @@ impl Angles {
 }
 
 impl Rope<'_> {
-    /// What a pair's angle is divided by.
-    fn slower(&self, pair: usize) -> f64 {
-        self.factors.as_ref().map_or(1.0, |f| f[pair]) / self.scale
+    /// What a pair's frequency is divided by.
+    fn factor(&self, pair: usize) -> f64 {
+        self.factors.as_ref().map_or(1.0, |f| f[pair])
     }
 
     /// Cosine and sine of a pair at a position.
     fn turn(&self, pair: usize, position: f64) -> (f64, f64) {
         let Angles { frequency, inverse, chained, angle, trig, .. } = self.angles;
-        let position = (self.angles.position)(position);
+        let position = (self.angles.position)(position) * self.scale;
         let power = 2.0 * (pair as f64 + self.shift) / self.width;
-        let slower = self.slower(pair);
+        let factor = self.factor(pair);
         let turned = if chained {
             let scale = self.base.powf(-2.0 / self.width) as f32;
-            (0..pair).fold(position as f32, |theta, _| theta * scale) as f64 / slower
+            (0..pair).fold(position as f32, |theta, _| theta * scale) as f64 / factor
         } else if inverse {
-            angle(position * frequency(1.0 / frequency(self.base.powf(power))) / slower)
+            angle(position * (frequency(1.0 / frequency(self.base.powf(power))) / factor))
         } else {
-            angle(position * frequency(self.base.powf(-power)) / slower)
+            angle(position * (frequency(self.base.powf(-power)) / factor))
         };
         let (sin, cos) = turned.sin_cos();
         (trig(sin), trig(cos))
@@ -127,7 +127,7 @@ impl ByRow for Rope<'_> {
         let angle = |pair: usize, c: &Contract| {
             let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
             let steps = (2.0 * pair as f64 + 4.0 + more) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
-            (position * (-exponent).exp() / self.slower(pair)).abs() * steps
+            (position * self.scale * (-exponent).exp() / self.factor(pair)).abs() * steps
         };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
