@@ -37,9 +37,7 @@ impl Point {
     /// infinity comes out depends on the order of a sum. What is beyond f32's range is infinite. What is unknown contradicts nothing.
     pub fn residual(self, output: f64) -> f64 {
         let finite = |x: f64| x.abs() <= f32::MAX as f64;
-        if self.is_unknown() {
-            0.0
-        } else if !finite(output) && !finite(self.value) || output == self.value {
+        if self.is_unknown() || !finite(output) && !finite(self.value) || output == self.value {
             0.0
         } else if finite(output) && finite(self.value) && self.floor.is_finite() {
             (output - self.value).abs() / self.floor

@@ -188,7 +188,9 @@ fn written(draw: &mut Draw) -> Kind {
     ]);
     let place = Place::drawn(draw, cols);
     let factor = draw.of(&[0.5, 2.0, -1.0, 1.25, 0.9, 1.01]);
-    let (f, what, explained): (fn(f32, f32) -> f32, String, &'static [&'static str]) = match draw.below(3) {
+    /// What becomes of a value, by the factor.
+    type Change = fn(f32, f32) -> f32;
+    let (f, what, explained): (Change, String, &'static [&'static str]) = match draw.below(3) {
         0 => (|_, _| 0.0, "zeros".into(), &["zero"]),
         1 => (|x, by| x * by, format!("{factor} times"), &["factor"]),
         _ => (|x, by| x + by, format!("{factor} added"), &["offset"]),

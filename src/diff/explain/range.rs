@@ -22,7 +22,9 @@ pub fn overflow<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             .chunks(n)
             .map(|x| x.iter().map(|x| x * x).fold((0.0, 0.0), |(largest, sum), x| (x.max(largest), sum + x)))
             .collect();
-        let kinds: [(&str, fn(f64, f64) -> bool); 3] = [
+        /// Whether the largest square, or the sum, is beyond.
+        type Beyond = fn(f64, f64) -> bool;
+        let kinds: [(&str, Beyond); 3] = [
             ("Σx² beyond the range of f32 (3.4e38)", |_, sum| sum > F32),
             ("Σx² beyond the range of f16 (65504)", |_, sum| sum > F16),
             ("x² beyond the range of f16 (65504)", |largest, _| largest > F16),
