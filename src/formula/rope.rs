@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::op::{HostTensor, Op, Pairing};
 
 /// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions,
-/// φ = position·scale·base^(−2(i + shift)/width) / factors[i].
+/// φ = position·scale·base^(−2(i + shift)/width) / factors\[i\].
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
 /// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
 /// a coarser format, half a step of it at each, that of cos times |a| and that of sin times |b|.

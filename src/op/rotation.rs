@@ -44,7 +44,7 @@ impl Pairing {
     }
 }
 
-/// Which pairs turn, and how fast: at position p, pair i turns by p · scale · base^(−2i/D) / factors[i].
+/// Which pairs turn, and how fast: at position p, pair i turns by p · scale · base^(−2i/D) / factors\[i\].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rotation<W> {
     /// Which dimensions are a pair.

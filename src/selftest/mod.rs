@@ -5,7 +5,7 @@
 //!   WGSL of a real kernel. `case` says what must be found, and whether it was.
 //! - Every fault is planted on two models (`test_model`), or on the one whose family has what it spoils; those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
-//! - [`generate`] makes up others from a seed: a kind of mistake, with numbers, a place and a strength that nobody listed.
+//! - `generate` makes up others from a seed: a kind of mistake, with numbers, a place and a strength that nobody listed.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
 

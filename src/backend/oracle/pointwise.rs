@@ -33,7 +33,7 @@ pub fn bias(x: &HostTensor, weight: &Weight) -> Result<HostTensor> {
     Ok(HostTensor::f64(&x.shape, out))
 }
 
-/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors[i]. [T, heads·D] → same.
+/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]. \[T, heads·D\] → same.
 pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Result<HostTensor> {
     let (t, cols) = matrix(x);
     let half = head_dim / 2;

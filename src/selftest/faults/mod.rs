@@ -78,7 +78,7 @@ pub struct Fault {
     pub op: Option<OpKind>,
     /// The stage that must be named, where it is another: a wrong cache shows where it is read.
     pub seen_at: Option<Stage>,
-    /// The models that it is planted on, by their numbers in [`test_model`](super::test_model).
+    /// The models that it is planted on, by their numbers in `test_model`.
     pub models: &'static [usize],
     /// The layer on the demo model, and on each of the others, which have two. Without meaning for stages of the whole model.
     pub layers: [usize; 2],
