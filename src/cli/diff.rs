@@ -62,7 +62,7 @@ pub struct Args {
     /// Judge by nmse thresholds alone, without the float64 oracle
     #[arg(long)]
     no_oracle: bool,
-    /// Look at these layers only, such as 3,10..12,-1; the others are run
+    /// Look at these layers only, such as 3,10-12,-1; the others are run
     #[arg(long, value_name = "LAYERS", default_value = "all", allow_hyphen_values = true)]
     layers: String,
     /// Look at these stages only, such as 'attn_*,moe_out'; the others are run

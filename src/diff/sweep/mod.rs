@@ -148,13 +148,13 @@ impl Sweep {
             }
         }
         let prompts = first.header.compared.prompts;
-        let missing: Vec<usize> = (0..prompts).filter(|n| !all.contains_key(n)).collect();
-        if let Some(n) = missing.first() {
+        // Every index is below `prompts`, so the first that is missing is at most as many as there are.
+        if let Some(n) = (0..prompts).find(|n| !all.contains_key(n)) {
             let of = first.header.shard.of;
             return Err(Error::input(format!(
                 "{} of {prompts} prompts are in no shard, the first of them in shard {}/{of}",
-                missing.len(),
-                *n % of + 1
+                prompts - all.len(),
+                n % of + 1
             )));
         }
         let header = SweepHeader { shard: Shard::WHOLE, ..first.header.clone() };

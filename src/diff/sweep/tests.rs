@@ -95,6 +95,10 @@ fn merged_shards_are_the_whole() {
     let refused = |shards: &[(String, Sweep)]| Sweep::merge(shards).unwrap_err().to_string();
     let missing = refused(&[("a".into(), one.clone())]);
     assert!(missing.contains("2 of 5 prompts") && missing.contains("shard 2/2"), "{missing}");
+    let mut endless = one.clone();
+    endless.header.compared.prompts = usize::MAX;
+    let missing = refused(&[("a".into(), endless)]);
+    assert!(missing.contains("18446744073709551612 of 18446744073709551615 prompts"), "{missing}");
     let twice = refused(&[("a".into(), one.clone()), ("b".into(), one.clone())]);
     assert!(twice.contains("\"p0\" is in a and in b"), "{twice}");
     let mut other = two;
