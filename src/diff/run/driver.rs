@@ -157,7 +157,8 @@ pub fn diff_telling(
     };
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
     builder.tell(&mut tell);
-    builder.select(options.select.clone());
+    let select = asked_about(options);
+    builder.select(select.clone());
     if options.stop_at_first {
         builder.stop_at_first();
     }
@@ -185,7 +186,7 @@ pub fn diff_telling(
             comparison.decode = decoded;
         }
     }
-    if let Some(select) = &options.select {
+    if let Some(select) = &select {
         let asked = select.sites().count();
         let all = sites(model).len();
         comparison.notes.push(format!("{asked} of {all} stages of each call were looked at; the others were only run"));
@@ -225,7 +226,7 @@ pub(super) fn lockstep(
     let calls =
         Calls { prompt: &options.tokens, chunk: options.chunk, decode: options.decode, forced: &options.forced };
     let asked = LockstepOptions {
-        select: options.select.clone().map(with_logits),
+        select: asked_about(options),
         force_routing: options.force_routing,
         reference_is_recorded: options.reference_is_recorded,
     };
@@ -249,11 +250,13 @@ pub(super) fn lockstep(
     Ok(End::Done)
 }
 
-/// The router's logits with its choice: whether another choice is rounding or a fault depends on them.
-fn with_logits(select: Selected) -> Selected {
+/// The stages that are asked about: those selected, and the router's logits with its choice. Whether another choice is rounding or a
+/// fault depends on them.
+fn asked_about(options: &DiffOptions) -> Option<Selected> {
+    let select = options.select.clone()?;
     let chosen = select.sites().filter(|site| site.stage == Stage::RouterIds);
     let logits: Vec<Site> = chosen.map(|ids| Site { stage: Stage::RouterLogits, ..ids }).collect();
-    select.and(logits)
+    Some(select.and(logits))
 }
 
 /// What the two sides are held to.
