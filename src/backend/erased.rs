@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Backend, BackendInfo, Contract, Need, Shown, Ticket};
+use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Shown, Ticket};
 use crate::error::Result;
 use crate::op::{At, HostTensor, Op, OpKind, Weight};
 
@@ -41,6 +41,12 @@ where
     }
     fn shown(&self, at: At, rows: usize) -> Shown {
         self.0.shown(at, rows)
+    }
+    fn fused(&self) -> &'static [FusedKernel] {
+        self.0.fused()
+    }
+    fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
+        self.0.kernels(needs)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.0.prepare(weights, progress)
@@ -82,6 +88,12 @@ impl Backend for AnyBackend {
     }
     fn shown(&self, at: At, rows: usize) -> Shown {
         (**self).shown(at, rows)
+    }
+    fn fused(&self) -> &'static [FusedKernel] {
+        (**self).fused()
+    }
+    fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
+        (**self).kernels(needs)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         (**self).prepare(weights, progress)

@@ -17,6 +17,7 @@ pub mod cpu;
 mod erased;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod lent;
 mod open;
 pub mod oracle;
 mod showing;
@@ -25,6 +26,7 @@ mod wrapper;
 
 pub use contract::{Contract, NamedContract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
+pub use lent::Lent;
 #[cfg(feature = "gpu")]
 pub use open::gpu_selector;
 pub use open::{OpenOptions, open};
@@ -35,7 +37,7 @@ pub(crate) use wrapper::pass_on;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Weight};
+use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Stage, Weight};
 
 /// What a backend is, for reports and traces.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -87,6 +89,26 @@ impl Shown {
     }
 }
 
+/// A kernel that does the work of several operations while nobody looks at what is between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FusedKernel {
+    /// Its name.
+    pub name: &'static str,
+    /// The stages that it passes on without writing them where they could be read.
+    pub hides: &'static [Stage],
+}
+
+/// A kernel of which a run's shapes decide whether it is chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelUse {
+    /// Its name, with the type of its weights.
+    pub name: String,
+    /// Whether it has been run.
+    pub ran: bool,
+    /// Calls of so many positions choose it.
+    pub positions: std::ops::RangeInclusive<usize>,
+}
+
 /// Something that can run the forward pass.
 pub trait Backend {
     /// A handle to values that live where the backend keeps them. Cloning it copies no values.
@@ -110,6 +132,19 @@ pub trait Backend {
     fn shown(&self, at: At, rows: usize) -> Shown {
         let _ = (at, rows);
         Shown::All
+    }
+
+    /// Its kernels that do the work of several operations. A comparison looks at every stage, and so at the kernels of single ones;
+    /// what a run does while nobody looks is then held against that. Unless said, there are none.
+    fn fused(&self) -> &'static [FusedKernel] {
+        &[]
+    }
+
+    /// The kernels among which it chooses by the number of positions of a call, for these needs, and which of them have been run since
+    /// it was opened. Unless said, it does not choose.
+    fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
+        let _ = needs;
+        Vec::new()
     }
 
     /// Makes weights ready (uploads them, for a GPU); `progress` is told the bytes done so far. Running an operation on a

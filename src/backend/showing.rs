@@ -33,6 +33,12 @@ impl<B: Backend> Backend for Showing<B> {
     fn shown(&self, at: At, rows: usize) -> Shown {
         if self.stages.contains(&at.site.stage) { self.inner.shown(at, rows) } else { Shown::Nothing }
     }
+    fn fused(&self) -> &'static [super::FusedKernel] {
+        self.inner.fused()
+    }
+    fn kernels(&self, needs: &[super::Need]) -> Vec<super::KernelUse> {
+        self.inner.kernels(needs)
+    }
     fn prepare(&mut self, weights: &[std::sync::Arc<crate::op::Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.inner.prepare(weights, progress)
     }

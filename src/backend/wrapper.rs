@@ -18,6 +18,12 @@ macro_rules! pass_on {
         fn shown(&self, at: $crate::op::At, rows: usize) -> $crate::backend::Shown {
             self.$inner.shown(at, rows)
         }
+        fn fused(&self) -> &'static [$crate::backend::FusedKernel] {
+            self.$inner.fused()
+        }
+        fn kernels(&self, needs: &[$crate::backend::Need]) -> Vec<$crate::backend::KernelUse> {
+            self.$inner.kernels(needs)
+        }
         fn prepare(
             &mut self,
             weights: &[std::sync::Arc<$crate::op::Weight>],

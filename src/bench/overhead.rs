@@ -12,10 +12,9 @@ use std::time::Instant;
 use super::subject::BenchSubject;
 use super::throughput::BenchTest;
 use super::{Progress, stats};
-use crate::backend::{AnyBackend, Backend, pass_on};
+use crate::backend::{Backend, Lent};
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
-use crate::op::{At, Op};
 use crate::quant::random::Rng;
 use crate::trace::capture::{Recorder, capture};
 use crate::trace::select::Selection;
@@ -74,19 +73,6 @@ impl OverheadResult {
     }
 }
 
-/// A backend that is lent for one run.
-struct Lent<'a> {
-    inner: &'a mut AnyBackend,
-}
-
-impl Backend for Lent<'_> {
-    pass_on!(inner: AnyBackend);
-
-    fn run(&mut self, at: At, op: &Op<'_, Self::Tensor>) -> Result<Self::Tensor> {
-        self.inner.run(at, op)
-    }
-}
-
 /// Times a prompt and a decode in every way of watching, once to warm up and `repeat` times. Traces are saved in the
 /// directory for temporary files.
 ///
@@ -116,7 +102,7 @@ pub fn overhead(
     for repetition in 0..=repeat {
         for (n, way) in times.iter_mut().enumerate() {
             progress(&name, repetition * Watching::ALL.len() + n, (repeat + 1) * Watching::ALL.len());
-            let lent = Lent { inner: &mut subject.backend };
+            let lent = Lent::new(&mut subject.backend);
             let out = dir.path().join("trace");
             let seconds = time(lent, model, calls, way.watching, &out)?;
             if way.watching == Watching::Saved {

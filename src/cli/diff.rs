@@ -8,7 +8,7 @@ use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{Comparison, StageResult};
+use crate::diff::outcome::{Comparison, ProductionVerdict, StageResult};
 use crate::diff::run::driver::{CHUNK, DiffOptions, DiffProgress, Sides, diff_telling};
 use crate::diff::run::infer::{Inference, infer};
 use crate::diff::run::vary::Vary;
@@ -44,9 +44,10 @@ pub struct Args {
     /// The side to examine: a backend, or trace:DIR
     #[arg(long, value_name = "BACKEND", default_value = "gpu")]
     subject: String,
-    /// Decode this many tokens after the prompt, each the reference's choice
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    decode: usize,
+    /// Decode this many tokens after the prompt, each the reference's choice; other kernels make one position than many
+    /// [default: 1 where the context has room for it; 0 with --prompts]
+    #[arg(long, value_name = "N")]
+    decode: Option<usize>,
     /// Prompt tokens run at a time
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
@@ -132,12 +133,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Some(_) if options.force_routing || args.contract.iter().any(|(_, name)| name == "infer") => {
             return Err(Error::usage("--prompts: --routing reference and --contract infer are of one prompt"));
         }
-        Some(path) => Some(Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode)?),
+        Some(path) => Some(Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode.unwrap_or(0))?),
         None => None,
     };
     // A recording says what was run; otherwise the command line does.
     match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
-        Some(run) if args.prompt.is_given() || args.decode > 0 => {
+        Some(run) if args.prompt.is_given() || args.decode.is_some() => {
             return Err(Error::usage(format!(
                 "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens and --decode have nothing to say",
                 run.tokens.len()
@@ -150,12 +151,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
             options.decode = decoded.len();
             options.prompt = run.prompt.clone();
         }
-        None if prompts.is_some() => options.decode = args.decode,
+        None if prompts.is_some() => options.decode = args.decode.unwrap_or(0),
         None => {
             let prompt = args.prompt.resolve(&model)?;
             options.tokens = prompt.tokens;
             options.prompt = prompt.text;
-            options.decode = args.decode;
+            options.decode = args.decode.unwrap_or(usize::from(options.tokens.len() < model.config.context));
         }
     }
     let mut sides = Sides { reference: &mut reference.backend, subject: &mut subject.backend, judged };
@@ -198,6 +199,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let imported = subject.imported.as_ref();
     comparison.next = comparison.fault().and_then(|fault| match imported {
         Some(imported) => capture_next(args, imported, &options, fault),
+        None if only_fused(&comparison) => None, // of one stage no such kernel is run
         None => next(args, fault),
     });
     for report in reports {
@@ -205,6 +207,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     print_comparison(&comparison, args.json, args.full)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// Whether what is wrong is wrong only while nobody looks.
+fn only_fused(comparison: &Comparison) -> bool {
+    comparison.production.as_ref().is_some_and(|production| production.verdict == ProductionVerdict::OnlyFusedWrong)
 }
 
 /// What decides the results of a sweep, but for its prompts.
@@ -337,7 +344,7 @@ fn next(args: &Args, fault: &StageResult) -> Option<String> {
             command += &format!(" {flag} {}", quoted(value));
         }
     }
-    for (flag, value, default) in [("--decode", args.decode, 0), ("--chunk", args.chunk as usize, CHUNK)] {
+    for (flag, value, default) in [("--decode", fault.step, 0), ("--chunk", args.chunk as usize, CHUNK)] {
         if value != default {
             command += &format!(" {flag} {value}");
         }
@@ -440,14 +447,15 @@ mod tests {
             |fault: &StageResult, args: &[&str]| super::next(&Cli::parse_from([&["diff"], args].concat()).diff, fault);
         let plain = "twinscope repro --layer 2 --stage expert_down --expert 3 --out repro";
         assert_eq!(next(&fault, &[]).as_deref(), Some(plain));
-        let full = ["a b.gguf", "--prompt", "it's", "--subject", "gpu:1", "--decode", "2", "--chunk", "7"];
+        fault.step = 2;
+        let full = ["a b.gguf", "--prompt", "it's", "--subject", "gpu:1", "--decode", "5", "--chunk", "7"];
         assert_eq!(
             next(&fault, &full).as_deref(),
             Some(
                 r#"twinscope repro 'a b.gguf' --prompt "it's" --layer 2 --stage expert_down --expert 3 --subject gpu:1 --decode 2 --chunk 7 --out repro"#
             )
         );
-        fault.verdict = Verdict::ReferenceWrong;
+        (fault.verdict, fault.step) = (Verdict::ReferenceWrong, 0);
         let sides = "twinscope repro --tokens 1,2 --layer 2 --stage expert_down --expert 3 --reference gpu --subject cpu:scalar --out repro";
         assert_eq!(next(&fault, &["--tokens", "1,2"]).as_deref(), Some(sides));
         assert_eq!(next(&fault, &["--subject", "trace:run"]), None, "a trace cannot be run again");

@@ -43,6 +43,8 @@ pub struct Comparison {
     pub routing: Vec<LayerRouting>,
     /// The logits of every position.
     pub logits: Option<LogitsComparison>,
+    /// What the subject computes while nobody looks, where that is by other kernels.
+    pub production: Option<Production>,
     /// What else must be said: differing contracts, a software adapter, what a trace lacks. One line each.
     pub notes: Vec<String>,
     /// The command that goes on from the first fault.
@@ -389,6 +391,37 @@ pub struct LayerRouting {
     pub routing: Result<RouterComparison, Mismatch>,
 }
 
+/// The subject's run while nobody looks, held against the one of which every stage was looked at.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Production {
+    /// The kernels that do the work of several stages.
+    pub kernels: Vec<&'static str>,
+    /// Positions whose logits were held against each other.
+    pub positions: usize,
+    /// Those of them that differ in some bit.
+    pub differing: usize,
+    /// What came of it.
+    pub verdict: ProductionVerdict,
+}
+
+/// What became of the kernels of several stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProductionVerdict {
+    /// The same logits, bit for bit.
+    Same,
+    /// Other bits, and no error beyond rounding.
+    WithinRounding,
+    /// The kernels of the single stages are right, those of several are not: the comparison is that of production.
+    OnlyFusedWrong,
+    /// The kernels of the single stages are wrong, and production is not.
+    OnlySinglesWrong,
+    /// Both are wrong, and differ.
+    BothWrong,
+    /// Other bits, and no oracle to judge them.
+    NotJudged,
+}
+
 impl Comparison {
     /// Finds the first fault and the first visible difference. To be called when `stages` is complete.
     ///
@@ -535,6 +568,7 @@ pub(crate) mod tests {
             first_visible: None,
             routing: vec![],
             logits: None,
+            production: None,
             notes: vec![],
             next: None,
         }

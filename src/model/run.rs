@@ -94,6 +94,11 @@ impl<'a, B: Backend> Runner<'a, B> {
         (end <= prompt + self.calls.decode).then_some(start..end)
     }
 
+    /// The logits of every row of the last call, [T, V] or [1, V], unless they have been read.
+    pub fn unread(&self) -> Option<&B::Tensor> {
+        self.unread.as_ref()
+    }
+
     /// Makes the next call. False if there is none: all have been made, or no token can be chosen for it, which
     /// [`Self::choice`] then explains.
     ///

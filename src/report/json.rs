@@ -13,7 +13,7 @@ use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::outcome::{
-    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary,
+    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, Production,
     SegmentSummary, SideSummary, StageResult, Verdict,
 };
 use crate::op::Site;
@@ -39,6 +39,7 @@ pub struct Document<'a> {
     by_type: Vec<TypeError>,
     router: Option<Router<'a>>,
     logits: Option<&'a LogitsComparison>,
+    production: Option<&'a Production>,
 }
 
 #[derive(Serialize)]
@@ -233,6 +234,7 @@ impl<'a> From<&'a Comparison> for Document<'a> {
             by_type: by_type(&c.stages),
             router: (!c.routing.is_empty()).then(|| Router::from(&c.routing[..])),
             logits: c.logits.as_ref(),
+            production: c.production.as_ref(),
         }
     }
 }

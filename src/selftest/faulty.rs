@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::backend::oracle::evaluate;
-use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Need, Ticket};
+use crate::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Ticket};
 use crate::error::{Error, Result};
 use crate::formula::floor::{floor_of, injected_ratio};
 use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
@@ -233,6 +233,12 @@ impl Backend for Faulty {
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         self.inner.borrow().unsupported(needs)
+    }
+    fn fused(&self) -> &'static [FusedKernel] {
+        self.inner.borrow().fused()
+    }
+    fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
+        self.inner.borrow().kernels(needs)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.inner.borrow_mut().prepare(weights, progress)

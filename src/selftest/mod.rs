@@ -144,6 +144,7 @@ impl Backends {
         test_model: &TestModel,
         subject: FaultySide,
         decode: usize,
+        production: bool,
         plants: [PlantedFaults; 2],
     ) -> Result<Comparison> {
         let [of_reference, of_subject] = plants;
@@ -152,7 +153,7 @@ impl Backends {
         if let Some(stages) = &self.shows {
             faulty = Box::new(Showing::new(faulty, stages));
         }
-        let options = DiffOptions { decode, shares: false, ..DiffOptions::new(test_model.tokens.clone()) };
+        let options = DiffOptions { decode, production, shares: false, ..DiffOptions::new(test_model.tokens.clone()) };
         let sides = Sides { reference: &mut reference, subject: &mut faulty, judged: true };
         diff(&test_model.model, sides, &options)
     }
@@ -166,7 +167,7 @@ impl Backends {
         tied: Option<usize>,
     ) -> Result<Control> {
         let router = tied.map(|layer| test_model.tie(layer)).transpose()?;
-        let comparison = self.diff(test_model, subject, decode, Default::default());
+        let comparison = self.diff(test_model, subject, decode, true, Default::default());
         if let (Some(layer), Some(router)) = (tied, router) {
             test_model.untie(layer, router);
         }
@@ -191,8 +192,9 @@ impl Backends {
         let router = case.tied().map(|layer| test_model.tie(layer)).transpose()?;
         let plants = |side| Rc::new(RefCell::new(case.plants(side, test_model, &self.adapter)));
         let (of_reference, of_subject) = (plants(Side::Reference), plants(Side::Subject));
-        let comparison =
-            self.diff(test_model, case.subject(), case.decode(), [of_reference.clone(), of_subject.clone()]);
+        // What is planted errs whether anybody looks or not.
+        let plants = [of_reference.clone(), of_subject.clone()];
+        let comparison = self.diff(test_model, case.subject(), case.decode(), false, plants);
         if let (Some(layer), Some(router)) = (case.tied(), router) {
             test_model.untie(layer, router);
         }

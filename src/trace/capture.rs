@@ -109,23 +109,28 @@ pub struct Captured {
 impl Captured {
     /// What a manifest says of the run.
     pub fn run(&self, model: &Model, prompt: Option<String>, prompt_tokens: usize) -> Run {
-        let hyperparameters = match serde_json::to_value(&model.config) {
-            Ok(serde_json::Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
-        };
         Run {
-            model: ModelInfo {
-                name: model.config.name.clone(),
-                architecture: model.config.architecture.name.into(),
-                fingerprint: model.gguf.fingerprint(),
-                hyperparameters,
-            },
+            model: info(model),
             prompt,
             tokens: self.tokens.clone(),
             prompt_tokens,
             backend: self.backend.clone(),
             contracts: self.contracts.clone(),
         }
+    }
+}
+
+/// What a manifest says of `model`.
+pub fn info(model: &Model) -> ModelInfo {
+    let hyperparameters = match serde_json::to_value(&model.config) {
+        Ok(serde_json::Value::Object(map)) => map,
+        _ => serde_json::Map::new(),
+    };
+    ModelInfo {
+        name: model.config.name.clone(),
+        architecture: model.config.architecture.name.into(),
+        fingerprint: model.gguf.fingerprint(),
+        hyperparameters,
     }
 }
 

@@ -18,6 +18,8 @@ use crate::trace::store::{Stored, Trace, op_name};
 pub struct Recorded {
     trace: Trace,
     tickets: HostTickets,
+    /// A directory that is removed with it.
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Recorded {
@@ -73,7 +75,15 @@ impl Recorded {
         for site in sites.iter().filter(|site| site.stage.is_ids()) {
             trace.tensor(*site)?; // whose ids are those of experts, or it says which is not
         }
-        Ok(Self { trace, tickets: HostTickets::default() })
+        Ok(Self { trace, tickets: HostTickets::default(), _dir: None })
+    }
+
+    /// As [`Recorded::new`], of a trace in a directory that is removed when it is done with.
+    ///
+    /// # Errors
+    /// As [`Recorded::new`].
+    pub fn kept(trace: Trace, model: &Model, dir: tempfile::TempDir) -> Result<Self> {
+        Ok(Self { _dir: Some(dir), ..Self::new(trace, model)? })
     }
 
     /// How many of the model's stages it shows, at all positions or some, and how many there are.

@@ -10,8 +10,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 use super::Pool;
 use super::kernels::{Direct, Kernels};
@@ -22,6 +21,8 @@ use crate::op::Weight;
 const PANEL_ROWS: usize = 16;
 /// Bytes of weights in a task that does not: some microseconds of reading.
 const GEMV_BYTES: usize = 64 << 10;
+/// Tasks for each thread at least, where there are rows for so many.
+const TASKS_A_THREAD: usize = 4;
 
 /// Rows of x that go through one expert's matrix.
 pub(super) struct Job<'a> {
@@ -39,13 +40,18 @@ pub(super) struct Job<'a> {
 pub(super) fn run(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Job<'_>], out: &mut [f32]) -> Result<()> {
     let direct = kernels.direct(weight.ty, weight.cols);
     let jobs: Vec<Ready<'_>> = jobs.iter().map(|job| Ready::new(job, direct)).collect();
-    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job)).collect();
+    // Of few bytes the tasks are smaller, so that every thread has some.
+    let bytes = jobs.len() * weight.rows * weight.row_bytes() / (pool.threads() * TASKS_A_THREAD);
+    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job, bytes.min(GEMV_BYTES))).collect();
     let out = Scatter::new(out);
     let pairs: usize = jobs.iter().map(|job| job.job.x.len()).sum();
-    match pool.for_work(pairs * weight.rows * weight.cols) {
-        Some(pool) => pool.install(|| tasks.par_iter().try_for_each(|task| task.run(kernels, weight, &out))),
-        None => tasks.iter().try_for_each(|task| task.run(kernels, weight, &out)),
-    }
+    let failed = Mutex::new(None);
+    pool.for_tasks(pairs * weight.rows * weight.cols, tasks.len(), |n| {
+        if let Err(e) = tasks[n].run(kernels, weight, &out) {
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// A job, and for one row of x the kernel that reads blocks, with x as it wants it.
@@ -72,9 +78,9 @@ struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    fn of(weight: &Weight, ready: &'a Ready<'a>) -> impl Iterator<Item = Task<'a>> {
+    fn of(weight: &Weight, ready: &'a Ready<'a>, gemv_bytes: usize) -> impl Iterator<Item = Task<'a>> {
         let step = match ready.direct {
-            Some(_) => (GEMV_BYTES / weight.row_bytes().max(1)).next_multiple_of(PANEL_ROWS),
+            Some(_) => (gemv_bytes / weight.row_bytes().max(1)).max(1).next_multiple_of(PANEL_ROWS),
             None => PANEL_ROWS,
         };
         let rows = weight.rows;

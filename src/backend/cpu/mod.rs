@@ -21,11 +21,13 @@ pub mod probe;
 #[doc(hidden)]
 pub mod scalar;
 mod simd;
+mod team;
 mod tensor;
 
 use kernels::Kernels;
 pub use kernels::contract;
 pub use level::Level;
+use team::Team;
 pub use tensor::CpuTensor;
 
 use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
@@ -155,49 +157,40 @@ fn zeros(shape: &[usize]) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// The backend's own threads; with one thread there are none, and work runs where it is asked for.
+/// The backend's own threads; with one thread work runs where it is asked for.
 struct Pool {
-    pool: Option<rayon::ThreadPool>,
-    /// Work (in multiplications or as many simple steps) below which waking other threads costs more than it saves: some
-    /// microseconds.
+    team: Team,
+    /// Work (in multiplications or as many simple steps) below which sharing it costs more than it saves: about a microsecond.
     small: usize,
 }
 
 impl Pool {
     fn new(level: Level, threads: Option<usize>) -> Result<Self> {
         let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-        let small = if level == Level::Scalar { 1 << 14 } else { 1 << 17 };
-        let pool = match threads {
-            0 => return Err(Error::usage("0 threads: at least one is needed")),
-            1 => None,
-            n => rayon::ThreadPoolBuilder::new()
-                .num_threads(n)
-                .thread_name(|i| format!("cpu-{i}"))
-                .build()
-                .map(Some)
-                .map_err(|e| Error::cannot_run(format!("cannot start {n} threads: {e}")))?,
-        };
-        Ok(Self { pool, small })
+        if threads == 0 {
+            return Err(Error::usage("0 threads: at least one is needed"));
+        }
+        let team = Team::new(threads).map_err(|e| Error::cannot_run(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Self { team, small: if level == Level::Scalar { 1 << 13 } else { 1 << 15 } })
     }
 
     fn threads(&self) -> usize {
-        self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
+        self.team.threads()
     }
 
-    /// The pool, if `work` is worth it.
-    fn for_work(&self, work: usize) -> Option<&rayon::ThreadPool> {
-        self.pool.as_ref().filter(|_| work >= self.small)
+    /// Calls `f` with each number below `tasks`, on all threads when `work` is worth it.
+    fn for_tasks(&self, work: usize, tasks: usize, f: impl Fn(usize) + Sync) {
+        if work >= self.small { self.team.run(tasks, &f) } else { (0..tasks).for_each(f) }
     }
 
     /// Calls `f(i, chunk)` for each chunk of `width` values of `out`, on all threads when `work` is worth it.
     fn for_chunks<V: Send>(&self, work: usize, out: &mut [V], width: usize, f: impl Fn(usize, &mut [V]) + Sync) {
-        use rayon::prelude::*;
         if out.is_empty() {
-            return;
+            return; // a row may then have no width
         }
-        match self.for_work(work) {
-            Some(pool) => pool.install(|| out.par_chunks_mut(width).enumerate().for_each(|(i, chunk)| f(i, chunk))),
-            None => out.chunks_mut(width).enumerate().for_each(|(i, chunk)| f(i, chunk)),
+        match work >= self.small {
+            true => self.team.run_parts(out, width, f),
+            false => out.chunks_mut(width).enumerate().for_each(|(i, chunk)| f(i, chunk)),
         }
     }
 }

@@ -13,7 +13,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::tensor::GpuTensor;
-use crate::op::{OpKind, Operation, Pairing, Site, Weight};
+use crate::backend::FusedKernel;
+use crate::op::{OpKind, Operation, Pairing, Site, Stage, Weight};
+
+/// What the kernels of a [`Launch`] pass on without writing it, or write into the KV cache alone.
+pub const FUSED: &[FusedKernel] = &[
+    FusedKernel { name: "norm_rope", hides: &[Stage::QNorm, Stage::KNorm] },
+    FusedKernel { name: "what goes into the KV cache", hides: &[Stage::KRope, Stage::VProj, Stage::VBias] },
+    FusedKernel { name: "add_norm", hides: &[] },
+    FusedKernel { name: "router", hides: &[] },
+    FusedKernel { name: "combine_add", hides: &[Stage::MoeOut] },
+];
 
 /// An operation that owns what it reads.
 pub type KeptOp = Operation<GpuTensor, Arc<Weight>, Vec<u32>>;

@@ -271,6 +271,11 @@ impl Pipelines {
         made
     }
 
+    /// Whether a kernel's file has been run on weights of this type.
+    pub fn has(&self, spec: &Spec, ty: GgmlType) -> bool {
+        self.made.contains_key(&(spec.name, Some(ty)))
+    }
+
     fn make(&self, spec: &Spec, weights: Option<&WeightLayout>) -> Pipeline {
         let name = spec.full_name(weights);
         let mut source = spec.source(weights, self.textures);

@@ -14,6 +14,7 @@
 //! - No error of the device panics: the next call returns it.
 
 mod adapter;
+mod coverage;
 mod device;
 mod fuse;
 mod kernels;
@@ -63,9 +64,9 @@ use self::residents::Residents;
 use self::tensor::{Pool, Pooled};
 use self::texture::TexturePool;
 use self::weights::{GpuWeight, Piece};
-use super::{Backend, BackendInfo, Contract, Need, Ticket};
+use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Ticket};
 use crate::error::{Error, Result};
-use crate::op::{AngleKey, At, Data, GgmlType, HostTensor, Op, OpKind, Rotation, Site, Weight};
+use crate::op::{AngleKey, At, Data, GgmlType, HostTensor, Op, OpKind, Operation, Rotation, Site, Weight};
 
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
@@ -95,6 +96,8 @@ pub struct GpuBackend {
     textures: Rc<TexturePool>,
     /// Operations that have not been recorded yet; see [`fuse`].
     waiting: Vec<Waiting>,
+    /// Copies to the host of results of operations that wait: they are made when the operations have run.
+    asked: Vec<(Ticket, GpuTensor)>,
     readback: Readback,
     /// How weights are cut, by id.
     weights: HashMap<usize, Rc<GpuWeight>>,
@@ -134,6 +137,7 @@ impl GpuBackend {
             pool: Rc::default(),
             textures: Rc::default(),
             waiting: Vec::new(),
+            asked: Vec::new(),
             readback: Readback::new(options.staging_bytes.unwrap_or(readback::STAGING_BYTES)),
             weights: HashMap::new(),
             residents: Residents::new(options.weight_memory),
@@ -326,6 +330,14 @@ impl Backend for GpuBackend {
         needs.iter().filter_map(|need| self.refusal(need)).collect()
     }
 
+    fn fused(&self) -> &'static [FusedKernel] {
+        fuse::FUSED
+    }
+
+    fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
+        self.kernel_uses(needs)
+    }
+
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         // Weights of one row are those of norms.
         let lanes = self.lanes;
@@ -389,11 +401,24 @@ impl Backend for GpuBackend {
 
     fn fetch(&mut self, tensor: &GpuTensor) -> Result<Ticket> {
         self.device.check()?;
+        // A result that waits is copied when it is made: whoever asks for it takes no group apart that has it to write anyway. A cache
+        // is copied as it is now.
+        let waits = |w: &Waiting| w.result.same(tensor) && !matches!(w.op, Operation::Store { .. });
+        if self.waiting.iter().any(waits) {
+            let ticket = self.readback.ticket();
+            self.asked.push((ticket, tensor.clone()));
+            return Ok(ticket);
+        }
         self.run_waiting()?;
-        self.readback.fetch(&mut self.device, tensor)
+        let ticket = self.readback.ticket();
+        self.readback.fetch(&mut self.device, ticket, tensor)?;
+        Ok(ticket)
     }
 
     fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {
+        if self.asked.iter().any(|(asked, _)| *asked == ticket) {
+            self.run_waiting()?;
+        }
         self.readback.take(&mut self.device, ticket)
     }
 

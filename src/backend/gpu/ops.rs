@@ -23,8 +23,13 @@ pub const QUAD: usize = 4;
 
 /// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read. Of experts, few positions
 /// seldom share one. Where lanes have rows to themselves, sharing pays from the second position on.
-const FEW: usize = 4;
+pub const FEW: usize = 4;
 const FEW_ON_LANES: usize = 1;
+
+/// Positions up to which a product of one matrix reads it once for each.
+pub fn few(lanes: bool) -> usize {
+    if lanes { FEW_ON_LANES } else { FEW }
+}
 
 /// Operations that wait at most: more than a layer has in a row, so that no group is torn apart.
 const MOST_WAITING: usize = 32;
@@ -161,6 +166,9 @@ impl GpuBackend {
         let stores = |store: usize| self.in_cache(&all[store].op.share()).is_some();
         for launch in fuse::launches(&all, stores) {
             self.run_launch(&all, &launch)?;
+        }
+        for (ticket, tensor) in std::mem::take(&mut self.asked) {
+            self.readback.fetch(&mut self.device, ticket, &tensor)?;
         }
         Ok(())
     }
@@ -326,7 +334,7 @@ impl GpuBackend {
         let x = self.padded(site, x, weight.cols)?;
         let bindings = [self.activations(site, &x)?, y];
         let t = positions as u32;
-        if positions <= if self.lanes { FEW_ON_LANES } else { FEW } {
+        if positions <= few(self.lanes) {
             let rows = self.matvec_rows();
             let launch = |piece: params::Piece| Some((params::Matvec { piece }, [piece.count.div_ceil(rows), t, 1]));
             self.dispatch_weight(site, kernels::MATVEC, weight, &bindings, launch)
@@ -381,7 +389,8 @@ impl GpuBackend {
     /// What the slots of `ids` chose, read back once for each tensor of ids: the host waits for them.
     fn chosen<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t ChosenTiles> {
         if ids.0.chosen.get().is_none() {
-            let ticket = self.readback.fetch(&mut self.device, ids)?;
+            let ticket = self.readback.ticket();
+            self.readback.fetch(&mut self.device, ticket, ids)?;
             let values = self.readback.take(&mut self.device, ticket)?;
             let _ = ids.0.chosen.set(ChosenTiles::new(values.ids(), experts)); // it was empty
         }

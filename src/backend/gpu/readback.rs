@@ -52,15 +52,21 @@ impl Readback {
         }
     }
 
+    /// A ticket for a copy that is to be made.
+    pub fn ticket(&mut self) -> Ticket {
+        self.next += 1;
+        Ticket(self.next)
+    }
+
+    /// Makes the copy of `ticket`.
+    ///
     /// # Errors
     /// If the device is lost or has no memory for the copy.
-    pub fn fetch(&mut self, device: &mut Device, tensor: &GpuTensor) -> Result<Ticket> {
-        self.next += 1;
-        let ticket = self.next;
+    pub fn fetch(&mut self, device: &mut Device, Ticket(ticket): Ticket, tensor: &GpuTensor) -> Result<()> {
         let bytes = tensor.len() as u64 * 4;
         if bytes == 0 {
             self.done.insert(ticket, host_tensor(tensor.shape(), tensor.0.ids, &[]));
-            return Ok(Ticket(ticket));
+            return Ok(());
         }
         let size = Pool::rounded(bytes);
         while self.held + size > self.limit {
@@ -95,7 +101,7 @@ impl Readback {
         let shape = tensor.shape().to_vec();
         self.copies.insert(ticket, Copy { buffer, shape, ids: tensor.0.ids, submission, mapped });
         self.order.push_back(ticket);
-        Ok(Ticket(ticket))
+        Ok(())
     }
 
     /// # Errors

@@ -5,6 +5,7 @@ use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, ComparisonKind, ModelSummary, SideSummary};
 use crate::diff::run::lockstep::{Lockstep, LockstepOptions, PairObserver};
+use crate::diff::run::production;
 use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
 use crate::error::{Error, Result};
@@ -62,6 +63,8 @@ pub struct DiffOptions {
     pub select: Option<Selected>,
     /// End the run with the first stage that is wrong.
     pub stop_at_first: bool,
+    /// Hold what the subject computes while nobody looks against what was looked at, where that is by other kernels.
+    pub production: bool,
 }
 
 impl DiffOptions {
@@ -81,6 +84,7 @@ impl DiffOptions {
             explain: true,
             select: None,
             stop_at_first: false,
+            production: true,
         }
     }
 }
@@ -114,9 +118,27 @@ pub fn diff_telling(
     options: &DiffOptions,
     progress: &mut dyn FnMut(DiffProgress),
 ) -> Result<Comparison> {
+    let (comparison, watched) = compare(model, &mut sides, options, progress)?;
+    match watched {
+        Some(watched) => production::hold(model, sides, options, progress, comparison, &watched),
+        None => Ok(comparison),
+    }
+}
+
+/// Looks at the stages that are asked about. Of a run of which everything was looked at, and in which the subject went its own way, also what
+/// a run without anybody looking can be held against.
+///
+/// # Errors
+/// As [`diff`].
+pub(super) fn compare(
+    model: &Model,
+    sides: &mut Sides<'_>,
+    options: &DiffOptions,
+    progress: &mut dyn FnMut(DiffProgress),
+) -> Result<(Comparison, Option<Watched>)> {
     let prompt = &options.tokens;
-    let contracts = contracts(&sides, options);
-    let Sides { reference, subject, judged } = &sides;
+    let contracts = contracts(sides, options);
+    let Sides { reference, subject, judged } = &*sides;
     let side = |side: &AnyBackend, contract: &Option<NamedContract>| {
         let mut info = side.info();
         if let Some(contract) = contract {
@@ -138,6 +160,7 @@ pub fn diff_telling(
         first_visible: None,
         routing: Vec::new(),
         logits: None,
+        production: None,
         notes: Vec::new(),
         next: None,
     };
@@ -170,10 +193,14 @@ pub fn diff_telling(
     if !options.explain {
         builder.explain_nothing();
     }
-    let end = lockstep(model, &mut sides, options, &mut builder)?;
+    let end = lockstep(model, sides, options, &mut builder)?;
     let found = builder.finish();
+    let mut watched = None;
     match end {
-        End::Done => {}
+        End::Done { tokens } => {
+            let whole = options.select.is_none() && !partial[1] && !found.rerouted;
+            watched = whole.then_some(Watched { tokens, logits: found.logit_bits });
+        }
         // What came before is compared, and is where the cause is to be found.
         End::NoToken { decoded, why } => {
             let asked = options.decode;
@@ -191,6 +218,7 @@ pub fn diff_telling(
         let all = sites(model).len();
         comparison.notes.push(format!("{asked} of {all} stages of each call were looked at; the others were only run"));
     }
+    comparison.notes.extend(coverage(sides.subject, model));
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
     comparison.notes.extend(found.notes);
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
@@ -199,13 +227,21 @@ pub fn diff_telling(
         share::fill(model, sides.reference, &options.tokens, &found.injections, &mut comparison)?;
     }
     comparison.conclude();
-    Ok(comparison)
+    Ok((comparison, watched))
+}
+
+/// A run of the subject of which every stage was looked at.
+pub(super) struct Watched {
+    /// The prompt, and what was decoded.
+    pub tokens: Vec<u32>,
+    /// Of the logits at each position, what tells other bits from these.
+    pub logits: Vec<u64>,
 }
 
 /// How a lockstep run ended.
 pub(super) enum End {
-    /// All calls were made.
-    Done,
+    /// All calls were made, of these tokens.
+    Done { tokens: Vec<u32> },
     /// After so many decoded tokens no more could be chosen.
     NoToken { decoded: usize, why: Error },
     /// The observer ended it.
@@ -247,7 +283,7 @@ pub(super) fn lockstep(
     {
         return Ok(End::NoToken { decoded, why });
     }
-    Ok(End::Done)
+    Ok(End::Done { tokens: runner.tokens().to_vec() })
 }
 
 /// The stages that are asked about: those selected, and the router's logits with its choice. Whether another choice is rounding or a
@@ -257,6 +293,26 @@ fn asked_about(options: &DiffOptions) -> Option<Selected> {
     let chosen = select.sites().filter(|site| site.stage == Stage::RouterIds);
     let logits: Vec<Site> = chosen.map(|ids| Site { stage: Stage::RouterLogits, ..ids }).collect();
     Some(select.and(logits))
+}
+
+/// Which kernels the subject chooses among and has not run: what was found says nothing of these.
+fn coverage(subject: &AnyBackend, model: &Model) -> Option<String> {
+    let kernels = subject.kernels(&model.needs());
+    let missing: Vec<_> = kernels.iter().filter(|kernel| !kernel.ran).collect();
+    let first = missing.first()?;
+    let positions = match (*first.positions.start(), *first.positions.end()) {
+        (1, 1) => "one position".to_string(),
+        (1, most) => format!("up to {most} positions"),
+        (least, _) => format!("{least} positions or more"),
+    };
+    let alike = missing.iter().filter(|kernel| kernel.positions == first.positions).count();
+    Some(format!(
+        "{} of {} matrix kernels of {} were run; {alike} of the others are for calls of {positions}, {} among them",
+        kernels.len() - missing.len(),
+        kernels.len(),
+        subject.info().backend,
+        first.name
+    ))
 }
 
 /// What the two sides are held to.

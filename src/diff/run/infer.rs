@@ -141,7 +141,7 @@ fn by_engine(
 ) -> Result<Inference> {
     let mut best: Option<(usize, NamedContract)> = None;
     for contract in engines() {
-        let mut options = DiffOptions { shares: false, explain: false, ..options.clone() };
+        let mut options = DiffOptions { shares: false, explain: false, production: false, ..options.clone() };
         options.contracts[side] = Some(contract.clone());
         let comparison = diff(model, sides.reborrow(), &options)?;
         let faults = comparison.stages.iter().filter(|s| s.verdict.is_fault()).count();

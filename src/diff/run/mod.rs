@@ -4,6 +4,7 @@ pub mod driver;
 pub mod infer;
 #[doc(hidden)]
 pub mod lockstep;
+mod production;
 #[doc(hidden)]
 pub mod share;
 #[doc(hidden)]

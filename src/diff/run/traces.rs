@@ -80,6 +80,7 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
         first_visible: None,
         routing: Vec::new(),
         logits: None,
+        production: None,
         notes,
         next: None,
     };

@@ -4,3 +4,4 @@ pub(crate) mod common;
 mod dequant;
 mod golden;
 mod ops;
+mod production;

@@ -8,6 +8,7 @@
 //!   floor and by what its inputs moved, which was judged where it arose.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use rayon::prelude::*;
@@ -30,7 +31,7 @@ use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
 use crate::formula::worst::{Claim, worst};
 use crate::model::{Config, Model};
-use crate::op::{At, HostTensor, OpKind, Site, Stage};
+use crate::op::{At, Data, HostTensor, OpKind, Site, Stage};
 use crate::trace::select::{Selected, has_expert_rows};
 
 mod hidden;
@@ -61,6 +62,10 @@ pub struct Findings {
     pub stages: Vec<StageResult>,
     pub routing: Vec<LayerRouting>,
     pub logits: Vec<LogitsAt>,
+    /// Of the subject's logits at each position, what tells other bits from these.
+    pub logit_bits: Vec<u64>,
+    /// The subject was given expert ids in the place of its own.
+    pub rerouted: bool,
     /// What else must be said, one line each.
     pub notes: Vec<String>,
     /// The prompt's injected errors, if they were asked for.
@@ -467,6 +472,23 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
     g.par_iter().zip(&e).map(difference).collect()
 }
 
+/// A number for each row of a matrix, which is another one where a bit of it is.
+pub fn row_bits(t: &HostTensor) -> Vec<u64> {
+    fn bits<T: Copy + Sync, B: Hash>(values: &[T], cols: usize, of: fn(T) -> B) -> Vec<u64> {
+        let one = |row: &[T]| {
+            let mut hasher = DefaultHasher::new();
+            row.iter().for_each(|x| of(*x).hash(&mut hasher));
+            hasher.finish()
+        };
+        values.par_chunks(cols.max(1)).map(one).collect()
+    }
+    match &t.data {
+        Data::F32(v) => bits(v, t.cols(), f32::to_bits),
+        Data::F64(v) => bits(v, t.cols(), f64::to_bits),
+        Data::U32(v) => bits(v, t.cols(), |x| x),
+    }
+}
+
 impl PairObserver for ComparisonBuilder<'_> {
     fn begin(&mut self, at: At) {
         if at.site.stage == Stage::AttnNorm {
@@ -578,6 +600,10 @@ impl PairObserver for ComparisonBuilder<'_> {
             self.found
                 .notes
                 .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
+        }
+        self.found.rerouted |= !Rc::ptr_eq(&o.next[1], &o.subject);
+        if stage == Stage::Logits {
+            self.found.logit_bits.extend(row_bits(&o.subject));
         }
         self.made(o.at.site, o.next);
         let ends = self.stops && result.verdict.is_fault();

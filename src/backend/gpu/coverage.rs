@@ -1,0 +1,31 @@
+//! Which of the kernels that a run may choose have been run.
+
+use std::collections::BTreeMap;
+
+use super::{GpuBackend, kernels, ops};
+use crate::backend::{KernelUse, Need};
+use crate::op::OpKind;
+
+impl GpuBackend {
+    /// The matrix kernels for the weights of `needs`: of each operation and type one for few positions and one for many.
+    pub(super) fn kernel_uses(&self, needs: &[Need]) -> Vec<KernelUse> {
+        let mut uses = BTreeMap::new();
+        for need in needs {
+            let (few, many, most) = match need.op {
+                OpKind::MatMul => {
+                    (kernels::MATVEC.spec(self.lanes), kernels::MATMUL.spec(self.lanes), ops::few(self.lanes))
+                }
+                OpKind::ExpertMatMul => {
+                    (kernels::EXPERT_MATVEC.spec(self.lanes), kernels::EXPERT_MATMUL.spec(self.lanes), ops::FEW)
+                }
+                _ => continue,
+            };
+            for (spec, positions) in [(few, 1..=most), (many, most + 1..=usize::MAX)] {
+                let name = format!("{}/{}", spec.name, need.ty);
+                let ran = self.pipelines.has(spec, need.ty);
+                uses.insert(name.clone(), KernelUse { name, ran, positions });
+            }
+        }
+        uses.into_values().collect()
+    }
+}
