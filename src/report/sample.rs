@@ -75,6 +75,7 @@ pub fn agreeing() -> Comparison {
         first_visible: None,
         routing: vec![],
         logits: Some(compare_logits(&logits, &logits, &[Some(3)], 0).unwrap()),
+        production: None,
         notes: vec![],
         next: None,
     };

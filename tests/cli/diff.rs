@@ -148,7 +148,7 @@ fn the_first_fault_can_end_the_run() {
     assert_eq!(stages, ["embedding", "attn_norm", "q_proj", "k_proj"]);
     assert_eq!(document["first_fault"]["stage"], "k_proj");
     let text = expect(1, &run);
-    assert!(text.contains("stopped at the first fault: 4 of 99 stages were looked at"), "{text}");
+    assert!(text.contains("stopped at the first fault: 4 of 198 stages were looked at"), "{text}");
     // Without a fault the run is whole.
     let text = expect(0, &["diff", "--prompt", "struct", "--subject", "cpu", "--stop-at", "first"]);
     assert!(text.contains("AGREE") && !text.contains("stopped"), "{text}");

@@ -42,7 +42,7 @@ pub(super) struct Kernels {
     panel: Panel,
     rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
-    attn_context: unsafe fn(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]),
+    attn_context: unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]),
     swiglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
     multiply_add: unsafe fn(rounds: usize) -> (f32, usize),
 }
@@ -168,7 +168,7 @@ impl Kernels {
     }
 
     /// See [`scalar::attn_context`].
-    pub fn attn_context(&self, probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+    pub fn attn_context(&self, probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]) {
         // SAFETY: `of` has checked the processor.
         unsafe { (self.attn_context)(probs, v, stride, out) }
     }

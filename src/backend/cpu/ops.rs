@@ -237,10 +237,13 @@ fn attn_context(
     let (heads, rows, seen, v_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
     let group = heads / (v_cols / head_dim);
     let (probs, v) = (f32s(probs), f32s(v));
-    pool.for_chunks(probs.len() * head_dim, out, head_dim, |i, out| {
-        let (t, h) = (i / heads, i % heads);
-        let probs = &probs[(h * rows + t) * seen..][..start + t + 1];
-        kernels.attn_context(probs, &v[h / group * head_dim..], v_cols, out);
+    // Heads that read the same values go through them together, unless some threads would have none.
+    let together = if rows * heads / group >= pool.threads() { group } else { 1 };
+    pool.for_chunks(probs.len() * head_dim, out, together * head_dim, |i, out| {
+        let (t, first) = (i * together / heads, i * together % heads);
+        let of_head = |h: usize| &probs[(h * rows + t) * seen..][..start + t + 1];
+        let probs: Vec<&[f32]> = (first..first + together).map(of_head).collect();
+        kernels.attn_context(&probs, &v[first / group * head_dim..], v_cols, out);
     });
 }
 

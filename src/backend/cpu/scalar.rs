@@ -106,10 +106,14 @@ pub fn softmax(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Σ_s `probs[s]` · `v[s]` over the positions of `probs`. `probs` is `[seen]`, row s of `v` starts at s·stride, `out` is `[D]`.
-pub fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
-    for (d, out) in out.iter_mut().enumerate() {
-        *out = sum(probs.iter().enumerate().map(|(s, p)| p * v[s * stride + d]));
+/// Σ_s `probs[s]` · `v[s]` over the positions of `probs`, for every head that reads these values. `probs` is `[heads][seen]`, row s of `v`
+/// starts at s·stride, `out` is `[heads, D]`.
+pub fn attn_context(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]) {
+    let head_dim = out.len() / probs.len();
+    for (probs, out) in probs.iter().zip(out.chunks_exact_mut(head_dim)) {
+        for (d, out) in out.iter_mut().enumerate() {
+            *out = sum(probs.iter().enumerate().map(|(s, p)| p * v[s * stride + d]));
+        }
     }
 }
 

@@ -266,7 +266,9 @@ mod tests {
             for round in 0..if cfg!(miri) { 5 } else { 500 } {
                 let tasks = [0, 1, 2, 7, 64][round % 5];
                 let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                team.run(tasks, &|n| drop(done[n].fetch_add(1, Relaxed)));
+                team.run(tasks, &|n| {
+                    done[n].fetch_add(1, Relaxed);
+                });
                 assert!(done.iter().all(|n| n.load(Relaxed) == 1), "{threads} threads, {tasks} tasks, round {round}");
             }
         }
@@ -308,7 +310,9 @@ mod tests {
             let panics = catch_unwind(AssertUnwindSafe(|| team.run(64, &|n| assert!(n != place, "task {n}"))));
             assert!(panics.is_err());
             let count = AtomicUsize::new(0);
-            team.run(64, &|_| drop(count.fetch_add(1, Relaxed)));
+            team.run(64, &|_| {
+                count.fetch_add(1, Relaxed);
+            });
             assert_eq!(count.load(Relaxed), 64);
         }
     }

@@ -49,7 +49,8 @@ pub(super) fn hold(
     };
     let others = format!("{differing} of {positions} positions have other logits while nobody looks at the stages");
     if differing == 0 {
-        let words = format!("{name} has the same logits, bit for bit, while nobody looks and kernels of several stages run");
+        let words =
+            format!("{name} has the same logits, bit for bit, while nobody looks and kernels of several stages run");
         said(&mut looked_at, ProductionVerdict::Same, words);
         return Ok(looked_at);
     }
@@ -70,7 +71,8 @@ pub(super) fn hold(
     let (mut produced, _) = compare(model, &mut recorded, &of_recording, progress)?;
     match (looked_at.agrees(), produced.agrees()) {
         (true, true) => {
-            let words = format!("{name}: {others}, by no more than rounding: its kernels of several stages are judged too");
+            let words =
+                format!("{name}: {others}, by no more than rounding: its kernels of several stages are judged too");
             said(&mut looked_at, ProductionVerdict::WithinRounding, words);
             Ok(looked_at)
         }
@@ -83,12 +85,15 @@ pub(super) fn hold(
             Ok(produced)
         }
         (false, true) => {
-            let words = format!("{name}: {others}, and nothing is wrong with those: only kernels of single stages are wrong");
+            let words =
+                format!("{name}: {others}, and nothing is wrong with those: only kernels of single stages are wrong");
             said(&mut looked_at, ProductionVerdict::OnlySinglesWrong, words);
             Ok(looked_at)
         }
         (false, false) => {
-            let first = produced.fault().map_or(String::new(), |fault| format!("; there the first fault is at {}", place(fault)));
+            let first = produced
+                .fault()
+                .map_or(String::new(), |fault| format!("; there the first fault is at {}", place(fault)));
             said(&mut looked_at, ProductionVerdict::BothWrong, format!("{name}: {others}{first}"));
             Ok(looked_at)
         }

@@ -59,7 +59,10 @@ fn an_error_of_a_fused_kernel_alone_is_found_at_its_stages() {
             assert_eq!(fault.cause.as_ref().filter(|c| c.reproduced).map(|c| c.id), Some(id), "{kernel}");
         }
         let words = found.notes.last().unwrap();
-        assert!(words.contains("only a kernel of several stages is wrong: each alone, all 198 stages agree"), "{words}");
+        assert!(
+            words.contains("only a kernel of several stages is wrong: each alone, all 198 stages agree"),
+            "{words}"
+        );
     }
 }
 

@@ -5,7 +5,7 @@
 /// The module has the type `V` of 16 f32 lanes, the functions on it that are called here, and the constants
 /// - `ROWS`: how many rows of unpacked weights share the loads of x; they meet as many tokens as the list `tokens` is long,
 ///   which is 1, 2, … up to the most that the registers hold;
-/// - `COLUMNS`: how many registers of columns `attn_context` adds up together.
+/// - `COLUMNS`: how many registers of columns `attn_context` adds up together for one head, `HEADS_COLUMNS` for several.
 macro_rules! lane_kernels {
     (#[$features:meta], tokens: [$($tokens:literal),+]) => {
         /// Tokens that share the loads of weights.
@@ -101,52 +101,84 @@ macro_rules! lane_kernels {
         }
 
         /// See [`scalar::attn_context`](crate::backend::cpu::scalar::attn_context): the same order of sums, with one
-        /// rounding for a multiplication and its addition, some columns at a time.
+        /// rounding for a multiplication and its addition, some columns at a time. The heads share the loads of v.
         #[$features]
-        pub fn attn_context(probs: &[f32], v: &[f32], stride: usize, out: &mut [f32]) {
+        pub fn attn_context(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]) {
+            let d = out.len() / probs.len().max(1);
+            let mut quads = probs.chunks_exact(4);
+            let mut out = out.chunks_mut(d.max(1));
+            for probs in quads.by_ref() {
+                let out = std::array::from_fn(|_| out.next().expect("a row for each head"));
+                context::<4, HEADS_COLUMNS>([probs[0], probs[1], probs[2], probs[3]], v, stride, out);
+            }
+            let mut pairs = quads.remainder().chunks_exact(2);
+            for probs in pairs.by_ref() {
+                let out = std::array::from_fn(|_| out.next().expect("a row for each head"));
+                context::<2, HEADS_COLUMNS>([probs[0], probs[1]], v, stride, out);
+            }
+            for (probs, out) in pairs.remainder().iter().zip(out) {
+                context::<1, COLUMNS>([probs], v, stride, [out]);
+            }
+        }
+
+        /// [`attn_context`] of `H` heads, `W` registers of columns at a time.
+        #[$features]
+        fn context<const H: usize, const W: usize>(probs: [&[f32]; H], v: &[f32], stride: usize, mut out: [&mut [f32]; H]) {
+            let d = out[0].len();
             let mut column = 0;
-            let (wide, rest) = out.as_chunks_mut::<{ COLUMNS * 16 }>();
-            for out in wide {
-                let sums = weighted(probs, |s| {
-                    let mut row = [splat(0.0); COLUMNS];
-                    for (row, v) in row.iter_mut().zip(v[s * stride + column..][..COLUMNS * 16].as_chunks::<16>().0) {
+            while column + W * 16 <= d {
+                let sums = weighted::<H, W>(probs, |s| {
+                    let mut row = [splat(0.0); W];
+                    for (row, v) in row.iter_mut().zip(v[s * stride + column..][..W * 16].as_chunks::<16>().0) {
                         *row = load(v);
                     }
                     row
                 });
-                for (out, sum) in out.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
-                    store(out, sum);
+                for (out, sums) in out.iter_mut().zip(sums) {
+                    for (out, sum) in out[column..][..W * 16].as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+                        store(out, sum);
+                    }
                 }
-                column += COLUMNS * 16;
+                column += W * 16;
             }
-            let (narrow, tail) = rest.as_chunks_mut::<16>();
-            for out in narrow {
-                let [sum] = weighted(probs, |s| [load(&v[s * stride + column..].as_chunks::<16>().0[0])]);
-                store(out, sum);
+            while column + 16 <= d {
+                let sums = weighted::<H, 1>(probs, |s| [load(&v[s * stride + column..].as_chunks::<16>().0[0])]);
+                for (out, [sum]) in out.iter_mut().zip(sums) {
+                    store(&mut out[column..].as_chunks_mut::<16>().0[0], sum);
+                }
                 column += 16;
             }
-            if !tail.is_empty() {
-                let [sum] = weighted(probs, |s| [load_tail(&v[s * stride + column..][..tail.len()])]);
-                store_tail(tail, sum);
+            if column < d {
+                let sums = weighted::<H, 1>(probs, |s| [load_tail(&v[s * stride + column..][..d - column])]);
+                for (out, [sum]) in out.iter_mut().zip(sums) {
+                    store_tail(&mut out[column..], sum);
+                }
             }
         }
 
-        /// Σ_s `probs[s]` · row(s), in blocks.
+        /// Σ_s `probs[s]` · row(s), in blocks, for `H` rows of probabilities of one length.
         #[inline]
         #[$features]
-        fn weighted<const W: usize>(probs: &[f32], row: impl Fn(usize) -> [V; W]) -> [V; W] {
+        fn weighted<const H: usize, const W: usize>(probs: [&[f32]; H], row: impl Fn(usize) -> [V; W]) -> [[V; W]; H] {
             const BLOCK: usize = crate::backend::cpu::scalar::BLOCK;
-            let mut total = [splat(0.0); W];
-            for (g, probs) in probs.chunks(BLOCK).enumerate() {
-                let mut group = [splat(0.0); W];
-                for (s, p) in probs.iter().enumerate() {
-                    let (p, row) = (splat(*p), row(g * BLOCK + s));
-                    for i in 0..W {
-                        group[i] = fma(p, row[i], group[i]);
+            let n = probs[0].len();
+            let probs: [&[f32]; H] = std::array::from_fn(|h| &probs[h][..n]);
+            let mut total = [[splat(0.0); W]; H];
+            for first in (0..n).step_by(BLOCK) {
+                let mut group = [[splat(0.0); W]; H];
+                for s in first..n.min(first + BLOCK) {
+                    let row = row(s);
+                    for h in 0..H {
+                        let p = splat(probs[h][s]);
+                        for i in 0..W {
+                            group[h][i] = fma(p, row[i], group[h][i]);
+                        }
                     }
                 }
-                for (total, group) in total.iter_mut().zip(group) {
-                    *total = add(*total, group);
+                for h in 0..H {
+                    for i in 0..W {
+                        total[h][i] = add(total[h][i], group[h][i]);
+                    }
                 }
             }
             total

@@ -14,6 +14,7 @@ type Bytes = [u8; 16];
 const ROWS: usize = 2;
 const GEMV_ROWS: usize = 2;
 const COLUMNS: usize = 2;
+const HEADS_COLUMNS: usize = 1;
 
 lane_kernels!(#[cfg(test)], tokens: [1, 2]);
 block_kernels!(#[cfg(test)]);

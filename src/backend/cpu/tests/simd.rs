@@ -160,8 +160,12 @@ fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
             same(n, &|k, out| k.rms_norm(&x, &w[..n], 1e-6, out));
             same(n, &|k, out| k.softmax(&x, out));
             same(n, &|k, out| k.swiglu(&x, &w[..n], out));
-            same(n, &|k, out| k.attn_context(&x[..1], &w, n, out));
-            same(n, &|k, out| k.attn_context(&w[n..n + 5.min(n)], &w, n, out));
+            same(n, &|k, out| k.attn_context(&[&x[..1]], &w, n, out));
+            // One head, two, four, and some of each.
+            for heads in [1, 2, 3, 4, 5, 7, 8] {
+                let probs: Vec<&[f32]> = (0..heads).map(|h| &w[h % n..][..5.min(n)]).collect();
+                same(heads * n, &|k, out| k.attn_context(&probs, &w, n, out));
+            }
         }
         for ty in types() {
             let (k, rows) = (ty.block_len().max(16) * 3, 9);

@@ -21,6 +21,7 @@ type V = [__m256; 2];
 const ROWS: usize = 2;
 const GEMV_ROWS: usize = 4;
 const COLUMNS: usize = 2;
+const HEADS_COLUMNS: usize = 1;
 
 lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3]);
 block_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);

@@ -19,6 +19,7 @@ type V = __m512;
 const ROWS: usize = 4;
 const GEMV_ROWS: usize = 4;
 const COLUMNS: usize = 4;
+const HEADS_COLUMNS: usize = 2;
 
 lane_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")], tokens: [1, 2, 3, 4, 5, 6]);
 block_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]);
