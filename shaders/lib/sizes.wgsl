@@ -12,6 +12,9 @@ const MATVEC_ROWS: u32 = 4 * GROUPS;
 // Threads over D / 4 in a workgroup of attn_context.
 const COLUMNS: u32 = 16;
 
+// Keys whose scores a workgroup of attention keeps; of more it makes them again.
+const WINDOW: u32 = 2048;
+
 // Rows, and positions, of a tile of outputs; a workgroup makes one.
 const TILE: u32 = 32;
 // Threads along each side of a tile: one makes 4 × 4 outputs.

@@ -20,10 +20,14 @@ use crate::op::{OpKind, Operation, Pairing, Site, Stage, Weight};
 pub const FUSED: &[FusedKernel] = &[
     FusedKernel { name: "norm_rope", hides: &[Stage::QNorm, Stage::KNorm] },
     FusedKernel { name: "what goes into the KV cache", hides: &[Stage::KRope, Stage::VProj, Stage::VBias] },
+    FusedKernel { name: "attention", hides: &[Stage::AttnScores, Stage::AttnProbs] },
     FusedKernel { name: "add_norm", hides: &[] },
     FusedKernel { name: "router", hides: &[] },
     FusedKernel { name: "combine_add", hides: &[Stage::MoeOut] },
 ];
+
+/// Longest head of attention.wgsl, whose threads hold the sums of all of its columns.
+const MOST_HEAD_DIM: usize = 256;
 
 /// An operation that owns what it reads.
 pub type KeptOp = Operation<GpuTensor, Arc<Weight>, Vec<u32>>;
@@ -58,6 +62,12 @@ pub enum Launch {
         combine: usize,
         add: usize,
     },
+    /// Scores that are all that the probabilities are made of, and these all that the context is.
+    Attention {
+        scores: usize,
+        probs: usize,
+        context: usize,
+    },
     Router {
         probs: usize,
         ids: usize,
@@ -74,6 +84,7 @@ impl Launch {
             Launch::Stored { made, store } => vec![made, store],
             Launch::AddNorm { add, norm } => vec![add, norm],
             Launch::CombineAdd { combine, add } => vec![combine, add],
+            Launch::Attention { scores, probs, context } => vec![scores, probs, context],
             Launch::Router { probs, ids, weights } => vec![probs, ids, weights],
         }
     }
@@ -82,7 +93,22 @@ impl Launch {
 /// Whether operations of this kind wait for others that may join them.
 pub fn waits(kind: OpKind) -> bool {
     use OpKind::*;
-    matches!(kind, RmsNorm | MatMul | Bias | Rope | Store | Add | Combine | RouterProbs | RouterTopK | RouterWeights)
+    matches!(
+        kind,
+        RmsNorm
+            | MatMul
+            | Bias
+            | Rope
+            | Store
+            | AttnScores
+            | AttnProbs
+            | AttnContext
+            | Add
+            | Combine
+            | RouterProbs
+            | RouterTopK
+            | RouterWeights
+    )
 }
 
 /// Every operation of `all`, once, in an order in which they may run. `stores` says whether a result may be written straight into
@@ -135,6 +161,16 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         Operation::Add { .. } => {
             let norm = users(all, first).next()?;
             matches!(all[norm].op, Operation::RmsNorm { .. }).then_some(Launch::AddNorm { add: first, norm })
+        }
+        Operation::AttnScores { start, head_dim, .. } => {
+            let probs = hidden_in(all, first)?;
+            let Operation::AttnProbs { start: from, .. } = &all[probs].op else { return None };
+            let context = hidden_in(all, probs)?;
+            let Operation::AttnContext { probs: weights, start: at, head_dim: d, .. } = &all[context].op else {
+                return None;
+            };
+            let one = weights.same(&all[probs].result) && (from, at, d) == (start, start, head_dim);
+            (one && *d <= MOST_HEAD_DIM).then_some(Launch::Attention { scores: first, probs, context })
         }
         Operation::RouterProbs { .. } => {
             let mut users = users(all, first);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::layout::WeightLayout;
 use super::params::{self, Member, Params};
-use super::{COLUMNS, GROUPS, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, wgsl};
+use super::{COLUMNS, GROUPS, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, WINDOW, wgsl};
 use crate::op::GgmlType;
 
 /// Changes a kernel's source before it is compiled: kernel name, source → source.
@@ -122,6 +122,8 @@ kernels! {
         "add" [] [THREADS, 1], 0;
     ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
         "add_norm" [ROW, RMS] [THREADS, 1], 4 * THREADS;
+    ATTENTION: AttnScores [Read, Read, Read, Write]
+        "attention" [NUMERIC, ROW] [THREADS, 1], 4 * WINDOW + 16 * THREADS + 4 * THREADS;
     ATTN_CONTEXT: AttnContext [Read, Read, Write]
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]

@@ -258,7 +258,15 @@ impl GpuBackend {
 
     /// A tensor whose values are yet to be written.
     fn tensor(&mut self, what: impl std::fmt::Display, shape: &[usize], ids: bool) -> Result<GpuTensor> {
-        Ok(GpuTensor::new(shape, ids, self.tensor_memory(what, shape)?, false))
+        Ok(GpuTensor::new(shape, ids, Some(self.tensor_memory(what, shape)?), false))
+    }
+
+    /// Gives a tensor that a kernel is about to write its memory.
+    fn make(&mut self, what: impl std::fmt::Display, tensor: &GpuTensor) -> Result<()> {
+        if tensor.0.memory.get().is_none() {
+            let _ = tensor.0.memory.set(self.tensor_memory(what, tensor.shape())?); // it was empty
+        }
+        Ok(())
     }
 
     fn tensor_memory(&mut self, what: impl std::fmt::Display, shape: &[usize]) -> Result<Pooled> {
@@ -370,7 +378,7 @@ impl Backend for GpuBackend {
         self.device.check()?;
         let memory = self.tensor_memory("a cache", shape)?;
         self.device.encoder().clear_buffer(&memory.buffer, 0, None);
-        Ok(GpuTensor::new(shape, false, memory, true))
+        Ok(GpuTensor::new(shape, false, Some(memory), true))
     }
 
     fn upload(&mut self, values: &HostTensor) -> Result<GpuTensor> {
@@ -386,7 +394,7 @@ impl Backend for GpuBackend {
                 bytemuck::cast_slice(&rounded)
             }
         };
-        self.device.write(&tensor.0.memory.buffer, 0, bytes);
+        self.device.write(tensor.buffer(), 0, bytes);
         Ok(tensor)
     }
 

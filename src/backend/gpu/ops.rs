@@ -53,6 +53,14 @@ fn rows_cols(t: &GpuTensor) -> (usize, usize) {
     (t.len() / cols.max(1), cols)
 }
 
+/// Of a head_dim that is a multiple of [`QUAD`], and keys of `kv_width` values a position.
+fn attention_params(heads: usize, seen: usize, kv_width: usize, start: usize, head_dim: usize) -> params::AttnScores {
+    let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+    let kv_heads = kv_width / head_dim;
+    let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
+    params::AttnScores { quads, heads, kv_heads, start, seen, scale }
+}
+
 fn other_experts(site: Site, of: usize, experts: usize) -> Error {
     Error::cannot_run(format!("{site}: expert ids of {of} experts used with {experts} experts"))
 }
@@ -140,7 +148,12 @@ impl GpuBackend {
                     weight.name, weight.ty
                 )));
             }
-            _ => self.tensor(site, shape, op.kind() == OpKind::RouterTopK)?,
+            Op::AttnScores { head_dim, .. } | Op::AttnContext { head_dim, .. } if !head_dim.is_multiple_of(QUAD) => {
+                return Err(Error::cannot_run(format!(
+                    "{site}: the GPU has attention with a head_dim that is a multiple of {QUAD}, not {head_dim}"
+                )));
+            }
+            _ => GpuTensor::new(shape, op.kind() == OpKind::RouterTopK, None, false),
         };
         // Rope's factors are in its table of angles.
         if let Some(weight) = op.weight().filter(|_| op.kind() != OpKind::Rope) {
@@ -179,6 +192,18 @@ impl GpuBackend {
         let result = |i: usize| &all[i].result;
         match *launch {
             Launch::Alone(i) => self.run_alone(site(i), &op(i), result(i)),
+            Launch::Attention { scores, probs: _, context } => {
+                let (Op::AttnScores { q, k, start, head_dim }, Op::AttnContext { v, .. }) = (op(scores), op(context))
+                else {
+                    unreachable!("scores and a context")
+                };
+                let &[heads, positions, seen] = result(scores).shape() else { unreachable!("[heads, T, S]") };
+                self.make(site(context), result(context))?;
+                let params = attention_params(heads, seen, rows_cols(&k).1, start, head_dim);
+                let bindings = [q.binding(), k.binding(), v.binding(), result(context).binding()];
+                let grid = [heads as u32, positions as u32, 1];
+                self.dispatch(site(context), kernels::ATTENTION, &bindings, params, grid)
+            }
             Launch::Stored { made, store } => {
                 let store = op(store);
                 let y = self.in_cache(&store).expect("only such stores join");
@@ -193,6 +218,9 @@ impl GpuBackend {
             }
             Launch::NormRope { norm, rope, store } => {
                 let store = store.map(op);
+                if store.is_none() {
+                    self.make(site(rope), result(rope))?;
+                }
                 let y = match &store {
                     Some(store) => self.in_cache(store).expect("only such stores join"),
                     None => result(rope).binding(),
@@ -218,6 +246,8 @@ impl GpuBackend {
                 let gpu = self.norm_weight(weight)?;
                 let groups = a.len() / weight.cols;
                 let params = params::RmsNorm { n: weight.cols as u32, groups: groups as u32, eps };
+                self.make(site(add), result(add))?;
+                self.make(site(norm), result(norm))?;
                 let (sum, y) = (result(add).binding(), result(norm).binding());
                 let bindings = [gpu.binding(), a.binding(), b.binding(), sum, y];
                 self.dispatch(site(norm), kernels::ADD_NORM, &bindings, params, self.fold(groups))
@@ -227,6 +257,7 @@ impl GpuBackend {
                     unreachable!("a combination and an addition")
                 };
                 let other = if b.same(result(combine)) { a } else { b };
+                self.make(site(add), result(add))?;
                 let (y, k) = (result(add), rows_cols(&weights).1);
                 let params = params::Combine { n: y.len() as u32, cols: rows_cols(y).1 as u32, k: k as u32 };
                 let bindings = [other.binding(), down.binding(), weights.binding(), y.binding()];
@@ -240,6 +271,9 @@ impl GpuBackend {
                 let (positions, experts) = rows_cols(&logits);
                 let k = rows_cols(result(ids)).1 as u32;
                 let params = params::Router { experts: experts as u32, k, renormalise: renormalise.into() };
+                for i in [probs, ids, weights] {
+                    self.make(site(i), result(i))?;
+                }
                 let made = [probs, ids, weights].map(|i| result(i).binding());
                 let bindings = [logits.binding(), made[0], made[1], made[2]];
                 self.dispatch(site(weights), kernels::ROUTER, &bindings, params, [positions as u32, 1, 1])
@@ -252,7 +286,7 @@ impl GpuBackend {
     fn in_cache<'t>(&self, store: &'t Op<'_, GpuTensor>) -> Option<Bound<'t>> {
         let Op::Store { cache, x, start } = store else { return None };
         let offset = (start * rows_cols(x).1) as u64 * 4;
-        let buffer = &cache.0.memory.buffer;
+        let buffer = cache.buffer();
         let size = x.bytes();
         let fits = offset.is_multiple_of(self.device.limits.min_storage_buffer_offset_alignment.into());
         fits.then_some(Bound::Buffer { buffer, offset, size })
@@ -260,6 +294,7 @@ impl GpuBackend {
 
     /// Records one operation, whose result goes to `y`.
     fn run_alone(&mut self, site: Site, op: &Op<'_, GpuTensor>, y: &GpuTensor) -> Result<()> {
+        self.make(site, y)?;
         match op {
             Op::Embed { table, tokens } => self.embed(site, table, tokens, y),
             Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps, y),
@@ -283,7 +318,7 @@ impl GpuBackend {
 
     fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32], y: &GpuTensor) -> Result<()> {
         let ids = self.tensor(site, &[tokens.len()], true)?;
-        self.device.write(&ids.0.memory.buffer, 0, bytemuck::cast_slice(tokens));
+        self.device.write(ids.buffer(), 0, bytemuck::cast_slice(tokens));
         // A thread makes 16 values.
         let grid = [(table.cols.div_ceil(16) as u32).div_ceil(THREADS), tokens.len() as u32, 1];
         let launch = |piece: params::Piece| {
@@ -322,7 +357,7 @@ impl GpuBackend {
         }
         if x.0.texture.get().is_none() {
             let texture = self.textures.take(&self.device, &site.to_string(), x.bytes())?;
-            texture.texture.copy_from(&mut self.device, &x.0.memory.buffer, x.bytes());
+            texture.texture.copy_from(&mut self.device, x.buffer(), x.bytes());
             let _ = x.0.texture.set(texture); // it was empty
         }
         Ok(x.0.texture.get().map_or_else(|| x.binding(), |made| Bound::Texture(&made.texture)))
@@ -475,16 +510,6 @@ impl GpuBackend {
         self.copy(site, x, start * cols, cols, y, 0, cols, rows)
     }
 
-    /// The kernels' unit of a head.
-    fn quads(site: Site, head_dim: usize) -> Result<usize> {
-        if head_dim.is_multiple_of(QUAD) {
-            return Ok(head_dim / QUAD);
-        }
-        Err(Error::cannot_run(format!(
-            "{site}: the GPU has attention with a head_dim that is a multiple of {QUAD}, not {head_dim}"
-        )))
-    }
-
     fn attn_scores(
         &mut self,
         site: Site,
@@ -495,11 +520,8 @@ impl GpuBackend {
         y: &GpuTensor,
     ) -> Result<()> {
         let &[heads, positions, seen] = y.shape() else { unreachable!("[heads, T, S]") };
-        let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(k).1 / head_dim);
-        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
-        let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
-        let params = params::AttnScores { quads, heads, kv_heads, start, seen, scale };
+        let params = attention_params(heads, seen, rows_cols(k).1, start, head_dim);
         self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)
     }
 
@@ -520,7 +542,7 @@ impl GpuBackend {
         y: &GpuTensor,
     ) -> Result<()> {
         let &[heads, positions, seen] = probs.shape() else { unreachable!("[heads, T, S]") };
-        let (quads, kv_heads) = (Self::quads(site, head_dim)?, rows_cols(v).1 / head_dim);
+        let (quads, kv_heads) = (head_dim / QUAD, rows_cols(v).1 / head_dim);
         let grid = [heads as u32, positions as u32, 1];
         let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
         let params = params::AttnContext { quads, heads, kv_heads, start, seen };

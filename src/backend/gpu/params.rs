@@ -55,6 +55,7 @@ params! {
 
     AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32 }
     AttnProbs { start: u32, seen: u32 }
+    /// Of `attn_scores` and `attention`.
     AttnScores { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, scale: f32 }
     Bias { n: u32, cols: u32 }
     /// Of `combine` and `combine_add`.

@@ -92,7 +92,7 @@ impl Readback {
         let mapped = Arc::new(OnceLock::new());
         let tell = mapped.clone();
         let encoder = device.encoder();
-        encoder.copy_buffer_to_buffer(&tensor.0.memory.buffer, 0, &buffer, 0, bytes);
+        encoder.copy_buffer_to_buffer(tensor.buffer(), 0, &buffer, 0, bytes);
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, 0..bytes, move |result| {
             // The one callback of this mapping.
             let _ = tell.set(result.map_err(|e| e.to_string()));

@@ -77,7 +77,8 @@ pub struct GpuTensor(pub(super) Rc<Inner>);
 pub(super) struct Inner {
     pub shape: Vec<usize>,
     pub ids: bool,
-    pub memory: Pooled,
+    /// Empty until a kernel is to write it: a value that nobody holds, and that a kernel of several operations passes on, needs none.
+    pub memory: OnceCell<Pooled>,
     /// Whether [`Op::Store`](crate::op::Op::Store) may write into it.
     pub changes: bool,
     /// For expert ids: their slots sorted by expert, made when first needed and shared by the layer's three matmuls.
@@ -134,7 +135,8 @@ impl ChosenTiles {
 }
 
 impl GpuTensor {
-    pub(super) fn new(shape: &[usize], ids: bool, memory: Pooled, changes: bool) -> Self {
+    pub(super) fn new(shape: &[usize], ids: bool, memory: Option<Pooled>, changes: bool) -> Self {
+        let memory = memory.map_or_else(OnceCell::new, OnceCell::from);
         let (plan, chosen, texture) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
         Self(Rc::new(Inner { shape: shape.to_vec(), ids, memory, changes, plan, chosen, texture }))
     }
@@ -161,7 +163,11 @@ impl GpuTensor {
     }
     /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
     pub(super) fn binding(&self) -> Bound<'_> {
-        Bound::buffer(&self.0.memory.buffer, self.bytes())
+        Bound::buffer(self.buffer(), self.bytes())
+    }
+    /// The buffer.
+    pub(super) fn buffer(&self) -> &wgpu::Buffer {
+        &self.0.memory.get().expect("a kernel writes a tensor after it was given memory").buffer
     }
     /// Bytes of the values, filled up to a whole vec4.
     pub(super) fn bytes(&self) -> u64 {

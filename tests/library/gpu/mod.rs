@@ -2,6 +2,7 @@
 
 pub(crate) mod common;
 mod dequant;
+mod fused;
 mod golden;
 mod ops;
 mod production;

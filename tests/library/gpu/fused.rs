@@ -1,0 +1,87 @@
+//! Kernels of several operations give the bits of those of the single ones, over shapes that no model of the tests has.
+
+use twinscope::backend::Backend;
+use twinscope::backend::gpu::GpuBackend;
+use twinscope::op::{At, HostTensor, Op, Stage};
+
+use super::common::{Random, each_set};
+
+fn values(random: &mut Random, shape: &[usize]) -> HostTensor {
+    let mut one = || random.below(2001) as f32 / 500.0 - 2.0;
+    HostTensor::f32(shape, (0..shape.iter().product()).map(|_| one()).collect())
+}
+
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    rows: usize,
+    start: usize,
+}
+
+/// The context of `rows` positions from `start` on, where somebody looks at the scores, or nobody does; and the dispatches that it took.
+fn context(gpu: &mut GpuBackend, [q, k, v]: &[HostTensor; 3], shape: &Shape, looks: bool) -> (Vec<u32>, u64) {
+    let at = |stage| At::layer(0, stage, shape.start);
+    let (start, head_dim) = (shape.start, shape.head_dim);
+    let [q, k, v] = [q, k, v].map(|t| gpu.upload(t).unwrap());
+    let before = gpu.dispatches();
+    let scores = gpu.run(at(Stage::AttnScores), &Op::AttnScores { q, k, start, head_dim }).unwrap();
+    if looks {
+        gpu.read(&scores).unwrap();
+    }
+    let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start }).unwrap();
+    let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start, head_dim }).unwrap();
+    let values = gpu.read(&context).unwrap().to_f32();
+    (values.iter().map(|x| x.to_bits()).collect(), gpu.dispatches() - before)
+}
+
+#[test]
+fn attention_in_one_kernel_is_attention_in_three() {
+    let mut random = Random::new(5);
+    // One key, ragged counts around a workgroup's threads, around what it keeps of scores, and several times that.
+    let seen = [(1, 0), (3, 60), (2, 63), (5, 64), (1, 2046), (1, 2047), (3, 2047), (2, 6200)];
+    for (name, mut gpu) in each_set() {
+        for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 64), (3, 1, 72), (2, 2, 128), (2, 1, 256), (2, 1, 260)] {
+            for (rows, start) in seen.into_iter().filter(|(_, start)| *start < 100 || head_dim < 128) {
+                let capacity = rows + start + 3;
+                let shape = Shape { heads, kv_heads, head_dim, rows, start };
+                let tensors = [
+                    values(&mut random, &[shape.rows, heads * head_dim]),
+                    values(&mut random, &[capacity, kv_heads * head_dim]),
+                    values(&mut random, &[capacity, kv_heads * head_dim]),
+                ];
+                let (three, _) = context(&mut gpu, &tensors, &shape, true);
+                let (one, dispatches) = context(&mut gpu, &tensors, &shape, false);
+                let what = format!("{name}: {heads}/{kv_heads} heads of {head_dim}, {rows} rows from {start} on");
+                assert!(one == three, "{what}");
+                assert_eq!(dispatches, if head_dim > 256 { 3 } else { 1 }, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_that_nobody_looks_at_take_no_memory() {
+    // 32 heads × 2048 × 2048 scores are 512 MiB, four times what a software adapter binds.
+    let (heads, head_dim, rows) = (32, 4, 2048);
+    let (_, mut gpu) = each_set().remove(0);
+    let mut random = Random::new(6);
+    let q = gpu.upload(&values(&mut random, &[rows, heads * head_dim])).unwrap();
+    let cache = gpu.upload(&values(&mut random, &[rows, head_dim])).unwrap();
+    let at = |stage| At::layer(0, stage, 0);
+    let mut run = |looks: bool| {
+        let scores = Op::AttnScores { q: q.clone(), k: cache.clone(), start: 0, head_dim };
+        let scores = gpu.run(at(Stage::AttnScores), &scores)?;
+        if looks {
+            gpu.read(&scores)?;
+        }
+        let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start: 0 })?;
+        let v = cache.clone();
+        let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start: 0, head_dim })?;
+        gpu.read(&context)
+    };
+    assert!(run(false).unwrap().to_f32().iter().all(|x| x.is_finite()));
+    if let Err(e) = run(true) {
+        assert!(e.to_string().contains("use a smaller chunk"), "{e}");
+    }
+}
