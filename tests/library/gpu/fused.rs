@@ -11,18 +11,15 @@ fn values(random: &mut Random, shape: &[usize]) -> HostTensor {
     HostTensor::f32(shape, (0..shape.iter().product()).map(|_| one()).collect())
 }
 
-struct Shape {
-    heads: usize,
-    kv_heads: usize,
+/// The context of positions from `start` on, where somebody looks at the scores, or nobody does; and the dispatches that it took.
+fn context(
+    gpu: &mut GpuBackend,
+    [q, k, v]: &[HostTensor; 3],
     head_dim: usize,
-    rows: usize,
     start: usize,
-}
-
-/// The context of `rows` positions from `start` on, where somebody looks at the scores, or nobody does; and the dispatches that it took.
-fn context(gpu: &mut GpuBackend, [q, k, v]: &[HostTensor; 3], shape: &Shape, looks: bool) -> (Vec<u32>, u64) {
-    let at = |stage| At::layer(0, stage, shape.start);
-    let (start, head_dim) = (shape.start, shape.head_dim);
+    looks: bool,
+) -> (Vec<u32>, u64) {
+    let at = |stage| At::layer(0, stage, start);
     let [q, k, v] = [q, k, v].map(|t| gpu.upload(t).unwrap());
     let before = gpu.dispatches();
     let scores = gpu.run(at(Stage::AttnScores), &Op::AttnScores { q, k, start, head_dim }).unwrap();
@@ -44,14 +41,13 @@ fn attention_in_one_kernel_is_attention_in_three() {
         for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 64), (3, 1, 72), (2, 2, 128), (2, 1, 256), (2, 1, 260)] {
             for (rows, start) in seen.into_iter().filter(|(_, start)| *start < 100 || head_dim < 128) {
                 let capacity = rows + start + 3;
-                let shape = Shape { heads, kv_heads, head_dim, rows, start };
                 let tensors = [
-                    values(&mut random, &[shape.rows, heads * head_dim]),
+                    values(&mut random, &[rows, heads * head_dim]),
                     values(&mut random, &[capacity, kv_heads * head_dim]),
                     values(&mut random, &[capacity, kv_heads * head_dim]),
                 ];
-                let (three, _) = context(&mut gpu, &tensors, &shape, true);
-                let (one, dispatches) = context(&mut gpu, &tensors, &shape, false);
+                let (three, _) = context(&mut gpu, &tensors, head_dim, start, true);
+                let (one, dispatches) = context(&mut gpu, &tensors, head_dim, start, false);
                 let what = format!("{name}: {heads}/{kv_heads} heads of {head_dim}, {rows} rows from {start} on");
                 assert!(one == three, "{what}");
                 assert_eq!(dispatches, if head_dim > 256 { 3 } else { 1 }, "{what}");
