@@ -9,6 +9,7 @@ mod devices;
 mod diff;
 mod hostile;
 mod inspect;
+mod pasted;
 mod readme;
 mod repro;
 mod sweep;
