@@ -75,6 +75,8 @@ pub fn agreeing() -> Comparison {
         first_visible: None,
         routing: vec![],
         logits: Some(compare_logits(&logits, &logits, &[Some(3)], 0).unwrap()),
+        run_stages: None,
+        lacking: vec![],
         notes: vec![],
         next: None,
     };

@@ -34,6 +34,7 @@ const NOT_AS_WRITTEN: &[(&str, Option<&str>, &str)] = &[
     ),
     ("twinscope bench 30b.gguf", Some("twinscope bench 30b.gguf -p 4 -n 1 -r 1"), "minutes, as written"),
     ("sbatch", None, "needs Slurm"),
+    ("twinscope diff --json | jq", Some("twinscope diff --json > diff.json"), "jq is not on a bare Debian"),
     ("python3 capture/", None, "needs llama-cpp-python, or torch and transformers"),
     ("twinscope selftest ", Some("twinscope selftest --list"), "minutes; tests/selftest plants the same faults"),
     (

@@ -124,6 +124,8 @@ pub fn diff_telling(
         }
         SideSummary { info, trace: None }
     };
+    let calls = |decoded: usize| sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + decoded);
+    let of = calls(options.decode);
     let mut comparison = Comparison {
         kind: ComparisonKind::Diff,
         model: summary(model),
@@ -138,6 +140,8 @@ pub fn diff_telling(
         first_visible: None,
         routing: Vec::new(),
         logits: None,
+        run_stages: Some(of),
+        lacking: Vec::new(),
         notes: Vec::new(),
         next: None,
     };
@@ -149,7 +153,6 @@ pub fn diff_telling(
              chosen layers or stages",
         ));
     }
-    let of = sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + options.decode);
     let mut done = 0;
     let mut tell = |at| {
         progress(DiffProgress { at, done, of });
@@ -179,6 +182,7 @@ pub fn diff_telling(
             let asked = options.decode;
             comparison.notes.push(format!("decoding ended after {decoded} of {asked} tokens: the reference's {why}"));
             comparison.decode = decoded;
+            comparison.run_stages = Some(calls(decoded));
         }
         End::Stopped { decoded } => {
             let looked_at = found.stages.len();
