@@ -124,7 +124,8 @@ pub fn print_usage(usage: &clap::Error) -> u8 {
     let to_stderr = usage.use_stderr();
     let terminal = if to_stderr { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
     // The command line was not understood, or not read to its end: only what can be seen in it is heeded.
-    let asked = std::env::args_os().any(|arg| arg == "--color=never").then_some(Color::Never).unwrap_or_default();
+    let never = std::env::args_os().any(|arg| arg == "--color=never");
+    let asked = if never { Color::Never } else { Color::Auto };
     let text = usage.render();
     let text = printable_lines(&if colored(asked, terminal) { text.ansi().to_string() } else { text.to_string() });
     if to_stderr {

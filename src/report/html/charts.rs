@@ -68,9 +68,9 @@ impl Chart {
         let every = ((high - low) as usize).div_ceil(5).max(1);
         for decade in (low..=high).step_by(every) {
             let at = y(10f64.powi(decade));
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<path class=\"grid\" d=\"M{left} {at:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">10<tspan dy=\"-4\" class=\"sup\">{decade}</tspan></text>\n",
+                "<path class=\"grid\" d=\"M{left} {at:.1}H{:.1}\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">10<tspan dy=\"-4\" class=\"sup\">{decade}</tspan></text>",
                 width - right,
                 left - 6.0,
                 at + 3.5
