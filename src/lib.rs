@@ -24,6 +24,8 @@ pub mod bench;
 #[doc(hidden)]
 pub mod cli;
 pub mod diff;
+#[doc(hidden)]
+pub mod environment;
 pub mod error;
 #[doc(hidden)]
 pub mod files;

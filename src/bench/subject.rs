@@ -4,6 +4,7 @@ use super::limits::{self, MachineLimit};
 use crate::backend::cpu::Level;
 use crate::backend::gpu::{GpuBackend, KernelTimer, LaunchCosts};
 use crate::backend::{self, AnyBackend, Backend, BackendInfo, Erased, OpenOptions, gpu_selector};
+use crate::environment::Environment;
 use crate::error::Result;
 
 /// A backend and what is known of it.
@@ -34,6 +35,7 @@ impl BenchSubject {
             let limits = if probe { vec![limits::of_gpu(&mut gpu)?] } else { Vec::new() };
             let launch = if probe { Some(gpu.launch_costs()?) } else { None };
             let (info, timer) = (gpu.info(), Some(gpu.kernel_timer()));
+            Environment::used_backend(&info);
             return Ok(Self { backend: Box::new(Erased(gpu)), info, threads: None, limits, timer, launch });
         }
         let backend = backend::open(name, options)?;

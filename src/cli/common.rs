@@ -5,13 +5,15 @@ use std::io::Read;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
+use std::time::Instant;
 
 use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::{self, AnyBackend, Backend, OpenOptions};
-use crate::cli::output::say;
+use crate::cli::output::{detail, manner, remark};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -30,8 +32,18 @@ pub struct ModelArg {
 
 impl ModelArg {
     pub fn open(&self) -> Result<Model> {
-        Model::open(self.model.as_deref())
+        open_model(self.model.as_deref())
     }
+}
+
+/// Opens a model and notes it among what was used.
+pub fn open_model(path: Option<&Path>) -> Result<Model> {
+    let began = Instant::now();
+    let model = Model::open(path)?;
+    let (name, weights) = (model.gguf.name(), model.weights.all().len());
+    detail(&format!("opened {name}: {} layers, {weights} weights, in {:.1?}", model.config.layers, began.elapsed()));
+    Environment::used_model(model.gguf.name(), model.gguf.fingerprint());
+    Ok(model)
 }
 
 #[derive(Args, Clone, Debug)]
@@ -145,7 +157,7 @@ pub fn at_most_cores(asked: NonZero<usize>) -> usize {
     static SAID: Once = Once::new();
     let (asked, cores) = (asked.get(), cores());
     if asked > cores {
-        SAID.call_once(|| say(&format!("note: --threads {asked}: {cores} threads, one a core, are used")));
+        SAID.call_once(|| remark(&format!("note: --threads {asked}: {cores} threads, one a core, are used")));
     }
     asked.min(cores)
 }
@@ -174,7 +186,11 @@ impl BackendArgs {
     /// # Errors
     /// As [`backend::open`].
     pub fn open(&self, name: &str) -> Result<AnyBackend> {
-        backend::open(name, self.options())
+        let backend = backend::open(name, self.options())?;
+        let info = backend.info();
+        detail(&format!("opened {}: {}, {}; {}", info.backend, info.adapter, info.driver, info.contract));
+        Environment::used_backend(&info);
+        Ok(backend)
     }
 }
 
@@ -192,10 +208,8 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
     }
     let weights = model.weights.all();
     let total = weights.iter().map(|w| w.bytes().len() as u64).sum();
-    let bar = ProgressBar::new(total).with_style(
-        ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
-            .expect("a valid template"),
-    );
+    let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    bar.set_length(total);
     let result = backend.prepare(&weights, &mut |done| bar.set_position(done));
     bar.finish_and_clear();
     result
@@ -204,8 +218,11 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
 /// What a bar of things that are done one after another shows.
 pub const ONE_BY_ONE: &str = "{bar:30} {pos}/{len} {msg}";
 
-/// On a terminal only: indicatif draws nothing in a pipe.
+/// On a terminal only, where indicatif draws and a pipe gets nothing; and not where `-q` asks for quiet.
 pub fn progress_bar(template: &str) -> ProgressBar {
+    if manner().quiet {
+        return ProgressBar::hidden();
+    }
     ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("a valid template"))
 }
 

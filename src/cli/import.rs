@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::Result;
 use crate::cli::Outcome;
+use crate::cli::common::open_model;
 use crate::cli::output::{print, print_json};
-use crate::model::Model;
 use crate::text::printable; // names come from a file that somebody else wrote
 use crate::trace::import::{ImportOptions, Importer, import};
 
@@ -73,7 +73,7 @@ impl From<KindArg> for Importer {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let model = args.model.as_deref().map(|path| Model::open(Some(path))).transpose()?;
+    let model = args.model.as_deref().map(|path| open_model(Some(path))).transpose()?;
     let options = ImportOptions {
         tokens: args.tokens.clone(),
         contract: args.contract.clone(),

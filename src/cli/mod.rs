@@ -4,8 +4,9 @@
 //! Results go to stdout, everything else to stderr.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgAction, Parser, Subcommand};
 
 use crate::Result;
 
@@ -14,6 +15,8 @@ mod common;
 mod compare;
 mod devices;
 mod diff;
+mod documents;
+mod examples;
 mod export;
 mod import;
 mod inspect;
@@ -40,24 +43,60 @@ pub enum Outcome {
 #[derive(Parser)]
 #[command(name = "twinscope", version, about, arg_required_else_help = true)]
 struct Cli {
+    /// When to colour: auto, always or never
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t,
+        hide_possible_values = true,
+        help_heading = "Everywhere"
+    )]
+    color: output::Color,
+    /// Say what is opened, and how long it takes
+    #[arg(short, long, global = true, action = ArgAction::SetTrue, conflicts_with = "quiet", help_heading = "Everywhere")]
+    verbose: bool,
+    /// Only results and errors: no notes beside them, no bars
+    #[arg(short, long, global = true, action = ArgAction::SetTrue, help_heading = "Everywhere")]
+    quiet: bool,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Subcommand)]
 enum Verb {
+    #[command(after_help = examples::BENCH)]
     Bench(Box<bench::Args>),
+    #[command(after_help = examples::COMPARE)]
     Compare(compare::Args),
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions(documents::CompletionsArgs),
+    #[command(after_help = examples::DEVICES)]
     Devices(devices::Args),
+    #[command(after_help = examples::DIFF)]
     Diff(Box<diff::Args>),
+    #[command(after_help = examples::EXPORT)]
     Export(export::Args),
+    #[command(after_help = examples::IMPORT)]
     Import(import::Args),
+    #[command(after_help = examples::INSPECT)]
     Inspect(inspect::Args),
+    #[command(after_help = examples::MAN)]
+    Man(documents::ManArgs),
+    #[command(after_help = examples::MERGE)]
     Merge(merge::Args),
+    #[command(after_help = examples::REPORT_ISSUE)]
+    ReportIssue(Box<documents::IssueArgs>),
+    #[command(after_help = examples::REPRO)]
     Repro(Box<repro::Args>),
+    #[command(after_help = examples::RUN)]
     Run(run::Args),
+    #[command(after_help = examples::SELFTEST)]
     Selftest(selftest::Args),
+    #[command(after_help = examples::SYNTH)]
     Synth(Box<synth::Args>),
+    #[command(after_help = examples::TRACE)]
     Trace(Box<trace::Args>),
 }
 
@@ -67,7 +106,11 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) => return ExitCode::from(output::print_usage(&usage)),
     };
-    match common::start_threads().and_then(|()| run(cli)) {
+    output::set_manner(output::Manner { color: cli.color, quiet: cli.quiet, verbose: cli.verbose });
+    let began = Instant::now();
+    let outcome = common::start_threads().and_then(|()| run(cli));
+    output::detail(&format!("took {:.1?}", began.elapsed()));
+    match outcome {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Diverged) => ExitCode::from(1),
         Err(e) => {
@@ -81,12 +124,15 @@ fn run(cli: Cli) -> Result<Outcome> {
     match cli.verb {
         Verb::Bench(args) => bench::run(&args),
         Verb::Compare(args) => compare::run(&args),
+        Verb::Completions(args) => documents::completions(&args),
         Verb::Devices(args) => devices::run(&args),
         Verb::Diff(args) => diff::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Import(args) => import::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
+        Verb::Man(args) => documents::man(&args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::ReportIssue(args) => documents::report_issue(&args),
         Verb::Repro(args) => repro::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Selftest(args) => selftest::run(&args),

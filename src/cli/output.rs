@@ -5,10 +5,60 @@
 //! - stderr is for words beside the result: nothing fails because they cannot be written.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
-use crate::report::environment::Environment;
+use crate::environment::Environment;
 use crate::text::{message, printable_json, printable_lines};
 use crate::{Error, Result};
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR (no-color.org) is set
+    #[default]
+    Auto,
+    /// Into files and pipes, too
+    Always,
+    /// Nowhere
+    Never,
+}
+
+/// How the command line wants things said.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner {
+    /// `--color`.
+    pub color: Color,
+    /// `-q`: errors and results only.
+    pub quiet: bool,
+    /// `-v`: what is opened, and how long it takes.
+    pub verbose: bool,
+}
+
+static MANNER: OnceLock<Manner> = OnceLock::new();
+
+/// Decides how things are said, once.
+pub fn set_manner(manner: Manner) {
+    let _ = MANNER.set(manner); // a second command line in one process is only in tests
+}
+
+/// How things are said.
+pub fn manner() -> Manner {
+    MANNER.get().copied().unwrap_or_default()
+}
+
+/// Whether text that goes to a terminal, or not, is coloured.
+pub fn colored(color: Color, terminal: bool) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+    }
+}
+
+/// Whether results are coloured.
+pub fn stdout_is_colored() -> bool {
+    colored(manner().color, std::io::stdout().is_terminal())
+}
 
 /// Writes lines for people to stdout. A reader that has seen enough (`| head`) is no error.
 ///
@@ -55,13 +105,29 @@ pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", message(line));
 }
 
+/// Writes a remark to stderr, unless `-q` asks for none.
+pub fn remark(line: &str) {
+    if !manner().quiet {
+        say(line);
+    }
+}
+
+/// Writes to stderr what only `-v` asks for.
+pub fn detail(line: &str) {
+    if manner().verbose {
+        say(line);
+    }
+}
+
 /// Writes what clap has to say where it belongs, and gives the exit code: 0 for `--help` and `--version`, 2 for a wrong command line.
 pub fn print_usage(usage: &clap::Error) -> u8 {
     let to_stderr = usage.use_stderr();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let terminal = !plain && if to_stderr { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+    let terminal = if to_stderr { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+    // The command line was not understood, or not read to its end: only what can be seen in it is heeded.
+    let never = std::env::args_os().any(|arg| arg == "--color=never");
+    let asked = if never { Color::Never } else { Color::Auto };
     let text = usage.render();
-    let text = printable_lines(&if terminal { text.ansi().to_string() } else { text.to_string() });
+    let text = printable_lines(&if colored(asked, terminal) { text.ansi().to_string() } else { text.to_string() });
     if to_stderr {
         let _ = std::io::stderr().write_all(text.as_bytes());
         return Error::usage("").exit_code();

@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut runner = Runner::new(&mut backend, &model, calls, LogitRows::Last)?;
     let info = backend.info();
     let software = if info.software { " (software adapter)" } else { "" };
-    output::say(&format!("{} · {}{software}", info.backend, info.adapter));
+    output::remark(&format!("{} · {}{software}", info.backend, info.adapter));
 
     let mut stream = Stream::new(&model, &prompt)?;
     let began = Instant::now();
@@ -61,10 +61,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
     output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
     let tokens = prompt.tokens.len();
-    output::say(&format!("prefill {tokens} tokens, {:.1} tokens/s", rate(tokens, prefill)));
+    output::remark(&format!("prefill {tokens} tokens, {:.1} tokens/s", rate(tokens, prefill)));
     let decoded = runner.decoded();
     if decoded > 0 {
-        output::say(&format!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed())));
+        output::remark(&format!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed())));
     }
     Ok(Outcome::Ok)
 }

@@ -6,10 +6,10 @@ use std::time::Instant;
 use crate::cli::{Outcome, output};
 use crate::diff::outcome::Comparison;
 use crate::diff::sweep::{Compared, PromptFile, PromptResult, SCHEMA, Shard, SweepHeader, SweepLine, SweepSummary};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::model::Model;
-use crate::report::environment::Environment;
 use crate::report::sweep as report;
 
 /// Prompts of a file, as tokens.

@@ -158,7 +158,7 @@ fn report_substitutes(plan: &Plan) {
         *kinds.entry(line).or_default() += 1;
     }
     for (line, count) in kinds {
-        output::say(&format!("note: {line} ({count} tensor{})", if count == 1 { "" } else { "s" }));
+        output::remark(&format!("note: {line} ({count} tensor{})", if count == 1 { "" } else { "s" }));
     }
 }
 

@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use crate::backend::AnyBackend;
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
-use crate::cli::output::{print, print_json, say};
+use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare, progress_bar};
+use crate::cli::output::{print, print_json, remark};
 use crate::cli::sweep::{Prompts, ReadyPrompt};
 use crate::diff::sweep::Shard;
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::model::{Calls, Model};
-use crate::report::environment::Environment;
 use crate::report::trace::{self, TraceReport};
 use crate::trace::capture::{Recorder, capture};
 use crate::trace::select::Selection;
@@ -152,15 +150,14 @@ fn one<'m>(
 ) -> Result<(TraceReport<'m>, AnyBackend)> {
     let calls = calls(args, prompt);
     let positions = calls.positions(&model.config)?;
-    let bar = ProgressBar::new(positions as u64).with_style(
-        ProgressStyle::with_template("tracing {bar:30} {pos}/{len} positions, {eta} left").expect("a valid template"),
-    );
+    let bar = progress_bar("tracing {bar:30} {pos}/{len} positions, {eta} left");
+    bar.set_length(positions as u64);
     bar.tick();
     let recorder = Recorder::new(writer);
     let (mut captured, backend) = capture(backend, model, calls, recorder, &mut |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
-        say(&format!("note: {why}"));
+        remark(&format!("note: {why}"));
     }
     let statistics: Vec<_> = captured.recorder.statistics.sites().collect();
     let saved = match (captured.recorder.writer.take(), target(args, prompt)) {

@@ -12,6 +12,7 @@ use crate::diff::locate::pattern::Pattern;
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{Metrics, Mismatch, Side};
 use crate::diff::measure::router::RouterComparison;
+use crate::diff::measure::spread::Spread;
 use crate::op::{Dim, GgmlType, Site, Weight};
 
 /// A whole comparison.
@@ -45,6 +46,10 @@ pub struct Comparison {
     pub logits: Option<LogitsComparison>,
     /// What the subject computes while nobody looks, where that is by other kernels.
     pub production: Option<Production>,
+    /// Stages of the whole run, looked at or not, where that is known.
+    pub run_stages: Option<usize>,
+    /// What was required to be compared and was not, one name each.
+    pub lacking: Vec<String>,
     /// What else must be said: differing contracts, a software adapter, what a trace lacks. One line each.
     pub notes: Vec<String>,
     /// The command that goes on from the first fault.
@@ -131,6 +136,8 @@ pub struct StageResult {
     pub pattern: Option<Pattern>,
     /// Which mistake makes it.
     pub cause: Option<Cause>,
+    /// Where along its axes the error is: that of a layer's output by position, and that of a stage that is wrong by everything that it has.
+    pub spread: Vec<Spread>,
     /// ‖propagated error out‖ / ‖total error in‖, both relative to the reference's norms.
     pub amplification: Option<f64>,
     /// Share of the final logits' error that this stage's injection accounts for.
@@ -432,12 +439,24 @@ impl Comparison {
         self.first_visible = self.stages.iter().position(|s| s.visible);
     }
 
-    /// Whether the two sides agree: something was compared, no stage adds an error of its own, no flip is unexplained,
+    /// Holds the comparison to what has to be compared: `required` says of which sites. A stage that a side hides is judged with the next
+    /// one that it shows, and so is compared; one that was not looked at, or that a trace lacks, is not.
+    pub fn require(&mut self, required: impl IntoIterator<Item = Site>) {
+        let seen: std::collections::BTreeSet<Site> =
+            self.stages.iter().filter(|s| !matches!(s.verdict, Verdict::NotCompared(_))).map(|s| s.site).collect();
+        let missed: std::collections::BTreeSet<Site> =
+            self.stages.iter().filter(|s| matches!(s.verdict, Verdict::NotCompared(_))).map(|s| s.site).collect();
+        let lacks = |site: &Site| !seen.contains(site) || missed.contains(site);
+        self.lacking = required.into_iter().filter(lacks).map(|site| site.key()).collect();
+    }
+
+    /// Whether the two sides agree: something was compared, all that had to be, no stage adds an error of its own, no flip is unexplained,
     /// every routing could be compared. Values that are not finite on both sides, and in the oracle too, come from the model
     /// or from the inputs; they are no stage's fault, and no agreement.
     pub fn agrees(&self) -> bool {
         let lost = |s: &StageResult| matches!(s.total.mismatch(), Some(Mismatch::NonFinite { .. }));
         self.stages.iter().any(|s| s.verdict.was_compared())
+            && self.lacking.is_empty()
             && !self.stages.iter().any(|s| s.verdict.is_fault() || lost(s))
             && self.routing.iter().all(|r| r.routing.as_ref().is_ok_and(|r| r.unexplained() == 0))
     }
@@ -482,6 +501,7 @@ impl StageResult {
             expert: None,
             pattern: None,
             cause: None,
+            spread: Vec::new(),
             amplification: None,
             share_of_logits_error: None,
             smallest_tolerance: Vec::new(),
@@ -569,6 +589,8 @@ pub(crate) mod tests {
             routing: vec![],
             logits: None,
             production: None,
+            run_stages: None,
+            lacking: vec![],
             notes: vec![],
             next: None,
         }

@@ -3,9 +3,12 @@
 use super::format::{measured, percent, scientific, shape, short};
 use crate::diff::measure::metrics::Side;
 use crate::diff::measure::router::Flip;
-use crate::diff::outcome::{Comparison, HiddenChoice, Measured, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, ComparisonKind, HiddenChoice, Measured, StageResult, Verdict};
+use crate::environment::Environment;
 use crate::op::Site;
 use crate::text::{printable, printable_whole};
+
+const GIB: f64 = (1u64 << 30) as f64;
 
 /// `1 stage`, `2 stages`.
 pub fn count(n: usize, what: &str) -> String {
@@ -25,6 +28,91 @@ pub fn place(s: &StageResult) -> String {
         }
     };
     if s.step == 0 { place } else { format!("decoded token {} · {place}", s.step) }
+}
+
+/// What made the comparison, when, how, and on what: everything that a reader needs to have it made again.
+pub fn provenance(c: &Comparison, here: &Environment) -> Vec<(&'static str, String)> {
+    let machine = &here.machine;
+    let memory = machine.memory_bytes.map_or(String::new(), |bytes| format!(" · {:.1} GiB", bytes as f64 / GIB));
+    let cores = count(machine.cores, "core");
+    let mut lines = vec![
+        ("made by", format!("{} ({}) at {}", here.program, here.build, here.date)),
+        ("command", printable_whole(&here.command)),
+        ("machine", format!("{} · {cores}{memory} · {}", printable(&machine.processor), printable(&machine.system))),
+    ];
+    for side in [&c.reference, &c.subject] {
+        let i = &side.info;
+        if i.backend.starts_with("gpu") {
+            let software = if i.software { ", software adapter" } else { "" };
+            let text = format!("{} · {}{software} · {}", i.backend, printable(&i.adapter), printable(&i.driver));
+            lines.push(("adapter", text));
+        }
+    }
+    let fingerprint =
+        c.model.fingerprint.as_deref().unwrap_or("not known: the traces do not say which file they are of");
+    lines.push(("model", format!("{} · fingerprint {}", printable(&c.model.name), printable(fingerprint))));
+    lines
+}
+
+/// What was compared, of how much.
+fn coverage(c: &Comparison) -> String {
+    let (compared, not) = c.counts();
+    let mut counts = match c.run_stages {
+        Some(of) if compared == of => format!("all {} compared", count(of, "stage")),
+        Some(of) if compared + c.hidden() < of => format!("{compared} of the run's {} compared", count(of, "stage")),
+        _ => format!("{} compared", count(compared, "stage")),
+    };
+    if c.hidden() > 0 {
+        counts += &format!(", with the {} between them that the subject does not show", c.hidden());
+    }
+    if not > 0 {
+        counts += &format!(", {not} not");
+    }
+    counts
+}
+
+/// `AGREE` or `DIVERGED`, and in one sentence why, and of how much.
+pub fn summary(c: &Comparison) -> (&'static str, String) {
+    let (compared, _) = c.counts();
+    let counts = coverage(c);
+    if c.agrees() {
+        let worst = c.stages.iter().filter_map(|s| s.ratio.map(|r| (r, s))).max_by(|a, b| a.0.total_cmp(&b.0));
+        let worst = worst.map_or(String::new(), |(r, s)| {
+            format!(", the largest own error {} × its floor at {}", short(r), place(s))
+        });
+        return ("AGREE", format!("{counts}{worst}"));
+    }
+    let faults = c.stages.iter().filter(|s| s.verdict.is_fault()).count();
+    let inherit = c.stages.iter().filter(|s| s.verdict == Verdict::Inherits).count();
+    let unexplained: usize = c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.unexplained()).sum();
+    let mut why = match (c.fault(), c.visible()) {
+        (Some(s), _) => format!("first fault {}; ", place(s)),
+        (None, Some(s)) => format!("first difference {}; ", place(s)),
+        (None, None) => String::new(),
+    };
+    if faults > 0 {
+        why += &format!(
+            "{}, ",
+            match c.kind {
+                ComparisonKind::Diff => count(faults, "fault"),
+                ComparisonKind::Compare => format!("{} differ", count(faults, "stage")),
+            }
+        );
+    }
+    if inherit > 0 {
+        why += &format!("{inherit} inherit, ");
+    }
+    if unexplained > 0 {
+        why += &format!("{}, ", count(unexplained, "unexplained flip"));
+    }
+    if compared == 0 {
+        why += "nothing was compared, which is no agreement; ";
+    }
+    if let Some(first) = c.lacking.first() {
+        let more = if c.lacking.len() > 1 { format!(" and {} more", c.lacking.len() - 1) } else { String::new() };
+        why += &format!("--require asks for {}{more}, not compared; ", printable(first));
+    }
+    ("DIVERGED", why + &counts)
 }
 
 /// A title, where it is, and named facts.

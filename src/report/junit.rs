@@ -5,9 +5,10 @@
 //!   reason: neither is a pass.
 //! - A comparison of nothing has one case, which fails.
 
-use super::facts::{count, flip, place, stage_cells, where_facts};
+use super::facts::{count, flip, place, provenance, stage_cells, where_facts};
 use super::markup::escape;
 use crate::diff::outcome::{Comparison, LayerRouting, Measured, StageResult, Verdict};
+use crate::environment::Environment;
 
 enum Status {
     Passed,
@@ -28,6 +29,11 @@ pub fn render(c: &Comparison) -> String {
         let status = Status::Failed { message: "no stage was compared".into(), details: String::new() };
         cases.push(Case { suite: "model".into(), name: "comparison".into(), status });
     }
+    if !c.lacking.is_empty() {
+        let message = format!("--require asks for {} that were not compared", count(c.lacking.len(), "stage"));
+        let status = Status::Failed { message, details: c.lacking.join("\n") };
+        cases.push(Case { suite: "model".into(), name: "coverage".into(), status });
+    }
     let mut suites: Vec<&str> = Vec::new();
     for case in &cases {
         if !suites.contains(&case.suite.as_str()) {
@@ -43,9 +49,19 @@ pub fn render(c: &Comparison) -> String {
     let title = format!("{}: {} against {}", c.model.name, c.subject.info.backend, c.reference.info.backend);
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     out += &format!("<testsuites name=\"{}\" {}>\n", escape(&title), totals(&all));
+    let properties = |indent: &str| {
+        let rows = provenance(c, &Environment::here());
+        let row = |(name, value): &(&str, String)| {
+            format!("{indent}  <property name=\"{}\" value=\"{}\"/>\n", escape(name), escape(value))
+        };
+        format!("{indent}<properties>\n{}{indent}</properties>\n", rows.iter().map(row).collect::<String>())
+    };
+    // JUnit's readers look for properties in a suite; once is enough for all.
+    let mut first = Some(properties("    "));
     for suite in suites {
         let cases: Vec<&Case> = all.iter().copied().filter(|c| c.suite == suite).collect();
         out += &format!("  <testsuite name=\"{}\" {}>\n", escape(suite), totals(&cases));
+        out += &first.take().unwrap_or_default();
         for case in cases {
             let head = format!("    <testcase classname=\"{}\" name=\"{}\"", escape(suite), escape(&case.name));
             out += &match &case.status {

@@ -2,7 +2,7 @@
 //!
 //! Design:
 //! - A document for people and the one for programs say the same; neither computes anything.
-//! - A JSON document says what it was made with and on ([`environment`]), whatever the verb.
+//! - A JSON document says what it was made with and on ([`Environment`]), whatever the verb.
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -12,8 +12,6 @@ pub mod calibration;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod devices;
-#[doc(hidden)]
-pub mod environment;
 mod facts;
 #[doc(hidden)]
 pub mod format;
@@ -24,6 +22,7 @@ pub mod html;
 pub mod inspect;
 pub mod json;
 pub mod junit;
+pub mod markdown;
 mod markup;
 #[cfg(feature = "gpu")]
 #[doc(hidden)]
@@ -46,9 +45,9 @@ pub mod vary;
 use std::io::Write;
 use std::path::Path;
 
-use self::environment::Environment;
 use crate::atomic::file::AtomicFile;
 use crate::diff::outcome::Comparison;
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 
 /// A file that a report will be written to; its name's ending says which report.
@@ -62,6 +61,7 @@ enum Format {
     Html,
     Junit,
     Json,
+    Markdown,
     Text,
 }
 
@@ -69,17 +69,18 @@ impl ReportFile {
     /// Begins the file before any work is done, so that a wrong place costs no time. Nothing is there until it is written.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the name ends in none of .html, .xml, .json and .txt; if no file can be made there.
+    /// [`Error::Usage`] if the name ends in none of .html, .xml, .json, .md and .txt; if no file can be made there.
     pub fn new(path: &Path) -> Result<Self> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let format = match ending.as_str() {
             "html" => Format::Html,
             "xml" => Format::Junit,
             "json" => Format::Json,
+            "md" => Format::Markdown,
             "txt" => Format::Text,
             _ => {
                 return Err(Error::usage(format!(
-                    "{}: a report's name ends in .html, .xml (JUnit), .json or .txt",
+                    "{}: a report's name ends in .html, .xml (JUnit), .json, .md or .txt",
                     path.display()
                 )));
             }
@@ -98,7 +99,8 @@ impl ReportFile {
             Format::Junit => junit::render(c),
             Format::Json => serde_json::to_string_pretty(&Environment::with(&json::Document::from(c))?)
                 .map_err(|e| Error::input(format!("{}: {e}", path.display())))?,
-            Format::Text => text::render(c, text::Style { color: false, full: true }),
+            Format::Markdown => markdown::render(c),
+            Format::Text => text::render(c, text::Style { color: false, full: true }) + "\n" + &text::made_with(c),
         };
         self.file.write_all(content.as_bytes()).map_err(|e| Error::io(&path, e))?;
         self.file.commit()
@@ -113,10 +115,17 @@ mod tests {
     fn the_name_says_which_report() {
         let dir = tempfile::tempdir().unwrap();
         let c = sample::diverging();
-        for (name, begins) in [("a.html", "<!doctype"), ("a.XML", "<?xml"), ("a.json", "{"), ("a.txt", "demo-moe")] {
+        for (name, begins) in
+            [("a.html", "<!doctype"), ("a.XML", "<?xml"), ("a.json", "{"), ("a.txt", "demo-moe"), ("a.md", "# ")]
+        {
             let path = dir.path().join(name);
             ReportFile::new(&path).unwrap().write(&c).unwrap();
             assert!(std::fs::read_to_string(&path).unwrap().starts_with(begins), "{name}");
+            let text = std::fs::read_to_string(&path).unwrap();
+            let here = Environment::here();
+            for what in [&here.program, &here.date, &here.machine.processor, c.model.fingerprint.as_ref().unwrap()] {
+                assert!(text.contains(what.as_str()), "{name} does not say {what}");
+            }
         }
         let error = ReportFile::new(&dir.path().join("report.pdf")).map(|_| ()).unwrap_err();
         assert_eq!(error.exit_code(), 2);

@@ -76,6 +76,8 @@ pub fn agreeing() -> Comparison {
         routing: vec![],
         logits: Some(compare_logits(&logits, &logits, &[Some(3)], 0).unwrap()),
         production: None,
+        run_stages: None,
+        lacking: vec![],
         notes: vec![],
         next: None,
     };

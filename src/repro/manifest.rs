@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::case::Provenance;
 use super::verdict::Figures;
 use crate::backend::{BackendInfo, Contract};
+use crate::environment::Environment;
 use crate::op::OpParams;
 
 /// What `schema` in a manifest is.
@@ -24,6 +25,9 @@ pub struct ReproManifest {
     pub schema: String,
     /// The program and version that wrote it.
     pub program: String,
+    /// What it was made with and on; absent in folders of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// `null` for the whole-model stages.
     pub layer: Option<u32>,
     pub stage: String,

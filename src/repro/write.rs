@@ -13,6 +13,7 @@ use super::manifest::*;
 use super::verdict::RerunCheck;
 use crate::atomic::dir::{AtomicDir, DirKind};
 use crate::backend::gpu::{Dispatch, GpuBackend};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::model::{Calls, Model};
@@ -120,6 +121,7 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<ReproManifest> {
     let manifest = ReproManifest {
         schema: SCHEMA.into(),
         program: concat!("twinscope ", env!("CARGO_PKG_VERSION")).into(),
+        environment: Some(Environment::here()),
         layer: case.site.layer,
         stage: case.site.stage.name().into(),
         op: case.params,

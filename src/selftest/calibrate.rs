@@ -18,6 +18,7 @@ use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::backend::{AnyBackend, Backend, Erased, Need, Showing};
 use crate::diff::run::driver::{DiffOptions, Sides, diff};
+use crate::environment::Environment;
 use crate::error::Result;
 use crate::formula::floor::check_against_oracle;
 use crate::model::Model;
@@ -117,6 +118,9 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
     let mut gpu = (options.subject != Some(FaultySide::Cpu))
         .then(|| GpuBackend::new(&options.adapter, GpuOptions::default()))
         .transpose()?;
+    if let Some(gpu) = &gpu {
+        Environment::used_backend(&gpu.info());
+    }
     let backends = levels.len() + usize::from(gpu.is_some());
     let each = (options.evaluations as usize).div_ceil(backends).max(cases::table().len());
     let total = each * backends;
@@ -153,6 +157,7 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
         }
     }
     let model = Model::open(None)?;
+    Environment::used_model(model.gguf.name(), model.gguf.fingerprint());
     let mut segments = |name: &str, backend: Shared| -> Result<()> {
         progress(&format!("{name}, segments"), done, total);
         for shown in SHOWN {

@@ -27,6 +27,7 @@ use crate::backend::{AnyBackend, Backend, Erased, Showing};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::Comparison;
 use crate::diff::run::driver::{DiffOptions, Sides, diff};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::op::Stage;
 use crate::report::selftest::{Control, FaultResult, SelftestReport, TrialOutcome};
@@ -104,6 +105,7 @@ fn shared<B: Backend + 'static>(backend: B) -> Shared
 where
     B::Tensor: 'static,
 {
+    Environment::used_backend(&backend.info());
     Rc::new(RefCell::new(Box::new(Erased(backend)) as AnyBackend))
 }
 

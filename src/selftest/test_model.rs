@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::environment::Environment;
 use crate::error::Result;
 use crate::gguf::Gguf;
 use crate::model::{Ffn, Model};
@@ -38,6 +39,7 @@ impl TestModel {
         let mix = Mix::from_name("Q4_K_M").expect("a named mix");
         let bytes = Plan::new(name, shape, &mix, 1)?.to_bytes()?;
         let model = Model::from_gguf(Gguf::from_bytes(name, Arc::new(bytes))?)?;
+        Environment::used_model(name, model.gguf.fingerprint());
         Ok(Self { name, model, tokens: vec![11, 299, 42, 211, 7, 256, 123] })
     }
 
@@ -47,6 +49,7 @@ impl TestModel {
     /// If the bundled model cannot be read, which would be a defect.
     fn demo() -> Result<Self> {
         let model = Model::open(None)?;
+        Environment::used_model(model.gguf.name(), model.gguf.fingerprint());
         let mut tokens = model.tokenizer()?.encode("fn main() {\n    let x = 5;\n    println!")?;
         tokens.truncate(POSITIONS);
         Ok(Self { name: "demo", model, tokens })

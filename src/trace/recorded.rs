@@ -11,7 +11,9 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Shown, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{At, Data, Dim, Elements, HostTensor, Op, OpKind, Operand, STAGES, Scope, Site, Stage, Weight};
+use crate::op::{
+    At, Data, Dim, Elements, HostTensor, LayerLayout, Op, OpKind, Operand, STAGES, Scope, Site, Stage, Weight,
+};
 use crate::trace::store::{Stored, Trace, op_name};
 
 /// A trace directory that answers like a backend.
@@ -154,14 +156,18 @@ fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
 
 /// Every stage of `model`, in order of execution.
 pub fn sites(model: &Model) -> Vec<Site> {
-    let layout = model.config.layout();
+    sites_of(model.config.layers, model.config.layout())
+}
+
+/// Every stage of a model of so many layers of one layout, in order of execution.
+pub fn sites_of(layers_of_it: usize, layout: LayerLayout) -> Vec<Site> {
     let mut sites = Vec::new();
     let layers = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(layout));
     let layers: Vec<_> = layers.map(|s| s.stage).collect();
     let model_stages: Vec<_> = STAGES.iter().filter(|s| s.scope == Scope::Model).map(|s| s.stage).collect();
     let (before, after) = model_stages.split_at(1); // the embedding comes before the layers
     sites.extend(before.iter().map(|s| Site::model(*s)));
-    sites.extend((0..model.config.layers).flat_map(|n| layers.iter().map(move |s| Site::layer(n, *s))));
+    sites.extend((0..layers_of_it).flat_map(|n| layers.iter().map(move |s| Site::layer(n, *s))));
     sites.extend(after.iter().map(|s| Site::model(*s)));
     sites
 }

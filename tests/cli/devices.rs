@@ -5,7 +5,12 @@ use std::process::Command;
 use serde_json::Value as Json;
 
 fn devices(args: &[&str]) -> String {
-    let out = Command::new(env!("CARGO_BIN_EXE_twinscope")).arg("devices").args(args).output().unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_twinscope"))
+        .arg("devices")
+        .args(args)
+        .env("SOURCE_DATE_EPOCH", "0") // when it was asked is no part of the list
+        .output()
+        .unwrap();
     assert_eq!(out.status.code(), Some(0), "{out:?}");
     String::from_utf8(out.stdout).unwrap()
 }

@@ -41,7 +41,7 @@ pub(crate) fn valid(schema: &str, document: &str) -> Value {
 
 #[test]
 fn the_demo_agrees_at_every_stage() {
-    let document = valid("diff.schema.json", &expect(0, &["diff", "--json"]));
+    let document = valid("diff.schema.json", &expect(0, &["diff", "--json", "--full"]));
     assert_eq!(document["verdict"], "agree");
     // The prompt, and one decoded token, whose kernels are others.
     assert_eq!(document["stages"].as_array().unwrap().len(), 2 * (3 + 4 * 24));
@@ -58,7 +58,7 @@ fn the_demo_agrees_at_every_stage() {
 
 #[test]
 fn decode_steps_are_compared_too() {
-    let json = expect(0, &["diff", "--prompt", "struct", "--decode", "3", "--subject", "cpu", "--json"]);
+    let json = expect(0, &["diff", "--prompt", "struct", "--decode", "3", "--subject", "cpu", "--json", "--full"]);
     let document = valid("diff.schema.json", &json);
     let steps: Vec<u64> = document["stages"].as_array().unwrap().iter().map(|s| s["step"].as_u64().unwrap()).collect();
     assert_eq!((steps[0], *steps.last().unwrap(), steps.len()), (0, 3, 4 * 99));
@@ -91,7 +91,7 @@ fn every_family_agrees_on_cpu_and_gpu() {
 #[test]
 fn weights_streamed_through_a_budget_change_nothing() {
     let agreed = |more: &[&str]| {
-        let json = expect(0, &[&["diff", "--prompt", "struct", "--decode", "1", "--json"], more].concat());
+        let json = expect(0, &[&["diff", "--prompt", "struct", "--decode", "1", "--json", "--full"], more].concat());
         let mut document = valid("diff.schema.json", &json);
         let document = document.as_object_mut().unwrap();
         document.retain(|key, _| ["stages", "logits", "verdict", "first_fault"].contains(&key.as_str()));
@@ -105,7 +105,7 @@ fn weights_streamed_through_a_budget_change_nothing() {
 
 #[test]
 fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
-    let run = ["diff", "--prompt", "struct", "--decode", "2", "--subject", "cpu", "--json"];
+    let run = ["diff", "--prompt", "struct", "--decode", "2", "--subject", "cpu", "--json", "--full"];
     let stages = |more: &[&str]| {
         let document = valid("diff.schema.json", &expect(0, &[&run[..], more].concat()));
         document["stages"].as_array().unwrap().clone()

@@ -5,10 +5,15 @@ mod common;
 
 mod bench;
 mod bisect;
+mod browser;
+mod coverage;
 mod devices;
 mod diff;
 mod hostile;
 mod inspect;
+mod manners;
+mod pasted;
+mod provenance;
 mod readme;
 mod repro;
 mod sweep;

@@ -5,8 +5,25 @@ use std::path::{Path, PathBuf};
 
 /// The modules of the crate from the lowest floor to the highest. A module may use those before it; `lib.rs` and `main.rs` use all.
 const FLOORS: &[&str] = &[
-    "error", "text", "files", "atomic", "op", "quant", "gguf", "synth", "backend", "model", "trace", "formula", "diff",
-    "repro", "bench", "report", "selftest", "cli",
+    "error",
+    "text",
+    "files",
+    "atomic",
+    "op",
+    "quant",
+    "gguf",
+    "synth",
+    "backend",
+    "environment",
+    "model",
+    "trace",
+    "formula",
+    "diff",
+    "repro",
+    "bench",
+    "report",
+    "selftest",
+    "cli",
 ];
 
 /// Inside `backend`, the implementations do not know each other, and none of them knows files or models.

@@ -184,7 +184,7 @@ fn with_each<R: BenchRow>(
         let mut subject = BenchSubject::open(name, options, !args.no_limits)?;
         // `cpu` beside `cpu:avx2` may be the same.
         if document.has(&subject.info, subject.threads) {
-            output::say(&format!("note: {name} is {}, which is measured already", subject.info.backend));
+            output::remark(&format!("note: {name} is {}, which is measured already", subject.info.backend));
             continue;
         }
         prepare(&mut subject.backend, model)?;

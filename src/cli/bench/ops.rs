@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         // Before anything is measured.
         let named = BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, false)?;
         if document.has(&named.info, named.threads) {
-            output::say(&format!("note: {name} is {}, which is measured already", named.info.backend));
+            output::remark(&format!("note: {name} is {}, which is measured already", named.info.backend));
             continue;
         }
         let mut tell = |name: &str, done, of| tell(&bar, name, done, of);

@@ -6,9 +6,11 @@
 mod runnable;
 
 use crate::Result;
+use crate::backend::Backend;
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
+use crate::environment::Environment;
 use crate::model::{self, Model};
 use crate::report::inspect::{self, Adapter, InspectDocument};
 
@@ -32,7 +34,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         Err(e) => (model::open_gguf(path)?, Err(e.to_string())),
     };
+    Environment::used_model(gguf.name(), gguf.fingerprint());
     let gpu = GpuBackend::new(&AdapterSelector::Best, GpuOptions::default());
+    if let Ok(gpu) = &gpu {
+        Environment::used_backend(&gpu.info());
+    }
     let runnable = runnable::runnable(&needs, &gpu);
     let document = InspectDocument::new(&gguf, runnable, gpu.ok().as_ref().map(Adapter::of));
     if args.json {

@@ -5,12 +5,13 @@ mod rerun;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
-use crate::backend::AnyBackend;
 use crate::backend::gpu::GpuBackend;
 use crate::backend::gpu_selector;
+use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
 use crate::cli::output::{print, print_json};
+use crate::environment::Environment;
 use crate::error::Error;
 use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{STAGES, Scope, Site, Stage};
@@ -111,7 +112,11 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let calls = Calls { forced: &tokens, ..calls };
     let job = Job { args, model: &model, calls, target, out };
     match gpu_selector(&args.subject) {
-        Some(selector) => job.finish(GpuBackend::new(&selector, args.backends.options().of_gpu())?, reference),
+        Some(selector) => {
+            let gpu = GpuBackend::new(&selector, args.backends.options().of_gpu())?;
+            Environment::used_backend(&gpu.info());
+            job.finish(gpu, reference)
+        }
         None => job.finish(args.backends.open(&args.subject)?, reference),
     }
 }

@@ -9,6 +9,7 @@ use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
 use crate::cli::Outcome;
 use crate::cli::common::BackendArgs;
+use crate::environment::Environment;
 use crate::error::Error;
 use crate::op::HostTensor;
 use crate::report::repro::{ReproDocument, SCHEMA};
@@ -36,6 +37,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<Outcome> {
     let folder = Folder::open(&args.dir)?;
+    let origin = &folder.manifest.origin;
+    Environment::used_model(&origin.model, origin.fingerprint.clone());
     let name = args.subject.as_deref().unwrap_or(&folder.manifest.subject.info.backend);
     match gpu_selector(name) {
         Some(selector) => {
@@ -46,6 +49,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             }
             let options = shaders.as_ref().map_or(GpuOptions::default(), |s| s.options());
             let mut gpu = GpuBackend::new(&selector, options)?;
+            Environment::used_backend(&gpu.info());
             let (output, kernels) = run_on(&folder, &mut gpu)?;
             let mut notes = Vec::new();
             match &shaders {

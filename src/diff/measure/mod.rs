@@ -4,4 +4,5 @@ pub mod attribution;
 pub mod logits;
 pub mod metrics;
 pub mod router;
+pub mod spread;
 pub mod tolerance;

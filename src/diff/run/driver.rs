@@ -146,6 +146,8 @@ pub(super) fn compare(
         }
         SideSummary { info, trace: None }
     };
+    let calls = |decoded: usize| sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + decoded);
+    let of = calls(options.decode);
     let mut comparison = Comparison {
         kind: ComparisonKind::Diff,
         model: summary(model),
@@ -161,6 +163,8 @@ pub(super) fn compare(
         routing: Vec::new(),
         logits: None,
         production: None,
+        run_stages: Some(of),
+        lacking: Vec::new(),
         notes: Vec::new(),
         next: None,
     };
@@ -172,7 +176,6 @@ pub(super) fn compare(
              chosen layers or stages",
         ));
     }
-    let of = sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + options.decode);
     let mut done = 0;
     let mut tell = |at| {
         progress(DiffProgress { at, done, of });
@@ -206,6 +209,7 @@ pub(super) fn compare(
             let asked = options.decode;
             comparison.notes.push(format!("decoding ended after {decoded} of {asked} tokens: the reference's {why}"));
             comparison.decode = decoded;
+            comparison.run_stages = Some(calls(decoded));
         }
         End::Stopped { decoded } => {
             let looked_at = found.stages.len();

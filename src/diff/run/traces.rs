@@ -7,12 +7,16 @@
 use crate::diff::measure::logits::{LogitsComparison, compare_logits};
 use crate::diff::measure::metrics::{Mask, measure};
 use crate::diff::measure::router::{Routing, compare_routing};
+use crate::diff::measure::spread::{Spread, SpreadOf};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{
     Comparison, ComparisonKind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
 };
 use crate::error::{Error, Result};
-use crate::op::{HostTensor, Site, Stage};
+use crate::model::Architecture;
+use crate::op::{HostTensor, LayerLayout, Site, Stage};
+use crate::trace::MOST_LAYERS;
+use crate::trace::recorded::sites_of;
 use crate::trace::store::Trace;
 
 /// Compares two traces stage by stage, at the positions that both have.
@@ -81,6 +85,8 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
         routing: Vec::new(),
         logits: None,
         production: None,
+        run_stages: model_of(reference).map(|(layers, layout)| sites_of(layers, layout).len()),
+        lacking: Vec::new(),
         notes,
         next: None,
     };
@@ -90,6 +96,16 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
     }
     comparison.conclude();
     Ok(comparison)
+}
+
+/// How many layers the model of a trace has, and of which stages; `None` where the trace does not say it.
+pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
+    let model = &trace.manifest().run.model;
+    let qk_norm = Architecture::named(&model.architecture)?.qk_norm;
+    let said = |key: &str| model.hyperparameters.get(key);
+    let layers = usize::try_from(said("layers")?.as_u64()?).ok().filter(|n| *n < MOST_LAYERS as usize)?;
+    let layout = LayerLayout { qkv_bias: said("qkv_bias")?.as_bool()?, qk_norm, moe: !said("moe")?.is_null() };
+    Some((layers, layout))
 }
 
 /// Every site that either trace has, in order of execution.
@@ -176,6 +192,10 @@ fn stage(
         Measured::Sets { flips, .. } => *flips == 0,
         Measured::Failed(_) | Measured::Hidden => false,
     };
+    if site.stage == Stage::LayerOut && !a.limited {
+        let axis = site.stage.position_axis();
+        result.spread.extend(Spread::by_position(SpreadOf::Total, [&c, &g], axis, |n| positions[n]));
+    }
     result.visible = !passed;
     result.verdict = if passed { Verdict::Ok } else { Verdict::Differs };
     if let Some(metrics) = result.total.metrics() {

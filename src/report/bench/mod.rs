@@ -20,7 +20,6 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::environment::Environment;
 use super::facts::count;
 use super::format::{percent, three};
 use super::table::{lines, table};
@@ -28,6 +27,7 @@ use crate::backend::BackendInfo;
 use crate::backend::gpu::LaunchCosts;
 use crate::bench::limits::{BoundBy, MachineLimit, TimeBound};
 use crate::bench::work::Work;
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::text::printable;
@@ -179,8 +179,8 @@ pub trait BenchRow: Serialize + Sized {
         record.insert("model_filename".into(), document.model.file.clone().into());
         record.insert("model_fingerprint".into(), document.model.fingerprint.clone().into());
         record.insert("cpu_info".into(), here.machine.processor.clone().into());
-        record.insert("program".into(), here.program.into());
-        record.insert("test_time".into(), document.began.clone().into());
+        record.insert("program".into(), here.program.clone().into());
+        record.insert("test_time".into(), here.date.clone().into());
         record
     }
 }
@@ -190,8 +190,6 @@ pub trait BenchRow: Serialize + Sized {
 pub struct BenchDocument<R> {
     /// Says which form it is.
     pub schema: &'static str,
-    /// When it began: UTC, as RFC 3339 has it.
-    pub began: String,
     /// What was measured.
     pub model: BenchModel,
     /// How it was measured.
@@ -215,7 +213,7 @@ impl<R: BenchRow> BenchDocument<R> {
             _ => Map::new(),
         };
         let (backends, limits, tests, results) = Default::default();
-        Self { schema: R::SCHEMA, began: now(), model, settings, backends, limits, tests, results }
+        Self { schema: R::SCHEMA, model, settings, backends, limits, tests, results }
     }
 
     /// Whether a backend with so many threads is noted already.
@@ -342,7 +340,7 @@ fn header<R: BenchRow>(document: &BenchDocument<R>) -> String {
         "machine".to_string(),
         format!("{} · {cores}{memory} · {}", printable(&machine.processor), printable(&machine.system)),
     )];
-    fields.push(("program".into(), format!("{} ({})", here.program, here.build)));
+    fields.push(("program".into(), format!("{} ({}) · {}", here.program, here.build, here.date)));
     for b in &document.backends {
         // Of a CPU the adapter is the processor, which is said above, and the driver its threads.
         let what = match b.threads {
@@ -371,41 +369,9 @@ fn bar(share: f64, columns: usize) -> String {
     "█".repeat(eighths / 8) + PARTS[eighths % 8]
 }
 
-/// Now, in UTC, to the second.
-fn now() -> String {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    utc(since.map_or(0, |d| d.as_secs()))
-}
-
-/// Seconds since 1970 as RFC 3339 writes them. The calendar is Howard Hinnant's `civil_from_days`.
-fn utc(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * day_of_year + 2) / 153; // months from March
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        let dates = [0, 951_782_399, 951_782_400, 1_709_251_199, 4_107_542_399].map(utc);
-        let expected = [
-            "1970-01-01T00:00:00Z",
-            "2000-02-28T23:59:59Z",
-            "2000-02-29T00:00:00Z",
-            "2024-02-29T23:59:59Z",
-            "2100-02-28T23:59:59Z",
-        ];
-        assert_eq!(dates, expected);
-    }
 
     #[test]
     fn bars_are_as_long_as_their_share() {

@@ -4,10 +4,10 @@
 
 use serde_json::{Value, json};
 
-use super::super::environment::Environment;
 use super::on_threads;
 use crate::bench::stages::StagesResult;
 use crate::bench::subject::BenchSubject;
+use crate::environment::Environment;
 
 /// The timelines of several tests, one after another.
 #[derive(Default)]

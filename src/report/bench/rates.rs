@@ -4,13 +4,13 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::super::environment::Environment;
 use super::super::format::three;
 use super::super::table::lines;
 use super::{AchievedSpeed, BenchDocument, BenchRow, on_threads};
 use crate::bench::stats;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::Throughput;
+use crate::environment::Environment;
 
 /// A test on a backend.
 #[derive(Clone, Debug, Serialize)]
@@ -144,7 +144,7 @@ impl BenchRow for RateRow {
             "n_prompt": self.prompt,
             "n_gen": self.decode,
             "n_depth": self.depth,
-            "test_time": document.began,
+            "test_time": here.date,
             "avg_ns": stats::mean(&ns).round() as u64,
             "stddev_ns": stats::stddev(&ns).round() as u64,
             "avg_ts": self.tokens_per_second,

@@ -12,11 +12,12 @@ mod tests;
 
 use textwrap::WordSplitter;
 
-use super::facts::{count, place, stage_cells, verdict_facts};
+use super::facts::{count, provenance, stage_cells, summary as summary_of, verdict_facts};
 use super::format::{cut, scientific, short, width};
 use super::grid::{Cell, Grid};
 use crate::diff::measure::attribution::by_type;
 use crate::diff::outcome::{Comparison, ComparisonKind, SideSummary, StageResult, Verdict};
+use crate::environment::Environment;
 use crate::text::{printable, printable_whole};
 use routing::{logits, routers};
 
@@ -35,13 +36,6 @@ pub struct Style {
 }
 
 impl Style {
-    /// Coloured if stdout is a terminal and `NO_COLOR` (no-color.org) is not set.
-    pub fn for_stdout(full: bool) -> Self {
-        use std::io::IsTerminal;
-        let forbidden = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        Self { color: std::io::stdout().is_terminal() && !forbidden, full }
-    }
-
     fn paint(self, code: &str, text: &str) -> String {
         if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
     }
@@ -63,7 +57,7 @@ impl Style {
 pub fn render(c: &Comparison, style: Style) -> String {
     let parts = [
         header(c, style),
-        picture(c, style),
+        painted_picture(c, style),
         verdict(c, style),
         stages(c, style),
         types(c, style),
@@ -133,6 +127,11 @@ fn indented(start: &str, text: &str) -> String {
     textwrap::fill(text, options.word_splitter(WordSplitter::NoHyphenation)) + "\n"
 }
 
+/// What made the comparison, when, how and on what: for a report that is kept, and for whom it is given to.
+pub fn made_with(c: &Comparison) -> String {
+    provenance(c, &Environment::here()).iter().map(|(name, text)| field(name, text)).collect()
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Picture
 
@@ -145,7 +144,12 @@ fn mark(cell: Cell, style: Style) -> String {
     }
 }
 
-fn picture(c: &Comparison, style: Style) -> String {
+/// The picture without colour.
+pub(super) fn picture(c: &Comparison) -> String {
+    painted_picture(c, Style::default())
+}
+
+fn painted_picture(c: &Comparison, style: Style) -> String {
     let grid = Grid::of(c);
     let margin = grid.rows.iter().map(|r| width(&r.label())).max().unwrap_or(0).max(10);
     let bar = |column: &str| if Grid::begins_group(column) { " | " } else { " " };
@@ -200,24 +204,43 @@ fn badness(s: &StageResult) -> (bool, bool, f64, f64) {
     (s.own().mismatch().is_some(), s.verdict.is_fault(), s.ratio.map_or(0.0, nan_last), nan_last(nmse))
 }
 
-fn stages(c: &Comparison, style: Style) -> String {
-    if c.stages.is_empty() {
-        return String::new();
-    }
-    let mut listed: Vec<&StageResult> = c.stages.iter().filter(|s| s.verdict != Verdict::Hidden).collect();
+/// The worst of the stages that were compared, and how many were; of all, where none was. What a trace lacks is counted below the
+/// list, and would only push what there is to see out of it.
+pub(super) fn worst(c: &Comparison) -> (Vec<&StageResult>, usize) {
+    let mut listed: Vec<&StageResult> = c.stages.iter().filter(|s| s.verdict.was_compared()).collect();
     if listed.is_empty() {
-        return String::new();
+        listed = c.stages.iter().filter(|s| s.verdict != Verdict::Hidden).collect();
     }
-    let shown = if c.hidden() > 0 { " that are shown" } else { "" };
-    let title = if style.full || listed.len() <= SHORT_LIST {
-        format!("STAGES  all {}{shown} in order of execution", listed.len())
-    } else {
+    let all = listed.len();
+    if all > SHORT_LIST {
         listed.sort_by(|a, b| {
             let ((f1, v1, r1, e1), (f2, v2, r2, e2)) = (badness(a), badness(b));
             (f2, v2).cmp(&(f1, v1)).then(r2.total_cmp(&r1)).then(e2.total_cmp(&e1))
         });
-        let all = listed.len();
         listed.truncate(SHORT_LIST);
+    }
+    (listed, all)
+}
+
+fn stages(c: &Comparison, style: Style) -> String {
+    let (mut listed, mut all) = worst(c);
+    let (compared, not) = c.counts();
+    let partial = not > 0 && compared > 0 && !style.full;
+    if style.full {
+        listed = c.stages.iter().filter(|s| s.verdict != Verdict::Hidden).collect();
+        all = listed.len();
+    }
+    if listed.is_empty() {
+        return String::new();
+    }
+    let shown = match (partial, c.hidden() > 0) {
+        (true, _) => " that were compared",
+        (false, true) => " that are shown",
+        (false, false) => "",
+    };
+    let title = if listed.len() == all {
+        format!("STAGES  all {all}{shown} in order of execution")
+    } else {
         format!("STAGES  the worst {SHORT_LIST} of {all}{shown}; --full lists all")
     };
     let steps = c.decode > 0;
@@ -292,46 +315,7 @@ fn types(c: &Comparison, style: Style) -> String {
 // Summary
 
 fn summary(c: &Comparison, style: Style) -> String {
-    let (compared, not) = c.counts();
-    let mut counts = format!("{} compared", count(compared, "stage"));
-    if c.hidden() > 0 {
-        counts += &format!(", with the {} between them that the subject does not show", c.hidden());
-    }
-    if not > 0 {
-        counts += &format!(", {not} not");
-    }
-    if c.agrees() {
-        let worst = c.stages.iter().filter_map(|s| s.ratio.map(|r| (r, s))).max_by(|a, b| a.0.total_cmp(&b.0));
-        let worst = worst.map_or(String::new(), |(r, s)| {
-            format!(", the largest own error {} × its floor at {}", short(r), place(s))
-        });
-        return indented("AGREE  ", &format!("{counts}{worst}")).replacen("AGREE", &style.green("AGREE"), 1);
-    }
-    let faults = c.stages.iter().filter(|s| s.verdict.is_fault()).count();
-    let inherit = c.stages.iter().filter(|s| s.verdict == Verdict::Inherits).count();
-    let unexplained: usize = c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.unexplained()).sum();
-    let mut why = match (c.fault(), c.visible()) {
-        (Some(s), _) => format!("first fault {}; ", place(s)),
-        (None, Some(s)) => format!("first difference {}; ", place(s)),
-        (None, None) => String::new(),
-    };
-    if faults > 0 {
-        why += &format!(
-            "{}, ",
-            match c.kind {
-                ComparisonKind::Diff => count(faults, "fault"),
-                ComparisonKind::Compare => format!("{} differ", count(faults, "stage")),
-            }
-        );
-    }
-    if inherit > 0 {
-        why += &format!("{inherit} inherit, ");
-    }
-    if unexplained > 0 {
-        why += &format!("{}, ", count(unexplained, "unexplained flip"));
-    }
-    if compared == 0 {
-        why += "nothing was compared, which is no agreement; ";
-    }
-    indented("DIVERGED  ", &format!("{why}{counts}")).replacen("DIVERGED", &style.red("DIVERGED"), 1)
+    let (verdict, text) = summary_of(c);
+    let painted = if c.agrees() { style.green(verdict) } else { style.red(verdict) };
+    indented(&format!("{verdict}  "), &text).replacen(verdict, &painted, 1)
 }

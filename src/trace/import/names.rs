@@ -123,9 +123,14 @@ static NODES: &[(&str, Means)] = &[
     ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),
 ];
 
+const SHARED: &str = "an expert that every token uses, which no architecture has that is run here";
+/// What each expert has a module of its own under, in versions of transformers that compute them one by one.
+const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
+
 /// transformers' modules within a layer. A module with several outputs counts them: `mlp.gate.1`.
 static LAYER_MODULES: &[(&str, Means)] = &[
     ("", Is(Stage::LayerOut)),
+    ("0", Is(Stage::LayerOut)),
     ("self_attn", Is(Stage::AttnOut)),
     ("self_attn.q_proj", Is(Stage::QProj)),
     ("self_attn.k_proj", Is(Stage::KProj)),
@@ -141,6 +146,7 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("mlp.gate", Is(Stage::RouterLogits)),
     ("mlp.gate.1", Is(Stage::RouterWeights)),
     ("mlp.gate.2", Is(Stage::RouterIds)),
+    ("mlp.1", Is(Stage::RouterLogits)),
     ("mlp.router", Is(Stage::RouterLogits)),
     ("mlp.experts", Is(Stage::MoeOut)),
     ("mlp.gate_proj", Is(Stage::FfnGate)),
@@ -151,7 +157,13 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("mlp.experts.act_fn", Nothing("silu(gate), of the tokens of one expert")),
     ("block_sparse_moe", Is(Stage::MoeOut)),
     ("block_sparse_moe.gate", Is(Stage::RouterLogits)),
+    ("block_sparse_moe.gate.1", Is(Stage::RouterWeights)),
+    ("block_sparse_moe.gate.2", Is(Stage::RouterIds)),
+    ("block_sparse_moe.1", Is(Stage::RouterLogits)),
     ("block_sparse_moe.experts", Is(Stage::MoeOut)),
+    ("mlp.shared_expert", Nothing(SHARED)),
+    ("mlp.shared_expert_gate", Nothing(SHARED)),
+    ("mlp.shared_experts", Nothing(SHARED)),
 ];
 
 /// transformers' modules outside the layers.
@@ -192,7 +204,11 @@ impl<'l> Name<'l> {
 
     /// The stages that the value is, or why it is none.
     pub fn readings(&self, made: NodeKind<'_>, sizes: &ModelSizes) -> Result<Vec<Reading>, String> {
-        let find = |table: &'static [(&str, Means)]| table.iter().find(|(name, _)| *name == self.bare).map(|(_, m)| m);
+        let named =
+            |table: &'static [(&str, Means)], bare: &str| table.iter().find(|(n, _)| *n == bare).map(|(_, m)| m);
+        // A module that has several outputs counts them; the first one is its value. `mlp.experts.0` is an expert.
+        let first = self.bare.strip_suffix(".0").filter(|_| self.module && !self.is_one_expert());
+        let find = |table| named(table, self.bare).or_else(|| named(table, first?));
         let tables: &[&'static [(&str, Means)]] = match (self.module, self.layer) {
             (true, Some(_)) => &[LAYER_MODULES, NODES],
             (true, None) => &[MODEL_MODULES, NODES],
@@ -261,6 +277,12 @@ impl<'l> Name<'l> {
         }
     }
 
+    /// Whether it is a module of one expert, or in one.
+    fn is_one_expert(&self) -> bool {
+        let digit = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit());
+        EXPERTS.iter().any(|prefix| self.bare.strip_prefix(prefix).is_some_and(digit))
+    }
+
     /// A stage's own name, an alias of one stage only, or a node whose operation reads a stage's weight.
     fn by_stage(&self, made: NodeKind<'_>) -> Result<Site, String> {
         let name = self.bare;
@@ -278,13 +300,8 @@ impl<'l> Name<'l> {
         if name.contains(" (") {
             return Err("a view of another node".into());
         }
-        if name.strip_prefix("mlp.experts.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        if self.is_one_expert() {
             return Err("rows of the tokens that chose this expert, and it is not said which these are".into());
-        }
-        // A module that has several outputs counts them; the first one is its value.
-        let first = name.strip_suffix(".0").filter(|_| self.module);
-        if let Some((_, Is(stage))) = LAYER_MODULES.iter().find(|(n, _)| Some(*n) == first) {
-            return site(self.layer, *stage);
         }
         let stages = if name.contains(['*', '?']) { vec![] } else { stages_named(name) };
         match stages[..] {

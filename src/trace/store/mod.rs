@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, BackendInfo, Contract};
+use crate::environment::Environment;
 use crate::op::{OpKind, STAGES, Site, Stage};
 
 use super::stats::StageStats;
@@ -43,6 +44,9 @@ pub struct TraceManifest {
     pub schema: String,
     /// The program and version that wrote it.
     pub program: String,
+    /// What it was made with and on; absent in traces of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
     /// Where an imported trace came from, and what of it could not be taken over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imported: Option<Imported>,

@@ -9,6 +9,7 @@ use super::{
     Imported, MANIFEST, Missing, Run, SCHEMA, SiteStats, TraceManifest, TraceTensor, expert_rows_key, file_name,
 };
 use crate::atomic::dir::{AtomicDir, DirKind};
+use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::op::{At, Data, HostTensor, Site, Stage};
@@ -219,6 +220,7 @@ impl TraceWriter {
         let manifest = TraceManifest {
             schema: SCHEMA.into(),
             program: concat!("twinscope ", env!("CARGO_PKG_VERSION")).into(),
+            environment: Some(Environment::here()),
             imported,
             run,
             experts: self.selected.experts().map(<[u32]>::to_vec),

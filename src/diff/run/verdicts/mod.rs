@@ -35,6 +35,7 @@ use crate::op::{At, Data, HostTensor, OpKind, Site, Stage};
 use crate::trace::select::{Selected, has_expert_rows};
 
 mod hidden;
+mod spread;
 
 use hidden::Visible;
 
@@ -87,6 +88,8 @@ pub struct ComparisonBuilder<'m> {
     earlier: [Upstream; 2],
     /// Faults that are still explained: each takes time, and those behind the first seldom say more.
     explanations: usize,
+    /// Faults whose error is still taken apart along the axes.
+    spreads: usize,
     /// The same for segments, which take more.
     segment_explanations: usize,
     found: Findings,
@@ -136,6 +139,7 @@ impl<'m> ComparisonBuilder<'m> {
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
             explanations: MOST_EXPLANATIONS,
+            spreads: spread::MOST_FAULTS,
             segment_explanations: MOST_SEGMENT_EXPLANATIONS,
             found: Findings::default(),
             room: None,
@@ -588,6 +592,7 @@ impl PairObserver for ComparisonBuilder<'_> {
                 self.explained(&o, &mut result, view)?;
             }
         }
+        result.spread = self.spread(&o, &visible, &result, view.as_ref());
         self.keep(&o);
         if stage == Stage::RouterWeights && shows[0] && shows[1] {
             self.weigh(&o);

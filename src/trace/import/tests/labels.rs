@@ -81,7 +81,9 @@ fn names_of_nodes_and_modules() {
         ("model.rotary_emb", "angles"),
         ("model.layers.2.mlp.act_fn", "not yet multiplied by up"),
         ("model.layers.2.mlp.experts.3.up_proj", "tokens that chose this expert"),
-        ("model.layers.2.mlp.shared_expert", "no stage is called"),
+        ("model.layers.2.mlp.shared_expert", "every token uses"),
+        ("model.layers.2.mlp.experts.0", "tokens that chose this expert"),
+        ("model.layers.2.block_sparse_moe.experts.3.w1", "tokens that chose this expert"),
     ] {
         let found = key(label).unwrap_err();
         assert!(found.contains(why), "{label}: {found}");
@@ -93,6 +95,61 @@ fn names_of_nodes_and_modules() {
         |op| Name::of("node_7.0").readings(NodeKind { op, inputs: &inputs }, &sizes).map(|r| r[0].site.key());
     assert_eq!(by_weight("MUL_MAT_ID").as_deref(), Ok("layers.3.expert_gate"));
     assert!(by_weight("ADD").unwrap_err().contains("ADD of blk.3.ffn_gate_exps.weight"));
+}
+
+/// What `named_modules()` lists of the families that are run here, as transformers 4 and 5 name them: each is a stage, or is said why not.
+#[test]
+fn every_module_of_transformers_is_known() {
+    let attention = ["q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"].map(|m| format!("self_attn.{m}"));
+    let dense = ["gate_proj", "up_proj", "down_proj"].map(|m| format!("mlp.{m}"));
+    let around = [
+        "",
+        "0",
+        "input_layernorm",
+        "self_attn",
+        "self_attn.0",
+        "self_attn.1",
+        "post_attention_layernorm",
+        "mlp",
+        "mlp.0",
+    ];
+    let sparse = [
+        "mlp.1",
+        "mlp.gate",
+        "mlp.gate.0",
+        "mlp.gate.1",
+        "mlp.gate.2",
+        "mlp.experts",
+        "block_sparse_moe",
+        "block_sparse_moe.0",
+        "block_sparse_moe.1",
+        "block_sparse_moe.gate",
+        "block_sparse_moe.experts",
+    ];
+    let none = [
+        "mlp.act_fn",
+        "mlp.experts.act_fn",
+        "self_attn.rotary_emb",
+        "mlp.experts.0",
+        "mlp.experts.11.act_fn",
+        "block_sparse_moe.experts.0.w2",
+        "mlp.shared_expert",
+        "mlp.shared_expert_gate",
+    ];
+    let sizes = ModelSizes { moe: Some(true), ..ModelSizes::default() };
+    let read = |label: &str| Name::of(label).readings(NodeKind::default(), &sizes);
+    for module in attention.iter().chain(&dense).map(String::as_str).chain(around).chain(sparse) {
+        let label = if module.is_empty() { "model.layers.7".to_string() } else { format!("model.layers.7.{module}") };
+        let found = read(&label).unwrap_or_else(|why| panic!("{label}: {why}"));
+        assert!(found.iter().all(|r| r.site.layer == Some(7)), "{label}");
+    }
+    for label in ["model.embed_tokens", "model.norm", "model", "lm_head"] {
+        assert!(read(label).is_ok(), "{label}");
+    }
+    for module in none {
+        let why = read(&format!("model.layers.7.{module}")).unwrap_err();
+        assert!(!why.contains("no stage is called"), "{module}: {why}");
+    }
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! The documents for programs: `twinscope.diff/1` and `twinscope.compare/1`, as `schemas/diff.schema.json` describes them.
 //!
 //! Design:
+//! - A document is brief, what a reader looks at first, unless everything is asked for; `full` says which it is.
 //! - One shape for both verbs; every key is always there, `null` where there is nothing.
 //! - JSON has no NaN: serde_json writes what is not finite as `null`, and each measured error counts the non-finite values
 //!   of both sides.
+
+mod brief;
+
+use std::borrow::Cow;
 
 use serde::Serialize;
 
@@ -12,6 +17,7 @@ use crate::diff::measure::attribution::{TypeError, by_type};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
+use crate::diff::measure::spread::Spread;
 use crate::diff::outcome::{
     Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, Production,
     SegmentSummary, SideSummary, StageResult, Verdict,
@@ -22,6 +28,8 @@ use crate::op::Site;
 #[derive(Serialize)]
 pub struct Document<'a> {
     schema: &'static str,
+    /// Whether every stage, position and router is listed, or what a reader looks at first.
+    full: bool,
     verdict: &'static str,
     model: &'a ModelSummary,
     tokens: usize,
@@ -32,13 +40,15 @@ pub struct Document<'a> {
     judge: Option<&'a str>,
     notes: &'a [String],
     counts: Counts,
+    /// What `--require` asks for and was not compared.
+    lacking: &'a [String],
     first_fault: Option<Place<'a>>,
     first_visible: Option<Place<'a>>,
     next: Option<&'a str>,
     stages: Vec<StageDocument<'a>>,
     by_type: Vec<TypeError>,
     router: Option<Router<'a>>,
-    logits: Option<&'a LogitsComparison>,
+    logits: Option<Cow<'a, LogitsComparison>>,
     production: Option<&'a Production>,
 }
 
@@ -61,6 +71,8 @@ struct Counts {
     hidden: usize,
     faults: usize,
     inherits: usize,
+    /// Stages of the whole run, looked at or not; null where nothing says which there are.
+    of: Option<usize>,
 }
 
 /// The first fault, or the first visible difference.
@@ -110,6 +122,7 @@ struct StageDocument<'a> {
     expert: Option<u32>,
     pattern: Option<&'a Pattern>,
     cause: Option<&'a Cause>,
+    spread: &'a [Spread],
     amplification: Option<f64>,
     share_of_logits_error: Option<f64>,
     smallest_tolerance: &'a [String],
@@ -210,6 +223,7 @@ impl<'a> From<&'a Comparison> for Document<'a> {
                 ComparisonKind::Diff => "twinscope.diff/1",
                 ComparisonKind::Compare => "twinscope.compare/1",
             },
+            full: true,
             verdict: if c.agrees() { "agree" } else { "diverged" },
             model: &c.model,
             tokens: c.tokens,
@@ -226,14 +240,16 @@ impl<'a> From<&'a Comparison> for Document<'a> {
                 hidden: c.hidden(),
                 faults: count(Verdict::is_fault),
                 inherits: count(|v| *v == Verdict::Inherits),
+                of: c.run_stages,
             },
+            lacking: &c.lacking,
             first_fault: c.fault().map(Place::from),
             first_visible: c.visible().map(Place::from),
             next: c.next.as_deref(),
             stages: c.stages.iter().map(StageDocument::from).collect(),
             by_type: by_type(&c.stages),
             router: (!c.routing.is_empty()).then(|| Router::from(&c.routing[..])),
-            logits: c.logits.as_ref(),
+            logits: c.logits.as_ref().map(Cow::Borrowed),
             production: c.production.as_ref(),
         }
     }
@@ -309,6 +325,7 @@ impl<'a> From<&'a StageResult> for StageDocument<'a> {
             expert: s.expert,
             pattern: s.pattern.as_ref(),
             cause: s.cause.as_ref(),
+            spread: &s.spread,
             amplification: s.amplification,
             share_of_logits_error: s.share_of_logits_error,
             smallest_tolerance: &s.smallest_tolerance,
@@ -422,16 +439,16 @@ impl<'a> From<&'a LayerRouting> for LayerDocument<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::{agreeing, diverging};
     use super::*;
     use crate::diff::outcome::LayerRouting;
+    use crate::report::sample::{agreeing, diverging};
     use serde_json::Value;
 
     /// The document of a comparison, checked against the schema.
     fn document(c: &Comparison) -> Value {
-        let schema = serde_json::from_str(include_str!("../../schemas/diff.schema.json")).unwrap();
+        let schema = serde_json::from_str(include_str!("../../../schemas/diff.schema.json")).unwrap();
         let validator = jsonschema::draft202012::new(&schema).unwrap();
-        let document = crate::report::environment::Environment::with(&Document::from(c)).unwrap();
+        let document = crate::environment::Environment::with(&Document::from(c)).unwrap();
         let errors: Vec<String> =
             validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{errors:#?}");
@@ -467,7 +484,7 @@ mod tests {
     #[test]
     fn nan_is_null_and_a_count() {
         let c = diverging();
-        let whole = crate::report::environment::Environment::with(&Document::from(&c)).unwrap();
+        let whole = crate::environment::Environment::with(&Document::from(&c)).unwrap();
         let text = serde_json::to_string(&whole).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), document(&c), "a document that any parser reads");
         let d = document(&c);

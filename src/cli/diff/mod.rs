@@ -1,28 +1,31 @@
 //! `diff`: two backends in lockstep over one prompt; the first stage whose own error is more than rounding explains.
 
+mod next;
+
 use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare, progress_bar, tell};
 use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
-use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{Comparison, ProductionVerdict, StageResult};
-use crate::diff::run::driver::{CHUNK, DiffOptions, DiffProgress, Sides, diff_telling};
+use crate::diff::outcome::{Comparison, ProductionVerdict};
+use crate::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff_telling};
 use crate::diff::run::infer::{Inference, infer};
 use crate::diff::run::vary::Vary;
 use crate::diff::sweep::{Compared, Shard};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::Stage;
+use crate::op::{LayerLayout, Site, Stage};
 use crate::report::ReportFile;
 use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
+use crate::trace::MOST_EXPERTS;
 use crate::trace::recorded::Recorded;
-use crate::trace::select::{Selected, Selection, has_expert_rows, stages_in};
+use crate::trace::select::{Selected, Selection, stages_in};
 use crate::trace::store::{Imported, Run, Trace};
+use next::{capture_next, next};
 
 /// Compare two backends stage by stage.
 #[derive(clap::Args)]
@@ -33,7 +36,7 @@ pub struct Args {
     prompt: PromptArgs,
     /// Many prompts, one a line: {"id": "a", "prompt": "text"} or with "tokens": [1, 2]; everything is loaded once, and each result
     /// is a line as soon as it is there (with --json, one of JSON)
-    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "full"])]
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "require", "full"])]
     prompts: Option<PathBuf>,
     /// Do every N-th prompt only, from the I-th on, for N processes that share a sweep; `merge` puts their results together
     #[arg(long, value_name = "I/N", requires = "prompts")]
@@ -72,26 +75,45 @@ pub struct Args {
     /// End the run with the first stage that is wrong
     #[arg(long, value_name = "WHEN", value_parser = ["first"])]
     stop_at: Option<String>,
+    /// Stages that must have been compared, in every layer, for the sides to agree: `all`, or such as 'attn_*,moe_out'
+    #[arg(long, value_name = "STAGES", conflicts_with = "stop_at")]
+    require: Option<String>,
     /// Whose choice of experts the subject computes with
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
     /// Hold the subject against itself instead: chunk=1,7,64 (prefill chunk sizes) or repeat=3 (runs)
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "full", "report"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "require", "full", "report"])]
     vary: Option<Vary>,
-    /// Every stage, not only the worst
+    /// Every stage, not only the worst; in a document every position and router, too
     #[arg(long)]
     full: bool,
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
-    /// Also write a report to a file: .html, .xml (JUnit), .json or .txt; several allowed
+    /// Also write a report to a file: .html, .xml (JUnit), .json, .md or .txt; several allowed
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
     #[command(flatten)]
     backends: BackendArgs,
 }
 
+impl Args {
+    /// Refuses what is no single comparison, for a verb that is of one.
+    pub fn is_of_one_comparison(&self, verb: &str) -> Result<()> {
+        let many = [("--prompts", self.prompts.is_some()), ("--vary", self.vary.is_some()), ("--json", self.json)];
+        match many.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::usage(format!("{flag}: {verb} is of one comparison, and writes Markdown"))),
+            None => Ok(()),
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<Outcome> {
+    run_and(args, |comparison| print_comparison(comparison, args.json, args.full))
+}
+
+/// Compares, writes reports, and gives the comparison to `print`.
+pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
     let reports: Vec<ReportFile> = args.report.iter().map(|path| ReportFile::new(path)).collect::<Result<_>>()?;
     let model = args.model.open()?;
@@ -194,6 +216,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
         let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;
         comparison.notes.push(vanished(&own, &comparison));
     }
+    if let Some(stages) = &args.require {
+        comparison.require(required(stages, (model.config.layers, model.config.layout()))?);
+    }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
     let imported = subject.imported.as_ref();
@@ -205,7 +230,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     for report in reports {
         report.write(&comparison)?;
     }
-    print_comparison(&comparison, args.json, args.full)?;
+    print(&comparison)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
 }
 
@@ -258,6 +283,12 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
     Ok(Some(Selected::of(selected.sites().filter(|site| !whole_model || site.layer.is_some()), 1)))
 }
 
+/// What `--require` asks for of a model of so many layers.
+pub fn required(stages: &str, (layers, layout): (usize, LayerLayout)) -> Result<Vec<Site>> {
+    let selection = Selection::parse(stages, "all", "all", "all")?;
+    Ok(selection.resolve(layers, 1, MOST_EXPERTS, layout)?.sites().collect())
+}
+
 const SIDES: [&str; 2] = ["reference", "subject"];
 
 /// Reads SIDE=NAME.
@@ -308,90 +339,6 @@ fn vanished(own: &Comparison, forced: &Comparison) -> String {
     format!("the subject computes with the reference's experts: {share}; its own routing has {} flips", flips(own))
 }
 
-/// The command that takes the first fault apart: the side that is wrong is its subject. `None` where a side is a trace, of
-/// which no stage can be run again.
-fn next(args: &Args, fault: &StageResult) -> Option<String> {
-    let (mut reference, mut subject) = (&args.reference, &args.subject);
-    if fault.verdict.side() == Some(metrics::Side::Reference) {
-        (reference, subject) = (subject, reference);
-    }
-    if [reference, subject].iter().any(|side| side.starts_with("trace:")) {
-        return None;
-    }
-    let mut command = "twinscope repro".to_string();
-    if let Some(model) = &args.model.model {
-        command += &format!(" {}", quoted(&model.display().to_string()));
-    }
-    if let Some(text) = &args.prompt.prompt {
-        command += &format!(" --prompt {}", quoted(text));
-    }
-    if let Some(path) = &args.prompt.prompt_file {
-        command += &format!(" --prompt-file {}", quoted(&path.display().to_string()));
-    }
-    if let Some(tokens) = &args.prompt.tokens {
-        let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
-        command += &format!(" --tokens {}", tokens.join(","));
-    }
-    if let Some(layer) = fault.site.layer {
-        command += &format!(" --layer {layer}");
-    }
-    command += &format!(" --stage {}", fault.site.stage);
-    if let Some(expert) = fault.expert.filter(|_| has_expert_rows(fault.site.stage)) {
-        command += &format!(" --expert {expert}");
-    }
-    for (flag, value, default) in [("--reference", reference, "cpu:scalar"), ("--subject", subject, "gpu")] {
-        if value != default {
-            command += &format!(" {flag} {}", quoted(value));
-        }
-    }
-    for (flag, value, default) in [("--decode", fault.step, 0), ("--chunk", args.chunk as usize, CHUNK)] {
-        if value != default {
-            command += &format!(" {flag} {value}");
-        }
-    }
-    Some(command + " --out repro")
-}
-
-/// The command that captures what would tell most of a wrong segment, for the engine that the capture is of.
-fn capture_next(args: &Args, imported: &Imported, options: &DiffOptions, fault: &StageResult) -> Option<String> {
-    let segment = fault.segment.as_ref().filter(|segment| !segment.capture.is_empty())?;
-    let engine = imported.engine.as_deref().unwrap_or_default();
-    let tokens: Vec<String> = options.tokens.iter().map(u32::to_string).collect();
-    let tokens = tokens.join(",");
-    let mut layers: Vec<String> = segment.capture.iter().filter_map(|site| site.layer).map(|n| n.to_string()).collect();
-    layers.dedup();
-    let stages: Vec<&str> = segment.capture.iter().map(|site| site.stage.name()).collect();
-    let model =
-        args.model.model.as_ref().map_or("MODEL.gguf".into(), |m| quoted(&m.display().to_string()).into_owned());
-    let mut command = if engine.starts_with("llama.cpp") {
-        // A node has the stage's own name or one of its aliases.
-        let names = segment
-            .capture
-            .iter()
-            .flat_map(|s| [s.stage.name()].into_iter().chain(s.stage.info().aliases.iter().copied()));
-        let names: Vec<&str> = names.collect();
-        format!("python3 capture/llama_cpp.py {model} --tokens {tokens} --nodes '^({})(-|$)'", names.join("|"))
-    } else if engine.starts_with("transformers") {
-        format!("python3 capture/hf_transformers.py MODEL --tokens {tokens} --stages {}", stages.join(","))
-    } else {
-        let keys: Vec<String> = segment.capture.iter().map(|site| site.key()).collect();
-        let position = fault.position.map_or(String::new(), |p| format!(", at position {p} at least"));
-        return Some(format!("capture {} of the same run{position}", keys.join(", ")));
-    };
-    if !layers.is_empty() {
-        command += &format!(" --layers {}", layers.join(","));
-    }
-    if let Some(position) = fault.position {
-        command += &format!(" --positions {position}");
-    }
-    Some(command + " --out more.safetensors")
-}
-
-/// `text` as a shell takes it for one word.
-fn quoted(text: &str) -> std::borrow::Cow<'_, str> {
-    shlex::try_quote(text).unwrap_or(text.into()) // refused is only NUL, which no argument of a program has
-}
-
 /// A side of the comparison: a backend, or a trace that answers like one.
 struct Side {
     backend: AnyBackend,
@@ -417,47 +364,11 @@ impl Side {
 /// Prints a comparison: one JSON document, or the report for people.
 pub fn print_comparison(comparison: &Comparison, json: bool, full: bool) -> Result<()> {
     if json {
-        output::print_json(&Document::from(comparison))
+        output::print_json(&if full { Document::from(comparison) } else { Document::brief(comparison) })
     } else {
-        output::print(&text::render(comparison, text::Style::for_stdout(full)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::diff::measure::metrics::Mismatch;
-    use crate::diff::outcome::{Measured, Verdict};
-    use crate::op::Site;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        diff: Args,
-    }
-
-    #[test]
-    fn the_next_command_reruns_the_stage_on_the_side_that_is_wrong() {
-        let total = Measured::Failed(Mismatch::Ids);
-        let mut fault = StageResult::new(0, Site::layer(2, Stage::ExpertDown), &[4, 2, 8], total);
-        (fault.verdict, fault.expert) = (Verdict::SubjectWrong, Some(3));
-        let next =
-            |fault: &StageResult, args: &[&str]| super::next(&Cli::parse_from([&["diff"], args].concat()).diff, fault);
-        let plain = "twinscope repro --layer 2 --stage expert_down --expert 3 --out repro";
-        assert_eq!(next(&fault, &[]).as_deref(), Some(plain));
-        fault.step = 2;
-        let full = ["a b.gguf", "--prompt", "it's", "--subject", "gpu:1", "--decode", "5", "--chunk", "7"];
-        assert_eq!(
-            next(&fault, &full).as_deref(),
-            Some(
-                r#"twinscope repro 'a b.gguf' --prompt "it's" --layer 2 --stage expert_down --expert 3 --subject gpu:1 --decode 2 --chunk 7 --out repro"#
-            )
-        );
-        (fault.verdict, fault.step) = (Verdict::ReferenceWrong, 0);
-        let sides = "twinscope repro --tokens 1,2 --layer 2 --stage expert_down --expert 3 --reference gpu --subject cpu:scalar --out repro";
-        assert_eq!(next(&fault, &["--tokens", "1,2"]).as_deref(), Some(sides));
-        assert_eq!(next(&fault, &["--subject", "trace:run"]), None, "a trace cannot be run again");
+        let made_with = if full { "\n".to_string() + &text::made_with(comparison) } else { String::new() };
+        output::print(
+            &(text::render(comparison, text::Style { color: output::stdout_is_colored(), full }) + &made_with),
+        )
     }
 }
