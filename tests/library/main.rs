@@ -5,6 +5,7 @@
 mod common;
 
 mod captures;
+mod contracts;
 mod dequant;
 mod diff_sides;
 mod families;

@@ -1,4 +1,3 @@
-mod captures;
 mod emulation;
 
 use super::exact::exact;

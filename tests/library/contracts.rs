@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::backend::contract::{candidates, named};
-use crate::backend::{Contract, NamedContract, Precision};
-use crate::formula::exact::exact;
-use crate::formula::floor::{floor_of, injected_ratio};
-use crate::model::{Config, Model};
-use crate::op::{HostTensor, OpKind, OpParams, STAGES, Scope, Stage};
+use twinscope::backend::contract::{candidates, named};
+use twinscope::backend::{Contract, NamedContract, Precision};
+use twinscope::formula::exact::exact;
+use twinscope::formula::floor::{floor_of, injected_ratio};
+use twinscope::model::{Config, Model};
+use twinscope::op::{HostTensor, OpKind, OpParams, STAGES, Scope, Stage};
 
 /// A capture's tensors by key.
 struct Shown(BTreeMap<String, HostTensor>);
