@@ -6,7 +6,7 @@ what they make of some texts.
     venv/bin/python scripts/goldens.py tests/families
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
-modeling_qwen2.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
@@ -29,6 +29,8 @@ from gguf import GGUFWriter, quants
 from safetensors.numpy import save_file
 
 H, LAYERS, HEADS, D, V = 64, 2, 4, 16, 96
+# Families whose q and k the converter reorders.
+PERMUTED = ("llama", "mistral3")
 TOKENS = [5, 17, 93, 17, 60, 0, 88]
 
 # What differs between the families.
@@ -39,6 +41,11 @@ FAMILIES = {
     "llama3": dict(arch="llama", kv_heads=4, ffn=96, base=5e5, tied=True, factors=True, seed=2),
     "mixtral": dict(arch="llama", kv_heads=2, ffn=64, base=1e6, experts=4, used=2, seed=3),
     "qwen2": dict(arch="qwen2", kv_heads=2, ffn=96, base=1e6, tied=True, bias=True, seed=4),
+    # Qwen 3 for 128K positions: YaRN with the defaults of its betas, heads of q and k normalised.
+    "qwen3-yarn": dict(arch="qwen3", kv_heads=2, ffn=96, qk_norm=True, context=16384, yarn=dict(factor=4.0, context=4096), seed=5),
+    # YaRN whose magnitude two keys make 1, betas of its own, and a temperature that does nothing within the original context.
+    "mistral3": dict(arch="mistral3", kv_heads=2, ffn=96, base=1e6, context=16384, temperature=0.1,
+                     yarn=dict(factor=4.0, context=4096, beta_fast=64.0, beta_slow=2.0, log_multiplier=1.0), seed=6),
 }
 
 
@@ -67,7 +74,7 @@ def build(path, family):
     arch, kv = f["arch"], f["kv_heads"]
     out = GGUFWriter(path, arch)
     out.add_name(f"{family}, random")
-    for key, value in [("block_count", LAYERS), ("context_length", 64), ("embedding_length", H),
+    for key, value in [("block_count", LAYERS), ("context_length", f.get("context", 64)), ("embedding_length", H),
                        ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
         out.add_uint32(f"{arch}.{key}", value)
     out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -77,6 +84,16 @@ def build(path, family):
         out.add_float32(f"{arch}.rope.freq_base", f["base"])
     if "scale" in f:
         out.add_float32(f"{arch}.rope.scaling.factor", f["scale"])
+    if "yarn" in f:
+        y = f["yarn"]
+        out.add_string(f"{arch}.rope.scaling.type", "yarn")
+        out.add_float32(f"{arch}.rope.scaling.factor", y["factor"])
+        out.add_uint32(f"{arch}.rope.scaling.original_context_length", y["context"])
+        for key in ("beta_fast", "beta_slow", "log_multiplier"):
+            if key in y:
+                out.add_float32(f"{arch}.rope.scaling.yarn_{key}", y[key])
+    if "temperature" in f:
+        out.add_float32(f"{arch}.attention.temperature_scale", f["temperature"])
     if "experts" in f:
         out.add_uint32(f"{arch}.expert_count", f["experts"])
         out.add_uint32(f"{arch}.expert_used_count", f["used"])
@@ -93,10 +110,10 @@ def build(path, family):
     def matrix(name, *shape, ty=Type.Q8_0, gain=1.0, heads=None):
         tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
 
-    def norm(name):
-        tensor(name, 1 + 0.2 * rng.normal(size=H))
+    def norm(name, width=H):
+        tensor(name, 1 + 0.2 * rng.normal(size=width))
 
-    turned = (HEADS, kv) if arch == "llama" else (None, None)
+    turned = (HEADS, kv) if arch in PERMUTED else (None, None)
     matrix("token_embd.weight", V, H, gain=np.sqrt(H), ty=Type.F16)
     norm("output_norm.weight")
     if not f.get("tied"):
@@ -112,6 +129,9 @@ def build(path, family):
         if f.get("bias"):
             for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
                 tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
+        if f.get("qk_norm"):
+            norm(b + "attn_q_norm.weight", D)
+            norm(b + "attn_k_norm.weight", D)
         matrix(b + "attn_output.weight", H, HEADS * D)
         norm(b + "ffn_norm.weight")
         if "experts" in f:
@@ -142,6 +162,18 @@ def rms_norm(x, weight):
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
+def yarn(f, inv_freq):
+    """modeling_rope_utils.py, `_compute_yarn_parameters`: the frequencies, and what cosines and sines are multiplied by."""
+    y, base = f["yarn"], np.float64(np.float32(f.get("base", 1e4)))
+    mscale = lambda m: 0.1 * m * np.log(y["factor"]) + 1
+    attention_factor = mscale(1) / mscale(y["log_multiplier"]) if "log_multiplier" in y else mscale(1)
+    dim = lambda rotations: D * np.log(y["context"] / (rotations * 2 * np.pi)) / (2 * np.log(base))
+    low = max(np.floor(dim(y.get("beta_fast", 32))), 0)
+    high = min(np.ceil(dim(y.get("beta_slow", 1))), D - 1)
+    extrapolation = 1 - np.clip((np.arange(D // 2) - low) / (high - low), 0, 1)
+    return inv_freq / y["factor"] * (1 - extrapolation) + inv_freq * extrapolation, attention_factor
+
+
 def rotate_half(x):
     return np.concatenate([-x[..., D // 2:], x[..., :D // 2]], axis=-1)
 
@@ -154,12 +186,13 @@ def run(family, w):
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
     inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
     inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
+    inv_freq, stretch = yarn(f, inv_freq) if "yarn" in f else (inv_freq, 1.0)
     angles = np.outer(np.arange(t), inv_freq)
-    cos, sin = (np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] for fn in (np.cos, np.sin))
+    cos, sin = (np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] * stretch for fn in (np.cos, np.sin))
 
     def stored(values, heads):
         """[T, heads·D] of transformers' order in the order of the file."""
-        if f["arch"] != "llama":
+        if f["arch"] not in PERMUTED:
             return values
         return permute(values.T, heads).T
 
@@ -180,6 +213,9 @@ def run(family, w):
             q, k, v = (y + weight(f"attn_{part}.bias") for y, part in ((q, "q"), (k, "k"), (v, "v")))
             keep("q_bias", stored(q, HEADS)), keep("k_bias", stored(k, kv)), keep("v_bias", v)
         q, k, v = q.reshape(t, HEADS, D), k.reshape(t, kv, D), v.reshape(t, kv, D)
+        if f.get("qk_norm"):
+            q, k = rms_norm(q, weight("attn_q_norm.weight")), rms_norm(k, weight("attn_k_norm.weight"))
+            keep("q_norm", q.reshape(t, -1)), keep("k_norm", k.reshape(t, -1))
         q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
         k, v = (np.repeat(y, group, axis=1) for y in (k, v))

@@ -4,6 +4,7 @@
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
 use super::arch::{Architecture, KeyReport, Keys, Occurs};
+use super::rotation::rotation;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{LayerLayout, Rotation};
@@ -74,7 +75,7 @@ impl Config {
 
     /// # Errors
     /// Another architecture, a missing or ill-typed key, a value that makes no sense, or a variation of the architecture
-    /// that the forward pass does not compute (other rope scaling than linear, sliding windows, shared experts).
+    /// that the forward pass does not compute (other rope scaling than linear and YaRN, sliding windows, shared experts).
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let meta = &gguf.metadata;
         let found = meta.str("general.architecture")?;
@@ -121,6 +122,11 @@ impl Config {
         }
 
         let moe = moe(architecture, &keys)?;
+        let rotation = rotation(architecture, &keys, gguf.tensor("rope_freqs.weight").is_some())?;
+        let mut context = keys.size("context_length")?;
+        if architecture.temperature && keys.positive_or_off("attention.temperature_scale")?.is_some() {
+            context = context.min(keys.size("rope.scaling.original_context_length")?);
+        }
         let embedding =
             gguf.tensor("token_embd.weight").ok_or_else(|| bad("tensor token_embd.weight is missing".into()))?;
         let bias = |name: &str| gguf.tensor(&format!("blk.0.{name}.bias")).is_some();
@@ -133,13 +139,8 @@ impl Config {
             kv_heads,
             head_dim,
             vocab: embedding.dims.get(1).copied().unwrap_or(1) as usize,
-            context: keys.size("context_length")?,
-            rotation: Rotation {
-                pairing: architecture.pairing,
-                base: keys.positive_or("rope.freq_base", architecture.rope_base)? as f64,
-                scale: rope_scale(&keys)?,
-                factors: (architecture.rope_freqs && gguf.tensor("rope_freqs.weight").is_some()).then_some(()),
-            },
+            context,
+            rotation,
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             ffn: if moe.is_some() { 0 } else { keys.size("feed_forward_length")? },
             moe,
@@ -176,23 +177,4 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
         false => keys.size("feed_forward_length")?,
     };
     Ok(Some(MoeConfig { experts, used, ffn, renormalise: keys.bool_or("expert_weights_norm", true)? }))
-}
-
-/// What linear scaling multiplies the angles by. A factor without a type is linear, as in llama.cpp.
-fn rope_scale(keys: &Keys<'_>) -> Result<f64> {
-    let kind = keys.str_opt("rope.scaling.type")?;
-    let factor = match keys.positive_opt("rope.scaling.factor")? {
-        None => keys.positive_opt("rope.scale_linear")?,
-        factor => {
-            keys.positive_opt("rope.scale_linear")?; // the older key counts only where there is no other
-            factor
-        }
-    };
-    match kind.unwrap_or("linear") {
-        "none" => Ok(1.0),
-        "linear" => Ok(1.0 / f64::from(factor.unwrap_or(1.0))),
-        other => {
-            Err(keys.bad(format!("{} is {other:?}; none and linear are supported", keys.full("rope.scaling.type"))))
-        }
-    }
 }

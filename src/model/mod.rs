@@ -7,6 +7,7 @@
 mod arch;
 mod config;
 mod forward;
+mod rotation;
 mod run;
 #[cfg_attr(not(feature = "tokenizer"), path = "no_tokenizer.rs")]
 mod tokenizer;

@@ -17,7 +17,7 @@ mod weight;
 pub use ggml_type::GgmlType;
 pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp};
-pub use rotation::{AngleKey, Pairing, Rotation};
+pub use rotation::{AngleKey, Pairing, Rotation, Yarn};
 pub use site::{At, Site};
 pub use stage::{Dim, LayerLayout, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};

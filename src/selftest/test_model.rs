@@ -1,4 +1,5 @@
-//! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`.
+//! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
+//! `qwen3` with YaRN.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 
     /// Every model, by its number.
     ///
@@ -31,7 +32,14 @@ impl TestModel {
         let dense = ModelShape { layers: 2, ffn: SynthFfn::Dense(512), tied: true, vocab: 300, ..tiny };
         let llama = ModelShape { family: Family::Llama, rope_base: 5e5, rope_freqs: true, ..dense };
         let qwen2 = ModelShape { family: Family::Qwen2, ..dense };
-        Ok([Self::demo()?, Self::wide()?, Self::synthetic("llama", &llama)?, Self::synthetic("qwen2", &qwen2)?])
+        let yarn = ModelShape { rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..dense };
+        Ok([
+            Self::demo()?,
+            Self::wide()?,
+            Self::synthetic("llama", &llama)?,
+            Self::synthetic("qwen2", &qwen2)?,
+            Self::synthetic("yarn", &yarn)?,
+        ])
     }
 
     fn synthetic(name: &'static str, shape: &ModelShape) -> Result<Self> {

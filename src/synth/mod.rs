@@ -272,6 +272,11 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("attention.value_length", Value::U32(shape.head_dim));
     set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
     set("rope.freq_base", Value::F32(shape.rope_base));
+    if let Some(factor) = shape.yarn {
+        set("rope.scaling.type", text("yarn"));
+        set("rope.scaling.factor", Value::F32(factor));
+        set("rope.scaling.original_context_length", Value::U32((shape.context as f32 / factor) as u32));
+    }
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));

@@ -21,6 +21,8 @@ pub struct ModelShape {
     pub tied: bool,
     /// `rope_freqs.weight` with Llama 3's factors; of the family `llama` only.
     pub rope_freqs: bool,
+    /// YaRN by this factor, from the context length divided by it.
+    pub yarn: Option<f32>,
 }
 
 /// What kind of model: with [`FfnShape`], its architecture.
@@ -64,8 +66,16 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 7] =
-        ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b", "llama-3.2-1b", "mixtral-8x7b", "qwen2.5-0.5b"];
+    pub const NAMES: [&str; 8] = [
+        "tiny",
+        "demo",
+        "qwen3-30b-a3b",
+        "qwen3-235b-a22b",
+        "qwen3-8b-128k",
+        "llama-3.2-1b",
+        "mixtral-8x7b",
+        "qwen2.5-0.5b",
+    ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
     pub fn named(name: &str) -> Option<Self> {
@@ -83,6 +93,7 @@ impl ModelShape {
             eps: 1e-6,
             tied: false,
             rope_freqs: false,
+            yarn: None,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -106,6 +117,15 @@ impl ModelShape {
                 let ffn = FfnShape::Moe(Moe { experts: 128, used: 8, width: 1536 });
                 ModelShape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
             }
+            "qwen3-8b-128k" => ModelShape {
+                hidden: 4096,
+                layers: 36,
+                kv_heads: 8,
+                ffn: FfnShape::Dense(12_288),
+                context: 131_072,
+                yarn: Some(4.0),
+                ..qwen3
+            },
             "llama-3.2-1b" => ModelShape {
                 family: Family::Llama,
                 layers: 16,
@@ -224,6 +244,9 @@ impl ModelShape {
         }
         if !(self.rope_base.is_finite() && self.rope_base > 1.0) {
             return refuse(format!("--rope-base: expected a number above 1, found {}", self.rope_base));
+        }
+        if let Some(factor) = self.yarn.filter(|factor| !(*factor > 1.0 && *factor <= self.context as f32)) {
+            return refuse(format!("--yarn: expected a number above 1 and at most --ctx, found {factor}"));
         }
         if !(self.eps.is_finite() && self.eps > 0.0) {
             return refuse(format!("--eps: expected a number above 0, found {}", self.eps));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight};
+use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn};
 use crate::quant::random::{RandomBlocks, Rng};
 
 mod table;
@@ -81,6 +81,7 @@ pub enum OpShape {
         pairing: Pairing,
         scale: f64,
         factors: bool,
+        yarn: Option<Yarn>,
     },
     Store {
         tokens: usize,
@@ -161,7 +162,17 @@ pub enum OpShape {
 impl OpShape {
     /// A rotation as Qwen's.
     pub fn neox(tokens: usize, heads: usize, head_dim: usize, start: usize, base: f64) -> Self {
-        Self::Rope { tokens, heads, head_dim, start, base, pairing: Pairing::Neox, scale: 1.0, factors: false }
+        Self::Rope {
+            tokens,
+            heads,
+            head_dim,
+            start,
+            base,
+            pairing: Pairing::Neox,
+            scale: 1.0,
+            factors: false,
+            yarn: None,
+        }
     }
 }
 
@@ -284,8 +295,8 @@ impl Operands {
             OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
             OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
             OpShape::Bias { .. } => Op::Bias { x: tensor(0), weight: weight() },
-            OpShape::Rope { start, head_dim, base, pairing, scale, factors, .. } => {
-                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight) };
+            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, .. } => {
+                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight), yarn };
                 Op::Rope { x: tensor(0), start, head_dim, rotation }
             }
             OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },

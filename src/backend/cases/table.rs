@@ -2,7 +2,7 @@
 
 use super::{Choice, OpCase, OpShape, OpValues};
 use crate::backend::oracle::dequant;
-use crate::op::{GgmlType, Pairing};
+use crate::op::{GgmlType, Pairing, Yarn};
 
 /// Every weight type that a model stores, in ggml's order.
 fn types() -> impl Iterator<Item = GgmlType> {
@@ -70,10 +70,15 @@ pub fn table() -> Vec<OpCase> {
         (33, 2, 80, 3, 1e7),
         (65, 3, 128, 100_000, 1e6),
     ] {
-        for (pairing, scale, factors) in
-            [(Pairing::Neox, 1.0, false), (Pairing::Norm, 1.0, false), (Pairing::Norm, 0.25, true)]
-        {
-            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors });
+        let yarn = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude: 1.1386 };
+        for (pairing, scale, factors, yarn) in [
+            (Pairing::Neox, 1.0, false, None),
+            (Pairing::Norm, 1.0, false, None),
+            (Pairing::Norm, 0.25, true, None),
+            (Pairing::Neox, 0.25, false, Some(yarn)),
+            (Pairing::Norm, 0.125, true, Some(yarn)),
+        ] {
+            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn });
         }
     }
 

@@ -35,7 +35,7 @@ impl AngleCache {
             self.angles.resize(positions * frequencies.len(), [0.0; 2]);
             let work = self.angles.len() * 512; // sin and cos in f64
             pool.for_chunks(work, &mut self.angles, frequencies.len(), |t, out| {
-                scalar::rope_angles(start + t, &frequencies, out);
+                scalar::rope_angles(start + t, &frequencies, rotation.magnitude(), out);
             });
             self.key = key;
         }

@@ -55,17 +55,19 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// The cosine and sine for the pairs of a head at position `pos`: angle = pos · frequency. `frequencies` and `out` are [D/2].
-pub fn rope_angles(pos: usize, frequencies: &[f64], out: &mut [[f32; 2]]) {
+/// The cosine and sine for the pairs of a head at position `pos`, times `magnitude`: angle = pos · frequency. `frequencies` and `out` are
+/// [D/2].
+pub fn rope_angles(pos: usize, frequencies: &[f64], magnitude: f64, out: &mut [[f32; 2]]) {
     for (out, frequency) in out.iter_mut().zip(frequencies) {
         let angle = pos as f64 * frequency;
-        *out = [angle.cos() as f32, angle.sin() as f32];
+        *out = [(angle.cos() * magnitude) as f32, (angle.sin() * magnitude) as f32];
     }
 }
 
 /// By what each pair of a head turns from one position to the next, [D/2].
 pub fn rope_frequencies(head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Vec<f64> {
-    let plain = (0..head_dim / 2).map(|i| rotation.scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
+    let scales = rotation.scales(head_dim).into_iter().enumerate();
+    let plain = scales.map(|(i, scale)| scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
     match rotation.factors {
         None => plain.collect(),
         Some(factors) => plain.zip(factors.f32s()).map(|(f, factor)| f / f64::from(factor)).collect(),

@@ -120,7 +120,7 @@ list! {
     "rope-exponent" "exponents made of another width than the head's" &[OpKind::Rope], heads, 0, rope::exponents;
     "rope-table" "positions modulo a number, or none past a table's end" &[OpKind::Rope], heads, 0, wrapped::rope_positions;
     "rope-precision" "positions, frequencies, angles, sines in f32, f16 or bf16" &[OpKind::Rope], heads, 0, rope::precision;
-    "rope-scaling" "a linear scaling or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
+    "rope-scaling" "a linear scaling, YaRN or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
 
     "bias" "a bias left out, added twice, subtracted, or another's" &[OpKind::Bias], tiles, 0, pointwise::bias;
 

@@ -175,7 +175,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             }
         }
         Op::Rope { x: operand, start, head_dim, rotation } => {
-            let (half, Rotation { base, scale, .. }) = (head_dim / 2, rotation);
+            let (half, Rotation { base, .. }) = (head_dim / 2, rotation);
+            let (scales, magnitude) = (rotation.scales(head_dim), rotation.magnitude());
             let factors: Vec<f32> =
                 rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
             for (t, row) in x[0].chunks(operand.cols()).enumerate() {
@@ -184,6 +185,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 let mut theta = position as f32;
                 let mut turns = vec![];
                 for (i, &factor) in factors.iter().enumerate() {
+                    let scale = scales[i];
                     let exact = position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factor as f64;
                     let angle = match c.angles {
                         Precision::F64 => (exact, 0.0),
@@ -199,7 +201,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         (wide, 0.0) if c.angles == Precision::F64 => (wide.sin() as f32, wide.cos() as f32),
                         (_, narrow) => (narrow.sin(), narrow.cos()),
                     };
-                    turns.push((exact, inner(sin), inner(cos)));
+                    let stretched = |x: f32| x * magnitude as f32;
+                    turns.push((exact, inner(stretched(sin)), inner(stretched(cos))));
                 }
                 for head in row.chunks(head_dim) {
                     for i in 0..head_dim {
@@ -209,7 +212,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         };
                         let (exact, sin, cos) = turns[pair];
                         let (x, other) = (head[i], if i < partner { -head[partner] } else { head[partner] });
-                        let wide = x as f64 * exact.cos() + other as f64 * exact.sin();
+                        let wide = (x as f64 * exact.cos() + other as f64 * exact.sin()) * magnitude;
                         put(wide, inner(x * cos) + inner(other * sin));
                     }
                 }

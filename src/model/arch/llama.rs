@@ -14,4 +14,5 @@ pub static LLAMA: Architecture = Architecture {
     expert_width: false,
     rope_base: 10_000.0,
     rope_freqs: true,
+    temperature: false,
 };

@@ -7,6 +7,7 @@
 
 mod keys;
 mod llama;
+mod mistral3;
 mod qwen2;
 mod qwen3;
 mod qwen3moe;
@@ -35,6 +36,8 @@ pub struct Architecture {
     pub rope_base: f32,
     /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
     pub rope_freqs: bool,
+    /// Whether attention has a temperature that rises beyond the original context, where the file says so.
+    pub temperature: bool,
 }
 
 /// Whether files of an architecture have something.
@@ -51,7 +54,7 @@ pub enum Occurs {
 impl Architecture {
     /// Every architecture.
     pub const ALL: &'static [&'static Architecture] =
-        &[&llama::LLAMA, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE];
+        &[&llama::LLAMA, &mistral3::MISTRAL3, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE];
 
     /// The architecture that `general.architecture` calls `name`.
     pub fn named(name: &str) -> Option<&'static Architecture> {

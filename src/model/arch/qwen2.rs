@@ -12,4 +12,5 @@ pub static QWEN2: Architecture = Architecture {
     expert_width: false,
     rope_base: 10_000.0,
     rope_freqs: false,
+    temperature: false,
 };

@@ -12,4 +12,5 @@ pub static QWEN3MOE: Architecture = Architecture {
     expert_width: true,
     rope_base: 10_000.0,
     rope_freqs: false,
+    temperature: false,
 };

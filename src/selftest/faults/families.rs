@@ -1,14 +1,16 @@
-//! Faults in what only some families have: NORM pairing and frequency factors of `llama`, biases of `qwen2`.
+//! Faults in what only some families have: NORM pairing and frequency factors of `llama`, biases of `qwen2`, YaRN.
 
 use std::sync::Arc;
 
+use super::super::faulty::HostOp;
 use super::attention::{NOT_FIRST, operation};
 use super::{By, FAULT, Fault, FaultySide, Shader};
 use crate::diff::locate::pattern::PatternKind as P;
-use crate::op::{Op, Rotation, Stage};
+use crate::op::{Op, Rotation, Stage, Yarn};
 
 const LLAMA: &[usize] = &[2];
 const QWEN2: &[usize] = &[3];
+const YARN: &[usize] = &[4];
 
 pub(super) static FAULTS: &[Fault] = &[
     Fault {
@@ -98,4 +100,63 @@ pub(super) static FAULTS: &[Fault] = &[
         explained: &["bias"],
         ..FAULT
     },
+    Fault {
+        name: "yarn-no-magnitude",
+        what: "YaRN's frequencies without its magnitude",
+        by: By::Operation(|_| operation(|op| yarn(op, |scale, yarn| (scale, Yarn { magnitude: 1.0, ..yarn })))),
+        models: YARN,
+        stage: Stage::QRope,
+        layers: [0, 1],
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "yarn-no-ramp",
+        what: "every pair scaled by YaRN's factor",
+        by: By::Operation(|_| operation(|op| yarn(op, |scale, yarn| (scale, Yarn { ramp: 0.0, ..yarn })))),
+        subject: FaultySide::Cpu,
+        models: YARN,
+        stage: Stage::KRope,
+        patterns: WITHIN_HEADS,
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "yarn-context",
+        what: "YaRN's ramp by the extended context in place of the original",
+        by: By::Operation(|_| {
+            operation(|op| yarn(op, |scale, yarn| (scale, Yarn { context: yarn.context / scale, ..yarn })))
+        }),
+        models: YARN,
+        stage: Stage::KRope,
+        layers: [0, 1],
+        patterns: WITHIN_HEADS,
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "yarn-missing",
+        what: "frequencies that YaRN does not scale",
+        by: By::Operation(|_| operation(|op| yarn(op, |_, yarn| (1.0, yarn)))),
+        subject: FaultySide::Cpu,
+        models: YARN,
+        stage: Stage::QRope,
+        patterns: WITHIN_HEADS,
+        explained: &["rope-scaling"],
+        ..FAULT
+    },
 ];
+
+/// Some pairs of every head, at every position but 0, which does not turn.
+const WITHIN_HEADS: &[P] = &[P::PositionRange, P::AllButPosition, P::WithinHead];
+
+/// A rotation with another scale and another YaRN.
+fn yarn<'w>(op: HostOp<'w>, change: fn(f64, Yarn) -> (f64, Yarn)) -> Option<HostOp<'w>> {
+    match op {
+        Op::Rope { x, start, head_dim, rotation } => {
+            let (scale, yarn) = change(rotation.scale, rotation.yarn?);
+            Some(Op::Rope { x, start, head_dim, rotation: Rotation { scale, yarn: Some(yarn), ..rotation } })
+        }
+        _ => None,
+    }
+}

@@ -1,7 +1,7 @@
-//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, and biases.
+//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, and biases.
 
 use super::*;
-use crate::op::Pairing;
+use crate::op::{Pairing, Yarn};
 
 /// The rotation of q in layer 1 with another rotation.
 fn turned<'w>(w: &'w World, change: impl Fn(&mut Rotation<&'w std::sync::Arc<Weight>>)) -> HostTensor {
@@ -29,6 +29,53 @@ fn rope_of_llama() {
     explained(&w, site, &turned(&w, |r| r.factors = None), "rope-scaling", "without its frequency factors");
     explained(&w, site, &turned(&w, |r| r.scale = 0.125), "rope-scaling", "linear scaling by 8 where there is none");
     explained(&w, site, &turned(&w, |r| r.pairing = Pairing::Neox), "rope-pairing", "NEOX");
+}
+
+#[test]
+fn yarn_in_parts() {
+    let tiny = ModelShape::named("tiny").unwrap();
+    let dense = FfnShape::Dense(256);
+    let w = World::synthetic(&ModelShape { ffn: dense, rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..tiny });
+    let site = Site::layer(1, Stage::QRope);
+    let with = |scale: f64, change: &dyn Fn(&mut Yarn)| {
+        turned(&w, |r| {
+            r.scale = scale;
+            r.yarn.iter_mut().for_each(change);
+        })
+    };
+    for (made, words) in [
+        (with(0.25, &|y| y.magnitude = 1.0), "without its magnitude 1.1386"),
+        (with(0.25, &|y| y.magnitude *= y.magnitude), "applied twice"),
+        (with(0.25, &|y| y.ramp = 0.0), "every pair scaled by 4, without YaRN's ramp"),
+        (with(1.0, &|_| ()), "frequencies that YaRN does not scale"),
+        (with(1.0, &|y| y.magnitude = 1.0), "no YaRN at all"),
+        (with(0.25, &|y| (y.ramp, y.magnitude) = (0.0, 1.0)), "a linear scaling by 4 for YaRN"),
+        (with(0.25, &|y| y.context = 16_384.0), "original context of 16384 for 4096"),
+        (with(0.25, &|y| (y.beta_fast, y.beta_slow) = (1.0, 32.0)), "betas 1 and 32 for 32 and 1"),
+    ] {
+        explained(&w, site, &made, "rope-scaling", words);
+    }
+    explained(&w, site, &turned(&w, |r| r.pairing = Pairing::Norm), "rope-pairing", "NORM");
+    explained(&w, site, &turned(&w, |r| r.base = 1e6), "rope-base", "base 1000000 ");
+    // Where the original context has the numbers right, a step for a ramp, or one by dimensions, is a wrong factor for some pairs.
+    let kept: Vec<f64> = w.model.config.rotation.yarn.unwrap().kept(64, 1e4).collect();
+    let half = kept.len();
+    let by = |kept: Vec<f64>| {
+        let scales = kept.iter().map(|k| 0.25 * (1.0 - k) + k).collect::<Vec<_>>();
+        let Op::Rope { x, .. } = w.op(site) else { unreachable!() };
+        let (x, cols, m) = (x.to_f64(), x.cols(), 1.0 + 0.1 * 4f64.ln());
+        let element = |i: usize| {
+            let (t, within) = (i / cols, i % cols % (2 * half));
+            let (pair, sign) = if within < half { (within, -1.0) } else { (within - half, 1.0) };
+            let partner = if within < half { i + half } else { i - half };
+            let angle = t as f64 * scales[pair] * 1e4f64.powf(-(pair as f64) / half as f64);
+            (m * (x[i] * angle.cos() + sign * x[partner] * angle.sin())) as f32
+        };
+        HostTensor::f32(&[x.len() / cols, cols], (0..x.len()).map(element).collect())
+    };
+    let e = w.explain(site, &by(kept.clone()));
+    assert_eq!(e.tried, 0, "the scales are the right ones: {e}");
+    explained(&w, site, &by(kept.iter().map(|k| 1.0 - k).collect()), "rope-scaling", "the other way");
 }
 
 #[test]

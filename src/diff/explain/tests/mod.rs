@@ -12,10 +12,13 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::*;
 use crate::backend::Order;
-use crate::backend::oracle::evaluate;
+use crate::backend::oracle::{OracleBackend, evaluate};
 use crate::formula::floor::floor_of;
-use crate::model::{Ffn, Model, MoeWeights};
-use crate::op::{Rotation, Weight};
+use crate::gguf::Gguf;
+use crate::model::{Ffn, LogitRows, Model, MoeWeights, Session, forward};
+use crate::op::{At, Rotation, Weight};
+use crate::synth::{FfnShape, Mix, ModelShape, Plan};
+use crate::trace::{StageObserver, Traced};
 
 /// A correct GPU's contract, more or less.
 const CONTRACT: Contract = Contract::wgsl_f32(Order::Lanes { lanes: 8 });
@@ -63,6 +66,29 @@ impl World {
         let file = |extension: &str| format!("tests/families/{name}.{extension}");
         let (tokens, values) = golden(&file("safetensors"));
         Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
+    }
+
+    /// A model of random weights, and its stages as the oracle makes them.
+    fn synthetic(shape: &ModelShape) -> Self {
+        struct Stages(Values);
+        impl StageObserver for Stages {
+            fn wants(&self, _: Site) -> bool {
+                true
+            }
+            fn observe(&mut self, At { site, .. }: At, values: HostTensor) -> Result<()> {
+                let values = if site.stage.is_ids() { values } else { f32s(values) };
+                self.0.insert(site.key(), Rc::new(values));
+                Ok(())
+            }
+        }
+        let bytes = Plan::new("synthetic", shape, &Mix::from_name("Q8_0").unwrap(), 1).unwrap().to_bytes().unwrap();
+        let model = Model::from_gguf(Gguf::from_bytes("synthetic", std::sync::Arc::new(bytes)).unwrap()).unwrap();
+        let tokens = vec![5, 17, 93, 17, 60, 0, 88];
+        let mut traced = Traced::new(OracleBackend::new(), Stages(Values::new()));
+        let mut session = Session::new(&mut traced, &model.config, tokens.len()).unwrap();
+        forward(&mut traced, &model, &mut session, &tokens, LogitRows::All).unwrap();
+        let values = traced.finish().unwrap().1.0;
+        Self { model, tokens, values }
     }
 
     fn value(&self, site: Site, stage: Stage) -> Rc<HostTensor> {
