@@ -6,7 +6,8 @@ what they make of some texts.
     venv/bin/python scripts/goldens.py tests/families
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
-modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
+modeling_olmoe.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
@@ -46,6 +47,11 @@ FAMILIES = {
     # YaRN whose magnitude two keys make 1, betas of its own, and a temperature that does nothing within the original context.
     "mistral3": dict(arch="mistral3", kv_heads=2, ffn=96, base=1e6, context=16384, temperature=0.1,
                      yarn=dict(factor=4.0, context=4096, beta_fast=64.0, beta_slow=2.0, log_multiplier=1.0), seed=6),
+    # Weights of the chosen experts as they are, and a shared expert behind a sigmoid gate.
+    "qwen2moe": dict(arch="qwen2moe", kv_heads=2, ffn=64, expert_ffn=32, shared=64, base=1e6, bias=True, experts=4, used=2, plain=True,
+                     seed=7),
+    # q and k normalised over their whole rows; `feed_forward_length` is that of one expert.
+    "olmoe": dict(arch="olmoe", kv_heads=4, ffn=32, qk_norm="row", experts=8, used=3, plain=True, seed=8),
 }
 
 
@@ -97,6 +103,10 @@ def build(path, family):
     if "experts" in f:
         out.add_uint32(f"{arch}.expert_count", f["experts"])
         out.add_uint32(f"{arch}.expert_used_count", f["used"])
+    if "expert_ffn" in f:
+        out.add_uint32(f"{arch}.expert_feed_forward_length", f["expert_ffn"])
+    if "shared" in f:
+        out.add_uint32(f"{arch}.expert_shared_feed_forward_length", f["shared"])
     weights = {}
 
     def tensor(name, values, ty=Type.F32, heads=None):
@@ -130,16 +140,22 @@ def build(path, family):
             for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
                 tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
         if f.get("qk_norm"):
-            norm(b + "attn_q_norm.weight", D)
-            norm(b + "attn_k_norm.weight", D)
+            row = f["qk_norm"] == "row"
+            norm(b + "attn_q_norm.weight", HEADS * D if row else D)
+            norm(b + "attn_k_norm.weight", kv * D if row else D)
         matrix(b + "attn_output.weight", H, HEADS * D)
         norm(b + "ffn_norm.weight")
         if "experts" in f:
-            e = f["experts"]
+            e, width = f["experts"], f.get("expert_ffn", f["ffn"])
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
-            matrix(b + "ffn_gate_exps.weight", e, f["ffn"], H)
-            matrix(b + "ffn_up_exps.weight", e, f["ffn"], H)
-            matrix(b + "ffn_down_exps.weight", e, H, f["ffn"])
+            matrix(b + "ffn_gate_exps.weight", e, width, H)
+            matrix(b + "ffn_up_exps.weight", e, width, H)
+            matrix(b + "ffn_down_exps.weight", e, H, width)
+            if "shared" in f:
+                matrix(b + "ffn_gate_inp_shexp.weight", H, ty=Type.F32)
+                matrix(b + "ffn_gate_shexp.weight", f["shared"], H)
+                matrix(b + "ffn_up_shexp.weight", f["shared"], H)
+                matrix(b + "ffn_down_shexp.weight", H, f["shared"])
         else:
             matrix(b + "ffn_gate.weight", f["ffn"], H)
             matrix(b + "ffn_up.weight", f["ffn"], H)
@@ -214,7 +230,9 @@ def run(family, w):
             keep("q_bias", stored(q, HEADS)), keep("k_bias", stored(k, kv)), keep("v_bias", v)
         q, k, v = q.reshape(t, HEADS, D), k.reshape(t, kv, D), v.reshape(t, kv, D)
         if f.get("qk_norm"):
-            q, k = rms_norm(q, weight("attn_q_norm.weight")), rms_norm(k, weight("attn_k_norm.weight"))
+            # modeling_qwen3.py: each head. modeling_olmoe.py: the row, before it is cut into heads.
+            whole = (lambda y: y.reshape(t, -1)) if f["qk_norm"] == "row" else (lambda y: y)
+            q, k = (rms_norm(whole(y), weight(f"attn_{part}_norm.weight")).reshape(y.shape) for y, part in ((q, "q"), (k, "k")))
             keep("q_norm", q.reshape(t, -1)), keep("k_norm", k.reshape(t, -1))
         q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
@@ -234,13 +252,22 @@ def run(family, w):
             ids = np.argsort(-probs, axis=-1, kind="stable")[:, :f["used"]]
             keep("router_ids", ids.astype(np.int32))
             chosen = np.take_along_axis(probs, ids, axis=-1)
-            chosen = keep("router_weights", chosen / chosen.sum(axis=-1, keepdims=True))
+            # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false.
+            chosen = keep("router_weights", chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True))
             of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
             gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
             up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
             act = keep("expert_act", silu(gate) * up)
             down = keep("expert_down", np.einsum("tkhf,tkf->tkh", of("down"), act))
             out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
+            if "shared" in f:
+                # modeling_qwen2_moe.py: sigmoid(shared_expert_gate(h)) · shared_expert(h).
+                router = keep("shared_router", h @ weight("ffn_gate_inp_shexp.weight")[:, None])
+                gate = keep("shared_gate", h @ weight("ffn_gate_shexp.weight").T)
+                up = keep("shared_up", h @ weight("ffn_up_shexp.weight").T)
+                act = keep("shared_act", silu(gate) * up)
+                down = keep("shared_down", act @ weight("ffn_down_shexp.weight").T)
+                out = keep("moe_sum", out + keep("shared_out", down / (1 + np.exp(-router))))
         else:
             gate = keep("ffn_gate", h @ weight("ffn_gate.weight").T)
             up = keep("ffn_up", h @ weight("ffn_up.weight").T)

@@ -137,7 +137,7 @@ fn erf(x: f64) -> f64 {
 /// activation(g)·u. With silu = g/(1 + e), e = exp(−g): |y|·(ρ·e/(1 + e) + div + 3u), ρ the relative error of e, u for 1 + e and 2u for
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
 /// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
-/// that at silu, times |u|.
+/// that at silu, times |u|. A sigmoid gate is σ(g)·x, g repeated along x's row: the same without the factor g.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,
@@ -149,9 +149,16 @@ pub(crate) struct Gated<'a> {
 
 impl<'a> Formula<'a> for Gated<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::SwiGlu { gate, .. } = *op else { return Ok(None) };
-        let (cols, activation) = (gate.cols(), Activation::Silu);
-        Ok(Some(Self { gate: as_given(&x[0]), up: as_given(&x[1]), cols, activation, added: false }))
+        let (gate, up, cols, activation) = match *op {
+            Op::SwiGlu { gate, .. } => (as_given(&x[0]), as_given(&x[1]), gate.cols(), Activation::Silu),
+            Op::SigmoidGate { x: gated, .. } => {
+                let cols = gated.cols();
+                let gates: Vec<f64> = x[1].iter().flat_map(|g| std::iter::repeat_n(*g, cols)).collect();
+                (gates.into(), as_given(&x[0]), cols, Activation::Sigmoid)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { gate, up, cols, activation, added: false }))
     }
     by_row!();
 }

@@ -18,7 +18,7 @@ use crate::op::{HostTensor, Op, Pairing, Yarn};
 /// the product, and i times that of θ_scale, a power good to an ULP; PyTorch takes a power, an inverse and a product. Both are within
 /// Δ ≤ |φ|·((2i + 4)·u + ρ), and one more u for a scale and one for factors, ρ the contract's bound on exp at ln(base)·2i/D for a power that is made of it. In a coarser format three
 /// of its units more: of the frequency, of the position and of their product. Under YaRN the ramp, made of a quotient and a difference, is
-/// off by 4u, and the angle by as much of the angle without scaling; cos and sin come with the magnitude, a product more where they are apart.
+/// off by 4u, and the angle by as much of the angle without scaling; cos and sin come with the magnitude, which is rounded, and so is the product.
 #[derive(Clone)]
 pub(crate) struct Rope<'a> {
     /// [T, heads·D]
@@ -134,7 +134,9 @@ impl ByRow for Rope<'_> {
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
-        let product = contracts.map(|c| roundoff(c) + if in_f64(c) { roundoff(c) } else { TO_F32 });
+        // A magnitude in f32 is rounded, and its product.
+        let scaled = if self.yarn.is_some() { 3.0 } else { 1.0 };
+        let product = contracts.map(|c| roundoff(c) + scaled * if in_f64(c) { roundoff(c) } else { TO_F32 });
         let magnitude = self.magnitude().abs();
         let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64 * magnitude);
         let apart = contracts.map(|c| c.angles != Precision::F64);
@@ -175,8 +177,7 @@ impl ByRow for Rope<'_> {
                 let turned = if apart[n] && head < self.heads {
                     let off = angle(pair, contracts[n]);
                     let other = x[*i].abs() * sin.abs() + x[partner].abs() * cos.abs();
-                    let scaled = if self.yarn.is_some() { 2.0 * TO_F32 * (a.abs() + b.abs()) } else { 0.0 };
-                    off * other + 0.5 * off * off * sizes * magnitude + scaled
+                    off * other + 0.5 * off * off * sizes * magnitude
                 } else {
                     0.0
                 };

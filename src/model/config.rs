@@ -3,7 +3,7 @@
 //! A key that changes the arithmetic has a default only where the definition has one ([`Architecture`]): a rope base or an eps that is
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
-use super::arch::{Architecture, KeyReport, Keys, Occurs};
+use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms};
 use super::rotation::rotation;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
@@ -18,9 +18,10 @@ pub struct MoeConfig {
     pub used: usize,
     /// F, FFN width of one expert.
     pub ffn: usize,
-    /// Whether the chosen experts' weights are divided by their sum. They are in every architecture here; a file may say
-    /// otherwise with `expert_weights_norm`.
+    /// Whether the chosen experts' weights are divided by their sum: as the architecture has it, or `expert_weights_norm`.
     pub renormalise: bool,
+    /// FFN width of the expert that every token uses; 0 where there is none.
+    pub shared: usize,
 }
 
 /// Hyperparameters.
@@ -70,12 +71,17 @@ impl Config {
     }
     /// Which stages its layers have.
     pub fn layout(&self) -> LayerLayout {
-        LayerLayout { qkv_bias: self.qkv_bias, qk_norm: self.architecture.qk_norm, moe: self.moe.is_some() }
+        LayerLayout {
+            qkv_bias: self.qkv_bias,
+            qk_norm: self.architecture.qk_norm != QkNorms::No,
+            moe: self.moe.is_some(),
+            shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
+        }
     }
 
     /// # Errors
     /// Another architecture, a missing or ill-typed key, a value that makes no sense, or a variation of the architecture
-    /// that the forward pass does not compute (other rope scaling than linear and YaRN, sliding windows, shared experts).
+    /// that the forward pass does not compute (other rope scaling than linear and YaRN, sliding windows).
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let meta = &gguf.metadata;
         let found = meta.str("general.architecture")?;
@@ -176,5 +182,10 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
         })?,
         false => keys.size("feed_forward_length")?,
     };
-    Ok(Some(MoeConfig { experts, used, ffn, renormalise: keys.bool_or("expert_weights_norm", true)? }))
+    let shared = match architecture.shared_expert {
+        true => keys.size_or("expert_shared_feed_forward_length", || keys.size("feed_forward_length"))?,
+        false => 0,
+    };
+    let renormalise = keys.bool_or("expert_weights_norm", architecture.renormalise)?;
+    Ok(Some(MoeConfig { experts, used, ffn, renormalise, shared }))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
+use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights, SharedExpert};
 use crate::op::{At, Op, Rotation, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
@@ -186,7 +186,30 @@ fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, start: usize, h: B::
     let up = expert_matmul(b, at(Stage::ExpertUp), &h, &ids, &w.up)?; // [T, K, F]
     let act = b.run(at(Stage::ExpertAct), &Op::SwiGlu { gate, up })?; // [T, K, F]
     let down = expert_matmul(b, at(Stage::ExpertDown), &act, &ids, &w.down)?; // [T, K, H]
-    b.run(at(Stage::MoeOut), &Op::Combine { down, weights })
+    let out = b.run(at(Stage::MoeOut), &Op::Combine { down, weights })?; // [T, H]
+    match &w.shared {
+        Some(shared) => shared_expert(b, shared, n, start, h, out),
+        None => Ok(out),
+    }
+}
+
+/// routed [T, H], h [T, H] → routed + sigmoid(gate) · expert(h) [T, H], of the expert that every token uses.
+fn shared_expert<B: Backend>(
+    b: &mut B,
+    w: &SharedExpert,
+    n: usize,
+    start: usize,
+    h: B::Tensor,
+    routed: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
+    let router = matmul(b, at(Stage::SharedRouter), &h, &w.router)?; // [T, 1]
+    let gate = matmul(b, at(Stage::SharedGate), &h, &w.gate)?; // [T, F]
+    let up = matmul(b, at(Stage::SharedUp), &h, &w.up)?; // [T, F]
+    let act = b.run(at(Stage::SharedAct), &Op::SwiGlu { gate, up })?; // [T, F]
+    let down = matmul(b, at(Stage::SharedDown), &act, &w.down)?; // [T, H]
+    let shared = b.run(at(Stage::SharedOut), &Op::SigmoidGate { x: down, gate: router })?; // [T, H]
+    b.run(at(Stage::MoeSum), &Op::Add { a: routed, b: shared })
 }
 
 fn norm<B: Backend>(b: &mut B, at: At, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {

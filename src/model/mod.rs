@@ -21,7 +21,7 @@ pub use config::{Config, MoeConfig};
 pub use forward::{LogitRows, Session, forward};
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
-pub use weights::{Ffn, LayerWeights, MoeWeights, QkNorm, QkvBias, Weights};
+pub use weights::{Ffn, LayerWeights, MoeWeights, QkNorm, QkvBias, SharedExpert, Weights};
 
 use crate::backend::Need;
 use crate::error::{Error, Result};

@@ -250,6 +250,11 @@ impl<T> Op<'_, T> {
             }
             Op::Add { a, b } => at.same([("a", shape(a)), ("b", shape(b))])?,
             Op::SwiGlu { gate, up } => at.same([("gate", shape(gate)), ("up", shape(up))])?,
+            Op::SigmoidGate { x, gate } => {
+                let [t, n] = at.axes("x", shape(x), format_args!("[T, n]"), |_| true)?;
+                at.axes("gate", shape(gate), format_args!("[{t}, 1]"), |axes| axes == [t, 1])?;
+                vec![t, n]
+            }
             Op::RouterProbs { logits } => {
                 at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec()
             }

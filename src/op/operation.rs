@@ -57,6 +57,8 @@ pub enum Operation<T, W, I> {
     ExpertMatMul { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
     /// gate · sigmoid(gate) · up. Same shape as its operands.
     SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T },
+    /// x · sigmoid(gate), one gate for each row. [T, N], [T, 1] → [T, N]
+    SigmoidGate { #[serde(skip)] x: T, #[serde(skip)] gate: T },
     /// Σ_k weights[t, k] · down[t, k, ·], k ascending. [T, K, H], [T, K] → [T, H]
     Combine { #[serde(skip)] down: T, #[serde(skip)] weights: T },
     /// Rows start..start + rows of x. [T, n] → [rows, n]. Makes no stage.
@@ -167,6 +169,7 @@ impl<T, W, I> Operation<T, W, I> {
                 ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
             }
             SwiGlu { gate, up } => SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)? },
+            SigmoidGate { x, gate } => SigmoidGate { x: tensor("x", x)?, gate: tensor("gate", gate)? },
             Combine { down, weights } => Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? },
             Rows { x, start, rows } => Rows { x: tensor("x", x)?, start: *start, rows: *rows },
         })

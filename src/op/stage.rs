@@ -37,6 +37,13 @@ pub enum Stage {
     ExpertAct,
     ExpertDown,
     MoeOut,
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedAct,
+    SharedDown,
+    SharedOut,
+    MoeSum,
     FfnGate,
     FfnUp,
     FfnAct,
@@ -69,6 +76,10 @@ pub enum Dim {
     F,
     /// Vocabulary.
     V,
+    /// FFN width of the shared expert.
+    Shared,
+    /// A single number.
+    One,
 }
 
 /// Where a stage occurs.
@@ -80,10 +91,12 @@ pub enum Scope {
     Layer,
     /// In layers whose q, k and v have biases.
     BiasLayer,
-    /// In layers that normalise the heads of q and k.
+    /// In layers that normalise q and k.
     QkNormLayer,
     /// In layers with experts.
     MoeLayer,
+    /// In layers with an expert that every token uses, besides those behind the router.
+    SharedLayer,
     /// In layers with a plain FFN.
     DenseLayer,
 }
@@ -93,22 +106,28 @@ pub enum Scope {
 pub struct LayerLayout {
     /// q, k and v have biases.
     pub qkv_bias: bool,
-    /// The heads of q and k are normalised before rope.
+    /// q and k are normalised before rope.
     pub qk_norm: bool,
     /// Experts behind a router; a plain FFN otherwise.
     pub moe: bool,
+    /// A shared expert beside them.
+    pub shared: bool,
 }
 
 impl LayerLayout {
     /// That of Qwen3-MoE, for which the stage table names inputs.
-    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true };
+    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true, shared: false };
 }
 
 /// `layers with experts, norms of q and k, no biases`.
 impl std::fmt::Display for LayerLayout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let no = |there: bool| if there { "" } else { "no " };
-        let ffn = if self.moe { "layers with experts" } else { "plain FFN layers" };
+        let ffn = match (self.moe, self.shared) {
+            (true, true) => "layers with experts and a shared one",
+            (true, false) => "layers with experts",
+            _ => "plain FFN layers",
+        };
         write!(f, "{ffn}, {}norms of q and k, {}biases of q, k and v", no(self.qk_norm), no(self.qkv_bias))
     }
 }
@@ -121,6 +140,7 @@ impl Scope {
             Self::BiasLayer => layout.qkv_bias,
             Self::QkNormLayer => layout.qk_norm,
             Self::MoeLayer => layout.moe,
+            Self::SharedLayer => layout.shared,
             Self::DenseLayer => !layout.moe,
         }
     }
@@ -151,7 +171,7 @@ pub struct StageInfo {
 }
 
 use Dim::*;
-use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, QkNormLayer};
+use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, QkNormLayer, SharedLayer};
 use Stage::*;
 
 macro_rules! table {
@@ -192,6 +212,13 @@ table! {
     ExpertAct     "expert_act"     ["ffn_moe_swiglu"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
     ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
     MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
+    SharedRouter  "shared_router"  ["ffn_shexp_gate_inp", "shared_expert_gate"] SharedLayer [T, One]     MatMul(FfnNorm)                      Some("ffn_gate_inp_shexp.weight"), "shared";
+    SharedGate    "shared_gate"    ["shared_expert.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
+    SharedUp      "shared_up"      ["shared_expert.up_proj"]                    SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_up_shexp.weight"), "shared";
+    SharedAct     "shared_act"     []                                           SharedLayer [T, Shared]  SwiGlu(SharedGate, SharedUp)         None,                       "shared";
+    SharedDown    "shared_down"    ["ffn_shexp", "shared_expert"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
+    SharedOut     "shared_out"     ["ffn_shexp_out", "ffn_shexp_gated"]         SharedLayer [T, H]       SigmoidGate(SharedDown, SharedRouter) None,                      "shared";
+    MoeSum        "moe_sum"        []                                           SharedLayer [T, H]       Add(MoeOut, SharedOut)               None,                       "shared";
     FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";
     FfnUp         "ffn_up"         []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_up.weight"),      "up";
     FfnAct        "ffn_act"        ["ffn_swigl", "ffn_swiglu"]                  DenseLayer [T, F]        SwiGlu(FfnGate, FfnUp)               None,                       "act";
@@ -202,7 +229,8 @@ table! {
 }
 
 /// Stages that make one value step by step, or one in place of another: who reads one reads the last that occurs before itself.
-static CHAINS: &[&[Stage]] = &[&[QProj, QBias, QNorm], &[KProj, KBias, KNorm], &[VProj, VBias], &[MoeOut, FfnOut]];
+static CHAINS: &[&[Stage]] =
+    &[&[QProj, QBias, QNorm], &[KProj, KBias, KNorm], &[VProj, VBias], &[MoeOut, MoeSum, FfnOut]];
 
 impl StageInfo {
     /// Which axis of the stage's shape counts `dim`; `None` where it has no such axis.

@@ -1,5 +1,5 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
-//! `qwen3` with YaRN.
+//! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 7;
 
     /// Every model, by its number.
     ///
@@ -32,6 +32,7 @@ impl TestModel {
         let dense = ModelShape { layers: 2, ffn: SynthFfn::Dense(512), tied: true, vocab: 300, ..tiny };
         let llama = ModelShape { family: Family::Llama, rope_base: 5e5, rope_freqs: true, ..dense };
         let qwen2 = ModelShape { family: Family::Qwen2, ..dense };
+        let moe = ModelShape { layers: 2, vocab: 300, ..tiny };
         let yarn = ModelShape { rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..dense };
         Ok([
             Self::demo()?,
@@ -39,6 +40,8 @@ impl TestModel {
             Self::synthetic("llama", &llama)?,
             Self::synthetic("qwen2", &qwen2)?,
             Self::synthetic("yarn", &yarn)?,
+            Self::synthetic("qwen2moe", &ModelShape { family: Family::Qwen2, ..moe })?,
+            Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
         ])
     }
 

@@ -187,7 +187,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         let wanted = mix.choose(role, layer, shape);
         let ty = mix::fitting(wanted, dims[0]);
         let content = match role {
-            Role::Norm => Content::Norm { outliers: dims[0] == hidden },
+            Role::Norm => {
+                Content::Norm { outliers: dims[0] == hidden && !name.contains("_k_norm") && !name.contains("_q_norm") }
+            }
             Role::Bias => Content::Bias,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
@@ -217,14 +219,19 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             matrix(format!("blk.{layer}.{name}.weight"), role, layer, dims, gain);
         };
         tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
-        if shape.family == Family::Qwen3 {
-            tensor("attn_k_norm", Role::Norm, &[head_dim], 1.0);
+        let qk_norm = match shape.family {
+            Family::Qwen3 => Some([head_dim, head_dim]),
+            Family::Olmoe => Some([q, kv]),
+            _ => None,
+        };
+        if let Some([_, k]) = qk_norm {
+            tensor("attn_k_norm", Role::Norm, &[k], 1.0);
         }
         tensor("attn_norm", Role::Norm, &[hidden], 1.0);
         tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
         tensor("attn_q", Role::AttnQ, &[hidden, q], 1.0);
-        if shape.family == Family::Qwen3 {
-            tensor("attn_q_norm", Role::Norm, &[head_dim], 1.0);
+        if let Some([q, _]) = qk_norm {
+            tensor("attn_q_norm", Role::Norm, &[q], 1.0);
         }
         tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
         // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
@@ -244,6 +251,12 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 tensor("ffn_gate_inp", Role::Router, &[hidden, experts], 2.0);
                 tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
                 tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], 1.0);
+                if let Some(width) = shape.shared_width() {
+                    tensor("ffn_down_shexp", Role::FfnDown, &[width, hidden], to_residual / 0.596);
+                    tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
+                    tensor("ffn_gate_shexp", Role::FfnGate, &[hidden, width], 1.0);
+                    tensor("ffn_up_shexp", Role::FfnUp, &[hidden, width], 1.0);
+                }
             }
         }
     }
@@ -263,8 +276,9 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
     set("block_count", Value::U32(shape.layers));
-    // Qwen's is that of all experts of a token together, Mixtral's that of one.
-    let all_used = shape.moe().filter(|_| shape.family == Family::Qwen3).map_or(1, |m| m.used);
+    // Qwen's is that of all experts of a token together, the others' that of one.
+    let qwen = matches!(shape.family, Family::Qwen3 | Family::Qwen2);
+    let all_used = shape.moe().filter(|_| qwen).map_or(1, |m| m.used);
     set("feed_forward_length", Value::U32(shape.ffn_width().saturating_mul(all_used)));
     set("attention.head_count", Value::U32(shape.heads));
     set("attention.head_count_kv", Value::U32(shape.kv_heads));
@@ -280,8 +294,11 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if shape.family == Family::Qwen3 {
+        if qwen {
             set("expert_feed_forward_length", Value::U32(moe.width));
+        }
+        if let Some(width) = shape.shared_width() {
+            set("expert_shared_feed_forward_length", Value::U32(width as u32));
         }
     }
     let vocab = vocab::vocab(shape.vocab);

@@ -32,17 +32,20 @@ pub enum Family {
     Qwen3,
     /// `llama`, with experts or without.
     Llama,
-    /// `qwen2`, without experts.
+    /// `qwen2`, and `qwen2moe` with experts and a shared one.
     Qwen2,
+    /// `olmoe`, with experts.
+    Olmoe,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 3] = ["qwen3", "llama", "qwen2"];
+    pub const NAMES: [&str; 4] = ["qwen3", "llama", "qwen2", "olmoe"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Qwen3, Self::Llama, Self::Qwen2].into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
+        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe];
+        all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
 
@@ -66,7 +69,7 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 8] = [
+    pub const NAMES: [&str; 10] = [
         "tiny",
         "demo",
         "qwen3-30b-a3b",
@@ -75,6 +78,8 @@ impl ModelShape {
         "llama-3.2-1b",
         "mixtral-8x7b",
         "qwen2.5-0.5b",
+        "qwen1.5-moe-a2.7b",
+        "olmoe-1b-7b",
     ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
@@ -163,6 +168,27 @@ impl ModelShape {
                 tied: true,
                 ..qwen3
             },
+            "qwen1.5-moe-a2.7b" => ModelShape {
+                family: Family::Qwen2,
+                layers: 24,
+                heads: 16,
+                kv_heads: 16,
+                ffn: FfnShape::Moe(Moe { experts: 60, used: 4, width: 1408 }),
+                context: 8192,
+                ..qwen3
+            },
+            "olmoe-1b-7b" => ModelShape {
+                family: Family::Olmoe,
+                layers: 16,
+                heads: 16,
+                kv_heads: 16,
+                ffn: FfnShape::Moe(Moe { experts: 64, used: 8, width: 1024 }),
+                vocab: 50_304,
+                context: 4096,
+                rope_base: 1e4,
+                eps: 1e-5,
+                ..qwen3
+            },
             _ => return None,
         })
     }
@@ -173,7 +199,9 @@ impl ModelShape {
             (Family::Qwen3, FfnShape::Dense(_)) => "qwen3",
             (Family::Qwen3, FfnShape::Moe(_)) => "qwen3moe",
             (Family::Llama, _) => "llama",
-            (Family::Qwen2, _) => "qwen2",
+            (Family::Qwen2, FfnShape::Dense(_)) => "qwen2",
+            (Family::Qwen2, FfnShape::Moe(_)) => "qwen2moe",
+            (Family::Olmoe, _) => "olmoe",
         }
     }
 
@@ -190,6 +218,11 @@ impl ModelShape {
             FfnShape::Dense(width) => width,
             FfnShape::Moe(moe) => moe.width,
         }
+    }
+
+    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5.
+    pub(super) fn shared_width(&self) -> Option<u64> {
+        self.moe().filter(|_| self.family == Family::Qwen2).map(|m| u64::from(m.width) * u64::from(m.used))
     }
 
     /// Width of the query projection, which need not be the hidden size.
@@ -229,8 +262,8 @@ impl ModelShape {
             }
         }
         let refuse = |message: String| Err(Error::usage(message));
-        if self.family == Family::Qwen2 && self.moe().is_some() {
-            return refuse("--family qwen2: expected --dense, found experts".into());
+        if self.family == Family::Olmoe && self.moe().is_none() {
+            return refuse("--family olmoe: expected experts, found --dense".into());
         }
         if self.rope_freqs && self.family != Family::Llama {
             return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));

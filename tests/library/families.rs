@@ -12,7 +12,7 @@ use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
 use twinscope::op::{Pairing, Yarn};
 
-const FAMILIES: [&str; 6] = ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3"];
+const FAMILIES: [&str; 8] = ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe"];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
 const ORACLE_NMSE: f64 = 1e-22;

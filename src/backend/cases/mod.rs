@@ -146,6 +146,10 @@ pub enum OpShape {
         tokens: usize,
         cols: usize,
     },
+    SigmoidGate {
+        tokens: usize,
+        cols: usize,
+    },
     Combine {
         tokens: usize,
         k: usize,
@@ -201,6 +205,7 @@ impl OpCase {
             OpShape::RouterWeights { .. } => OpKind::RouterWeights,
             OpShape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
             OpShape::SwiGlu { .. } => OpKind::SwiGlu,
+            OpShape::SigmoidGate { .. } => OpKind::SigmoidGate,
             OpShape::Combine { .. } => OpKind::Combine,
             OpShape::Rows { .. } => OpKind::Rows,
         }
@@ -249,6 +254,7 @@ impl OpCase {
             OpShape::Store { tokens, cols, .. }
             | OpShape::Add { tokens, cols }
             | OpShape::Bias { tokens, cols }
+            | OpShape::SigmoidGate { tokens, cols }
             | OpShape::SwiGlu { tokens, cols } => tokens * cols,
             OpShape::Rows { cols, rows, .. } => rows * cols,
         };
@@ -315,6 +321,7 @@ impl Operands {
             }
             OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
             OpShape::SwiGlu { .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1) },
+            OpShape::SigmoidGate { .. } => Op::SigmoidGate { x: tensor(0), gate: tensor(1) },
             OpShape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
             OpShape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
         }
@@ -418,6 +425,7 @@ impl Maker {
             OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols } => {
                 vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
             }
+            OpShape::SigmoidGate { tokens, cols } => vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, 1])],
             OpShape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
             OpShape::RouterTopK { tokens, experts, ties, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);

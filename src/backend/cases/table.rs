@@ -112,6 +112,7 @@ pub fn table() -> Vec<OpCase> {
         all(KINDS, OpShape::Add { tokens, cols });
         all(KINDS, OpShape::Bias { tokens, cols });
         all(WITH_LARGE, OpShape::SwiGlu { tokens, cols });
+        all(WITH_LARGE, OpShape::SigmoidGate { tokens, cols });
         all(NORMAL, OpShape::Store { tokens, cols, start: 0, capacity: tokens });
         all(NORMAL, OpShape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens - 1, rows: 1 });

@@ -132,6 +132,10 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
         Op::AttnContext { probs, v, start, head_dim } => attn_context(kernels, pool, probs, v, start, head_dim, out),
         Op::Add { a, b } => zip(pool, a, b, 1, out, scalar::add),
         Op::SwiGlu { gate, up } => zip(pool, gate, up, 16, out, |gate, up, out| kernels.swiglu(gate, up, out)),
+        Op::SigmoidGate { x, gate } => {
+            let (n, x, gate) = (x.cols(), f32s(x), f32s(gate));
+            pool.for_chunks(out.len(), out, n, |t, out| scalar::sigmoid_gate(&x[t * n..][..n], gate[t], out));
+        }
         Op::RouterProbs { logits } => {
             let experts = logits.cols();
             let logits = f32s(logits);

@@ -156,6 +156,14 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// x · sigmoid(gate). `x` and `out` are `[n]`.
+pub fn sigmoid_gate(x: &[f32], gate: f32, out: &mut [f32]) {
+    let sigmoid = 1.0 / (1.0 + (-gate).exp());
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x * sigmoid;
+    }
+}
+
 /// Σ_k `weights[k]` · `down[k]`. `down` is [K, H], `weights` is `[K]`, `out` is `[H]`.
 pub fn combine(down: &[f32], weights: &[f32], out: &mut [f32]) {
     let hidden = out.len();

@@ -171,6 +171,8 @@ kernels! {
         "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
         "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
+    SIGMOID_GATE: SigmoidGate [Read, Read, Write]
+        "sigmoid_gate" [NUMERIC] [THREADS, 1], 0;
     SWIGLU: Elementwise [Read, Read, Write]
         "swiglu" [NUMERIC] [THREADS, 1], 0;
 }

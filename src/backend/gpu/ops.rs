@@ -264,6 +264,7 @@ impl GpuBackend {
             Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim, y),
             Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b, y),
             Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up, y),
+            Op::SigmoidGate { x, gate } => self.sigmoid_gate(site, x, gate, y),
             Op::RouterProbs { logits } => self.router_probs(site, logits, y),
             Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
             Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise, y),
@@ -529,6 +530,12 @@ impl GpuBackend {
         let params = params::Elementwise { n: a.len() as u32 };
         let bindings = [a.binding(), b.binding(), y.binding()];
         self.dispatch(site, kernel, &bindings, params, self.fold_values(a.len()))
+    }
+
+    fn sigmoid_gate(&mut self, site: Site, x: &GpuTensor, gate: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let params = params::SigmoidGate { n: x.len() as u32, cols: rows_cols(x).1 as u32 };
+        let bindings = [x.binding(), gate.binding(), y.binding()];
+        self.dispatch(site, kernels::SIGMOID_GATE, &bindings, params, self.fold_values(x.len()))
     }
 
     fn router_probs(&mut self, site: Site, logits: &GpuTensor, y: &GpuTensor) -> Result<()> {

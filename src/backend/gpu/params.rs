@@ -78,4 +78,5 @@ params! {
     RouterProbs { experts: u32 }
     RouterTopK { experts: u32, k: u32 }
     RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32 }
+    SigmoidGate { n: u32, cols: u32 }
 }

@@ -50,6 +50,7 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         Op::Rope { x, start, head_dim, rotation } => pointwise::rope(x, start, head_dim, &rotation)?,
         Op::Add { a, b } => pointwise::add(a, b),
         Op::SwiGlu { gate, up } => pointwise::swiglu(gate, up),
+        Op::SigmoidGate { x, gate } => pointwise::sigmoid_gate(x, gate),
         Op::Store { cache, x, start } => pointwise::store(cache, x, start),
         Op::Rows { x, start, rows } => pointwise::rows(x, start, rows),
         Op::AttnScores { q, k, start, head_dim } => attention::scores(q, k, start, head_dim),

@@ -93,6 +93,15 @@ pub fn swiglu(gate: &HostTensor, up: &HostTensor) -> HostTensor {
     HostTensor::f64(&gate.shape, product)
 }
 
+/// x · sigmoid(gate), a gate a row. [T, N], [T, 1] → [T, N].
+pub fn sigmoid_gate(x: &HostTensor, gate: &HostTensor) -> HostTensor {
+    let (cols, mut out) = (x.cols().max(1), values(x).into_owned());
+    for (row, g) in out.chunks_exact_mut(cols).zip(&*values(gate)) {
+        row.iter_mut().for_each(|x| *x /= 1.0 + (-g).exp());
+    }
+    HostTensor::f64(&x.shape, out)
+}
+
 /// x over rows start.. of a copy of the cache.
 pub fn store(cache: &HostTensor, x: &HostTensor, start: usize) -> HostTensor {
     let mut out = HostTensor::f64(&cache.shape, values(cache).into_owned());

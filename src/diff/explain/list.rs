@@ -34,6 +34,7 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::RouterWeights,
     OpKind::ExpertMatMul,
     OpKind::SwiGlu,
+    OpKind::SigmoidGate,
     OpKind::Combine,
 ];
 
@@ -58,6 +59,7 @@ const ROUNDS: &[OpKind] = &[
     OpKind::AttnProbs,
     OpKind::RouterProbs,
     OpKind::SwiGlu,
+    OpKind::SigmoidGate,
     OpKind::Combine,
     OpKind::Add,
 ];
@@ -172,6 +174,7 @@ list! {
 
     "gate-up" "gate and up swapped, or one of them left out" &[OpKind::SwiGlu], tiles, 0, pointwise::gate_and_up;
     "activation" "gelu, relu, sigmoid or nothing for silu" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
+    "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 
     "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;

@@ -21,7 +21,16 @@ pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         }),
     ])?;
     // Other streams of the layer that could be taken for one of the two.
-    let streams = [Stage::AttnNorm, Stage::AttnResidual, Stage::FfnNorm, Stage::AttnOut, Stage::MoeOut, Stage::FfnOut];
+    let streams = [
+        Stage::AttnNorm,
+        Stage::AttnResidual,
+        Stage::FfnNorm,
+        Stage::AttnOut,
+        Stage::MoeOut,
+        Stage::SharedDown,
+        Stage::SharedOut,
+        Stage::FfnOut,
+    ];
     let named = streams.iter().filter_map(|s| Some((s.name(), case.scene.earlier.get(*s)?)));
     let input = case.scene.earlier.input().map(|x| ("the layer's input", x));
     for (name, other) in named.chain(input).filter(|(_, other)| other.shape == case.scene.output.shape) {
@@ -64,6 +73,34 @@ pub fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("silu(gate) · gate", |g| g.up = g.gate.clone()),
         ("silu(up) · up", |g| g.gate = g.up.clone()),
     ])
+}
+
+/// A gate that is one number for each position.
+pub fn shared_gate<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let mut all = case.each_changed::<Gated<'a>, _>([
+        ("the shared expert without its gate", |g| g.activation = Activation::One),
+        ("the shared expert times its gate, without the sigmoid", |g| g.activation = Activation::Identity),
+        ("the shared expert times silu(gate), not sigmoid(gate)", |g| g.activation = Activation::Silu),
+        ("the shared expert times tanh(gate), not sigmoid(gate)", |g| g.activation = Activation::Tanh),
+        ("the shared expert times 1 − sigmoid(gate)", |g| g.gate.to_mut().iter_mut().for_each(|x| *x = -*x)),
+        ("the shared expert with the gate of the call's first position", |g| {
+            g.gate = g.gate[..g.cols].repeat(g.gate.len() / g.cols).into();
+        }),
+        ("the shared expert with the gate of the position before", |g| {
+            g.gate = [&g.gate[..g.cols], &g.gate[..g.gate.len() - g.cols]].concat().into();
+        }),
+    ])?;
+    // A router's weight in the gate's place.
+    if let Some(weights) = case.scene.earlier.get(Stage::RouterWeights).filter(|w| w.shape[0] == case.shapes[0][0]) {
+        let (k, first) = (weights.cols().max(1), weights.to_f64());
+        let change = |g: &mut Gated<'a>| {
+            let cols = g.cols;
+            g.activation = Activation::Identity;
+            g.gate = first.iter().step_by(k).flat_map(|w| std::iter::repeat_n(*w, cols)).collect::<Vec<f64>>().into();
+        };
+        all.extend(case.changed("the shared expert with the weight of the first chosen expert", change)?);
+    }
+    Ok(all)
 }
 
 pub fn other_activation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {

@@ -68,6 +68,7 @@ fn params(op: OpKind, config: &Config) -> OpParams {
         OpKind::RouterWeights => OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise },
         OpKind::ExpertMatMul => OpParams::ExpertMatMul { x: (), ids: (), weight: () },
         OpKind::SwiGlu => OpParams::SwiGlu { gate: (), up: () },
+        OpKind::SigmoidGate => OpParams::SigmoidGate { x: (), gate: () },
         OpKind::Combine => OpParams::Combine { down: (), weights: () },
         OpKind::Embed | OpKind::Store | OpKind::Rows => unreachable!("{op:?} makes no stage that is looked at here"),
     }

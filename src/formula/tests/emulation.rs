@@ -282,6 +282,12 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 put(wide, inner(g / (1.0 + (-g).exp())) * u);
             }
         }
+        Op::SigmoidGate { x: gated, .. } => {
+            for (row, g) in x[0].chunks(gated.cols()).zip(&x[1]) {
+                let sigmoid = inner(1.0 / (1.0 + (-g).exp()));
+                row.iter().for_each(|x| put(*x as f64 / (1.0 + (-*g as f64).exp()), x * sigmoid));
+            }
+        }
         Op::Combine { down, weights } => {
             let (k, hidden) = (weights.cols(), down.cols());
             for (t, w) in x[1].chunks(k).enumerate() {

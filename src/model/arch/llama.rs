@@ -1,6 +1,6 @@
 //! `llama`: Llama 1 to 3, Mistral, SmolLM, and Mixtral, which is `llama` with experts.
 
-use super::{Architecture, Occurs};
+use super::{Architecture, Occurs, QkNorms};
 use crate::op::Pairing;
 
 /// GGUF stores q and k with the rows of each head reordered, so that rope turns neighbours (`permute` in llama.cpp's converter). A softmax
@@ -8,10 +8,12 @@ use crate::op::Pairing;
 pub static LLAMA: Architecture = Architecture {
     name: "llama",
     pairing: Pairing::Norm,
-    qk_norm: false,
+    qk_norm: QkNorms::No,
     qkv_bias: Occurs::Optional,
     experts: Occurs::Optional,
     expert_width: false,
+    renormalise: true,
+    shared_expert: false,
     rope_base: 10_000.0,
     rope_freqs: true,
     temperature: false,

@@ -8,7 +8,9 @@
 mod keys;
 mod llama;
 mod mistral3;
+mod olmoe;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 
@@ -24,20 +26,35 @@ pub struct Architecture {
     pub name: &'static str,
     /// Which dimensions of a head rope turns together, in the order in which GGUF stores them.
     pub pairing: Pairing,
-    /// Whether the heads of q and k are normalised before rope.
-    pub qk_norm: bool,
+    /// What of q and k is normalised before rope.
+    pub qk_norm: QkNorms,
     /// Whether q, k and v have biases.
     pub qkv_bias: Occurs,
     /// Whether layers have experts, and not a plain FFN.
     pub experts: Occurs,
     /// Whether experts have a width of their own, `expert_feed_forward_length`; otherwise `feed_forward_length` is theirs.
     pub expert_width: bool,
+    /// Whether the chosen experts' weights are divided by their sum, where the file does not say.
+    pub renormalise: bool,
+    /// Whether layers with experts have a shared one, behind a sigmoid gate.
+    pub shared_expert: bool,
     /// Base of the rotary frequencies where the file has no `rope.freq_base`.
     pub rope_base: f32,
     /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
     pub rope_freqs: bool,
     /// Whether attention has a temperature that rises beyond the original context, where the file says so.
     pub temperature: bool,
+}
+
+/// What of q and k is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorms {
+    /// Nothing.
+    No,
+    /// Each head, by weights that all heads share.
+    Heads,
+    /// The whole row.
+    Row,
 }
 
 /// Whether files of an architecture have something.
@@ -53,8 +70,15 @@ pub enum Occurs {
 
 impl Architecture {
     /// Every architecture.
-    pub const ALL: &'static [&'static Architecture] =
-        &[&llama::LLAMA, &mistral3::MISTRAL3, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE];
+    pub const ALL: &'static [&'static Architecture] = &[
+        &llama::LLAMA,
+        &mistral3::MISTRAL3,
+        &olmoe::OLMOE,
+        &qwen2::QWEN2,
+        &qwen2moe::QWEN2MOE,
+        &qwen3::QWEN3,
+        &qwen3moe::QWEN3MOE,
+    ];
 
     /// The architecture that `general.architecture` calls `name`.
     pub fn named(name: &str) -> Option<&'static Architecture> {

@@ -238,6 +238,6 @@ fn cache_as_it_was(op: &HostOp<'_>) -> Result<HostTensor> {
     }
 }
 
-fn misplaced(op: &HostOp<'_>) -> Error {
+pub(super) fn misplaced(op: &HostOp<'_>) -> Error {
     Error::usage(format!("{:?} is planted with a fault of another operation", op.kind()))
 }

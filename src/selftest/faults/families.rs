@@ -1,16 +1,19 @@
-//! Faults in what only some families have: NORM pairing and frequency factors of `llama`, biases of `qwen2`, YaRN.
+//! Faults in what only some families have: NORM pairing and frequency factors of `llama`, biases of `qwen2`, YaRN,
+//! the shared expert of `qwen2moe`, weights that are not renormalised, norms of whole rows.
 
 use std::sync::Arc;
 
 use super::super::faulty::HostOp;
-use super::attention::{NOT_FIRST, operation};
+use super::attention::{NOT_FIRST, misplaced, operation};
 use super::{By, FAULT, Fault, FaultySide, Shader};
 use crate::diff::locate::pattern::PatternKind as P;
-use crate::op::{Op, Rotation, Stage, Yarn};
+use crate::op::{HostTensor, Op, Rotation, Stage, Yarn};
 
 const LLAMA: &[usize] = &[2];
 const QWEN2: &[usize] = &[3];
 const YARN: &[usize] = &[4];
+const QWEN2MOE: &[usize] = &[5];
+const OLMOE: &[usize] = &[6];
 
 pub(super) static FAULTS: &[Fault] = &[
     Fault {
@@ -143,6 +146,95 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QRope,
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
+        ..FAULT
+    },
+    Fault {
+        name: "shared-no-sigmoid",
+        what: "the shared expert times its gate, without the sigmoid",
+        by: By::Shader(&[Shader { kernel: "sigmoid_gate", edits: &[("y[n] = x[n] * sigmoid;", "y[n] = x[n] * g;")] }]),
+        models: QWEN2MOE,
+        stage: Stage::SharedOut,
+        layers: [0, 1],
+        explained: &["shared-gate"],
+        ..FAULT
+    },
+    Fault {
+        name: "shared-ungated",
+        what: "the shared expert is added whole",
+        by: By::Operation(|_| {
+            Box::new(|_, op| match op {
+                Op::SigmoidGate { x, .. } => Ok(HostTensor::f32(&x.shape, x.to_f32())),
+                _ => Err(misplaced(op)),
+            })
+        }),
+        subject: FaultySide::Cpu,
+        models: QWEN2MOE,
+        stage: Stage::SharedOut,
+        explained: &["shared-gate"],
+        ..FAULT
+    },
+    Fault {
+        name: "shared-first-gate",
+        what: "every position has the gate of the call's first",
+        by: By::Shader(&[Shader { kernel: "sigmoid_gate", edits: &[("gate[n / p.cols]", "gate[0]")] }]),
+        models: QWEN2MOE,
+        stage: Stage::SharedOut,
+        patterns: NOT_FIRST,
+        explained: &["shared-gate"],
+        ..FAULT
+    },
+    Fault {
+        name: "shared-missing",
+        what: "the shared expert is not added",
+        by: By::Operation(|_| {
+            Box::new(|_, op| match op {
+                Op::Add { a, .. } => Ok(HostTensor::f32(&a.shape, a.to_f32())),
+                _ => Err(misplaced(op)),
+            })
+        }),
+        subject: FaultySide::Cpu,
+        models: QWEN2MOE,
+        stage: Stage::MoeSum,
+        layers: [0, 1],
+        explained: &["residual"],
+        ..FAULT
+    },
+    Fault {
+        name: "renormalised",
+        what: "the chosen experts' weights are divided by their sum, which this family does not do",
+        by: By::Operation(|_| {
+            operation(|op| match op {
+                Op::RouterWeights { probs, ids, .. } => Some(Op::RouterWeights { probs, ids, renormalise: true }),
+                _ => None,
+            })
+        }),
+        models: &[5, 6],
+        stage: Stage::RouterWeights,
+        layers: [0, 1],
+        explained: &["renormalisation"],
+        ..FAULT
+    },
+    Fault {
+        name: "norm-by-heads",
+        what: "q is normalised head by head where the norm is over the row",
+        by: By::Operation(|place| {
+            let head_dim = place.model.config.head_dim;
+            Box::new(move |_, op| {
+                let Op::RmsNorm { x, weight, eps } = op else { return Err(misplaced(op)) };
+                let weights: Vec<f32> = weight.f32s().collect();
+                let mut out = x.to_f32();
+                for (i, head) in out.chunks_exact_mut(head_dim).enumerate() {
+                    let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f32>() / head_dim as f32 + eps).sqrt();
+                    let of_head = weights.iter().skip(i * head_dim % weights.len());
+                    head.iter_mut().zip(of_head).for_each(|(x, w)| *x *= scale * w);
+                }
+                Ok(HostTensor::f32(&x.shape, out))
+            })
+        }),
+        subject: FaultySide::Cpu,
+        models: OLMOE,
+        stage: Stage::QNorm,
+        explained: &["norm-group"],
         ..FAULT
     },
 ];

@@ -1,4 +1,4 @@
-//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, and biases.
+//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts.
 
 use super::*;
 use crate::op::{Pairing, Yarn};
@@ -109,4 +109,54 @@ fn biases_of_qwen2() {
     let v = w.value(site, Stage::VProj);
     let context = f32s(evaluate(&Op::AttnContext { probs: &*probs, v: &*v, start, head_dim }).unwrap());
     explained(&w, site, &context, "attention-operand", "v before its bias");
+}
+
+#[test]
+fn shared_expert_of_qwen2moe() {
+    let moe = FfnShape::Moe(Moe { experts: 8, used: 2, width: 64 });
+    let w = World::synthetic(&ModelShape { family: Family::Qwen2, ffn: moe, ..ModelShape::named("tiny").unwrap() });
+    let site = Site::layer(1, Stage::SharedOut);
+    let (down, router) = (w.value(site, Stage::SharedDown), w.value(site, Stage::SharedRouter).to_f32());
+    let cols = down.cols();
+    let with = |gate: &dyn Fn(usize) -> f32| {
+        let out = down.to_f32().iter().enumerate().map(|(i, x)| x * gate(i / cols)).collect();
+        HostTensor::f32(&down.shape, out)
+    };
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    explained(&w, site, &with(&|_| 1.0), "shared-gate", "without its gate");
+    explained(&w, site, &with(&|t| router[t]), "shared-gate", "without the sigmoid");
+    explained(&w, site, &with(&|t| router[t] * sigmoid(router[t])), "shared-gate", "silu(gate)");
+    explained(&w, site, &with(&|t| sigmoid(-router[t])), "shared-gate", "1 − sigmoid");
+    explained(&w, site, &with(&|_| sigmoid(router[0])), "shared-gate", "call's first position");
+    // The sum: without it, or with it before its gate.
+    let site = Site::layer(1, Stage::MoeSum);
+    let routed = w.value(site, Stage::MoeOut);
+    explained(&w, site, &routed, "residual", "only the residual");
+    let sum = routed.to_f32().iter().zip(down.to_f32()).map(|(a, b)| a + b).collect();
+    explained(&w, site, &HostTensor::f32(&routed.shape, sum), "residual", "shared_down added to the residual");
+    // Weights that are renormalised where they should not be.
+    let site = Site::layer(1, Stage::RouterWeights);
+    let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
+    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true }).unwrap();
+    explained(&w, site, &f32s(wrong), "renormalisation", "which this model does not do");
+}
+
+#[test]
+fn norms_of_olmoe() {
+    let moe = FfnShape::Moe(Moe { experts: 8, used: 2, width: 64 });
+    let w = World::synthetic(&ModelShape { family: Family::Olmoe, ffn: moe, ..ModelShape::named("tiny").unwrap() });
+    let site = Site::layer(1, Stage::QNorm);
+    let (x, weight) = (w.value(site, Stage::QProj), w.weight(site).f32s().collect::<Vec<f32>>());
+    let mut heads = x.to_f32();
+    for (i, head) in heads.chunks_exact_mut(64).enumerate() {
+        let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f32>() / 64.0 + 1e-6).sqrt();
+        head.iter_mut().zip(&weight[i * 64 % weight.len()..]).for_each(|(x, w)| *x *= scale * w);
+    }
+    explained(
+        &w,
+        site,
+        &HostTensor::f32(&x.shape, heads),
+        "norm-group",
+        "each head's width instead of one over the row",
+    );
 }

@@ -17,7 +17,7 @@ use crate::formula::floor::floor_of;
 use crate::gguf::Gguf;
 use crate::model::{Ffn, LogitRows, Model, MoeWeights, Session, forward};
 use crate::op::{At, Rotation, Weight};
-use crate::synth::{FfnShape, Mix, ModelShape, Plan};
+use crate::synth::{Family, FfnShape, Mix, ModelShape, Moe, Plan};
 use crate::trace::{StageObserver, Traced};
 
 /// A correct GPU's contract, more or less.
@@ -141,6 +141,7 @@ impl World {
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
             Stage::ExpertDown => &moe().down,
+            Stage::SharedDown => &moe().shared.as_ref().unwrap().down,
             stage => panic!("{stage} has no weight"),
         }
     }
@@ -163,10 +164,14 @@ impl World {
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: 2 },
-            OpKind::RouterWeights => Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
+            OpKind::RouterWeights => {
+                let renormalise = c.moe.as_ref().unwrap().renormalise;
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise }
+            }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
         }
