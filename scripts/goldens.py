@@ -7,7 +7,7 @@ what they make of some texts.
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
 modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
-modeling_olmoe.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_olmoe.py, modeling_gemma3.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
@@ -52,6 +52,9 @@ FAMILIES = {
                      seed=7),
     # q and k normalised over their whole rows; `feed_forward_length` is that of one expert.
     "olmoe": dict(arch="olmoe", kv_heads=4, ffn=32, qk_norm="row", experts=8, used=3, plain=True, seed=8),
+    # Layers 0 and 2 see 4 keys and turn by the base of theirs; the scale of q·k is another than 1/√D; 7 positions go beyond the window.
+    "gemma3": dict(arch="gemma3", kv_heads=2, ffn=96, base=1e6, scale=8.0, tied=True, qk_norm=True, gemma=True, window=4, period=2, local=1e4,
+                   attention=0.2, layers=3, seed=9),
 }
 
 
@@ -80,7 +83,7 @@ def build(path, family):
     arch, kv = f["arch"], f["kv_heads"]
     out = GGUFWriter(path, arch)
     out.add_name(f"{family}, random")
-    for key, value in [("block_count", LAYERS), ("context_length", f.get("context", 64)), ("embedding_length", H),
+    for key, value in [("block_count", f.get("layers", LAYERS)), ("context_length", f.get("context", 64)), ("embedding_length", H),
                        ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
         out.add_uint32(f"{arch}.{key}", value)
     out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -98,6 +101,10 @@ def build(path, family):
         for key in ("beta_fast", "beta_slow", "log_multiplier"):
             if key in y:
                 out.add_float32(f"{arch}.rope.scaling.yarn_{key}", y[key])
+    if "window" in f:
+        out.add_uint32(f"{arch}.attention.sliding_window", f["window"])
+        out.add_uint32(f"{arch}.attention.sliding_window_pattern", f["period"])
+        out.add_float32(f"{arch}.attention.scale", f["attention"])
     if "temperature" in f:
         out.add_float32(f"{arch}.attention.temperature_scale", f["temperature"])
     if "experts" in f:
@@ -124,13 +131,14 @@ def build(path, family):
         tensor(name, 1 + 0.2 * rng.normal(size=width))
 
     turned = (HEADS, kv) if arch in PERMUTED else (None, None)
-    matrix("token_embd.weight", V, H, gain=np.sqrt(H), ty=Type.F16)
+    # Gemma multiplies it by √H.
+    matrix("token_embd.weight", V, H, gain=1.0 if f.get("gemma") else np.sqrt(H), ty=Type.F16)
     norm("output_norm.weight")
     if not f.get("tied"):
         matrix("output.weight", V, H, gain=2)
     if f.get("factors"):
         tensor("rope_freqs.weight", llama3_factors(f["base"]))
-    for n in range(LAYERS):
+    for n in range(f.get("layers", LAYERS)):
         b = f"blk.{n}."
         norm(b + "attn_norm.weight")
         matrix(b + "attn_q.weight", HEADS * D, H, gain=2, heads=turned[0])
@@ -145,6 +153,9 @@ def build(path, family):
             norm(b + "attn_k_norm.weight", kv * D if row else D)
         matrix(b + "attn_output.weight", H, HEADS * D)
         norm(b + "ffn_norm.weight")
+        if f.get("gemma"):
+            norm(b + "post_attention_norm.weight")
+            norm(b + "post_ffw_norm.weight")
         if "experts" in f:
             e, width = f["experts"], f.get("expert_ffn", f["ffn"])
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
@@ -171,6 +182,10 @@ def softmax(x):
 
 def silu(x):
     return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
 
 
 def rms_norm(x, weight):
@@ -200,11 +215,18 @@ def run(family, w):
     kv, group, t = f["kv_heads"], HEADS // f["kv_heads"], len(TOKENS)
     stages = {}
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
+    activation = gelu_tanh if f.get("gemma") else silu
     inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
     inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
     inv_freq, stretch = yarn(f, inv_freq) if "yarn" in f else (inv_freq, 1.0)
-    angles = np.outer(np.arange(t), inv_freq)
-    cos, sin = (np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] * stretch for fn in (np.cos, np.sin))
+
+    def turns(inv_freq):
+        angles = np.outer(np.arange(t), inv_freq)
+        return [np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] * stretch for fn in (np.cos, np.sin)]
+
+    everywhere = turns(inv_freq)
+    # modeling_gemma3.py: layers with a window have `rope_local_base_freq`, unscaled.
+    local = turns(1.0 / f["local"] ** (np.arange(0, D, 2) / D)) if "local" in f else everywhere
 
     def stored(values, heads):
         """[T, heads·D] of transformers' order in the order of the file."""
@@ -212,9 +234,13 @@ def run(family, w):
             return values
         return permute(values.T, heads).T
 
-    x = w["token_embd.weight"][TOKENS]
+    # modeling_gemma3.py, `Gemma3TextScaledWordEmbedding`.
+    x = w["token_embd.weight"][TOKENS] * (np.sqrt(H) if f.get("gemma") else 1.0)
     stages["embedding"] = x
-    for n in range(LAYERS):
+    for n in range(f.get("layers", LAYERS)):
+        sliding = "window" in f and (n + 1) % f["period"] != 0
+        cos, sin = local if sliding else everywhere
+
         def keep(name, values):
             stages[f"layers.{n}.{name}"] = values
             return values
@@ -237,12 +263,16 @@ def run(family, w):
         q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
         k, v = (np.repeat(y, group, axis=1) for y in (k, v))
-        scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(D)
+        scores = np.einsum("thd,shd->hts", q, k) * (np.float64(np.float32(f["attention"])) if "attention" in f else 1 / np.sqrt(D))
         seen = np.tril(np.ones((t, t), bool))
+        if sliding:  # masking_utils.py, `sliding_window_overlay`: kv_idx > q_idx - sliding_window
+            seen &= np.triu(np.ones((t, t), bool), 1 - f["window"])
         keep("attn_scores", np.where(seen, scores, 0.0))
         probs = keep("attn_probs", softmax(np.where(seen, scores, -np.inf)))
         context = keep("attn_context", np.einsum("hts,shd->thd", probs, v).reshape(t, -1))
         out = keep("attn_out", context @ weight("attn_output.weight").T)
+        if f.get("gemma"):  # whose weights have the 1 of `1 + weight` in them, in GGUF
+            out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight")))
         x = keep("attn_residual", x + out)
         h = keep("ffn_norm", rms_norm(x, weight("ffn_norm.weight")))
         if "experts" in f:
@@ -271,8 +301,10 @@ def run(family, w):
         else:
             gate = keep("ffn_gate", h @ weight("ffn_gate.weight").T)
             up = keep("ffn_up", h @ weight("ffn_up.weight").T)
-            act = keep("ffn_act", silu(gate) * up)
+            act = keep("ffn_act", activation(gate) * up)
             out = keep("ffn_out", act @ weight("ffn_down.weight").T)
+            if f.get("gemma"):
+                out = keep("ffn_post_norm", rms_norm(out, weight("post_ffw_norm.weight")))
         x = keep("layer_out", x + out)
     x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"])
     stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T

@@ -145,6 +145,7 @@ impl Args {
             tied: self.tied || base.tied,
             rope_freqs: base.rope_freqs && family == Family::Llama,
             yarn: self.yarn.or(base.yarn),
+            window: base.window.or((family == Family::Gemma3).then_some([512, 6])),
         })
     }
 }

@@ -4,7 +4,7 @@
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
 use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms};
-use super::rotation::rotation;
+use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{LayerLayout, Rotation};
@@ -47,6 +47,12 @@ pub struct Config {
     pub context: usize,
     /// How rope turns q and k; its factors, if it has some, are a weight.
     pub rotation: Rotation<()>,
+    /// Layers with a sliding window, and what is theirs.
+    pub window: Option<SlidingWindow>,
+    /// What q·k is multiplied by; `None`: 1/√D.
+    pub attention_scale: Option<f64>,
+    /// What the embedding is multiplied by.
+    pub embedding_scale: f64,
     /// Added to the mean of squares in norms.
     pub eps: f32,
     /// FFN width of a dense layer; 0 where every layer has experts.
@@ -69,12 +75,24 @@ impl Config {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+    /// How many keys a position sees in a layer; `None`: all up to its own.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.sliding(layer).map(|window| window.keys)
+    }
+    /// How rope turns q and k in a layer.
+    pub fn rotation_of(&self, layer: usize) -> Rotation<()> {
+        self.sliding(layer).map_or(self.rotation, |window| window.rotation)
+    }
+    fn sliding(&self, layer: usize) -> Option<&SlidingWindow> {
+        self.window.as_ref().filter(|window| layer % window.period + 1 < window.period)
+    }
     /// Which stages its layers have.
     pub fn layout(&self) -> LayerLayout {
         LayerLayout {
             qkv_bias: self.qkv_bias,
             qk_norm: self.architecture.qk_norm != QkNorms::No,
             moe: self.moe.is_some(),
+            post_norms: self.architecture.post_norms,
             shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
         }
     }
@@ -147,6 +165,9 @@ impl Config {
             vocab: embedding.dims.get(1).copied().unwrap_or(1) as usize,
             context,
             rotation,
+            window: window(architecture, &keys)?,
+            attention_scale: attention_scale(architecture, &keys, [layers, hidden, heads])?,
+            embedding_scale: if architecture.scaled_embedding { (hidden as f64).sqrt() } else { 1.0 },
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             ffn: if moe.is_some() { 0 } else { keys.size("feed_forward_length")? },
             moe,
@@ -158,6 +179,18 @@ impl Config {
             keys: keys.finish()?,
         })
     }
+}
+
+/// What q·k is multiplied by, where it is not 1/√D.
+fn attention_scale(
+    architecture: &Architecture,
+    keys: &Keys<'_>,
+    [layers, hidden, heads]: [usize; 3],
+) -> Result<Option<f64>> {
+    let Some(rule) = architecture.windows else { return Ok(None) };
+    let stated = keys.positive_or_off("attention.scale")?.map(f64::from);
+    let by_hidden = rule.scaled_by_hidden == Some(layers);
+    Ok(stated.or(by_hidden.then(|| 1.0 / (hidden as f64 / heads as f64).sqrt())))
 }
 
 /// The experts of each layer, if it has some.

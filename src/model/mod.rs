@@ -19,9 +19,10 @@ use std::sync::Arc;
 pub use arch::{Architecture, DefaultKey, IgnoredKey, KeyReport, Occurs};
 pub use config::{Config, MoeConfig};
 pub use forward::{LogitRows, Session, forward};
+pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
-pub use weights::{Ffn, LayerWeights, MoeWeights, QkNorm, QkvBias, SharedExpert, Weights};
+pub use weights::{Ffn, LayerWeights, MoeWeights, PostNorms, QkNorm, QkvBias, SharedExpert, Weights};
 
 use crate::backend::Need;
 use crate::error::{Error, Result};

@@ -12,6 +12,30 @@ pub(super) fn rotation(architecture: &Architecture, keys: &Keys<'_>, factors: bo
     Ok(Rotation { pairing: architecture.pairing, base, scale, factors, yarn })
 }
 
+/// What layers with a sliding window have of their own.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct SlidingWindow {
+    /// How many keys a position sees, its own among them.
+    pub keys: usize,
+    /// Every so manieth layer has none, and sees all.
+    pub period: usize,
+    /// Their rotation.
+    pub rotation: Rotation<()>,
+}
+
+/// The windows, if the architecture and the file have some.
+pub(super) fn window(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<SlidingWindow>> {
+    let Some(rule) = architecture.windows else { return Ok(None) };
+    let seen = match keys.count("attention.sliding_window")? {
+        0 => return Ok(None),
+        seen => seen,
+    };
+    let period = keys.size_or("attention.sliding_window_pattern", || Ok(rule.period))?;
+    let base = f64::from(keys.positive_or("rope.freq_base_swa", rule.rope_base)?);
+    let rotation = Rotation { pairing: architecture.pairing, base, scale: 1.0, factors: None, yarn: None };
+    Ok(Some(SlidingWindow { keys: seen, period, rotation }))
+}
+
 /// What the angles are multiplied by, and YaRN. A factor without a type is linear, as in llama.cpp.
 fn scaling(keys: &Keys<'_>) -> Result<(f64, Option<Yarn>)> {
     let kind = keys.str_opt("rope.scaling.type")?;

@@ -25,6 +25,8 @@ pub struct LayerWeights {
     pub qk_norm: Option<QkNorm>,
     /// `[heads·D, H]`.
     pub attn_output: Arc<Weight>,
+    /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
+    pub post_norms: Option<PostNorms>,
     /// `[H]`.
     pub ffn_norm: Arc<Weight>,
     /// The feed-forward part.
@@ -44,6 +46,13 @@ pub struct QkvBias {
 pub struct QkNorm {
     pub q: Arc<Weight>,
     pub k: Arc<Weight>,
+}
+
+/// Weights of the norms after attention and after the FFN, `[H]`.
+#[allow(missing_docs)] // said above
+pub struct PostNorms {
+    pub attn: Arc<Weight>,
+    pub ffn: Arc<Weight>,
 }
 
 /// What follows attention in a layer.
@@ -103,7 +112,9 @@ impl LayerWeights {
         let mut all = vec![&self.attn_norm, &self.attn_q, &self.attn_k, &self.attn_v];
         all.extend(self.qkv_bias.iter().flat_map(|b| [&b.q, &b.k, &b.v]));
         all.extend(self.qk_norm.iter().flat_map(|n| [&n.q, &n.k]));
-        all.extend([&self.attn_output, &self.ffn_norm]);
+        all.push(&self.attn_output);
+        all.extend(self.post_norms.iter().map(|n| &n.attn));
+        all.push(&self.ffn_norm);
         match &self.ffn {
             Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
             Ffn::Moe(m) => {
@@ -111,6 +122,7 @@ impl LayerWeights {
                 all.extend(m.shared.iter().flat_map(|s| [&s.router, &s.gate, &s.up, &s.down]));
             }
         }
+        all.extend(self.post_norms.iter().map(|n| &n.ffn));
         all
     }
 }
@@ -203,6 +215,13 @@ impl Loader<'_> {
             })
             .transpose()?,
             attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            post_norms: match c.architecture.post_norms {
+                true => Some(PostNorms {
+                    attn: self.vector(&name("post_attention_norm"), c.hidden)?,
+                    ffn: self.vector(&name("post_ffw_norm"), c.hidden)?,
+                }),
+                false => None,
+            },
             ffn_norm: self.vector(&name("ffn_norm"), c.hidden)?,
             ffn: match &c.moe {
                 None => Ffn::Dense {

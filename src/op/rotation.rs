@@ -99,11 +99,11 @@ fn is_neox(pairing: &Pairing) -> bool {
     *pairing == Pairing::Neox
 }
 
-fn one() -> f64 {
+pub(super) fn one() -> f64 {
     1.0
 }
 
-fn is_one(x: &f64) -> bool {
+pub(super) fn is_one(x: &f64) -> bool {
     *x == 1.0
 }
 

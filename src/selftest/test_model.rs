@@ -1,5 +1,6 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
-//! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`.
+//! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
+//! `gemma3`, whose layer 0 has a window of 4 keys and layer 1 none.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 
     /// Every model, by its number.
     ///
@@ -42,6 +43,7 @@ impl TestModel {
             Self::synthetic("yarn", &yarn)?,
             Self::synthetic("qwen2moe", &ModelShape { family: Family::Qwen2, ..moe })?,
             Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
+            Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
         ])
     }
 

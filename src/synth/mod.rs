@@ -204,7 +204,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     }
     matrix("output_norm.weight".into(), Role::Norm, 0, &[hidden], 1.0);
     // The stream begins with rms 1, unless the embedding has to serve as a head.
-    let embedding = if shape.tied { LOGITS } else { (hidden as f32).sqrt() };
+    // Gemma's is multiplied by √H on the way.
+    let gemma = shape.family == Family::Gemma3;
+    let embedding = if shape.tied || gemma { LOGITS } else { (hidden as f32).sqrt() };
     matrix("token_embd.weight".into(), Role::TokenEmbd, 0, &[hidden, vocab], embedding);
     if shape.rope_freqs {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
@@ -220,7 +222,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         };
         tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
         let qk_norm = match shape.family {
-            Family::Qwen3 => Some([head_dim, head_dim]),
+            Family::Qwen3 | Family::Gemma3 => Some([head_dim, head_dim]),
             Family::Olmoe => Some([q, kv]),
             _ => None,
         };
@@ -234,6 +236,10 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             tensor("attn_q_norm", Role::Norm, &[q], 1.0);
         }
         tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
+        if gemma {
+            tensor("post_attention_norm", Role::Norm, &[hidden], 1.0);
+            tensor("post_ffw_norm", Role::Norm, &[hidden], 1.0);
+        }
         // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
         let down = to_residual * used.sqrt() / 0.596;
         match shape.ffn {
@@ -286,6 +292,12 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("attention.value_length", Value::U32(shape.head_dim));
     set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
     set("rope.freq_base", Value::F32(shape.rope_base));
+    if let Some([keys, period]) = shape.window.filter(|_| shape.family == Family::Gemma3) {
+        set("attention.sliding_window", Value::U32(keys));
+        if period != 6 {
+            set("attention.sliding_window_pattern", Value::U32(period));
+        }
+    }
     if let Some(factor) = shape.yarn {
         set("rope.scaling.type", text("yarn"));
         set("rope.scaling.factor", Value::F32(factor));

@@ -23,6 +23,8 @@ pub struct ModelShape {
     pub rope_freqs: bool,
     /// YaRN by this factor, from the context length divided by it.
     pub yarn: Option<f32>,
+    /// Sliding windows of so many keys, and the period of the layers without; of the family `gemma3` only.
+    pub window: Option<[u32; 2]>,
 }
 
 /// What kind of model: with [`FfnShape`], its architecture.
@@ -36,15 +38,17 @@ pub enum Family {
     Qwen2,
     /// `olmoe`, with experts.
     Olmoe,
+    /// `gemma3`, without experts.
+    Gemma3,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 4] = ["qwen3", "llama", "qwen2", "olmoe"];
+    pub const NAMES: [&str; 5] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe];
+        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3];
         all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
@@ -69,7 +73,7 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "tiny",
         "demo",
         "qwen3-30b-a3b",
@@ -80,6 +84,7 @@ impl ModelShape {
         "qwen2.5-0.5b",
         "qwen1.5-moe-a2.7b",
         "olmoe-1b-7b",
+        "gemma-3-1b",
     ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
@@ -99,6 +104,7 @@ impl ModelShape {
             tied: false,
             rope_freqs: false,
             yarn: None,
+            window: None,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -189,6 +195,20 @@ impl ModelShape {
                 eps: 1e-5,
                 ..qwen3
             },
+            "gemma-3-1b" => ModelShape {
+                family: Family::Gemma3,
+                hidden: 1152,
+                layers: 26,
+                heads: 4,
+                kv_heads: 1,
+                head_dim: 256,
+                ffn: FfnShape::Dense(6912),
+                vocab: 262_144,
+                context: 32_768,
+                tied: true,
+                window: Some([512, 6]),
+                ..qwen3
+            },
             _ => return None,
         })
     }
@@ -202,6 +222,7 @@ impl ModelShape {
             (Family::Qwen2, FfnShape::Dense(_)) => "qwen2",
             (Family::Qwen2, FfnShape::Moe(_)) => "qwen2moe",
             (Family::Olmoe, _) => "olmoe",
+            (Family::Gemma3, _) => "gemma3",
         }
     }
 
@@ -262,6 +283,12 @@ impl ModelShape {
             }
         }
         let refuse = |message: String| Err(Error::usage(message));
+        if self.family == Family::Gemma3 && self.moe().is_some() {
+            return refuse("--family gemma3: expected --dense, found experts".into());
+        }
+        if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
+            return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
+        }
         if self.family == Family::Olmoe && self.moe().is_none() {
             return refuse("--family olmoe: expected experts, found --dense".into());
         }

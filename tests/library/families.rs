@@ -12,7 +12,8 @@ use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
 use twinscope::op::{Pairing, Yarn};
 
-const FAMILIES: [&str; 8] = ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe"];
+const FAMILIES: [&str; 9] =
+    ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe", "gemma3"];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
 const ORACLE_NMSE: f64 = 1e-22;
@@ -196,6 +197,42 @@ fn yarn_has_the_numbers_that_llama_cpp_gives_it() {
     // A temperature is Mistral's alone.
     let e = with_keys("llama", &[("attention.temperature_scale", f32(0.1))]).unwrap_err();
     assert!(e.contains("llama.attention.temperature_scale"), "{e}");
+}
+
+#[test]
+fn windows_bases_and_scales_of_gemma3() {
+    let u32 = |x| Some(Value::U32(x));
+    let f32 = |x| Some(Value::F32(x));
+    let c = with_keys("gemma3", &[]).unwrap();
+    assert_eq!([0, 1, 2].map(|n| c.window_of(n)), [Some(4), None, Some(4)]);
+    assert_eq!([0, 1].map(|n| (c.rotation_of(n).base, c.rotation_of(n).scale)), [(1e4, 1.0), (1e6, 0.125)]);
+    assert_eq!((c.embedding_scale, c.attention_scale), (8.0, Some(f64::from(0.2f32))));
+    // Five to one, and 1/√D, where no key says otherwise.
+    let plain = [("attention.sliding_window_pattern", None), ("attention.scale", None), ("rope.freq_base", None)];
+    let c = with_keys("gemma3", &plain).unwrap();
+    assert_eq!([0, 4, 5, 6, 11].map(|n| c.window_of(n).is_some()), [true, true, false, true, false]);
+    assert_eq!((c.attention_scale, c.rotation.base), (None, 1e6));
+    let defaults: Vec<&str> = c.keys.defaults.iter().map(|d| d.key.as_str()).collect();
+    assert!(["attention.sliding_window_pattern", "rope.freq_base_swa"].iter().all(|key| defaults.contains(key)));
+    let c = with_keys("gemma3", &[("attention.sliding_window", u32(0)), ("attention.sliding_window_pattern", None)]);
+    assert!(c.unwrap().window.is_none());
+    let c = with_keys("gemma3", &[("rope.freq_base_swa", f32(5e4))]).unwrap();
+    assert_eq!(c.rotation_of(0).base, f64::from(5e4f32));
+    let e = with_keys("gemma3", &[("final_logit_softcapping", f32(30.0))]).unwrap_err();
+    assert!(e.contains("gemma3.final_logit_softcapping") && e.contains("could change the result"), "{e}");
+}
+
+#[test]
+fn defaults_of_qwen2moe_and_olmoe() {
+    let c = with_keys("qwen2moe", &[]).unwrap();
+    let moe = c.moe.as_ref().unwrap();
+    assert_eq!((moe.ffn, moe.shared, moe.renormalise, c.qkv_bias), (32, 64, false, true));
+    let e = with_keys("qwen2moe", &[("expert_shared_feed_forward_length", Some(Value::U32(32)))]).unwrap_err();
+    assert!(e.contains("ffn_gate_shexp") && e.contains("expected"), "{e}");
+    let moe = with_keys("olmoe", &[]).unwrap().moe.unwrap();
+    assert_eq!((moe.ffn, moe.shared, moe.renormalise), (32, 0, false));
+    let e = with_keys("olmoe", &[("attention.clamp_kqv", Some(Value::F32(8.0)))]).unwrap_err();
+    assert!(e.contains("olmoe.attention.clamp_kqv"), "{e}");
 }
 
 #[test]

@@ -84,9 +84,9 @@ pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
     }
 }
 
-/// 1 / √D, by which q·k is multiplied.
-pub fn attn_scale(head_dim: usize) -> f32 {
-    (1.0 / (head_dim as f64).sqrt()) as f32
+/// What q·k is multiplied by: `scale`, or else 1 / √D.
+pub fn attn_scale(head_dim: usize, scale: Option<f64>) -> f32 {
+    scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32
 }
 
 /// The largest of `x`; NaN if there is one, unlike with `f32::max`.
@@ -155,6 +155,18 @@ pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
         *out = gate / (1.0 + (-gate).exp()) * up;
     }
 }
+
+/// gelu(gate) · up, gelu by tanh: g · sigmoid(2z), z = √(2/π)·(g + 0.044715·g³). All are `[n]`.
+pub fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, g), up) in out.iter_mut().zip(gate).zip(up) {
+        let twice = GELU_SCALE * (g + GELU_CUBE * (g * g * g));
+        *out = g / (1.0 + (-twice).exp()) * up;
+    }
+}
+
+/// 2√(2/π).
+pub const GELU_SCALE: f32 = 1.595_769_1;
+pub const GELU_CUBE: f32 = 0.044_715;
 
 /// x · sigmoid(gate). `x` and `out` are `[n]`.
 pub fn sigmoid_gate(x: &[f32], gate: f32, out: &mut [f32]) {

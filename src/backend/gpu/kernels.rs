@@ -146,6 +146,8 @@ kernels! {
         "expert_matvec_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     EXPERT_PLAN: ExpertPlan [Read, Write]
         "expert_plan" [] [THREADS, 1], 0;
+    GEGLU: Elementwise [Read, Read, Write]
+        "geglu" [NUMERIC] [THREADS, 1], 0;
     MATMUL: Matmul [Weights, Activations, Write]
         "matmul" [DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "matmul_lanes" [DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;

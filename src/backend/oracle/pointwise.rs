@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{dequant, matrix, values};
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Pairing, Rotation, Weight, Yarn};
+use crate::op::{Data, GateActivation, HostTensor, Pairing, Rotation, Weight, Yarn};
 
 /// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values. [T, G·n] → same.
 pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor> {
@@ -87,9 +87,17 @@ pub fn add(a: &HostTensor, b: &HostTensor) -> HostTensor {
     HostTensor::f64(&a.shape, sum)
 }
 
-/// gate · sigmoid(gate) · up.
-pub fn swiglu(gate: &HostTensor, up: &HostTensor) -> HostTensor {
-    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+/// activation(gate) · up.
+pub fn gated(gate: &HostTensor, up: &HostTensor, activation: GateActivation) -> HostTensor {
+    let activated = |g: f64| match activation {
+        GateActivation::Silu => g / (1.0 + (-g).exp()),
+        GateActivation::GeluTanh => {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+            // ½(1 + tanh z), which does not cancel for z far below 0.
+            g / (1.0 + (-2.0 * z).exp())
+        }
+    };
+    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| activated(*g) * u).collect();
     HostTensor::f64(&gate.shape, product)
 }
 

@@ -2,7 +2,9 @@
 
 use super::case::{Evidence, Variant};
 use crate::error::Result;
+use crate::formula::embed::Embedding;
 use crate::formula::pointwise::{Activation, Gated, Sum};
+use crate::formula::precision::FORMATS;
 use crate::op::{GgmlType, Op, Stage};
 
 pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -65,14 +67,45 @@ pub fn bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 pub fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Gated<'a>, _>([
-        ("gate and up swapped: gate · silu(up)", |g| std::mem::swap(&mut g.gate, &mut g.up)),
-        ("silu(gate) without up", |g| g.up = vec![1.0; g.up.len()].into()),
-        ("up without silu(gate)", |g| g.activation = Activation::One),
-        ("silu(gate) + up", |g| g.added = true),
-        ("silu(gate) · gate", |g| g.up = g.gate.clone()),
-        ("silu(up) · up", |g| g.gate = g.up.clone()),
-    ])
+    let Op::SwiGlu { activation, .. } = *case.scene.op else { return Ok(vec![]) };
+    let f = activation.short();
+    type Mistake<'a> = fn(&mut Gated<'a>);
+    let changes: [(String, Mistake<'a>); 6] = [
+        (format!("gate and up swapped: gate · {f}(up)"), |g| std::mem::swap(&mut g.gate, &mut g.up)),
+        (format!("{f}(gate) without up"), |g| g.up = vec![1.0; g.up.len()].into()),
+        (format!("up without {f}(gate)"), |g| g.activation = Activation::One),
+        (format!("{f}(gate) + up"), |g| g.added = true),
+        (format!("{f}(gate) · gate"), |g| g.up = g.gate.clone()),
+        (format!("{f}(up) · up"), |g| g.gate = g.up.clone()),
+    ];
+    changes.into_iter().filter_map(|(what, change)| case.changed(what, change).transpose()).collect()
+}
+
+pub fn other_activation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::SwiGlu { activation: stated, .. } = *case.scene.op else { return Ok(vec![]) };
+    let mut all = Vec::new();
+    for (what, activation) in [
+        ("silu", Activation::Silu),
+        ("gelu, by tanh,", Activation::GeluByTanh),
+        ("gelu, by erf,", Activation::GeluByErf),
+        ("gelu, by sigmoid(1.702·x),", Activation::GeluBySigmoid),
+        ("relu", Activation::Relu),
+        ("relu²", Activation::ReluSquared),
+        ("sigmoid", Activation::Sigmoid),
+        ("tanh", Activation::Tanh),
+    ] {
+        if activation != stated.into() {
+            let what = format!("{what} for {}", stated.name());
+            all.extend(case.changed(what, |g: &mut Gated<'a>| g.activation = activation)?);
+        }
+    }
+    let mut with = |what: &str, change: fn(&mut Gated<'a>)| {
+        all.extend(case.changed(what, change)?);
+        Ok::<_, crate::error::Error>(())
+    };
+    with("no activation: gate · up", |g| g.activation = Activation::Identity)?;
+    with(&format!("{}(−gate)", stated.short()), |g| g.gate.to_mut().iter_mut().for_each(|x| *x = -*x))?;
+    Ok(all)
 }
 
 /// A gate that is one number for each position.
@@ -103,20 +136,27 @@ pub fn shared_gate<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-pub fn other_activation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+/// An embedding that is scaled, otherwise.
+pub fn embedding_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let hidden = case.scene.config.hidden as f64;
+    let Some(Embedding { scale: stated, .. }) = case.stated()? else { return Ok(vec![]) };
+    let mut scales = vec![("√H, which this model does not scale by".to_string(), hidden.sqrt())];
+    if stated != 1.0 {
+        scales = vec![
+            (format!("no scale, where the model has {stated:.4}"), 1.0),
+            ("its scale applied twice".into(), stated * stated),
+            ("one over its scale".into(), 1.0 / stated),
+        ];
+        for format in FORMATS {
+            let rounded = (format.round)(stated);
+            if rounded != stated {
+                scales.push((format!("its scale rounded to {}, {rounded} for {stated:.4}", format.name), rounded));
+            }
+        }
+    }
     let mut all = Vec::new();
-    for (what, activation) in [
-        ("gelu, by tanh, for silu", Activation::GeluByTanh),
-        ("gelu, by erf, for silu", Activation::GeluByErf),
-        ("gelu, by sigmoid(1.702·x), for silu", Activation::GeluBySigmoid),
-        ("relu for silu", Activation::Relu),
-        ("relu² for silu", Activation::ReluSquared),
-        ("sigmoid for silu", Activation::Sigmoid),
-        ("no activation: gate · up", Activation::Identity),
-        ("tanh for silu", Activation::Tanh),
-        ("silu(−gate)", Activation::SiluOfNegated),
-    ] {
-        all.extend(case.changed(what, |g: &mut Gated<'a>| g.activation = activation)?);
+    for (what, scale) in scales {
+        all.extend(case.changed(format!("the embedding with {what}"), |e: &mut Embedding<'a>| e.scale = scale)?);
     }
     Ok(all)
 }

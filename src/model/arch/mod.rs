@@ -5,6 +5,7 @@
 //! - What a file does not say is what the architecture's definition says, here or in [`keys`].
 //! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
 
+mod gemma3;
 mod keys;
 mod llama;
 mod mistral3;
@@ -17,7 +18,7 @@ mod qwen3moe;
 pub(super) use keys::Keys;
 pub use keys::{DefaultKey, IgnoredKey, KeyReport};
 
-use crate::op::Pairing;
+use crate::op::{GateActivation, Pairing};
 
 /// What files of an architecture mean.
 #[derive(Debug)]
@@ -38,12 +39,31 @@ pub struct Architecture {
     pub renormalise: bool,
     /// Whether layers with experts have a shared one, behind a sigmoid gate.
     pub shared_expert: bool,
+    /// What the FFN does to its gate.
+    pub activation: GateActivation,
+    /// Whether the embedding is multiplied by √H.
+    pub scaled_embedding: bool,
+    /// Whether what attention and FFN add to the residual is normalised first.
+    pub post_norms: bool,
+    /// Sliding windows in some layers.
+    pub windows: Option<WindowRule>,
     /// Base of the rotary frequencies where the file has no `rope.freq_base`.
     pub rope_base: f32,
     /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
     pub rope_freqs: bool,
     /// Whether attention has a temperature that rises beyond the original context, where the file says so.
     pub temperature: bool,
+}
+
+/// Sliding windows of `attention.sliding_window` keys: layer n has one unless it is the last of a period, n mod period = period − 1.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowRule {
+    /// The period, where the file has no `attention.sliding_window_pattern`.
+    pub period: usize,
+    /// The rope base of layers with a window, where the file has no `rope.freq_base_swa`; they are not scaled.
+    pub rope_base: f32,
+    /// The number of layers of the model that divides q·k by √(H / heads) and not by √D, of which no key tells.
+    pub scaled_by_hidden: Option<usize>,
 }
 
 /// What of q and k is normalised.
@@ -71,6 +91,7 @@ pub enum Occurs {
 impl Architecture {
     /// Every architecture.
     pub const ALL: &'static [&'static Architecture] = &[
+        &gemma3::GEMMA3,
         &llama::LLAMA,
         &mistral3::MISTRAL3,
         &olmoe::OLMOE,

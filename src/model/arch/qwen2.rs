@@ -1,7 +1,7 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5, dense.
 
 use super::{Architecture, Occurs, QkNorms};
-use crate::op::Pairing;
+use crate::op::{GateActivation, Pairing};
 
 pub static QWEN2: Architecture = Architecture {
     name: "qwen2",
@@ -12,6 +12,10 @@ pub static QWEN2: Architecture = Architecture {
     expert_width: false,
     renormalise: true,
     shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
     rope_base: 10_000.0,
     rope_freqs: false,
     temperature: false,

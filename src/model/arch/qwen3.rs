@@ -1,7 +1,7 @@
 //! `qwen3`: dense Qwen 3.
 
 use super::{Architecture, Occurs, QkNorms};
-use crate::op::Pairing;
+use crate::op::{GateActivation, Pairing};
 
 pub static QWEN3: Architecture = Architecture {
     name: "qwen3",
@@ -12,6 +12,10 @@ pub static QWEN3: Architecture = Architecture {
     expert_width: false,
     renormalise: true,
     shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
     rope_base: 10_000.0,
     rope_freqs: false,
     temperature: false,

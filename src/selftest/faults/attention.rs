@@ -119,7 +119,7 @@ pub static FAULTS: &[Fault] = &[
         what: "each position has a score for the one after it",
         by: By::Shader(&[Shader {
             kernel: "attn_scores",
-            edits: &[("if s <= p.start + t {", "if s <= p.start + t + 1u {")],
+            edits: &[("&& s <= p.start + t {", "&& s <= p.start + t + 1u {")],
         }]),
         stage: Stage::AttnScores,
         layers: [1, 0],

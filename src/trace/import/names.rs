@@ -39,6 +39,9 @@ pub struct NodeKind<'a> {
 pub struct ModelSizes {
     /// Query heads.
     pub heads: Option<usize>,
+    /// Whether what attention and FFN add is normalised.
+    #[serde(default)]
+    pub post_norms: bool,
     /// Key and value heads.
     pub kv_heads: Option<usize>,
     /// D.
@@ -97,6 +100,8 @@ enum Means {
     UnscaledScores,
     /// q, k or v: the projection, that with its bias, and rope, all of the same name.
     Projection(Stage, Stage, Option<Stage>),
+    /// The norm before the FFN, or in models that have one, that of what attention adds.
+    AfterAttention,
     /// No stage, and why.
     Nothing(&'static str),
 }
@@ -138,6 +143,7 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("self_attn.attn_weights", Is(Stage::AttnProbs)),
     ("self_attn.1", Is(Stage::AttnProbs)),
     ("self_attn.rotary_emb", Nothing("cosines and sines of the angles")),
+    ("post_attention_layernorm", AfterAttention),
     ("mlp", FeedForward),
     ("mlp.gate", Is(Stage::RouterLogits)),
     ("mlp.gate.1", Is(Stage::RouterWeights)),
@@ -224,6 +230,7 @@ impl<'l> Name<'l> {
         match means {
             Is(stage) => one(projected(*stage)),
             Nothing(why) => Err((*why).into()),
+            AfterAttention => one(if sizes.post_norms { Stage::AttnPostNorm } else { Stage::FfnNorm }),
             FeedForward => match sizes.moe {
                 Some(true) => one(Stage::MoeOut),
                 Some(false) => one(Stage::FfnOut),

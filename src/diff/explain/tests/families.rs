@@ -1,7 +1,8 @@
-//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts.
+//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts,
+//! and what is Gemma's.
 
 use super::*;
-use crate::op::{Pairing, Yarn};
+use crate::op::{GateActivation, Pairing, Yarn};
 
 /// The rotation of q in layer 1 with another rotation.
 fn turned<'w>(w: &'w World, change: impl Fn(&mut Rotation<&'w std::sync::Arc<Weight>>)) -> HostTensor {
@@ -107,7 +108,7 @@ fn biases_of_qwen2() {
     let site = Site::layer(1, Stage::AttnContext);
     let Op::AttnContext { probs, start, head_dim, .. } = w.op(site) else { unreachable!() };
     let v = w.value(site, Stage::VProj);
-    let context = f32s(evaluate(&Op::AttnContext { probs: &*probs, v: &*v, start, head_dim }).unwrap());
+    let context = f32s(evaluate(&Op::AttnContext { probs: &*probs, v: &*v, start, head_dim, window: None }).unwrap());
     explained(&w, site, &context, "attention-operand", "v before its bias");
 }
 
@@ -159,4 +160,47 @@ fn norms_of_olmoe() {
         "norm-group",
         "each head's width instead of one over the row",
     );
+}
+
+#[test]
+fn what_is_gemmas() {
+    let tiny = ModelShape::named("tiny").unwrap();
+    let (ffn, window) = (FfnShape::Dense(256), Some([4, 2]));
+    let hidden = 224; // √H is exact neither in bf16 nor in f16
+    let w = World::synthetic(&ModelShape { family: Family::Gemma3, hidden, ffn, window, tied: true, ..tiny });
+    let site = Site::model(Stage::Embedding);
+    let Op::Embed { table, tokens, scale } = w.op(site) else { unreachable!() };
+    let with = |scale: f64| f32s(evaluate(&Op::Embed { table, tokens, scale }).unwrap());
+    explained(&w, site, &with(1.0), "embedding-scale", "no scale, where the model has 14.96");
+    explained(&w, site, &with(scale * scale), "embedding-scale", "applied twice");
+    explained(&w, site, &with(half::bf16::from_f64(scale).to_f64()), "embedding-scale", "rounded to bf16, 14.9375");
+    // Layer 0 sees 4 keys, layer 1 all.
+    for (layer, wrong, words) in [
+        (0, None, "no window: every key seen, where this layer has 4"),
+        (0, Some(5), "a window of 5 keys: this layer has 4"),
+        (0, Some(3), "a window of 3 keys: this layer has 4"),
+        (1, Some(4), "a window of 4 keys"),
+    ] {
+        let site = Site::layer(layer, Stage::AttnProbs);
+        let Op::AttnProbs { scores, start, .. } = w.op(site) else { unreachable!() };
+        let wrong = f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window: wrong }).unwrap());
+        explained(&w, site, &wrong, "window", words);
+    }
+    let site = Site::layer(0, Stage::QRope);
+    let Op::Rope { x, start, head_dim, rotation } = w.op(site) else { unreachable!() };
+    let wrong = Op::Rope { x: &*x, start, head_dim, rotation: Rotation { base: 1e6, ..rotation } };
+    explained(&w, site, &f32s(evaluate(&wrong).unwrap()), "rope-base", "base 1000000 for 10000");
+    let site = Site::layer(1, Stage::FfnAct);
+    let Op::SwiGlu { gate, up, .. } = w.op(site) else { unreachable!() };
+    let wrong = Op::SwiGlu { gate: &*gate, up: &*up, activation: GateActivation::Silu };
+    explained(&w, site, &f32s(evaluate(&wrong).unwrap()), "activation", "silu for gelu");
+    let swapped = Op::SwiGlu { gate: &*up, up: &*gate, activation: GateActivation::GeluTanh };
+    explained(&w, site, &f32s(evaluate(&swapped).unwrap()), "gate-up", "gate · gelu(up)");
+    // A norm that is skipped, and a residual that takes the value before it.
+    let site = Site::layer(1, Stage::AttnPostNorm);
+    explained(&w, site, &w.value(site, Stage::AttnOut), "norm-missing", "the input itself");
+    let site = Site::layer(1, Stage::AttnResidual);
+    let (x, out) = (w.value(site, Stage::LayerOut), w.value(site, Stage::AttnOut));
+    let sum = x.to_f32().iter().zip(out.to_f32()).map(|(a, b)| a + b).collect();
+    explained(&w, site, &HostTensor::f32(&x.shape, sum), "residual", "attn_out added to the residual");
 }

@@ -109,8 +109,8 @@ impl World {
         }
     }
 
-    fn rotation(&self) -> Rotation<&std::sync::Arc<Weight>> {
-        self.model.config.rotation.with_factors(self.model.weights.rope_freqs.as_ref())
+    fn rotation(&self, layer: usize) -> Rotation<&std::sync::Arc<Weight>> {
+        self.model.config.rotation_of(layer).with_factors(self.model.weights.rope_freqs.as_ref())
     }
 
     fn weight(&self, site: Site) -> &std::sync::Arc<Weight> {
@@ -137,6 +137,8 @@ impl World {
             Stage::KNorm => &l.qk_norm.as_ref().unwrap().k,
             Stage::AttnOut => &l.attn_output,
             Stage::FfnNorm => &l.ffn_norm,
+            Stage::AttnPostNorm => &l.post_norms.as_ref().unwrap().attn,
+            Stage::FfnPostNorm => &l.post_norms.as_ref().unwrap().ffn,
             Stage::RouterLogits => &moe().router,
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
@@ -153,15 +155,19 @@ impl World {
         let inputs: Vec<Stage> = site.stage.inputs(c.layout()).collect();
         let input = |n: usize| self.value(site, inputs[n]);
         let (start, head_dim) = (0, c.head_dim);
+        let layer = site.layer.unwrap_or(0) as usize;
+        let window = c.window_of(layer);
         match row.op {
-            OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens },
+            OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens, scale: c.embedding_scale },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps },
             OpKind::Bias => Op::Bias { x: input(0), weight: self.weight(site) },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
-            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation() },
-            OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
-            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation(layer) },
+            OpKind::AttnScores => {
+                Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: c.attention_scale, window }
+            }
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window },
+            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
@@ -170,7 +176,7 @@ impl World {
                 Op::RouterWeights { probs: input(0), ids: input(1), renormalise }
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
-            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: c.architecture.activation },
             OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
