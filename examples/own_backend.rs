@@ -17,7 +17,7 @@ use twinscope::backend::{
 };
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
-use twinscope::op::{At, Data, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
+use twinscope::op::{At, Data, GateActivation, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
 use twinscope::quant::dequantize;
 use twinscope::report::text::{self, Style};
 
@@ -158,7 +158,7 @@ impl Backend for Engine {
                 let bias = weights(weight, 0, 0)?;
                 tensor(&shape(x), v(x).iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect())
             }
-            Op::Rope { x, start, head_dim, rotation } => {
+            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() => {
                 tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, rotation))
             }
             Op::Store { cache, x, start } => {
@@ -235,6 +235,13 @@ impl Backend for Engine {
                 let t = shape(weights)[0];
                 let sum = |i: usize| (0..k).map(|j| ws[i / h * k + j] * ds[(i / h * k + j) * h + i % h]).sum();
                 tensor(&[t, h], (0..t * h).map(sum).collect())
+            }
+            // What only other families have: it is refused, never computed as something else.
+            other => {
+                return Err(twinscope::Error::CannotRun(format!(
+                    "{:?}: not of the families that this engine runs",
+                    other.kind()
+                )));
             }
         })
     }

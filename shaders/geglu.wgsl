@@ -13,7 +13,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
     let n = id.y * grid.x * THREADS + id.x;
     if n < p.n {
         let g = gate[n];
-        let twice = 1.5957691 * (g + 0.044715 * (g * g * g));
+        let twice = 1.5957692 * (g + 0.044715 * (g * g * g));
         let e = exp_f32(-abs(twice));
         let sigmoid = select(e, 1.0, twice >= 0.0) / (1.0 + e);
         y[n] = g * sigmoid * up[n];

@@ -165,7 +165,7 @@ pub fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
 }
 
 /// 2√(2/π).
-pub const GELU_SCALE: f32 = 1.595_769_1;
+pub const GELU_SCALE: f32 = 1.595_769_2;
 pub const GELU_CUBE: f32 = 0.044_715;
 
 /// x · sigmoid(gate). `x` and `out` are `[n]`.
