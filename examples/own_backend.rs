@@ -17,7 +17,7 @@ use twinscope::backend::{
 };
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
-use twinscope::op::{At, Data, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
+use twinscope::op::{At, Data, GateActivation, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
 use twinscope::quant::dequantize;
 use twinscope::report::text::{self, Style};
 
@@ -129,7 +129,7 @@ impl Backend for Engine {
         let shape = |t: &Tensor| t.borrow().shape.clone();
         let cols = |t: &Tensor| t.borrow().cols();
         Ok(match op {
-            Op::Embed { table, tokens } => {
+            Op::Embed { table, tokens, scale: 1.0 } => {
                 let rows = tokens.iter().map(|t| weights(table, 0, *t as usize)).collect::<Result<Vec<_>>>()?;
                 tensor(&[tokens.len(), table.cols], rows.concat())
             }
@@ -158,7 +158,7 @@ impl Backend for Engine {
                 let bias = weights(weight, 0, 0)?;
                 tensor(&shape(x), v(x).iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect())
             }
-            Op::Rope { x, start, head_dim, rotation } => {
+            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() => {
                 tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, rotation))
             }
             Op::Store { cache, x, start } => {
@@ -172,7 +172,7 @@ impl Backend for Engine {
                 let n = cols(x);
                 tensor(&[*rows, n], v(x)[start * n..(start + rows) * n].to_vec())
             }
-            Op::AttnScores { q, k, start, head_dim: d } => {
+            Op::AttnScores { q, k, start, head_dim: d, scale: None, window: None } => {
                 let (t, heads, kv_heads) = (shape(q)[0], cols(q) / d, cols(k) / d);
                 let (s, qs, ks) = (start + t, v(q), v(k));
                 let score = |i: usize| {
@@ -182,7 +182,7 @@ impl Backend for Engine {
                 };
                 tensor(&[heads, t, s], (0..heads * t * s).map(score).collect())
             }
-            Op::AttnProbs { scores, start } => {
+            Op::AttnProbs { scores, start, window: None } => {
                 let (t, s, mut y) = (shape(scores)[1], cols(scores), v(scores));
                 for (row, y) in y.chunks_exact_mut(s).enumerate() {
                     let seen = start + row % t + 1;
@@ -191,7 +191,7 @@ impl Backend for Engine {
                 }
                 tensor(&shape(scores), y)
             }
-            Op::AttnContext { probs, v: values, start: _, head_dim: d } => {
+            Op::AttnContext { probs, v: values, start: _, head_dim: d, window: None } => {
                 let (dims, kv_heads, ps, vs) = (shape(probs), cols(values) / d, v(probs), v(values));
                 let (heads, t, s) = (dims[0], dims[1], dims[2]);
                 let sum = |i: usize| {
@@ -202,7 +202,7 @@ impl Backend for Engine {
                 tensor(&[t, heads * d], (0..t * heads * d).map(sum).collect())
             }
             Op::Add { a, b } => tensor(&shape(a), v(a).iter().zip(v(b)).map(|(a, b)| a + b).collect()),
-            Op::SwiGlu { gate, up } => {
+            Op::SwiGlu { gate, up, activation: GateActivation::Silu } => {
                 let silu = |(g, u): (&f32, f32)| g / (1.0 + (-g).exp()) * u;
                 tensor(&shape(gate), v(gate).iter().zip(v(up)).map(silu).collect())
             }
@@ -235,6 +235,13 @@ impl Backend for Engine {
                 let t = shape(weights)[0];
                 let sum = |i: usize| (0..k).map(|j| ws[i / h * k + j] * ds[(i / h * k + j) * h + i % h]).sum();
                 tensor(&[t, h], (0..t * h).map(sum).collect())
+            }
+            // What only other families have: it is refused, never computed as something else.
+            other => {
+                return Err(twinscope::Error::CannotRun(format!(
+                    "{:?}: not of the families that this engine runs",
+                    other.kind()
+                )));
             }
         })
     }

@@ -6,7 +6,8 @@ what they make of some texts.
     venv/bin/python scripts/goldens.py tests/families
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
-modeling_qwen2.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
+modeling_olmoe.py, modeling_gemma3.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
@@ -29,6 +30,8 @@ from gguf import GGUFWriter, quants
 from safetensors.numpy import save_file
 
 H, LAYERS, HEADS, D, V = 64, 2, 4, 16, 96
+# Families whose q and k the converter reorders.
+PERMUTED = ("llama", "mistral3")
 TOKENS = [5, 17, 93, 17, 60, 0, 88]
 
 # What differs between the families.
@@ -39,6 +42,19 @@ FAMILIES = {
     "llama3": dict(arch="llama", kv_heads=4, ffn=96, base=5e5, tied=True, factors=True, seed=2),
     "mixtral": dict(arch="llama", kv_heads=2, ffn=64, base=1e6, experts=4, used=2, seed=3),
     "qwen2": dict(arch="qwen2", kv_heads=2, ffn=96, base=1e6, tied=True, bias=True, seed=4),
+    # Qwen 3 for 128K positions: YaRN with the defaults of its betas, heads of q and k normalised.
+    "qwen3-yarn": dict(arch="qwen3", kv_heads=2, ffn=96, qk_norm=True, context=16384, yarn=dict(factor=4.0, context=4096), seed=5),
+    # YaRN whose magnitude two keys make 1, betas of its own, and a temperature that does nothing within the original context.
+    "mistral3": dict(arch="mistral3", kv_heads=2, ffn=96, base=1e6, context=16384, temperature=0.1,
+                     yarn=dict(factor=4.0, context=4096, beta_fast=64.0, beta_slow=2.0, log_multiplier=1.0), seed=6),
+    # Weights of the chosen experts as they are, and a shared expert behind a sigmoid gate.
+    "qwen2moe": dict(arch="qwen2moe", kv_heads=2, ffn=64, expert_ffn=32, shared=64, base=1e6, bias=True, experts=4, used=2, plain=True,
+                     seed=7),
+    # q and k normalised over their whole rows; `feed_forward_length` is that of one expert.
+    "olmoe": dict(arch="olmoe", kv_heads=4, ffn=32, qk_norm="row", experts=8, used=3, plain=True, seed=8),
+    # Layers 0 and 2 see 4 keys and turn by the base of theirs; the scale of q·k is another than 1/√D; 7 positions go beyond the window.
+    "gemma3": dict(arch="gemma3", kv_heads=2, ffn=96, base=1e6, scale=8.0, tied=True, qk_norm=True, gemma=True, window=4, period=2, local=1e4,
+                   attention=0.2, layers=3, seed=9),
 }
 
 
@@ -67,7 +83,7 @@ def build(path, family):
     arch, kv = f["arch"], f["kv_heads"]
     out = GGUFWriter(path, arch)
     out.add_name(f"{family}, random")
-    for key, value in [("block_count", LAYERS), ("context_length", 64), ("embedding_length", H),
+    for key, value in [("block_count", f.get("layers", LAYERS)), ("context_length", f.get("context", 64)), ("embedding_length", H),
                        ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
         out.add_uint32(f"{arch}.{key}", value)
     out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -77,9 +93,27 @@ def build(path, family):
         out.add_float32(f"{arch}.rope.freq_base", f["base"])
     if "scale" in f:
         out.add_float32(f"{arch}.rope.scaling.factor", f["scale"])
+    if "yarn" in f:
+        y = f["yarn"]
+        out.add_string(f"{arch}.rope.scaling.type", "yarn")
+        out.add_float32(f"{arch}.rope.scaling.factor", y["factor"])
+        out.add_uint32(f"{arch}.rope.scaling.original_context_length", y["context"])
+        for key in ("beta_fast", "beta_slow", "log_multiplier"):
+            if key in y:
+                out.add_float32(f"{arch}.rope.scaling.yarn_{key}", y[key])
+    if "window" in f:
+        out.add_uint32(f"{arch}.attention.sliding_window", f["window"])
+        out.add_uint32(f"{arch}.attention.sliding_window_pattern", f["period"])
+        out.add_float32(f"{arch}.attention.scale", f["attention"])
+    if "temperature" in f:
+        out.add_float32(f"{arch}.attention.temperature_scale", f["temperature"])
     if "experts" in f:
         out.add_uint32(f"{arch}.expert_count", f["experts"])
         out.add_uint32(f"{arch}.expert_used_count", f["used"])
+    if "expert_ffn" in f:
+        out.add_uint32(f"{arch}.expert_feed_forward_length", f["expert_ffn"])
+    if "shared" in f:
+        out.add_uint32(f"{arch}.expert_shared_feed_forward_length", f["shared"])
     weights = {}
 
     def tensor(name, values, ty=Type.F32, heads=None):
@@ -93,17 +127,18 @@ def build(path, family):
     def matrix(name, *shape, ty=Type.Q8_0, gain=1.0, heads=None):
         tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
 
-    def norm(name):
-        tensor(name, 1 + 0.2 * rng.normal(size=H))
+    def norm(name, width=H):
+        tensor(name, 1 + 0.2 * rng.normal(size=width))
 
-    turned = (HEADS, kv) if arch == "llama" else (None, None)
-    matrix("token_embd.weight", V, H, gain=np.sqrt(H), ty=Type.F16)
+    turned = (HEADS, kv) if arch in PERMUTED else (None, None)
+    # Gemma multiplies it by √H.
+    matrix("token_embd.weight", V, H, gain=1.0 if f.get("gemma") else np.sqrt(H), ty=Type.F16)
     norm("output_norm.weight")
     if not f.get("tied"):
         matrix("output.weight", V, H, gain=2)
     if f.get("factors"):
         tensor("rope_freqs.weight", llama3_factors(f["base"]))
-    for n in range(LAYERS):
+    for n in range(f.get("layers", LAYERS)):
         b = f"blk.{n}."
         norm(b + "attn_norm.weight")
         matrix(b + "attn_q.weight", HEADS * D, H, gain=2, heads=turned[0])
@@ -112,14 +147,26 @@ def build(path, family):
         if f.get("bias"):
             for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
                 tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
+        if f.get("qk_norm"):
+            row = f["qk_norm"] == "row"
+            norm(b + "attn_q_norm.weight", HEADS * D if row else D)
+            norm(b + "attn_k_norm.weight", kv * D if row else D)
         matrix(b + "attn_output.weight", H, HEADS * D)
         norm(b + "ffn_norm.weight")
+        if f.get("gemma"):
+            norm(b + "post_attention_norm.weight")
+            norm(b + "post_ffw_norm.weight")
         if "experts" in f:
-            e = f["experts"]
+            e, width = f["experts"], f.get("expert_ffn", f["ffn"])
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
-            matrix(b + "ffn_gate_exps.weight", e, f["ffn"], H)
-            matrix(b + "ffn_up_exps.weight", e, f["ffn"], H)
-            matrix(b + "ffn_down_exps.weight", e, H, f["ffn"])
+            matrix(b + "ffn_gate_exps.weight", e, width, H)
+            matrix(b + "ffn_up_exps.weight", e, width, H)
+            matrix(b + "ffn_down_exps.weight", e, H, width)
+            if "shared" in f:
+                matrix(b + "ffn_gate_inp_shexp.weight", H, ty=Type.F32)
+                matrix(b + "ffn_gate_shexp.weight", f["shared"], H)
+                matrix(b + "ffn_up_shexp.weight", f["shared"], H)
+                matrix(b + "ffn_down_shexp.weight", H, f["shared"])
         else:
             matrix(b + "ffn_gate.weight", f["ffn"], H)
             matrix(b + "ffn_up.weight", f["ffn"], H)
@@ -137,9 +184,25 @@ def silu(x):
     return x / (1 + np.exp(-x))
 
 
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+
+
 def rms_norm(x, weight):
     eps = np.float64(np.float32(1e-5))
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def yarn(f, inv_freq):
+    """modeling_rope_utils.py, `_compute_yarn_parameters`: the frequencies, and what cosines and sines are multiplied by."""
+    y, base = f["yarn"], np.float64(np.float32(f.get("base", 1e4)))
+    mscale = lambda m: 0.1 * m * np.log(y["factor"]) + 1
+    attention_factor = mscale(1) / mscale(y["log_multiplier"]) if "log_multiplier" in y else mscale(1)
+    dim = lambda rotations: D * np.log(y["context"] / (rotations * 2 * np.pi)) / (2 * np.log(base))
+    low = max(np.floor(dim(y.get("beta_fast", 32))), 0)
+    high = min(np.ceil(dim(y.get("beta_slow", 1))), D - 1)
+    extrapolation = 1 - np.clip((np.arange(D // 2) - low) / (high - low), 0, 1)
+    return inv_freq / y["factor"] * (1 - extrapolation) + inv_freq * extrapolation, attention_factor
 
 
 def rotate_half(x):
@@ -152,20 +215,32 @@ def run(family, w):
     kv, group, t = f["kv_heads"], HEADS // f["kv_heads"], len(TOKENS)
     stages = {}
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
+    activation = gelu_tanh if f.get("gemma") else silu
     inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
     inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
-    angles = np.outer(np.arange(t), inv_freq)
-    cos, sin = (np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] for fn in (np.cos, np.sin))
+    inv_freq, stretch = yarn(f, inv_freq) if "yarn" in f else (inv_freq, 1.0)
+
+    def turns(inv_freq):
+        angles = np.outer(np.arange(t), inv_freq)
+        return [np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] * stretch for fn in (np.cos, np.sin)]
+
+    everywhere = turns(inv_freq)
+    # modeling_gemma3.py: layers with a window have `rope_local_base_freq`, unscaled.
+    local = turns(1.0 / f["local"] ** (np.arange(0, D, 2) / D)) if "local" in f else everywhere
 
     def stored(values, heads):
         """[T, heads·D] of transformers' order in the order of the file."""
-        if f["arch"] != "llama":
+        if f["arch"] not in PERMUTED:
             return values
         return permute(values.T, heads).T
 
-    x = w["token_embd.weight"][TOKENS]
+    # modeling_gemma3.py, `Gemma3TextScaledWordEmbedding`.
+    x = w["token_embd.weight"][TOKENS] * (np.sqrt(H) if f.get("gemma") else 1.0)
     stages["embedding"] = x
-    for n in range(LAYERS):
+    for n in range(f.get("layers", LAYERS)):
+        sliding = "window" in f and (n + 1) % f["period"] != 0
+        cos, sin = local if sliding else everywhere
+
         def keep(name, values):
             stages[f"layers.{n}.{name}"] = values
             return values
@@ -180,15 +255,24 @@ def run(family, w):
             q, k, v = (y + weight(f"attn_{part}.bias") for y, part in ((q, "q"), (k, "k"), (v, "v")))
             keep("q_bias", stored(q, HEADS)), keep("k_bias", stored(k, kv)), keep("v_bias", v)
         q, k, v = q.reshape(t, HEADS, D), k.reshape(t, kv, D), v.reshape(t, kv, D)
+        if f.get("qk_norm"):
+            # modeling_qwen3.py: each head. modeling_olmoe.py: the row, before it is cut into heads.
+            whole = (lambda y: y.reshape(t, -1)) if f["qk_norm"] == "row" else (lambda y: y)
+            q, k = (rms_norm(whole(y), weight(f"attn_{part}_norm.weight")).reshape(y.shape) for y, part in ((q, "q"), (k, "k")))
+            keep("q_norm", q.reshape(t, -1)), keep("k_norm", k.reshape(t, -1))
         q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
         k, v = (np.repeat(y, group, axis=1) for y in (k, v))
-        scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(D)
+        scores = np.einsum("thd,shd->hts", q, k) * (np.float64(np.float32(f["attention"])) if "attention" in f else 1 / np.sqrt(D))
         seen = np.tril(np.ones((t, t), bool))
+        if sliding:  # masking_utils.py, `sliding_window_overlay`: kv_idx > q_idx - sliding_window
+            seen &= np.triu(np.ones((t, t), bool), 1 - f["window"])
         keep("attn_scores", np.where(seen, scores, 0.0))
         probs = keep("attn_probs", softmax(np.where(seen, scores, -np.inf)))
         context = keep("attn_context", np.einsum("hts,shd->thd", probs, v).reshape(t, -1))
         out = keep("attn_out", context @ weight("attn_output.weight").T)
+        if f.get("gemma"):  # whose weights have the 1 of `1 + weight` in them, in GGUF
+            out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight")))
         x = keep("attn_residual", x + out)
         h = keep("ffn_norm", rms_norm(x, weight("ffn_norm.weight")))
         if "experts" in f:
@@ -198,18 +282,29 @@ def run(family, w):
             ids = np.argsort(-probs, axis=-1, kind="stable")[:, :f["used"]]
             keep("router_ids", ids.astype(np.int32))
             chosen = np.take_along_axis(probs, ids, axis=-1)
-            chosen = keep("router_weights", chosen / chosen.sum(axis=-1, keepdims=True))
+            # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false.
+            chosen = keep("router_weights", chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True))
             of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
             gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
             up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
             act = keep("expert_act", silu(gate) * up)
             down = keep("expert_down", np.einsum("tkhf,tkf->tkh", of("down"), act))
             out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
+            if "shared" in f:
+                # modeling_qwen2_moe.py: sigmoid(shared_expert_gate(h)) · shared_expert(h).
+                router = keep("shared_router", h @ weight("ffn_gate_inp_shexp.weight")[:, None])
+                gate = keep("shared_gate", h @ weight("ffn_gate_shexp.weight").T)
+                up = keep("shared_up", h @ weight("ffn_up_shexp.weight").T)
+                act = keep("shared_act", silu(gate) * up)
+                down = keep("shared_down", act @ weight("ffn_down_shexp.weight").T)
+                out = keep("moe_sum", out + keep("shared_out", down / (1 + np.exp(-router))))
         else:
             gate = keep("ffn_gate", h @ weight("ffn_gate.weight").T)
             up = keep("ffn_up", h @ weight("ffn_up.weight").T)
-            act = keep("ffn_act", silu(gate) * up)
+            act = keep("ffn_act", activation(gate) * up)
             out = keep("ffn_out", act @ weight("ffn_down.weight").T)
+            if f.get("gemma"):
+                out = keep("ffn_post_norm", rms_norm(out, weight("post_ffw_norm.weight")))
         x = keep("layer_out", x + out)
     x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"])
     stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T

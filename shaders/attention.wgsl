@@ -7,7 +7,8 @@ struct Params {
     kv_heads: u32,
     start: u32,
     seen: u32,     // S
-    scale: f32,    // 1 / √D
+    window: u32,   // keys that a position sees, its own among them
+    scale: f32,    // 1 / √D, or what the model has
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;       // [T, heads, D / 4]
@@ -15,8 +16,8 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;       // [capacity, kv_heads, D / 4]
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>; // [T, heads, D / 4]
 
-// A window of the scores, then of e to them, then of the probabilities. Until the context, a thread reads only what it wrote.
-var<workgroup> row: array<f32, WINDOW>;
+// Some of the scores, then e to them, then the probabilities; a position counts from the first key that is seen. Until the context, a thread reads only what it wrote.
+var<workgroup> row: array<f32, KEPT>;
 var<workgroup> partial: array<vec4<f32>, THREADS>;
 
 // Columns of vec4 that the threads make side by side; rows of threads, each of which has LANES / SHARE of attn_context's lanes.
@@ -45,23 +46,25 @@ fn main(
     let q_at = (t * p.heads + head) * p.quads;
     let kv_head = head / (p.heads / p.kv_heads);
     let visible = min(p.start + t + 1u, p.seen);
-    let kept = visible <= WINDOW;
+    let first_key = max(visible, p.window) - p.window;
+    let keys = visible - first_key;
+    let kept = keys <= KEPT;
 
-    var largest = score(q_at, kv_head, min(lane, visible - 1u));
-    for (var s = lane; s < visible; s += THREADS) {
-        let x = score(q_at, kv_head, s);
-        row[s % WINDOW] = x;
+    var largest = score(q_at, kv_head, first_key + min(lane, keys - 1u));
+    for (var s = lane; s < keys; s += THREADS) {
+        let x = score(q_at, kv_head, first_key + s);
+        row[s % KEPT] = x;
         largest = max(largest, x);
     }
     largest = max_all(lane, largest);
 
     var sum = 0.0;
-    for (var s = lane; s < visible; s += THREADS) {
+    for (var s = lane; s < keys; s += THREADS) {
         if !kept {
-            row[s % WINDOW] = score(q_at, kv_head, s);
+            row[s % KEPT] = score(q_at, kv_head, first_key + s);
         }
-        let e = exp_f32(row[s % WINDOW] - largest);
-        row[s % WINDOW] = e;
+        let e = exp_f32(row[s % KEPT] - largest);
+        row[s % KEPT] = e;
         sum += e;
     }
     sum = sum_all(lane, sum);
@@ -70,11 +73,11 @@ fn main(
     var sums: array<vec4<f32>, TIMES * TURNS>;
     let column = lane % COLUMNS;
     let first_lane = lane / COLUMNS;
-    for (var first = 0u; first < visible; first += WINDOW) {
-        let end = min(first + WINDOW, visible);
+    for (var first = 0u; first < keys; first += KEPT) {
+        let end = min(first + KEPT, keys);
         for (var s = first + lane; s < end; s += THREADS) {
             if !kept {
-                row[s - first] = exp_f32(score(q_at, kv_head, s) - largest);
+                row[s - first] = exp_f32(score(q_at, kv_head, first_key + s) - largest);
             }
             row[s - first] = row[s - first] / sum;
         }
@@ -85,7 +88,7 @@ fn main(
                 for (var turn = 0u; turn < TURNS; turn++) {
                     var part = sums[time * TURNS + turn];
                     for (var s = first + turn * SHARE + first_lane; s < end; s += LANES) {
-                        part = fma(vec4<f32>(row[s - first]), v[(s * p.kv_heads + kv_head) * p.quads + quad], part);
+                        part = fma(vec4<f32>(row[s - first]), v[((first_key + s) * p.kv_heads + kv_head) * p.quads + quad], part);
                     }
                     sums[time * TURNS + turn] = part;
                 }

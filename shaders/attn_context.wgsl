@@ -1,4 +1,4 @@
-// Σ_s probs · v over s ≤ start + t. A workgroup makes one head of one position.
+// Σ_s probs · v over s ≤ start + t, of those the last `window`. A workgroup makes one head of one position.
 // Order of a sum: LANES threads take turns over s, each for 4 of the D values, then a tree.
 // [heads, T, S], cache [capacity, kv_heads·D] → [T, heads·D]
 struct Params {
@@ -7,6 +7,7 @@ struct Params {
     kv_heads: u32,
     start: u32,
     seen: u32,     // S
+    window: u32,   // keys that a position sees, its own among them
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> probs: array<f32>;         // [heads, T, S]
@@ -25,13 +26,14 @@ fn main(
     let t = group.y;
     let row = (head * grid.y + t) * p.seen;
     let visible = min(p.start + t + 1u, p.seen);
+    let first_key = max(p.start + t + 1u, p.window) - p.window;
     let kv_head = head / (p.heads / p.kv_heads);
     let at = id.y * COLUMNS + id.x;
     for (var first = 0u; first < p.quads; first += COLUMNS) {
         let column = first + id.x;
         var sum = vec4<f32>();
         if column < p.quads {
-            for (var s = id.y; s < visible; s += LANES) {
+            for (var s = first_key + id.y; s < visible; s += LANES) {
                 sum = fma(vec4<f32>(probs[row + s]), v[(s * p.kv_heads + kv_head) * p.quads + column], sum);
             }
         }

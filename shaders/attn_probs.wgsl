@@ -1,8 +1,9 @@
-// Softmax over s ≤ start + t; 0 beyond. A workgroup makes a row. [heads, T, S] → same
+// Softmax over s ≤ start + t, of those the last `window`; 0 elsewhere. A workgroup makes a row. [heads, T, S] → same
 // Order of the sum: that of lib/softmax.wgsl.
 struct Params {
     start: u32,
-    seen: u32, // S
+    seen: u32,   // S
+    window: u32, // keys that a position sees, its own among them
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;           // [heads, T, S]
@@ -17,7 +18,11 @@ fn main(
     let t = group.x;
     let start = (group.y * grid.x + t) * p.seen;
     let visible = min(p.start + t + 1u, p.seen);
-    softmax(start, visible, id.x);
+    let first = max(visible, p.window) - p.window;
+    for (var s = id.x; s < first; s += THREADS) {
+        probs[start + s] = 0.0;
+    }
+    softmax(start + first, visible - first, id.x);
     for (var s = visible + id.x; s < p.seen; s += THREADS) {
         probs[start + s] = 0.0;
     }

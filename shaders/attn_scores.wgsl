@@ -1,4 +1,4 @@
-// q·k / √D for every query head and the KV head that it shares; 0 where s > start + t. A thread makes one score.
+// q·k · scale for every query head and the KV head that it shares; 0 where s > start + t or s ≤ start + t − window. A thread makes one score.
 // Order of a sum: four accumulators take the values in turn, then they are added.
 // [T, heads·D], cache [capacity, kv_heads·D] → [heads, T, S]
 struct Params {
@@ -7,7 +7,8 @@ struct Params {
     kv_heads: u32,
     start: u32,
     seen: u32,     // S
-    scale: f32,    // 1 / √D
+    window: u32,   // keys that a position sees, its own among them
+    scale: f32,    // 1 / √D, or what the model has
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>; // [T, heads, D / 4]
@@ -25,7 +26,8 @@ fn main(
     let head = group.z;
     if s < p.seen {
         var score = 0.0;
-        if s <= p.start + t {
+        let first = max(p.start + t + 1u, p.window) - p.window;
+        if s >= first && s <= p.start + t {
             let q_at = (t * p.heads + head) * p.quads;
             let k_at = (s * p.kv_heads + head / (p.heads / p.kv_heads)) * p.quads;
             var sum = vec4<f32>();

@@ -1,7 +1,8 @@
-// Row tokens[t] of a quantized table, dequantized, if this piece of the table holds it. A thread makes 16 values. → [T, H]
+// Row tokens[t] of a quantized table, dequantized and scaled, if this piece of the table holds it. A thread makes 16 values. → [T, H]
 struct Params {
     piece: Piece,
     cols: u32, // H
+    scale: f32,
 }
 var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> tokens: array<u32>;  // [T]
@@ -19,7 +20,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
             for (var k = 0u; k < 4u; k++) {
                 let c = column + j * 4u + k;
                 if c < p.cols {
-                    y[group.y * p.cols + c] = w[j][k];
+                    y[group.y * p.cols + c] = w[j][k] * p.scale;
                 }
             }
         }

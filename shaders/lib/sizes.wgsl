@@ -13,7 +13,7 @@ const MATVEC_ROWS: u32 = 4 * GROUPS;
 const COLUMNS: u32 = 16;
 
 // Keys whose scores a workgroup of attention keeps; of more it makes them again.
-const WINDOW: u32 = 2048;
+const KEPT: u32 = 2048;
 
 // Rows, and positions, of a tile of outputs; a workgroup makes one.
 const TILE: u32 = 32;

@@ -20,7 +20,7 @@ use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::{Backend, BackendInfo, Need, OpenOptions, gpu_selector};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{At, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
+use crate::op::{At, GateActivation, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
 use crate::quant::random::{RandomBlocks, Rng};
 use crate::synth::{FfnShape, Mix, ModelShape, Plan};
 
@@ -260,19 +260,23 @@ fn cases(
             (
                 vec![Stage::AttnScores],
                 attention.clone(),
-                OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare: 0 },
+                OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare: 0, scale: None, window: None },
             ),
-            (vec![Stage::AttnProbs], format!("{heads} heads, S = {seen}"), OpShape::AttnProbs { tokens, heads, start }),
+            (
+                vec![Stage::AttnProbs],
+                format!("{heads} heads, S = {seen}"),
+                OpShape::AttnProbs { tokens, heads, start, window: None },
+            ),
             (
                 vec![Stage::AttnContext],
                 attention,
-                OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare: 0 },
+                OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare: 0, window: None },
             ),
             (vec![Stage::AttnResidual, Stage::LayerOut], format!("{hidden}"), OpShape::Add { tokens, cols: hidden }),
             (
                 vec![if moe.is_some() { Stage::ExpertAct } else { Stage::FfnAct }],
                 format!("{slots}×{ffn}"),
-                OpShape::SwiGlu { tokens, cols: slots * ffn },
+                OpShape::SwiGlu { tokens, cols: slots * ffn, activation: GateActivation::Silu },
             ),
         ];
         if let Some([experts, k]) = moe {
@@ -425,7 +429,7 @@ fn time<B: Backend>(
     let mut all = Vec::new();
     let mut chosen = 0;
     match case.op {
-        OpKind::Embed => all.extend(weights.iter().map(|table| Op::Embed { table, tokens: &ids })),
+        OpKind::Embed => all.extend(weights.iter().map(|table| Op::Embed { table, tokens: &ids, scale: 1.0 })),
         OpKind::RmsNorm => {
             let groups: usize = case.shape.split('×').next().and_then(|n| n.parse().ok()).unwrap_or(1);
             let x = upload(backend, &[tokens, groups * cols])?;

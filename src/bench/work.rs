@@ -49,7 +49,7 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
     // Pairs of a query and a key that it sees.
     let pairs = |start: usize, positions: usize| start * positions + positions * (positions + 1) / 2;
     let (bytes, flops) = match op {
-        Operation::Embed { table, tokens } => (tokens.len() * table.row_bytes(), 0),
+        Operation::Embed { table, tokens, .. } => (tokens.len() * table.row_bytes(), 0),
         Operation::RmsNorm { weight, .. } | Operation::Bias { weight, .. } => (weight.row_bytes(), 0),
         Operation::MatMul { x, weight } => (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols),
         Operation::ExpertMatMul { ids, weight, .. } => {
@@ -59,7 +59,7 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
         Operation::AttnScores { q, k, start, .. } => {
             ((start + rows(q)) * cols(k) * CACHED, 2 * cols(q) * pairs(*start, rows(q)))
         }
-        Operation::AttnContext { probs, v, start, head_dim } => {
+        Operation::AttnContext { probs, v, start, head_dim, .. } => {
             let (heads, positions) = (rows(probs), shape(probs).get(1).copied().unwrap_or(0));
             ((start + positions) * cols(v) * CACHED, 2 * heads * head_dim * pairs(*start, positions))
         }

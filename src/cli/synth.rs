@@ -72,6 +72,9 @@ pub struct Args {
     /// Base of the rotary embedding.
     #[arg(long, value_name = "X", help_heading = "Dimensions")]
     rope_base: Option<f32>,
+    /// YaRN by this factor, from the context length divided by it.
+    #[arg(long, value_name = "FACTOR", help_heading = "Dimensions")]
+    yarn: Option<f32>,
     /// Epsilon of the norms.
     #[arg(long, value_name = "X", help_heading = "Dimensions")]
     eps: Option<f32>,
@@ -141,6 +144,8 @@ impl Args {
             eps: self.eps.unwrap_or(base.eps),
             tied: self.tied || base.tied,
             rope_freqs: base.rope_freqs && family == Family::Llama,
+            yarn: self.yarn.or(base.yarn),
+            window: base.window.or((family == Family::Gemma3).then_some([512, 6])),
         })
     }
 }

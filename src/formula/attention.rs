@@ -38,9 +38,9 @@ impl Sizes {
         head / (self.heads / self.kv_heads)
     }
 
-    fn reads(&self) -> Cache {
+    fn reads(&self, window: Option<usize>) -> Cache {
         let kv_head = (0..self.heads).map(|head| self.kv_head(head)).collect();
-        Cache { seen: Seen::causal(self.start), kv_head, row: (0..self.keys).map(Some).collect() }
+        Cache { seen: Seen::stated(self.start, window), kv_head, row: (0..self.keys).map(Some).collect() }
     }
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Scores<'a> {
     pub q: Values<'a>,
     /// [capacity ≥ S, kv_heads·D]
     pub k: Values<'a>,
-    /// 1/√D.
+    /// Stated, 1/√D, or what the operation says.
     pub scale: f64,
     /// How often each of the D terms counts; stated, each once.
     pub times: Option<Vec<f64>>,
@@ -77,10 +77,10 @@ pub(crate) struct Scores<'a> {
 
 impl<'a> Formula<'a> for Scores<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::AttnScores { q, k, start, head_dim } = *op else { return Ok(None) };
+        let Op::AttnScores { q, k, start, head_dim, scale, window } = *op else { return Ok(None) };
         let sizes = Sizes::new(q.cols(), k, [q.shape[0], start, head_dim]);
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        let (cache, ties) = (sizes.reads(), [None, None]);
+        let scale = scale.unwrap_or(1.0 / (head_dim as f64).sqrt());
+        let (cache, ties) = (sizes.reads(window), [None, None]);
         let (q, k) = (as_given(&x[0]), as_given(&x[1]));
         Ok(Some(Self { sizes, q, k, scale, times: None, coarse: None, cache, ties }))
     }
@@ -164,10 +164,10 @@ pub(crate) struct Context<'a> {
 
 impl<'a> Formula<'a> for Context<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::AttnContext { probs, v, start, head_dim } = *op else { return Ok(None) };
+        let Op::AttnContext { probs, v, start, head_dim, window } = *op else { return Ok(None) };
         let sizes = Sizes::new(probs.shape[0] * head_dim, v, [probs.shape[1], start, head_dim]);
         let head = (0..sizes.heads).collect();
-        let (cache, ties) = (sizes.reads(), [None, None]);
+        let (cache, ties) = (sizes.reads(window), [None, None]);
         let (p, v) = (as_given(&x[0]), as_given(&x[1]));
         Ok(Some(Self { sizes, p, v, cache, head, times: None, coarse: None, ties }))
     }

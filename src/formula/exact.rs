@@ -116,10 +116,10 @@ impl Emulation {
                 let weight = &rounded_rows(weight, format, 0..1)?;
                 evaluate(&Op::Bias { x, weight })
             }
-            Op::Embed { table, tokens } => {
-                let mut out = evaluate(op)?;
+            Op::Embed { table, tokens, scale } => {
+                let mut out = evaluate(&Op::Embed { table, tokens, scale: 1.0 })?;
                 if let Data::F64(values) = &mut out.data {
-                    *values = format.rounded(values);
+                    *values = format.rounded(values).into_iter().map(|w| w * scale).collect();
                 }
                 debug_assert_eq!(out.shape, [tokens.len(), table.cols]);
                 Ok(out)

@@ -30,7 +30,7 @@ pub(crate) struct Norm<'a> {
     /// Values in a group: a whole row, or one head.
     pub n: usize,
     pub eps: f64,
-    /// `[n]`, or shorter and repeated.
+    /// `[n]`, or shorter and repeated, or of the whole row where n is a part of it.
     pub weight: Vec<f64>,
     /// What the sum of squares is divided by; stated, n.
     pub divisor: f64,
@@ -111,7 +111,7 @@ impl ByRow for Norm<'_> {
             if self.centred { sum() } else { 0.0 }
         });
         let element = |i: &usize| {
-            let w = self.weight[i % self.weight.len()];
+            let w = self.weight[(row * self.n + i) % self.weight.len()];
             let y = (x[*i] - mean) * scale * w;
             let inside = |n: usize| inner((x[*i] - mean) * scale, contracts[n]) * w.abs();
             let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n);

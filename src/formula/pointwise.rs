@@ -5,7 +5,7 @@ use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Op};
+use crate::op::{Data, GateActivation, HostTensor, Op};
 
 /// Σ factor·value of two operands, of which a bias is one, repeated for each row. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
 /// that computes in less: (1 + u)·u·|factor·value|.
@@ -66,13 +66,11 @@ impl ByRow for Sum<'_> {
     }
 }
 
-/// What is done to the gate.
+/// What is done to the gate; an operation has [`Activation::Silu`] or [`Activation::GeluByTanh`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Activation {
     /// g·σ(g).
     Silu,
-    /// −g·σ(−g).
-    SiluOfNegated,
     Sigmoid,
     Tanh,
     GeluByTanh,
@@ -87,20 +85,33 @@ pub(crate) enum Activation {
     One,
 }
 
+impl From<GateActivation> for Activation {
+    fn from(stated: GateActivation) -> Self {
+        match stated {
+            GateActivation::Silu => Self::Silu,
+            GateActivation::GeluTanh => Self::GeluByTanh,
+        }
+    }
+}
+
+/// 2z of gelu by tanh, which is g·σ(2z).
+fn twice_z(g: f64) -> f64 {
+    use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+    2.0 * FRAC_2_SQRT_PI / SQRT_2 * (g + 0.044715 * g * g * g)
+}
+
 impl Activation {
     /// The value, and how much of exp's relative error comes through, in absolute terms. What tanh and erf are off by is
     /// bounded like an error of 1, which they are near.
     fn of(self, g: f64) -> (f64, f64) {
-        use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
-        let silu = |g: f64| (g * sigmoid(g), g * sigmoid(g) * sigmoid(-g));
+        use std::f64::consts::SQRT_2;
         match self {
-            Self::Silu => silu(g),
-            Self::SiluOfNegated => silu(-g),
+            Self::Silu => (g * sigmoid(g), g * sigmoid(g) * sigmoid(-g)),
             Self::Sigmoid => (sigmoid(g), sigmoid(g) * sigmoid(-g)),
             Self::Tanh => (g.tanh(), 1.0),
             Self::GeluByTanh => {
-                let z = FRAC_2_SQRT_PI / SQRT_2 * (g + 0.044715 * g * g * g);
-                (0.5 * g * (1.0 + z.tanh()), g)
+                let twice = twice_z(g);
+                (g * sigmoid(twice), g * sigmoid(twice) * sigmoid(-twice))
             }
             Self::GeluByErf => (0.5 * g * (1.0 + erf(g / SQRT_2)), g),
             Self::GeluBySigmoid => (g * sigmoid(1.702 * g), g),
@@ -137,7 +148,8 @@ fn erf(x: f64) -> f64 {
 /// activation(g)·u. With silu = g/(1 + e), e = exp(−g): |y|·(ρ·e/(1 + e) + div + 3u), ρ the relative error of e, u for 1 + e and 2u for
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
 /// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
-/// that at silu, times |u|.
+/// that at silu, times |u|. gelu by tanh is g·σ(2z): an exponential of 2z, which itself is off by 8u of it; a kernel that takes ½g·(1 + tanh z)
+/// loses 2u·|g| where tanh is near −1. A sigmoid gate is σ(g)·x, g repeated along x's row: the same without the factor g.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,
@@ -149,9 +161,16 @@ pub(crate) struct Gated<'a> {
 
 impl<'a> Formula<'a> for Gated<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::SwiGlu { gate, .. } = *op else { return Ok(None) };
-        let (cols, activation) = (gate.cols(), Activation::Silu);
-        Ok(Some(Self { gate: as_given(&x[0]), up: as_given(&x[1]), cols, activation, added: false }))
+        let (gate, up, cols, activation) = match *op {
+            Op::SwiGlu { gate, activation, .. } => (as_given(&x[0]), as_given(&x[1]), gate.cols(), activation.into()),
+            Op::SigmoidGate { x: gated, .. } => {
+                let cols = gated.cols();
+                let gates: Vec<f64> = x[1].iter().flat_map(|g| std::iter::repeat_n(*g, cols)).collect();
+                (gates.into(), as_given(&x[0]), cols, Activation::Sigmoid)
+            }
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { gate, up, cols, activation, added: false }))
     }
     by_row!();
 }
@@ -175,7 +194,14 @@ impl ByRow for Gated<'_> {
             let met = if self.added { 1.0 } else { up.abs() };
             let floor = |n: usize| {
                 let inside = inner(activation, contracts[n]) * met;
-                exp_error(gate.abs(), contracts[n]) * through + rounded[n] * y.abs() + flushed + inside
+                let exponential = match self.activation {
+                    Activation::GeluByTanh => {
+                        let (twice, u) = (twice_z(gate).abs(), roundoff(contracts[n]));
+                        (exp_error(twice, contracts[n]) + 8.0 * u * twice) * through + 2.0 * u * (gate * met).abs()
+                    }
+                    _ => exp_error(gate.abs(), contracts[n]) * through,
+                };
+                exponential + rounded[n] * y.abs() + flushed + inside
             };
             (y, std::array::from_fn(floor))
         };

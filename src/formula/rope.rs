@@ -5,7 +5,7 @@ use super::rounding::{TINY, TO_F32, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
-use crate::op::{HostTensor, Op, Pairing};
+use crate::op::{HostTensor, Op, Pairing, Yarn};
 
 /// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions,
 /// φ = position·scale·base^(−2(i + shift)/width) / factors\[i\].
@@ -17,7 +17,8 @@ use crate::op::{HostTensor, Op, Pairing};
 /// element, which is the derivative. In f32, u = 2⁻²⁴: ggml multiplies θ by θ_scale from pair to pair, so that pair i has i roundings of
 /// the product, and i times that of θ_scale, a power good to an ULP; PyTorch takes a power, an inverse and a product. Both are within
 /// Δ ≤ |φ|·((2i + 4)·u + ρ), and one more u for a scale and one for factors, ρ the contract's bound on exp at ln(base)·2i/D for a power that is made of it. In a coarser format three
-/// of its units more: of the frequency, of the position and of their product.
+/// of its units more: of the frequency, of the position and of their product. Under YaRN the ramp, made of a quotient and a difference, is
+/// off by 4u, and the angle by as much of the angle without scaling; cos and sin come with the magnitude, which is rounded, and so is the product.
 #[derive(Clone)]
 pub(crate) struct Rope<'a> {
     /// [T, heads·D]
@@ -37,6 +38,7 @@ pub(crate) struct Rope<'a> {
     pub scale: f64,
     /// What the frequency of each pair is divided by; none: 1.
     pub factors: Option<Vec<f64>>,
+    pub yarn: Option<Yarn>,
     /// How the angles are rounded on the way; stated, not at all.
     pub angles: Angles,
 }
@@ -68,10 +70,22 @@ impl Rope<'_> {
         self.factors.as_ref().map_or(1.0, |f| f[pair])
     }
 
-    /// Cosine and sine of a pair at a position.
+    /// What a pair's angle is multiplied by.
+    fn stretched(&self, pair: usize) -> f64 {
+        let Some(yarn) = self.yarn else { return self.scale };
+        let kept = yarn.kept(self.head_dim, self.base).nth(pair).unwrap_or(0.0);
+        self.scale * (1.0 - kept) + kept
+    }
+
+    /// What cosine and sine are multiplied by.
+    fn magnitude(&self) -> f64 {
+        self.yarn.map_or(1.0, |yarn| yarn.magnitude)
+    }
+
+    /// Sine and cosine of a pair at a position, times the magnitude.
     fn turn(&self, pair: usize, position: f64) -> (f64, f64) {
         let Angles { frequency, inverse, chained, angle, trig, .. } = self.angles;
-        let position = (self.angles.position)(position) * self.scale;
+        let position = (self.angles.position)(position) * self.stretched(pair);
         let power = 2.0 * (pair as f64 + self.shift) / self.width;
         let factor = self.factor(pair);
         let turned = if chained {
@@ -83,7 +97,7 @@ impl Rope<'_> {
             angle(position * (frequency(self.base.powf(-power)) / factor))
         };
         let (sin, cos) = turned.sin_cos();
-        (trig(sin), trig(cos))
+        (trig(sin * self.magnitude()), trig(cos * self.magnitude()))
     }
 }
 
@@ -102,6 +116,7 @@ impl<'a> Formula<'a> for Rope<'a> {
             shift: 0.0,
             scale: rotation.scale,
             factors: rotation.factors.map(|w| w.f32s().map(f64::from).collect()),
+            yarn: rotation.yarn,
             angles: Angles::EXACT,
         }))
     }
@@ -119,15 +134,21 @@ impl ByRow for Rope<'_> {
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
-        let product = contracts.map(|c| roundoff(c) + if in_f64(c) { roundoff(c) } else { TO_F32 });
-        let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64);
+        // A magnitude in f32 is rounded, and its product.
+        let scaled = if self.yarn.is_some() { 3.0 } else { 1.0 };
+        let product = contracts.map(|c| roundoff(c) + scaled * if in_f64(c) { roundoff(c) } else { TO_F32 });
+        let magnitude = self.magnitude().abs();
+        let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64 * magnitude);
         let apart = contracts.map(|c| c.angles != Precision::F64);
         // A scaling is a product more, factors are a quotient more.
         let more = f64::from(u8::from(self.scale != 1.0) + u8::from(self.factors.is_some()));
         let angle = |pair: usize, c: &Contract| {
             let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
             let steps = (2.0 * pair as f64 + 4.0 + more) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
-            (position * self.scale * (-exponent).exp() / self.factor(pair)).abs() * steps
+            let plain = (position * (-exponent).exp() / self.factor(pair)).abs();
+            // YaRN mixes two frequencies by a ramp.
+            let mixed = if self.yarn.is_some() { 4.0 * TO_F32 } else { 0.0 };
+            plain * (self.stretched(pair).abs() * (steps + mixed) + mixed)
         };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
@@ -156,7 +177,7 @@ impl ByRow for Rope<'_> {
                 let turned = if apart[n] && head < self.heads {
                     let off = angle(pair, contracts[n]);
                     let other = x[*i].abs() * sin.abs() + x[partner].abs() * cos.abs();
-                    off * other + 0.5 * off * off * sizes
+                    off * other + 0.5 * off * off * sizes * magnitude
                 } else {
                     0.0
                 };

@@ -32,6 +32,11 @@ impl Seen {
         Self::Causal { from: 0, to: start as isize + 1 }
     }
 
+    /// The same, with a window the last so many of them.
+    pub fn stated(start: usize, window: Option<usize>) -> Self {
+        window.map_or(Self::causal(start), |width| Self::Window { width, to: start as isize + 1 })
+    }
+
     /// Of `all` entries, those that row t sees.
     pub fn of(self, t: usize, all: usize) -> Range<usize> {
         match self {
@@ -92,7 +97,7 @@ pub(crate) struct Softmax<'a> {
 impl<'a> Formula<'a> for Softmax<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let (cols, tokens, seen) = match *op {
-            Op::AttnProbs { scores, start } => (scores.cols(), scores.shape[1], Seen::causal(start)),
+            Op::AttnProbs { scores, start, window } => (scores.cols(), scores.shape[1], Seen::stated(start, window)),
             Op::RouterProbs { logits } => (logits.cols(), 1, Seen::All),
             _ => return Ok(None),
         };

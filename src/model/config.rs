@@ -3,7 +3,8 @@
 //! A key that changes the arithmetic has a default only where the definition has one ([`Architecture`]): a rope base or an eps that is
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
-use super::arch::{Architecture, KeyReport, Keys, Occurs};
+use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms};
+use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{LayerLayout, Rotation};
@@ -17,9 +18,10 @@ pub struct MoeConfig {
     pub used: usize,
     /// F, FFN width of one expert.
     pub ffn: usize,
-    /// Whether the chosen experts' weights are divided by their sum. They are in every architecture here; a file may say
-    /// otherwise with `expert_weights_norm`.
+    /// Whether the chosen experts' weights are divided by their sum: as the architecture has it, or `expert_weights_norm`.
     pub renormalise: bool,
+    /// FFN width of the expert that every token uses; 0 where there is none.
+    pub shared: usize,
 }
 
 /// Hyperparameters.
@@ -45,6 +47,12 @@ pub struct Config {
     pub context: usize,
     /// How rope turns q and k; its factors, if it has some, are a weight.
     pub rotation: Rotation<()>,
+    /// Layers with a sliding window, and what is theirs.
+    pub window: Option<SlidingWindow>,
+    /// What q·k is multiplied by; `None`: 1/√D.
+    pub attention_scale: Option<f64>,
+    /// What the embedding is multiplied by.
+    pub embedding_scale: f64,
     /// Added to the mean of squares in norms.
     pub eps: f32,
     /// FFN width of a dense layer; 0 where every layer has experts.
@@ -67,14 +75,31 @@ impl Config {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
+    /// How many keys a position sees in a layer; `None`: all up to its own.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.sliding(layer).map(|window| window.keys)
+    }
+    /// How rope turns q and k in a layer.
+    pub fn rotation_of(&self, layer: usize) -> Rotation<()> {
+        self.sliding(layer).map_or(self.rotation, |window| window.rotation)
+    }
+    fn sliding(&self, layer: usize) -> Option<&SlidingWindow> {
+        self.window.as_ref().filter(|window| layer % window.period + 1 < window.period)
+    }
     /// Which stages its layers have.
     pub fn layout(&self) -> LayerLayout {
-        LayerLayout { qkv_bias: self.qkv_bias, qk_norm: self.architecture.qk_norm, moe: self.moe.is_some() }
+        LayerLayout {
+            qkv_bias: self.qkv_bias,
+            qk_norm: self.architecture.qk_norm != QkNorms::No,
+            moe: self.moe.is_some(),
+            post_norms: self.architecture.post_norms,
+            shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
+        }
     }
 
     /// # Errors
     /// Another architecture, a missing or ill-typed key, a value that makes no sense, or a variation of the architecture
-    /// that the forward pass does not compute (other rope scaling than linear, sliding windows, shared experts).
+    /// that the forward pass does not compute (other rope scaling than linear and YaRN, sliding windows).
     pub fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let meta = &gguf.metadata;
         let found = meta.str("general.architecture")?;
@@ -121,6 +146,11 @@ impl Config {
         }
 
         let moe = moe(architecture, &keys)?;
+        let rotation = rotation(architecture, &keys, gguf.tensor("rope_freqs.weight").is_some())?;
+        let mut context = keys.size("context_length")?;
+        if architecture.temperature && keys.positive_or_off("attention.temperature_scale")?.is_some() {
+            context = context.min(keys.size("rope.scaling.original_context_length")?);
+        }
         let embedding =
             gguf.tensor("token_embd.weight").ok_or_else(|| bad("tensor token_embd.weight is missing".into()))?;
         let bias = |name: &str| gguf.tensor(&format!("blk.0.{name}.bias")).is_some();
@@ -133,13 +163,11 @@ impl Config {
             kv_heads,
             head_dim,
             vocab: embedding.dims.get(1).copied().unwrap_or(1) as usize,
-            context: keys.size("context_length")?,
-            rotation: Rotation {
-                pairing: architecture.pairing,
-                base: keys.positive_or("rope.freq_base", architecture.rope_base)? as f64,
-                scale: rope_scale(&keys)?,
-                factors: (architecture.rope_freqs && gguf.tensor("rope_freqs.weight").is_some()).then_some(()),
-            },
+            context,
+            rotation,
+            window: window(architecture, &keys)?,
+            attention_scale: attention_scale(architecture, &keys, [layers, hidden, heads])?,
+            embedding_scale: if architecture.scaled_embedding { (hidden as f64).sqrt() } else { 1.0 },
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             ffn: if moe.is_some() { 0 } else { keys.size("feed_forward_length")? },
             moe,
@@ -151,6 +179,18 @@ impl Config {
             keys: keys.finish()?,
         })
     }
+}
+
+/// What q·k is multiplied by, where it is not 1/√D.
+fn attention_scale(
+    architecture: &Architecture,
+    keys: &Keys<'_>,
+    [layers, hidden, heads]: [usize; 3],
+) -> Result<Option<f64>> {
+    let Some(rule) = architecture.windows else { return Ok(None) };
+    let stated = keys.positive_or_off("attention.scale")?.map(f64::from);
+    let by_hidden = rule.scaled_by_hidden == Some(layers);
+    Ok(stated.or(by_hidden.then(|| 1.0 / (hidden as f64 / heads as f64).sqrt())))
 }
 
 /// The experts of each layer, if it has some.
@@ -175,24 +215,10 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
         })?,
         false => keys.size("feed_forward_length")?,
     };
-    Ok(Some(MoeConfig { experts, used, ffn, renormalise: keys.bool_or("expert_weights_norm", true)? }))
-}
-
-/// What linear scaling multiplies the angles by. A factor without a type is linear, as in llama.cpp.
-fn rope_scale(keys: &Keys<'_>) -> Result<f64> {
-    let kind = keys.str_opt("rope.scaling.type")?;
-    let factor = match keys.positive_opt("rope.scaling.factor")? {
-        None => keys.positive_opt("rope.scale_linear")?,
-        factor => {
-            keys.positive_opt("rope.scale_linear")?; // the older key counts only where there is no other
-            factor
-        }
+    let shared = match architecture.shared_expert {
+        true => keys.size_or("expert_shared_feed_forward_length", || keys.size("feed_forward_length"))?,
+        false => 0,
     };
-    match kind.unwrap_or("linear") {
-        "none" => Ok(1.0),
-        "linear" => Ok(1.0 / f64::from(factor.unwrap_or(1.0))),
-        other => {
-            Err(keys.bad(format!("{} is {other:?}; none and linear are supported", keys.full("rope.scaling.type"))))
-        }
-    }
+    let renormalise = keys.bool_or("expert_weights_norm", architecture.renormalise)?;
+    Ok(Some(MoeConfig { experts, used, ffn, renormalise, shared }))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights};
+use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights, SharedExpert};
 use crate::op::{At, Op, Rotation, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
@@ -89,9 +89,10 @@ pub fn forward<B: Backend>(
         )));
     }
 
-    let mut x = backend.run(At::model(Stage::Embedding, start), &Op::Embed { table: &weights.token_embd, tokens })?;
-    let rotation = config.rotation.with_factors(weights.rope_freqs.as_ref());
+    let embed = Op::Embed { table: &weights.token_embd, tokens, scale: config.embedding_scale };
+    let mut x = backend.run(At::model(Stage::Embedding, start), &embed)?;
     for (n, layer) in weights.layers.iter().enumerate() {
+        let rotation = config.rotation_of(n).with_factors(weights.rope_freqs.as_ref());
         let residual = attention(backend, config, rotation, layer, n, &session.cache[n], start, x)?;
         x = feed_forward(backend, config, layer, n, start, residual)?;
     }
@@ -120,7 +121,7 @@ fn attention<B: Backend>(
     x: B::Tensor,
 ) -> Result<B::Tensor> {
     let at = |stage| At::layer(n, stage, start);
-    let head_dim = config.head_dim;
+    let (head_dim, scale, window) = (config.head_dim, config.attention_scale, config.window_of(n));
 
     let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
     let mut q = matmul(b, at(Stage::QProj), &h, &w.attn_q)?; // [T, heads·D]
@@ -142,11 +143,15 @@ fn attention<B: Backend>(
     b.run(at(Stage::KRope), &Op::Store { cache: k_cache.clone(), x: k, start })?;
     b.run(at(v_stage), &Op::Store { cache: v_cache.clone(), x: v, start })?;
 
-    let scores = b.run(at(Stage::AttnScores), &Op::AttnScores { q, k: k_cache.clone(), start, head_dim })?; // [heads, T, S]
-    let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start })?; // [heads, T, S]
-    let context = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim };
+    let scores = Op::AttnScores { q, k: k_cache.clone(), start, head_dim, scale, window };
+    let scores = b.run(at(Stage::AttnScores), &scores)?; // [heads, T, S]
+    let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window })?; // [heads, T, S]
+    let context = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim, window };
     let context = b.run(at(Stage::AttnContext), &context)?; // [T, heads·D]
-    let out = matmul(b, at(Stage::AttnOut), &context, &w.attn_output)?; // [T, H]
+    let mut out = matmul(b, at(Stage::AttnOut), &context, &w.attn_output)?; // [T, H]
+    if let Some(weight) = &w.post_norms {
+        out = norm(b, at(Stage::AttnPostNorm), out, &weight.attn, config)?;
+    }
     b.run(at(Stage::AttnResidual), &Op::Add { a: x, b: out })
 }
 
@@ -160,21 +165,33 @@ fn feed_forward<B: Backend>(
     x: B::Tensor,
 ) -> Result<B::Tensor> {
     let at = |stage| At::layer(n, stage, start);
+    let activation = config.architecture.activation;
     let h = norm(b, at(Stage::FfnNorm), x.clone(), &w.ffn_norm, config)?; // [T, H]
-    let out = match &w.ffn {
+    let mut out = match &w.ffn {
         Ffn::Dense { gate, up, down } => {
             let gate = matmul(b, at(Stage::FfnGate), &h, gate)?; // [T, F]
             let up = matmul(b, at(Stage::FfnUp), &h, up)?; // [T, F]
-            let act = b.run(at(Stage::FfnAct), &Op::SwiGlu { gate, up })?; // [T, F]
+            let act = b.run(at(Stage::FfnAct), &Op::SwiGlu { gate, up, activation })?; // [T, F]
             matmul(b, at(Stage::FfnOut), &act, down)? // [T, H]
         }
-        Ffn::Moe(moe) => experts(b, moe, n, start, h)?,
+        Ffn::Moe(moe) => experts(b, config, moe, n, start, h)?,
     };
+    if let Some(weight) = &w.post_norms {
+        out = norm(b, at(Stage::FfnPostNorm), out, &weight.ffn, config)?;
+    }
     b.run(at(Stage::LayerOut), &Op::Add { a: x, b: out })
 }
 
 /// h [T, H] → Σ over the chosen experts of weight · expert(h) [T, H].
-fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, start: usize, h: B::Tensor) -> Result<B::Tensor> {
+fn experts<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    w: &MoeWeights,
+    n: usize,
+    start: usize,
+    h: B::Tensor,
+) -> Result<B::Tensor> {
+    let activation = config.architecture.activation;
     let at = |stage| At::layer(n, stage, start);
     let logits = matmul(b, at(Stage::RouterLogits), &h, &w.router)?; // [T, E]
     let probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits })?; // [T, E]
@@ -184,9 +201,34 @@ fn experts<B: Backend>(b: &mut B, w: &MoeWeights, n: usize, start: usize, h: B::
 
     let gate = expert_matmul(b, at(Stage::ExpertGate), &h, &ids, &w.gate)?; // [T, K, F]
     let up = expert_matmul(b, at(Stage::ExpertUp), &h, &ids, &w.up)?; // [T, K, F]
-    let act = b.run(at(Stage::ExpertAct), &Op::SwiGlu { gate, up })?; // [T, K, F]
+    let act = b.run(at(Stage::ExpertAct), &Op::SwiGlu { gate, up, activation })?; // [T, K, F]
     let down = expert_matmul(b, at(Stage::ExpertDown), &act, &ids, &w.down)?; // [T, K, H]
-    b.run(at(Stage::MoeOut), &Op::Combine { down, weights })
+    let out = b.run(at(Stage::MoeOut), &Op::Combine { down, weights })?; // [T, H]
+    match &w.shared {
+        Some(shared) => shared_expert(b, config, shared, n, start, h, out),
+        None => Ok(out),
+    }
+}
+
+/// routed [T, H], h [T, H] → routed + sigmoid(gate) · expert(h) [T, H], of the expert that every token uses.
+fn shared_expert<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    w: &SharedExpert,
+    n: usize,
+    start: usize,
+    h: B::Tensor,
+    routed: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
+    let router = matmul(b, at(Stage::SharedRouter), &h, &w.router)?; // [T, 1]
+    let gate = matmul(b, at(Stage::SharedGate), &h, &w.gate)?; // [T, F]
+    let up = matmul(b, at(Stage::SharedUp), &h, &w.up)?; // [T, F]
+    let activation = config.architecture.activation;
+    let act = b.run(at(Stage::SharedAct), &Op::SwiGlu { gate, up, activation })?; // [T, F]
+    let down = matmul(b, at(Stage::SharedDown), &act, &w.down)?; // [T, H]
+    let shared = b.run(at(Stage::SharedOut), &Op::SigmoidGate { x: down, gate: router })?; // [T, H]
+    b.run(at(Stage::MoeSum), &Op::Add { a: routed, b: shared })
 }
 
 fn norm<B: Backend>(b: &mut B, at: At, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {

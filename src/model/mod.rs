@@ -7,6 +7,7 @@
 mod arch;
 mod config;
 mod forward;
+mod rotation;
 mod run;
 #[cfg_attr(not(feature = "tokenizer"), path = "no_tokenizer.rs")]
 mod tokenizer;
@@ -15,12 +16,13 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use arch::{Architecture, DefaultKey, IgnoredKey, KeyReport, Occurs};
+pub use arch::{Architecture, DefaultKey, IgnoredKey, KeyReport, Occurs, QkNorms};
 pub use config::{Config, MoeConfig};
 pub use forward::{LogitRows, Session, forward};
+pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
-pub use weights::{Ffn, LayerWeights, MoeWeights, QkNorm, QkvBias, Weights};
+pub use weights::{Ffn, LayerWeights, MoeWeights, PostNorms, QkNorm, QkvBias, SharedExpert, Weights};
 
 use crate::backend::Need;
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Config;
+use super::arch::QkNorms;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{GgmlType, Weight};
@@ -24,6 +25,8 @@ pub struct LayerWeights {
     pub qk_norm: Option<QkNorm>,
     /// `[heads·D, H]`.
     pub attn_output: Arc<Weight>,
+    /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
+    pub post_norms: Option<PostNorms>,
     /// `[H]`.
     pub ffn_norm: Arc<Weight>,
     /// The feed-forward part.
@@ -38,11 +41,18 @@ pub struct QkvBias {
     pub v: Arc<Weight>,
 }
 
-/// Weights of the norms of each head of q and of k, `[D]`.
+/// Weights of the norms of q and of k: of each head, `[D]`, or of the rows, `[heads·D]` and `[kv_heads·D]`.
 #[allow(missing_docs)] // said above
 pub struct QkNorm {
     pub q: Arc<Weight>,
     pub k: Arc<Weight>,
+}
+
+/// Weights of the norms after attention and after the FFN, `[H]`.
+#[allow(missing_docs)] // said above
+pub struct PostNorms {
+    pub attn: Arc<Weight>,
+    pub ffn: Arc<Weight>,
 }
 
 /// What follows attention in a layer.
@@ -68,6 +78,18 @@ pub struct MoeWeights {
     pub used: usize,
     /// Whether the chosen experts' probabilities are divided by their sum.
     pub renormalise: bool,
+    /// The expert that every token uses.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, and a feed-forward network, gate and up
+/// `[H, F]`, down `[F, H]`.
+#[allow(missing_docs)] // said above
+pub struct SharedExpert {
+    pub router: Arc<Weight>,
+    pub gate: Arc<Weight>,
+    pub up: Arc<Weight>,
+    pub down: Arc<Weight>,
 }
 
 /// The weights of a model.
@@ -90,11 +112,17 @@ impl LayerWeights {
         let mut all = vec![&self.attn_norm, &self.attn_q, &self.attn_k, &self.attn_v];
         all.extend(self.qkv_bias.iter().flat_map(|b| [&b.q, &b.k, &b.v]));
         all.extend(self.qk_norm.iter().flat_map(|n| [&n.q, &n.k]));
-        all.extend([&self.attn_output, &self.ffn_norm]);
+        all.push(&self.attn_output);
+        all.extend(self.post_norms.iter().map(|n| &n.attn));
+        all.push(&self.ffn_norm);
         match &self.ffn {
             Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
-            Ffn::Moe(m) => all.extend([&m.router, &m.gate, &m.up, &m.down]),
+            Ffn::Moe(m) => {
+                all.extend([&m.router, &m.gate, &m.up, &m.down]);
+                all.extend(m.shared.iter().flat_map(|s| [&s.router, &s.gate, &s.up, &s.down]));
+            }
         }
+        all.extend(self.post_norms.iter().map(|n| &n.ffn));
         all
     }
 }
@@ -177,13 +205,23 @@ impl Loader<'_> {
                 false => None,
             },
             qk_norm: match c.architecture.qk_norm {
-                true => Some(QkNorm {
-                    q: self.vector(&name("attn_q_norm"), c.head_dim)?,
-                    k: self.vector(&name("attn_k_norm"), c.head_dim)?,
+                QkNorms::No => None,
+                QkNorms::Heads => Some([c.head_dim, c.head_dim]),
+                QkNorms::Row => Some([c.q_width(), c.kv_width()]),
+            }
+            .map(|[q, k]| {
+                let (q, k) = (self.vector(&name("attn_q_norm"), q)?, self.vector(&name("attn_k_norm"), k)?);
+                Ok::<_, Error>(QkNorm { q, k })
+            })
+            .transpose()?,
+            attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            post_norms: match c.architecture.post_norms {
+                true => Some(PostNorms {
+                    attn: self.vector(&name("post_attention_norm"), c.hidden)?,
+                    ffn: self.vector(&name("post_ffw_norm"), c.hidden)?,
                 }),
                 false => None,
             },
-            attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
             ffn_norm: self.vector(&name("ffn_norm"), c.hidden)?,
             ffn: match &c.moe {
                 None => Ffn::Dense {
@@ -198,6 +236,15 @@ impl Loader<'_> {
                     down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
                     used: moe.used,
                     renormalise: moe.renormalise,
+                    shared: match moe.shared {
+                        0 => None,
+                        width => Some(SharedExpert {
+                            router: self.weight(&name("ffn_gate_inp_shexp"), [c.hidden, 1, 1])?,
+                            gate: self.weight(&name("ffn_gate_shexp"), [c.hidden, width, 1])?,
+                            up: self.weight(&name("ffn_up_shexp"), [c.hidden, width, 1])?,
+                            down: self.weight(&name("ffn_down_shexp"), [width, c.hidden, 1])?,
+                        }),
+                    },
                 }),
             },
         })

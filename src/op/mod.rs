@@ -5,6 +5,7 @@
 //! - [`Op`]: every operation with its operands, as data, and what its operands must be ([`Op::check`]).
 //! - [`HostTensor`] and [`Weight`]: the values that operations take and give.
 
+mod activation;
 mod ggml_type;
 mod operands;
 mod operation;
@@ -14,10 +15,11 @@ mod stage;
 mod tensor;
 mod weight;
 
+pub use activation::GateActivation;
 pub use ggml_type::GgmlType;
 pub use operands::{Elements, Operand};
-pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp};
-pub use rotation::{AngleKey, Pairing, Rotation};
+pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp, first_seen};
+pub use rotation::{AngleKey, Pairing, Rotation, Yarn};
 pub use site::{At, Site};
 pub use stage::{Dim, LayerLayout, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor};

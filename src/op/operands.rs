@@ -94,6 +94,14 @@ impl Checked {
         }
     }
 
+    /// A window has a position's own key in it. Devices count in 32 bits.
+    fn window(&self, window: Option<usize>) -> Result<()> {
+        match window {
+            Some(n) if n == 0 || n > u32::MAX as usize => Err(self.wrong("window", n, format_args!("at least 1 key"))),
+            _ => Ok(()),
+        }
+    }
+
     /// S = start + T. Positions are counted in 32 bits: no model's context is as long, and devices have no wider integers.
     fn seen(&self, start: usize, positions: usize) -> Result<usize> {
         let most = u32::MAX as usize;
@@ -183,7 +191,7 @@ impl<T> Op<'_, T> {
         }
         let shape = |tensor| look(tensor).shape;
         Ok(match self {
-            Op::Embed { table, tokens } => {
+            Op::Embed { table, tokens, .. } => {
                 let [cols, rows] = at.matrix(table)?;
                 if tokens.is_empty() {
                     return Err(at.wrong("tokens", tokens, format_args!("at least one token")));
@@ -235,21 +243,31 @@ impl<T> Op<'_, T> {
                 at.axes("x", shape(x), expected, |[t, cols]| cols == n && t <= capacity.saturating_sub(start))?;
                 vec![capacity, n]
             }
-            &Op::AttnScores { ref q, ref k, start, head_dim } => {
+            &Op::AttnScores { ref q, ref k, start, head_dim, window, .. } => {
+                at.window(window)?;
                 let [t, cols] = at.heads("q", shape(q), at.head_dim(head_dim)?)?;
                 let (heads, seen) = (cols / head_dim, at.seen(start, t)?);
                 at.cache("k", shape(k), seen, heads, head_dim)?;
                 vec![heads, t, seen]
             }
-            &Op::AttnProbs { ref scores, start } => at.scores("scores", shape(scores), start)?.to_vec(),
-            &Op::AttnContext { ref probs, ref v, start, head_dim } => {
+            &Op::AttnProbs { ref scores, start, window } => {
+                at.window(window)?;
+                at.scores("scores", shape(scores), start)?.to_vec()
+            }
+            &Op::AttnContext { ref probs, ref v, start, head_dim, window } => {
+                at.window(window)?;
                 let [heads, t, seen] = at.scores("probs", shape(probs), start)?;
                 at.cache("v", shape(v), seen, heads, at.head_dim(head_dim)?)?;
                 // The cache's columns are as many heads as this or fewer, so the product fits.
                 vec![t, heads * head_dim]
             }
             Op::Add { a, b } => at.same([("a", shape(a)), ("b", shape(b))])?,
-            Op::SwiGlu { gate, up } => at.same([("gate", shape(gate)), ("up", shape(up))])?,
+            Op::SwiGlu { gate, up, .. } => at.same([("gate", shape(gate)), ("up", shape(up))])?,
+            Op::SigmoidGate { x, gate } => {
+                let [t, n] = at.axes("x", shape(x), format_args!("[T, n]"), |_| true)?;
+                at.axes("gate", shape(gate), format_args!("[{t}, 1]"), |axes| axes == [t, 1])?;
+                vec![t, n]
+            }
             Op::RouterProbs { logits } => {
                 at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec()
             }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 
 use crate::error::{Error, Result};
-use crate::op::{Data, HostTensor, Rotation, Weight};
+use crate::op::rotation::{is_one, one};
+use crate::op::{Data, GateActivation, HostTensor, Rotation, Weight};
 
 /// An operation over tensors `T`, a weight `W` and token ids `I`. A backend runs an [`Op`]; without operands it is an
 /// [`OpParams`]. As JSON it is its name and its scalars, whatever the operands are.
@@ -26,8 +27,8 @@ use crate::op::{Data, HostTensor, Rotation, Weight};
 #[strum_discriminants(derive(Hash, PartialOrd, Ord, VariantArray, strum::IntoStaticStr))]
 #[strum_discriminants(strum(serialize_all = "snake_case"))]
 pub enum Operation<T, W, I> {
-    /// Row `tokens[t]` of `table`, dequantized. → [T, H]
-    Embed { #[serde(skip)] table: W, #[serde(skip)] tokens: I },
+    /// Row `tokens[t]` of `table`, dequantized, times `scale`. → [T, H]
+    Embed { #[serde(skip)] table: W, #[serde(skip)] tokens: I, #[serde(default = "one", skip_serializing_if = "is_one")] scale: f64 },
     /// x / √(mean(x²) + eps) · weight, over each group of `weight.cols` values (a whole row, or one head). [T, G·n] → same
     RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32 },
     /// x · weightᵀ. [T, K] × [N, K] → [T, N]
@@ -38,13 +39,14 @@ pub enum Operation<T, W, I> {
     Rope { #[serde(skip)] x: T, start: usize, head_dim: usize, #[serde(flatten)] rotation: Rotation<W> },
     /// Writes x [T, n] over rows start.. of `cache` [capacity, n], in place, and returns the cache. Makes no stage.
     Store { #[serde(skip)] cache: T, #[serde(skip)] x: T, start: usize },
-    /// q·k / √D for each query head and its KV head (query head h reads KV head h / (heads / kv_heads)); 0 where s > start + t.
+    /// q·k · scale, or / √D where there is none, for each query head and its KV head (query head h reads KV head h / (heads / kv_heads));
+    /// 0 where s > start + t, and where s ≤ start + t − window.
     /// [T, heads·D], cache [capacity ≥ S, kv_heads·D] → [heads, T, S]
-    AttnScores { #[serde(skip)] q: T, #[serde(skip)] k: T, start: usize, head_dim: usize },
-    /// Softmax over s ≤ start + t; 0 beyond. [heads, T, S] → same
-    AttnProbs { #[serde(skip)] scores: T, start: usize },
-    /// Σ_s probs · v. [heads, T, S], cache [capacity ≥ S, kv_heads·D] → [T, heads·D]
-    AttnContext { #[serde(skip)] probs: T, #[serde(skip)] v: T, start: usize, head_dim: usize },
+    AttnScores { #[serde(skip)] q: T, #[serde(skip)] k: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "Option::is_none")] scale: Option<f64>, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
+    /// Softmax over s ≤ start + t, of which with a window the last so many; 0 elsewhere. [heads, T, S] → same
+    AttnProbs { #[serde(skip)] scores: T, start: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
+    /// Σ_s probs · v over the s that the softmax is over. [heads, T, S], cache [capacity ≥ S, kv_heads·D] → [T, heads·D]
+    AttnContext { #[serde(skip)] probs: T, #[serde(skip)] v: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
     /// a + b. Same shape as its operands, [T, H] in a model.
     Add { #[serde(skip)] a: T, #[serde(skip)] b: T },
     /// Softmax over all experts. [T, E] → same
@@ -55,8 +57,10 @@ pub enum Operation<T, W, I> {
     RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool },
     /// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is shared by the slots, [T, n], or one per slot, [T, K, n]. → [T, K, N]
     ExpertMatMul { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
-    /// gate · sigmoid(gate) · up. Same shape as its operands.
-    SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T },
+    /// activation(gate) · up, the activation gate · sigmoid(gate) where it is no other. Same shape as its operands.
+    SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T, #[serde(default, skip_serializing_if = "GateActivation::is_silu")] activation: GateActivation },
+    /// x · sigmoid(gate), one gate for each row. [T, N], [T, 1] → [T, N]
+    SigmoidGate { #[serde(skip)] x: T, #[serde(skip)] gate: T },
     /// Σ_k weights[t, k] · down[t, k, ·], k ascending. [T, K, H], [T, K] → [T, H]
     Combine { #[serde(skip)] down: T, #[serde(skip)] weights: T },
     /// Rows start..start + rows of x. [T, n] → [rows, n]. Makes no stage.
@@ -80,6 +84,11 @@ impl OpKind {
     pub fn name(self) -> &'static str {
         self.into()
     }
+}
+
+/// The first of the keys that a position sees, which are its own and those before it, with a window the last so many.
+pub fn first_seen(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 impl<T, W, I> Operation<T, W, I> {
@@ -142,7 +151,7 @@ impl<T, W, I> Operation<T, W, I> {
     ) -> Result<Operation<T2, W2, I2>> {
         use Operation::*;
         Ok(match self {
-            Embed { table, tokens: ids } => Embed { table: weight(table)?, tokens: tokens(ids)? },
+            Embed { table, tokens: ids, scale } => Embed { table: weight(table)?, tokens: tokens(ids)?, scale: *scale },
             RmsNorm { x, weight: w, eps } => RmsNorm { x: tensor("x", x)?, weight: weight(w)?, eps: *eps },
             MatMul { x, weight: w } => MatMul { x: tensor("x", x)?, weight: weight(w)? },
             Bias { x, weight: w } => Bias { x: tensor("x", x)?, weight: weight(w)? },
@@ -150,12 +159,12 @@ impl<T, W, I> Operation<T, W, I> {
                 Rope { x: tensor("x", x)?, start: *start, head_dim: *head_dim, rotation: rotation.try_map(weight)? }
             }
             Store { cache, x, start } => Store { cache: tensor("cache", cache)?, x: tensor("x", x)?, start: *start },
-            AttnScores { q, k, start, head_dim } => {
-                AttnScores { q: tensor("q", q)?, k: tensor("k", k)?, start: *start, head_dim: *head_dim }
+            &AttnScores { ref q, ref k, start, head_dim, scale, window } => {
+                AttnScores { q: tensor("q", q)?, k: tensor("k", k)?, start, head_dim, scale, window }
             }
-            AttnProbs { scores, start } => AttnProbs { scores: tensor("scores", scores)?, start: *start },
-            AttnContext { probs, v, start, head_dim } => {
-                AttnContext { probs: tensor("probs", probs)?, v: tensor("v", v)?, start: *start, head_dim: *head_dim }
+            &AttnProbs { ref scores, start, window } => AttnProbs { scores: tensor("scores", scores)?, start, window },
+            &AttnContext { ref probs, ref v, start, head_dim, window } => {
+                AttnContext { probs: tensor("probs", probs)?, v: tensor("v", v)?, start, head_dim, window }
             }
             Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
             RouterProbs { logits } => RouterProbs { logits: tensor("logits", logits)? },
@@ -166,7 +175,10 @@ impl<T, W, I> Operation<T, W, I> {
             ExpertMatMul { x, ids, weight: w } => {
                 ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
             }
-            SwiGlu { gate, up } => SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)? },
+            SwiGlu { gate, up, activation } => {
+                SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)?, activation: *activation }
+            }
+            SigmoidGate { x, gate } => SigmoidGate { x: tensor("x", x)?, gate: tensor("gate", gate)? },
             Combine { down, weights } => Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? },
             Rows { x, start, rows } => Rows { x: tensor("x", x)?, start: *start, rows: *rows },
         })

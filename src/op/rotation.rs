@@ -44,7 +44,8 @@ impl Pairing {
     }
 }
 
-/// Which pairs turn, and how fast: at position p, pair i turns by p · scale · base^(−2i/D) / factors\[i\].
+/// Which pairs turn, and how fast: at position p, pair i turns by p · scale · base^(−2i/D) / factors\[i\], where there is no YaRN. With it,
+/// the pairs that [`Yarn::kept`] names keep their frequency and are not scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rotation<W> {
     /// Which dimensions are a pair.
@@ -58,24 +59,58 @@ pub struct Rotation<W> {
     /// What each pair's frequency is divided by, `[D/2]` (`rope_freqs.weight`); `None`: by 1.
     #[serde(skip)]
     pub factors: Option<W>,
+    /// YaRN, where the file has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yarn: Option<Yarn>,
+}
+
+/// YaRN: pairs that turn often within the original context keep their frequency, those that turn seldom are scaled, and between the two
+/// is a ramp (`rope_yarn` in ggml, `_compute_yarn_parameters` in transformers).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Yarn {
+    /// How many positions the model was first trained on.
+    pub context: f64,
+    /// A pair with as many turns in the original context, or more, keeps its frequency…
+    pub beta_fast: f64,
+    /// …and one with as few, or fewer, is scaled.
+    pub beta_slow: f64,
+    /// How much of the ramp applies: 1, or 0 to scale every pair.
+    pub ramp: f64,
+    /// What cosines and sines are multiplied by: what the file and llama.cpp's defaults come to, in one number.
+    pub magnitude: f64,
+}
+
+impl Yarn {
+    /// The first and the last pair of the ramp, in heads of `head_dim`.
+    pub fn bounds(&self, head_dim: usize, base: f64) -> [f64; 2] {
+        let pair =
+            |turns: f64| head_dim as f64 * (self.context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
+        [pair(self.beta_fast).floor().max(0.0), pair(self.beta_slow).ceil().min(head_dim as f64 - 1.0)]
+    }
+
+    /// How much of its own frequency each pair keeps, [D/2]: the rest of it is scaled.
+    pub fn kept(&self, head_dim: usize, base: f64) -> impl Iterator<Item = f64> {
+        let ([first, last], ramp) = (self.bounds(head_dim, base), self.ramp);
+        (0..head_dim / 2).map(move |i| ramp * (1.0 - ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0)))
+    }
 }
 
 fn is_neox(pairing: &Pairing) -> bool {
     *pairing == Pairing::Neox
 }
 
-fn one() -> f64 {
+pub(super) fn one() -> f64 {
     1.0
 }
 
-fn is_one(x: &f64) -> bool {
+pub(super) fn is_one(x: &f64) -> bool {
     *x == 1.0
 }
 
 impl<W> Rotation<W> {
     /// NEOX pairing, unscaled.
     pub fn neox(base: f64) -> Self {
-        Self { pairing: Pairing::Neox, base, scale: 1.0, factors: None }
+        Self { pairing: Pairing::Neox, base, scale: 1.0, factors: None, yarn: None }
     }
 
     /// The same with what `weight` makes of the factors, where there are some.
@@ -83,13 +118,26 @@ impl<W> Rotation<W> {
     /// # Errors
     /// Those of `weight`.
     pub fn try_map<'s, W2>(&'s self, weight: impl FnOnce(&'s W) -> Result<W2>) -> Result<Rotation<W2>> {
-        let Self { pairing, base, scale, ref factors } = *self;
-        Ok(Rotation { pairing, base, scale, factors: factors.as_ref().map(weight).transpose()? })
+        let Self { pairing, base, scale, ref factors, yarn } = *self;
+        Ok(Rotation { pairing, base, scale, factors: factors.as_ref().map(weight).transpose()?, yarn })
     }
 
     /// The same with these factors.
     pub fn with_factors<W2>(&self, factors: Option<W2>) -> Rotation<W2> {
-        Rotation { pairing: self.pairing, base: self.base, scale: self.scale, factors }
+        Rotation { pairing: self.pairing, base: self.base, scale: self.scale, factors, yarn: self.yarn }
+    }
+
+    /// What cosines and sines are multiplied by.
+    pub fn magnitude(&self) -> f64 {
+        self.yarn.map_or(1.0, |yarn| yarn.magnitude)
+    }
+
+    /// What the angles of each pair are multiplied by, [D/2].
+    pub fn scales(&self, head_dim: usize) -> Vec<f64> {
+        match self.yarn {
+            None => vec![self.scale; head_dim / 2],
+            Some(yarn) => yarn.kept(head_dim, self.base).map(|kept| self.scale * (1.0 - kept) + kept).collect(),
+        }
     }
 }
 
@@ -100,12 +148,14 @@ pub struct AngleKey {
     base: u64,
     scale: u64,
     factors: Option<usize>,
+    yarn: Option<[u64; 5]>,
 }
 
 impl Rotation<&Arc<Weight>> {
     /// What the angles of heads of `head_dim` depend on.
     pub fn angle_key(&self, head_dim: usize) -> AngleKey {
         let [base, scale] = [self.base, self.scale].map(f64::to_bits);
-        AngleKey { head_dim, base, scale, factors: self.factors.map(|w| w.id) }
+        let yarn = self.yarn.map(|y| [y.context, y.beta_fast, y.beta_slow, y.ramp, y.magnitude].map(f64::to_bits));
+        AngleKey { head_dim, base, scale, factors: self.factors.map(|w| w.id), yarn }
     }
 }

@@ -26,6 +26,7 @@ pub enum Stage {
     AttnProbs,
     AttnContext,
     AttnOut,
+    AttnPostNorm,
     AttnResidual,
     FfnNorm,
     RouterLogits,
@@ -37,10 +38,18 @@ pub enum Stage {
     ExpertAct,
     ExpertDown,
     MoeOut,
+    SharedRouter,
+    SharedGate,
+    SharedUp,
+    SharedAct,
+    SharedDown,
+    SharedOut,
+    MoeSum,
     FfnGate,
     FfnUp,
     FfnAct,
     FfnOut,
+    FfnPostNorm,
     LayerOut,
     FinalNorm,
     Logits,
@@ -69,6 +78,10 @@ pub enum Dim {
     F,
     /// Vocabulary.
     V,
+    /// FFN width of the shared expert.
+    Shared,
+    /// A single number.
+    One,
 }
 
 /// Where a stage occurs.
@@ -80,10 +93,14 @@ pub enum Scope {
     Layer,
     /// In layers whose q, k and v have biases.
     BiasLayer,
-    /// In layers that normalise the heads of q and k.
+    /// In layers that normalise q and k.
     QkNormLayer,
+    /// In layers that normalise what attention and FFN add to the residual.
+    PostNormLayer,
     /// In layers with experts.
     MoeLayer,
+    /// In layers with an expert that every token uses, besides those behind the router.
+    SharedLayer,
     /// In layers with a plain FFN.
     DenseLayer,
 }
@@ -93,23 +110,32 @@ pub enum Scope {
 pub struct LayerLayout {
     /// q, k and v have biases.
     pub qkv_bias: bool,
-    /// The heads of q and k are normalised before rope.
+    /// q and k are normalised before rope.
     pub qk_norm: bool,
     /// Experts behind a router; a plain FFN otherwise.
     pub moe: bool,
+    /// A shared expert beside them.
+    pub shared: bool,
+    /// What attention and FFN add to the residual is normalised first.
+    pub post_norms: bool,
 }
 
 impl LayerLayout {
     /// That of Qwen3-MoE, for which the stage table names inputs.
-    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true };
+    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true, shared: false, post_norms: false };
 }
 
 /// `layers with experts, norms of q and k, no biases`.
 impl std::fmt::Display for LayerLayout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let no = |there: bool| if there { "" } else { "no " };
-        let ffn = if self.moe { "layers with experts" } else { "plain FFN layers" };
-        write!(f, "{ffn}, {}norms of q and k, {}biases of q, k and v", no(self.qk_norm), no(self.qkv_bias))
+        let ffn = match (self.moe, self.shared) {
+            (true, true) => "layers with experts and a shared one",
+            (true, false) => "layers with experts",
+            _ => "plain FFN layers",
+        };
+        write!(f, "{ffn}, {}norms of q and k, {}biases of q, k and v", no(self.qk_norm), no(self.qkv_bias))?;
+        if self.post_norms { f.write_str(", norms after attention and FFN") } else { Ok(()) }
     }
 }
 
@@ -121,6 +147,8 @@ impl Scope {
             Self::BiasLayer => layout.qkv_bias,
             Self::QkNormLayer => layout.qk_norm,
             Self::MoeLayer => layout.moe,
+            Self::SharedLayer => layout.shared,
+            Self::PostNormLayer => layout.post_norms,
             Self::DenseLayer => !layout.moe,
         }
     }
@@ -151,7 +179,7 @@ pub struct StageInfo {
 }
 
 use Dim::*;
-use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, QkNormLayer};
+use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, QkNormLayer, SharedLayer};
 use Stage::*;
 
 macro_rules! table {
@@ -165,7 +193,7 @@ macro_rules! table {
 }
 
 table! {
-    Embedding     "embedding"      ["embd", "inp_embd"]                         Model      [T, H]        Embed()                              Some("token_embd.weight"),  "embed";
+    Embedding     "embedding"      ["embd", "inp_embd", "inp_scaled"]                   Model      [T, H]        Embed()                              Some("token_embd.weight"),  "embed";
     AttnNorm      "attn_norm"      ["input_layernorm"]                          Layer      [T, H]        RmsNorm(LayerOut)                    Some("attn_norm.weight"),   "norm";
     QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       Layer      [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
     KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
@@ -181,8 +209,9 @@ table! {
     AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              Layer      [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
     AttnContext   "attn_context"   ["kqv_out", "attention"]                     Layer      [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
     AttnOut       "attn_out"       []                                           Layer      [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
-    AttnResidual  "attn_residual"  ["ffn_inp", "post_attn_residual"]            Layer      [T, H]        Add(LayerOut, AttnOut)               None,                       "out";
-    FfnNorm       "ffn_norm"       ["post_attention_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
+    AttnPostNorm  "attn_post_norm" []                                           PostNormLayer [T, H]     RmsNorm(AttnOut)                     Some("post_attention_norm.weight"), "out";
+    AttnResidual  "attn_residual"  ["ffn_inp", "post_attn_residual", "sa_out"]  Layer      [T, H]        Add(LayerOut, AttnOut)               None,                       "out";
+    FfnNorm       "ffn_norm"       ["post_attention_layernorm", "pre_feedforward_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
     RouterLogits  "router_logits"  ["ffn_moe_logits"]                           MoeLayer   [T, E]        MatMul(FfnNorm)                      Some("ffn_gate_inp.weight"), "route";
     RouterProbs   "router_probs"   ["ffn_moe_probs"]                            MoeLayer   [T, E]        RouterProbs(RouterLogits)            None,                       "route";
     RouterIds     "router_ids"     ["ffn_moe_topk", "moe_router_indices"]       MoeLayer   [T, K]        RouterTopK(RouterProbs)              None,                       "route";
@@ -192,17 +221,31 @@ table! {
     ExpertAct     "expert_act"     ["ffn_moe_swiglu"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
     ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
     MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
+    SharedRouter  "shared_router"  ["ffn_shexp_gate_inp", "shared_expert_gate"] SharedLayer [T, One]     MatMul(FfnNorm)                      Some("ffn_gate_inp_shexp.weight"), "shared";
+    SharedGate    "shared_gate"    ["shared_expert.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
+    SharedUp      "shared_up"      ["shared_expert.up_proj"]                    SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_up_shexp.weight"), "shared";
+    SharedAct     "shared_act"     []                                           SharedLayer [T, Shared]  SwiGlu(SharedGate, SharedUp)         None,                       "shared";
+    SharedDown    "shared_down"    ["ffn_shexp", "shared_expert"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
+    SharedOut     "shared_out"     ["ffn_shexp_out", "ffn_shexp_gated"]         SharedLayer [T, H]       SigmoidGate(SharedDown, SharedRouter) None,                      "shared";
+    MoeSum        "moe_sum"        []                                           SharedLayer [T, H]       Add(MoeOut, SharedOut)               None,                       "shared";
     FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";
     FfnUp         "ffn_up"         []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_up.weight"),      "up";
     FfnAct        "ffn_act"        ["ffn_swigl", "ffn_swiglu"]                  DenseLayer [T, F]        SwiGlu(FfnGate, FfnUp)               None,                       "act";
     FfnOut        "ffn_out"        []                                           DenseLayer [T, H]        MatMul(FfnAct)                       Some("ffn_down.weight"),    "down";
+    FfnPostNorm   "ffn_post_norm"  ["post_feedforward_layernorm"]               PostNormLayer [T, H]     RmsNorm(FfnOut)                      Some("post_ffw_norm.weight"), "down";
     LayerOut      "layer_out"      ["l_out", "post_ffn_residual", "layer_output"] Layer    [T, H]        Add(AttnResidual, MoeOut)            None,                       "layer out";
     FinalNorm     "final_norm"     ["result_norm"]                              Model      [T, H]        RmsNorm(LayerOut)                    Some("output_norm.weight"), "final";
     Logits        "logits"         ["result_output"]                            Model      [T, V]        MatMul(FinalNorm)                    Some("output.weight"),      "logits";
 }
 
 /// Stages that make one value step by step, or one in place of another: who reads one reads the last that occurs before itself.
-static CHAINS: &[&[Stage]] = &[&[QProj, QBias, QNorm], &[KProj, KBias, KNorm], &[VProj, VBias], &[MoeOut, FfnOut]];
+static CHAINS: &[&[Stage]] = &[
+    &[QProj, QBias, QNorm],
+    &[KProj, KBias, KNorm],
+    &[VProj, VBias],
+    &[MoeOut, MoeSum, FfnOut, FfnPostNorm],
+    &[AttnOut, AttnPostNorm],
+];
 
 impl StageInfo {
     /// Which axis of the stage's shape counts `dim`; `None` where it has no such axis.

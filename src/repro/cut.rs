@@ -59,6 +59,7 @@ impl FailingCall {
             OpParams::AttnProbs { .. } => &[Rows, Heads, Keys],
             OpParams::AttnScores { .. } | OpParams::AttnContext { .. } => &[Rows, Heads, Group, Keys],
             OpParams::Add { .. } | OpParams::SwiGlu { .. } | OpParams::RouterProbs { .. } => &[Rows, Columns],
+            OpParams::SigmoidGate { .. } => &[Rows],
             OpParams::RouterTopK { .. } => &[Rows],
             OpParams::RouterWeights { .. } => &[Rows, Slots],
             OpParams::ExpertMatMul { .. } => &[Rows, Columns, Experts, Blocks],

@@ -280,7 +280,7 @@ mod tests {
             heads: (0..4).collect(),
             ..Provenance::default()
         };
-        let params = OpParams::AttnScores { q: (), k: (), start, head_dim };
+        let params = OpParams::AttnScores { q: (), k: (), start, head_dim, scale: None, window: None };
         let case = FailingCall::new(Site::layer(0, Stage::AttnScores), params, vec![q, k], None, kept).unwrap();
         let s = shrunk(case, |_, place| place.head == Some(3) && place.position == 8 && place.column == 6);
         assert_eq!((s.case.kept.heads.as_slice(), s.case.kept.rows[0].position), (&[3][..], 8));

@@ -382,13 +382,13 @@ fn embedded(draw: &mut Draw) -> Kind {
     let modulus = draw.of(&[128u32, 64, 200]);
     let exchanged = draw.below(2) == 0;
     let mistake = by(move |engine, op| {
-        let Op::Embed { table, tokens } = *op else { return Err(misplaced(op)) };
+        let Op::Embed { table, tokens, scale } = *op else { return Err(misplaced(op)) };
         let mut others = tokens.to_vec();
         match exchanged {
             true => others.swap(a, b),
             false => others.iter_mut().for_each(|t| *t %= modulus),
         }
-        engine.run(&Op::Embed { table, tokens: &others })
+        engine.run(&Op::Embed { table, tokens: &others, scale })
     });
     let (what, explained): (_, &'static [&'static str]) = match exchanged {
         true => (format!("the embeddings of positions {a} and {b} exchanged"), &["misplaced"]),

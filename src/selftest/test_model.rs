@@ -1,4 +1,6 @@
-//! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`.
+//! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
+//! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
+//! `gemma3`, whose layer 0 has a window of 4 keys and layer 1 none.
 
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 8;
 
     /// Every model, by its number.
     ///
@@ -32,7 +34,18 @@ impl TestModel {
         let dense = ModelShape { layers: 2, ffn: SynthFfn::Dense(512), tied: true, vocab: 300, ..tiny };
         let llama = ModelShape { family: Family::Llama, rope_base: 5e5, rope_freqs: true, ..dense };
         let qwen2 = ModelShape { family: Family::Qwen2, ..dense };
-        Ok([Self::demo()?, Self::wide()?, Self::synthetic("llama", &llama)?, Self::synthetic("qwen2", &qwen2)?])
+        let moe = ModelShape { layers: 2, vocab: 300, ..tiny };
+        let yarn = ModelShape { rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..dense };
+        Ok([
+            Self::demo()?,
+            Self::wide()?,
+            Self::synthetic("llama", &llama)?,
+            Self::synthetic("qwen2", &qwen2)?,
+            Self::synthetic("yarn", &yarn)?,
+            Self::synthetic("qwen2moe", &ModelShape { family: Family::Qwen2, ..moe })?,
+            Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
+            Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
+        ])
     }
 
     fn synthetic(name: &'static str, shape: &ModelShape) -> Result<Self> {

@@ -187,7 +187,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         let wanted = mix.choose(role, layer, shape);
         let ty = mix::fitting(wanted, dims[0]);
         let content = match role {
-            Role::Norm => Content::Norm { outliers: dims[0] == hidden },
+            Role::Norm => {
+                Content::Norm { outliers: dims[0] == hidden && !name.contains("_k_norm") && !name.contains("_q_norm") }
+            }
             Role::Bias => Content::Bias,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
@@ -202,7 +204,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     }
     matrix("output_norm.weight".into(), Role::Norm, 0, &[hidden], 1.0);
     // The stream begins with rms 1, unless the embedding has to serve as a head.
-    let embedding = if shape.tied { LOGITS } else { (hidden as f32).sqrt() };
+    // Gemma's is multiplied by √H on the way.
+    let gemma = shape.family == Family::Gemma3;
+    let embedding = if shape.tied || gemma { LOGITS } else { (hidden as f32).sqrt() };
     matrix("token_embd.weight".into(), Role::TokenEmbd, 0, &[hidden, vocab], embedding);
     if shape.rope_freqs {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
@@ -217,16 +221,25 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             matrix(format!("blk.{layer}.{name}.weight"), role, layer, dims, gain);
         };
         tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
-        if shape.family == Family::Qwen3 {
-            tensor("attn_k_norm", Role::Norm, &[head_dim], 1.0);
+        let qk_norm = match shape.family {
+            Family::Qwen3 | Family::Gemma3 => Some([head_dim, head_dim]),
+            Family::Olmoe => Some([q, kv]),
+            _ => None,
+        };
+        if let Some([_, k]) = qk_norm {
+            tensor("attn_k_norm", Role::Norm, &[k], 1.0);
         }
         tensor("attn_norm", Role::Norm, &[hidden], 1.0);
         tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
         tensor("attn_q", Role::AttnQ, &[hidden, q], 1.0);
-        if shape.family == Family::Qwen3 {
-            tensor("attn_q_norm", Role::Norm, &[head_dim], 1.0);
+        if let Some([q, _]) = qk_norm {
+            tensor("attn_q_norm", Role::Norm, &[q], 1.0);
         }
         tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
+        if gemma {
+            tensor("post_attention_norm", Role::Norm, &[hidden], 1.0);
+            tensor("post_ffw_norm", Role::Norm, &[hidden], 1.0);
+        }
         // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
         let down = to_residual * used.sqrt() / 0.596;
         match shape.ffn {
@@ -244,6 +257,12 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 tensor("ffn_gate_inp", Role::Router, &[hidden, experts], 2.0);
                 tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
                 tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], 1.0);
+                if let Some(width) = shape.shared_width() {
+                    tensor("ffn_down_shexp", Role::FfnDown, &[width, hidden], to_residual / 0.596);
+                    tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
+                    tensor("ffn_gate_shexp", Role::FfnGate, &[hidden, width], 1.0);
+                    tensor("ffn_up_shexp", Role::FfnUp, &[hidden, width], 1.0);
+                }
             }
         }
     }
@@ -263,8 +282,9 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
     set("block_count", Value::U32(shape.layers));
-    // Qwen's is that of all experts of a token together, Mixtral's that of one.
-    let all_used = shape.moe().filter(|_| shape.family == Family::Qwen3).map_or(1, |m| m.used);
+    // Qwen's is that of all experts of a token together, the others' that of one.
+    let qwen = matches!(shape.family, Family::Qwen3 | Family::Qwen2);
+    let all_used = shape.moe().filter(|_| qwen).map_or(1, |m| m.used);
     set("feed_forward_length", Value::U32(shape.ffn_width().saturating_mul(all_used)));
     set("attention.head_count", Value::U32(shape.heads));
     set("attention.head_count_kv", Value::U32(shape.kv_heads));
@@ -272,11 +292,25 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("attention.value_length", Value::U32(shape.head_dim));
     set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
     set("rope.freq_base", Value::F32(shape.rope_base));
+    if let Some([keys, period]) = shape.window.filter(|_| shape.family == Family::Gemma3) {
+        set("attention.sliding_window", Value::U32(keys));
+        if period != 6 {
+            set("attention.sliding_window_pattern", Value::U32(period));
+        }
+    }
+    if let Some(factor) = shape.yarn {
+        set("rope.scaling.type", text("yarn"));
+        set("rope.scaling.factor", Value::F32(factor));
+        set("rope.scaling.original_context_length", Value::U32((shape.context as f32 / factor) as u32));
+    }
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if shape.family == Family::Qwen3 {
+        if qwen {
             set("expert_feed_forward_length", Value::U32(moe.width));
+        }
+        if let Some(width) = shape.shared_width() {
+            set("expert_shared_feed_forward_length", Value::U32(width as u32));
         }
     }
     let vocab = vocab::vocab(shape.vocab);

@@ -21,6 +21,10 @@ pub struct ModelShape {
     pub tied: bool,
     /// `rope_freqs.weight` with Llama 3's factors; of the family `llama` only.
     pub rope_freqs: bool,
+    /// YaRN by this factor, from the context length divided by it.
+    pub yarn: Option<f32>,
+    /// Sliding windows of so many keys, and the period of the layers without; of the family `gemma3` only.
+    pub window: Option<[u32; 2]>,
 }
 
 /// What kind of model: with [`FfnShape`], its architecture.
@@ -30,17 +34,22 @@ pub enum Family {
     Qwen3,
     /// `llama`, with experts or without.
     Llama,
-    /// `qwen2`, without experts.
+    /// `qwen2`, and `qwen2moe` with experts and a shared one.
     Qwen2,
+    /// `olmoe`, with experts.
+    Olmoe,
+    /// `gemma3`, without experts.
+    Gemma3,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 3] = ["qwen3", "llama", "qwen2"];
+    pub const NAMES: [&str; 5] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Qwen3, Self::Llama, Self::Qwen2].into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
+        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3];
+        all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
 
@@ -64,8 +73,19 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 7] =
-        ["tiny", "demo", "qwen3-30b-a3b", "qwen3-235b-a22b", "llama-3.2-1b", "mixtral-8x7b", "qwen2.5-0.5b"];
+    pub const NAMES: [&str; 11] = [
+        "tiny",
+        "demo",
+        "qwen3-30b-a3b",
+        "qwen3-235b-a22b",
+        "qwen3-8b-128k",
+        "llama-3.2-1b",
+        "mixtral-8x7b",
+        "qwen2.5-0.5b",
+        "qwen1.5-moe-a2.7b",
+        "olmoe-1b-7b",
+        "gemma-3-1b",
+    ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
     pub fn named(name: &str) -> Option<Self> {
@@ -83,6 +103,8 @@ impl ModelShape {
             eps: 1e-6,
             tied: false,
             rope_freqs: false,
+            yarn: None,
+            window: None,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -106,6 +128,15 @@ impl ModelShape {
                 let ffn = FfnShape::Moe(Moe { experts: 128, used: 8, width: 1536 });
                 ModelShape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
             }
+            "qwen3-8b-128k" => ModelShape {
+                hidden: 4096,
+                layers: 36,
+                kv_heads: 8,
+                ffn: FfnShape::Dense(12_288),
+                context: 131_072,
+                yarn: Some(4.0),
+                ..qwen3
+            },
             "llama-3.2-1b" => ModelShape {
                 family: Family::Llama,
                 layers: 16,
@@ -143,6 +174,41 @@ impl ModelShape {
                 tied: true,
                 ..qwen3
             },
+            "qwen1.5-moe-a2.7b" => ModelShape {
+                family: Family::Qwen2,
+                layers: 24,
+                heads: 16,
+                kv_heads: 16,
+                ffn: FfnShape::Moe(Moe { experts: 60, used: 4, width: 1408 }),
+                context: 8192,
+                ..qwen3
+            },
+            "olmoe-1b-7b" => ModelShape {
+                family: Family::Olmoe,
+                layers: 16,
+                heads: 16,
+                kv_heads: 16,
+                ffn: FfnShape::Moe(Moe { experts: 64, used: 8, width: 1024 }),
+                vocab: 50_304,
+                context: 4096,
+                rope_base: 1e4,
+                eps: 1e-5,
+                ..qwen3
+            },
+            "gemma-3-1b" => ModelShape {
+                family: Family::Gemma3,
+                hidden: 1152,
+                layers: 26,
+                heads: 4,
+                kv_heads: 1,
+                head_dim: 256,
+                ffn: FfnShape::Dense(6912),
+                vocab: 262_144,
+                context: 32_768,
+                tied: true,
+                window: Some([512, 6]),
+                ..qwen3
+            },
             _ => return None,
         })
     }
@@ -153,7 +219,10 @@ impl ModelShape {
             (Family::Qwen3, FfnShape::Dense(_)) => "qwen3",
             (Family::Qwen3, FfnShape::Moe(_)) => "qwen3moe",
             (Family::Llama, _) => "llama",
-            (Family::Qwen2, _) => "qwen2",
+            (Family::Qwen2, FfnShape::Dense(_)) => "qwen2",
+            (Family::Qwen2, FfnShape::Moe(_)) => "qwen2moe",
+            (Family::Olmoe, _) => "olmoe",
+            (Family::Gemma3, _) => "gemma3",
         }
     }
 
@@ -170,6 +239,11 @@ impl ModelShape {
             FfnShape::Dense(width) => width,
             FfnShape::Moe(moe) => moe.width,
         }
+    }
+
+    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5.
+    pub(super) fn shared_width(&self) -> Option<u64> {
+        self.moe().filter(|_| self.family == Family::Qwen2).map(|m| u64::from(m.width) * u64::from(m.used))
     }
 
     /// Width of the query projection, which need not be the hidden size.
@@ -209,8 +283,14 @@ impl ModelShape {
             }
         }
         let refuse = |message: String| Err(Error::usage(message));
-        if self.family == Family::Qwen2 && self.moe().is_some() {
-            return refuse("--family qwen2: expected --dense, found experts".into());
+        if self.family == Family::Gemma3 && self.moe().is_some() {
+            return refuse("--family gemma3: expected --dense, found experts".into());
+        }
+        if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
+            return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
+        }
+        if self.family == Family::Olmoe && self.moe().is_none() {
+            return refuse("--family olmoe: expected experts, found --dense".into());
         }
         if self.rope_freqs && self.family != Family::Llama {
             return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));
@@ -224,6 +304,9 @@ impl ModelShape {
         }
         if !(self.rope_base.is_finite() && self.rope_base > 1.0) {
             return refuse(format!("--rope-base: expected a number above 1, found {}", self.rope_base));
+        }
+        if let Some(factor) = self.yarn.filter(|factor| !(*factor > 1.0 && *factor <= self.context as f32)) {
+            return refuse(format!("--yarn: expected a number above 1 and at most --ctx, found {factor}"));
         }
         if !(self.eps.is_finite() && self.eps > 0.0) {
             return refuse(format!("--eps: expected a number above 0, found {}", self.eps));

@@ -213,7 +213,9 @@ mod tests {
         // A prompt, two calls that go on from it, and another prompt from the first position.
         let calls = [(0, &[1u32, 2, 3][..]), (3, &[4, 5]), (5, &[6]), (0, &[7, 8])];
         for (start, tokens) in calls {
-            let mut x = traced.run(At::model(Stage::Embedding, start), &Op::Embed { table: &table, tokens }).unwrap();
+            let mut x = traced
+                .run(At::model(Stage::Embedding, start), &Op::Embed { table: &table, tokens, scale: 1.0 })
+                .unwrap();
             for layer in 0..40 {
                 let at = At::layer(layer, Stage::LayerOut, start);
                 x = traced.run(at, &Op::Add { a: x.clone(), b: x }).unwrap();
@@ -246,7 +248,9 @@ mod tests {
         let tokens = vec![0u32; 1 << 20]; // 8 MiB a tensor at most
         let table = table();
         let mut traced = Traced::new(Ones::default(), Seen::default());
-        let mut x = traced.run(At::model(Stage::Embedding, 0), &Op::Embed { table: &table, tokens: &tokens }).unwrap();
+        let mut x = traced
+            .run(At::model(Stage::Embedding, 0), &Op::Embed { table: &table, tokens: &tokens, scale: 1.0 })
+            .unwrap();
         for layer in 0..20 {
             x = traced.run(At::layer(layer, Stage::LayerOut, 0), &Op::Add { a: x.clone(), b: x }).unwrap();
         }

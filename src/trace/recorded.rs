@@ -150,6 +150,8 @@ fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
         Dim::K => moe.map(|m| m.used),
         Dim::F => Some(moe.map_or(c.ffn, |m| m.ffn)),
         Dim::V => Some(c.vocab),
+        Dim::Shared => moe.map(|m| m.shared),
+        Dim::One => Some(1),
     };
     stage.info().shape.iter().filter_map(length).collect()
 }

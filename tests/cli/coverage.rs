@@ -9,7 +9,7 @@ fn last_line(text: &str) -> String {
 
 #[test]
 fn agreement_says_of_how_much() {
-    let run = ["diff", "--tokens", "654", "--subject", "cpu"];
+    let run = ["diff", "--tokens", "654", "--decode", "0", "--subject", "cpu"];
     let line = |more: &[&str]| last_line(&expect(0, &[&run[..], more].concat()));
     assert!(line(&[]).starts_with("AGREE all 99 stages compared, the largest own error"), "{}", line(&[]));
     let some = line(&["--layers", "1", "--stages", "attn_*"]);

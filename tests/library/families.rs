@@ -10,9 +10,10 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
-use twinscope::op::Pairing;
+use twinscope::op::{Pairing, Yarn};
 
-const FAMILIES: [&str; 4] = ["llama", "llama3", "mixtral", "qwen2"];
+const FAMILIES: [&str; 9] =
+    ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe", "gemma3"];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
 const ORACLE_NMSE: f64 = 1e-22;
@@ -162,10 +163,76 @@ fn linear_scaling_in_every_way_that_files_write_it() {
     assert_eq!(scale(&old), Ok(0.5), "the key of older files");
     let both = [("rope.scale_linear", Some(Value::F32(2.0)))];
     assert_eq!(scale(&both), Ok(0.25), "the newer key counts");
-    for kind in ["yarn", "longrope"] {
-        let e = scale(&[("rope.scaling.type", text(kind))]).unwrap_err();
-        assert!(e.contains("llama.rope.scaling.type") && e.contains(kind), "{e}");
-    }
+    let e = scale(&[("rope.scaling.type", text("longrope"))]).unwrap_err();
+    assert!(e.contains("llama.rope.scaling.type") && e.contains("longrope"), "{e}");
+}
+
+#[test]
+fn yarn_has_the_numbers_that_llama_cpp_gives_it() {
+    let yarn = |family: &str, changes: &[(&str, Option<Value>)]| {
+        with_keys(family, changes).map(|c| (c.rotation.scale, c.rotation.yarn.unwrap()))
+    };
+    let f32 = |x: f32| Some(Value::F32(x));
+    let magnitude = 1.0 + 0.1 * 4f64.ln();
+    let plain = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude };
+    assert_eq!(yarn("qwen3-yarn", &[]), Ok((0.25, plain)));
+    let named = [("rope.scaling.type", Some(Value::String("yarn".into())))];
+    let whole = Yarn { context: 64.0, ..plain };
+    assert_eq!(yarn("llama", &named), Ok((0.25, whole)), "the original context is the context where no key says it");
+    // Mistral's multiplier takes the magnitude back; its temperature is 1 within the original context, which is all that is run.
+    assert_eq!(yarn("mistral3", &[]), Ok((0.25, Yarn { beta_fast: 64.0, beta_slow: 2.0, magnitude: 1.0, ..plain })));
+    let context = |changes: &[(&str, Option<Value>)]| with_keys("mistral3", changes).unwrap().context;
+    assert_eq!((context(&[]), context(&[("attention.temperature_scale", f32(0.0))])), (4096, 16_384));
+    let more = yarn("qwen3-yarn", &[("rope.scaling.attn_factor", f32(2.0))]).unwrap().1;
+    assert_eq!(more.magnitude, 2.0 * magnitude);
+    assert_eq!(yarn("qwen3-yarn", &[("rope.scaling.yarn_attn_factor", f32(magnitude as f32))]), Ok((0.25, plain)));
+    let e = yarn("qwen3-yarn", &[("rope.scaling.yarn_attn_factor", f32(1.0))]).unwrap_err();
+    assert!(e.contains("qwen3.rope.scaling.yarn_attn_factor is 1;") && e.contains("1.138"), "{e}");
+    let e = yarn("qwen3-yarn", &[("rope.scaling.yarn_beta_slow", f32(-1.0))]).unwrap_err();
+    assert!(e.contains("yarn_beta_slow is -1"), "{e}");
+    // Without it, its keys change nothing.
+    let off = [("rope.scaling.type", Some(Value::String("linear".into()))), ("rope.scaling.yarn_beta_fast", f32(3.0))];
+    let config = with_keys("qwen3-yarn", &off).unwrap();
+    assert_eq!((config.rotation.yarn, config.keys.ignored.len()), (None, 2), "{:?}", config.keys.ignored);
+    // A temperature is Mistral's alone.
+    let e = with_keys("llama", &[("attention.temperature_scale", f32(0.1))]).unwrap_err();
+    assert!(e.contains("llama.attention.temperature_scale"), "{e}");
+}
+
+#[test]
+fn windows_bases_and_scales_of_gemma3() {
+    let u32 = |x| Some(Value::U32(x));
+    let f32 = |x| Some(Value::F32(x));
+    let c = with_keys("gemma3", &[]).unwrap();
+    assert_eq!([0, 1, 2].map(|n| c.window_of(n)), [Some(4), None, Some(4)]);
+    assert_eq!([0, 1].map(|n| (c.rotation_of(n).base, c.rotation_of(n).scale)), [(1e4, 1.0), (1e6, 0.125)]);
+    assert_eq!((c.embedding_scale, c.attention_scale), (8.0, Some(f64::from(0.2f32))));
+    // Five to one, and 1/√D, where no key says otherwise.
+    let plain = [("attention.sliding_window_pattern", None), ("attention.scale", None), ("rope.freq_base", None)];
+    let c = with_keys("gemma3", &plain).unwrap();
+    assert_eq!([0, 4, 5, 6, 11].map(|n| c.window_of(n).is_some()), [true, true, false, true, false]);
+    assert_eq!((c.attention_scale, c.rotation.base), (None, 1e6));
+    let defaults: Vec<&str> = c.keys.defaults.iter().map(|d| d.key.as_str()).collect();
+    assert!(["attention.sliding_window_pattern", "rope.freq_base_swa"].iter().all(|key| defaults.contains(key)));
+    let c = with_keys("gemma3", &[("attention.sliding_window", u32(0)), ("attention.sliding_window_pattern", None)]);
+    assert!(c.unwrap().window.is_none());
+    let c = with_keys("gemma3", &[("rope.freq_base_swa", f32(5e4))]).unwrap();
+    assert_eq!(c.rotation_of(0).base, f64::from(5e4f32));
+    let e = with_keys("gemma3", &[("final_logit_softcapping", f32(30.0))]).unwrap_err();
+    assert!(e.contains("gemma3.final_logit_softcapping") && e.contains("could change the result"), "{e}");
+}
+
+#[test]
+fn defaults_of_qwen2moe_and_olmoe() {
+    let c = with_keys("qwen2moe", &[]).unwrap();
+    let moe = c.moe.as_ref().unwrap();
+    assert_eq!((moe.ffn, moe.shared, moe.renormalise, c.qkv_bias), (32, 64, false, true));
+    let e = with_keys("qwen2moe", &[("expert_shared_feed_forward_length", Some(Value::U32(32)))]).unwrap_err();
+    assert!(e.contains("ffn_gate_shexp") && e.contains("expected"), "{e}");
+    let moe = with_keys("olmoe", &[]).unwrap().moe.unwrap();
+    assert_eq!((moe.ffn, moe.shared, moe.renormalise), (32, 0, false));
+    let e = with_keys("olmoe", &[("attention.clamp_kqv", Some(Value::F32(8.0)))]).unwrap_err();
+    assert!(e.contains("olmoe.attention.clamp_kqv"), "{e}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{AnyBackend, Backend, Erased};
-use twinscope::op::{At, GgmlType, HostTensor, Op, Rotation, Stage, Weight};
+use twinscope::op::{At, GateActivation, GgmlType, HostTensor, Op, Rotation, Stage, Weight};
 
 use super::gpu::common::gpu;
 
@@ -28,9 +28,9 @@ fn are_refused_alike_by_every_backend() {
     let (cache, few, cube, pair) = (x(&[4, 8]), x(&[2, 1]), x(&[2, 3, 5]), ids(&[2, 1], &[0, 1]));
     let (three, long) = (x(&[3, 1, 8]), ids(&[3, 1], &[0, 1, 0]));
     let cases = [
-        (Op::Embed { table: &w, tokens: &[] }, "tokens is [] where at least one token"),
-        (Op::Embed { table: &w, tokens: &[3, 4] }, "tokens[1] is 4 where one of the 4 rows of w"),
-        (Op::Embed { table: &stack, tokens: &[0] }, "exps is [8, 4, 2] where one matrix [cols, rows]"),
+        (Op::Embed { table: &w, tokens: &[], scale: 1.0 }, "tokens is [] where at least one token"),
+        (Op::Embed { table: &w, tokens: &[3, 4], scale: 1.0 }, "tokens[1] is 4 where one of the 4 rows of w"),
+        (Op::Embed { table: &stack, tokens: &[0], scale: 1.0 }, "exps is [8, 4, 2] where one matrix [cols, rows]"),
         (Op::RmsNorm { x: &bad, weight: &norm, eps: 0.0 }, "x is [2, 7] where [T, groups·4] for norm"),
         (Op::RmsNorm { x: &good, weight: &matrix, eps: 0.0 }, "matrix is [4, 2] where a vector [cols, 1]"),
         (Op::RmsNorm { x: &cube, weight: &norm, eps: 0.0 }, "x is [2, 3, 5] where [T, groups·4] for norm"),
@@ -52,15 +52,33 @@ fn are_refused_alike_by_every_backend() {
         (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
         (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
         (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),
-        (Op::AttnScores { q: &good, k: &cache, start: 3, head_dim: 4 }, "k is [4, 8] where [S ≥ 5, kv_heads·4]"),
-        (Op::AttnScores { q: &good, k: &few, start: 0, head_dim: 4 }, "k is [2, 1] where [S ≥ 2, kv_heads·4]"),
-        (Op::AttnScores { q: &bad, k: &cache, start: 0, head_dim: 4 }, "q is [2, 7] where [T, heads·4]"),
-        (Op::AttnProbs { scores: &good, start: 0 }, "scores is [2, 8] where [heads, T, 0 + T]"),
-        (Op::AttnProbs { scores: &cube, start: 9 }, "scores is [2, 3, 5] where [heads, T, 9 + T]"),
-        (Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 4 }, "v is [4, 8] where [S ≥ 5, kv_heads·4]"),
-        (Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 0 }, "head_dim is 0 where at least 1"),
+        (
+            Op::AttnScores { q: &good, k: &cache, start: 3, head_dim: 4, scale: None, window: None },
+            "k is [4, 8] where [S ≥ 5, kv_heads·4]",
+        ),
+        (
+            Op::AttnScores { q: &good, k: &few, start: 0, head_dim: 4, scale: None, window: None },
+            "k is [2, 1] where [S ≥ 2, kv_heads·4]",
+        ),
+        (
+            Op::AttnScores { q: &bad, k: &cache, start: 0, head_dim: 4, scale: None, window: None },
+            "q is [2, 7] where [T, heads·4]",
+        ),
+        (Op::AttnProbs { scores: &good, start: 0, window: None }, "scores is [2, 8] where [heads, T, 0 + T]"),
+        (Op::AttnProbs { scores: &cube, start: 9, window: None }, "scores is [2, 3, 5] where [heads, T, 9 + T]"),
+        (
+            Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 4, window: None },
+            "v is [4, 8] where [S ≥ 5, kv_heads·4]",
+        ),
+        (
+            Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 0, window: None },
+            "head_dim is 0 where at least 1",
+        ),
         (Op::Add { a: &good, b: &bad }, "b is [2, 7] where [2, 8], as a is,"),
-        (Op::SwiGlu { gate: &cube, up: &good }, "up is [2, 8] where [2, 3, 5], as gate is,"),
+        (
+            Op::SwiGlu { gate: &cube, up: &good, activation: GateActivation::Silu },
+            "up is [2, 8] where [2, 3, 5], as gate is,",
+        ),
         (Op::RouterProbs { logits: &cube }, "logits is [2, 3, 5] where [T, E]"),
         (Op::RouterTopK { probs: &good, k: 9 }, "k is 9 where 1 to 8, as many as there are experts,"),
         (Op::RouterTopK { probs: &good, k: 0 }, "k is 0 where 1 to 8"),

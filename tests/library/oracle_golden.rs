@@ -16,7 +16,9 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
 use twinscope::formula::floor::check_against_oracle;
 use twinscope::model::Model;
-use twinscope::op::{HostTensor, LayerLayout, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight};
+use twinscope::op::{
+    GateActivation, HostTensor, LayerLayout, Op, OpKind, STAGES, Scope, Site, Stage, StageInfo, Weight,
+};
 
 /// The stages of one run, by trace key.
 struct Run<'a> {
@@ -46,14 +48,16 @@ impl Run<'_> {
         let moe = || config.moe.as_ref().expect("a model with experts");
         let (start, head_dim) = (0, config.head_dim);
         match row.op {
-            OpKind::Embed => Op::Embed { table: weight(), tokens: self.tokens },
+            OpKind::Embed => Op::Embed { table: weight(), tokens: self.tokens, scale: 1.0 },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: config.eps },
             OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
             OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: config.rotation.with_factors(None) },
-            OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
-            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
+            OpKind::AttnScores => {
+                Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: None, window: None }
+            }
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None },
+            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: moe().used },
@@ -61,7 +65,8 @@ impl Run<'_> {
                 Op::RouterWeights { probs: input(0), ids: input(1), renormalise: moe().renormalise }
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
-            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },
+            OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
         }

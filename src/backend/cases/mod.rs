@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::error::{Error, Result};
-use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight};
+use crate::op::{
+    At, GateActivation, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn, first_seen,
+};
 use crate::quant::random::{RandomBlocks, Rng};
 
 mod table;
@@ -55,6 +57,7 @@ pub enum OpShape {
         cols: usize,
         rows: usize,
         tokens: usize,
+        scale: f64,
     },
     RmsNorm {
         tokens: usize,
@@ -81,6 +84,7 @@ pub enum OpShape {
         pairing: Pairing,
         scale: f64,
         factors: bool,
+        yarn: Option<Yarn>,
     },
     Store {
         tokens: usize,
@@ -95,11 +99,14 @@ pub enum OpShape {
         head_dim: usize,
         start: usize,
         spare: usize,
+        scale: Option<f64>,
+        window: Option<usize>,
     },
     AttnProbs {
         tokens: usize,
         heads: usize,
         start: usize,
+        window: Option<usize>,
     },
     AttnContext {
         tokens: usize,
@@ -108,6 +115,7 @@ pub enum OpShape {
         head_dim: usize,
         start: usize,
         spare: usize,
+        window: Option<usize>,
     },
     Add {
         tokens: usize,
@@ -144,6 +152,11 @@ pub enum OpShape {
     SwiGlu {
         tokens: usize,
         cols: usize,
+        activation: GateActivation,
+    },
+    SigmoidGate {
+        tokens: usize,
+        cols: usize,
     },
     Combine {
         tokens: usize,
@@ -161,7 +174,17 @@ pub enum OpShape {
 impl OpShape {
     /// A rotation as Qwen's.
     pub fn neox(tokens: usize, heads: usize, head_dim: usize, start: usize, base: f64) -> Self {
-        Self::Rope { tokens, heads, head_dim, start, base, pairing: Pairing::Neox, scale: 1.0, factors: false }
+        Self::Rope {
+            tokens,
+            heads,
+            head_dim,
+            start,
+            base,
+            pairing: Pairing::Neox,
+            scale: 1.0,
+            factors: false,
+            yarn: None,
+        }
     }
 }
 
@@ -190,6 +213,7 @@ impl OpCase {
             OpShape::RouterWeights { .. } => OpKind::RouterWeights,
             OpShape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
             OpShape::SwiGlu { .. } => OpKind::SwiGlu,
+            OpShape::SigmoidGate { .. } => OpKind::SigmoidGate,
             OpShape::Combine { .. } => OpKind::Combine,
             OpShape::Rows { .. } => OpKind::Rows,
         }
@@ -230,7 +254,7 @@ impl OpCase {
             | OpShape::AttnContext { tokens, heads, head_dim, start, .. } => {
                 tokens * heads * head_dim * (start + tokens)
             }
-            OpShape::AttnProbs { tokens, heads, start } => tokens * heads * (start + tokens),
+            OpShape::AttnProbs { tokens, heads, start, .. } => tokens * heads * (start + tokens),
             OpShape::RouterProbs { tokens, experts } | OpShape::RouterTopK { tokens, experts, .. } => tokens * experts,
             OpShape::RouterWeights { tokens, k, .. } => tokens * k,
             OpShape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
@@ -238,7 +262,8 @@ impl OpCase {
             OpShape::Store { tokens, cols, .. }
             | OpShape::Add { tokens, cols }
             | OpShape::Bias { tokens, cols }
-            | OpShape::SwiGlu { tokens, cols } => tokens * cols,
+            | OpShape::SigmoidGate { tokens, cols }
+            | OpShape::SwiGlu { tokens, cols, .. } => tokens * cols,
             OpShape::Rows { cols, rows, .. } => rows * cols,
         };
         n as u64
@@ -280,21 +305,21 @@ impl Operands {
         let tensor = |i: usize| &self.tensors[i];
         let weight = || self.weight.as_ref().expect("made with a weight");
         match self.shape {
-            OpShape::Embed { .. } => Op::Embed { table: weight(), tokens: &self.tokens },
+            OpShape::Embed { scale, .. } => Op::Embed { table: weight(), tokens: &self.tokens, scale },
             OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
             OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
             OpShape::Bias { .. } => Op::Bias { x: tensor(0), weight: weight() },
-            OpShape::Rope { start, head_dim, base, pairing, scale, factors, .. } => {
-                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight) };
+            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, .. } => {
+                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight), yarn };
                 Op::Rope { x: tensor(0), start, head_dim, rotation }
             }
             OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
-            OpShape::AttnScores { start, head_dim, .. } => {
-                Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim }
+            OpShape::AttnScores { start, head_dim, scale, window, .. } => {
+                Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim, scale, window }
             }
-            OpShape::AttnProbs { start, .. } => Op::AttnProbs { scores: tensor(0), start },
-            OpShape::AttnContext { start, head_dim, .. } => {
-                Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim }
+            OpShape::AttnProbs { start, window, .. } => Op::AttnProbs { scores: tensor(0), start, window },
+            OpShape::AttnContext { start, head_dim, window, .. } => {
+                Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim, window }
             }
             OpShape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
             OpShape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
@@ -303,7 +328,8 @@ impl Operands {
                 Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise }
             }
             OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
-            OpShape::SwiGlu { .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1) },
+            OpShape::SwiGlu { activation, .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1), activation },
+            OpShape::SigmoidGate { .. } => Op::SigmoidGate { x: tensor(0), gate: tensor(1) },
             OpShape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
             OpShape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
         }
@@ -360,7 +386,7 @@ impl Maker {
     fn build(mut self, shape: OpShape) -> Result<Operands> {
         let (mut weight, mut tokens) = (None, Vec::new());
         let tensors = match shape {
-            OpShape::Embed { ty, cols, rows, tokens: t } => {
+            OpShape::Embed { ty, cols, rows, tokens: t, .. } => {
                 weight = Some(self.weight(ty, [cols, rows, 1])?);
                 tokens = (0..t).map(|_| self.rng.below(rows as u64) as u32).collect();
                 vec![]
@@ -395,18 +421,24 @@ impl Maker {
             OpShape::Store { tokens, cols, capacity, .. } => {
                 vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
             }
-            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare } => {
+            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, .. } => {
                 vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]
             }
-            OpShape::AttnProbs { tokens, heads, start } => vec![self.causal(heads, tokens, start, POISON)],
-            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare } => {
+            OpShape::AttnProbs { tokens, heads, start, window } => {
+                let mut scores = self.causal(heads, tokens, start, POISON);
+                outside_window(&mut scores, start, window, POISON);
+                vec![scores]
+            }
+            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window } => {
                 let mut probs = self.causal(heads, tokens, start, 0.0);
+                outside_window(&mut probs, start, window, 0.0);
                 positive(&mut probs, start + tokens);
                 vec![probs, self.cache(start + tokens, spare, kv_heads * head_dim)]
             }
-            OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols } => {
+            OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols, .. } => {
                 vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
             }
+            OpShape::SigmoidGate { tokens, cols } => vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, 1])],
             OpShape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
             OpShape::RouterTopK { tokens, experts, ties, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);
@@ -488,6 +520,15 @@ impl Maker {
         };
         HostTensor::u32(&[tokens, k], ids)
     }
+}
+
+/// Writes `what` where a row of [heads, T, S] does not see because of its window.
+fn outside_window(t: &mut HostTensor, start: usize, window: Option<usize>, what: f32) {
+    let (rows, cols, mut values) = (t.shape[1], t.cols(), t.to_f32());
+    for (i, row) in values.chunks_exact_mut(cols).enumerate() {
+        row[..first_seen(start + i % rows, window)].fill(what);
+    }
+    *t = HostTensor::f32(&t.shape, values);
 }
 
 /// Makes each row of `cols` a distribution over its elements that are neither 0 nor NaN.

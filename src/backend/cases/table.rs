@@ -2,7 +2,7 @@
 
 use super::{Choice, OpCase, OpShape, OpValues};
 use crate::backend::oracle::dequant;
-use crate::op::{GgmlType, Pairing};
+use crate::op::{GateActivation, GgmlType, Pairing, Yarn};
 
 /// Every weight type that a model stores, in ggml's order.
 fn types() -> impl Iterator<Item = GgmlType> {
@@ -25,7 +25,9 @@ pub fn table() -> Vec<OpCase> {
 
     for ty in types() {
         for (blocks, rows, tokens) in [(1, 1, 1), (2, 5, 3)] {
-            all(NORMAL, OpShape::Embed { ty, cols: cols(ty, blocks), rows, tokens });
+            for scale in [1.0, 25.3] {
+                all(NORMAL, OpShape::Embed { ty, cols: cols(ty, blocks), rows, tokens, scale });
+            }
         }
         // Blocks a row, rows, tokens.
         let shapes = [
@@ -70,10 +72,15 @@ pub fn table() -> Vec<OpCase> {
         (33, 2, 80, 3, 1e7),
         (65, 3, 128, 100_000, 1e6),
     ] {
-        for (pairing, scale, factors) in
-            [(Pairing::Neox, 1.0, false), (Pairing::Norm, 1.0, false), (Pairing::Norm, 0.25, true)]
-        {
-            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors });
+        let yarn = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude: 1.1386 };
+        for (pairing, scale, factors, yarn) in [
+            (Pairing::Neox, 1.0, false, None),
+            (Pairing::Norm, 1.0, false, None),
+            (Pairing::Norm, 0.25, true, None),
+            (Pairing::Neox, 0.25, false, Some(yarn)),
+            (Pairing::Norm, 0.125, true, Some(yarn)),
+        ] {
+            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn });
         }
     }
 
@@ -81,12 +88,17 @@ pub fn table() -> Vec<OpCase> {
     for (heads, kv_heads, head_dim) in [(1, 1, 64), (4, 4, 80), (8, 2, 64), (8, 1, 128)] {
         // Tokens, the position of the first, spare rows of the cache.
         for (tokens, start, spare) in [(1, 0, 0), (1, 6, 3), (2, 130, 1), (7, 0, 5), (33, 9, 0), (65, 0, 63)] {
-            all(NORMAL, OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare });
-            all(NORMAL, OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare });
+            for window in [None, Some(5)] {
+                let scale = window.map(|_| 0.0625);
+                all(NORMAL, OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, scale, window });
+                all(NORMAL, OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window });
+            }
         }
     }
     for (tokens, heads, start) in [(1, 1, 0), (1, 8, 300), (7, 4, 0), (33, 2, 9), (65, 3, 1), (2, 1, 1030)] {
-        all(WITH_LARGE, OpShape::AttnProbs { tokens, heads, start });
+        for window in [None, Some(1), Some(8)] {
+            all(WITH_LARGE, OpShape::AttnProbs { tokens, heads, start, window });
+        }
     }
 
     for (tokens, experts, k) in
@@ -106,7 +118,10 @@ pub fn table() -> Vec<OpCase> {
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
         all(KINDS, OpShape::Add { tokens, cols });
         all(KINDS, OpShape::Bias { tokens, cols });
-        all(WITH_LARGE, OpShape::SwiGlu { tokens, cols });
+        for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
+            all(WITH_LARGE, OpShape::SwiGlu { tokens, cols, activation });
+        }
+        all(WITH_LARGE, OpShape::SigmoidGate { tokens, cols });
         all(NORMAL, OpShape::Store { tokens, cols, start: 0, capacity: tokens });
         all(NORMAL, OpShape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens - 1, rows: 1 });
@@ -132,12 +147,12 @@ pub fn bench_table() -> Vec<OpCase> {
         shapes.extend([
             OpShape::RmsNorm { tokens, groups: 1, n: 2048 },
             OpShape::neox(tokens, heads, head_dim, start, 1e6),
-            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare },
-            OpShape::AttnProbs { tokens, heads, start },
-            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare },
+            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, scale: None, window: None },
+            OpShape::AttnProbs { tokens, heads, start, window: None },
+            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window: None },
             OpShape::RouterProbs { tokens, experts: 128 },
             OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false },
-            OpShape::SwiGlu { tokens, cols: 8 * 768 },
+            OpShape::SwiGlu { tokens, cols: 8 * 768, activation: GateActivation::Silu },
             OpShape::Combine { tokens, k: 8, hidden: 2048 },
             OpShape::Add { tokens, cols: 2048 },
         ]);

@@ -250,7 +250,7 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }
         }
         OpKind::Combine => Contract { inner: dtype, accumulator: dtype, ..stored },
-        OpKind::Rope | OpKind::SwiGlu => Contract { inner: dtype, ..stored },
+        OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,
         OpKind::AttnProbs | OpKind::RouterWeights | OpKind::Add => stored,
         OpKind::Bias => Contract { weights: dtype, ..stored },

@@ -44,6 +44,7 @@ pub(super) struct Kernels {
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
     attn_context: unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]),
     swiglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
+    geglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
     multiply_add: unsafe fn(rounds: usize) -> (f32, usize),
 }
 
@@ -55,6 +56,7 @@ static SCALAR: Kernels = Kernels {
     softmax: scalar::softmax,
     attn_context: scalar::attn_context,
     swiglu: scalar::swiglu,
+    geglu: scalar::geglu,
     multiply_add: scalar::multiply_add,
 };
 
@@ -69,6 +71,7 @@ macro_rules! table {
             softmax: $($module)::+::softmax,
             attn_context: $($module)::+::attn_context,
             swiglu: $($module)::+::swiglu,
+            geglu: $($module)::+::geglu,
             multiply_add: $($module)::+::multiply_add,
         }
     };
@@ -177,6 +180,12 @@ impl Kernels {
     pub fn swiglu(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
         // SAFETY: `of` has checked the processor.
         unsafe { (self.swiglu)(gate, up, out) }
+    }
+
+    /// See [`scalar::geglu`].
+    pub fn geglu(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        // SAFETY: `of` has checked the processor.
+        unsafe { (self.geglu)(gate, up, out) }
     }
 
     /// For the probe: multiplies and adds `rounds` times in every lane of some independent sums. Returns their total, so that it is

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
 use super::{CpuBackend, CpuTensor, Pool, scalar, zeros};
-use crate::op::{AngleKey, Data, HostTensor, Op, Rotation, Site, Weight};
+use crate::op::{AngleKey, Data, GateActivation, HostTensor, Op, Rotation, Site, Weight, first_seen};
 use crate::quant;
 use crate::{Error, Result};
 
@@ -35,7 +35,7 @@ impl AngleCache {
             self.angles.resize(positions * frequencies.len(), [0.0; 2]);
             let work = self.angles.len() * 512; // sin and cos in f64
             pool.for_chunks(work, &mut self.angles, frequencies.len(), |t, out| {
-                scalar::rope_angles(start + t, &frequencies, out);
+                scalar::rope_angles(start + t, &frequencies, rotation.magnitude(), out);
             });
             self.key = key;
         }
@@ -88,9 +88,10 @@ fn f32s_mut(t: &mut HostTensor) -> &mut [f32] {
 fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) -> Result<()> {
     let (pool, kernels) = (&backend.pool, backend.kernels);
     match *op {
-        Op::Embed { table, tokens } => {
+        Op::Embed { table, tokens, scale } => {
             for (out, &token) in out.chunks_exact_mut(table.cols).zip(tokens) {
                 quant::dequantize(table.ty, table.row(0, token as usize), out)?;
+                out.iter_mut().for_each(|x| *x *= scale as f32);
             }
         }
         Op::RmsNorm { x, weight, eps } => rms_norm(kernels, pool, x, weight, eps, out)?,
@@ -120,18 +121,30 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 );
             });
         }
-        Op::AttnScores { q, k, start, head_dim } => attn_scores(kernels, pool, q, k, start, head_dim, out),
-        Op::AttnProbs { scores, start } => {
+        Op::AttnScores { q, k, start, head_dim, scale, window } => {
+            attn_scores(kernels, pool, q, k, [start, head_dim], scalar::attn_scale(head_dim, scale), window, out)
+        }
+        Op::AttnProbs { scores, start, window } => {
             let (rows, seen) = (scores.shape[1], scores.shape[2]);
             let scores = f32s(scores);
             pool.for_chunks(out.len() * 16, out, seen, |i, out| {
-                let visible = start + i % rows + 1;
-                kernels.softmax(&scores[i * seen..][..visible], &mut out[..visible]);
+                let position = start + i % rows;
+                let visible = first_seen(position, window)..position + 1;
+                kernels.softmax(&scores[i * seen..][visible.clone()], &mut out[visible]);
             });
         }
-        Op::AttnContext { probs, v, start, head_dim } => attn_context(kernels, pool, probs, v, start, head_dim, out),
+        Op::AttnContext { probs, v, start, head_dim, window } => {
+            attn_context(kernels, pool, probs, v, start, head_dim, window, out)
+        }
         Op::Add { a, b } => zip(pool, a, b, 1, out, scalar::add),
-        Op::SwiGlu { gate, up } => zip(pool, gate, up, 16, out, |gate, up, out| kernels.swiglu(gate, up, out)),
+        Op::SwiGlu { gate, up, activation } => zip(pool, gate, up, 16, out, |gate, up, out| match activation {
+            GateActivation::Silu => kernels.swiglu(gate, up, out),
+            GateActivation::GeluTanh => kernels.geglu(gate, up, out),
+        }),
+        Op::SigmoidGate { x, gate } => {
+            let (n, x, gate) = (x.cols(), f32s(x), f32s(gate));
+            pool.for_chunks(out.len(), out, n, |t, out| scalar::sigmoid_gate(&x[t * n..][..n], gate[t], out));
+        }
         Op::RouterProbs { logits } => {
             let experts = logits.cols();
             let logits = f32s(logits);
@@ -188,13 +201,15 @@ fn expert_matmul(
     matmul::run(kernels, pool, weight, &jobs, out)
 }
 
+#[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result
 fn attn_scores(
     kernels: &Kernels,
     pool: &Pool,
     q: &HostTensor,
     k: &HostTensor,
-    start: usize,
-    head_dim: usize,
+    [start, head_dim]: [usize; 2],
+    scale: f32,
+    window: Option<usize>,
     out: &mut [f32],
 ) {
     /// Query rows to a task. Those that read one KV head go through its keys together.
@@ -202,7 +217,6 @@ fn attn_scores(
     let (rows, q_cols, k_cols) = (q.shape[0], q.cols(), k.cols());
     let (seen, group) = (start + rows, q_cols / k_cols);
     let (q, k) = (f32s(q), f32s(k));
-    let scale = scalar::attn_scale(head_dim);
     pool.for_chunks(out.len() * head_dim, out, CHUNK * seen, |i, out| {
         let first = i * CHUNK;
         let queries: Vec<(usize, usize)> =
@@ -217,7 +231,8 @@ fn attn_scores(
             kernels.panel(&k[run[0].0 / group * head_dim..], k_cols, keys, &x, &mut products);
             // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
             for (((_, t), products), out) in run.iter().zip(products.chunks_exact(keys)).zip(out.by_ref()) {
-                for (out, product) in out.iter_mut().zip(&products[..start + t + 1]) {
+                let visible = first_seen(start + t, window)..start + t + 1;
+                for (out, product) in out[visible.clone()].iter_mut().zip(&products[visible]) {
                     *out = product * scale;
                 }
             }
@@ -225,6 +240,7 @@ fn attn_scores(
     });
 }
 
+#[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result
 fn attn_context(
     kernels: &Kernels,
     pool: &Pool,
@@ -232,6 +248,7 @@ fn attn_context(
     v: &HostTensor,
     start: usize,
     head_dim: usize,
+    window: Option<usize>,
     out: &mut [f32],
 ) {
     let (heads, rows, seen, v_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
@@ -240,10 +257,11 @@ fn attn_context(
     // Heads that read the same values go through them together, unless some threads would have none.
     let together = if rows * heads / group >= pool.threads() { group } else { 1 };
     pool.for_chunks(probs.len() * head_dim, out, together * head_dim, |i, out| {
-        let (t, first) = (i * together / heads, i * together % heads);
-        let of_head = |h: usize| &probs[(h * rows + t) * seen..][..start + t + 1];
-        let probs: Vec<&[f32]> = (first..first + together).map(of_head).collect();
-        kernels.attn_context(&probs, &v[first / group * head_dim..], v_cols, out);
+        let (t, head) = (i * together / heads, i * together % heads);
+        let first = first_seen(start + t, window);
+        let of_head = |h: usize| &probs[(h * rows + t) * seen..][first..start + t + 1];
+        let probs: Vec<&[f32]> = (head..head + together).map(of_head).collect();
+        kernels.attn_context(&probs, &v[first * v_cols + head / group * head_dim..], v_cols, out);
     });
 }
 

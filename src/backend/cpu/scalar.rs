@@ -55,17 +55,19 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
-/// The cosine and sine for the pairs of a head at position `pos`: angle = pos · frequency. `frequencies` and `out` are [D/2].
-pub fn rope_angles(pos: usize, frequencies: &[f64], out: &mut [[f32; 2]]) {
+/// The cosine and sine for the pairs of a head at position `pos`, times `magnitude`: angle = pos · frequency. `frequencies` and `out` are
+/// [D/2].
+pub fn rope_angles(pos: usize, frequencies: &[f64], magnitude: f64, out: &mut [[f32; 2]]) {
     for (out, frequency) in out.iter_mut().zip(frequencies) {
         let angle = pos as f64 * frequency;
-        *out = [angle.cos() as f32, angle.sin() as f32];
+        *out = [(angle.cos() * magnitude) as f32, (angle.sin() * magnitude) as f32];
     }
 }
 
 /// By what each pair of a head turns from one position to the next, [D/2].
 pub fn rope_frequencies(head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Vec<f64> {
-    let plain = (0..head_dim / 2).map(|i| rotation.scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
+    let scales = rotation.scales(head_dim).into_iter().enumerate();
+    let plain = scales.map(|(i, scale)| scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
     match rotation.factors {
         None => plain.collect(),
         Some(factors) => plain.zip(factors.f32s()).map(|(f, factor)| f / f64::from(factor)).collect(),
@@ -82,9 +84,9 @@ pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
     }
 }
 
-/// 1 / √D, by which q·k is multiplied.
-pub fn attn_scale(head_dim: usize) -> f32 {
-    (1.0 / (head_dim as f64).sqrt()) as f32
+/// What q·k is multiplied by: `scale`, or else 1 / √D.
+pub fn attn_scale(head_dim: usize, scale: Option<f64>) -> f32 {
+    scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32
 }
 
 /// The largest of `x`; NaN if there is one, unlike with `f32::max`.
@@ -155,6 +157,26 @@ pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, out: &mut [
 pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *out = gate / (1.0 + (-gate).exp()) * up;
+    }
+}
+
+/// gelu(gate) · up, gelu by tanh: g · sigmoid(2z), z = √(2/π)·(g + 0.044715·g³). All are `[n]`.
+pub fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, g), up) in out.iter_mut().zip(gate).zip(up) {
+        let twice = GELU_SCALE * (g + GELU_CUBE * (g * g * g));
+        *out = g / (1.0 + (-twice).exp()) * up;
+    }
+}
+
+/// 2√(2/π).
+pub const GELU_SCALE: f32 = 1.595_769_2;
+pub const GELU_CUBE: f32 = 0.044_715;
+
+/// x · sigmoid(gate). `x` and `out` are `[n]`.
+pub fn sigmoid_gate(x: &[f32], gate: f32, out: &mut [f32]) {
+    let sigmoid = 1.0 / (1.0 + (-gate).exp());
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x * sigmoid;
     }
 }
 

@@ -162,14 +162,18 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
             let norm = users(all, first).next()?;
             matches!(all[norm].op, Operation::RmsNorm { .. }).then_some(Launch::AddNorm { add: first, norm })
         }
-        Operation::AttnScores { start, head_dim, .. } => {
+        Operation::AttnScores { start, head_dim, window, .. } => {
             let probs = hidden_in(all, first)?;
-            let Operation::AttnProbs { start: from, .. } = &all[probs].op else { return None };
+            let Operation::AttnProbs { start: from, window: in_probs, .. } = &all[probs].op else { return None };
             let context = hidden_in(all, probs)?;
-            let Operation::AttnContext { probs: weights, start: at, head_dim: d, .. } = &all[context].op else {
+            let Operation::AttnContext { probs: weights, start: at, head_dim: d, window: in_context, .. } =
+                &all[context].op
+            else {
                 return None;
             };
-            let one = weights.same(&all[probs].result) && (from, at, d) == (start, start, head_dim);
+            let one = weights.same(&all[probs].result)
+                && (from, at, d) == (start, start, head_dim)
+                && (in_probs, in_context) == (window, window);
             (one && *d <= MOST_HEAD_DIM).then_some(Launch::Attention { scores: first, probs, context })
         }
         Operation::RouterProbs { .. } => {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::layout::WeightLayout;
 use super::params::{self, Member, Params};
-use super::{COLUMNS, GROUPS, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, WINDOW, wgsl};
+use super::{COLUMNS, GROUPS, KEPT, LANES, PITCH, SIDE, SUBGROUPS, THREADS, TILE, WIDTH, wgsl};
 use crate::op::GgmlType;
 
 /// Changes a kernel's source before it is compiled: kernel name, source → source.
@@ -123,7 +123,7 @@ kernels! {
     ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
         "add_norm" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     ATTENTION: AttnScores [Read, Read, Read, Write]
-        "attention" [NUMERIC, ROW] [THREADS, 1], 4 * WINDOW + 16 * THREADS + 4 * THREADS;
+        "attention" [NUMERIC, ROW] [THREADS, 1], 4 * KEPT + 16 * THREADS + 4 * THREADS;
     ATTN_CONTEXT: AttnContext [Read, Read, Write]
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]
@@ -148,6 +148,8 @@ kernels! {
         "expert_matvec_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     EXPERT_PLAN: ExpertPlan [Read, Write]
         "expert_plan" [] [THREADS, 1], 0;
+    GEGLU: Elementwise [Read, Read, Write]
+        "geglu" [NUMERIC] [THREADS, 1], 0;
     MATMUL: Matmul [Weights, Activations, Write]
         "matmul" [DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "matmul_lanes" [DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
@@ -173,6 +175,8 @@ kernels! {
         "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
         "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
+    SIGMOID_GATE: SigmoidGate [Read, Read, Write]
+        "sigmoid_gate" [NUMERIC] [THREADS, 1], 0;
     SWIGLU: Elementwise [Read, Read, Write]
         "swiglu" [NUMERIC] [THREADS, 1], 0;
 }

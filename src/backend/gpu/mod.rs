@@ -273,7 +273,7 @@ impl GpuBackend {
         self.memory(what, (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16))
     }
 
-    /// cos and sin of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
+    /// cos and sin, times YaRN's magnitude, of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
     /// rounded, because WGSL's own functions are only good to 2⁻¹¹; grown by doubling.
     fn angles(
         &mut self,
@@ -296,16 +296,18 @@ impl GpuBackend {
                 "{site}: a table of {positions} positions takes {bytes} bytes, over the adapter's binding limit"
             )));
         }
-        let mut frequency: Vec<f64> =
-            (0..half).map(|i| rotation.scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let mut frequency = rotation.scales(head_dim); // [D/2]
+        let power = |i: usize| rotation.base.powf(-2.0 * i as f64 / head_dim as f64);
+        frequency.iter_mut().enumerate().for_each(|(i, f)| *f *= power(i));
         if let Some(factors) = rotation.factors {
             frequency.iter_mut().zip(factors.f32s()).for_each(|(f, factor)| *f /= f64::from(factor));
         }
+        let magnitude = rotation.magnitude();
         let mut table = Vec::with_capacity(positions * half * 2);
         for position in 0..positions {
             for f in &frequency {
                 let (sin, cos) = (position as f64 * f).sin_cos();
-                table.extend([cos as f32, sin as f32]);
+                table.extend([cos, sin].map(|x| (x * magnitude) as f32));
             }
         }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;

@@ -16,7 +16,7 @@ use super::tensor::{ChosenTiles, GpuTensor, Pooled, SlotPlan};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
-use crate::op::{GgmlType, Op, OpKind, Pairing, Rotation, Site, Weight};
+use crate::op::{GateActivation, GgmlType, Op, OpKind, Pairing, Rotation, Site, Weight};
 
 /// The kernels of attention read a head this many values at a time.
 pub const QUAD: usize = 4;
@@ -53,12 +53,26 @@ fn rows_cols(t: &GpuTensor) -> (usize, usize) {
     (t.len() / cols.max(1), cols)
 }
 
+/// 1 / √D where the model has no scale of its own.
+fn attention_scale(scale: Option<f64>, head_dim: usize) -> f32 {
+    scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32
+}
+
 /// Of a head_dim that is a multiple of [`QUAD`], and keys of `kv_width` values a position.
-fn attention_params(heads: usize, seen: usize, kv_width: usize, start: usize, head_dim: usize) -> params::AttnScores {
-    let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
+fn attention_params(
+    [heads, seen, kv_width]: [usize; 3],
+    [start, head_dim, window]: [usize; 3],
+    scale: f32,
+) -> params::AttnScores {
     let kv_heads = kv_width / head_dim;
-    let [quads, heads, kv_heads, start, seen] = [head_dim / QUAD, heads, kv_heads, start, seen].map(|n| n as u32);
-    params::AttnScores { quads, heads, kv_heads, start, seen, scale }
+    let [quads, heads, kv_heads, start, seen, window] =
+        [head_dim / QUAD, heads, kv_heads, start, seen, window].map(|n| n as u32);
+    params::AttnScores { quads, heads, kv_heads, start, seen, window, scale }
+}
+
+/// How many keys a position sees, as the kernels count: more than there are where there is no window.
+fn in_window(window: Option<usize>) -> usize {
+    window.unwrap_or(u32::MAX as usize)
 }
 
 fn other_experts(site: Site, of: usize, experts: usize) -> Error {
@@ -193,13 +207,15 @@ impl GpuBackend {
         match *launch {
             Launch::Alone(i) => self.run_alone(site(i), &op(i), result(i)),
             Launch::Attention { scores, probs: _, context } => {
-                let (Op::AttnScores { q, k, start, head_dim }, Op::AttnContext { v, .. }) = (op(scores), op(context))
+                let (Op::AttnScores { q, k, start, head_dim, scale, window }, Op::AttnContext { v, .. }) =
+                    (op(scores), op(context))
                 else {
                     unreachable!("scores and a context")
                 };
                 let &[heads, positions, seen] = result(scores).shape() else { unreachable!("[heads, T, S]") };
                 self.make(site(context), result(context))?;
-                let params = attention_params(heads, seen, rows_cols(&k).1, start, head_dim);
+                let of_op = [start, head_dim, in_window(window)];
+                let params = attention_params([heads, seen, rows_cols(&k).1], of_op, attention_scale(scale, head_dim));
                 let bindings = [q.binding(), k.binding(), v.binding(), result(context).binding()];
                 let grid = [heads as u32, positions as u32, 1];
                 self.dispatch(site(context), kernels::ATTENTION, &bindings, params, grid)
@@ -296,17 +312,29 @@ impl GpuBackend {
     fn run_alone(&mut self, site: Site, op: &Op<'_, GpuTensor>, y: &GpuTensor) -> Result<()> {
         self.make(site, y)?;
         match op {
-            Op::Embed { table, tokens } => self.embed(site, table, tokens, y),
+            Op::Embed { table, tokens, scale } => self.embed(site, table, tokens, *scale, y),
             Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps, y),
             Op::MatMul { x, weight } => self.matmul(site, y.shape(), x, weight, y.binding()),
             Op::Bias { x, weight } => self.bias(site, x, weight, y.binding()),
             Op::Rope { x, start, head_dim, rotation } => self.rope(site, x, *start, *head_dim, rotation, y.binding()),
             Op::Store { cache, x, start } => self.store(site, cache, x, *start),
-            Op::AttnScores { q, k, start, head_dim } => self.attn_scores(site, q, k, *start, *head_dim, y),
-            Op::AttnProbs { scores, start } => self.attn_probs(site, scores, *start, y),
-            Op::AttnContext { probs, v, start, head_dim } => self.attn_context(site, probs, v, *start, *head_dim, y),
+            Op::AttnScores { q, k, start, head_dim, scale, window } => {
+                let of_op = [*start, *head_dim, in_window(*window)];
+                self.attn_scores(site, q, k, of_op, attention_scale(*scale, *head_dim), y)
+            }
+            Op::AttnProbs { scores, start, window } => self.attn_probs(site, scores, *start, in_window(*window), y),
+            Op::AttnContext { probs, v, start, head_dim, window } => {
+                self.attn_context(site, probs, v, [*start, *head_dim, in_window(*window)], y)
+            }
             Op::Add { a, b } => self.elementwise(site, kernels::ADD, a, b, y),
-            Op::SwiGlu { gate, up } => self.elementwise(site, kernels::SWIGLU, gate, up, y),
+            Op::SwiGlu { gate, up, activation } => {
+                let kernel = match activation {
+                    GateActivation::Silu => kernels::SWIGLU,
+                    GateActivation::GeluTanh => kernels::GEGLU,
+                };
+                self.elementwise(site, kernel, gate, up, y)
+            }
+            Op::SigmoidGate { x, gate } => self.sigmoid_gate(site, x, gate, y),
             Op::RouterProbs { logits } => self.router_probs(site, logits, y),
             Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
             Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise, y),
@@ -316,14 +344,14 @@ impl GpuBackend {
         }
     }
 
-    fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32], y: &GpuTensor) -> Result<()> {
+    fn embed(&mut self, site: Site, table: &Arc<Weight>, tokens: &[u32], scale: f64, y: &GpuTensor) -> Result<()> {
         let ids = self.tensor(site, &[tokens.len()], true)?;
         self.device.write(ids.buffer(), 0, bytemuck::cast_slice(tokens));
         // A thread makes 16 values.
         let grid = [(table.cols.div_ceil(16) as u32).div_ceil(THREADS), tokens.len() as u32, 1];
         let launch = |piece: params::Piece| {
             let here = tokens.iter().any(|token| (piece.first..piece.first + piece.count).contains(token));
-            here.then(|| (params::Embed { piece, cols: table.cols as u32 }, grid))
+            here.then(|| (params::Embed { piece, cols: table.cols as u32, scale: scale as f32 }, grid))
         };
         self.dispatch_weight(site, kernels::EMBED, table, &[ids.binding(), y.binding()], launch)
     }
@@ -515,20 +543,20 @@ impl GpuBackend {
         site: Site,
         q: &GpuTensor,
         k: &GpuTensor,
-        start: usize,
-        head_dim: usize,
+        [start, head_dim, window]: [usize; 3],
+        scale: f32,
         y: &GpuTensor,
     ) -> Result<()> {
         let &[heads, positions, seen] = y.shape() else { unreachable!("[heads, T, S]") };
         let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
-        let params = attention_params(heads, seen, rows_cols(k).1, start, head_dim);
+        let params = attention_params([heads, seen, rows_cols(k).1], [start, head_dim, window], scale);
         self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)
     }
 
-    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize, y: &GpuTensor) -> Result<()> {
+    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize, window: usize, y: &GpuTensor) -> Result<()> {
         let &[heads, positions, seen] = scores.shape() else { unreachable!("[heads, T, S]") };
         let grid = [positions as u32, heads as u32, 1];
-        let params = params::AttnProbs { start: start as u32, seen: seen as u32 };
+        let params = params::AttnProbs { start: start as u32, seen: seen as u32, window: window as u32 };
         self.dispatch(site, kernels::ATTN_PROBS, &[scores.binding(), y.binding()], params, grid)
     }
 
@@ -537,15 +565,15 @@ impl GpuBackend {
         site: Site,
         probs: &GpuTensor,
         v: &GpuTensor,
-        start: usize,
-        head_dim: usize,
+        [start, head_dim, window]: [usize; 3],
         y: &GpuTensor,
     ) -> Result<()> {
         let &[heads, positions, seen] = probs.shape() else { unreachable!("[heads, T, S]") };
         let (quads, kv_heads) = (head_dim / QUAD, rows_cols(v).1 / head_dim);
         let grid = [heads as u32, positions as u32, 1];
-        let [quads, heads, kv_heads, start, seen] = [quads, heads, kv_heads, start, seen].map(|n| n as u32);
-        let params = params::AttnContext { quads, heads, kv_heads, start, seen };
+        let [quads, heads, kv_heads, start, seen, window] =
+            [quads, heads, kv_heads, start, seen, window].map(|n| n as u32);
+        let params = params::AttnContext { quads, heads, kv_heads, start, seen, window };
         self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)
     }
 
@@ -560,6 +588,12 @@ impl GpuBackend {
         let params = params::Elementwise { n: a.len() as u32 };
         let bindings = [a.binding(), b.binding(), y.binding()];
         self.dispatch(site, kernel, &bindings, params, self.fold_values(a.len()))
+    }
+
+    fn sigmoid_gate(&mut self, site: Site, x: &GpuTensor, gate: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let params = params::SigmoidGate { n: x.len() as u32, cols: rows_cols(x).1 as u32 };
+        let bindings = [x.binding(), gate.binding(), y.binding()];
+        self.dispatch(site, kernels::SIGMOID_GATE, &bindings, params, self.fold_values(x.len()))
     }
 
     fn router_probs(&mut self, site: Site, logits: &GpuTensor, y: &GpuTensor) -> Result<()> {

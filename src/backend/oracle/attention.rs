@@ -5,8 +5,24 @@ use rayon::prelude::*;
 use super::{matrix, values};
 use crate::op::HostTensor;
 
-/// q·k / √D where s ≤ start + t, 0 beyond. [T, heads·D], [capacity, kv_heads·D] → [heads, T, S].
-pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> HostTensor {
+/// Positions that position p sees: up to itself, with a window no more than so many.
+fn seen(p: usize, window: Option<usize>) -> std::ops::Range<usize> {
+    match window {
+        Some(keys) if p >= keys => p + 1 - keys..p + 1,
+        _ => 0..p + 1,
+    }
+}
+
+/// q·k · scale, or / √D, where s is seen, 0 elsewhere. [T, heads·D], [capacity, kv_heads·D] → [heads, T, S].
+pub fn scores(
+    q: &HostTensor,
+    k: &HostTensor,
+    start: usize,
+    head_dim: usize,
+    scale: Option<f64>,
+    window: Option<usize>,
+) -> HostTensor {
+    let divisor = scale.map_or((head_dim as f64).sqrt(), |scale| 1.0 / scale);
     let (t, cols) = matrix(q);
     let (s, heads, kv_cols) = (start + t, cols / head_dim, k.cols());
     let group = cols / kv_cols;
@@ -15,22 +31,23 @@ pub fn scores(q: &HostTensor, k: &HostTensor, start: usize, head_dim: usize) -> 
     out.par_chunks_exact_mut(s).enumerate().for_each(|(i, row)| {
         let (head, token) = (i / t, i % t);
         let q = &q[token * cols + head * head_dim..][..head_dim];
-        for (position, score) in row[..start + token + 1].iter_mut().enumerate() {
+        for position in seen(start + token, window) {
             let k = &k[position * kv_cols + head / group * head_dim..][..head_dim];
-            *score = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (head_dim as f64).sqrt();
+            row[position] = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / divisor;
         }
     });
     HostTensor::f64(&[heads, t, s], out)
 }
 
-/// Softmax over s ≤ start + t, 0 beyond. [heads, T, S] → same.
-pub fn probs(scores: &HostTensor, start: usize) -> HostTensor {
+/// Softmax over the s that are seen, 0 elsewhere. [heads, T, S] → same.
+pub fn probs(scores: &HostTensor, start: usize, window: Option<usize>) -> HostTensor {
     let (t, s) = (scores.shape[1], scores.shape[2]);
     let mut out = values(scores).into_owned();
     for (i, row) in out.chunks_exact_mut(s).enumerate() {
-        let (seen, beyond) = row.split_at_mut(start + i % t + 1);
-        softmax(seen);
-        beyond.fill(0.0);
+        let seen = seen(start + i % t, window);
+        softmax(&mut row[seen.clone()]);
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
     }
     HostTensor::f64(&scores.shape, out)
 }
@@ -48,14 +65,14 @@ pub fn softmax(row: &mut [f64]) {
 }
 
 /// Σ_s probs · v. [heads, T, S], [capacity, kv_heads·D] → [T, heads·D].
-pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize) -> HostTensor {
+pub fn context(probs: &HostTensor, v: &HostTensor, start: usize, head_dim: usize, window: Option<usize>) -> HostTensor {
     let (heads, t, s, kv_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
     let (cols, group) = (heads * head_dim, heads * head_dim / kv_cols);
     let (p, v) = (values(probs), values(v));
     let mut out = vec![0.0; t * cols];
     out.par_chunks_exact_mut(head_dim).enumerate().for_each(|(i, out)| {
         let (token, head) = (i / heads, i % heads);
-        for position in 0..start + token + 1 {
+        for position in seen(start + token, window) {
             let p = p[(head * t + token) * s + position];
             let v = &v[position * kv_cols + head / group * head_dim..][..head_dim];
             for (out, v) in out.iter_mut().zip(v) {

@@ -20,11 +20,12 @@ fn dot(x: &[f64], w: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + tail
 }
 
-/// Row `tokens[t]` of the table → [T, H].
-pub fn embed(table: &Weight, tokens: &[u32]) -> Result<HostTensor> {
+/// Row `tokens[t]` of the table, times `scale` → [T, H].
+pub fn embed(table: &Weight, tokens: &[u32], scale: f64) -> Result<HostTensor> {
     let mut out = vec![0.0; tokens.len() * table.cols];
     for (out, &token) in out.chunks_exact_mut(table.cols).zip(tokens) {
         dequant::row(table.ty, table.row(0, token as usize), out)?;
+        out.iter_mut().for_each(|x| *x *= scale);
     }
     Ok(HostTensor::f64(&[tokens.len(), table.cols], out))
 }

@@ -42,19 +42,22 @@ pub fn evaluate(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
 /// [`evaluate`] of operands that belong together.
 fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
     Ok(match *op {
-        Op::Embed { table, tokens } => linear::embed(table, tokens)?,
+        Op::Embed { table, tokens, scale } => linear::embed(table, tokens, scale)?,
         Op::MatMul { x, weight } => linear::matmul(x, weight)?,
         Op::ExpertMatMul { x, ids, weight } => linear::expert_matmul(x, ids, weight)?,
         Op::RmsNorm { x, weight, eps } => pointwise::rms_norm(x, weight, eps as f64)?,
         Op::Bias { x, weight } => pointwise::bias(x, weight)?,
         Op::Rope { x, start, head_dim, rotation } => pointwise::rope(x, start, head_dim, &rotation)?,
         Op::Add { a, b } => pointwise::add(a, b),
-        Op::SwiGlu { gate, up } => pointwise::swiglu(gate, up),
+        Op::SwiGlu { gate, up, activation } => pointwise::gated(gate, up, activation),
+        Op::SigmoidGate { x, gate } => pointwise::sigmoid_gate(x, gate),
         Op::Store { cache, x, start } => pointwise::store(cache, x, start),
         Op::Rows { x, start, rows } => pointwise::rows(x, start, rows),
-        Op::AttnScores { q, k, start, head_dim } => attention::scores(q, k, start, head_dim),
-        Op::AttnProbs { scores, start } => attention::probs(scores, start),
-        Op::AttnContext { probs, v, start, head_dim } => attention::context(probs, v, start, head_dim),
+        Op::AttnScores { q, k, start, head_dim, scale, window } => {
+            attention::scores(q, k, start, head_dim, scale, window)
+        }
+        Op::AttnProbs { scores, start, window } => attention::probs(scores, start, window),
+        Op::AttnContext { probs, v, start, head_dim, window } => attention::context(probs, v, start, head_dim, window),
         Op::RouterProbs { logits } => routing::probs(logits),
         Op::RouterTopK { probs, k } => routing::topk(probs, k),
         Op::RouterWeights { probs, ids, renormalise } => routing::weights(probs, ids, renormalise),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{dequant, matrix, values};
 use crate::error::Result;
-use crate::op::{Data, HostTensor, Pairing, Rotation, Weight};
+use crate::op::{Data, GateActivation, HostTensor, Pairing, Rotation, Weight, Yarn};
 
 /// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values. [T, G·n] → same.
 pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor> {
@@ -33,7 +33,22 @@ pub fn bias(x: &HostTensor, weight: &Weight) -> Result<HostTensor> {
     Ok(HostTensor::f64(&x.shape, out))
 }
 
-/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]. \[T, heads·D\] → same.
+/// How much of pair i's frequency YaRN scales: 0 for pairs with at least `beta_fast` turns in the original context, 1 for those with at most
+/// `beta_slow`, and a straight line between the pairs next to those two. For the whole of it, `ramp` is 1.
+fn interpolated(yarn: &Yarn, i: usize, head_dim: usize, base: f64) -> f64 {
+    // n = context · base^(−2i/D) / 2π turns, solved for i.
+    let pair_of = |turns: f64| {
+        let wavelength = yarn.context / (std::f64::consts::TAU * turns);
+        wavelength.ln() / base.ln() * head_dim as f64 / 2.0
+    };
+    let low = pair_of(yarn.beta_fast).floor().max(0.0);
+    let high = pair_of(yarn.beta_slow).ceil().min(head_dim as f64 - 1.0);
+    let along = (i as f64 - low) / if high - low > 0.001 { high - low } else { 0.001 };
+    1.0 - yarn.ramp * (1.0 - along.clamp(0.0, 1.0))
+}
+
+/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]; under YaRN only a part of
+/// the frequency is scaled, and what turns is stretched. \[T, heads·D\] → same.
 pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Result<HostTensor> {
     let (t, cols) = matrix(x);
     let half = head_dim / 2;
@@ -45,12 +60,17 @@ pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&
     for token in 0..t {
         for (i, factor) in factors.iter().enumerate() {
             let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / factor;
-            let angle = (start + token) as f64 * rotation.scale * frequency;
+            let scale = match &rotation.yarn {
+                None => rotation.scale,
+                Some(yarn) => 1.0 - (1.0 - rotation.scale) * interpolated(yarn, i, head_dim, rotation.base),
+            };
+            let angle = (start + token) as f64 * scale * frequency;
             let (first, second) = match rotation.pairing {
                 Pairing::Neox => (i, i + half),
                 Pairing::Norm => (2 * i, 2 * i + 1),
             };
-            let (sin, cos) = angle.sin_cos();
+            let stretch = rotation.yarn.map_or(1.0, |yarn| yarn.magnitude);
+            let (sin, cos) = (angle.sin() * stretch, angle.cos() * stretch);
             for head in out[token * cols..][..cols].chunks_exact_mut(head_dim) {
                 let (a, b) = (head[first], head[second]);
                 head[first] = a * cos - b * sin;
@@ -67,10 +87,27 @@ pub fn add(a: &HostTensor, b: &HostTensor) -> HostTensor {
     HostTensor::f64(&a.shape, sum)
 }
 
-/// gate · sigmoid(gate) · up.
-pub fn swiglu(gate: &HostTensor, up: &HostTensor) -> HostTensor {
-    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+/// activation(gate) · up.
+pub fn gated(gate: &HostTensor, up: &HostTensor, activation: GateActivation) -> HostTensor {
+    let activated = |g: f64| match activation {
+        GateActivation::Silu => g / (1.0 + (-g).exp()),
+        GateActivation::GeluTanh => {
+            let z = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+            // ½(1 + tanh z), which does not cancel for z far below 0.
+            g / (1.0 + (-2.0 * z).exp())
+        }
+    };
+    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| activated(*g) * u).collect();
     HostTensor::f64(&gate.shape, product)
+}
+
+/// x · sigmoid(gate), a gate a row. [T, N], [T, 1] → [T, N].
+pub fn sigmoid_gate(x: &HostTensor, gate: &HostTensor) -> HostTensor {
+    let (cols, mut out) = (x.cols().max(1), values(x).into_owned());
+    for (row, g) in out.chunks_exact_mut(cols).zip(&*values(gate)) {
+        row.iter_mut().for_each(|x| *x /= 1.0 + (-g).exp());
+    }
+    HostTensor::f64(&x.shape, out)
 }
 
 /// x over rows start.. of a copy of the cache.

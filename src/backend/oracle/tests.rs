@@ -43,13 +43,13 @@ fn attention_masks_and_groups_heads() {
     // Two query heads of one dimension share one KV head; position 1 is the first of this call.
     let q = f64s(&[1, 2], &[1., 2.]);
     let k = f64s(&[3, 1], &[3., 5., 1e9]);
-    let scores = evaluate(&Op::AttnScores { q: &q, k: &k, start: 1, head_dim: 1 }).unwrap();
+    let scores = evaluate(&Op::AttnScores { q: &q, k: &k, start: 1, head_dim: 1, scale: None, window: None }).unwrap();
     assert_eq!((scores.shape.clone(), numbers(scores)), (vec![2, 1, 2], vec![3., 5., 6., 10.]));
     let two = f64s(&[1, 2, 2], &[0., 7., 1., 1.]);
-    let probs = evaluate(&Op::AttnProbs { scores: &two, start: 0 }).unwrap();
+    let probs = evaluate(&Op::AttnProbs { scores: &two, start: 0, window: None }).unwrap();
     assert_eq!(numbers(probs.clone()), [1., 0., 0.5, 0.5]);
     let v = f64s(&[2, 1], &[2., 4.]);
-    let context = evaluate(&Op::AttnContext { probs: &probs, v: &v, start: 0, head_dim: 1 }).unwrap();
+    let context = evaluate(&Op::AttnContext { probs: &probs, v: &v, start: 0, head_dim: 1, window: None }).unwrap();
     assert_eq!(numbers(context), [2., 3.]);
 }
 

@@ -60,9 +60,11 @@ pub fn kv_head<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// Keys that are seen but should not be, and the other way round.
 pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let (start, keys) = match *case.scene.op {
-        Op::AttnScores { start, .. } | Op::AttnProbs { start, .. } => (start as isize, case.cols()),
-        Op::AttnContext { start, .. } => (start as isize, case.shapes[0][2]),
+    let (start, keys, window) = match *case.scene.op {
+        Op::AttnScores { start, window, .. } | Op::AttnProbs { start, window, .. } => {
+            (start as isize, case.cols(), window)
+        }
+        Op::AttnContext { start, window, .. } => (start as isize, case.shapes[0][2], window),
         _ => return Ok(vec![]),
     };
     let mut offsets = vec![
@@ -76,12 +78,19 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     let mut all = Vec::new();
     for (off, what) in offsets {
-        let seen = Seen::Causal { from: 0, to: start + 1 + off };
+        // The first key seen is that of the window, wherever the last is.
+        let seen = match window {
+            Some(window) if off < keys as isize => {
+                let width = (window as isize + off).max(0) as usize;
+                Seen::Window { width, to: start + 1 + off }
+            }
+            _ => Seen::Causal { from: 0, to: start + 1 + off },
+        };
         all.extend(reading(case, &what, |cache| cache.seen = seen)?);
         all.extend(case.changed(what, |s: &mut Softmax<'a>| (s.seen, s.written) = (seen, seen))?);
     }
     // What a mask lets through is there before it hides it, though no trace has it.
-    if let (Op::AttnProbs { .. }, 0) = (case.scene.op, start)
+    if let (Op::AttnProbs { window: None, .. }, 0) = (case.scene.op, start)
         && let Some(unmasked) = unmasked(case)?
     {
         for (off, what) in [(1, "one later key"), (2, "two later keys"), (keys as isize, "every key")] {
@@ -91,8 +100,10 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.extend(case.changed(what, change)?);
         }
     }
-    let hidden = Seen::Causal { from: 1, to: start + 1 };
-    all.extend(case.changed("a mask that hides the first key", |s: &mut Softmax<'a>| s.seen = hidden)?);
+    if window.is_none() {
+        let hidden = Seen::Causal { from: 1, to: start + 1 };
+        all.extend(case.changed("a mask that hides the first key", |s: &mut Softmax<'a>| s.seen = hidden)?);
+    }
     all.extend(case.each_changed::<Softmax<'a>, _>([(
         "a softmax over the scores of masked keys as well, which are 0, dropped afterwards",
         |s| s.seen = Seen::All,
@@ -100,13 +111,16 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// Only the last keys seen. Where a row of probabilities is seen, its width is how many of them are not 0.
+/// Only the last keys seen, or where a model has that, all or another number. Where a row of probabilities is seen, the width is how many of
+/// them are not 0.
 pub fn window<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     /// Widths tried where the output does not say it.
     const WIDTHS: usize = 96;
-    let (start, keys) = match *case.scene.op {
-        Op::AttnScores { start, .. } | Op::AttnProbs { start, .. } => (start as isize, case.cols()),
-        Op::AttnContext { start, .. } => (start as isize, case.shapes[0][2]),
+    let (start, keys, stated) = match *case.scene.op {
+        Op::AttnScores { start, window, .. } | Op::AttnProbs { start, window, .. } => {
+            (start as isize, case.cols(), window)
+        }
+        Op::AttnContext { start, window, .. } => (start as isize, case.shapes[0][2], window),
         _ => return Ok(vec![]),
     };
     let last = &case.output[case.output.len() - case.cols()..];
@@ -121,9 +135,27 @@ pub fn window<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         widths.retain(|w| w.is_power_of_two() || (w + 1).is_power_of_two() || *w <= WIDTHS / 2);
     }
     let mut all = Vec::new();
-    for width in widths {
-        let seen = Seen::Window { width, to: start + 1 };
-        let what = format!("a window of {width} keys: those before them are not seen");
+    // The number of the model's own layers, where this one has none: that of another layer.
+    let others = case.scene.config.window.as_ref().map(|window| window.keys);
+    widths.extend(
+        stated.or(others).into_iter().flat_map(|keys| [keys, keys + 1, keys.saturating_sub(1), keys / 2, 2 * keys]),
+    );
+    widths.sort_unstable();
+    widths.dedup();
+    // One of as many keys as there are is none.
+    widths.retain(|width| (1..keys).contains(width) && Some(*width) != stated);
+    let mut seen: Vec<(Seen, String)> = widths
+        .into_iter()
+        .map(|width| {
+            let instead = stated.map_or("those before them are not seen".into(), |own| format!("this layer has {own}"));
+            (Seen::Window { width, to: start + 1 }, format!("a window of {width} keys: {instead}"))
+        })
+        .collect();
+    if let Some(own) = stated.filter(|own| *own < keys) {
+        let none = format!("no window: every key seen, where this layer has {own}");
+        seen.insert(0, (Seen::Causal { from: 0, to: start + 1 }, none));
+    }
+    for (seen, what) in seen {
         all.extend(reading(case, &what, |cache| cache.seen = seen)?);
         all.extend(case.changed(&*what, |s: &mut Softmax<'a>| (s.seen, s.written) = (seen, seen))?);
     }
@@ -160,7 +192,9 @@ pub fn softmax_sum<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 fn unmasked(case: &Evidence<'_>) -> Result<Option<Vec<f64>>> {
     let [q, k] = [Stage::QRope, Stage::KRope].map(|stage| case.scene.earlier.get(stage));
     let (Some(q), Some(k)) = (q, k) else { return Ok(None) };
-    let op = Op::AttnScores { q: &**q, k: &**k, start: 0, head_dim: case.scene.config.head_dim };
+    let config = case.scene.config;
+    let (head_dim, scale) = (config.head_dim, config.attention_scale);
+    let op = Op::AttnScores { q: &**q, k: &**k, start: 0, head_dim, scale, window: None };
     let values = [q.to_f64(), k.to_f64()];
     let Some(mut scores) = Scores::stated(&op, &values)? else { return Ok(None) };
     scores.cache.seen = Seen::All;
@@ -179,8 +213,9 @@ pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let d = sizes.head_dim as f64;
         let hidden_per_head = config.hidden as f64 / config.heads.max(1) as f64;
         for (what, scale) in [
-            ("no scale 1/√D", 1.0),
-            ("the scale 1/√D applied twice", 1.0 / d),
+            ("the scale 1/√D", 1.0 / d.sqrt()),
+            ("no scale at all", 1.0),
+            ("the scale applied twice", stated * stated),
             ("√D for 1/√D", d.sqrt()),
             ("the scale 1/√(hidden/heads)", 1.0 / hidden_per_head.sqrt()),
             ("the scale 1/√hidden", 1.0 / (config.hidden as f64).sqrt()),

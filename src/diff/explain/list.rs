@@ -34,6 +34,7 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::RouterWeights,
     OpKind::ExpertMatMul,
     OpKind::SwiGlu,
+    OpKind::SigmoidGate,
     OpKind::Combine,
 ];
 
@@ -58,6 +59,7 @@ const ROUNDS: &[OpKind] = &[
     OpKind::AttnProbs,
     OpKind::RouterProbs,
     OpKind::SwiGlu,
+    OpKind::SigmoidGate,
     OpKind::Combine,
     OpKind::Add,
 ];
@@ -120,13 +122,13 @@ list! {
     "rope-exponent" "exponents made of another width than the head's" &[OpKind::Rope], heads, 0, rope::exponents;
     "rope-table" "positions modulo a number, or none past a table's end" &[OpKind::Rope], heads, 0, wrapped::rope_positions;
     "rope-precision" "positions, frequencies, angles, sines in f32, f16 or bf16" &[OpKind::Rope], heads, 0, rope::precision;
-    "rope-scaling" "a linear scaling or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
+    "rope-scaling" "a linear scaling, YaRN or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
 
     "bias" "a bias left out, added twice, subtracted, or another's" &[OpKind::Bias], tiles, 0, pointwise::bias;
 
     "norm-missing" "no normalisation: the input, or the input times the weight" &[OpKind::RmsNorm], tiles, 0, norm::missing;
     "norm-eps" "another eps: those that models use, and the one that fits" &[OpKind::RmsNorm], heads, 0, norm::other_eps;
-    "norm-weight" "the weight left out, applied twice, or with 1 added" &[OpKind::RmsNorm], tiles, 0, norm::without_weight;
+    "norm-weight" "the weight left out, applied twice, or with 1 added or taken away" &[OpKind::RmsNorm], tiles, 0, norm::without_weight;
     "norm-other-weight" "another norm's weight" &[OpKind::RmsNorm], tiles, 0, norm::other_weight;
     "norm-mean" "LayerNorm: the mean subtracted" &[OpKind::RmsNorm], heads, 0, norm::layer_norm;
     "norm-divisor" "a mean of squares over another number of values" &[OpKind::RmsNorm], heads, 0, norm::divisor;
@@ -135,7 +137,7 @@ list! {
     "kv-head" "another KV head (or probabilities) for a query head" READS_CACHE, rows, 0, attention::kv_head;
     "kv-cache" "cache rows stale, empty, shifted, or this call's not written" READS_CACHE, heads, 0, attention::cache;
     "mask" "a mask off by one or more keys, from the call's first, or none" ATTENTION, rows, 0, attention::mask;
-    "window" "a sliding window: only the last keys seen" ATTENTION, rows, 0, attention::window;
+    "window" "a sliding window: only the last keys seen, of another width, or none where there is one" ATTENTION, rows, 0, attention::window;
     "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
     "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
     "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
@@ -159,6 +161,7 @@ list! {
     "k-twice" "the end of each sum counted twice" REDUCTIONS, sums, 0, reduction::twice;
     "k-past" "each sum runs on into what lies behind its row" PRODUCT, tiles, 0, linear::k_past;
     "lanes" "a reduction that adds up only some of its lanes (another subgroup size)" REDUCTIONS, sums, 0, reduction::lanes;
+    "embedding-scale" "an embedding without its scale √H, with H, with it twice, or with it rounded to bf16 or f16" &[OpKind::Embed], rows, 0, pointwise::embedding_scale;
     "embedding-row" "another token's row" &[OpKind::Embed], rows, 0, weights::other_token;
     "wrapped" "rows, offsets or tokens modulo a number, or none past a table's end" &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext, OpKind::Combine], tiles, 0, wrapped::operands;
 
@@ -171,7 +174,8 @@ list! {
     "combine" "expert weights left out, in other slots, before renormalisation; one expert" &[OpKind::Combine], elements, 0, routing::combine;
 
     "gate-up" "gate and up swapped, or one of them left out" &[OpKind::SwiGlu], tiles, 0, pointwise::gate_and_up;
-    "activation" "gelu, relu, sigmoid or nothing for silu" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
+    "activation" "another of silu, gelu by tanh, gelu by erf, relu and sigmoid, or nothing" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
+    "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 
     "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;

@@ -17,6 +17,7 @@ pub fn without_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Norm<'a>, _>([
         ("the norm without its weight", |n| n.weight.fill(1.0)),
         ("the norm with 1 + weight", |n| n.weight.iter_mut().for_each(|w| *w += 1.0)),
+        ("the norm with weight − 1", |n| n.weight.iter_mut().for_each(|w| *w -= 1.0)),
         ("the norm with its weight applied twice", |n| n.weight.iter_mut().for_each(|w| *w *= *w)),
     ])
 }

@@ -75,6 +75,7 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             Op::AttnProbs { .. } => &[("scores", &[0])],
             Op::RouterProbs { .. } => &[("logits", &[0])],
             Op::SwiGlu { .. } => &[("gate and up", &[0, 1]), ("gate", &[0]), ("up", &[1])],
+            Op::SigmoidGate { .. } => &[("the shared expert's output", &[0])],
             Op::Combine { .. } => {
                 &[("the experts' outputs", &[0]), ("the weights", &[1]), ("outputs and weights", &[0, 1])]
             }
@@ -101,6 +102,7 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 Op::SwiGlu { .. } => {
                     case.changed(what, |g: &mut Gated<'a>| (set(&mut g.gate, 0), set(&mut g.up, 1)).0)?
                 }
+                Op::SigmoidGate { .. } => case.changed(what, |g: &mut Gated<'a>| set(&mut g.up, 0))?,
                 Op::Combine { .. } => {
                     case.changed(what, |c: &mut Combined<'a>| (set(&mut c.down, 0), set(&mut c.weights, 1)).0)?
                 }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::formula::Point;
 use crate::formula::precision::{FORMATS, to_f32};
 use crate::formula::rope::{Angles, Rope};
-use crate::op::Pairing;
+use crate::op::{Pairing, Yarn};
 
 pub fn other_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
@@ -29,7 +29,9 @@ pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = "rope with frequencies multiplied by their factors, not divided";
         with(what.into(), Rope { factors: turned_over, ..stated.clone() });
     }
-    if stated.scale != 1.0 {
+    if let Some(yarn) = stated.yarn {
+        all.extend(other_yarn(case, &stated, yarn));
+    } else if stated.scale != 1.0 {
         let factor = 1.0 / stated.scale;
         with(format!("rope without its linear scaling by {factor}"), Rope { scale: 1.0, ..stated.clone() });
         let what = format!("rope with angles multiplied by {factor}, not divided");
@@ -43,6 +45,73 @@ pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
+/// YaRN in parts, with other numbers, or its ramp laid otherwise.
+fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<Variant<'a>> {
+    let (factor, unscaled) = (1.0 / stated.scale, 1.0);
+    let mut all = Vec::new();
+    let mut with = |what: String, scale: f64, yarn: Yarn| {
+        all.push(Variant::of(case, what, Rope { scale, yarn: Some(yarn), ..stated.clone() }));
+    };
+    let with_magnitude = |magnitude: f64| Yarn { magnitude, ..yarn };
+    let none = with_magnitude(1.0);
+    if yarn.magnitude != 1.0 {
+        with(format!("YaRN without its magnitude {:.4}", yarn.magnitude), stated.scale, none);
+        let what = format!("YaRN with its magnitude {:.4} applied twice", yarn.magnitude);
+        with(what, stated.scale, with_magnitude(yarn.magnitude * yarn.magnitude));
+        with("YaRN divided by its magnitude".into(), stated.scale, with_magnitude(1.0 / yarn.magnitude));
+    }
+    for usual in
+        [1.0 + 0.1 * factor.ln(), factor.sqrt()].into_iter().filter(|m| (m / yarn.magnitude - 1.0).abs() > 1e-9)
+    {
+        with(
+            format!("YaRN with the magnitude {usual:.4} for {:.4}", yarn.magnitude),
+            stated.scale,
+            with_magnitude(usual),
+        );
+    }
+    with(format!("every pair scaled by {factor}, without YaRN's ramp"), stated.scale, Yarn { ramp: 0.0, ..yarn });
+    with("frequencies that YaRN does not scale, with its magnitude".into(), unscaled, yarn);
+    if yarn.magnitude != 1.0 {
+        with(format!("a linear scaling by {factor} for YaRN"), stated.scale, Yarn { ramp: 0.0, ..none });
+        with("no YaRN at all".into(), unscaled, none);
+    }
+    let context = case.scene.config.context as f64;
+    for other in [context, yarn.context * factor, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 131_072.0] {
+        if other != yarn.context {
+            let what = format!("YaRN with an original context of {other} for {}", yarn.context);
+            with(what, stated.scale, Yarn { context: other, ..yarn });
+        }
+    }
+    let betas = format!("{} and {}", yarn.beta_fast, yarn.beta_slow);
+    for (fast, slow) in
+        [(yarn.beta_slow, yarn.beta_fast), (32.0, 1.0), (32.0, 2.0), (16.0, 1.0), (64.0, 1.0), (4.0, 1.0)]
+    {
+        if (fast, slow) != (yarn.beta_fast, yarn.beta_slow) {
+            let what = format!("YaRN with betas {fast} and {slow} for {betas}");
+            with(what, stated.scale, Yarn { beta_fast: fast, beta_slow: slow, ..yarn });
+        }
+    }
+    // Another ramp, as what divides each pair's frequency.
+    let half = stated.head_dim / 2;
+    let [first, last] = yarn.bounds(stated.head_dim, stated.base);
+    let kept: Vec<f64> = yarn.kept(stated.head_dim, stated.base).collect();
+    let straight = |i: f64, first: f64, last: f64| 1.0 - ((i - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+    let exact = |turns: f64| half as f64 * (yarn.context / (turns * std::f64::consts::TAU)).ln() / stated.base.ln();
+    let mut ramp = |what: &str, kept: Vec<f64>| {
+        let given = |i: usize| stated.factors.as_ref().map_or(1.0, |f| f[i]);
+        let factors = (0..half).map(|i| given(i) / (stated.scale * (1.0 - kept[i]) + kept[i])).collect();
+        let yarn = Some(Yarn { ramp: 0.0, ..yarn });
+        all.push(Variant::of(case, what, Rope { scale: 1.0, factors: Some(factors), yarn, ..stated.clone() }));
+    };
+    ramp("YaRN's ramp the other way: fast pairs scaled, slow ones kept", kept.iter().map(|k| 1.0 - k).collect());
+    let by = |at: &dyn Fn(usize) -> f64| (0..half).map(at).collect::<Vec<f64>>();
+    ramp("YaRN's ramp by dimension 2i for pair i", by(&|i| straight(2.0 * i as f64, first, last)));
+    let [low, high] = [exact(yarn.beta_fast).max(0.0), exact(yarn.beta_slow).min(stated.head_dim as f64 - 1.0)];
+    ramp("YaRN's ramp between bounds that are not rounded to whole pairs", by(&|i| straight(i as f64, low, high)));
+    ramp("YaRN with a step in place of its ramp", by(&|i| if (i as f64) < (first + last) / 2.0 { 1.0 } else { 0.0 }));
+    all
+}
+
 pub fn first_head_only<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     case.each_changed::<Rope<'a>, _>([("rope on head 0 only", |r| r.heads = 1)])
 }
@@ -52,7 +121,10 @@ pub fn not_applied<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 pub fn twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Rope<'a>, _>([("rope applied twice", |r| r.positions.iter_mut().for_each(|p| *p *= 2.0))])
+    case.each_changed::<Rope<'a>, _>([("rope applied twice", |r| {
+        r.positions.iter_mut().for_each(|p| *p *= 2.0);
+        r.yarn.iter_mut().for_each(|yarn| yarn.magnitude *= yarn.magnitude);
+    })])
 }
 
 pub fn backwards<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -113,7 +185,7 @@ pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// The base that the output's angles say, where no factors change them. At one position p (times the linear scaling), pair i has turned
+/// The base that the output's angles say, where neither factors nor YaRN change them. At one position p (times the linear scaling), pair i has turned
 /// by φ = p·base^(−2i/D). The last pairs turn by less
 /// than π and give base = (φ/p)^(−D/2i) without doubt, but coarsely; each pair before gives it more finely, once the
 /// whole turns that it has lost are known from the estimate so far.
@@ -121,7 +193,7 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
     /// How well an angle can be measured in f32 values.
     const NOISE: f64 = 1e-6;
     let (cols, d) = (case.cols(), stated.head_dim);
-    if stated.factors.is_some() {
+    if stated.factors.is_some() || stated.yarn.is_some() {
         return None;
     }
     let (x, y) = (&case.inputs[0], &case.output);

@@ -35,7 +35,7 @@ pub(super) fn with<'a>(
 }
 
 pub fn other_token<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Op::Embed { table, tokens } = case.scene.op else { return Ok(vec![]) };
+    let Op::Embed { table, tokens, .. } = case.scene.op else { return Ok(vec![]) };
     let (first, last) = (tokens[0], tokens.len() - 1);
     type Other<'t> = &'t dyn Fn(usize, u32) -> u32;
     let others: [(&str, Other<'_>); 6] = [

@@ -60,7 +60,7 @@ pub fn operands<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         return Ok(vec![]);
     }
     match case.scene.op {
-        Op::Embed { table, tokens } => tokens_of(case, table, tokens),
+        Op::Embed { table, tokens, .. } => tokens_of(case, table, tokens),
         Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => product(case, weight),
         Op::AttnScores { .. } | Op::AttnContext { .. } => cache(case),
         Op::Combine { .. } => combined(case),

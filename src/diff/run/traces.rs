@@ -13,7 +13,7 @@ use crate::diff::outcome::{
     Comparison, ComparisonKind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
 };
 use crate::error::{Error, Result};
-use crate::model::Architecture;
+use crate::model::{Architecture, QkNorms};
 use crate::op::{HostTensor, LayerLayout, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::recorded::sites_of;
@@ -101,10 +101,17 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
 /// How many layers the model of a trace has, and of which stages; `None` where the trace does not say it.
 pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
     let model = &trace.manifest().run.model;
-    let qk_norm = Architecture::named(&model.architecture)?.qk_norm;
+    let architecture = Architecture::named(&model.architecture)?;
     let said = |key: &str| model.hyperparameters.get(key);
     let layers = usize::try_from(said("layers")?.as_u64()?).ok().filter(|n| *n < MOST_LAYERS as usize)?;
-    let layout = LayerLayout { qkv_bias: said("qkv_bias")?.as_bool()?, qk_norm, moe: !said("moe")?.is_null() };
+    let moe = said("moe")?;
+    let layout = LayerLayout {
+        qkv_bias: said("qkv_bias")?.as_bool()?,
+        qk_norm: architecture.qk_norm != QkNorms::No,
+        moe: !moe.is_null(),
+        shared: moe.get("shared").and_then(|shared| shared.as_u64()).is_some_and(|shared| shared > 0),
+        post_norms: architecture.post_norms,
+    };
     Some((layers, layout))
 }
 

@@ -11,7 +11,7 @@ use crate::backend::oracle::dequant;
 use crate::backend::{Contract, Precision};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
-use crate::op::{GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, Weight};
+use crate::op::{GateActivation, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, Weight, first_seen};
 
 fn to(format: Precision, x: f32) -> f32 {
     match format {
@@ -144,10 +144,10 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
         (exact.iter().map(|e| e / total).collect(), e.iter().map(|e| e * sum).collect())
     };
     match *op {
-        Op::Embed { table, tokens } => {
+        Op::Embed { table, tokens, scale } => {
             for token in tokens {
                 let (w, _) = weights(table, 0, *token as usize, c.weights);
-                w.iter().for_each(|w| put(*w as f64, *w));
+                w.iter().for_each(|w| put(*w as f64 * scale, w * scale as f32));
             }
         }
         Op::MatMul { x, weight } => product(weight, &mut (0..x.shape[0]).map(|t| (t, 0))),
@@ -175,7 +175,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             }
         }
         Op::Rope { x: operand, start, head_dim, rotation } => {
-            let (half, Rotation { base, scale, .. }) = (head_dim / 2, rotation);
+            let (half, Rotation { base, .. }) = (head_dim / 2, rotation);
+            let (scales, magnitude) = (rotation.scales(head_dim), rotation.magnitude());
             let factors: Vec<f32> =
                 rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
             for (t, row) in x[0].chunks(operand.cols()).enumerate() {
@@ -184,6 +185,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 let mut theta = position as f32;
                 let mut turns = vec![];
                 for (i, &factor) in factors.iter().enumerate() {
+                    let scale = scales[i];
                     let exact = position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factor as f64;
                     let angle = match c.angles {
                         Precision::F64 => (exact, 0.0),
@@ -199,7 +201,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         (wide, 0.0) if c.angles == Precision::F64 => (wide.sin() as f32, wide.cos() as f32),
                         (_, narrow) => (narrow.sin(), narrow.cos()),
                     };
-                    turns.push((exact, inner(sin), inner(cos)));
+                    let stretched = |x: f32| x * magnitude as f32;
+                    turns.push((exact, inner(stretched(sin)), inner(stretched(cos))));
                 }
                 for head in row.chunks(head_dim) {
                     for i in 0..head_dim {
@@ -209,13 +212,14 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         };
                         let (exact, sin, cos) = turns[pair];
                         let (x, other) = (head[i], if i < partner { -head[partner] } else { head[partner] });
-                        let wide = x as f64 * exact.cos() + other as f64 * exact.sin();
+                        let wide = (x as f64 * exact.cos() + other as f64 * exact.sin()) * magnitude;
                         put(wide, inner(x * cos) + inner(other * sin));
                     }
                 }
             }
         }
-        Op::AttnScores { q, k, start, head_dim } => {
+        Op::AttnScores { q, k, start, head_dim, scale, window } => {
+            let scale = scale.unwrap_or(1.0 / (head_dim as f64).sqrt());
             let format = if c.activations == Precision::VecDot { c.cache } else { c.activations };
             let rounded =
                 |x: &[f32], format| -> Vec<f32> { x.chunks(head_dim).flat_map(|x| round_trip(format, x).0).collect() };
@@ -224,36 +228,39 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             for i in 0..heads * t {
                 let (head, token) = (i / t, i % t);
                 for position in 0..start + t {
-                    if position > start + token {
+                    if position > start + token || position < first_seen(start + token, window) {
                         put(0.0, 0.0);
                         continue;
                     }
                     let k = &ks[position * k.cols() + head / group * head_dim..][..head_dim];
                     let y = dot(&qs[token * q.cols() + head * head_dim..][..head_dim], k, c.accumulator);
-                    put(y.exact / (head_dim as f64).sqrt(), inner(y.f32) * (1.0 / (head_dim as f32).sqrt()));
+                    put(y.exact * scale, inner(y.f32) * scale as f32);
                 }
             }
         }
-        Op::AttnContext { probs, v, start, head_dim } => {
+        Op::AttnContext { probs, v, start, head_dim, window } => {
             let (heads, t, s) = (probs.shape[0], probs.shape[1], probs.cols());
             let format = if c.activations == Precision::VecDot { c.cache } else { c.activations };
             let ps: Vec<f32> = x[0].chunks(s).flat_map(|p| round_trip(format, p).0).collect();
             let vs: Vec<f32> = x[1].chunks(head_dim).flat_map(|v| round_trip(c.cache, v).0).collect();
             let group = heads * head_dim / v.cols();
             for (token, head) in (0..t).flat_map(|t| (0..heads).map(move |head| (t, head))) {
-                let p = &ps[(head * t + token) * s..][..start + token + 1];
+                let from = first_seen(start + token, window);
+                let p = &ps[(head * t + token) * s..][from..start + token + 1];
                 for i in 0..head_dim {
                     let column: Vec<f32> =
-                        (0..p.len()).map(|n| vs[n * v.cols() + head / group * head_dim + i]).collect();
+                        (from..from + p.len()).map(|n| vs[n * v.cols() + head / group * head_dim + i]).collect();
                     let y = dot(p, &column, c.accumulator);
                     put(y.exact, y.f32);
                 }
             }
         }
-        Op::AttnProbs { scores, start } => {
+        Op::AttnProbs { scores, start, window } => {
             let (t, s) = (scores.shape[1], scores.cols());
             for (i, row) in x[0].chunks(s).enumerate() {
-                let (wide, narrow) = softmax(&row[..start + i % t + 1]);
+                let from = first_seen(start + i % t, window);
+                (0..from).for_each(|_| put(0.0, 0.0));
+                let (wide, narrow) = softmax(&row[from..start + i % t + 1]);
                 wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
                 (start + i % t + 1..s).for_each(|_| put(0.0, 0.0));
             }
@@ -273,10 +280,26 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             }
         }
         Op::Add { .. } => x[0].iter().zip(&x[1]).for_each(|(a, b)| put(*a as f64 + *b as f64, a + b)),
+        Op::SwiGlu { activation: GateActivation::GeluTanh, .. } => {
+            for (i, (g, u)) in x[0].iter().zip(&x[1]).enumerate() {
+                let z = |g: f64| (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g);
+                let wide = *g as f64 / (1.0 + (-2.0 * z(*g as f64)).exp()) * *u as f64;
+                let narrow = 0.797_884_6 * (g + 0.044_715 * g * g * g);
+                // By tanh, as most engines do, and by a sigmoid.
+                let gelu = if i % 2 == 0 { 0.5 * g * (1.0 + narrow.tanh()) } else { g / (1.0 + (-2.0 * narrow).exp()) };
+                put(wide, inner(gelu) * u);
+            }
+        }
         Op::SwiGlu { .. } => {
             for (g, u) in x[0].iter().zip(&x[1]) {
                 let wide = *g as f64 / (1.0 + (-*g as f64).exp()) * *u as f64;
                 put(wide, inner(g / (1.0 + (-g).exp())) * u);
+            }
+        }
+        Op::SigmoidGate { x: gated, .. } => {
+            for (row, g) in x[0].chunks(gated.cols()).zip(&x[1]) {
+                let sigmoid = inner(1.0 / (1.0 + (-g).exp()));
+                row.iter().for_each(|x| put(*x as f64 / (1.0 + (-*g as f64).exp()), x * sigmoid));
             }
         }
         Op::Combine { down, weights } => {

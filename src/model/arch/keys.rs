@@ -177,6 +177,17 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A finite number above 0, if the file says one: 0 switches off what it is about.
+    pub fn positive_or_off(&self, name: &'static str) -> Result<Option<f32>> {
+        match self.gguf.metadata.f32_opt(&self.full(name)) {
+            Ok(Some(0.0)) => {
+                self.value(name);
+                Ok(None)
+            }
+            _ => self.positive_opt(name),
+        }
+    }
+
     /// A finite number above 0 that the file must say.
     pub fn positive(&self, name: &'static str) -> Result<f32> {
         match self.positive_opt(name)? {

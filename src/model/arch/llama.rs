@@ -1,17 +1,24 @@
 //! `llama`: Llama 1 to 3, Mistral, SmolLM, and Mixtral, which is `llama` with experts.
 
-use super::{Architecture, Occurs};
-use crate::op::Pairing;
+use super::{Architecture, Occurs, QkNorms};
+use crate::op::{GateActivation, Pairing};
 
 /// GGUF stores q and k with the rows of each head reordered, so that rope turns neighbours (`permute` in llama.cpp's converter). A softmax
 /// over all experts, renormalised over the chosen, is Mixtral's softmax over the chosen.
 pub static LLAMA: Architecture = Architecture {
     name: "llama",
     pairing: Pairing::Norm,
-    qk_norm: false,
+    qk_norm: QkNorms::No,
     qkv_bias: Occurs::Optional,
     experts: Occurs::Optional,
     expert_width: false,
+    renormalise: true,
+    shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
     rope_base: 10_000.0,
     rope_freqs: true,
+    temperature: false,
 };

@@ -5,16 +5,20 @@
 //! - What a file does not say is what the architecture's definition says, here or in [`keys`].
 //! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
 
+mod gemma3;
 mod keys;
 mod llama;
+mod mistral3;
+mod olmoe;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
 mod qwen3moe;
 
 pub(super) use keys::Keys;
 pub use keys::{DefaultKey, IgnoredKey, KeyReport};
 
-use crate::op::Pairing;
+use crate::op::{GateActivation, Pairing};
 
 /// What files of an architecture mean.
 #[derive(Debug)]
@@ -23,18 +27,54 @@ pub struct Architecture {
     pub name: &'static str,
     /// Which dimensions of a head rope turns together, in the order in which GGUF stores them.
     pub pairing: Pairing,
-    /// Whether the heads of q and k are normalised before rope.
-    pub qk_norm: bool,
+    /// What of q and k is normalised before rope.
+    pub qk_norm: QkNorms,
     /// Whether q, k and v have biases.
     pub qkv_bias: Occurs,
     /// Whether layers have experts, and not a plain FFN.
     pub experts: Occurs,
     /// Whether experts have a width of their own, `expert_feed_forward_length`; otherwise `feed_forward_length` is theirs.
     pub expert_width: bool,
+    /// Whether the chosen experts' weights are divided by their sum, where the file does not say.
+    pub renormalise: bool,
+    /// Whether layers with experts have a shared one, behind a sigmoid gate.
+    pub shared_expert: bool,
+    /// What the FFN does to its gate.
+    pub activation: GateActivation,
+    /// Whether the embedding is multiplied by √H.
+    pub scaled_embedding: bool,
+    /// Whether what attention and FFN add to the residual is normalised first.
+    pub post_norms: bool,
+    /// Sliding windows in some layers.
+    pub windows: Option<WindowRule>,
     /// Base of the rotary frequencies where the file has no `rope.freq_base`.
     pub rope_base: f32,
     /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
     pub rope_freqs: bool,
+    /// Whether attention has a temperature that rises beyond the original context, where the file says so.
+    pub temperature: bool,
+}
+
+/// Sliding windows of `attention.sliding_window` keys: layer n has one unless it is the last of a period, n mod period = period − 1.
+#[derive(Clone, Copy, Debug)]
+pub struct WindowRule {
+    /// The period, where the file has no `attention.sliding_window_pattern`.
+    pub period: usize,
+    /// The rope base of layers with a window, where the file has no `rope.freq_base_swa`; they are not scaled.
+    pub rope_base: f32,
+    /// The number of layers of the model that divides q·k by √(H / heads) and not by √D, of which no key tells.
+    pub scaled_by_hidden: Option<usize>,
+}
+
+/// What of q and k is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorms {
+    /// Nothing.
+    No,
+    /// Each head, by weights that all heads share.
+    Heads,
+    /// The whole row.
+    Row,
 }
 
 /// Whether files of an architecture have something.
@@ -50,8 +90,16 @@ pub enum Occurs {
 
 impl Architecture {
     /// Every architecture.
-    pub const ALL: &'static [&'static Architecture] =
-        &[&llama::LLAMA, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3moe::QWEN3MOE];
+    pub const ALL: &'static [&'static Architecture] = &[
+        &gemma3::GEMMA3,
+        &llama::LLAMA,
+        &mistral3::MISTRAL3,
+        &olmoe::OLMOE,
+        &qwen2::QWEN2,
+        &qwen2moe::QWEN2MOE,
+        &qwen3::QWEN3,
+        &qwen3moe::QWEN3MOE,
+    ];
 
     /// The architecture that `general.architecture` calls `name`.
     pub fn named(name: &str) -> Option<&'static Architecture> {

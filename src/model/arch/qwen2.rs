@@ -1,15 +1,22 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5, dense.
 
-use super::{Architecture, Occurs};
-use crate::op::Pairing;
+use super::{Architecture, Occurs, QkNorms};
+use crate::op::{GateActivation, Pairing};
 
 pub static QWEN2: Architecture = Architecture {
     name: "qwen2",
     pairing: Pairing::Neox,
-    qk_norm: false,
+    qk_norm: QkNorms::No,
     qkv_bias: Occurs::Always,
     experts: Occurs::Never,
     expert_width: false,
+    renormalise: true,
+    shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
     rope_base: 10_000.0,
     rope_freqs: false,
+    temperature: false,
 };

@@ -1,15 +1,22 @@
 //! `qwen3`: dense Qwen 3.
 
-use super::{Architecture, Occurs};
-use crate::op::Pairing;
+use super::{Architecture, Occurs, QkNorms};
+use crate::op::{GateActivation, Pairing};
 
 pub static QWEN3: Architecture = Architecture {
     name: "qwen3",
     pairing: Pairing::Neox,
-    qk_norm: true,
+    qk_norm: QkNorms::Heads,
     qkv_bias: Occurs::Never,
     experts: Occurs::Never,
     expert_width: false,
+    renormalise: true,
+    shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
     rope_base: 10_000.0,
     rope_freqs: false,
+    temperature: false,
 };

@@ -119,7 +119,7 @@ pub static FAULTS: &[Fault] = &[
         what: "each position has a score for the one after it",
         by: By::Shader(&[Shader {
             kernel: "attn_scores",
-            edits: &[("if s <= p.start + t {", "if s <= p.start + t + 1u {")],
+            edits: &[("&& s <= p.start + t {", "&& s <= p.start + t + 1u {")],
         }]),
         stage: Stage::AttnScores,
         layers: [1, 0],
@@ -238,6 +238,6 @@ fn cache_as_it_was(op: &HostOp<'_>) -> Result<HostTensor> {
     }
 }
 
-fn misplaced(op: &HostOp<'_>) -> Error {
+pub(super) fn misplaced(op: &HostOp<'_>) -> Error {
     Error::usage(format!("{:?} is planted with a fault of another operation", op.kind()))
 }

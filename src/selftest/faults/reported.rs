@@ -224,9 +224,9 @@ pub static FAULTS: &[Fault] = &[
         what: "the embedding of token mod 256",
         by: By::Operation(|_| {
             Box::new(|engine, op| {
-                let Op::Embed { table, tokens } = *op else { return Err(misplaced(op)) };
+                let Op::Embed { table, tokens, scale } = *op else { return Err(misplaced(op)) };
                 let wrapped: Vec<u32> = tokens.iter().map(|t| t % 256).collect();
-                engine.run(&Op::Embed { table, tokens: &wrapped })
+                engine.run(&Op::Embed { table, tokens: &wrapped, scale })
             })
         }),
         stage: Stage::Embedding,

@@ -110,6 +110,8 @@ impl Fragment {
                 Dim::V => Some(config.vocab),
                 Dim::E => config.moe.as_ref().map(|moe| moe.experts),
                 Dim::K => config.moe.as_ref().map(|moe| moe.used),
+                Dim::Shared => config.moe.as_ref().map(|moe| moe.shared),
+                Dim::One => Some(1),
                 Dim::F => Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
             };
             if expected.is_some_and(|n| n != *found) {

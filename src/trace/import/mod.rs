@@ -436,6 +436,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
             moe: Some(config.moe.is_some()),
             qkv_bias: Some(config.qkv_bias),
+            post_norms: config.layout().post_norms,
         },
         None => rules.sizes,
     };
@@ -454,7 +455,8 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
     });
     let biased = || Architecture::named(&about.architecture).map(|a| a.qkv_bias == Occurs::Always);
     let qkv_bias = known.qkv_bias.or_else(biased);
-    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), qkv_bias, ..known }
+    let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
+    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), qkv_bias, post_norms, ..known }
 }
 
 /// What is known of the run's positions.

@@ -39,6 +39,9 @@ pub struct NodeKind<'a> {
 pub struct ModelSizes {
     /// Query heads.
     pub heads: Option<usize>,
+    /// Whether what attention and FFN add is normalised.
+    #[serde(default)]
+    pub post_norms: bool,
     /// Key and value heads.
     pub kv_heads: Option<usize>,
     /// D.
@@ -97,6 +100,8 @@ enum Means {
     UnscaledScores,
     /// q, k or v: the projection, that with its bias, and rope, all of the same name.
     Projection(Stage, Stage, Option<Stage>),
+    /// The norm before the FFN, or in models that have one, that of what attention adds.
+    AfterAttention,
     /// No stage, and why.
     Nothing(&'static str),
 }
@@ -114,6 +119,7 @@ static NODES: &[(&str, Means)] = &[
     ("ffn_down", Is(Stage::FfnOut)),
     ("ffn_gate_up", GateUp),
     ("ffn_moe_gate_up", GateUp),
+    ("ffn_shexp_gate", Nothing("the sigmoid of ffn_shexp_gate_inp")),
     ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
     ("kqv", Nothing("the values of kqv_out, head by head")),
     ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
@@ -142,6 +148,7 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("self_attn.attn_weights", Is(Stage::AttnProbs)),
     ("self_attn.1", Is(Stage::AttnProbs)),
     ("self_attn.rotary_emb", Nothing("cosines and sines of the angles")),
+    ("post_attention_layernorm", AfterAttention),
     ("mlp", FeedForward),
     ("mlp.gate", Is(Stage::RouterLogits)),
     ("mlp.gate.1", Is(Stage::RouterWeights)),
@@ -155,6 +162,12 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("mlp.down_proj", Is(Stage::FfnOut)),
     ("mlp.act_fn", Nothing("silu(gate), not yet multiplied by up")),
     ("mlp.experts.act_fn", Nothing("silu(gate), of the tokens of one expert")),
+    ("mlp.shared_expert", Is(Stage::SharedDown)),
+    ("mlp.shared_expert.gate_proj", Is(Stage::SharedGate)),
+    ("mlp.shared_expert.up_proj", Is(Stage::SharedUp)),
+    ("mlp.shared_expert.down_proj", Is(Stage::SharedDown)),
+    ("mlp.shared_expert.act_fn", Nothing("silu(gate), not yet multiplied by up")),
+    ("mlp.shared_expert_gate", Is(Stage::SharedRouter)),
     ("block_sparse_moe", Is(Stage::MoeOut)),
     ("block_sparse_moe.gate", Is(Stage::RouterLogits)),
     ("block_sparse_moe.gate.1", Is(Stage::RouterWeights)),
@@ -233,6 +246,7 @@ impl<'l> Name<'l> {
         match means {
             Is(stage) => one(projected(*stage)),
             Nothing(why) => Err((*why).into()),
+            AfterAttention => one(if sizes.post_norms { Stage::AttnPostNorm } else { Stage::FfnNorm }),
             FeedForward => match sizes.moe {
                 Some(true) => one(Stage::MoeOut),
                 Some(false) => one(Stage::FfnOut),

@@ -17,17 +17,19 @@ fn context(
     [q, k, v]: &[HostTensor; 3],
     head_dim: usize,
     start: usize,
+    window: Option<usize>,
     looks: bool,
 ) -> (Vec<u32>, u64) {
     let at = |stage| At::layer(0, stage, start);
     let [q, k, v] = [q, k, v].map(|t| gpu.upload(t).unwrap());
     let before = gpu.dispatches();
-    let scores = gpu.run(at(Stage::AttnScores), &Op::AttnScores { q, k, start, head_dim }).unwrap();
+    let scores =
+        gpu.run(at(Stage::AttnScores), &Op::AttnScores { q, k, start, head_dim, scale: Some(0.21), window }).unwrap();
     if looks {
         gpu.read(&scores).unwrap();
     }
-    let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start }).unwrap();
-    let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start, head_dim }).unwrap();
+    let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window }).unwrap();
+    let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start, head_dim, window }).unwrap();
     let values = gpu.read(&context).unwrap().to_f32();
     (values.iter().map(|x| x.to_bits()).collect(), gpu.dispatches() - before)
 }
@@ -46,11 +48,16 @@ fn attention_in_one_kernel_is_attention_in_three() {
                     values(&mut random, &[capacity, kv_heads * head_dim]),
                     values(&mut random, &[capacity, kv_heads * head_dim]),
                 ];
-                let (three, _) = context(&mut gpu, &tensors, head_dim, start, true);
-                let (one, dispatches) = context(&mut gpu, &tensors, head_dim, start, false);
-                let what = format!("{name}: {heads}/{kv_heads} heads of {head_dim}, {rows} rows from {start} on");
-                assert!(one == three, "{what}");
-                assert_eq!(dispatches, if head_dim > 256 { 3 } else { 1 }, "{what}");
+                // No window, one key, some, more than there are.
+                for window in [None, Some(1), Some(37), Some(9000)] {
+                    let (three, _) = context(&mut gpu, &tensors, head_dim, start, window, true);
+                    let (one, dispatches) = context(&mut gpu, &tensors, head_dim, start, window, false);
+                    let what = format!(
+                        "{name}: {heads}/{kv_heads} heads of {head_dim}, {rows} rows from {start} on, {window:?}"
+                    );
+                    assert!(one == three, "{what}");
+                    assert_eq!(dispatches, if head_dim > 256 { 3 } else { 1 }, "{what}");
+                }
             }
         }
     }
@@ -66,14 +73,15 @@ fn scores_that_nobody_looks_at_take_no_memory() {
     let cache = gpu.upload(&values(&mut random, &[rows, head_dim])).unwrap();
     let at = |stage| At::layer(0, stage, 0);
     let mut run = |looks: bool| {
-        let scores = Op::AttnScores { q: q.clone(), k: cache.clone(), start: 0, head_dim };
+        let scores = Op::AttnScores { q: q.clone(), k: cache.clone(), start: 0, head_dim, scale: None, window: None };
         let scores = gpu.run(at(Stage::AttnScores), &scores)?;
         if looks {
             gpu.read(&scores)?;
         }
-        let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start: 0 })?;
+        let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start: 0, window: None })?;
         let v = cache.clone();
-        let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start: 0, head_dim })?;
+        let context =
+            gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start: 0, head_dim, window: None })?;
         gpu.read(&context)
     };
     assert!(run(false).unwrap().to_f32().iter().all(|x| x.is_finite()));

@@ -9,7 +9,9 @@ use super::common::*;
 
 use safetensors::{Dtype, SafeTensors};
 use twinscope::gguf::Gguf;
-use twinscope::op::{HostTensor, LayerLayout, Op, OpKind, Rotation, STAGES, Scope, Site, Stage, StageInfo, Weight};
+use twinscope::op::{
+    GateActivation, HostTensor, LayerLayout, Op, OpKind, Rotation, STAGES, Scope, Site, Stage, StageInfo, Weight,
+};
 
 const LAYERS: usize = 4;
 const HEAD_DIM: usize = 64;
@@ -91,20 +93,23 @@ impl Model {
         let weight = || weight.as_ref().unwrap();
         let (start, head_dim) = (0, HEAD_DIM);
         match row.op {
-            OpKind::Embed => Op::Embed { table: weight(), tokens: &golden.tokens },
+            OpKind::Embed => Op::Embed { table: weight(), tokens: &golden.tokens, scale: 1.0 },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: self.eps },
             OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
             OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: Rotation::neox(self.rope_base) },
-            OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
-            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
+            OpKind::AttnScores => {
+                Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: None, window: None }
+            }
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None },
+            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: USED },
             OpKind::RouterWeights => Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true },
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
-            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },
+            OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
         }

@@ -7,7 +7,7 @@ use super::common::*;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions, GpuTensor, WeightLayout};
 use twinscope::backend::{Backend, Need};
 use twinscope::model::{LogitRows, Model, Session, forward};
-use twinscope::op::{GgmlType, HostTensor, Op, OpKind, Rotation, Weight};
+use twinscope::op::{GateActivation, GgmlType, HostTensor, Op, OpKind, Rotation, Weight};
 
 /// One multiplication and one rounding of the weight's own on top of the sum's additions.
 fn matmul_bound(gpu: &GpuBackend, op: OpKind, n: usize, magnitudes: &[f64]) -> impl Fn(usize) -> f64 {
@@ -122,7 +122,7 @@ fn a_weight_in_pieces_gives_the_same_bits() {
                 for op in [
                     Op::MatMul { x: &x, weight: &matrix },
                     Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack },
-                    Op::Embed { table: &matrix, tokens: &tokens },
+                    Op::Embed { table: &matrix, tokens: &tokens, scale: 1.0 },
                 ] {
                     let what = format!("{ty}, {rows} rows a piece, {positions} positions, {:?}", op.kind());
                     assert_eq!(run(&mut cut, &op), run(&mut whole, &op), "{what}");
@@ -166,7 +166,7 @@ fn streamed_weights_give_the_same_bits() {
                     for op in [
                         Op::MatMul { x: &x, weight: &matrix },
                         Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack },
-                        Op::Embed { table: &matrix, tokens: &tokens },
+                        Op::Embed { table: &matrix, tokens: &tokens, scale: 1.0 },
                     ] {
                         let what = format!("{set}: {ty}, {positions} positions, {:?}", op.kind());
                         let [got, want] = [&mut streamed, &mut whole].map(|gpu| bits(&run(gpu, &op)));
@@ -302,7 +302,7 @@ fn attention() {
     let mut r = Random::new(7);
     for (q, cache, start, head_dim) in attention_cases(&mut r) {
         let what = format!("q {:?}, cache {:?}, from {start}", q.shape, cache.shape);
-        let op = Op::AttnScores { q: &q, k: &cache, start, head_dim };
+        let op = Op::AttnScores { q: &q, k: &cache, start, head_dim, scale: None, window: None };
         let scores = run(&mut gpu, &op);
         let magnitudes = magnitude(&op);
         // A product, the sum, the scale and its own rounding.
@@ -310,7 +310,7 @@ fn attention() {
         within(&format!("scores, {what}"), &scores, &exact(&op), |i| factor * magnitudes[i]);
 
         let seen = scores.cols();
-        let op = Op::AttnProbs { scores: &scores, start };
+        let op = Op::AttnProbs { scores: &scores, start, window: None };
         let probs = run(&mut gpu, &op);
         let want = exact(&op);
         let contract = gpu.contract(OpKind::AttnProbs);
@@ -326,7 +326,7 @@ fn attention() {
         };
         within(&format!("probs, {what}"), &probs, &want, bound);
 
-        let op = Op::AttnContext { probs: &probs, v: &cache, start, head_dim };
+        let op = Op::AttnContext { probs: &probs, v: &cache, start, head_dim, window: None };
         let magnitudes = magnitude(&op);
         let factor = gamma(gpu.contract(OpKind::AttnContext).order.depth(seen) as f64 + 1.0);
         let floor = f64::from(f32::MIN_POSITIVE) * seen as f64 * 100.0; // products below 2^-126 may be 0
@@ -343,7 +343,7 @@ fn elementwise_and_combine() {
         let op = Op::Add { a: &a, b: &b };
         let want = exact(&op);
         within("add", &run(&mut gpu, &op), &want, |i| U * want[i].abs());
-        let op = Op::SwiGlu { gate: &a, up: &b };
+        let op = Op::SwiGlu { gate: &a, up: &b, activation: GateActivation::Silu };
         let contract = gpu.contract(OpKind::SwiGlu);
         let (want, gate) = (exact(&op), a.to_f64());
         let bound = |i: usize| {
@@ -433,16 +433,18 @@ fn nan_never_vanishes() {
             }
         }
         let clean = r.tensor(&[positions, 256]);
-        for op in
-            [Op::SwiGlu { gate: &x, up: &clean }, Op::SwiGlu { gate: &clean, up: &x }, Op::Add { a: &clean, b: &x }]
-        {
+        for op in [
+            Op::SwiGlu { gate: &x, up: &clean, activation: GateActivation::Silu },
+            Op::SwiGlu { gate: &clean, up: &x, activation: GateActivation::Silu },
+            Op::Add { a: &clean, b: &x },
+        ] {
             let got = run(&mut gpu, &op).to_f32();
             assert!(got.iter().enumerate().all(|(i, v)| v.is_nan() == (i == 256 + 9)), "{:?}", op.kind());
         }
     }
     // Position 2 of head 1 attends to a NaN score; a later one that it must not see changes nothing.
     let scores = poisoned(&poisoned(&r.tensor(&[2, 4, 4]), 16 + 2 * 4 + 1), 16 + 4 + 3);
-    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0 }).to_f32();
+    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0, window: None }).to_f32();
     for (i, v) in got.iter().enumerate() {
         let seen = i % 4 <= i / 4 % 4;
         assert_eq!(v.is_nan(), i / 4 == 6 && seen, "[{i}] is {v}");
@@ -450,7 +452,7 @@ fn nan_never_vanishes() {
     // A NaN in the cache past the end of what is seen changes nothing.
     let q = r.tensor(&[1, 64]);
     let cache = poisoned(&r.tensor(&[5, 64]), 3 * 64);
-    let got = run(&mut gpu, &Op::AttnScores { q: &q, k: &cache, start: 2, head_dim: 64 });
+    let got = run(&mut gpu, &Op::AttnScores { q: &q, k: &cache, start: 2, head_dim: 64, scale: None, window: None });
     assert!(got.to_f32().iter().all(|v| v.is_finite()));
 }
 

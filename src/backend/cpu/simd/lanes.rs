@@ -239,6 +239,25 @@ macro_rules! lane_kernels {
             }
         }
 
+        /// See [`scalar::geglu`](crate::backend::cpu::scalar::geglu).
+        #[$features]
+        pub fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+            use crate::backend::cpu::scalar;
+            let f = |g: V, up: V| {
+                let cube = mul(mul(g, g), g);
+                let twice = mul(splat(scalar::GELU_SCALE), add(g, mul(splat(scalar::GELU_CUBE), cube)));
+                mul(div(g, add(splat(1.0), exp(sub(splat(0.0), twice)))), up)
+            };
+            let ((gates, gate), (ups, up)) = (gate.as_chunks::<16>(), up.as_chunks::<16>());
+            let (outs, out) = out.as_chunks_mut::<16>();
+            for ((out, gate), up) in outs.iter_mut().zip(gates).zip(ups) {
+                store(out, f(load(gate), load(up)));
+            }
+            if !out.is_empty() {
+                store_tail(out, f(load_tail(gate), load_tail(up)));
+            }
+        }
+
         /// See [`scalar::multiply_add`](crate::backend::cpu::scalar::multiply_add), in as many sums as a tile has: enough to
         /// keep two units of latency 4 to 6 busy.
         #[$features]

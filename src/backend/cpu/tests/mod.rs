@@ -2,7 +2,7 @@
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
 use super::*;
-use crate::op::{Data, GgmlType, Rotation, Site, Stage};
+use crate::op::{Data, GateActivation, GgmlType, Rotation, Site, Stage};
 
 const AT: At = At { site: Site { layer: Some(3), stage: Stage::QProj }, start: 0 };
 const U: f64 = 5.960464477539063e-8; // 2^-24
@@ -157,7 +157,7 @@ fn norm_swiglu_and_combine(mut b: CpuBackend) {
 
     let (gate, up_v) = (values(8, 50).iter().map(|x| x * 20.0).collect::<Vec<_>>(), values(9, 50));
     let (g, u) = (up(&mut b, &[5, 10], &gate), up(&mut b, &[5, 10], &up_v));
-    let act = b.run(AT, &Op::SwiGlu { gate: g, up: u }).unwrap();
+    let act = b.run(AT, &Op::SwiGlu { gate: g, up: u, activation: GateActivation::Silu }).unwrap();
     for (i, y) in f32s(&mut b, &act).iter().enumerate() {
         let g = gate[i] as f64;
         let exact = g / (1.0 + (-g).exp()) * up_v[i] as f64;
@@ -198,9 +198,10 @@ fn attention(mut b: CpuBackend, start: usize, t: usize) {
     };
     let (k_t, v_t) = (cache(&mut b, &k), cache(&mut b, &v));
     let q_t = up(&mut b, &[t, heads * d], &q);
-    let scores = b.run(AT, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d }).unwrap();
-    let probs = b.run(AT, &Op::AttnProbs { scores: scores.clone(), start }).unwrap();
-    let context = b.run(AT, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d }).unwrap();
+    let scores = b.run(AT, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d, scale: None, window: None }).unwrap();
+    let probs = b.run(AT, &Op::AttnProbs { scores: scores.clone(), start, window: None }).unwrap();
+    let context =
+        b.run(AT, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d, window: None }).unwrap();
     assert_eq!(b.shape(&scores), [heads, t, seen]);
     assert_eq!(b.shape(&context), [t, heads * d]);
     let (scores, probs, context) = (f32s(&mut b, &scores), f32s(&mut b, &probs), f32s(&mut b, &context));
@@ -274,13 +275,13 @@ fn embedding_rows_and_moves() {
     let mut b = scalar();
     let v = values(15, 4 * 6);
     let table = weight("token_embd.weight", [6, 4, 1], &v);
-    let e = b.run(AT, &Op::Embed { table: &table, tokens: &[3, 0] }).unwrap();
+    let e = b.run(AT, &Op::Embed { table: &table, tokens: &[3, 0], scale: 1.0 }).unwrap();
     assert_eq!(f32s(&mut b, &e), [&v[18..24], &v[..6]].concat());
     let last = b.run(AT, &Op::Rows { x: e.clone(), start: 1, rows: 1 }).unwrap();
     assert_eq!(f32s(&mut b, &last), v[..6]);
     let sum = b.run(AT, &Op::Add { a: e.clone(), b: e.clone() }).unwrap();
     assert_eq!(f32s(&mut b, &sum)[0], v[18] * 2.0);
-    let m = message(b.run(AT, &Op::Embed { table: &table, tokens: &[1, 4] }));
+    let m = message(b.run(AT, &Op::Embed { table: &table, tokens: &[1, 4], scale: 1.0 }));
     assert_eq!(m, "layer 3 · q_proj (Embed): tokens[1] is 4 where one of the 4 rows of token_embd.weight was expected");
 }
 

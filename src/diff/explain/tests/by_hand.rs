@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::op::{GgmlType, Rotation};
+use crate::op::{GateActivation, GgmlType, Rotation};
 
 /// The stage's operation on changed operands.
 pub(super) fn of(op: Op<'_, &HostTensor>) -> HostTensor {
@@ -117,8 +117,8 @@ fn experts() {
 
     let site = Site::layer(3, Stage::ExpertAct);
     let op = w.op(site);
-    let Op::SwiGlu { gate, up } = &op else { unreachable!() };
-    explained(&w, site, &of(Op::SwiGlu { gate: up, up: gate }), "gate-up", "swapped");
+    let Op::SwiGlu { gate, up, .. } = &op else { unreachable!() };
+    explained(&w, site, &of(Op::SwiGlu { gate: up, up: gate, activation: GateActivation::Silu }), "gate-up", "swapped");
 
     let site = Site::layer(3, Stage::MoeOut);
     let op = w.op(site);
@@ -186,7 +186,7 @@ fn attention() {
 
     let site = Site::layer(1, Stage::AttnProbs);
     let rows = scores(|h| h / 4, 1);
-    let seen = Op::AttnProbs { scores: Rc::new(rows.clone()), start: 0 };
+    let seen = Op::AttnProbs { scores: Rc::new(rows.clone()), start: 0, window: None };
     let mut shown = vec![0.0; rows.len()];
     for (i, row) in rows.to_f64().chunks_exact(t).enumerate() {
         let n = (i % t + 2).min(t);
@@ -207,12 +207,12 @@ fn caches() {
     let (s, start) = (v.shape[0], v.shape[0] - 1);
     let last: Vec<f32> = probs.to_f32().chunks_exact(s * s).flat_map(|head| head[start * s..].to_vec()).collect();
     let last = Rc::new(HostTensor::f32(&[8, 1, s], last));
-    let step = Op::AttnContext { probs: last.clone(), v: v.clone(), start, head_dim: 64 };
+    let step = Op::AttnContext { probs: last.clone(), v: v.clone(), start, head_dim: 64, window: None };
     let stale = |change: &dyn Fn(&mut [f32])| {
         let mut rows = v.to_f32();
         change(&mut rows);
         let v = HostTensor::f32(&v.shape, rows);
-        of(Op::AttnContext { probs: &last, v: &v, start, head_dim: 64 })
+        of(Op::AttnContext { probs: &last, v: &v, start, head_dim: 64, window: None })
     };
     type Change<'a> = &'a dyn Fn(&mut [f32]);
     let cases: [(&str, Change<'_>); 3] = [
@@ -332,7 +332,7 @@ fn misread(w: &World, site: Site, ty: GgmlType, edit: impl Fn(&mut [u8])) -> Hos
     match &op {
         Op::MatMul { x, .. } => of(Op::MatMul { x, weight: &other }),
         Op::ExpertMatMul { x, ids, .. } => of(Op::ExpertMatMul { x, ids, weight: &other }),
-        Op::Embed { tokens, .. } => of(Op::Embed { table: &other, tokens }),
+        Op::Embed { tokens, .. } => of(Op::Embed { table: &other, tokens, scale: 1.0 }),
         _ => unreachable!("it reads a weight"),
     }
 }
@@ -376,5 +376,5 @@ fn weights_misread() {
     let embedding = Site::model(Stage::Embedding);
     let next: Vec<u32> = w.tokens.iter().map(|t| t + 1).collect();
     let Op::Embed { table, .. } = w.op(embedding) else { unreachable!() };
-    explained(&w, embedding, &of(Op::Embed { table, tokens: &next }), "embedding-row", "the row after");
+    explained(&w, embedding, &of(Op::Embed { table, tokens: &next, scale: 1.0 }), "embedding-row", "the row after");
 }

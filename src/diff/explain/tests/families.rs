@@ -1,7 +1,8 @@
-//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, and biases.
+//! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts,
+//! and what is Gemma's.
 
 use super::*;
-use crate::op::Pairing;
+use crate::op::{GateActivation, Pairing, Yarn};
 
 /// The rotation of q in layer 1 with another rotation.
 fn turned<'w>(w: &'w World, change: impl Fn(&mut Rotation<&'w std::sync::Arc<Weight>>)) -> HostTensor {
@@ -29,6 +30,53 @@ fn rope_of_llama() {
     explained(&w, site, &turned(&w, |r| r.factors = None), "rope-scaling", "without its frequency factors");
     explained(&w, site, &turned(&w, |r| r.scale = 0.125), "rope-scaling", "linear scaling by 8 where there is none");
     explained(&w, site, &turned(&w, |r| r.pairing = Pairing::Neox), "rope-pairing", "NEOX");
+}
+
+#[test]
+fn yarn_in_parts() {
+    let tiny = ModelShape::named("tiny").unwrap();
+    let dense = FfnShape::Dense(256);
+    let w = World::synthetic(&ModelShape { ffn: dense, rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..tiny });
+    let site = Site::layer(1, Stage::QRope);
+    let with = |scale: f64, change: &dyn Fn(&mut Yarn)| {
+        turned(&w, |r| {
+            r.scale = scale;
+            r.yarn.iter_mut().for_each(change);
+        })
+    };
+    for (made, words) in [
+        (with(0.25, &|y| y.magnitude = 1.0), "without its magnitude 1.1386"),
+        (with(0.25, &|y| y.magnitude *= y.magnitude), "applied twice"),
+        (with(0.25, &|y| y.ramp = 0.0), "every pair scaled by 4, without YaRN's ramp"),
+        (with(1.0, &|_| ()), "frequencies that YaRN does not scale"),
+        (with(1.0, &|y| y.magnitude = 1.0), "no YaRN at all"),
+        (with(0.25, &|y| (y.ramp, y.magnitude) = (0.0, 1.0)), "a linear scaling by 4 for YaRN"),
+        (with(0.25, &|y| y.context = 16_384.0), "original context of 16384 for 4096"),
+        (with(0.25, &|y| (y.beta_fast, y.beta_slow) = (1.0, 32.0)), "betas 1 and 32 for 32 and 1"),
+    ] {
+        explained(&w, site, &made, "rope-scaling", words);
+    }
+    explained(&w, site, &turned(&w, |r| r.pairing = Pairing::Norm), "rope-pairing", "NORM");
+    explained(&w, site, &turned(&w, |r| r.base = 1e6), "rope-base", "base 1000000 ");
+    // Where the original context has the numbers right, a step for a ramp, or one by dimensions, is a wrong factor for some pairs.
+    let kept: Vec<f64> = w.model.config.rotation.yarn.unwrap().kept(64, 1e4).collect();
+    let half = kept.len();
+    let by = |kept: Vec<f64>| {
+        let scales = kept.iter().map(|k| 0.25 * (1.0 - k) + k).collect::<Vec<_>>();
+        let Op::Rope { x, .. } = w.op(site) else { unreachable!() };
+        let (x, cols, m) = (x.to_f64(), x.cols(), 1.0 + 0.1 * 4f64.ln());
+        let element = |i: usize| {
+            let (t, within) = (i / cols, i % cols % (2 * half));
+            let (pair, sign) = if within < half { (within, -1.0) } else { (within - half, 1.0) };
+            let partner = if within < half { i + half } else { i - half };
+            let angle = t as f64 * scales[pair] * 1e4f64.powf(-(pair as f64) / half as f64);
+            (m * (x[i] * angle.cos() + sign * x[partner] * angle.sin())) as f32
+        };
+        HostTensor::f32(&[x.len() / cols, cols], (0..x.len()).map(element).collect())
+    };
+    let e = w.explain(site, &by(kept.clone()));
+    assert_eq!(e.tried, 0, "the scales are the right ones: {e}");
+    explained(&w, site, &by(kept.iter().map(|k| 1.0 - k).collect()), "rope-scaling", "the other way");
 }
 
 #[test]
@@ -60,6 +108,99 @@ fn biases_of_qwen2() {
     let site = Site::layer(1, Stage::AttnContext);
     let Op::AttnContext { probs, start, head_dim, .. } = w.op(site) else { unreachable!() };
     let v = w.value(site, Stage::VProj);
-    let context = f32s(evaluate(&Op::AttnContext { probs: &*probs, v: &*v, start, head_dim }).unwrap());
+    let context = f32s(evaluate(&Op::AttnContext { probs: &*probs, v: &*v, start, head_dim, window: None }).unwrap());
     explained(&w, site, &context, "attention-operand", "v before its bias");
+}
+
+#[test]
+fn shared_expert_of_qwen2moe() {
+    let moe = FfnShape::Moe(Moe { experts: 8, used: 2, width: 64 });
+    let w = World::synthetic(&ModelShape { family: Family::Qwen2, ffn: moe, ..ModelShape::named("tiny").unwrap() });
+    let site = Site::layer(1, Stage::SharedOut);
+    let (down, router) = (w.value(site, Stage::SharedDown), w.value(site, Stage::SharedRouter).to_f32());
+    let cols = down.cols();
+    let with = |gate: &dyn Fn(usize) -> f32| {
+        let out = down.to_f32().iter().enumerate().map(|(i, x)| x * gate(i / cols)).collect();
+        HostTensor::f32(&down.shape, out)
+    };
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    explained(&w, site, &with(&|_| 1.0), "shared-gate", "without its gate");
+    explained(&w, site, &with(&|t| router[t]), "shared-gate", "without the sigmoid");
+    explained(&w, site, &with(&|t| router[t] * sigmoid(router[t])), "shared-gate", "silu(gate)");
+    explained(&w, site, &with(&|t| sigmoid(-router[t])), "shared-gate", "1 − sigmoid");
+    explained(&w, site, &with(&|_| sigmoid(router[0])), "shared-gate", "call's first position");
+    // The sum: without it, or with it before its gate.
+    let site = Site::layer(1, Stage::MoeSum);
+    let routed = w.value(site, Stage::MoeOut);
+    explained(&w, site, &routed, "residual", "only the residual");
+    let sum = routed.to_f32().iter().zip(down.to_f32()).map(|(a, b)| a + b).collect();
+    explained(&w, site, &HostTensor::f32(&routed.shape, sum), "residual", "shared_down added to the residual");
+    // Weights that are renormalised where they should not be.
+    let site = Site::layer(1, Stage::RouterWeights);
+    let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
+    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true }).unwrap();
+    explained(&w, site, &f32s(wrong), "renormalisation", "which this model does not do");
+}
+
+#[test]
+fn norms_of_olmoe() {
+    let moe = FfnShape::Moe(Moe { experts: 8, used: 2, width: 64 });
+    let w = World::synthetic(&ModelShape { family: Family::Olmoe, ffn: moe, ..ModelShape::named("tiny").unwrap() });
+    let site = Site::layer(1, Stage::QNorm);
+    let (x, weight) = (w.value(site, Stage::QProj), w.weight(site).f32s().collect::<Vec<f32>>());
+    let mut heads = x.to_f32();
+    for (i, head) in heads.chunks_exact_mut(64).enumerate() {
+        let scale = 1.0 / (head.iter().map(|x| x * x).sum::<f32>() / 64.0 + 1e-6).sqrt();
+        head.iter_mut().zip(&weight[i * 64 % weight.len()..]).for_each(|(x, w)| *x *= scale * w);
+    }
+    explained(
+        &w,
+        site,
+        &HostTensor::f32(&x.shape, heads),
+        "norm-group",
+        "each head's width instead of one over the row",
+    );
+}
+
+#[test]
+fn what_is_gemmas() {
+    let tiny = ModelShape::named("tiny").unwrap();
+    let (ffn, window) = (FfnShape::Dense(256), Some([4, 2]));
+    let hidden = 224; // √H is exact neither in bf16 nor in f16
+    let w = World::synthetic(&ModelShape { family: Family::Gemma3, hidden, ffn, window, tied: true, ..tiny });
+    let site = Site::model(Stage::Embedding);
+    let Op::Embed { table, tokens, scale } = w.op(site) else { unreachable!() };
+    let with = |scale: f64| f32s(evaluate(&Op::Embed { table, tokens, scale }).unwrap());
+    explained(&w, site, &with(1.0), "embedding-scale", "no scale, where the model has 14.96");
+    explained(&w, site, &with(scale * scale), "embedding-scale", "applied twice");
+    explained(&w, site, &with(half::bf16::from_f64(scale).to_f64()), "embedding-scale", "rounded to bf16, 14.9375");
+    // Layer 0 sees 4 keys, layer 1 all.
+    for (layer, wrong, words) in [
+        (0, None, "no window: every key seen, where this layer has 4"),
+        (0, Some(5), "a window of 5 keys: this layer has 4"),
+        (0, Some(3), "a window of 3 keys: this layer has 4"),
+        (1, Some(4), "a window of 4 keys"),
+    ] {
+        let site = Site::layer(layer, Stage::AttnProbs);
+        let Op::AttnProbs { scores, start, .. } = w.op(site) else { unreachable!() };
+        let wrong = f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window: wrong }).unwrap());
+        explained(&w, site, &wrong, "window", words);
+    }
+    let site = Site::layer(0, Stage::QRope);
+    let Op::Rope { x, start, head_dim, rotation } = w.op(site) else { unreachable!() };
+    let wrong = Op::Rope { x: &*x, start, head_dim, rotation: Rotation { base: 1e6, ..rotation } };
+    explained(&w, site, &f32s(evaluate(&wrong).unwrap()), "rope-base", "base 1000000 for 10000");
+    let site = Site::layer(1, Stage::FfnAct);
+    let Op::SwiGlu { gate, up, .. } = w.op(site) else { unreachable!() };
+    let wrong = Op::SwiGlu { gate: &*gate, up: &*up, activation: GateActivation::Silu };
+    explained(&w, site, &f32s(evaluate(&wrong).unwrap()), "activation", "silu for gelu");
+    let swapped = Op::SwiGlu { gate: &*up, up: &*gate, activation: GateActivation::GeluTanh };
+    explained(&w, site, &f32s(evaluate(&swapped).unwrap()), "gate-up", "gate · gelu(up)");
+    // A norm that is skipped, and a residual that takes the value before it.
+    let site = Site::layer(1, Stage::AttnPostNorm);
+    explained(&w, site, &w.value(site, Stage::AttnOut), "norm-missing", "the input itself");
+    let site = Site::layer(1, Stage::AttnResidual);
+    let (x, out) = (w.value(site, Stage::LayerOut), w.value(site, Stage::AttnOut));
+    let sum = x.to_f32().iter().zip(out.to_f32()).map(|(a, b)| a + b).collect();
+    explained(&w, site, &HostTensor::f32(&x.shape, sum), "residual", "attn_out added to the residual");
 }

@@ -12,10 +12,13 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::*;
 use crate::backend::Order;
-use crate::backend::oracle::evaluate;
+use crate::backend::oracle::{OracleBackend, evaluate};
 use crate::formula::floor::floor_of;
-use crate::model::{Ffn, Model, MoeWeights};
-use crate::op::{Rotation, Weight};
+use crate::gguf::Gguf;
+use crate::model::{Ffn, LogitRows, Model, MoeWeights, Session, forward};
+use crate::op::{At, Rotation, Weight};
+use crate::synth::{Family, FfnShape, Mix, ModelShape, Moe, Plan};
+use crate::trace::{StageObserver, Traced};
 
 /// A correct GPU's contract, more or less.
 const CONTRACT: Contract = Contract::wgsl_f32(Order::Lanes { lanes: 8 });
@@ -65,6 +68,29 @@ impl World {
         Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
     }
 
+    /// A model of random weights, and its stages as the oracle makes them.
+    fn synthetic(shape: &ModelShape) -> Self {
+        struct Stages(Values);
+        impl StageObserver for Stages {
+            fn wants(&self, _: Site) -> bool {
+                true
+            }
+            fn observe(&mut self, At { site, .. }: At, values: HostTensor) -> Result<()> {
+                let values = if site.stage.is_ids() { values } else { f32s(values) };
+                self.0.insert(site.key(), Rc::new(values));
+                Ok(())
+            }
+        }
+        let bytes = Plan::new("synthetic", shape, &Mix::from_name("Q8_0").unwrap(), 1).unwrap().to_bytes().unwrap();
+        let model = Model::from_gguf(Gguf::from_bytes("synthetic", std::sync::Arc::new(bytes)).unwrap()).unwrap();
+        let tokens = vec![5, 17, 93, 17, 60, 0, 88];
+        let mut traced = Traced::new(OracleBackend::new(), Stages(Values::new()));
+        let mut session = Session::new(&mut traced, &model.config, tokens.len()).unwrap();
+        forward(&mut traced, &model, &mut session, &tokens, LogitRows::All).unwrap();
+        let values = traced.finish().unwrap().1.0;
+        Self { model, tokens, values }
+    }
+
     fn value(&self, site: Site, stage: Stage) -> Rc<HostTensor> {
         let key = match (stage, site.layer) {
             (Stage::LayerOut, Some(0)) => "embedding".into(),
@@ -83,8 +109,8 @@ impl World {
         }
     }
 
-    fn rotation(&self) -> Rotation<&std::sync::Arc<Weight>> {
-        self.model.config.rotation.with_factors(self.model.weights.rope_freqs.as_ref())
+    fn rotation(&self, layer: usize) -> Rotation<&std::sync::Arc<Weight>> {
+        self.model.config.rotation_of(layer).with_factors(self.model.weights.rope_freqs.as_ref())
     }
 
     fn weight(&self, site: Site) -> &std::sync::Arc<Weight> {
@@ -111,10 +137,13 @@ impl World {
             Stage::KNorm => &l.qk_norm.as_ref().unwrap().k,
             Stage::AttnOut => &l.attn_output,
             Stage::FfnNorm => &l.ffn_norm,
+            Stage::AttnPostNorm => &l.post_norms.as_ref().unwrap().attn,
+            Stage::FfnPostNorm => &l.post_norms.as_ref().unwrap().ffn,
             Stage::RouterLogits => &moe().router,
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
             Stage::ExpertDown => &moe().down,
+            Stage::SharedDown => &moe().shared.as_ref().unwrap().down,
             stage => panic!("{stage} has no weight"),
         }
     }
@@ -126,21 +155,29 @@ impl World {
         let inputs: Vec<Stage> = site.stage.inputs(c.layout()).collect();
         let input = |n: usize| self.value(site, inputs[n]);
         let (start, head_dim) = (0, c.head_dim);
+        let layer = site.layer.unwrap_or(0) as usize;
+        let window = c.window_of(layer);
         match row.op {
-            OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens },
+            OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens, scale: c.embedding_scale },
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps },
             OpKind::Bias => Op::Bias { x: input(0), weight: self.weight(site) },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
-            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation() },
-            OpKind::AttnScores => Op::AttnScores { q: input(0), k: input(1), start, head_dim },
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start },
-            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim },
+            OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation(layer) },
+            OpKind::AttnScores => {
+                Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: c.attention_scale, window }
+            }
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window },
+            OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: 2 },
-            OpKind::RouterWeights => Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
+            OpKind::RouterWeights => {
+                let renormalise = c.moe.as_ref().unwrap().renormalise;
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise }
+            }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
-            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1) },
+            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: c.architecture.activation },
+            OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
         }

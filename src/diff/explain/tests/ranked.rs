@@ -281,11 +281,19 @@ fn sums_and_tables_that_read_elsewhere() {
     let site = Site::model(Stage::Embedding);
     let Op::Embed { table, .. } = w.op(site) else { unreachable!() };
     let tokens: Vec<u32> = vec![5, 1500, 30, 1023, 1024, 700];
-    let op = Op::Embed { table, tokens: &tokens };
+    let op = Op::Embed { table, tokens: &tokens, scale: 1.0 };
     let wrapped: Vec<u32> = tokens.iter().map(|t| t % 1024).collect();
-    named(&w, site, &op, &of(Op::Embed { table, tokens: &wrapped }), "wrapped", "tokens modulo 1024", &[]);
+    named(&w, site, &op, &of(Op::Embed { table, tokens: &wrapped, scale: 1.0 }), "wrapped", "tokens modulo 1024", &[]);
     let exchanged = [5, 1500, 1023, 30, 1024, 700];
-    named(&w, site, &op, &of(Op::Embed { table, tokens: &exchanged }), "misplaced", "rows 2 and 3 exchanged", &[]);
+    named(
+        &w,
+        site,
+        &op,
+        &of(Op::Embed { table, tokens: &exchanged, scale: 1.0 }),
+        "misplaced",
+        "rows 2 and 3 exchanged",
+        &[],
+    );
 }
 
 /// Of blocks whose scale is a subnormal half.

@@ -5,6 +5,7 @@ use super::*;
 #[test]
 fn names_of_nodes_and_modules() {
     let sizes = ModelSizes {
+        post_norms: false,
         heads: Some(4),
         kv_heads: Some(2),
         head_dim: Some(16),

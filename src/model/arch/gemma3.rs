@@ -1,0 +1,24 @@
+//! `gemma3`: Gemma 3, its text model.
+
+use super::{Architecture, Occurs, QkNorms, WindowRule};
+use crate::op::{GateActivation, Pairing};
+
+/// The embedding times √H; norms before and after attention and FFN, of which the file's weights have the 1 of `1 + w` in them; five layers
+/// with a window and a rope base of their own to one without; q·k by 1/√D, but in the model of 62 layers (27B). As llama.cpp's `gemma3.cpp`.
+pub static GEMMA3: Architecture = Architecture {
+    name: "gemma3",
+    pairing: Pairing::Neox,
+    qk_norm: QkNorms::Heads,
+    qkv_bias: Occurs::Never,
+    experts: Occurs::Never,
+    expert_width: false,
+    renormalise: true,
+    shared_expert: false,
+    activation: GateActivation::GeluTanh,
+    scaled_embedding: true,
+    post_norms: true,
+    windows: Some(WindowRule { period: 6, rope_base: 10_000.0, scaled_by_hidden: Some(62) }),
+    rope_base: 1_000_000.0,
+    rope_freqs: false,
+    temperature: false,
+};

@@ -1,0 +1,23 @@
+//! `olmoe`: OLMoE, with experts in every layer.
+
+use super::{Architecture, Occurs, QkNorms};
+use crate::op::{GateActivation, Pairing};
+
+/// q and k are normalised over their whole rows, not head by head; the weights of the chosen experts are not divided by their sum.
+pub static OLMOE: Architecture = Architecture {
+    name: "olmoe",
+    pairing: Pairing::Neox,
+    qk_norm: QkNorms::Row,
+    qkv_bias: Occurs::Never,
+    experts: Occurs::Always,
+    expert_width: false,
+    renormalise: false,
+    shared_expert: false,
+    activation: GateActivation::Silu,
+    scaled_embedding: false,
+    post_norms: false,
+    windows: None,
+    rope_base: 10_000.0,
+    rope_freqs: false,
+    temperature: false,
+};
