@@ -74,7 +74,7 @@ impl Rope<'_> {
     fn stretched(&self, pair: usize) -> f64 {
         let Some(yarn) = self.yarn else { return self.scale };
         let kept = yarn.kept(self.head_dim, self.base).nth(pair).unwrap_or(0.0);
-        self.scale * (1.0 - kept) + kept
+        1.0 - (1.0 - self.scale) * (1.0 - kept)
     }
 
     /// What cosine and sine are multiplied by.

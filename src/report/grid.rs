@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::diff::measure::metrics::Mismatch;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
-use crate::op::{STAGES, Scope};
+use crate::op::{LayerLayout, STAGES, Scope};
 
 /// What a cell shows, in ascending order of weight.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +104,12 @@ impl Grid {
             *cell = Cell::of(s).max(*cell);
         }
         let cell = |layer, column| worst.get(&(layer, column)).copied().unwrap_or(Cell::Absent);
-        let all = columns(false);
+        // What only some models have is shown where it is there.
+        let usual = |column: &str| {
+            STAGES.iter().any(|s| s.column == column && s.scope.occurs(LayerLayout::QWEN3MOE))
+                || worst.keys().any(|(layer, named)| layer.is_some() && *named == column)
+        };
+        let all: Vec<&str> = columns(false).into_iter().filter(|column| usual(column)).collect();
         let layers: BTreeSet<u32> = c.stages.iter().filter_map(|s| s.site.layer).collect();
         let mut rows: Vec<GridRow> = Vec::new();
         for n in layers {

@@ -82,7 +82,6 @@ fn names_of_nodes_and_modules() {
         ("model.rotary_emb", "angles"),
         ("model.layers.2.mlp.act_fn", "not yet multiplied by up"),
         ("model.layers.2.mlp.experts.3.up_proj", "tokens that chose this expert"),
-        ("model.layers.2.mlp.shared_expert", "every token uses"),
         ("model.layers.2.mlp.experts.0", "tokens that chose this expert"),
         ("model.layers.2.block_sparse_moe.experts.3.w1", "tokens that chose this expert"),
     ] {
@@ -134,8 +133,6 @@ fn every_module_of_transformers_is_known() {
         "mlp.experts.0",
         "mlp.experts.11.act_fn",
         "block_sparse_moe.experts.0.w2",
-        "mlp.shared_expert",
-        "mlp.shared_expert_gate",
     ];
     let sizes = ModelSizes { moe: Some(true), ..ModelSizes::default() };
     let read = |label: &str| Name::of(label).readings(NodeKind::default(), &sizes);
