@@ -403,7 +403,8 @@ fn command_line_refuses_what_it_cannot_make() {
         (&["--pure", "Q8_K"], "expected one of F32, F16, Q4_0"),
         (&["--shape", "huge"], "tiny, demo, qwen3-30b-a3b, qwen3-235b-a22b"),
         (&["--dense", "64", "--experts", "4"], "--dense"),
-        (&["--family", "qwen2"], "--family qwen2: expected --dense, found experts"),
+        (&["--family", "gemma3"], "--family gemma3: expected --dense, found experts"),
+        (&["--family", "olmoe", "--dense", "64"], "--family olmoe: expected experts, found --dense"),
         (&["--family", "gpt2"], "qwen3, llama, qwen2"),
     ] {
         let (code, stderr) = synth(&[&[out], args].concat());
