@@ -24,6 +24,8 @@ pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mu
 pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
 /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
 pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]);
+/// See [`scalar::attn_context`].
+type AttnContext = unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]);
 
 /// The functions that read blocks of one type.
 #[derive(Clone, Copy)]
@@ -42,7 +44,7 @@ pub(super) struct Kernels {
     panel: Panel,
     rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
-    attn_context: unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]),
+    attn_context: AttnContext,
     swiglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
     geglu: unsafe fn(gate: &[f32], up: &[f32], out: &mut [f32]),
     multiply_add: unsafe fn(rounds: usize) -> (f32, usize),
