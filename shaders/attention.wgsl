@@ -77,7 +77,9 @@ fn main(
         let end = min(first + KEPT, keys);
         for (var s = first + lane; s < end; s += THREADS) {
             if !kept {
-                row[s - first] = exp_f32(score(q_at, kv_head, first_key + s) - largest);
+                // Rounded in between, as where they are kept.
+                row[s - first] = score(q_at, kv_head, first_key + s);
+                row[s - first] = exp_f32(row[s - first] - largest);
             }
             row[s - first] = row[s - first] / sum;
         }

@@ -27,7 +27,12 @@ pub struct SlidingWindow {
 pub(super) fn window(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<SlidingWindow>> {
     let Some(rule) = architecture.windows else { return Ok(None) };
     let seen = match keys.count("attention.sliding_window")? {
-        0 => return Ok(None),
+        0 => {
+            // What says more of a window that is not there changes nothing.
+            keys.size_opt("attention.sliding_window_pattern")?;
+            keys.positive_opt("rope.freq_base_swa")?;
+            return Ok(None);
+        }
         seen => seen,
     };
     let period = keys.size_or("attention.sliding_window_pattern", || Ok(rule.period))?;
@@ -62,7 +67,7 @@ fn yarn(keys: &Keys<'_>, factor: f64) -> Result<Yarn> {
     let context = keys.size_or("rope.scaling.original_context_length", || keys.size("context_length"))? as f64;
     // 1 + m·0.1·ln factor, of which llama.cpp takes the ratio for m = 1 and m = `yarn_log_multiplier`, where a file has that.
     let stretch = |m: f64| if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * m * factor.ln() };
-    let less = keys.positive_opt("rope.scaling.yarn_log_multiplier")?.map_or(1.0, |m| stretch(m.into()));
+    let less = keys.positive_or_off("rope.scaling.yarn_log_multiplier")?.map_or(1.0, |m| stretch(m.into()));
     let magnitude = stretch(1.0) / less;
     // transformers takes this in place of its own number, llama.cpp takes its own: a model is certain where they are equal.
     if let Some(stated) = keys.positive_opt("rope.scaling.yarn_attn_factor")?

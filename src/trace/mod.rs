@@ -45,6 +45,8 @@ pub fn positions_in(stage: Stage, values: &HostTensor) -> usize {
 const LAG: u64 = 24;
 /// Bytes that may be under way to the host.
 const IN_FLIGHT: usize = 64 << 20;
+/// More operations than a backend keeps waiting for others to join them: those of two layers.
+const PATIENT_LAG: u64 = 64;
 
 /// A backend that shows an observer what another backend makes, and changes nothing.
 pub struct Traced<B: Backend, O: StageObserver> {
@@ -54,6 +56,9 @@ pub struct Traced<B: Backend, O: StageObserver> {
     bytes: usize,
     /// Operations run so far.
     clock: u64,
+    /// Operations that may run before a value is taken, and bytes that may be under way.
+    lag: u64,
+    in_flight: usize,
 }
 
 struct UnderWay {
@@ -67,7 +72,13 @@ impl<B: Backend, O: StageObserver> Traced<B, O> {
     /// `inner`, with `observer` looking.
     pub fn new(inner: B, observer: O) -> Self {
         let (under_way, bytes, clock) = (VecDeque::new(), 0, 0);
-        Self { inner, observer, under_way, bytes, clock }
+        Self { inner, observer, under_way, bytes, clock, lag: LAG, in_flight: IN_FLIGHT }
+    }
+
+    /// As [`Traced::new`], but takes values late enough that no backend has to run an operation sooner because somebody looks at its result,
+    /// however many bytes that holds: what runs is what would run if nobody looked.
+    pub fn patient(inner: B, observer: O) -> Self {
+        Self { lag: PATIENT_LAG, in_flight: usize::MAX, ..Self::new(inner, observer) }
     }
 
     /// Tells the observer everything that is still under way, then gives both back.
@@ -109,7 +120,7 @@ impl<B: Backend, O: StageObserver> Backend for Traced<B, O> {
         if op.makes_stage() && self.observer.wants(at.site) {
             // 8 bytes an element is the most there is; what counts is that the queue has a bound.
             let bytes = self.inner.shape(&result).iter().product::<usize>().saturating_mul(8);
-            while self.bytes.saturating_add(bytes) > IN_FLIGHT
+            while self.bytes.saturating_add(bytes) > self.in_flight
                 && let Some(next) = self.under_way.pop_front()
             {
                 self.deliver(next)?;
@@ -118,7 +129,7 @@ impl<B: Backend, O: StageObserver> Backend for Traced<B, O> {
             self.bytes += bytes;
             self.under_way.push_back(UnderWay { at, ticket, bytes, made_at: self.clock });
         }
-        while let Some(next) = self.under_way.pop_front_if(|u| u.made_at + LAG <= self.clock) {
+        while let Some(next) = self.under_way.pop_front_if(|u| u.made_at + self.lag <= self.clock) {
             self.deliver(next)?;
         }
         Ok(result)

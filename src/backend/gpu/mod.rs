@@ -420,6 +420,9 @@ impl Backend for GpuBackend {
             return Ok(ticket);
         }
         self.run_waiting()?;
+        if tensor.0.memory.get().is_none() {
+            return Err(Error::cannot_run("a value was asked for whose operation has failed"));
+        }
         let ticket = self.readback.ticket();
         self.readback.fetch(&mut self.device, ticket, tensor)?;
         Ok(ticket)

@@ -151,6 +151,10 @@ impl GpuBackend {
     /// Runs `op` and returns its result: now, or with what follows (see [`fuse`]).
     pub(super) fn run_op(&mut self, site: Site, op: &Op<'_, GpuTensor>) -> Result<GpuTensor> {
         let shape = &op.check(site, GpuTensor::operand)?[..];
+        let failed = |t: &GpuTensor| t.0.memory.get().is_none() && !self.waiting.iter().any(|w| w.result.same(t));
+        if op.inputs().into_iter().any(failed) {
+            return Err(Error::cannot_run(format!("{site}: an operand's operation has failed")));
+        }
         let result = match op {
             Op::Store { cache, x, .. } if cache.same(x) => {
                 return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
@@ -190,11 +194,13 @@ impl GpuBackend {
     /// Runs the operations that wait.
     pub(super) fn run_waiting(&mut self) -> Result<()> {
         let all = std::mem::take(&mut self.waiting);
+        // Handles of those who look, until it is decided what runs; gone with an error, as what they would copy is.
+        let asked = std::mem::take(&mut self.asked);
         let stores = |store: usize| self.in_cache(&all[store].op.share()).is_some();
         for launch in fuse::launches(&all, stores) {
             self.run_launch(&all, &launch)?;
         }
-        for (ticket, tensor) in std::mem::take(&mut self.asked) {
+        for (ticket, tensor) in asked {
             self.readback.fetch(&mut self.device, ticket, &tensor)?;
         }
         Ok(())

@@ -111,7 +111,10 @@ impl Readback {
             return Ok(values);
         }
         let copy = self.copies.remove(&ticket.0).ok_or_else(|| {
-            Error::cannot_run(format!("ticket {} was taken already or is another backend's", ticket.0))
+            Error::cannot_run(format!(
+                "ticket {} was taken already, is another backend's, or its operation has failed",
+                ticket.0
+            ))
         })?;
         while self.order.front().is_some_and(|t| !self.copies.contains_key(t)) {
             self.order.pop_front();

@@ -214,7 +214,14 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     comparison.notes.extend(inferred);
     if options.force_routing {
         let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;
-        comparison.notes.push(vanished(&own, &comparison));
+        match only_fused(&own) {
+            // Of the subject's own run, which is what tells it.
+            true => comparison = own,
+            false => {
+                comparison.notes.push(vanished(&own, &comparison));
+                comparison.production = comparison.production.or(own.production);
+            }
+        }
     }
     if let Some(stages) = &args.require {
         comparison.require(required(stages, (model.config.layers, model.config.layout()))?);

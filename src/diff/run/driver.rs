@@ -118,10 +118,19 @@ pub fn diff_telling(
     options: &DiffOptions,
     progress: &mut dyn FnMut(DiffProgress),
 ) -> Result<Comparison> {
-    let (comparison, watched) = compare(model, &mut sides, options, progress)?;
+    let (mut comparison, watched) = compare(model, &mut sides, options, progress)?;
     match watched {
         Some(watched) => production::hold(model, sides, options, progress, comparison, &watched),
-        None => Ok(comparison),
+        None => {
+            if options.production && !sides.subject.fused().is_empty() {
+                let name = sides.subject.info().backend;
+                comparison.notes.push(format!(
+                    "{name}'s kernels of several stages, which run while nobody looks, were not held against this: that takes a run of which \
+                     everything is looked at"
+                ));
+            }
+            Ok(comparison)
+        }
     }
 }
 

@@ -39,27 +39,34 @@ pub(super) fn hold(
     }
     let (prompt, decoded) = watched.tokens.split_at(options.tokens.len());
     let calls = Calls { prompt, chunk: options.chunk, decode: decoded.len(), forced: decoded };
-    let unwatched = logit_bits(sides.subject, model, calls)?;
     let (positions, name) = (watched.logits.len(), sides.subject.info().backend);
-    let differing = watched.logits.iter().zip(&unwatched).filter(|(a, b)| a != b).count();
     let kernels: Vec<&'static str> = fused.iter().map(|kernel| kernel.name).collect();
-    let said = |comparison: &mut Comparison, verdict: ProductionVerdict, words: String| {
+    let said = |comparison: &mut Comparison, verdict: ProductionVerdict, differing: usize, words: String| {
         comparison.notes.push(words);
         comparison.production = Some(Production { kernels: kernels.clone(), positions, differing, verdict });
     };
+    // What was found so far stands, whatever becomes of the rest.
+    let unwatched = match logit_bits(sides.subject, model, calls) {
+        Ok(bits) => bits,
+        Err(e) => {
+            let words = format!("{name} could not be run once more while nobody looks: {e}");
+            said(&mut looked_at, ProductionVerdict::NotJudged, 0, words);
+            return Ok(looked_at);
+        }
+    };
+    let differing = watched.logits.iter().zip(&unwatched).filter(|(a, b)| a != b).count();
     let others = format!("{differing} of {positions} positions have other logits while nobody looks at the stages");
     if differing == 0 {
         let words =
             format!("{name} has the same logits, bit for bit, while nobody looks and kernels of several stages run");
-        said(&mut looked_at, ProductionVerdict::Same, words);
+        said(&mut looked_at, ProductionVerdict::Same, differing, words);
         return Ok(looked_at);
     }
     if !sides.judged {
         let words = format!("{name}: {others}; without the oracle nothing judges its kernels of several stages");
-        said(&mut looked_at, ProductionVerdict::NotJudged, words);
+        said(&mut looked_at, ProductionVerdict::NotJudged, differing, words);
         return Ok(looked_at);
     }
-    let mut recording = recording(sides.subject, model, calls, options)?;
     let of_recording = DiffOptions {
         decode: decoded.len(),
         forced: decoded.to_vec(),
@@ -67,13 +74,26 @@ pub(super) fn hold(
         explain: options.explain && looked_at.agrees(),
         ..options.clone()
     };
-    let mut recorded = Sides { reference: sides.reference, subject: &mut recording, judged: true };
-    let (mut produced, _) = compare(model, &mut recorded, &of_recording, progress)?;
+    let produced = recording(sides.subject, model, calls, options).and_then(|(mut recording, bits)| {
+        if bits != unwatched {
+            return Err(Error::cannot_run("recorded, it computes otherwise than unwatched"));
+        }
+        let mut recorded = Sides { reference: sides.reference, subject: &mut recording, judged: true };
+        Ok(compare(model, &mut recorded, &of_recording, progress)?.0)
+    });
+    let mut produced = match produced {
+        Ok(produced) => produced,
+        Err(e) => {
+            let words = format!("{name}: {others}; its kernels of several stages could not be judged: {e}");
+            said(&mut looked_at, ProductionVerdict::NotJudged, differing, words);
+            return Ok(looked_at);
+        }
+    };
     match (looked_at.agrees(), produced.agrees()) {
         (true, true) => {
             let words =
                 format!("{name}: {others}, by no more than rounding: its kernels of several stages are judged too");
-            said(&mut looked_at, ProductionVerdict::WithinRounding, words);
+            said(&mut looked_at, ProductionVerdict::WithinRounding, differing, words);
             Ok(looked_at)
         }
         (true, false) => {
@@ -81,20 +101,20 @@ pub(super) fn hold(
             let words = format!(
                 "only a kernel of several stages is wrong: each alone, all {stages} stages agree; this is {name} as it runs while nobody looks"
             );
-            said(&mut produced, ProductionVerdict::OnlyFusedWrong, words);
+            said(&mut produced, ProductionVerdict::OnlyFusedWrong, differing, words);
             Ok(produced)
         }
         (false, true) => {
             let words =
                 format!("{name}: {others}, and nothing is wrong with those: only kernels of single stages are wrong");
-            said(&mut looked_at, ProductionVerdict::OnlySinglesWrong, words);
+            said(&mut looked_at, ProductionVerdict::OnlySinglesWrong, differing, words);
             Ok(looked_at)
         }
         (false, false) => {
             let first = produced
                 .fault()
                 .map_or(String::new(), |fault| format!("; there the first fault is at {}", place(fault)));
-            said(&mut looked_at, ProductionVerdict::BothWrong, format!("{name}: {others}{first}"));
+            said(&mut looked_at, ProductionVerdict::BothWrong, differing, format!("{name}: {others}{first}"));
             Ok(looked_at)
         }
     }
@@ -135,8 +155,13 @@ impl StageObserver for Written {
     }
 }
 
-/// The subject's run of `calls`, of which the stages that its kernels write while nobody looks are shown.
-fn recording(subject: &mut AnyBackend, model: &Model, calls: Calls<'_>, options: &DiffOptions) -> Result<AnyBackend> {
+/// The subject's run of `calls`, of which the stages that its kernels write while nobody looks are shown, and what tells its logits' bits.
+fn recording(
+    subject: &mut AnyBackend,
+    model: &Model,
+    calls: Calls<'_>,
+    options: &DiffOptions,
+) -> Result<(AnyBackend, Vec<u64>)> {
     let hidden: Vec<_> = subject.fused().iter().flat_map(|kernel| kernel.hides).collect();
     let shown = sites(model).into_iter().filter(|site| !hidden.contains(&&site.stage));
     let selected = Selected::of(shown, calls.prompt.len() + calls.decode);
@@ -152,10 +177,15 @@ fn recording(subject: &mut AnyBackend, model: &Model, calls: Calls<'_>, options:
         contracts: contracts(subject),
     };
     let writer = TraceWriter::create(&target, false, selected)?;
-    let mut traced = Traced::new(Lent::new(subject), Written(writer));
+    let mut traced = Traced::patient(Lent::new(subject), Written(writer));
     let mut runner = Runner::new(&mut traced, model, calls, LogitRows::All)?;
-    while runner.step(&mut traced)? {}
+    let mut bits = Vec::new();
+    while runner.step(&mut traced)? {
+        if let Some(logits) = runner.unread() {
+            bits.extend(row_bits(&traced.read(logits)?));
+        }
+    }
     let (_, Written(writer)) = traced.finish()?;
     writer.finish(run, None, Vec::new())?;
-    Ok(Box::new(Erased(Recorded::kept(Trace::open(&target)?, model, dir)?)))
+    Ok((Box::new(Erased(Recorded::kept(Trace::open(&target)?, model, dir)?)), bits))
 }

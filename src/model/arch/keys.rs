@@ -119,7 +119,7 @@ impl<'a> Keys<'a> {
     }
 
     /// A number above 0, or an array of one such number for each layer if they are all the same.
-    fn size_opt(&self, name: &'static str) -> Result<Option<usize>> {
+    pub fn size_opt(&self, name: &'static str) -> Result<Option<usize>> {
         let key = self.full(name);
         let value = match self.value(name) {
             None => return Ok(None),

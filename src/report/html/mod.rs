@@ -6,7 +6,7 @@
 //! - Without scripts all of it is there, in the same places. The script adds search, filters and arrow keys, and reads nothing but
 //!   the page.
 //! - Colour repeats what marks, titles and words say; the scales are in order of lightness. Light and dark follow the reader's setting.
-//! - It stays small whatever the model: a cell a layer and stage, and every list has an end that it says ([`detail`], [`charts`]).
+//! - It stays small whatever the model: a cell a layer and stage, and every list has an end that it says (`detail`, `charts`).
 
 mod charts;
 mod detail;

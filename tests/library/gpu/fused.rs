@@ -89,3 +89,28 @@ fn scores_that_nobody_looks_at_take_no_memory() {
         assert!(e.to_string().contains("use a smaller chunk"), "{e}");
     }
 }
+
+#[test]
+fn a_group_that_fails_is_an_error_and_the_backend_goes_on() {
+    // Somebody looks at scores that are too many for a binding, and then tries fewer.
+    let (heads, head_dim, rows) = (32, 4, 2048);
+    let (_, mut gpu) = each_set().remove(0);
+    let mut random = Random::new(7);
+    let q = gpu.upload(&values(&mut random, &[rows, heads * head_dim])).unwrap();
+    let cache = gpu.upload(&values(&mut random, &[rows, head_dim])).unwrap();
+    let at = At::layer(0, Stage::AttnScores, 0);
+    let scores = Op::AttnScores { q, k: cache.clone(), start: 0, head_dim, scale: None, window: None };
+    let scores = gpu.run(at, &scores).unwrap();
+    let Ok(ticket) = gpu.fetch(&scores) else { unreachable!("nothing has run yet") };
+    if gpu.take(ticket).is_ok() {
+        return; // an adapter that binds so much
+    }
+    let said = gpu.fetch(&scores).unwrap_err().to_string();
+    assert!(said.contains("has failed"), "{said}");
+    let said = gpu.run(at, &Op::AttnProbs { scores, start: 0, window: None }).err().unwrap().to_string();
+    assert!(said.contains("has failed"), "{said}");
+    let few = gpu.upload(&values(&mut random, &[2, heads * head_dim])).unwrap();
+    let few = Op::AttnScores { q: few, k: cache, start: 0, head_dim, scale: None, window: None };
+    let few = gpu.run(at, &few).unwrap();
+    assert_eq!(gpu.read(&few).unwrap().shape, [heads, 2, 2]);
+}

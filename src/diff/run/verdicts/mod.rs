@@ -476,7 +476,7 @@ pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
     g.par_iter().zip(&e).map(difference).collect()
 }
 
-/// A number for each row of a matrix, which is another one where a bit of it is.
+/// A number for each row of a matrix, which is another one where a bit of it is; every NaN is alike.
 pub fn row_bits(t: &HostTensor) -> Vec<u64> {
     fn bits<T: Copy + Sync, B: Hash>(values: &[T], cols: usize, of: fn(T) -> B) -> Vec<u64> {
         let one = |row: &[T]| {
@@ -487,8 +487,8 @@ pub fn row_bits(t: &HostTensor) -> Vec<u64> {
         values.par_chunks(cols.max(1)).map(one).collect()
     }
     match &t.data {
-        Data::F32(v) => bits(v, t.cols(), f32::to_bits),
-        Data::F64(v) => bits(v, t.cols(), f64::to_bits),
+        Data::F32(v) => bits(v, t.cols(), |x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }),
+        Data::F64(v) => bits(v, t.cols(), |x| if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() }),
         Data::U32(v) => bits(v, t.cols(), |x| x),
     }
 }
@@ -606,7 +606,7 @@ impl PairObserver for ComparisonBuilder<'_> {
                 .notes
                 .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
         }
-        self.found.rerouted |= !Rc::ptr_eq(&o.next[1], &o.subject);
+        self.found.rerouted |= !Rc::ptr_eq(&o.next[1], &o.subject) && o.next[1] != o.subject;
         if stage == Stage::Logits {
             self.found.logit_bits.extend(row_bits(&o.subject));
         }
