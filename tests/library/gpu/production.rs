@@ -42,7 +42,7 @@ fn an_error_of_a_fused_kernel_alone_is_found_at_its_stages() {
         ("norm_rope", "a * turn.x - b * turn.y", "a * turn.x + b * turn.y", "q_rope", &["q_norm"], None),
         ("combine_add", "a[n] + combined(n)", "combined(n)", "layer_out", &["moe_out"], Some("residual")),
         ("add_norm", "v * scale * weight[i]", "v * scale", "ffn_norm", &[], Some("norm-weight")),
-        ("router", "if id.x == 0u", "if id.x == 0u && group.x != 1u", "router_ids", &[], None),
+        ("router", "weigh(group.x);", "weigh(group.x); weights[group.x * p.k] *= 1.5;", "router_weights", &[], None),
     ];
     for (kernel, from, to, stage, hidden, cause) in cases {
         let found = compare(kernel, from, to, true);
@@ -50,11 +50,9 @@ fn an_error_of_a_fused_kernel_alone_is_found_at_its_stages() {
         assert!(!found.agrees());
         let fault = found.fault().unwrap_or_else(|| panic!("{kernel}: nothing is blamed"));
         assert_eq!((fault.site.layer, fault.verdict.side()), (Some(0), Some(Side::Subject)), "{kernel}");
-        if kernel != "router" {
-            assert_eq!(fault.site.stage.name(), stage, "{kernel}");
-            let inside: Vec<&str> = fault.segment.iter().flat_map(|s| &s.hidden).map(|s| s.stage.name()).collect();
-            assert_eq!(inside, hidden, "{kernel}");
-        }
+        assert_eq!(fault.site.stage.name(), stage, "{kernel}");
+        let inside: Vec<&str> = fault.segment.iter().flat_map(|s| &s.hidden).map(|s| s.stage.name()).collect();
+        assert_eq!(inside, hidden, "{kernel}");
         if let Some(id) = cause {
             assert_eq!(fault.cause.as_ref().filter(|c| c.reproduced).map(|c| c.id), Some(id), "{kernel}");
         }
