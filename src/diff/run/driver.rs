@@ -318,9 +318,12 @@ fn coverage(subject: &AnyBackend, model: &Model) -> Option<String> {
         (1, most) => format!("up to {most} positions"),
         (least, _) => format!("{least} positions or more"),
     };
-    let alike = missing.iter().filter(|kernel| kernel.positions == first.positions).count();
+    let more = match missing.len() - 1 {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
     Some(format!(
-        "{} of {} matrix kernels of {} were run; {alike} of the others are for calls of {positions}, {} among them",
+        "{} of {} matrix kernels of {} were run; not {}, for calls of {positions}{more}",
         kernels.len() - missing.len(),
         kernels.len(),
         subject.info().backend,
