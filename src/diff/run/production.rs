@@ -54,7 +54,8 @@ pub(super) fn hold(
             return Ok(looked_at);
         }
     };
-    let differing = watched.logits.iter().zip(&unwatched).filter(|(a, b)| a != b).count();
+    let differing =
+        watched.logits.iter().zip(&unwatched).filter(|(a, b)| a != b).count() + positions.abs_diff(unwatched.len());
     let others = format!("{differing} of {positions} positions have other logits while nobody looks at the stages");
     if differing == 0 {
         let words =
