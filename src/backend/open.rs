@@ -16,7 +16,7 @@ pub struct OpenOptions {
     pub gpu_memory: Option<u64>,
 }
 
-/// Opens the backend called `name`: `oracle`, `cpu` (the best that the processor has), `cpu:LEVEL`, `gpu` (the best adapter), `gpu:N` or
+/// Opens the backend called `name`: `oracle`, `cpu` (the best that the processor has), `cpu:LEVEL`, `cpu:int8`, `gpu` (the best adapter), `gpu:N` or
 /// `gpu:NAME`.
 ///
 /// # Errors
@@ -27,6 +27,7 @@ pub fn open(name: &str, options: OpenOptions) -> Result<AnyBackend> {
     match (kind, detail) {
         ("oracle", None) => Ok(Box::new(Erased(OracleBackend::new()))),
         ("cpu", None) => Ok(Box::new(Erased(CpuBackend::new(None, threads)?))),
+        ("cpu", Some("int8")) => Ok(Box::new(Erased(CpuBackend::int8(None, threads)?))),
         ("cpu", Some(level)) => {
             let level = Level::from_name(level).ok_or_else(|| unknown(name))?;
             Ok(Box::new(Erased(CpuBackend::new(Some(level), threads)?)))
@@ -63,7 +64,7 @@ pub fn gpu_selector(name: &str) -> Option<AdapterSelector> {
 
 fn unknown(name: &str) -> Error {
     Error::usage(format!(
-        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, gpu, gpu:N, gpu:NAME \
-         (`twinscope devices` lists them)"
+        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:int8, gpu, \
+         gpu:N, gpu:NAME (`twinscope devices` lists them)"
     ))
 }

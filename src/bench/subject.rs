@@ -46,7 +46,9 @@ impl BenchSubject {
                 options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
             subject.threads = Some(threads);
             if probe {
-                let level = level.split(':').find_map(Level::from_name).unwrap_or_else(Level::detect);
+                let level = Some(level)
+                    .filter(|name| *name != "int8")
+                    .map(|name| Level::from_name(name).unwrap_or_else(Level::detect));
                 subject.limits = limits::of_cpu(level, threads)?;
             }
         }

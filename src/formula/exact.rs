@@ -184,6 +184,8 @@ fn resolve(activations: Precision, partner: Partner) -> Precision {
             ty if ty.block_len() == 256 => Precision::Q8_K,
             _ => Precision::Q8_0,
         },
+        (Precision::Q8_K_BesideBlocks, Partner::Weight(ty)) if ty.block_len() > 1 => Precision::Q8_K,
+        (Precision::Q8_K_BesideBlocks, _) => Precision::F32,
         // The cache's own format, which for q8_0 is what it is paired with.
         (Precision::VecDot, Partner::Cache(cache)) => cache,
         (stated, _) => stated,

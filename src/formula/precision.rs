@@ -130,13 +130,15 @@ impl Int8 {
     fn push_block(self, x: &[f64], row: &mut Int8Row) {
         let largest = x.iter().copied().fold(0.0, |m: f64, x| if x.abs() > m.abs() { x } else { m });
         let all_finite = x.iter().all(|x| x.is_finite());
-        if largest == 0.0 || !all_finite {
+        let times = -127.0 / largest as f32;
+        // Values so small that their scale has no inverse become zeros as well.
+        if largest == 0.0 || !all_finite || (self.signed && times.is_infinite()) {
             row.values.extend(x.iter().map(|x| if all_finite { 0.0 } else { x * 0.0 }));
             row.steps.extend(x.iter().map(|_| 0.0));
             row.sums.push(0.0);
             return;
         }
-        let d = if self.signed { 1.0 / (-127.0 / largest as f32) } else { largest.abs() as f32 / 127.0 };
+        let d = if self.signed { 1.0 / times } else { largest.abs() as f32 / 127.0 };
         let kept = if self.half_scale { half::f16::from_f32(d).to_f64() } else { d as f64 };
         let mut codes = 0.0;
         for x in x {

@@ -88,6 +88,22 @@ fn every_family_agrees_on_cpu_and_gpu() {
     }
 }
 
+/// int8 activations keep their own contract at every stage, and under that of f32 they do not.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn int8_activations_are_within_their_contract_and_not_within_that_of_f32() {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        eprintln!("not tested: this processor lacks AVX2");
+        return;
+    }
+    let sides = ["diff", "--reference", "cpu:scalar", "--subject", "cpu:int8", "--json", "--decode", "2"];
+    let document = valid("diff.schema.json", &expect(0, &sides));
+    assert_eq!(document["verdict"], "agree");
+    assert_eq!(document["subject"]["backend"], "cpu:int8");
+    let strict = valid("diff.schema.json", &expect(1, &[&sides[..], &["--contract", "subject=f32"]].concat()));
+    assert_eq!(strict["first_fault"]["stage"], "q_proj");
+}
+
 #[test]
 fn weights_streamed_through_a_budget_change_nothing() {
     let agreed = |more: &[&str]| {

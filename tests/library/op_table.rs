@@ -87,6 +87,23 @@ fn cpu_levels_stay_below_the_floor() {
     }
 }
 
+/// int8 activations, at each level: the oracle rounds its own as the contract says.
+#[test]
+fn cpu_int8_stays_below_the_floor() {
+    for level in [Level::Avx2, Level::Avx512] {
+        let mut backend = match CpuBackend::int8(Some(level), Some(2)) {
+            Ok(backend) => backend,
+            Err(e) => {
+                println!("{level:?}: not on this processor: {e}");
+                continue;
+            }
+        };
+        let (ratios, refusals) = check(&mut backend, 300);
+        assert_bites(&ratios);
+        assert!(refusals.is_empty(), "{refusals:?}");
+    }
+}
+
 /// The best adapter of this machine; a software adapter is one, none at all fails the test.
 #[test]
 fn gpu_stays_below_the_floor() {

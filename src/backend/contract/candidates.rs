@@ -20,7 +20,16 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
             for weights in [F32, Bf16] {
                 all.push(Contract { activations: Bf16, weights, ..f32 });
             }
-            let int8 = [Q8_K, Q8_0, Q8_1, VecDot, Int8 { block: 32 }, Int8 { block: 128 }, Int8 { block: 256 }];
+            let int8 = [
+                Q8_K,
+                Q8_0,
+                Q8_1,
+                VecDot,
+                Q8_K_BesideBlocks,
+                Int8 { block: 32 },
+                Int8 { block: 128 },
+                Int8 { block: 256 },
+            ];
             all.extend(int8.map(|activations| Contract { activations, ..f32 }));
         }
         OpKind::Rope => all.extend([F64, F16, Bf16].map(|angles| Contract { angles, ..f32 })),

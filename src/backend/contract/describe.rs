@@ -17,6 +17,7 @@ impl Precision {
             Self::Q8_1 => "q8_1",
             Self::Q8_K => "q8_k",
             Self::VecDot => "vec_dot",
+            Self::Q8_K_BesideBlocks => "q8_k_beside_blocks",
         }
     }
 
@@ -28,6 +29,7 @@ impl Precision {
             Self::Q8_1 => format!("int8 {what} in blocks of 32 (Q8_1)"),
             Self::Q8_K => format!("int8 {what} in blocks of 256 (Q8_K)"),
             Self::VecDot => format!("{what} as ggml pairs them with what they meet"),
+            Self::Q8_K_BesideBlocks => format!("int8 {what} in blocks of 256 (Q8_K) beside quantized weights"),
             float => format!("{} {what}", float.name()),
         }
     }

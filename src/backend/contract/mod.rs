@@ -48,12 +48,21 @@ pub enum Precision {
     /// Q4_1 and Q5_1, Q8_0 with the other blocks of 32 (IQ4_NL and MXFP4 among them), f16 with F16, bf16 with BF16, f32 with F32.
     #[serde(rename = "vec_dot")]
     VecDot,
+    #[allow(non_camel_case_types)]
+    /// Q8_K beside weights that are blocks, f32 beside others and beside the KV cache: `cpu:int8`.
+    #[serde(rename = "q8_k_beside_blocks")]
+    Q8_K_BesideBlocks,
 }
 
 impl Precision {
     /// Whether it is a floating-point format.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// Whether it is what the other operand makes it.
+    pub fn depends_on_other(self) -> bool {
+        matches!(self, Self::VecDot | Self::Q8_K_BesideBlocks)
     }
 
     /// Whether it is narrower than f32, so that a number in f32 may change on its way into it.
@@ -180,7 +189,7 @@ impl Contract {
             ("cache", self.cache, cache(self.cache), "f64, f32, f16, bf16 or q8_0"),
             ("inner", self.inner, self.inner.is_float(), "f64, f32, f16 or bf16"),
             ("output", self.output, self.output.is_float(), "f64, f32, f16 or bf16"),
-            ("accumulator", self.accumulator, self.accumulator != Precision::VecDot, "a number format"),
+            ("accumulator", self.accumulator, !self.accumulator.depends_on_other(), "a number format"),
             ("angles", self.angles, self.angles.is_float(), "f64, f32, f16 or bf16"),
         ] {
             if let Precision::Int8 { block } = precision

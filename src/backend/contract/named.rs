@@ -80,6 +80,7 @@ pub fn names() -> &'static [&'static str] {
         "cpu:scalar",
         "cpu:avx2",
         "cpu:avx512",
+        "cpu:int8",
         #[cfg(feature = "gpu")]
         "gpu",
         "llama.cpp-cpu",
@@ -111,6 +112,10 @@ pub fn named(name: &str) -> Option<NamedContract> {
         "cpu:scalar" => level(Level::Scalar),
         "cpu:avx2" => level(Level::Avx2),
         "cpu:avx512" => level(Level::Avx512),
+        "cpu:int8" => new(
+            format!("this program's CPU backend, {}", crate::backend::cpu::INT8),
+            &crate::backend::cpu::int8_contract,
+        ),
         #[cfg(feature = "gpu")]
         "gpu" => {
             let of = crate::backend::gpu::contract;

@@ -8,12 +8,13 @@
 
 use std::borrow::Cow;
 
+use super::int8::{self, Activations, CodePanel};
 use super::simd::{self, exp};
 use super::{Level, scalar};
-use crate::Result;
-use crate::backend::{Contract, Order};
+use crate::backend::{Contract, Order, Precision};
 use crate::op::{GgmlType, OpKind};
 use crate::quant;
+use crate::{Error, Result};
 
 /// Dequantizes whole blocks; the two lengths belong together.
 pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
@@ -26,6 +27,30 @@ pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
 pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]);
 /// See [`scalar::attn_context`].
 type AttnContext = unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]);
+
+/// x, `[K]`, as codes, scales and sums over spans: see [`Activations`].
+pub(super) type Quantize = unsafe fn(x: &[f32], out: int8::CodedRowMut<'_>);
+/// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values.
+pub(super) type Int8Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: int8::CodedRow<'_>, out: &mut [f32]);
+/// Rows of blocks as codes for an [`Int8Panel`], which has room for them.
+pub(super) type Int8Unpack = unsafe fn(w: &[u8], row_bytes: usize, panel: &mut CodePanel);
+/// x · wᵀ for some rows of `x`, `tokens`; `out` is [tokens, rows].
+pub(super) type Int8Panel = unsafe fn(w: &CodePanel, rows: usize, x: &Activations, tokens: &[usize], out: &mut [f32]);
+
+/// The functions that multiply blocks of one type with int8 activations.
+#[derive(Clone, Copy)]
+pub(super) struct Int8Kernels {
+    /// Weights that share a scale.
+    pub span: usize,
+    /// The least code of a weight.
+    pub least: i32,
+    /// Whether the type has mins.
+    pub mins: bool,
+    pub quantize: Quantize,
+    pub gemv: Int8Gemv,
+    pub unpack: Int8Unpack,
+    pub panel: Int8Panel,
+}
 
 /// The functions that read blocks of one type.
 #[derive(Clone, Copy)]
@@ -41,6 +66,8 @@ pub(super) struct Kernels {
     pub level: Level,
     /// `None`: [`quant::dequantize`] unpacks the type, and rows are unpacked before they are multiplied.
     blocks: fn(GgmlType) -> Option<BlockKernels>,
+    /// For int8 activations: `None` where all are f32.
+    int8: Option<fn(GgmlType) -> Option<Int8Kernels>>,
     panel: Panel,
     rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
@@ -53,6 +80,7 @@ pub(super) struct Kernels {
 static SCALAR: Kernels = Kernels {
     level: Level::Scalar,
     blocks: |_| None,
+    int8: None,
     panel: scalar::panel,
     rms_norm: scalar::rms_norm,
     softmax: scalar::softmax,
@@ -64,29 +92,47 @@ static SCALAR: Kernels = Kernels {
 
 /// The table of a SIMD module: all of them have the same functions.
 macro_rules! table {
-    ($level:ident, $($module:ident)::+) => {
+    ($level:ident, $($module:ident)::+, $int8:expr, $multiply_add:path) => {
         Kernels {
             level: Level::$level,
             blocks: $($module)::+::blocks,
+            int8: $int8,
             panel: $($module)::+::panel,
             rms_norm: $($module)::+::rms_norm,
             softmax: $($module)::+::softmax,
             attn_context: $($module)::+::attn_context,
             swiglu: $($module)::+::swiglu,
             geglu: $($module)::+::geglu,
-            multiply_add: $($module)::+::multiply_add,
+            multiply_add: $multiply_add,
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-static AVX2: Kernels = table!(Avx2, simd::avx2);
+static AVX2: Kernels = table!(Avx2, simd::avx2, None, simd::avx2::multiply_add);
 #[cfg(target_arch = "x86_64")]
-static AVX512: Kernels = table!(Avx512, simd::avx512);
+static AVX512: Kernels = table!(Avx512, simd::avx512, None, simd::avx512::multiply_add);
+#[cfg(target_arch = "x86_64")]
+static AVX2_INT8: Kernels = table!(Avx2, simd::avx2, Some(simd::avx2::int8_blocks), simd::avx2::int8::multiply_add);
+#[cfg(target_arch = "x86_64")]
+static AVX512_INT8: Kernels =
+    table!(Avx512, simd::avx512, Some(simd::avx512::int8_blocks), simd::avx512::int8::multiply_add);
 
 /// The SIMD levels' arithmetic in plain Rust, under the name of one of them, whose bits it gives.
 #[cfg(test)]
-pub(super) static PLAIN: Kernels = table!(Avx2, simd::plain);
+pub(super) static PLAIN: Kernels = table!(Avx2, simd::plain, None, simd::plain::multiply_add);
+
+/// The arithmetic of `op` with int8 activations at every level: products in an order that depends on the weight's type, and all else as
+/// the level has it.
+pub fn int8_contract(op: OpKind) -> Contract {
+    let f32 = contract(Level::Avx2, op);
+    match op {
+        OpKind::MatMul | OpKind::ExpertMatMul => {
+            Contract { activations: Precision::Q8_K_BesideBlocks, order: Order::Unknown, ..f32 }
+        }
+        _ => f32,
+    }
+}
 
 /// The arithmetic of `op` at a level, whether or not this processor has it.
 pub fn contract(level: Level, op: OpKind) -> Contract {
@@ -102,6 +148,9 @@ pub fn contract(level: Level, op: OpKind) -> Contract {
     };
     Contract { exp_base_ulp: exp::ULP, ..Contract::ieee_f32(order) }
 }
+
+/// What [`int8_contract`] says, in one line.
+pub const INT8: &str = "int8 activations in blocks of 256 (Q8_K) with quantized weights, f32 with others; f32 sums of exact ones over 16 or 32";
 
 impl Kernels {
     /// # Errors
@@ -119,14 +168,41 @@ impl Kernels {
         })
     }
 
+    /// Those for int8 activations at `level` (`None`: the best that this processor has).
+    ///
+    /// # Errors
+    /// [`crate::Error::CannotRun`] if this processor lacks `level`, VNNI beside AVX-512, or every SIMD level.
+    pub fn int8_of(level: Option<Level>) -> Result<&'static Self> {
+        match level.unwrap_or_else(Level::detect_int8) {
+            Level::Scalar => {
+                Level::Avx2.require()?;
+                Err(Error::usage("cpu:int8 has kernels at AVX2 and AVX-512, none at scalar"))
+            }
+            level => {
+                level.require()?;
+                level.require_int8()?;
+                #[cfg(target_arch = "x86_64")]
+                return Ok(if level == Level::Avx2 { &AVX2_INT8 } else { &AVX512_INT8 });
+                #[cfg(not(target_arch = "x86_64"))]
+                unreachable!("{level} is of another architecture, whose features this processor cannot have")
+            }
+        }
+    }
+
+    /// Whether activations meet block types as int8.
+    pub fn is_int8(&self) -> bool {
+        self.int8.is_some()
+    }
+
     /// The arithmetic of `op` at this level.
     pub fn contract(&self, op: OpKind) -> Contract {
-        contract(self.level, op)
+        if self.is_int8() { int8_contract(op) } else { contract(self.level, op) }
     }
 
     /// What [`Self::contract`] says, in one line.
     pub fn describe(&self) -> &'static str {
         match self.level {
+            _ if self.is_int8() => INT8,
             Level::Scalar => "f32 activations, f32 sums in groups of 32",
             Level::Avx2 | Level::Avx512 => "f32 activations, f32 sums in 16 lanes, fused multiply-add",
         }
@@ -152,6 +228,11 @@ impl Kernels {
     pub fn direct(&self, ty: GgmlType, cols: usize) -> Option<Direct> {
         let enough = |blocks: &BlockKernels| blocks.prepare.is_none_or(|(_, fewest)| cols >= fewest);
         (self.blocks)(ty).filter(|_| cols.is_multiple_of(16)).filter(enough).map(Direct)
+    }
+
+    /// The products of int8 activations with blocks of `ty`, if this level takes them.
+    pub fn int8(&self, ty: GgmlType) -> Option<Int8> {
+        self.int8.and_then(|of| of(ty)).map(Int8)
     }
 
     /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
@@ -226,5 +307,46 @@ impl Direct {
     pub fn run(self, w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
         // SAFETY: `Kernels::of` has checked the processor.
         unsafe { (self.0.gemv)(w, row_bytes, x, out) }
+    }
+}
+
+/// Products with int8 activations. Only [`Kernels::int8`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Int8(Int8Kernels);
+
+impl Int8 {
+    /// Room for `rows` rows of `k` activations.
+    pub fn activations(self, rows: usize, k: usize) -> Activations {
+        Activations::new(rows, k, self.0.span, self.0.least)
+    }
+
+    /// A row of activations as codes: see [`Activations`].
+    pub fn quantize(self, x: &[f32], out: int8::CodedRowMut<'_>) {
+        // SAFETY: `Kernels::int8_of` has checked the processor.
+        unsafe { (self.0.quantize)(x, out) }
+    }
+
+    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values.
+    pub fn one(self, w: &[u8], row_bytes: usize, x: int8::CodedRow<'_>, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.0.gemv)(w, row_bytes, x, out) }
+    }
+
+    /// x · wᵀ for the rows `tokens` of x: `w` is `rows` rows of `row_bytes`, `panel` a buffer; `out` is [tokens, rows].
+    pub fn many(
+        self,
+        w: &[u8],
+        rows: usize,
+        panel: &mut CodePanel,
+        x: &Activations,
+        tokens: &[usize],
+        out: &mut [f32],
+    ) {
+        panel.reserve(rows, x.k, self.0.span, self.0.mins);
+        // SAFETY: as above.
+        unsafe {
+            (self.0.unpack)(w, w.len() / rows.max(1), panel);
+            (self.0.panel)(panel, rows, x, tokens, out);
+        }
     }
 }

@@ -33,6 +33,25 @@ impl Level {
         Self::available().pop().unwrap_or(Level::Scalar)
     }
 
+    /// The best level whose kernels for int8 activations this processor has; scalar, if it has none.
+    pub(super) fn detect_int8() -> Self {
+        let best = Self::available().into_iter().rev().find(|level| level.require_int8().is_ok());
+        best.unwrap_or(Level::Scalar)
+    }
+
+    /// # Errors
+    /// [`Error::CannotRun`] if the level's kernels for int8 activations need a feature besides that this processor lacks.
+    pub(super) fn require_int8(self) -> Result<()> {
+        let missing: Vec<&str> = if self == Level::Avx512 { missing!("avx512vnni") } else { Vec::new() };
+        match missing[..] {
+            [] => Ok(()),
+            [feature, ..] => Err(Error::cannot_run(format!(
+                "cpu:int8 at {self} needs {feature}, which this processor ({}) lacks",
+                processor()
+            ))),
+        }
+    }
+
     /// The levels that this processor has, plainest first.
     pub fn available() -> Vec<Self> {
         Self::ALL.iter().copied().filter(|level| level.missing().is_empty()).collect()

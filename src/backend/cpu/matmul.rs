@@ -6,43 +6,56 @@
 //! - A task is some consecutive weight rows of a job. Tasks are independent and each result belongs to one, so neither
 //!   their number nor the threads change a bit.
 //! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel; for more, a task unpacks its
-//!   rows into a buffer that stays in the second-level cache (16 rows of 2048 are 128 KiB).
+//!   rows into a buffer that stays in the second-level cache (64 rows of 2048 are 512 KiB).
+//! - With int8 activations x is made codes of once, for all jobs.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 
 use super::Pool;
-use super::kernels::{Direct, Kernels};
+use super::int8::{Activations, CodePanel, ONE_ROW};
+use super::kernels::{Direct, Int8, Kernels};
+use super::simd::Line;
 use crate::Result;
 use crate::op::Weight;
 
-/// Weight rows in a task that unpacks them.
-const PANEL_ROWS: usize = 16;
+/// Weight rows in a task at least, and a divisor of all others.
+const ROWS: usize = 16;
+/// Bytes of unpacked weights in a task, for which there is room in the second-level cache. All tokens pass by once for them, from farther away.
+const PANEL_BYTES: usize = 512 << 10;
 /// Bytes of weights in a task that does not: some microseconds of reading.
 const GEMV_BYTES: usize = 64 << 10;
 /// Tasks for each thread at least, where there are rows for so many.
 const TASKS_A_THREAD: usize = 4;
 
 /// Rows of x that go through one expert's matrix.
-pub(super) struct Job<'a> {
+pub(super) struct Job {
     pub expert: usize,
-    /// `[K]` each.
-    pub x: Vec<&'a [f32]>,
+    /// Their numbers.
+    pub x: Vec<usize>,
     /// The row of the result that each of `x` makes.
     pub out: Vec<usize>,
 }
 
-/// x · weightᵀ for every job. `out` is [_, N]; none of its rows is in two jobs or twice in one.
+/// x · weightᵀ for every job. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
 ///
 /// # Errors
 /// If the weight's type has no dequantization.
-pub(super) fn run(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Job<'_>], out: &mut [f32]) -> Result<()> {
-    let direct = kernels.direct(weight.ty, weight.cols);
-    let jobs: Vec<Ready<'_>> = jobs.iter().map(|job| Ready::new(job, direct)).collect();
-    // Of few bytes the tasks are smaller, so that every thread has some.
-    let bytes = jobs.len() * weight.rows * weight.row_bytes() / (pool.threads() * TASKS_A_THREAD);
-    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job, bytes.min(GEMV_BYTES))).collect();
+pub(super) fn run(
+    kernels: &Kernels,
+    pool: &Pool,
+    weight: &Weight,
+    x: &[f32],
+    jobs: &[Job],
+    out: &mut [f32],
+) -> Result<()> {
+    let int8 = kernels.int8(weight.ty).map(|int8| (int8, quantized(int8, pool, x, weight.cols)));
+    let direct = kernels.direct(weight.ty, weight.cols).filter(|_| int8.is_none());
+    let jobs: Vec<Ready<'_>> = jobs.iter().map(|job| Ready::new(job, x, weight.cols, direct, int8.as_ref())).collect();
+    // Of few rows the tasks are smaller, so that every thread has some.
+    let fair = jobs.len() * weight.rows / (pool.threads() * TASKS_A_THREAD);
+    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job, fair)).collect();
     let out = Scatter::new(out);
     let pairs: usize = jobs.iter().map(|job| job.job.x.len()).sum();
     let failed = Mutex::new(None);
@@ -54,19 +67,57 @@ pub(super) fn run(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Job<'
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// A job, and for one row of x the kernel that reads blocks, with x as it wants it.
+/// All rows of x as int8 codes.
+fn quantized(int8: Int8, pool: &Pool, x: &[f32], k: usize) -> Activations {
+    let mut all = int8.activations(x.len() / k.max(1), k);
+    let mut rows: Vec<_> = all.rows_mut().map(Some).collect();
+    pool.for_chunks(x.len(), &mut rows, 1, |n, row| {
+        if let [row] = row
+            && let Some(row) = row.take()
+        {
+            int8.quantize(&x[n * k..][..k], row);
+        }
+    });
+    drop(rows);
+    all
+}
+
+/// How a job's products are made.
+enum How<'a> {
+    /// From f32 weights, unpacked for all of its rows of x, which are `[K]` each.
+    Unpacked(Vec<&'a [f32]>),
+    /// For its one row of x from blocks, with x as the kernel wants it.
+    Direct(Direct, Cow<'a, [f32]>),
+    /// With x as int8 codes.
+    Int8(Int8, &'a Activations),
+}
+
+/// A job, and how it is done.
 struct Ready<'a> {
-    job: &'a Job<'a>,
-    direct: Option<(Direct, Cow<'a, [f32]>)>,
+    job: &'a Job,
+    how: How<'a>,
 }
 
 impl<'a> Ready<'a> {
-    fn new(job: &'a Job<'a>, direct: Option<Direct>) -> Self {
-        let direct = match job.x[..] {
-            [x] => direct.map(|direct| (direct, direct.prepare(x))),
-            _ => None,
+    fn new(
+        job: &'a Job,
+        x: &'a [f32],
+        k: usize,
+        direct: Option<Direct>,
+        int8: Option<&'a (Int8, Activations)>,
+    ) -> Self {
+        let row = |row: usize| &x[row * k..][..k];
+        let how = match (int8, direct, &job.x[..]) {
+            (Some((int8, x)), ..) => How::Int8(*int8, x),
+            (None, Some(direct), [x]) => How::Direct(direct, direct.prepare(row(*x))),
+            _ => How::Unpacked(job.x.iter().map(|x| row(*x)).collect()),
         };
-        Self { job, direct }
+        Self { job, how }
+    }
+
+    /// Whether its only row of int8 codes meets the blocks themselves.
+    fn is_one(&self, cols: usize) -> bool {
+        self.job.x.len() == 1 && cols >= ONE_ROW
     }
 }
 
@@ -77,32 +128,48 @@ struct Task<'a> {
     rows: usize,
 }
 
+/// What a thread works in.
+#[derive(Default)]
+struct Buffers {
+    unpacked: Vec<Line>,
+    codes: CodePanel,
+    results: Vec<f32>,
+}
+
 impl<'a> Task<'a> {
-    fn of(weight: &Weight, ready: &'a Ready<'a>, gemv_bytes: usize) -> impl Iterator<Item = Task<'a>> {
-        let step = match ready.direct {
-            Some(_) => (gemv_bytes / weight.row_bytes().max(1)).max(1).next_multiple_of(PANEL_ROWS),
-            None => PANEL_ROWS,
+    /// Tasks of `fair` rows, of fewer where these are too many bytes.
+    fn of(weight: &Weight, ready: &'a Ready<'a>, fair: usize) -> impl Iterator<Item = Task<'a>> {
+        let most = match ready.how {
+            How::Unpacked(_) => PANEL_BYTES / size_of::<f32>() / weight.cols.max(1),
+            How::Int8(..) if !ready.is_one(weight.cols) => PANEL_BYTES / 2 / weight.cols.max(1),
+            How::Direct(..) | How::Int8(..) => GEMV_BYTES / weight.row_bytes().max(1),
         };
+        let step = fair.min(most).max(1).next_multiple_of(ROWS);
         let rows = weight.rows;
         (0..rows).step_by(step).map(move |first| Task { ready, first, rows: step.min(rows - first) })
     }
 
     fn run(&self, kernels: &Kernels, weight: &Weight, out: &Scatter<'_>) -> Result<()> {
         thread_local! {
-            static BUFFERS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+            static BUFFERS: RefCell<Buffers> = RefCell::default();
         }
-        let Ready { job, direct } = self.ready;
+        let Ready { job, how } = self.ready;
         let (tokens, cols, bytes) = (job.x.len(), weight.cols, weight.row_bytes());
         let start = (job.expert * weight.rows + self.first) * bytes;
         let blocks = &weight.bytes()[start..start + self.rows * bytes];
-        BUFFERS.with_borrow_mut(|(unpacked, results)| {
-            results.resize(tokens * self.rows, 0.0); // [tokens, rows]
-            match direct {
-                Some((direct, x)) => direct.run(blocks, bytes, x, results),
-                None => {
-                    unpacked.resize(self.rows * cols, 0.0); // [rows, K]
+        BUFFERS.with_borrow_mut(|Buffers { unpacked, codes, results }| {
+            let results = at_least(results, tokens * self.rows, 0.0); // [tokens, rows]
+            match how {
+                How::Int8(int8, x) => match job.x[..] {
+                    [token] if self.ready.is_one(cols) => int8.one(blocks, bytes, x.row(token), results),
+                    _ => int8.many(blocks, self.rows, codes, x, &job.x, results),
+                },
+                How::Direct(direct, x) => direct.run(blocks, bytes, x, results),
+                How::Unpacked(x) => {
+                    let lines = at_least(unpacked, (self.rows * cols).div_ceil(16), Line([0.0; 16]));
+                    let unpacked = &mut bytemuck::cast_slice_mut(lines)[..self.rows * cols]; // [rows, K]
                     kernels.unpack(weight.ty, blocks, unpacked)?;
-                    kernels.panel(unpacked, cols, self.rows, &job.x, results);
+                    kernels.panel(unpacked, cols, self.rows, x, results);
                 }
             }
             for (results, row) in results.chunks_exact(self.rows).zip(&job.out) {
@@ -112,6 +179,14 @@ impl<'a> Task<'a> {
             Ok(())
         })
     }
+}
+
+/// The first `len` values of a buffer that grows as needed, whatever they are.
+fn at_least<V: Copy>(buffer: &mut Vec<V>, len: usize, fill: V) -> &mut [V] {
+    if buffer.len() < len {
+        buffer.resize(len, fill);
+    }
+    &mut buffer[..len]
 }
 
 /// A slice that several tasks write into, each at its own places.

@@ -1,4 +1,4 @@
-//! The CPU: `cpu:scalar`, `cpu:avx2` and `cpu:avx512`.
+//! The CPU: `cpu:scalar`, `cpu:avx2` and `cpu:avx512`; and `cpu:int8`, whose activations are int8 where weights are quantized.
 //!
 //! Design:
 //! - `cpu:scalar` is the definition (`scalar.rs`, one plain function for each operation). The SIMD levels are one body over
@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+mod int8;
 mod kernels;
 mod level;
 mod matmul;
@@ -25,7 +26,7 @@ mod team;
 mod tensor;
 
 use kernels::Kernels;
-pub use kernels::contract;
+pub use kernels::{INT8, contract, int8_contract};
 pub use level::Level;
 use team::Team;
 pub use tensor::CpuTensor;
@@ -51,7 +52,18 @@ impl CpuBackend {
     /// [`Error::CannotRun`] if the processor lacks `level`, naming the missing features, or if threads cannot be started;
     /// [`Error::Usage`] for zero threads.
     pub fn new(level: Option<Level>, threads: Option<usize>) -> Result<Self> {
-        let kernels = Kernels::of(level.unwrap_or_else(Level::detect))?;
+        Self::with(Kernels::of(level.unwrap_or_else(Level::detect))?, threads)
+    }
+
+    /// `cpu:int8`, whose products of quantized weights take int8 activations (Q8_K); otherwise as [`Self::new`].
+    ///
+    /// # Errors
+    /// As [`Self::new`]; `cpu:int8` needs AVX2, or VNNI beside AVX-512 at that level.
+    pub fn int8(level: Option<Level>, threads: Option<usize>) -> Result<Self> {
+        Self::with(Kernels::int8_of(level)?, threads)
+    }
+
+    fn with(kernels: &'static Kernels, threads: Option<usize>) -> Result<Self> {
         Ok(Self {
             kernels,
             pool: Pool::new(kernels.level, threads)?,
@@ -70,9 +82,9 @@ impl CpuBackend {
         self.pool.threads()
     }
 
-    /// `cpu:scalar`, `cpu:avx2` or `cpu:avx512`.
+    /// `cpu:scalar`, `cpu:avx2`, `cpu:avx512` or `cpu:int8`.
     pub fn name(&self) -> &'static str {
-        self.level().backend_name()
+        if self.kernels.is_int8() { "cpu:int8" } else { self.level().backend_name() }
     }
 }
 

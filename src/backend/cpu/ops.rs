@@ -96,9 +96,8 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
         }
         Op::RmsNorm { x, weight, eps } => rms_norm(kernels, pool, x, weight, eps, out)?,
         Op::MatMul { x, weight } => {
-            let rows = x.shape[0];
-            let x = f32s(x).chunks_exact(weight.cols).collect();
-            matmul::run(kernels, pool, weight, &[Job { expert: 0, x, out: (0..rows).collect() }], out)?;
+            let rows = || (0..x.shape[0]).collect();
+            matmul::run(kernels, pool, weight, f32s(x), &[Job { expert: 0, x: rows(), out: rows() }], out)?;
         }
         Op::ExpertMatMul { x, ids, weight } => expert_matmul(kernels, pool, x, ids, weight, out)?,
         Op::Bias { x, weight } => {
@@ -190,15 +189,13 @@ fn expert_matmul(
 ) -> Result<()> {
     // [T, n] is shared by the slots of a token, [T, K, n] has a row for each.
     let slots_per_row = if x.shape.len() == 2 { ids.cols() } else { 1 };
-    let x: Vec<&[f32]> = f32s(x).chunks_exact(weight.cols).collect();
-    let mut jobs: Vec<Job<'_>> =
-        (0..weight.experts).map(|expert| Job { expert, x: Vec::new(), out: Vec::new() }).collect();
+    let mut jobs: Vec<Job> = (0..weight.experts).map(|expert| Job { expert, x: Vec::new(), out: Vec::new() }).collect();
     for (slot, &id) in ids.ids().iter().enumerate() {
-        jobs[id as usize].x.push(x[slot / slots_per_row]);
+        jobs[id as usize].x.push(slot / slots_per_row);
         jobs[id as usize].out.push(slot);
     }
     jobs.retain(|job| !job.x.is_empty());
-    matmul::run(kernels, pool, weight, &jobs, out)
+    matmul::run(kernels, pool, weight, f32s(x), &jobs, out)
 }
 
 #[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result

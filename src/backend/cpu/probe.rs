@@ -41,12 +41,13 @@ pub fn read_bandwidth(threads: usize) -> Result<f64> {
     Ok((SLICE * threads) as f64 / seconds)
 }
 
-/// Floating-point operations a second (a fused multiply-add is two) that `threads` threads together reach at `level`.
+/// Operations a second (a fused multiply-add is two) that `threads` threads together reach: in f32 at `level`, or with bytes, as `cpu:int8`
+/// multiplies them, at the best.
 ///
 /// # Errors
 /// [`Error::CannotRun`] if the processor lacks `level`; [`Error::Usage`] for zero threads.
-pub fn arithmetic_peak(level: Level, threads: usize) -> Result<f64> {
-    let kernels = Kernels::of(level)?;
+pub fn arithmetic_peak(level: Option<Level>, threads: usize) -> Result<f64> {
+    let kernels = level.map_or_else(|| Kernels::int8_of(None), Kernels::of)?;
     let seconds = best_round(threads, |_, _| {
         std::hint::black_box(kernels.multiply_add(ROUND));
     })?;
@@ -90,9 +91,9 @@ mod tests {
     #[test]
     fn limits_are_positive_and_zero_threads_an_error() {
         for level in Level::available() {
-            assert!(arithmetic_peak(level, 2).unwrap() > 1e6, "{level}");
+            assert!(arithmetic_peak(Some(level), 2).unwrap() > 1e6, "{level}");
         }
         assert!(read_bandwidth(1).unwrap() > 1e6);
-        assert!(read_bandwidth(0).is_err() && arithmetic_peak(Level::Scalar, 0).is_err());
+        assert!(read_bandwidth(0).is_err() && arithmetic_peak(Some(Level::Scalar), 0).is_err());
     }
 }

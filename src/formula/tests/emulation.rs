@@ -114,7 +114,12 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
     let inner = |x: f32| to(c.inner, x);
     let x: Vec<Vec<f32>> = op.inputs().iter().map(|t| t.to_f32()).collect();
     let mut product = |weight: &Weight, slots: &mut dyn Iterator<Item = (usize, usize)>| {
-        let format = if c.activations == Precision::VecDot { vec_dot(weight.ty) } else { c.activations };
+        let format = match c.activations {
+            Precision::VecDot => vec_dot(weight.ty),
+            Precision::Q8_K_BesideBlocks if weight.ty.block_len() > 1 => Precision::Q8_K,
+            Precision::Q8_K_BesideBlocks => Precision::F32,
+            stated => stated,
+        };
         for (input, expert) in slots {
             let (x, sums) = round_trip(format, &x[0][input * weight.cols..][..weight.cols]);
             for row in 0..weight.rows {

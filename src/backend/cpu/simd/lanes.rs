@@ -10,13 +10,16 @@ macro_rules! lane_kernels {
     (#[$features:meta], tokens: [$($tokens:literal),+]) => {
         /// Tokens that share the loads of weights.
         const TOKENS: usize = [$($tokens),+].len();
+        /// Registers of a sum after which the next rows have their turn: of six tokens 12 KiB.
+        const PART: usize = 32;
+        /// Times `ROWS` rows whose sums are held at once.
+        const GROUPS: usize = 16;
 
         /// x · wᵀ for unpacked weights: see [`Panel`](crate::backend::cpu::kernels::Panel).
         #[$features]
         pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
             let k = x.first().map_or(0, |x| x.len());
             assert!(x.iter().all(|x| x.len() == k) && out.len() == rows * x.len());
-            // These few tokens stay in the first-level cache while all rows pass by.
             for (x, out) in x.chunks(TOKENS).zip(out.chunks_mut((TOKENS * rows).max(1))) {
                 match x.len() {
                     $($tokens => strip::<$tokens>(w, stride, rows, k, x, out),)+
@@ -28,31 +31,71 @@ macro_rules! lane_kernels {
         /// All rows against `T` tokens; `out` is [T, rows].
         #[$features]
         fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&[f32]], out: &mut [f32]) {
-            let x: [&[f32]; T] = std::array::from_fn(|t| x[t]);
-            let row = |r: usize| &w[r * stride..][..k];
-            let mut first = 0;
-            while first + ROWS <= rows {
-                for (t, sums) in tile::<ROWS, T>(std::array::from_fn(|r| row(first + r)), x).iter().enumerate() {
-                    out[t * rows + first..][..ROWS].copy_from_slice(sums);
+            // The tokens side by side, [K/16, T, 16], where every register is in one line of the cache.
+            let mut packed = vec![Line([0.0; 16]); k.div_ceil(16) * T];
+            for t in 0..T {
+                let (chunks, tail) = x[t].as_chunks::<16>();
+                for (i, chunk) in chunks.iter().enumerate() {
+                    packed[i * T + t].0 = *chunk;
                 }
-                first += ROWS;
+                if !tail.is_empty() {
+                    packed[chunks.len() * T + t].0[..tail.len()].copy_from_slice(tail);
+                }
             }
-            for r in first..rows {
-                for (t, [sum]) in tile::<1, T>([row(r)], x).iter().enumerate() {
-                    out[t * rows + r] = *sum;
+            let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(&packed).as_chunks::<T>().0.split_at(k / 16);
+            let grouped = rows - rows % ROWS;
+            let mut sums = [[[splat(0.0); ROWS]; T]; GROUPS];
+            for first in (0..grouped).step_by(GROUPS * ROWS) {
+                let sums = &mut sums[..((grouped - first) / ROWS).min(GROUPS)];
+                sums.fill([[splat(0.0); ROWS]; T]);
+                // Part by part of the sums, so that the tokens' part stays in the first-level cache while these rows pass by.
+                for (part, x) in x.chunks(PART).enumerate() {
+                    for (group, sums) in sums.iter_mut().enumerate() {
+                        let mut w_rows = [&[][..]; ROWS];
+                        for r in 0..ROWS {
+                            let start = (first + group * ROWS + r) * stride + part * PART * 16;
+                            w_rows[r] = w[start..start + x.len() * 16].as_chunks::<16>().0;
+                        }
+                        add_products(w_rows, x, sums);
+                    }
+                }
+                for (group, sums) in sums.iter_mut().enumerate() {
+                    for t in 0..T {
+                        for r in 0..ROWS {
+                            let row = first + group * ROWS + r;
+                            if let [x] = x_tail {
+                                let w = load_tail(&w[row * stride..][k / 16 * 16..k]);
+                                sums[t][r] = fma(load(&x[t]), w, sums[t][r]);
+                            }
+                            out[t * rows + row] = reduce(sums[t][r]);
+                        }
+                    }
+                }
+            }
+            for row in grouped..rows {
+                let (w, w_tail) = w[row * stride..][..k].as_chunks::<16>();
+                let mut sums = [[splat(0.0)]; T];
+                add_products([w], x, &mut sums);
+                for t in 0..T {
+                    if let [x] = x_tail {
+                        sums[t][0] = fma(load(&x[t]), load_tail(w_tail), sums[t][0]);
+                    }
+                    out[t * rows + row] = reduce(sums[t][0]);
                 }
             }
         }
 
-        /// Σ x·w for `R` rows and `T` tokens of one length.
+        /// Adds the products of `R` rows with `T` tokens to the lanes of their sums.
         #[inline]
         #[$features]
-        fn tile<const R: usize, const T: usize>(w: [&[f32]; R], x: [&[f32]; T]) -> [[f32; R]; T] {
-            let (w, w_tail) = split(w);
-            let (x, x_tail) = split(x);
-            let n = w[0].len();
-            assert!(w.iter().all(|w| w.len() == n) && x.iter().all(|x| x.len() == n));
-            let mut sums = [[splat(0.0); R]; T];
+        fn add_products<const R: usize, const T: usize>(
+            w: [&[[f32; 16]]; R],
+            x: &[[[f32; 16]; T]],
+            total: &mut [[V; R]; T],
+        ) {
+            let n = x.len();
+            assert!(w.iter().all(|w| w.len() == n));
+            let mut sums = *total;
             for i in 0..n {
                 let mut row = [splat(0.0); R];
                 for r in 0..R {
@@ -61,39 +104,32 @@ macro_rules! lane_kernels {
                 }
                 for t in 0..T {
                     // SAFETY: as above.
-                    let x = load(unsafe { x[t].get_unchecked(i) });
+                    let x = load(unsafe { &x.get_unchecked(i)[t] });
                     for r in 0..R {
                         sums[t][r] = fma(x, row[r], sums[t][r]);
                     }
                 }
             }
-            if !w_tail[0].is_empty() {
-                for t in 0..T {
-                    for r in 0..R {
-                        sums[t][r] = fma(load_tail(x_tail[t]), load_tail(w_tail[r]), sums[t][r]);
-                    }
-                }
-            }
-            let mut out = [[0.0; R]; T];
-            for t in 0..T {
-                for r in 0..R {
-                    out[t][r] = reduce(sums[t][r]);
-                }
-            }
-            out
+            *total = sums;
         }
 
-        /// Each operand as chunks of 16 and what is left.
+        /// Σ x².
         #[inline]
-        fn split<const N: usize>(x: [&[f32]; N]) -> ([&[[f32; 16]]; N], [&[f32]; N]) {
-            let parts = x.map(|x| x.as_chunks::<16>());
-            (parts.map(|p| p.0), parts.map(|p| p.1))
+        #[$features]
+        fn sum_of_squares(x: &[f32]) -> f32 {
+            let (chunks, tail) = x.as_chunks::<16>();
+            let mut sums = [[splat(0.0)]];
+            add_products([chunks], chunks.as_chunks::<1>().0, &mut sums);
+            if !tail.is_empty() {
+                sums[0][0] = fma(load_tail(tail), load_tail(tail), sums[0][0]);
+            }
+            reduce(sums[0][0])
         }
 
         /// See [`scalar::rms_norm`](crate::backend::cpu::scalar::rms_norm).
         #[$features]
         pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-            let mean = tile([x], [x])[0][0] / x.len() as f32;
+            let mean = sum_of_squares(x) / x.len() as f32;
             let scale = 1.0 / (mean + eps).sqrt();
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * scale * weight;

@@ -16,6 +16,8 @@
 //!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types on AVX2 are bound by
 //!   arithmetic still, which codes halve. Many tokens (`panel`): `ROWS` rows, unpacked to f32, meet `TOKENS`
 //!   tokens; their sums fill most of the registers, so arithmetic is the limit.
+//! - **int8 activations** (`int8_kernels!`) meet the codes of block types as bytes, for `cpu:int8`. There is no plain-Rust level of it: its
+//!   definition is the contract, which the oracle emulates.
 //! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
 //!   compiled without the features, so such a closure would be a call for every register.
 //! - Every function of a level needs the features of that [`Level`](super::Level) and nothing else: the pointers that loads
@@ -28,6 +30,8 @@
 
 mod blocks;
 pub(super) mod exp;
+#[cfg(target_arch = "x86_64")]
+mod int8;
 mod lanes;
 mod unblocked;
 
@@ -37,3 +41,8 @@ pub(super) mod avx2;
 pub(super) mod avx512;
 #[cfg(test)]
 pub(super) mod plain;
+
+/// Sixteen values in one line of the cache: buffers of these are read with one access a register.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub [f32; 16]);

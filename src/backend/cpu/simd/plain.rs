@@ -2,6 +2,7 @@
 
 use std::array::from_fn;
 
+use super::Line;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use super::unblocked::unblocked_formats;

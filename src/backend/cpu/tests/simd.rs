@@ -13,12 +13,12 @@ fn levels() -> Vec<&'static Kernels> {
     backends(1).iter().skip(1).map(|b| b.kernels).collect()
 }
 
-fn types() -> impl Iterator<Item = GgmlType> {
+pub(super) fn types() -> impl Iterator<Item = GgmlType> {
     GgmlType::ALL.iter().copied().filter(|ty| dequantizable(*ty))
 }
 
 /// Random blocks of `ty` whose values are neither tiny nor huge, so that no product leaves the range of normal numbers.
-fn blocks(ty: GgmlType, n: usize, seed: u64) -> Vec<u8> {
+pub(super) fn blocks(ty: GgmlType, n: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut byte = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -40,7 +40,7 @@ fn blocks(ty: GgmlType, n: usize, seed: u64) -> Vec<u8> {
 }
 
 /// The bits, with every NaN alike.
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| if v.is_nan() { f32::NAN } else { *v }.to_bits()).collect()
 }
 

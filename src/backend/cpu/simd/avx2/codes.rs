@@ -24,7 +24,7 @@ pub(super) const MIN_COLUMNS: usize = 128;
 
 /// How the codes of a group stand in the 32 bytes that `gemv` reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stand {
+pub(in crate::backend::cpu::simd) enum Stand {
     /// Signed bytes.
     Signed,
     /// Bytes below 128.
@@ -34,7 +34,7 @@ pub(super) enum Stand {
 }
 
 /// Scales and mins of a block: one for each group, or for each half of one.
-pub(super) struct Head {
+pub(in crate::backend::cpu::simd) struct Head {
     pub scales: [f32; 16],
     pub mins: [f32; 16],
 }
@@ -43,7 +43,7 @@ pub(super) struct Head {
 ///
 /// # Safety
 /// The functions need this level's features, and a group that the block has.
-pub(super) trait Codes {
+pub(in crate::backend::cpu::simd) trait Codes {
     type Block: Pod;
     /// Groups of 32 weights in a block.
     const GROUPS: usize = 8;
@@ -51,6 +51,10 @@ pub(super) trait Codes {
     const HALVES: bool = false;
     const MINS: bool = false;
     const STAND: Stand = Stand::Signed;
+    /// The least code.
+    const LEAST: i32 = 0;
+    /// The largest code less the least.
+    const SPREAD: i32;
     unsafe fn head(block: &Self::Block) -> Head;
     /// The codes of a group as bytes, in the order of its weights.
     unsafe fn codes(block: &Self::Block, group: usize) -> __m256i;
@@ -246,7 +250,7 @@ fn group<F: Codes>(codes: __m256i, odd: bool, x: &[f32; 32]) -> __m256 {
 /// The scale of a group in all lanes, or those of its halves in the lanes of their weights: lane i has weights 4i to 4i + 3.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn scale<F: Codes>(scales: &[f32; 16], g: usize) -> __m256 {
+pub(super) fn scale<F: Codes>(scales: &[f32; 16], g: usize) -> __m256 {
     if F::HALVES {
         let both = _mm256_castpd_ps(_mm256_set1_pd(bytemuck::cast([scales[g * 2], scales[g * 2 + 1]])));
         _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
@@ -258,7 +262,7 @@ fn scale<F: Codes>(scales: &[f32; 16], g: usize) -> __m256 {
 /// The sum of the lanes: 4 + 4, 2 + 2, 1 + 1.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn reduce(v: __m256) -> f32 {
+pub(super) fn reduce(v: __m256) -> f32 {
     let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
     _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))

@@ -6,12 +6,18 @@
 use std::arch::x86_64::*;
 
 use super::codes::{Codes, Head, Stand};
-use crate::quant::block::f16;
 use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales};
 use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
 use crate::quant::mx::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
 use crate::quant::ternary::{BlockTQ1_0, BlockTQ2_0};
+
+/// A half. The crate that has its definition asks at every call what the processor can.
+#[inline]
+#[target_feature(enable = "f16c")]
+pub(super) fn f16(d: [u8; 2]) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(d) as i32)))
+}
 
 /// A block's only scale, and its min.
 #[inline]
@@ -93,7 +99,7 @@ macro_rules! codes {
         codes |$b:ident, $g:pat_param| $codes:expr;
         $(standing |$s:ident, $sg:ident| $standing:expr;)?
     ) => {
-        pub(super) struct $name;
+        pub(in crate::backend::cpu::simd) struct $name;
 
         impl Codes for $name {
             type Block = $block;
@@ -123,6 +129,8 @@ pub(super) use codes;
 codes! {
     Q4_0: BlockQ4_0,
     const GROUPS: usize = 1;
+    const LEAST: i32 = -8;
+    const SPREAD: i32 = 15;
     head |b| one(f16(b.d), 0.0);
     codes |b, _| _mm256_sub_epi8(nibbles(&b.qs), splat8(8));
 }
@@ -132,6 +140,7 @@ codes! {
     const GROUPS: usize = 1;
     const MINS: bool = true;
     const STAND: Stand = Stand::Unsigned;
+    const SPREAD: i32 = 15;
     head |b| one(f16(b.d), -f16(b.m));
     codes |b, _| nibbles(&b.qs);
 }
@@ -139,6 +148,8 @@ codes! {
 codes! {
     Q5_0: BlockQ5_0,
     const GROUPS: usize = 1;
+    const LEAST: i32 = -16;
+    const SPREAD: i32 = 31;
     head |b| one(f16(b.d), 0.0);
     // Without its fifth bit a code is 16 less, which as a signed byte sets all bits above the nibble.
     codes |b, _| {
@@ -152,6 +163,7 @@ codes! {
     const GROUPS: usize = 1;
     const MINS: bool = true;
     const STAND: Stand = Stand::Unsigned;
+    const SPREAD: i32 = 31;
     head |b| one(f16(b.d), -f16(b.m));
     codes |b, _| {
         let set = spread(u32::from_le_bytes(b.qh));
@@ -162,6 +174,8 @@ codes! {
 codes! {
     Q8_0: BlockQ8_0,
     const GROUPS: usize = 1;
+    const LEAST: i32 = -128;
+    const SPREAD: i32 = 255;
     head |b| one(f16(b.d), 0.0);
     codes |b, _| load32(bytemuck::cast_ref(&b.qs));
 }
@@ -169,6 +183,8 @@ codes! {
 codes! {
     Iq4Nl: BlockIQ4NL,
     const GROUPS: usize = 1;
+    const LEAST: i32 = -128;
+    const SPREAD: i32 = 255;
     head |b| one(f16(b.d), 0.0);
     codes |b, _| levels(nibbles(&b.qs), &IQ4_LEVELS);
 }
@@ -176,12 +192,16 @@ codes! {
 codes! {
     Mxfp4: BlockMXFP4,
     const GROUPS: usize = 1;
+    const LEAST: i32 = -12;
+    const SPREAD: i32 = 24;
     head |b| one(e8m0_half(b.e), 0.0);
     codes |b, _| levels(nibbles(&b.qs), &E2M1_LEVELS);
 }
 
 codes! {
     Iq4Xs: BlockIQ4XS,
+    const LEAST: i32 = -128;
+    const SPREAD: i32 = 255;
     head |b| {
         let (d, high) = (f16(b.d), u16::from_le_bytes(b.scales_h));
         let mut scales = [0.0; 16];
@@ -196,6 +216,8 @@ codes! {
 
 codes! {
     Tq2_0: BlockTQ2_0,
+    const LEAST: i32 = -1;
+    const SPREAD: i32 = 3;
     head |b| Head { scales: [f16(b.d); 16], mins: [0.0; 16] };
     codes |b, g| {
         let qs = load32(&b.qs.as_chunks::<32>().0[g / 4]);
@@ -205,6 +227,8 @@ codes! {
 
 codes! {
     Tq1_0: BlockTQ1_0,
+    const LEAST: i32 = -1;
+    const SPREAD: i32 = 3;
     head |b| Head { scales: [f16(b.d); 16], mins: [0.0; 16] };
     // Five digits of 32 bytes, five of 16, and four of 4: see the definition.
     codes |b, g| {
@@ -240,6 +264,7 @@ codes! {
     const HALVES: bool = true;
     const MINS: bool = true;
     const STAND: Stand = Stand::Unsigned;
+    const SPREAD: i32 = 3;
     head |b| {
         let (d, dmin) = (f16(b.d), f16(b.dmin));
         Head { scales: b.scales.map(|s| d * (s & 15) as f32), mins: b.scales.map(|s| dmin * (s >> 4) as f32) }
@@ -250,6 +275,8 @@ codes! {
 codes! {
     Q3K: BlockQ3K,
     const HALVES: bool = true;
+    const LEAST: i32 = -4;
+    const SPREAD: i32 = 7;
     head |b| {
         let d = f16(b.d);
         Head { scales: q3k_scales(&b.scales).map(|s| d * s as f32), mins: [0.0; 16] }
@@ -284,6 +311,7 @@ codes! {
     Q4K: BlockQ4K,
     const MINS: bool = true;
     const STAND: Stand = Stand::Nibbles;
+    const SPREAD: i32 = 15;
     head |b| q4k_head(b.d, b.dmin, &b.scales);
     codes |b, g| bits(load32(&b.qs.as_chunks::<32>().0[g / 2]), g % 2 * 4, 15);
     standing |b, g| load32(&b.qs.as_chunks::<32>().0[g / 2]);
@@ -293,6 +321,7 @@ codes! {
     Q5K: BlockQ5K,
     const MINS: bool = true;
     const STAND: Stand = Stand::Unsigned;
+    const SPREAD: i32 = 31;
     head |b| q4k_head(b.d, b.dmin, &b.scales);
     codes |b, g| {
         let low = bits(load32(&b.qs.as_chunks::<32>().0[g / 2]), g % 2 * 4, 15);
@@ -303,6 +332,8 @@ codes! {
 codes! {
     Q6K: BlockQ6K,
     const HALVES: bool = true;
+    const LEAST: i32 = -32;
+    const SPREAD: i32 = 63;
     head |b| {
         let d = super::splat_f16(b.d);
         let mut head = Head { scales: [0.0; 16], mins: [0.0; 16] };

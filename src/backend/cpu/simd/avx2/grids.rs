@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::codes::{Codes, Head};
+use super::formats::f16;
 use super::formats::{codes, spread};
-use crate::quant::block::f16;
 use crate::quant::iquant::{BlockIQ1M, BlockIQ1S, BlockIQ2S, BlockIQ2XS, BlockIQ2XXS, BlockIQ3S, BlockIQ3XXS};
 use crate::quant::iquant_grids as grids;
 
@@ -72,6 +72,8 @@ fn eighths(points: __m256i, shifts: [i8; 4]) -> __m256i {
 
 codes! {
     Iq2Xxs: BlockIQ2XXS,
+    const LEAST: i32 = -43;
+    const SPREAD: i32 = 86;
     head |b| half_steps(f16(b.d), 0.25, |g| u32::from_le_bytes(b.groups[g % 8].signs_and_scale) >> 28);
     codes |b, g| {
         let group = &b.groups[g];
@@ -83,6 +85,8 @@ codes! {
 codes! {
     Iq2Xs: BlockIQ2XS,
     const HALVES: bool = true;
+    const LEAST: i32 = -43;
+    const SPREAD: i32 = 86;
     head |b| half_steps(f16(b.d), 0.25, |h| nibble(&b.scales, h) as u32);
     codes |b, g| {
         let q = b.qs.as_chunks::<4>().0[g].map(u16::from_le_bytes);
@@ -94,6 +98,8 @@ codes! {
 codes! {
     Iq2S: BlockIQ2S,
     const HALVES: bool = true;
+    const LEAST: i32 = -43;
+    const SPREAD: i32 = 86;
     head |b| half_steps(f16(b.d), 0.25, |h| nibble(&b.scales, h) as u32);
     codes |b, g| {
         let (low, high) = (b.qs.as_chunks::<4>().0[g], b.qh[g] as usize);
@@ -105,6 +111,8 @@ codes! {
 
 codes! {
     Iq3Xxs: BlockIQ3XXS,
+    const LEAST: i32 = -62;
+    const SPREAD: i32 = 124;
     head |b| half_steps(f16(b.d), 0.5, |g| u32::from_le_bytes(b.signs_and_scales[g % 8]) >> 28);
     codes |b, g| {
         let points = b.qs.as_chunks::<8>().0[g].map(|p| &grids::IQ3_XXS[p as usize]);
@@ -114,6 +122,8 @@ codes! {
 
 codes! {
     Iq3S: BlockIQ3S,
+    const LEAST: i32 = -15;
+    const SPREAD: i32 = 30;
     head |b| {
         let d = f16(b.d);
         Head { scales: std::array::from_fn(|g| d * (1 + 2 * nibble(&b.scales, g % 8)) as f32), mins: [0.0; 16] }
@@ -128,6 +138,8 @@ codes! {
 
 codes! {
     Iq1S: BlockIQ1S,
+    const LEAST: i32 = -9;
+    const SPREAD: i32 = 18;
     head |b| {
         let d = f16(b.d);
         let scale = |g: usize| 2 * (u16::from_le_bytes(b.qh[g % 8]) >> 12 & 7) + 1;
@@ -144,6 +156,8 @@ codes! {
 codes! {
     Iq1M: BlockIQ1M,
     const HALVES: bool = true;
+    const LEAST: i32 = -9;
+    const SPREAD: i32 = 18;
     head |b| {
         let packed = b.scales.map(u16::from_le_bytes);
         let d = packed[0] >> 12 | packed[1] >> 12 << 4 | packed[2] >> 12 << 8 | packed[3] >> 12 << 12;

@@ -2,17 +2,16 @@
 
 use std::arch::x86_64::*;
 
+use super::Line;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use super::unblocked::unblocked_formats;
-use crate::backend::cpu::kernels::BlockKernels;
+use crate::backend::cpu::kernels::{BlockKernels, Int8Kernels};
 
-mod codes;
-mod formats;
-mod grids;
-
-use formats::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Tq1_0, Tq2_0};
-use grids::{Iq1M, Iq1S, Iq2S, Iq2Xs, Iq2Xxs, Iq3S, Iq3Xxs};
+pub(super) mod codes;
+pub(super) mod formats;
+pub(super) mod grids;
+pub(in crate::backend::cpu) mod int8;
 
 /// The first 8 lanes and the last 8.
 type V = [__m256; 2];
@@ -27,33 +26,52 @@ lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3]);
 block_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
 unblocked_formats!(#[target_feature(enable = "avx2,fma,f16c")]);
 
+/// What a function of [`codes::Codes`] makes of the type that reads the blocks of `$ty`, if there is one.
+macro_rules! of_codes {
+    ($ty:expr, $($make:ident)::+) => {{
+        use crate::backend::cpu::simd::avx2::{formats::*, grids::*};
+        use crate::op::GgmlType;
+        Some(match $ty {
+            GgmlType::Q4_0 => $($make)::+::<Q4_0>(),
+            GgmlType::Q4_1 => $($make)::+::<Q4_1>(),
+            GgmlType::Q5_0 => $($make)::+::<Q5_0>(),
+            GgmlType::Q5_1 => $($make)::+::<Q5_1>(),
+            GgmlType::Q8_0 => $($make)::+::<Q8_0>(),
+            GgmlType::Q2_K => $($make)::+::<Q2K>(),
+            GgmlType::Q3_K => $($make)::+::<Q3K>(),
+            GgmlType::Q4_K => $($make)::+::<Q4K>(),
+            GgmlType::Q5_K => $($make)::+::<Q5K>(),
+            GgmlType::Q6_K => $($make)::+::<Q6K>(),
+            GgmlType::IQ1_S => $($make)::+::<Iq1S>(),
+            GgmlType::IQ1_M => $($make)::+::<Iq1M>(),
+            GgmlType::IQ2_XXS => $($make)::+::<Iq2Xxs>(),
+            GgmlType::IQ2_XS => $($make)::+::<Iq2Xs>(),
+            GgmlType::IQ2_S => $($make)::+::<Iq2S>(),
+            GgmlType::IQ3_XXS => $($make)::+::<Iq3Xxs>(),
+            GgmlType::IQ3_S => $($make)::+::<Iq3S>(),
+            GgmlType::IQ4_NL => $($make)::+::<Iq4Nl>(),
+            GgmlType::IQ4_XS => $($make)::+::<Iq4Xs>(),
+            GgmlType::TQ1_0 => $($make)::+::<Tq1_0>(),
+            GgmlType::TQ2_0 => $($make)::+::<Tq2_0>(),
+            GgmlType::MXFP4 => $($make)::+::<Mxfp4>(),
+            _ => return None,
+        })
+    }};
+}
+pub(super) use of_codes;
+
 /// The kernels for blocks of `ty`, where there are some.
 pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
-    Some(match ty {
-        GgmlType::Q4_0 => codes::kernels::<Q4_0>(),
-        GgmlType::Q4_1 => codes::kernels::<Q4_1>(),
-        GgmlType::Q5_0 => codes::kernels::<Q5_0>(),
-        GgmlType::Q5_1 => codes::kernels::<Q5_1>(),
-        GgmlType::Q8_0 => codes::kernels::<Q8_0>(),
-        GgmlType::Q2_K => codes::kernels::<Q2K>(),
-        GgmlType::Q3_K => codes::kernels::<Q3K>(),
-        GgmlType::Q4_K => codes::kernels::<Q4K>(),
-        GgmlType::Q5_K => codes::kernels::<Q5K>(),
-        GgmlType::Q6_K => codes::kernels::<Q6K>(),
-        GgmlType::IQ1_S => codes::kernels::<Iq1S>(),
-        GgmlType::IQ1_M => codes::kernels::<Iq1M>(),
-        GgmlType::IQ2_XXS => codes::kernels::<Iq2Xxs>(),
-        GgmlType::IQ2_XS => codes::kernels::<Iq2Xs>(),
-        GgmlType::IQ2_S => codes::kernels::<Iq2S>(),
-        GgmlType::IQ3_XXS => codes::kernels::<Iq3Xxs>(),
-        GgmlType::IQ3_S => codes::kernels::<Iq3S>(),
-        GgmlType::IQ4_NL => codes::kernels::<Iq4Nl>(),
-        GgmlType::IQ4_XS => codes::kernels::<Iq4Xs>(),
-        GgmlType::TQ1_0 => codes::kernels::<Tq1_0>(),
-        GgmlType::TQ2_0 => codes::kernels::<Tq2_0>(),
-        GgmlType::MXFP4 => codes::kernels::<Mxfp4>(),
-        _ => return unblocked(ty),
-    })
+    by_codes(ty).or_else(|| unblocked(ty))
+}
+
+fn by_codes(ty: GgmlType) -> Option<BlockKernels> {
+    of_codes!(ty, codes::kernels)
+}
+
+/// The kernels for blocks of `ty` with int8 activations.
+pub fn int8_blocks(ty: GgmlType) -> Option<Int8Kernels> {
+    of_codes!(ty, int8::kernels)
 }
 
 #[inline]

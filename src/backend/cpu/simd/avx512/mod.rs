@@ -2,12 +2,15 @@
 
 use std::arch::x86_64::*;
 
+use super::Line;
+use super::avx2::of_codes;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
-use crate::backend::cpu::kernels::BlockKernels;
+use crate::backend::cpu::kernels::{BlockKernels, Int8Kernels};
 use crate::op::GgmlType;
 
 mod formats;
+pub(in crate::backend::cpu) mod int8;
 mod tables;
 
 use formats::{Bf16, F16, F32, Q4K, Q5K, Q6K, Q8_0};
@@ -46,6 +49,11 @@ pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
         // Types that are worked on as bytes have nothing to gain from wider registers here.
         _ => return super::avx2::blocks(ty),
     })
+}
+
+/// The kernels for blocks of `ty` with int8 activations: they need VNNI besides.
+pub fn int8_blocks(ty: GgmlType) -> Option<Int8Kernels> {
+    of_codes!(ty, int8::kernels)
 }
 
 #[inline]
