@@ -310,7 +310,7 @@ fn attention() {
         within(&format!("scores, {what}"), &scores, &exact(&op), |i| factor * magnitudes[i]);
 
         let seen = scores.cols();
-        let op = Op::AttnProbs { scores: &scores, start, window: None };
+        let op = Op::AttnProbs { scores: &scores, start, window: None, sinks: None };
         let probs = run(&mut gpu, &op);
         let want = exact(&op);
         let contract = gpu.contract(OpKind::AttnProbs);
@@ -384,7 +384,7 @@ fn router() {
         let want: Vec<u32> = exact(&op).iter().map(|v| *v as u32).collect();
         assert_eq!(ids.ids(), want, "{what}");
         for renormalise in [false, true] {
-            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise };
+            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise, softmax: false };
             let want = exact(&op);
             let factor = gamma(k as f64 + contract.div_ulp);
             let bound = |i: usize| factor * want[i] + f64::from(f32::MIN_POSITIVE);
@@ -444,7 +444,7 @@ fn nan_never_vanishes() {
     }
     // Position 2 of head 1 attends to a NaN score; a later one that it must not see changes nothing.
     let scores = poisoned(&poisoned(&r.tensor(&[2, 4, 4]), 16 + 2 * 4 + 1), 16 + 4 + 3);
-    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0, window: None }).to_f32();
+    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0, window: None, sinks: None }).to_f32();
     for (i, v) in got.iter().enumerate() {
         let seen = i % 4 <= i / 4 % 4;
         assert_eq!(v.is_nan(), i / 4 == 6 && seen, "[{i}] is {v}");

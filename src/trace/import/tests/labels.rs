@@ -12,6 +12,8 @@ fn names_of_nodes_and_modules() {
         ffn: Some(7),
         moe: Some(true),
         qkv_bias: None,
+        biases: None,
+        logits_choose: None,
     };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
