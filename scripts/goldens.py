@@ -12,7 +12,7 @@ llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way 
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM and Qwen 2 cut, by another regex engine.
+patterns of Llama 3, SmolLM, Qwen 2 and o200k cut, by another regex engine.
 """
 
 import io
@@ -356,12 +356,15 @@ def run(family, w):
 
 TEXTS = [
     "Hello world", " two  spaces   and\ttabs", "fn main() {\n    let x = 12345;\n}\n", "don't WE'LL stop", "3.14159 + 2 = 5, 1000000",
-    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ",
+    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ", "theForest QUICKBrown //fox/\n don'T Ärger",
 ]
 CORPUS = ("the quick brown fox jumps over the lazy dog and then the dog sleeps while the fox runs through the forest. fn main() { let x = 1; }"
           " don't stop, we'll see what 12345 and 67890 and 123 make of it; naïve café, Größe. 123 123 123 12 345 345").split(" ")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CASES = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -369,6 +372,8 @@ def cut(pre, text):
     if pre == "smollm":  # digits apart, then GPT-2's pattern
         parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
         return [piece for part in parts for piece in regex.findall(GPT2, part)]
+    if pre == "gpt-4o":
+        return regex.findall(CASES, text)
     if pre == "qwen2":
         return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
     return regex.findall(WORDS % "{1,3}", text)
@@ -419,7 +424,7 @@ def byte_level(path):
             found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
         return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
 
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2")}
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o")}
 
 
 def sentence_piece(path):

@@ -239,6 +239,7 @@ fn cases(
                 let x = if stages.iter().any(|s| per_slot(*s)) { ", a row for each" } else { "" };
                 format!("[{cols}, {rows}, {experts}], {used} used{x}")
             }
+            OpKind::ExpertBias => format!("[{cols}, {rows}], {used} used"),
             _ => format!("[{cols}, {rows}]"),
         };
         // The same tensor type and shape at every number of positions, made when it is its turn.
@@ -526,6 +527,16 @@ mod tests {
         assert_eq!(names.len(), cases.len(), "no case twice: {names:#?}");
         assert!(names.contains("expert_mat_mul Q4_K [256, 256, 8], 2 used T=4"), "{names:#?}");
         assert!(names.contains("rms_norm F32 8×64 T=1"), "{names:#?}");
+    }
+
+    #[test]
+    fn gpt_oss_has_its_own_cases() {
+        let shape = ModelShape::named("gpt-oss-20b").unwrap();
+        let cases = of_shape(&shape, &Mix::from_name("MXFP4").unwrap(), &[1], 0).unwrap();
+        let names: Vec<String> = cases.iter().map(OpBenchCase::name).collect();
+        assert!(names.iter().any(|name| name == "expert_mat_mul MXFP4 [2880, 2880, 32], 4 used T=1"), "{names:#?}");
+        assert!(names.iter().any(|name| name == "expert_bias F32 [2880, 32], 4 used T=1"), "{names:#?}");
+        assert!(!names.iter().any(|name| name.starts_with("router_probs")), "{names:#?}");
     }
 
     #[test]

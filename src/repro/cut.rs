@@ -313,7 +313,7 @@ impl FailingCall {
             _ => x.take(0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
         };
         let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
-        if matches!(self.params, OpParams::ExpertMatMul { .. }) {
+        if matches!(self.params, OpParams::ExpertMatMul { .. } | OpParams::ExpertBias { .. }) {
             inputs[1] = HostTensor { shape: vec![t * k, 1], data: self.inputs[1].data.clone() };
         }
         let rows = self

@@ -339,7 +339,12 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     }
     let vocab = vocab::vocab(shape.vocab);
     m.set("tokenizer.ggml.model", text("gpt2"));
-    m.set("tokenizer.ggml.pre", text(if shape.family == Family::Llama { "llama-bpe" } else { "qwen2" }));
+    let pre = match shape.family {
+        Family::Llama => "llama-bpe",
+        Family::GptOss => "gpt-4o",
+        _ => "qwen2",
+    };
+    m.set("tokenizer.ggml.pre", text(pre));
     m.set("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens)));
     m.set("tokenizer.ggml.token_type", Value::Array(Array::I32(vocab.types)));
     m.set("tokenizer.ggml.merges", Value::Array(Array::String(vocab.merges)));

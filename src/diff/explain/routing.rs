@@ -76,7 +76,7 @@ pub fn ties<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<ChosenExperts<'a>, _>([
+    let mut all = case.each_changed::<ChosenExperts<'a>, _>([
         ("the experts of least weight", |c| {
             c.choose = |row, k| largest(&row.iter().map(|p| -p).collect::<Vec<_>>(), k)
         }),
@@ -103,7 +103,19 @@ pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("the experts of the position before", |c| {
             c.p = [&c.p[..c.experts], &c.p[..c.p.len() - c.experts]].concat().into()
         }),
-    ])
+    ])?;
+    if let Some(logits) = without_bias(case) {
+        let what = "a choice by the router's logits without their bias";
+        all.extend(case.changed(what, |c: &mut ChosenExperts<'a>| c.p = logits.into())?);
+    }
+    Ok(all)
+}
+
+/// The router's logits before their bias, where they have one and are not made a softmax of.
+fn without_bias(case: &Evidence<'_>) -> Option<Vec<f64>> {
+    let layout = case.scene.config.layout();
+    let logits = case.scene.earlier.get(Stage::RouterLogits).filter(|_| layout.biases && layout.logits_choose)?;
+    (logits.len() == case.inputs[0].len()).then(|| logits.to_f64())
 }
 
 pub fn order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -196,6 +208,10 @@ fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         };
         of_all.points(&Vec::from_iter(0..of_all.len()), &case.scene.contract)
     };
+    if let Some(logits) = without_bias(case) {
+        let what = "a softmax of the chosen experts' logits without their bias";
+        all.extend(case.changed(what, |w: &mut ExpertWeights<'a>| w.p = logits.into())?);
+    }
     let at = |slot: usize| slot / k * experts + stated.ids[slot];
     for (what, form, weighing) in [
         ("a softmax over all experts, of which the chosen have their shares", Form::Softmax, None),

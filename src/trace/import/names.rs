@@ -137,7 +137,12 @@ static NODES: &[(&str, Means)] = &[
     ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
     ("kqv", Nothing("the values of kqv_out, head by head")),
     ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
-    ("ffn_moe_weights", Nothing("the chosen experts' probabilities, or logits, before they are made weights")),
+    (
+        "ffn_moe_weights",
+        Nothing(
+            "the chosen experts' probabilities before they are divided by their sum, or logits before their softmax",
+        ),
+    ),
     ("ffn_moe_weights_sum", Nothing("the sum of the chosen experts' probabilities")),
     ("ffn_moe_weights_sum_clamped", Nothing("the sum of the chosen experts' probabilities")),
     ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),

@@ -98,6 +98,14 @@ fn an_id_that_names_no_expert_gives_nan_and_nothing_else() {
             for (i, (got, good)) in got.iter().zip(&good).enumerate() {
                 assert!(if i / 40 == last { got.is_nan() } else { got == good }, "[{i}] is {got}");
             }
+            let (y, bias) = (r.tensor(&[positions, 2, 40]), r.weight(GgmlType::F32, [40, 3, 1]));
+            let got = run(&mut gpu, &Op::ExpertBias { x: &y, ids: &ids, weight: &bias }).to_f32();
+            assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 40 == last)));
+            // The sum of a position's weights has the NaN in it.
+            let logits = r.tensor(&[positions, 3]);
+            let op = Op::RouterWeights { probs: &logits, ids: &ids, renormalise: true, softmax: true };
+            let got = run(&mut gpu, &op).to_f32();
+            assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 2 == last / 2)));
         }
     }
 }
@@ -126,6 +134,11 @@ fn a_weight_in_pieces_gives_the_same_bits() {
                 ] {
                     let what = format!("{ty}, {rows} rows a piece, {positions} positions, {:?}", op.kind());
                     assert_eq!(run(&mut cut, &op), run(&mut whole, &op), "{what}");
+                }
+                if ty == GgmlType::F32 {
+                    let (y, ids) = (r.tensor(&[positions, 3, 256]), r.ids(positions, 3, 100));
+                    let op = Op::ExpertBias { x: &y, ids: &ids, weight: &matrix };
+                    assert_eq!(run(&mut cut, &op), run(&mut whole, &op), "{rows} rows a piece, {positions} positions");
                 }
             }
         }

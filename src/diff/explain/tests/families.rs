@@ -336,6 +336,11 @@ fn biases_and_weights_of_gpt_oss() {
     explained(&w, site, &of(&shares, false, false), "renormalisation", "a softmax over all experts");
     explained(&w, site, &of(&shares, false, true), "renormalisation", "a softmax of the chosen experts' shares");
     explained(&w, site, &of(&logits, false, false), "renormalisation", "the chosen experts' logits themselves");
+    let unbiased = w.value(site, Stage::RouterLogits);
+    explained(&w, site, &of(&unbiased, true, true), "renormalisation", "logits without their bias");
+    let site = Site::layer(1, Stage::RouterIds);
+    let chosen = evaluate(&Op::RouterTopK { probs: &*unbiased, k: 4 }).unwrap();
+    explained(&w, site, &chosen, "router-choice", "logits without their bias");
     let site = Site::layer(1, Stage::QRope);
     let whole = turned(&w, |r| r.yarn.iter_mut().for_each(|yarn| yarn.between = false));
     explained(&w, site, &whole, "rope-scaling", "its ends rounded to whole pairs, as llama.cpp has it");
