@@ -73,6 +73,17 @@ pub(crate) enum Form {
     Equal,
 }
 
+/// What a sink is to the entries of its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Sink {
+    /// One of them; stated, it is that.
+    Entry,
+    /// Its exponential is added to the sum as it is, while the largest entry is subtracted from the entries.
+    Added,
+    /// The same, where the largest is that of the entries and the sink.
+    AddedOfAll,
+}
+
 /// A softmax over the entries that each row sees, 0 beyond.
 #[derive(Clone)]
 pub(crate) struct Softmax<'a> {
@@ -95,8 +106,7 @@ pub(crate) struct Softmax<'a> {
     pub plus: f64,
     /// Of [`Form::Softmax`], for each head: one more entry of its rows, which has its share and no column.
     pub sinks: Option<Vec<f64>>,
-    /// A sink's exponential is added to the sum as it is, while the largest entry is subtracted from the entries; stated, from it too.
-    pub unshifted: bool,
+    pub sink: Sink,
 }
 
 impl<'a> Formula<'a> for Softmax<'a> {
@@ -121,7 +131,7 @@ impl<'a> Formula<'a> for Softmax<'a> {
             times: None,
             plus: 0.0,
             sinks: sinks.map(|sinks| sinks.f32s().map(f64::from).collect()),
-            unshifted: false,
+            sink: Sink::Entry,
         }))
     }
     fn emulate(&mut self, how: &Emulation) {
@@ -157,7 +167,12 @@ impl ByRow for Softmax<'_> {
         {
             let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sink = sinks[row / self.tokens];
-            x.push(if self.unshifted { largest + sink } else { sink });
+            x.push(match self.sink {
+                Sink::Entry => sink,
+                // So that the largest is subtracted to no effect.
+                Sink::Added => largest + sink,
+                Sink::AddedOfAll => largest.max(sink) + sink,
+            });
             times.iter_mut().for_each(|times| times.push(1.0));
         }
         let times = times.as_deref();

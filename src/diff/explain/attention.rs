@@ -5,7 +5,7 @@ use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
-use crate::formula::softmax::{Form, Seen, Softmax};
+use crate::formula::softmax::{Form, Seen, Sink, Softmax};
 use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
@@ -345,7 +345,10 @@ pub fn sinks<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let group = (config.heads / config.kv_heads.max(1)).max(1);
     let mut all = case.each_changed::<Softmax<'a>, _>([
         ("no sinks", |s| s.sinks = None),
-        ("a sink that is added to the sum without the largest score taken from it", |s| s.unshifted = true),
+        ("a sink that is added to the sum without the largest score taken from it", |s| s.sink = Sink::Added),
+        ("a sink that is added to the sum without the largest of scores and sink taken from it", |s| {
+            s.sink = Sink::AddedOfAll;
+        }),
     ])?;
     let of = |map: &dyn Fn(usize) -> usize| (0..own.len()).map(|head| own[map(head)]).collect::<Vec<f64>>();
     let with = |change: &dyn Fn(f64) -> f64| own.iter().map(|sink| change(*sink)).collect::<Vec<f64>>();
