@@ -16,42 +16,36 @@ pub(crate) struct Sum<'a> {
     /// Which operands come in float64.
     pub wide: [bool; 2],
     pub cols: usize,
-    /// The second operand is a weight.
-    pub is_bias: bool,
+    /// Of biases, which are the rows of the second operand: the one that each row of the first has; stated, the only one, or the expert's.
+    /// `None`: the second operand has the shape of the first.
+    pub rows: Option<Vec<usize>>,
 }
 
 impl<'a> Formula<'a> for Sum<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let is_wide = |t: &HostTensor| matches!(t.data, Data::F64(_));
-        let (operands, wide, cols) = match *op {
-            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), a.cols()),
+        let biases = |weight: &Weight| -> Values<'a> { weight.f32s().map(f64::from).collect::<Vec<f64>>().into() };
+        let (operands, wide, rows) = match *op {
+            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), None),
             Op::Bias { x: a, weight } => {
-                let bias: Vec<f64> = weight.f32s().map(f64::from).collect();
-                let rows: Vec<f64> = bias.iter().copied().cycle().take(x[0].len()).collect();
-                ([as_given(&x[0]), rows.into()], [is_wide(a), false], a.cols())
+                let rows = vec![0; a.len() / weight.cols.max(1)];
+                ([as_given(&x[0]), biases(weight)], [is_wide(a), false], Some(rows))
             }
             Op::ExpertBias { x: a, ids, weight } => {
-                let ids: Vec<usize> = ids.ids().iter().map(|id| *id as usize).collect();
-                ([as_given(&x[0]), expert_rows(weight, &ids).into()], [is_wide(a), false], a.cols())
+                let rows = ids.ids().iter().map(|id| *id as usize).collect();
+                ([as_given(&x[0]), biases(weight)], [is_wide(a), false], Some(rows))
             }
             _ => return Ok(None),
         };
-        let is_bias = matches!(op, Op::Bias { .. } | Op::ExpertBias { .. });
-        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, is_bias }))
+        let cols = op.inputs()[0].cols();
+        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, rows }))
     }
     fn emulate(&mut self, how: &Emulation) {
-        if self.is_bias {
+        if self.rows.is_some() {
             how.round_weight(self.operands[1].to_mut());
         }
     }
     by_row!();
-}
-
-/// The rows `ids` of a matrix of f32, one after the other; of one that it lacks, NaN.
-pub(crate) fn expert_rows(weight: &Weight, ids: &[usize]) -> Vec<f64> {
-    let all: Vec<f64> = weight.f32s().map(f64::from).collect();
-    let row = |id: &usize| all.chunks_exact(weight.cols.max(1)).nth(*id).map(<[f64]>::to_vec);
-    ids.iter().flat_map(|id| row(id).unwrap_or_else(|| vec![f64::NAN; weight.cols])).collect()
 }
 
 impl ByRow for Sum<'_> {
@@ -67,7 +61,10 @@ impl ByRow for Sum<'_> {
         let element = |column: &usize| {
             let term = |n: usize| match self.factors[n] {
                 0.0 => 0.0,
-                factor => factor * self.operands[n][row * self.cols + column],
+                factor => {
+                    let row = self.rows.as_ref().filter(|_| n == 1).map_or(row, |rows| rows[row]);
+                    factor * self.operands[n][row * self.cols + column]
+                }
             };
             let [a, b] = [0, 1].map(term);
             let incoming: f64 = [a, b].iter().zip(self.wide).map(|(x, wide)| if wide { x.abs() } else { 0.0 }).sum();

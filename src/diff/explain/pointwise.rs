@@ -3,7 +3,7 @@
 use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::embed::Embedding;
-use crate::formula::pointwise::{Activation, Gated, Sum, UNLIMITED, expert_rows};
+use crate::formula::pointwise::{Activation, Gated, Sum, UNLIMITED};
 use crate::formula::precision::FORMATS;
 use crate::op::{CLAMPED_LIMIT, GateActivation, GgmlType, Op, Stage};
 
@@ -53,15 +53,10 @@ pub fn bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("the bias subtracted", |s| s.factors = [1.0, -1.0]),
         ("the bias alone, without the product", |s| s.factors = [0.0, 1.0]),
     ])?;
-    let ids = case.ids().filter(|_| matches!(case.scene.op, Op::ExpertBias { .. }));
-    let ids = ids.map(|ids| ids.ids().iter().map(|id| *id as usize).collect::<Vec<_>>());
     for other in case.other_weights(weight) {
         if other.ty == GgmlType::F32 {
-            let rows = match &ids {
-                Some(ids) => expert_rows(other, ids),
-                None => expert_rows(other, &vec![0; case.output.len() / case.cols()]),
-            };
-            let change = |s: &mut Sum<'a>| s.operands[1] = rows.into();
+            let values: Vec<f64> = other.f32s().map(f64::from).collect();
+            let change = |s: &mut Sum<'a>| s.operands[1] = values.into();
             all.extend(case.changed(format!("{} as the bias", other.name), change)?);
         }
     }
@@ -93,7 +88,7 @@ pub fn expert_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     let mut all = Vec::new();
     for (what, ids) in others {
-        all.extend(case.changed(what, |s: &mut Sum<'a>| s.operands[1] = expert_rows(weight, &ids).into())?);
+        all.extend(case.changed(what, |s: &mut Sum<'a>| s.rows = Some(ids))?);
     }
     Ok(all)
 }
