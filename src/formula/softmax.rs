@@ -75,7 +75,7 @@ pub(crate) enum Form {
 
 /// What a sink is to the entries of its rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Sink {
+pub(crate) enum SinkPlace {
     /// One of them; stated, it is that.
     Entry,
     /// Its exponential is added to the sum as it is, while the largest entry is subtracted from the entries.
@@ -106,7 +106,8 @@ pub(crate) struct Softmax<'a> {
     pub plus: f64,
     /// Of [`Form::Softmax`], for each head: one more entry of its rows, which has its share and no column.
     pub sinks: Option<Vec<f64>>,
-    pub sink: Sink,
+    /// What it is to the others; stated, [`SinkPlace::Entry`].
+    pub sink: SinkPlace,
 }
 
 impl<'a> Formula<'a> for Softmax<'a> {
@@ -131,7 +132,7 @@ impl<'a> Formula<'a> for Softmax<'a> {
             times: None,
             plus: 0.0,
             sinks: sinks.map(|sinks| sinks.f32s().map(f64::from).collect()),
-            sink: Sink::Entry,
+            sink: SinkPlace::Entry,
         }))
     }
     fn emulate(&mut self, how: &Emulation) {
@@ -168,10 +169,10 @@ impl ByRow for Softmax<'_> {
             let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sink = sinks[row / self.tokens];
             x.push(match self.sink {
-                Sink::Entry => sink,
+                SinkPlace::Entry => sink,
                 // So that the largest is subtracted to no effect.
-                Sink::Added => largest + sink,
-                Sink::AddedOfAll => largest.max(sink) + sink,
+                SinkPlace::Added => largest + sink,
+                SinkPlace::AddedOfAll => largest.max(sink) + sink,
             });
             times.iter_mut().for_each(|times| times.push(1.0));
         }

@@ -5,7 +5,7 @@ use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
-use crate::formula::softmax::{Form, Seen, Sink, Softmax};
+use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
@@ -345,9 +345,9 @@ pub fn sinks<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let group = (config.heads / config.kv_heads.max(1)).max(1);
     let mut all = case.each_changed::<Softmax<'a>, _>([
         ("no sinks", |s| s.sinks = None),
-        ("a sink that is added to the sum without the largest score taken from it", |s| s.sink = Sink::Added),
+        ("a sink that is added to the sum without the largest score taken from it", |s| s.sink = SinkPlace::Added),
         ("a sink that is added to the sum without the largest of scores and sink taken from it", |s| {
-            s.sink = Sink::AddedOfAll;
+            s.sink = SinkPlace::AddedOfAll;
         }),
     ])?;
     let of = |map: &dyn Fn(usize) -> usize| (0..own.len()).map(|head| own[map(head)]).collect::<Vec<f64>>();

@@ -4,7 +4,7 @@ use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
-use crate::formula::softmax::{Form, Seen, Sink, Softmax};
+use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::formula::{Formula, Point};
 use crate::op::{Op, Stage};
 
@@ -204,7 +204,7 @@ fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             times,
             plus: 0.0,
             sinks,
-            sink: Sink::Entry,
+            sink: SinkPlace::Entry,
         };
         of_all.points(&Vec::from_iter(0..of_all.len()), &case.scene.contract)
     };

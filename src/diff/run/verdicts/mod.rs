@@ -348,9 +348,15 @@ impl<'m> ComparisonBuilder<'m> {
         let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
         let own_floor = floor_of(&op_c, self.contracts[0].get(op_c.kind()), exact_c)?;
-        let reference = logit_bounds(exact_c, &own_floor, self.contracts[0].get(OpKind::RouterProbs))?;
+        // Where the logits themselves are compared, nothing is added by a softmax.
+        let by_logits = self.config.architecture.logits_choose;
+        let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {
+            true => Ok(floor),
+            false => logit_bounds(exact, &floor, self.contracts[side].get(OpKind::RouterProbs)),
+        };
+        let reference = bounds(exact_c, own_floor, 0)?;
         let oracle = exact_c.to_f64();
-        let mut subject = logit_bounds(exact_g, &self.floors(o, 1, 1)?, self.contracts[1].get(OpKind::RouterProbs))?;
+        let mut subject = bounds(exact_g, self.floors(o, 1, 1)?, 1)?;
         for (bound, (c, g)) in subject.iter_mut().zip(oracle.iter().zip(exact_g.to_f64())) {
             *bound += (g - c).abs();
         }
