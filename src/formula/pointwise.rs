@@ -226,10 +226,11 @@ impl ByRow for Gated<'_> {
             let floor = |n: usize| {
                 let mut inside = inner(activation, contracts[n]) * met;
                 if let (Activation::Swish(alpha), true) = (self.activation, self.plus != 0.0) {
-                    // Of a kernel that keeps each step: α·g, its sigmoid, 1 + up.
+                    // Of a kernel that keeps each step: α·g, its sigmoid, 1 + up. What α·g is off by is no small number where it is large.
                     let of = |value: f64| inner(value, contracts[n]);
-                    let sigmoid = of(sigmoid(alpha * gate)) * gate.abs() * met;
-                    inside += of(alpha * gate) * through + sigmoid + of(up) * activation.abs();
+                    let off = of(alpha * gate);
+                    let kept = of(sigmoid(alpha * gate)) * gate.abs() * met + of(up) * activation.abs();
+                    inside = (inside + kept) * off.exp() + off.exp_m1() * through;
                 }
                 let exponential = match self.activation {
                     Activation::GeluByTanh => {
