@@ -182,7 +182,7 @@ impl Backend for Engine {
                 };
                 tensor(&[heads, t, s], (0..heads * t * s).map(score).collect())
             }
-            Op::AttnProbs { scores, start, window: None } => {
+            Op::AttnProbs { scores, start, window: None, sinks: None } => {
                 let (t, s, mut y) = (shape(scores)[1], cols(scores), v(scores));
                 for (row, y) in y.chunks_exact_mut(s).enumerate() {
                     let seen = start + row % t + 1;
@@ -220,7 +220,7 @@ impl Backend for Engine {
                 }
                 Rc::new(RefCell::new(HostTensor::u32(&[t, *k], ids)))
             }
-            Op::RouterWeights { probs, ids, renormalise } => {
+            Op::RouterWeights { probs, ids, renormalise, softmax: false } => {
                 let (ps, experts, k, ids) = (v(probs), cols(probs), cols(ids), ids.borrow());
                 let chosen = |(i, id): (usize, &u32)| ps[i / k * experts + *id as usize];
                 let mut y: Vec<f32> = ids.ids().iter().enumerate().map(chosen).collect();

@@ -7,12 +7,12 @@ what they make of some texts.
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
 modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
-modeling_olmoe.py, modeling_gemma3.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM and Qwen 2 cut, by another regex engine.
+patterns of Llama 3, SmolLM, Qwen 2 and o200k cut, by another regex engine.
 """
 
 import io
@@ -55,7 +55,15 @@ FAMILIES = {
     # Layers 0 and 2 see 4 keys and turn by the base of theirs; the scale of q·k is another than 1/√D; 7 positions go beyond the window.
     "gemma3": dict(arch="gemma3", kv_heads=2, ffn=96, base=1e6, scale=8.0, tied=True, qk_norm=True, gemma=True, window=4, period=2, local=1e4,
                    attention=0.2, layers=3, seed=9),
+    # Sinks, biases everywhere, a window of 4 keys in layer 0 with the rotation of the other, experts in MXFP4 whose gate and up are
+    # beyond their limits in places.
+    "gpt-oss": dict(arch="gpt-oss", kv_heads=2, ffn=32, expert_ffn=32, base=1.5e5, bias=True, experts=4, used=2, oss=True, window=4, period=2,
+                    context=131072, yarn=dict(factor=32.0, context=4096, truncate=False), tokens=6, seed=10),
 }
+
+
+def prompt(family):
+    return TOKENS[:FAMILIES[family].get("tokens", len(TOKENS))]
 
 
 def permute(w, heads):
@@ -103,8 +111,9 @@ def build(path, family):
                 out.add_float32(f"{arch}.rope.scaling.yarn_{key}", y[key])
     if "window" in f:
         out.add_uint32(f"{arch}.attention.sliding_window", f["window"])
-        out.add_uint32(f"{arch}.attention.sliding_window_pattern", f["period"])
-        out.add_float32(f"{arch}.attention.scale", f["attention"])
+        if not f.get("oss"):  # whose pattern is the definition's
+            out.add_uint32(f"{arch}.attention.sliding_window_pattern", f["period"])
+            out.add_float32(f"{arch}.attention.scale", f["attention"])
     if "temperature" in f:
         out.add_float32(f"{arch}.attention.temperature_scale", f["temperature"])
     if "experts" in f:
@@ -152,16 +161,25 @@ def build(path, family):
             norm(b + "attn_q_norm.weight", HEADS * D if row else D)
             norm(b + "attn_k_norm.weight", kv * D if row else D)
         matrix(b + "attn_output.weight", H, HEADS * D)
-        norm(b + "ffn_norm.weight")
+        norm(b + ("post_attention_norm.weight" if f.get("oss") else "ffn_norm.weight"))
+        if f.get("oss"):
+            tensor(b + "attn_sinks.weight", 2 * rng.normal(size=HEADS))
+            tensor(b + "attn_output.bias", 0.5 * rng.normal(size=H))
         if f.get("gemma"):
             norm(b + "post_attention_norm.weight")
             norm(b + "post_ffw_norm.weight")
         if "experts" in f:
             e, width = f["experts"], f.get("expert_ffn", f["ffn"])
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
-            matrix(b + "ffn_gate_exps.weight", e, width, H)
-            matrix(b + "ffn_up_exps.weight", e, width, H)
-            matrix(b + "ffn_down_exps.weight", e, H, width)
+            ty, inward = (Type.MXFP4, 4.0) if f.get("oss") else (Type.Q8_0, 1.0)
+            matrix(b + "ffn_gate_exps.weight", e, width, H, ty=ty, gain=inward)
+            matrix(b + "ffn_up_exps.weight", e, width, H, ty=ty, gain=inward)
+            matrix(b + "ffn_down_exps.weight", e, H, width, ty=ty, gain=1 / inward)
+            if f.get("oss"):
+                tensor(b + "ffn_gate_inp.bias", rng.normal(size=e))
+                tensor(b + "ffn_gate_exps.bias", rng.normal(size=(e, width)))
+                tensor(b + "ffn_up_exps.bias", rng.normal(size=(e, width)))
+                tensor(b + "ffn_down_exps.bias", rng.normal(size=(e, H)))
             if "shared" in f:
                 matrix(b + "ffn_gate_inp_shexp.weight", H, ty=Type.F32)
                 matrix(b + "ffn_gate_shexp.weight", f["shared"], H)
@@ -188,6 +206,12 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
 
 
+def clamped_swiglu(gate, up, alpha=1.702, limit=7.0):
+    """modeling_gpt_oss.py, `GptOssExperts`."""
+    gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return (up + 1) * gate / (1 + np.exp(-alpha * gate))
+
+
 def rms_norm(x, weight):
     eps = np.float64(np.float32(1e-5))
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
@@ -199,8 +223,10 @@ def yarn(f, inv_freq):
     mscale = lambda m: 0.1 * m * np.log(y["factor"]) + 1
     attention_factor = mscale(1) / mscale(y["log_multiplier"]) if "log_multiplier" in y else mscale(1)
     dim = lambda rotations: D * np.log(y["context"] / (rotations * 2 * np.pi)) / (2 * np.log(base))
-    low = max(np.floor(dim(y.get("beta_fast", 32))), 0)
-    high = min(np.ceil(dim(y.get("beta_slow", 1))), D - 1)
+    low, high = dim(y.get("beta_fast", 32)), dim(y.get("beta_slow", 1))
+    if y.get("truncate", True):
+        low, high = np.floor(low), np.ceil(high)
+    low, high = max(low, 0), min(high, D - 1)
     extrapolation = 1 - np.clip((np.arange(D // 2) - low) / (high - low), 0, 1)
     return inv_freq / y["factor"] * (1 - extrapolation) + inv_freq * extrapolation, attention_factor
 
@@ -212,7 +238,8 @@ def rotate_half(x):
 def run(family, w):
     """Every stage of one prompt: the names and the order of values that a GGUF engine has."""
     f = FAMILIES[family]
-    kv, group, t = f["kv_heads"], HEADS // f["kv_heads"], len(TOKENS)
+    tokens = prompt(family)
+    kv, group, t = f["kv_heads"], HEADS // f["kv_heads"], len(tokens)
     stages = {}
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
     activation = gelu_tanh if f.get("gemma") else silu
@@ -235,7 +262,7 @@ def run(family, w):
         return permute(values.T, heads).T
 
     # modeling_gemma3.py, `Gemma3TextScaledWordEmbedding`.
-    x = w["token_embd.weight"][TOKENS] * (np.sqrt(H) if f.get("gemma") else 1.0)
+    x = w["token_embd.weight"][tokens] * (np.sqrt(H) if f.get("gemma") else 1.0)
     stages["embedding"] = x
     for n in range(f.get("layers", LAYERS)):
         sliding = "window" in f and (n + 1) % f["period"] != 0
@@ -268,27 +295,43 @@ def run(family, w):
         if sliding:  # masking_utils.py, `sliding_window_overlay`: kv_idx > q_idx - sliding_window
             seen &= np.triu(np.ones((t, t), bool), 1 - f["window"])
         keep("attn_scores", np.where(seen, scores, 0.0))
-        probs = keep("attn_probs", softmax(np.where(seen, scores, -np.inf)))
+        masked = np.where(seen, scores, -np.inf)
+        if f.get("oss"):  # modeling_gpt_oss.py, `eager_attention_forward`: one more column, dropped after the softmax
+            sinks = np.broadcast_to(weight("attn_sinks.weight")[:, None, None], (HEADS, t, 1))
+            probs = softmax(np.concatenate([masked, sinks], axis=-1))[..., :-1]
+        else:
+            probs = softmax(masked)
+        keep("attn_probs", probs)
         context = keep("attn_context", np.einsum("hts,shd->thd", probs, v).reshape(t, -1))
         out = keep("attn_out", context @ weight("attn_output.weight").T)
+        if f.get("oss"):
+            out = keep("attn_out_bias", out + weight("attn_output.bias"))
         if f.get("gemma"):  # whose weights have the 1 of `1 + weight` in them, in GGUF
             out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight")))
         x = keep("attn_residual", x + out)
-        h = keep("ffn_norm", rms_norm(x, weight("ffn_norm.weight")))
+        h = keep("ffn_norm", rms_norm(x, weight("post_attention_norm.weight" if f.get("oss") else "ffn_norm.weight")))
         if "experts" in f:
             # modeling_mixtral.py: a softmax over all experts, the largest of them, divided by their sum.
             logits = keep("router_logits", h @ weight("ffn_gate_inp.weight").T)
-            probs = keep("router_probs", softmax(logits))
+            # modeling_gpt_oss.py, `GptOssTopKRouter`: the largest logits, and the softmax of these.
+            probs = keep("router_bias", logits + weight("ffn_gate_inp.bias")) if f.get("oss") else keep("router_probs", softmax(logits))
             ids = np.argsort(-probs, axis=-1, kind="stable")[:, :f["used"]]
             keep("router_ids", ids.astype(np.int32))
             chosen = np.take_along_axis(probs, ids, axis=-1)
             # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false.
-            chosen = keep("router_weights", chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True))
+            weighed = softmax(chosen) if f.get("oss") else chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True)
+            chosen = keep("router_weights", weighed)
             of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
             gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
             up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
-            act = keep("expert_act", silu(gate) * up)
+            if f.get("oss"):
+                gate = keep("expert_gate_bias", gate + weight("ffn_gate_exps.bias")[ids])
+                up = keep("expert_up_bias", up + weight("ffn_up_exps.bias")[ids])
+                assert (gate > 7).any() and (np.abs(up) > 7).any()
+            act = keep("expert_act", clamped_swiglu(gate, up) if f.get("oss") else silu(gate) * up)
             down = keep("expert_down", np.einsum("tkhf,tkf->tkh", of("down"), act))
+            if f.get("oss"):
+                down = keep("expert_down_bias", down + weight("ffn_down_exps.bias")[ids])
             out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
             if "shared" in f:
                 # modeling_qwen2_moe.py: sigmoid(shared_expert_gate(h)) · shared_expert(h).
@@ -313,12 +356,15 @@ def run(family, w):
 
 TEXTS = [
     "Hello world", " two  spaces   and\ttabs", "fn main() {\n    let x = 12345;\n}\n", "don't WE'LL stop", "3.14159 + 2 = 5, 1000000",
-    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ",
+    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ", "theForest QUICKBrown //fox/\n don'T Ärger",
 ]
 CORPUS = ("the quick brown fox jumps over the lazy dog and then the dog sleeps while the fox runs through the forest. fn main() { let x = 1; }"
           " don't stop, we'll see what 12345 and 67890 and 123 make of it; naïve café, Größe. 123 123 123 12 345 345").split(" ")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CASES = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -326,6 +372,8 @@ def cut(pre, text):
     if pre == "smollm":  # digits apart, then GPT-2's pattern
         parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
         return [piece for part in parts for piece in regex.findall(GPT2, part)]
+    if pre == "gpt-4o":
+        return regex.findall(CASES, text)
     if pre == "qwen2":
         return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
     return regex.findall(WORDS % "{1,3}", text)
@@ -376,7 +424,7 @@ def byte_level(path):
             found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
         return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
 
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2")}
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o")}
 
 
 def sentence_piece(path):
@@ -414,7 +462,7 @@ def main():
     for family in FAMILIES:
         weights = build(out / f"{family}.gguf", family)
         stages = {name: np.ascontiguousarray(values) for name, values in run(family, weights).items()}
-        save_file(stages, out / f"{family}.safetensors", metadata={"tokens": ",".join(map(str, TOKENS))})
+        save_file(stages, out / f"{family}.safetensors", metadata={"tokens": ",".join(map(str, prompt(family)))})
     expected = byte_level(out / "byte-level.gguf") | sentence_piece(out / "sentencepiece.gguf")
     (out / "tokens.json").write_text(json.dumps(expected, ensure_ascii=False, indent=1) + "\n")
 

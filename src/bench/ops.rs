@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::op::{At, GateActivation, GgmlType, HostTensor, Op, OpKind, STAGES, Stage, Weight};
 use crate::quant::random::{RandomBlocks, Rng};
-use crate::synth::{FfnShape, Mix, ModelShape, Plan};
+use crate::synth::{Family, FfnShape, Mix, ModelShape, Plan};
 
 /// Bytes of weights that a case goes round: several times the caches of the machines at hand.
 const COLD_BYTES: usize = 96 << 20;
@@ -46,6 +46,8 @@ struct Widths {
     ffn: usize,
     /// Experts, and those used for a token.
     moe: Option<[usize; 2]>,
+    /// Whether the experts are chosen by their logits.
+    logits_choose: bool,
 }
 
 /// The weights of a case: those of a model, or random ones.
@@ -142,6 +144,7 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
         head_dim: c.head_dim,
         ffn: c.moe.as_ref().map_or(c.ffn, |m| m.ffn),
         moe: c.moe.as_ref().map(|m| [m.experts, m.used]),
+        logits_choose: c.architecture.logits_choose,
     };
     let all = model.weights.all();
     let mut named: Vec<(String, Arc<Weight>)> = all.iter().map(|w| (w.name.clone(), w.clone())).collect();
@@ -176,7 +179,8 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
     };
     let [hidden, heads, kv_heads, head_dim, ffn] =
         [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, ffn].map(|n| n as usize);
-    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe };
+    let logits_choose = shape.family == Family::GptOss;
+    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose };
     let mut groups: BTreeMap<_, Vec<Stage>> = BTreeMap::new();
     for planned in plan.tensors() {
         let mut dims = [1; 3];
@@ -235,6 +239,7 @@ fn cases(
                 let x = if stages.iter().any(|s| per_slot(*s)) { ", a row for each" } else { "" };
                 format!("[{cols}, {rows}, {experts}], {used} used{x}")
             }
+            OpKind::ExpertBias => format!("[{cols}, {rows}], {used} used"),
             _ => format!("[{cols}, {rows}]"),
         };
         // The same tensor type and shape at every number of positions, made when it is its turn.
@@ -248,7 +253,7 @@ fn cases(
         }
     }
     for &tokens in tokens {
-        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe } = w;
+        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: softmax } = w;
         let start = depth;
         let seen = start + tokens;
         let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
@@ -265,7 +270,7 @@ fn cases(
             (
                 vec![Stage::AttnProbs],
                 format!("{heads} heads, S = {seen}"),
-                OpShape::AttnProbs { tokens, heads, start, window: None },
+                OpShape::AttnProbs { tokens, heads, start, window: None, sinks: false },
             ),
             (
                 vec![Stage::AttnContext],
@@ -281,10 +286,16 @@ fn cases(
         ];
         if let Some([experts, k]) = moe {
             let of = format!("{k} of {experts}");
+            if !softmax {
+                plain.push((vec![Stage::RouterProbs], format!("{experts}"), OpShape::RouterProbs { tokens, experts }));
+            }
             plain.extend([
-                (vec![Stage::RouterProbs], format!("{experts}"), OpShape::RouterProbs { tokens, experts }),
                 (vec![Stage::RouterIds], of.clone(), OpShape::RouterTopK { tokens, experts, k, ties: false }),
-                (vec![Stage::RouterWeights], of, OpShape::RouterWeights { tokens, experts, k, renormalise: true }),
+                (
+                    vec![Stage::RouterWeights],
+                    of,
+                    OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax },
+                ),
                 (vec![Stage::MoeOut], format!("{k}×{hidden}"), OpShape::Combine { tokens, k, hidden }),
             ]);
         }
@@ -446,13 +457,19 @@ fn time<B: Backend>(
             } else {
                 upload(backend, &[tokens, cols])?
             };
-            let choice = OpShape::RouterWeights { tokens, experts, k, renormalise: true };
-            let drawn = OpCase { shape: choice, values: OpValues::Normal }.build(1)?;
-            let Op::RouterWeights { ids, .. } = drawn.op() else { unreachable!("as it was made") };
-            chosen = ids.ids().iter().collect::<std::collections::BTreeSet<_>>().len();
-            let ids = backend.upload(ids)?;
+            let drawn = drawn_ids(tokens, experts, k)?;
+            chosen = drawn.ids().iter().collect::<std::collections::BTreeSet<_>>().len();
+            let ids = backend.upload(&drawn)?;
             let op = |weight| Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight };
             all.extend(weights.iter().map(op));
+        }
+        OpKind::ExpertBias => {
+            let k = case.used;
+            let x = upload(backend, &[tokens, k, cols])?;
+            let drawn = drawn_ids(tokens, rows, k)?;
+            chosen = drawn.ids().iter().collect::<std::collections::BTreeSet<_>>().len();
+            let ids = backend.upload(&drawn)?;
+            all.extend(weights.iter().map(|weight| Op::ExpertBias { x: x.clone(), ids: ids.clone(), weight }));
         }
         _ => {
             let x = upload(backend, &[tokens, cols])?;
@@ -465,6 +482,14 @@ fn time<B: Backend>(
     weights.iter().for_each(|weight| forget(backend, weight));
     result.seconds = timed?;
     Ok(())
+}
+
+/// Ids of `k` of `experts` experts for each position.
+fn drawn_ids(tokens: usize, experts: usize, k: usize) -> Result<HostTensor> {
+    let choice = OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: false };
+    let drawn = OpCase { shape: choice, values: OpValues::Normal }.build(1)?;
+    let Op::RouterWeights { ids, .. } = drawn.op() else { unreachable!("as it was made") };
+    Ok(ids.clone())
 }
 
 /// Seconds of one operation, [`SAMPLES`] times, going round `ops`.
@@ -502,6 +527,16 @@ mod tests {
         assert_eq!(names.len(), cases.len(), "no case twice: {names:#?}");
         assert!(names.contains("expert_mat_mul Q4_K [256, 256, 8], 2 used T=4"), "{names:#?}");
         assert!(names.contains("rms_norm F32 8×64 T=1"), "{names:#?}");
+    }
+
+    #[test]
+    fn gpt_oss_has_its_own_cases() {
+        let shape = ModelShape::named("gpt-oss-20b").unwrap();
+        let cases = of_shape(&shape, &Mix::from_name("MXFP4").unwrap(), &[1], 0).unwrap();
+        let names: Vec<String> = cases.iter().map(OpBenchCase::name).collect();
+        assert!(names.iter().any(|name| name == "expert_mat_mul MXFP4 [2880, 2880, 32], 4 used T=1"), "{names:#?}");
+        assert!(names.iter().any(|name| name == "expert_bias F32 [2880, 32], 4 used T=1"), "{names:#?}");
+        assert!(!names.iter().any(|name| name.starts_with("router_probs")), "{names:#?}");
     }
 
     #[test]

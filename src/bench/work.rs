@@ -56,6 +56,7 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
             let slots: usize = shape(ids).iter().product();
             (experts * weight.rows * weight.row_bytes(), 2 * slots * weight.rows * weight.cols)
         }
+        Operation::ExpertBias { weight, .. } => (experts * weight.row_bytes(), 0),
         Operation::AttnScores { q, k, start, .. } => {
             ((start + rows(q)) * cols(k) * CACHED, 2 * cols(q) * pairs(*start, rows(q)))
         }
@@ -105,7 +106,9 @@ impl<B: Backend> Backend for Counted<'_, B> {
 
     fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
         let experts = match op {
-            Operation::ExpertMatMul { ids, .. } => self.inner.read(ids)?.ids().iter().collect::<BTreeSet<_>>().len(),
+            Operation::ExpertMatMul { ids, .. } | Operation::ExpertBias { ids, .. } => {
+                self.inner.read(ids)?.ids().iter().collect::<BTreeSet<_>>().len()
+            }
             _ => 0,
         };
         let work = work(op, |t| self.inner.shape(t), experts);

@@ -145,7 +145,11 @@ impl Args {
             tied: self.tied || base.tied,
             rope_freqs: base.rope_freqs && family == Family::Llama,
             yarn: self.yarn.or(base.yarn),
-            window: base.window.or((family == Family::Gemma3).then_some([512, 6])),
+            window: match family {
+                Family::Gemma3 => base.window.filter(|_| family == base.family).or(Some([512, 6])),
+                Family::GptOss => base.window.filter(|_| family == base.family).or(Some([128, 2])),
+                _ => base.window,
+            },
         })
     }
 }

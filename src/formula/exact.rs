@@ -116,6 +116,14 @@ impl Emulation {
                 let weight = &rounded_rows(weight, format, 0..1)?;
                 evaluate(&Op::Bias { x, weight })
             }
+            Op::ExpertBias { x, ids, weight } => {
+                let weight = &rounded_rows(weight, format, 0..weight.rows)?;
+                evaluate(&Op::ExpertBias { x, ids, weight })
+            }
+            Op::AttnProbs { scores, start, window, sinks: Some(sinks) } => {
+                let sinks = Some(&rounded_rows(sinks, format, 0..1)?);
+                evaluate(&Op::AttnProbs { scores, start, window, sinks })
+            }
             Op::Embed { table, tokens, scale } => {
                 let mut out = evaluate(&Op::Embed { table, tokens, scale: 1.0 })?;
                 if let Data::F64(values) = &mut out.data {

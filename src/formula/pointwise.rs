@@ -5,9 +5,9 @@ use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
-use crate::op::{Data, GateActivation, HostTensor, Op};
+use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, Data, GateActivation, HostTensor, Op, Weight};
 
-/// Σ factor·value of two operands, of which a bias is one, repeated for each row. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
+/// Σ factor·value of two operands, of which a bias is one, repeated for each row, or of experts, that of the row's. One rounding of the sum, u·|y|; and one of each operand that comes in float64, on its way into a side
 /// that computes in less: (1 + u)·u·|factor·value|.
 pub(crate) struct Sum<'a> {
     pub operands: [Values<'a>; 2],
@@ -16,26 +16,32 @@ pub(crate) struct Sum<'a> {
     /// Which operands come in float64.
     pub wide: [bool; 2],
     pub cols: usize,
-    /// The second operand is a weight.
-    pub is_bias: bool,
+    /// Of biases, which are the rows of the second operand: the one that each row of the first has; stated, the only one, or the expert's.
+    /// `None`: the second operand has the shape of the first.
+    pub rows: Option<Vec<usize>>,
 }
 
 impl<'a> Formula<'a> for Sum<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let is_wide = |t: &HostTensor| matches!(t.data, Data::F64(_));
-        let (operands, wide, cols) = match *op {
-            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), a.cols()),
+        let biases = |weight: &Weight| -> Values<'a> { weight.f32s().map(f64::from).collect::<Vec<f64>>().into() };
+        let (operands, wide, rows) = match *op {
+            Op::Add { a, b } => ([0, 1].map(|n| as_given(&x[n])), [a, b].map(is_wide), None),
             Op::Bias { x: a, weight } => {
-                let bias: Vec<f64> = weight.f32s().map(f64::from).collect();
-                let rows: Vec<f64> = bias.iter().copied().cycle().take(x[0].len()).collect();
-                ([as_given(&x[0]), rows.into()], [is_wide(a), false], a.cols())
+                let rows = vec![0; a.len() / weight.cols.max(1)];
+                ([as_given(&x[0]), biases(weight)], [is_wide(a), false], Some(rows))
+            }
+            Op::ExpertBias { x: a, ids, weight } => {
+                let rows = ids.ids().iter().map(|id| *id as usize).collect();
+                ([as_given(&x[0]), biases(weight)], [is_wide(a), false], Some(rows))
             }
             _ => return Ok(None),
         };
-        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, is_bias: matches!(op, Op::Bias { .. }) }))
+        let cols = op.inputs()[0].cols();
+        Ok(Some(Self { operands, factors: [1.0; 2], wide, cols, rows }))
     }
     fn emulate(&mut self, how: &Emulation) {
-        if self.is_bias {
+        if self.rows.is_some() {
             how.round_weight(self.operands[1].to_mut());
         }
     }
@@ -55,7 +61,10 @@ impl ByRow for Sum<'_> {
         let element = |column: &usize| {
             let term = |n: usize| match self.factors[n] {
                 0.0 => 0.0,
-                factor => factor * self.operands[n][row * self.cols + column],
+                factor => {
+                    let row = self.rows.as_ref().filter(|_| n == 1).map_or(row, |rows| rows[row]);
+                    factor * self.operands[n][row * self.cols + column]
+                }
             };
             let [a, b] = [0, 1].map(term);
             let incoming: f64 = [a, b].iter().zip(self.wide).map(|(x, wide)| if wide { x.abs() } else { 0.0 }).sum();
@@ -66,7 +75,7 @@ impl ByRow for Sum<'_> {
     }
 }
 
-/// What is done to the gate; an operation has [`Activation::Silu`] or [`Activation::GeluByTanh`].
+/// What is done to the gate; an operation has [`Activation::Silu`], [`Activation::GeluByTanh`] or [`Activation::Swish`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Activation {
     /// g·σ(g).
@@ -75,8 +84,8 @@ pub(crate) enum Activation {
     Tanh,
     GeluByTanh,
     GeluByErf,
-    /// g·σ(1.702·g).
-    GeluBySigmoid,
+    /// g·σ(α·g); of α = 1.702, gelu by sigmoid.
+    Swish(f64),
     Relu,
     ReluSquared,
     /// g.
@@ -90,6 +99,7 @@ impl From<GateActivation> for Activation {
         match stated {
             GateActivation::Silu => Self::Silu,
             GateActivation::GeluTanh => Self::GeluByTanh,
+            GateActivation::Clamped => Self::Swish(CLAMPED_ALPHA),
         }
     }
 }
@@ -114,7 +124,7 @@ impl Activation {
                 (g * sigmoid(twice), g * sigmoid(twice) * sigmoid(-twice))
             }
             Self::GeluByErf => (0.5 * g * (1.0 + erf(g / SQRT_2)), g),
-            Self::GeluBySigmoid => (g * sigmoid(1.702 * g), g),
+            Self::Swish(alpha) => (g * sigmoid(alpha * g), g * sigmoid(alpha * g) * sigmoid(-alpha * g)),
             Self::Relu => (g.max(0.0), 0.0),
             Self::ReluSquared => (g.max(0.0) * g.max(0.0), 0.0),
             Self::Identity => (g, 0.0),
@@ -149,7 +159,8 @@ fn erf(x: f64) -> f64 {
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
 /// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
 /// that at silu, times |u|. gelu by tanh is g·σ(2z): an exponential of 2z, which itself is off by 8u of it; a kernel that takes ½g·(1 + tanh z)
-/// loses 2u·|g| where tanh is near −1. A sigmoid gate is σ(g)·x, g repeated along x's row: the same without the factor g.
+/// loses 2u·|g| where tanh is near −1. g·σ(α·g) has an exponential of α·g, which is off by 2u of it, of α and of the product.
+/// Limits are exact; what is added to up is one rounding more. A sigmoid gate is σ(g)·x, g repeated along x's row: the same without the factor g.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,
@@ -157,7 +168,14 @@ pub(crate) struct Gated<'a> {
     pub activation: Activation,
     /// activation(g) + u for the product.
     pub added: bool,
+    /// The least and the most that each is taken for: gate, then up. Stated, no limits, or those of the clamped activation.
+    pub limits: [[f64; 2]; 2],
+    /// What is added to up, after its limits.
+    pub plus: f64,
 }
+
+/// No limits.
+pub(crate) const UNLIMITED: [f64; 2] = [f64::NEG_INFINITY, f64::INFINITY];
 
 impl<'a> Formula<'a> for Gated<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
@@ -170,7 +188,13 @@ impl<'a> Formula<'a> for Gated<'a> {
             }
             _ => return Ok(None),
         };
-        Ok(Some(Self { gate, up, cols, activation, added: false }))
+        let (limits, plus) = match op {
+            Op::SwiGlu { activation: GateActivation::Clamped, .. } => {
+                ([[f64::NEG_INFINITY, CLAMPED_LIMIT], [-CLAMPED_LIMIT, CLAMPED_LIMIT]], 1.0)
+            }
+            _ => ([UNLIMITED; 2], 0.0),
+        };
+        Ok(Some(Self { gate, up, cols, activation, added: false, limits, plus }))
     }
     by_row!();
 }
@@ -184,7 +208,14 @@ impl ByRow for Gated<'_> {
         let rounded = contracts.map(|c| division(c) + 3.0 * roundoff(c));
         let element = |column: &usize| {
             let i = row * self.cols + column;
-            let (gate, up) = (self.gate[i], self.up[i]);
+            // NaN is within no limits and stays.
+            let within = |x: f64, [least, most]: [f64; 2]| match x {
+                x if x < least => least,
+                x if x > most => most,
+                x => x,
+            };
+            let gate = within(self.gate[i], self.limits[0]);
+            let up = self.plus + within(self.up[i], self.limits[1]);
             let (activation, through) = self.activation.of(gate);
             let (y, through) = match self.added {
                 false => (activation * up, (through * up).abs()),
@@ -193,15 +224,27 @@ impl ByRow for Gated<'_> {
             let flushed = TINY * (1.0 + up.abs() + (gate * up).abs());
             let met = if self.added { 1.0 } else { up.abs() };
             let floor = |n: usize| {
-                let inside = inner(activation, contracts[n]) * met;
+                let mut inside = inner(activation, contracts[n]) * met;
+                if let (Activation::Swish(alpha), true) = (self.activation, self.plus != 0.0) {
+                    // Of a kernel that keeps each step: α·g, its sigmoid, 1 + up. What α·g is off by is no small number where it is large.
+                    let of = |value: f64| inner(value, contracts[n]);
+                    let off = of(alpha * gate);
+                    let kept = of(sigmoid(alpha * gate)) * gate.abs() * met + of(up) * activation.abs();
+                    inside = (inside + kept) * off.exp() + off.exp_m1() * through;
+                }
                 let exponential = match self.activation {
                     Activation::GeluByTanh => {
                         let (twice, u) = (twice_z(gate).abs(), roundoff(contracts[n]));
                         (exp_error(twice, contracts[n]) + 8.0 * u * twice) * through + 2.0 * u * (gate * met).abs()
                     }
+                    Activation::Swish(alpha) => {
+                        let (scaled, u) = ((alpha * gate).abs(), roundoff(contracts[n]));
+                        (exp_error(scaled, contracts[n]) + 2.0 * u * scaled) * through
+                    }
                     _ => exp_error(gate.abs(), contracts[n]) * through,
                 };
-                exponential + rounded[n] * y.abs() + flushed + inside
+                let sum = if self.plus == 0.0 { 0.0 } else { roundoff(contracts[n]) * y.abs() };
+                exponential + rounded[n] * y.abs() + flushed + inside + sum
             };
             (y, std::array::from_fn(floor))
         };

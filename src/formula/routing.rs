@@ -68,7 +68,7 @@ pub(crate) enum Weighing {
     ByLargest,
     /// p/√Σp².
     ByRoot,
-    /// The softmax of p, or of p/Σp.
+    /// The softmax of p, which are logits where an operation has it, or of p/Σp.
     Softmax,
     SoftmaxOfRenormalised,
     /// 1/K.
@@ -88,8 +88,12 @@ pub(crate) struct ExpertWeights<'a> {
 
 impl<'a> Formula<'a> for ExpertWeights<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RouterWeights { probs, ids, renormalise } = *op else { return Ok(None) };
-        let weighing = if renormalise { Weighing::BySum } else { Weighing::Copied };
+        let Op::RouterWeights { probs, ids, renormalise, softmax } = *op else { return Ok(None) };
+        let weighing = match (softmax, renormalise) {
+            (true, _) => Weighing::Softmax,
+            (false, true) => Weighing::BySum,
+            (false, false) => Weighing::Copied,
+        };
         let (k, ids) = (ids.cols(), ids.ids().iter().map(|id| *id as usize).collect());
         Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, ids, weighing }))
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::exact::Emulation;
 use super::rounding::{TINY, division, exp_error, roundoff};
 use super::routing::largest;
 use super::sum::{Terms, confidence};
@@ -72,6 +73,17 @@ pub(crate) enum Form {
     Equal,
 }
 
+/// What a sink is to the entries of its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum SinkPlace {
+    /// One of them; stated, it is that.
+    Entry,
+    /// Its exponential is added to the sum as it is, while the largest entry is subtracted from the entries.
+    Added,
+    /// The same, where the largest is that of the entries and the sink.
+    AddedOfAll,
+}
+
 /// A softmax over the entries that each row sees, 0 beyond.
 #[derive(Clone)]
 pub(crate) struct Softmax<'a> {
@@ -92,13 +104,19 @@ pub(crate) struct Softmax<'a> {
     pub times: Option<Vec<f64>>,
     /// Of [`Form::Softmax`]: what is added to the sum; stated, nothing.
     pub plus: f64,
+    /// Of [`Form::Softmax`], for each head: one more entry of its rows, which has its share and no column.
+    pub sinks: Option<Vec<f64>>,
+    /// What it is to the others; stated, [`SinkPlace::Entry`].
+    pub sink: SinkPlace,
 }
 
 impl<'a> Formula<'a> for Softmax<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let (cols, tokens, seen) = match *op {
-            Op::AttnProbs { scores, start, window } => (scores.cols(), scores.shape[1], Seen::stated(start, window)),
-            Op::RouterProbs { logits } => (logits.cols(), 1, Seen::All),
+        let (cols, tokens, seen, sinks) = match *op {
+            Op::AttnProbs { scores, start, window, sinks } => {
+                (scores.cols(), scores.shape[1], Seen::stated(start, window), sinks)
+            }
+            Op::RouterProbs { logits } => (logits.cols(), 1, Seen::All, None),
             _ => return Ok(None),
         };
         let x = as_given(&x[0]);
@@ -113,7 +131,12 @@ impl<'a> Formula<'a> for Softmax<'a> {
             form: Form::Softmax,
             times: None,
             plus: 0.0,
+            sinks: sinks.map(|sinks| sinks.f32s().map(f64::from).collect()),
+            sink: SinkPlace::Entry,
         }))
+    }
+    fn emulate(&mut self, how: &Emulation) {
+        self.sinks.iter_mut().for_each(|sinks| how.round_weight(sinks));
     }
     by_row!();
 }
@@ -139,7 +162,21 @@ impl ByRow for Softmax<'_> {
             moved = contracts.map(|c| roundoff(c) * largest);
         }
         let lambda = confidence(self.shape()[0]);
-        let times = self.times.as_ref().map(|times| &times[seen.clone()]);
+        let mut times = self.times.as_ref().map(|times| times[seen.clone()].to_vec());
+        if let Some(sinks) = &self.sinks
+            && matches!(self.form, Form::Softmax | Form::Undivided | Form::Unguarded)
+        {
+            let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = sinks[row / self.tokens];
+            x.push(match self.sink {
+                SinkPlace::Entry => sink,
+                // So that the largest is subtracted to no effect.
+                SinkPlace::Added => largest + sink,
+                SinkPlace::AddedOfAll => largest.max(sink) + sink,
+            });
+            times.iter_mut().for_each(|times| times.push(1.0));
+        }
+        let times = times.as_deref();
         let points = match self.form {
             Form::Softmax if chosen.is_none() => softmax_over(&x, times, self.plus, moved, lambda, contracts),
             form => form.of(&x, moved, lambda, contracts),

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{LayerLayout, Rotation};
 
-/// What a layer's router chooses among: by a softmax over all experts, the largest.
+/// What a layer's router chooses among: by a softmax over all experts, or by their logits, the largest.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct MoeConfig {
     /// E, experts in a layer.
@@ -93,6 +93,8 @@ impl Config {
             qk_norm: self.architecture.qk_norm != QkNorms::No,
             moe: self.moe.is_some(),
             post_norms: self.architecture.post_norms,
+            biases: self.architecture.biases,
+            logits_choose: self.architecture.logits_choose,
             shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
         }
     }
@@ -165,7 +167,7 @@ impl Config {
             vocab: embedding.dims.get(1).copied().unwrap_or(1) as usize,
             context,
             rotation,
-            window: window(architecture, &keys)?,
+            window: window(architecture, &keys, rotation)?,
             attention_scale: attention_scale(architecture, &keys, [layers, hidden, heads])?,
             embedding_scale: if architecture.scaled_embedding { (hidden as f64).sqrt() } else { 1.0 },
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
@@ -187,7 +189,7 @@ fn attention_scale(
     keys: &Keys<'_>,
     [layers, hidden, heads]: [usize; 3],
 ) -> Result<Option<f64>> {
-    let Some(rule) = architecture.windows else { return Ok(None) };
+    let Some(rule) = architecture.windows.filter(|rule| rule.attention_scale) else { return Ok(None) };
     let stated = keys.positive_or_off("attention.scale")?.map(f64::from);
     let by_hidden = rule.scaled_by_hidden == Some(layers);
     Ok(stated.or(by_hidden.then(|| 1.0 / (hidden as f64 / heads as f64).sqrt())))
@@ -203,22 +205,37 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
     if experts == 0 {
         return Ok(None);
     }
+    if architecture.logits_choose {
+        // As llama.cpp numbers it, where a file says it.
+        let func = keys.count("expert_gating_func")?;
+        if !matches!(func, 0 | 3) {
+            let key = keys.full("expert_gating_func");
+            return Err(keys.bad(format!("{key} is {func}; 3, a softmax over the chosen, is expected")));
+        }
+    }
     let used = keys.size("expert_used_count")?;
     if used > experts {
         return Err(keys.bad(format!("{used} of {experts} experts used")));
     }
     let ffn = match architecture.expert_width {
         // As llama.cpp has it: `feed_forward_length` is that of all experts of a token together.
-        true => keys.size_or("expert_feed_forward_length", || match keys.size("feed_forward_length")? / used {
-            0 => Err(keys.bad(format!("{} is less than {used} experts share", keys.full("feed_forward_length")))),
-            width => Ok(width),
-        })?,
-        false => keys.size("feed_forward_length")?,
+        Occurs::Optional => {
+            keys.size_or("expert_feed_forward_length", || match keys.size("feed_forward_length")? / used {
+                0 => Err(keys.bad(format!("{} is less than {used} experts share", keys.full("feed_forward_length")))),
+                width => Ok(width),
+            })?
+        }
+        Occurs::Always => keys.size("expert_feed_forward_length")?,
+        Occurs::Never => keys.size("feed_forward_length")?,
     };
     let shared = match architecture.shared_expert {
         true => keys.size_or("expert_shared_feed_forward_length", || keys.size("feed_forward_length"))?,
         false => 0,
     };
-    let renormalise = keys.bool_or("expert_weights_norm", architecture.renormalise)?;
+    // A softmax over the chosen leaves nothing to divide by.
+    let renormalise = match architecture.logits_choose {
+        true => architecture.renormalise,
+        false => keys.bool_or("expert_weights_norm", architecture.renormalise)?,
+    };
     Ok(Some(MoeConfig { experts, used, ffn, renormalise, shared }))
 }

@@ -145,10 +145,14 @@ fn attention<B: Backend>(
 
     let scores = Op::AttnScores { q, k: k_cache.clone(), start, head_dim, scale, window };
     let scores = b.run(at(Stage::AttnScores), &scores)?; // [heads, T, S]
-    let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window })?; // [heads, T, S]
+    let probs = Op::AttnProbs { scores, start, window, sinks: w.sinks.as_ref() };
+    let probs = b.run(at(Stage::AttnProbs), &probs)?; // [heads, T, S]
     let context = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim, window };
     let context = b.run(at(Stage::AttnContext), &context)?; // [T, heads·D]
     let mut out = matmul(b, at(Stage::AttnOut), &context, &w.attn_output)?; // [T, H]
+    if let Some(weight) = &w.attn_output_bias {
+        out = b.run(at(Stage::AttnOutBias), &Op::Bias { x: out, weight })?;
+    }
     if let Some(weight) = &w.post_norms {
         out = norm(b, at(Stage::AttnPostNorm), out, &weight.attn, config)?;
     }
@@ -193,16 +197,26 @@ fn experts<B: Backend>(
 ) -> Result<B::Tensor> {
     let activation = config.architecture.activation;
     let at = |stage| At::layer(n, stage, start);
-    let logits = matmul(b, at(Stage::RouterLogits), &h, &w.router)?; // [T, E]
-    let probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits })?; // [T, E]
+    let bias = w.bias.as_ref();
+    let mut probs = matmul(b, at(Stage::RouterLogits), &h, &w.router)?; // [T, E]
+    if let Some(bias) = bias {
+        probs = b.run(at(Stage::RouterBias), &Op::Bias { x: probs, weight: &bias.router })?;
+    }
+    if !w.logits_choose {
+        probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits: probs })?; // [T, E]
+    }
     let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: probs.clone(), k: w.used })?; // [T, K]
-    let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise: w.renormalise };
+    let (renormalise, softmax) = (w.renormalise, w.logits_choose);
+    let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise, softmax };
     let weights = b.run(at(Stage::RouterWeights), &weights)?; // [T, K]
 
     let gate = expert_matmul(b, at(Stage::ExpertGate), &h, &ids, &w.gate)?; // [T, K, F]
+    let gate = expert_bias(b, at(Stage::ExpertGateBias), gate, &ids, bias.map(|bias| &bias.gate))?;
     let up = expert_matmul(b, at(Stage::ExpertUp), &h, &ids, &w.up)?; // [T, K, F]
+    let up = expert_bias(b, at(Stage::ExpertUpBias), up, &ids, bias.map(|bias| &bias.up))?;
     let act = b.run(at(Stage::ExpertAct), &Op::SwiGlu { gate, up, activation })?; // [T, K, F]
     let down = expert_matmul(b, at(Stage::ExpertDown), &act, &ids, &w.down)?; // [T, K, H]
+    let down = expert_bias(b, at(Stage::ExpertDownBias), down, &ids, bias.map(|bias| &bias.down))?;
     let out = b.run(at(Stage::MoeOut), &Op::Combine { down, weights })?; // [T, H]
     match &w.shared {
         Some(shared) => shared_expert(b, config, shared, n, start, h, out),
@@ -247,4 +261,18 @@ fn expert_matmul<B: Backend>(
     weight: &Arc<Weight>,
 ) -> Result<B::Tensor> {
     b.run(at, &Op::ExpertMatMul { x: x.clone(), ids: ids.clone(), weight })
+}
+
+/// x [T, K, N] plus its experts' biases, where there are some.
+fn expert_bias<B: Backend>(
+    b: &mut B,
+    at: At,
+    x: B::Tensor,
+    ids: &B::Tensor,
+    weight: Option<&Arc<Weight>>,
+) -> Result<B::Tensor> {
+    match weight {
+        Some(weight) => b.run(at, &Op::ExpertBias { x, ids: ids.clone(), weight }),
+        None => Ok(x),
+    }
 }

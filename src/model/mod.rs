@@ -22,7 +22,7 @@ pub use forward::{LogitRows, Session, forward};
 pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
-pub use weights::{Ffn, LayerWeights, MoeWeights, PostNorms, QkNorm, QkvBias, SharedExpert, Weights};
+pub use weights::{Ffn, LayerWeights, MoeBias, MoeWeights, PostNorms, QkNorm, QkvBias, SharedExpert, Weights};
 
 use crate::backend::Need;
 use crate::error::{Error, Result};

@@ -8,7 +8,7 @@ use crate::op::{Rotation, Yarn};
 pub(super) fn rotation(architecture: &Architecture, keys: &Keys<'_>, factors: bool) -> Result<Rotation<()>> {
     let base = keys.positive_or("rope.freq_base", architecture.rope_base)? as f64;
     let factors = (architecture.rope_freqs && factors).then_some(());
-    let (scale, yarn) = scaling(keys)?;
+    let (scale, yarn) = scaling(architecture, keys)?;
     Ok(Rotation { pairing: architecture.pairing, base, scale, factors, yarn })
 }
 
@@ -23,10 +23,18 @@ pub struct SlidingWindow {
     pub rotation: Rotation<()>,
 }
 
-/// The windows, if the architecture and the file have some.
-pub(super) fn window(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<SlidingWindow>> {
+/// The windows, if the architecture and the file have some; `others` is the rotation of layers without.
+pub(super) fn window(
+    architecture: &Architecture,
+    keys: &Keys<'_>,
+    others: Rotation<()>,
+) -> Result<Option<SlidingWindow>> {
     let Some(rule) = architecture.windows else { return Ok(None) };
-    let seen = match keys.count("attention.sliding_window")? {
+    let seen = match rule.keys {
+        Some(seen) => keys.size_or("attention.sliding_window", || Ok(seen))?,
+        None => keys.count("attention.sliding_window")?,
+    };
+    let seen = match seen {
         0 => {
             // What says more of a window that is not there changes nothing.
             keys.size_opt("attention.sliding_window_pattern")?;
@@ -36,13 +44,21 @@ pub(super) fn window(architecture: &Architecture, keys: &Keys<'_>) -> Result<Opt
         seen => seen,
     };
     let period = keys.size_or("attention.sliding_window_pattern", || Ok(rule.period))?;
-    let base = f64::from(keys.positive_or("rope.freq_base_swa", rule.rope_base)?);
-    let rotation = Rotation { pairing: architecture.pairing, base, scale: 1.0, factors: None, yarn: None };
+    let rotation = match rule.rope_base {
+        Some(base) => {
+            let base = f64::from(keys.positive_or("rope.freq_base_swa", base)?);
+            Rotation { pairing: architecture.pairing, base, scale: 1.0, factors: None, yarn: None }
+        }
+        None => {
+            let base = keys.positive_opt("rope.freq_base_swa")?.map_or(others.base, f64::from);
+            Rotation { base, ..others }
+        }
+    };
     Ok(Some(SlidingWindow { keys: seen, period, rotation }))
 }
 
 /// What the angles are multiplied by, and YaRN. A factor without a type is linear, as in llama.cpp.
-fn scaling(keys: &Keys<'_>) -> Result<(f64, Option<Yarn>)> {
+fn scaling(architecture: &Architecture, keys: &Keys<'_>) -> Result<(f64, Option<Yarn>)> {
     let kind = keys.str_opt("rope.scaling.type")?;
     let factor = match keys.positive_opt("rope.scaling.factor")? {
         None => keys.positive_opt("rope.scale_linear")?,
@@ -55,7 +71,10 @@ fn scaling(keys: &Keys<'_>) -> Result<(f64, Option<Yarn>)> {
     match kind.unwrap_or("linear") {
         "none" => Ok((1.0, None)),
         "linear" => Ok((1.0 / factor, None)),
-        "yarn" => Ok((1.0 / factor, Some(yarn(keys, factor)?))),
+        "yarn" => {
+            let yarn = yarn(keys, factor)?;
+            Ok((1.0 / factor, Some(Yarn { between: architecture.yarn_between, ..yarn })))
+        }
         other => {
             let key = keys.full("rope.scaling.type");
             Err(keys.bad(format!("{key} is {other:?}; none, linear and yarn are supported")))
@@ -85,5 +104,6 @@ fn yarn(keys: &Keys<'_>, factor: f64) -> Result<Yarn> {
         beta_slow: keys.positive_or("rope.scaling.yarn_beta_slow", 1.0)?.into(),
         ramp: keys.positive_or("rope.scaling.yarn_ext_factor", 1.0)?.into(),
         magnitude: magnitude * more,
+        between: false,
     })
 }

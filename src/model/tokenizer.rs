@@ -62,6 +62,16 @@ static PRE: &[BytePre] = &[
         whole_pieces: true,
         add_bos: true,
     },
+    // gpt-oss: OpenAI's o200k.
+    BytePre {
+        names: &["gpt-4o"],
+        pattern: Some(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        nfc: false,
+        whole_pieces: false,
+        add_bos: false,
+    },
     BytePre { names: &["smollm"], pattern: None, nfc: false, whole_pieces: false, add_bos: false },
 ];
 

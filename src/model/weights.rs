@@ -21,10 +21,14 @@ pub struct LayerWeights {
     pub attn_v: Arc<Weight>,
     /// Of q, k and v, in models that have them.
     pub qkv_bias: Option<QkvBias>,
+    /// A score for each head, `[heads]`, that takes part in the softmax of attention and has no key, in models that have them.
+    pub sinks: Option<Arc<Weight>>,
     /// Of q and k, in models that have them.
     pub qk_norm: Option<QkNorm>,
     /// `[heads·D, H]`.
     pub attn_output: Arc<Weight>,
+    /// `[H]`, in models that have it.
+    pub attn_output_bias: Option<Arc<Weight>>,
     /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
     pub post_norms: Option<PostNorms>,
     /// `[H]`.
@@ -74,12 +78,25 @@ pub struct MoeWeights {
     pub up: Arc<Weight>,
     /// `[F, H, E]`.
     pub down: Arc<Weight>,
+    /// Of router and experts, in models that have them.
+    pub bias: Option<MoeBias>,
     /// Experts used for one token, and whether their weights are renormalised: [`MoeConfig`](super::MoeConfig)'s.
     pub used: usize,
     /// Whether the chosen experts' probabilities are divided by their sum.
     pub renormalise: bool,
+    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
+    pub logits_choose: bool,
     /// The expert that every token uses.
     pub shared: Option<SharedExpert>,
+}
+
+/// Biases of a router, `[E]`, and of its experts, a row for each: of gate and up [E, F], of down [E, H].
+#[allow(missing_docs)] // said above
+pub struct MoeBias {
+    pub router: Arc<Weight>,
+    pub gate: Arc<Weight>,
+    pub up: Arc<Weight>,
+    pub down: Arc<Weight>,
 }
 
 /// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, and a feed-forward network, gate and up
@@ -112,13 +129,16 @@ impl LayerWeights {
         let mut all = vec![&self.attn_norm, &self.attn_q, &self.attn_k, &self.attn_v];
         all.extend(self.qkv_bias.iter().flat_map(|b| [&b.q, &b.k, &b.v]));
         all.extend(self.qk_norm.iter().flat_map(|n| [&n.q, &n.k]));
+        all.extend(&self.sinks);
         all.push(&self.attn_output);
+        all.extend(&self.attn_output_bias);
         all.extend(self.post_norms.iter().map(|n| &n.attn));
         all.push(&self.ffn_norm);
         match &self.ffn {
             Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
             Ffn::Moe(m) => {
                 all.extend([&m.router, &m.gate, &m.up, &m.down]);
+                all.extend(m.bias.iter().flat_map(|b| [&b.router, &b.gate, &b.up, &b.down]));
                 all.extend(m.shared.iter().flat_map(|s| [&s.router, &s.gate, &s.up, &s.down]));
             }
         }
@@ -214,7 +234,15 @@ impl Loader<'_> {
                 Ok::<_, Error>(QkNorm { q, k })
             })
             .transpose()?,
+            sinks: match c.architecture.sinks {
+                true => Some(self.vector(&name("attn_sinks"), c.heads)?),
+                false => None,
+            },
             attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            attn_output_bias: match c.architecture.biases {
+                true => Some(self.vector(&bias("attn_output"), c.hidden)?),
+                false => None,
+            },
             post_norms: match c.architecture.post_norms {
                 true => Some(PostNorms {
                     attn: self.vector(&name("post_attention_norm"), c.hidden)?,
@@ -222,7 +250,7 @@ impl Loader<'_> {
                 }),
                 false => None,
             },
-            ffn_norm: self.vector(&name("ffn_norm"), c.hidden)?,
+            ffn_norm: self.vector(&name(c.architecture.ffn_norm), c.hidden)?,
             ffn: match &c.moe {
                 None => Ffn::Dense {
                     gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
@@ -234,8 +262,18 @@ impl Loader<'_> {
                     gate: self.weight(&name("ffn_gate_exps"), [c.hidden, moe.ffn, moe.experts])?,
                     up: self.weight(&name("ffn_up_exps"), [c.hidden, moe.ffn, moe.experts])?,
                     down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
+                    bias: match c.architecture.biases {
+                        true => Some(MoeBias {
+                            router: self.vector(&bias("ffn_gate_inp"), moe.experts)?,
+                            gate: self.rows(&bias("ffn_gate_exps"), [moe.ffn, moe.experts])?,
+                            up: self.rows(&bias("ffn_up_exps"), [moe.ffn, moe.experts])?,
+                            down: self.rows(&bias("ffn_down_exps"), [c.hidden, moe.experts])?,
+                        }),
+                        false => None,
+                    },
                     used: moe.used,
                     renormalise: moe.renormalise,
+                    logits_choose: c.architecture.logits_choose,
                     shared: match moe.shared {
                         0 => None,
                         width => Some(SharedExpert {
@@ -270,7 +308,12 @@ impl Loader<'_> {
 
     /// A norm's weight or a bias: a vector of f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
-        let weight = self.weight(name, [len, 1, 1])?;
+        self.rows(name, [len, 1])
+    }
+
+    /// Vectors of f32, one for each expert.
+    fn rows(&mut self, name: &str, [len, rows]: [usize; 2]) -> Result<Arc<Weight>> {
+        let weight = self.weight(name, [len, rows, 1])?;
         if weight.ty != GgmlType::F32 {
             return Err(Error::input(format!("{}: tensor {name} is {}, expected F32", self.gguf.name(), weight.ty)));
         }

@@ -11,7 +11,14 @@ pub enum GateActivation {
     Silu,
     /// ½g · (1 + tanh(√(2/π)·(g + 0.044715·g³))): gelu by its usual approximation, not by erf.
     GeluTanh,
+    /// g · sigmoid(1.702·g), g at most 7, and up as 1 + up, up between −7 and 7: gpt-oss's.
+    Clamped,
 }
+
+/// Of [`GateActivation::Clamped`]: what the gate is multiplied by under the sigmoid, and what gate and up are held to.
+pub const CLAMPED_ALPHA: f64 = 1.702;
+/// See [`CLAMPED_ALPHA`].
+pub const CLAMPED_LIMIT: f64 = 7.0;
 
 impl GateActivation {
     /// Whether it is the one that an operation has where nothing is said.
@@ -24,6 +31,7 @@ impl GateActivation {
         match self {
             Self::Silu => "silu",
             Self::GeluTanh => "gelu",
+            Self::Clamped => "clamped swish",
         }
     }
 
@@ -32,6 +40,7 @@ impl GateActivation {
         match self {
             Self::Silu => "silu",
             Self::GeluTanh => "gelu, by tanh",
+            Self::Clamped => "clamped swish",
         }
     }
 }

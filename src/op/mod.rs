@@ -15,7 +15,7 @@ mod stage;
 mod tensor;
 mod weight;
 
-pub use activation::GateActivation;
+pub use activation::{CLAMPED_ALPHA, CLAMPED_LIMIT, GateActivation};
 pub use ggml_type::GgmlType;
 pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp, first_seen};

@@ -250,9 +250,15 @@ impl<T> Op<'_, T> {
                 at.cache("k", shape(k), seen, heads, head_dim)?;
                 vec![heads, t, seen]
             }
-            &Op::AttnProbs { ref scores, start, window } => {
+            &Op::AttnProbs { ref scores, start, window, sinks } => {
                 at.window(window)?;
-                at.scores("scores", shape(scores), start)?.to_vec()
+                let [heads, t, seen] = at.scores("scores", shape(scores), start)?;
+                if let Some(sinks) = sinks
+                    && (sinks.ty != GgmlType::F32 || sinks.dims() != [heads, 1])
+                {
+                    return Err(at.not_f32s(sinks, format_args!("an F32 vector [{heads}, 1], one for each head,")));
+                }
+                vec![heads, t, seen]
             }
             &Op::AttnContext { ref probs, ref v, start, head_dim, window } => {
                 at.window(window)?;
@@ -294,6 +300,17 @@ impl<T> Op<'_, T> {
                 }
                 at.experts(look(ids), weight.experts, &weight.name)?;
                 vec![t, k, weight.rows]
+            }
+            Op::ExpertBias { x, ids, weight } => {
+                let n = weight.cols;
+                if weight.experts != 1 || weight.ty != GgmlType::F32 {
+                    return Err(at.not_f32s(weight, format_args!("an F32 matrix [N, experts]")));
+                }
+                let expected = format_args!("[T, K, {n}] for {} {:?}", weight.name, weight.dims());
+                let [t, k, n] = at.axes("x", shape(x), expected, |[_, _, cols]| cols == n)?;
+                at.axes("ids", shape(ids), format_args!("[{t}, {k}]"), |axes| axes == [t, k])?;
+                at.experts(look(ids), weight.rows, &weight.name)?;
+                vec![t, k, n]
             }
             Op::Combine { down, weights } => {
                 let [t, k, n] = at.axes("down", shape(down), format_args!("[T, K, H]"), |_| true)?;

@@ -43,8 +43,9 @@ pub enum Operation<T, W, I> {
     /// 0 where s > start + t, and where s ≤ start + t − window.
     /// [T, heads·D], cache [capacity ≥ S, kv_heads·D] → [heads, T, S]
     AttnScores { #[serde(skip)] q: T, #[serde(skip)] k: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "Option::is_none")] scale: Option<f64>, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
-    /// Softmax over s ≤ start + t, of which with a window the last so many; 0 elsewhere. [heads, T, S] → same
-    AttnProbs { #[serde(skip)] scores: T, start: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
+    /// Softmax over s ≤ start + t, of which with a window the last so many; 0 elsewhere. A sink is one more score of its head's rows, which
+    /// has its share and no column. [heads, T, S], sinks `[heads]` → same
+    AttnProbs { #[serde(skip)] scores: T, start: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize>, #[serde(skip)] sinks: Option<W> },
     /// Σ_s probs · v over the s that the softmax is over. [heads, T, S], cache [capacity ≥ S, kv_heads·D] → [T, heads·D]
     AttnContext { #[serde(skip)] probs: T, #[serde(skip)] v: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
     /// a + b. Same shape as its operands, [T, H] in a model.
@@ -53,10 +54,12 @@ pub enum Operation<T, W, I> {
     RouterProbs { #[serde(skip)] logits: T },
     /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. [T, E] → [T, K] u32
     RouterTopK { #[serde(skip)] probs: T, k: usize },
-    /// probs at ids, divided by their sum when `renormalise`. [T, E], [T, K] u32 → [T, K]
-    RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool },
+    /// probs at ids, divided by their sum when `renormalise`; where `softmax`, their softmax. [T, E], [T, K] u32 → [T, K]
+    RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool, #[serde(default, skip_serializing_if = "std::ops::Not::not")] softmax: bool },
     /// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is shared by the slots, [T, n], or one per slot, [T, K, n]. → [T, K, N]
     ExpertMatMul { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
+    /// x + weight[ids[t, k]] for token t and slot k, the weight a row for each expert. [T, K, N], [T, K] u32, [E, N] → same
+    ExpertBias { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
     /// activation(gate) · up, the activation gate · sigmoid(gate) where it is no other. Same shape as its operands.
     SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T, #[serde(default, skip_serializing_if = "GateActivation::is_silu")] activation: GateActivation },
     /// x · sigmoid(gate), one gate for each row. [T, N], [T, 1] → [T, N]
@@ -135,8 +138,10 @@ impl<T, W, I> Operation<T, W, I> {
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
             | Operation::Bias { weight, .. }
-            | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            | Operation::ExpertMatMul { weight, .. }
+            | Operation::ExpertBias { weight, .. } => Some(weight),
             Operation::Rope { rotation, .. } => rotation.factors,
+            Operation::AttnProbs { sinks, .. } => sinks,
             _ => None,
         }
     }
@@ -162,18 +167,24 @@ impl<T, W, I> Operation<T, W, I> {
             &AttnScores { ref q, ref k, start, head_dim, scale, window } => {
                 AttnScores { q: tensor("q", q)?, k: tensor("k", k)?, start, head_dim, scale, window }
             }
-            &AttnProbs { ref scores, start, window } => AttnProbs { scores: tensor("scores", scores)?, start, window },
+            &AttnProbs { ref scores, start, window, ref sinks } => {
+                let scores = tensor("scores", scores)?;
+                AttnProbs { scores, start, window, sinks: sinks.as_ref().map(weight).transpose()? }
+            }
             &AttnContext { ref probs, ref v, start, head_dim, window } => {
                 AttnContext { probs: tensor("probs", probs)?, v: tensor("v", v)?, start, head_dim, window }
             }
             Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
             RouterProbs { logits } => RouterProbs { logits: tensor("logits", logits)? },
             RouterTopK { probs, k } => RouterTopK { probs: tensor("probs", probs)?, k: *k },
-            RouterWeights { probs, ids, renormalise } => {
-                RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise: *renormalise }
+            &RouterWeights { ref probs, ref ids, renormalise, softmax } => {
+                RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise, softmax }
             }
             ExpertMatMul { x, ids, weight: w } => {
                 ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
+            }
+            ExpertBias { x, ids, weight: w } => {
+                ExpertBias { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }
             }
             SwiGlu { gate, up, activation } => {
                 SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)?, activation: *activation }
@@ -251,8 +262,10 @@ impl OwnedOp {
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
             | Operation::Bias { weight, .. }
-            | Operation::ExpertMatMul { weight, .. } => Some(weight),
+            | Operation::ExpertMatMul { weight, .. }
+            | Operation::ExpertBias { weight, .. } => Some(weight),
             Operation::Rope { rotation, .. } => rotation.factors.as_mut(),
+            Operation::AttnProbs { sinks, .. } => sinks.as_mut(),
             _ => None,
         }
     }
@@ -267,11 +280,14 @@ impl OpParams {
         }
     }
 
-    /// The same, given a `weight` or none: whether rope has factors is known by there being some.
+    /// The same, given a `weight` or none: whether rope has factors, and a softmax sinks, is known by there being some.
     pub fn given(self, weight: bool) -> Self {
         match self {
             OpParams::Rope { x, start, head_dim, rotation } => {
                 OpParams::Rope { x, start, head_dim, rotation: rotation.with_factors(weight.then_some(())) }
+            }
+            OpParams::AttnProbs { scores, start, window, .. } => {
+                OpParams::AttnProbs { scores, start, window, sinks: weight.then_some(()) }
             }
             other => other,
         }

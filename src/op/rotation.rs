@@ -78,6 +78,10 @@ pub struct Yarn {
     pub ramp: f64,
     /// What cosines and sines are multiplied by: what the file and llama.cpp's defaults come to, in one number.
     pub magnitude: f64,
+    /// The ramp begins and ends where the turns say, between two pairs, and not at the whole pairs next to them (`truncate: false` in
+    /// transformers).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub between: bool,
 }
 
 impl Yarn {
@@ -85,7 +89,9 @@ impl Yarn {
     pub fn bounds(&self, head_dim: usize, base: f64) -> [f64; 2] {
         let pair =
             |turns: f64| head_dim as f64 * (self.context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
-        [pair(self.beta_fast).floor().max(0.0), pair(self.beta_slow).ceil().min(head_dim as f64 - 1.0)]
+        let (first, last) = (pair(self.beta_fast), pair(self.beta_slow));
+        let (first, last) = if self.between { (first, last) } else { (first.floor(), last.ceil()) };
+        [first.max(0.0), last.min(head_dim as f64 - 1.0)]
     }
 
     /// How much of its own frequency each pair keeps, [D/2]: the rest of it is scaled.
@@ -148,14 +154,15 @@ pub struct AngleKey {
     base: u64,
     scale: u64,
     factors: Option<usize>,
-    yarn: Option<[u64; 5]>,
+    yarn: Option<([u64; 5], bool)>,
 }
 
 impl Rotation<&Arc<Weight>> {
     /// What the angles of heads of `head_dim` depend on.
     pub fn angle_key(&self, head_dim: usize) -> AngleKey {
         let [base, scale] = [self.base, self.scale].map(f64::to_bits);
-        let yarn = self.yarn.map(|y| [y.context, y.beta_fast, y.beta_slow, y.ramp, y.magnitude].map(f64::to_bits));
+        let numbers = |y: Yarn| [y.context, y.beta_fast, y.beta_slow, y.ramp, y.magnitude].map(f64::to_bits);
+        let yarn = self.yarn.map(|y| (numbers(y), y.between));
         AngleKey { head_dim, base, scale, factors: self.factors.map(|w| w.id), yarn }
     }
 }

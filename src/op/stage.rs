@@ -26,17 +26,22 @@ pub enum Stage {
     AttnProbs,
     AttnContext,
     AttnOut,
+    AttnOutBias,
     AttnPostNorm,
     AttnResidual,
     FfnNorm,
     RouterLogits,
+    RouterBias,
     RouterProbs,
     RouterIds,
     RouterWeights,
     ExpertGate,
+    ExpertGateBias,
     ExpertUp,
+    ExpertUpBias,
     ExpertAct,
     ExpertDown,
+    ExpertDownBias,
     MoeOut,
     SharedRouter,
     SharedGate,
@@ -93,12 +98,16 @@ pub enum Scope {
     Layer,
     /// In layers whose q, k and v have biases.
     BiasLayer,
+    /// In layers whose attention output, router and experts have biases.
+    BiasesLayer,
     /// In layers that normalise q and k.
     QkNormLayer,
     /// In layers that normalise what attention and FFN add to the residual.
     PostNormLayer,
     /// In layers with experts.
     MoeLayer,
+    /// In layers with experts that are chosen by a softmax over all.
+    SoftmaxLayer,
     /// In layers with an expert that every token uses, besides those behind the router.
     SharedLayer,
     /// In layers with a plain FFN.
@@ -118,11 +127,23 @@ pub struct LayerLayout {
     pub shared: bool,
     /// What attention and FFN add to the residual is normalised first.
     pub post_norms: bool,
+    /// Attention's output, the router and the experts have biases.
+    pub biases: bool,
+    /// The experts are chosen by their logits, and the softmax is over the chosen.
+    pub logits_choose: bool,
 }
 
 impl LayerLayout {
     /// That of Qwen3-MoE, for which the stage table names inputs.
-    pub const QWEN3MOE: Self = Self { qkv_bias: false, qk_norm: true, moe: true, shared: false, post_norms: false };
+    pub const QWEN3MOE: Self = Self {
+        qkv_bias: false,
+        qk_norm: true,
+        moe: true,
+        shared: false,
+        post_norms: false,
+        biases: false,
+        logits_choose: false,
+    };
 }
 
 /// `layers with experts, norms of q and k, no biases`.
@@ -135,7 +156,14 @@ impl std::fmt::Display for LayerLayout {
             _ => "plain FFN layers",
         };
         write!(f, "{ffn}, {}norms of q and k, {}biases of q, k and v", no(self.qk_norm), no(self.qkv_bias))?;
-        if self.post_norms { f.write_str(", norms after attention and FFN") } else { Ok(()) }
+        for (there, what) in [
+            (self.post_norms, ", norms after attention and FFN"),
+            (self.biases, ", biases of attention's output, router and experts"),
+            (self.logits_choose, ", a softmax over the chosen experts"),
+        ] {
+            f.write_str(if there { what } else { "" })?;
+        }
+        Ok(())
     }
 }
 
@@ -145,8 +173,10 @@ impl Scope {
         match self {
             Self::Model | Self::Layer => true,
             Self::BiasLayer => layout.qkv_bias,
+            Self::BiasesLayer => layout.biases,
             Self::QkNormLayer => layout.qk_norm,
             Self::MoeLayer => layout.moe,
+            Self::SoftmaxLayer => layout.moe && !layout.logits_choose,
             Self::SharedLayer => layout.shared,
             Self::PostNormLayer => layout.post_norms,
             Self::DenseLayer => !layout.moe,
@@ -179,7 +209,9 @@ pub struct StageInfo {
 }
 
 use Dim::*;
-use Scope::{BiasLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, QkNormLayer, SharedLayer};
+use Scope::{
+    BiasLayer, BiasesLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, QkNormLayer, SharedLayer, SoftmaxLayer,
+};
 use Stage::*;
 
 macro_rules! table {
@@ -209,17 +241,22 @@ table! {
     AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              Layer      [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
     AttnContext   "attn_context"   ["kqv_out", "attention"]                     Layer      [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
     AttnOut       "attn_out"       []                                           Layer      [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
+    AttnOutBias   "attn_out_bias"  []                                           BiasesLayer [T, H]       Bias(AttnOut)                        Some("attn_output.bias"),   "out";
     AttnPostNorm  "attn_post_norm" []                                           PostNormLayer [T, H]     RmsNorm(AttnOut)                     Some("post_attention_norm.weight"), "out";
     AttnResidual  "attn_residual"  ["ffn_inp", "post_attn_residual", "sa_out"]  Layer      [T, H]        Add(LayerOut, AttnOut)               None,                       "out";
     FfnNorm       "ffn_norm"       ["post_attention_layernorm", "pre_feedforward_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
     RouterLogits  "router_logits"  ["ffn_moe_logits"]                           MoeLayer   [T, E]        MatMul(FfnNorm)                      Some("ffn_gate_inp.weight"), "route";
-    RouterProbs   "router_probs"   ["ffn_moe_probs"]                            MoeLayer   [T, E]        RouterProbs(RouterLogits)            None,                       "route";
+    RouterBias    "router_bias"    ["ffn_moe_logits_biased"]                    BiasesLayer [T, E]       Bias(RouterLogits)                   Some("ffn_gate_inp.bias"),  "route";
+    RouterProbs   "router_probs"   ["ffn_moe_probs"]                            SoftmaxLayer   [T, E]        RouterProbs(RouterLogits)            None,                       "route";
     RouterIds     "router_ids"     ["ffn_moe_topk", "moe_router_indices"]       MoeLayer   [T, K]        RouterTopK(RouterProbs)              None,                       "route";
-    RouterWeights "router_weights" ["ffn_moe_weights_norm", "moe_router"]       MoeLayer   [T, K]        RouterWeights(RouterProbs, RouterIds) None,                      "route";
+    RouterWeights "router_weights" ["ffn_moe_weights_norm", "ffn_moe_weights_softmax", "moe_router"] MoeLayer   [T, K]        RouterWeights(RouterProbs, RouterIds) None,                      "route";
     ExpertGate    "expert_gate"    ["ffn_moe_gate"]                             MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_gate_exps.weight"), "gate";
+    ExpertGateBias "expert_gate_bias" ["ffn_moe_gate_biased"]                   BiasesLayer [T, K, F]    ExpertBias(ExpertGate, RouterIds)    Some("ffn_gate_exps.bias"), "gate";
     ExpertUp      "expert_up"      ["ffn_moe_up"]                               MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_up_exps.weight"), "up";
-    ExpertAct     "expert_act"     ["ffn_moe_swiglu"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
+    ExpertUpBias  "expert_up_bias" ["ffn_moe_up_biased"]                        BiasesLayer [T, K, F]    ExpertBias(ExpertUp, RouterIds)      Some("ffn_up_exps.bias"),   "up";
+    ExpertAct     "expert_act"     ["ffn_moe_swiglu", "ffn_moe_swiglu_oai"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
     ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
+    ExpertDownBias "expert_down_bias" ["ffn_moe_down_biased"]                   BiasesLayer [T, K, H]    ExpertBias(ExpertDown, RouterIds)    Some("ffn_down_exps.bias"), "down";
     MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
     SharedRouter  "shared_router"  ["ffn_shexp_gate_inp", "shared_expert_gate"] SharedLayer [T, One]     MatMul(FfnNorm)                      Some("ffn_gate_inp_shexp.weight"), "shared";
     SharedGate    "shared_gate"    ["shared_expert.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
@@ -244,7 +281,11 @@ static CHAINS: &[&[Stage]] = &[
     &[KProj, KBias, KNorm],
     &[VProj, VBias],
     &[MoeOut, MoeSum, FfnOut, FfnPostNorm],
-    &[AttnOut, AttnPostNorm],
+    &[AttnOut, AttnOutBias, AttnPostNorm],
+    &[RouterLogits, RouterBias, RouterProbs],
+    &[ExpertGate, ExpertGateBias],
+    &[ExpertUp, ExpertUpBias],
+    &[ExpertDown, ExpertDownBias],
 ];
 
 impl StageInfo {
@@ -274,6 +315,10 @@ impl Stage {
             let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout);
             *chain.iter().rfind(before).unwrap_or(input)
         })
+    }
+    /// The router's logits, from which the experts follow, in a model of this layout.
+    pub fn routing_logits(layout: LayerLayout) -> Stage {
+        if layout.biases { RouterBias } else { RouterLogits }
     }
     /// Whether `reader` reads this stage's values from the KV cache, in a model that stores them there.
     pub fn is_cached_by(self, reader: Stage) -> bool {

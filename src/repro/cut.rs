@@ -56,6 +56,8 @@ impl FailingCall {
             OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
             OpParams::Bias { .. } => &[Rows],
             OpParams::Rope { .. } => &[Rows, Heads],
+            // Sinks stay with their heads.
+            OpParams::AttnProbs { sinks: Some(()), .. } => &[Rows, Keys],
             OpParams::AttnProbs { .. } => &[Rows, Heads, Keys],
             OpParams::AttnScores { .. } | OpParams::AttnContext { .. } => &[Rows, Heads, Group, Keys],
             OpParams::Add { .. } | OpParams::SwiGlu { .. } | OpParams::RouterProbs { .. } => &[Rows, Columns],
@@ -63,6 +65,7 @@ impl FailingCall {
             OpParams::RouterTopK { .. } => &[Rows],
             OpParams::RouterWeights { .. } => &[Rows, Slots],
             OpParams::ExpertMatMul { .. } => &[Rows, Columns, Experts, Blocks],
+            OpParams::ExpertBias { .. } => &[Rows],
             OpParams::Combine { .. } => &[Rows, Slots, Columns],
             OpParams::Store { .. } | OpParams::Rows { .. } => unreachable!("{:?} makes no stage", self.params.kind()),
         };
@@ -310,7 +313,7 @@ impl FailingCall {
             _ => x.take(0, &(0..t * k).map(|s| s / k).collect::<Vec<_>>()),
         };
         let mut inputs: Vec<HostTensor> = self.inputs.iter().map(flat).collect();
-        if matches!(self.params, OpParams::ExpertMatMul { .. }) {
+        if matches!(self.params, OpParams::ExpertMatMul { .. } | OpParams::ExpertBias { .. }) {
             inputs[1] = HostTensor { shape: vec![t * k, 1], data: self.inputs[1].data.clone() };
         }
         let rows = self

@@ -109,7 +109,7 @@ impl Faulty {
 
 /// The expert that the most slots of `op` use, the lowest of equals.
 fn busiest(op: &HostOp<'_>) -> Option<u32> {
-    let Op::ExpertMatMul { ids, .. } = op else { return None };
+    let (Op::ExpertMatMul { ids, .. } | Op::ExpertBias { ids, .. }) = op else { return None };
     let ids = ids.ids();
     ids.iter().copied().max_by_key(|id| (ids.iter().filter(|other| *other == id).count(), std::cmp::Reverse(*id)))
 }
@@ -118,7 +118,7 @@ fn busiest(op: &HostOp<'_>) -> Option<u32> {
 fn row_of(scope: FaultScope, expert: u32, op: &HostOp<'_>) -> Option<usize> {
     match (scope, op) {
         (FaultScope::Row(row), _) => Some(row),
-        (FaultScope::ExpertOnce, Op::ExpertMatMul { ids, .. }) => {
+        (FaultScope::ExpertOnce, Op::ExpertMatMul { ids, .. } | Op::ExpertBias { ids, .. }) => {
             ids.ids().iter().position(|id| *id == expert).map(|slot| slot / ids.cols().max(1))
         }
         _ => None,
@@ -134,7 +134,7 @@ fn members(scope: FaultScope, expert: u32, op: &HostOp<'_>, site: Site, result: 
         FaultScope::All => Ok(vec![true; result.len()]),
         FaultScope::Row(row) => Ok(of_row(row)),
         FaultScope::Expert | FaultScope::ExpertOnce => {
-            let Op::ExpertMatMul { ids, .. } = op else {
+            let (Op::ExpertMatMul { ids, .. } | Op::ExpertBias { ids, .. }) = op else {
                 return Err(Error::usage(format!("{site}: {:?} has no experts to err in", op.kind())));
             };
             let cols = result.cols();

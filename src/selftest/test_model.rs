@@ -1,6 +1,6 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
-//! `gemma3`, whose layer 0 has a window of 4 keys and layer 1 none.
+//! `gemma3` and 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     /// Every model, by its number.
     ///
@@ -36,6 +36,14 @@ impl TestModel {
         let qwen2 = ModelShape { family: Family::Qwen2, ..dense };
         let moe = ModelShape { layers: 2, vocab: 300, ..tiny };
         let yarn = ModelShape { rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..dense };
+        let gpt_oss = ModelShape {
+            family: Family::GptOss,
+            rope_base: 1.5e5,
+            context: 131_072,
+            yarn: Some(32.0),
+            window: Some([4, 2]),
+            ..moe
+        };
         Ok([
             Self::demo()?,
             Self::wide()?,
@@ -45,11 +53,16 @@ impl TestModel {
             Self::synthetic("qwen2moe", &ModelShape { family: Family::Qwen2, ..moe })?,
             Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
             Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
+            Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
         ])
     }
 
     fn synthetic(name: &'static str, shape: &ModelShape) -> Result<Self> {
-        let mix = Mix::from_name("Q4_K_M").expect("a named mix");
+        Self::synthetic_in(name, shape, "Q4_K_M")
+    }
+
+    fn synthetic_in(name: &'static str, shape: &ModelShape, mix: &str) -> Result<Self> {
+        let mix = Mix::from_name(mix).expect("a named mix");
         let bytes = Plan::new(name, shape, &mix, 1)?.to_bytes()?;
         let model = Model::from_gguf(Gguf::from_bytes(name, Arc::new(bytes))?)?;
         Environment::used_model(name, model.gguf.fingerprint());

@@ -31,6 +31,8 @@ pub enum Role {
     Norm,
     /// A bias; always F32.
     Bias,
+    /// Sinks of attention; always F32.
+    Sinks,
     /// `rope_freqs`; always F32.
     RopeFreqs,
     /// `ffn_gate_inp`; always F32.
@@ -92,7 +94,7 @@ impl Mix {
 
     /// The type of the tensor with this role in this layer, were its rows of any length.
     pub(super) fn choose(&self, role: Role, layer: u32, shape: &ModelShape) -> GgmlType {
-        if matches!(role, Role::Norm | Role::Bias | Role::RopeFreqs | Role::Router) {
+        if matches!(role, Role::Norm | Role::Bias | Role::Sinks | Role::RopeFreqs | Role::Router) {
             return F32;
         }
         if self.pure || matches!(self.base, F32 | F16 | BF16) {

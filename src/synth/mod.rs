@@ -47,6 +47,8 @@ enum Content {
     Norm { outliers: bool },
     /// Biases of about half the size of what they are added to.
     Bias,
+    /// A sink for each head, about as large as scores are.
+    Sinks,
     /// Llama 3's frequency factors for a rotation of this base.
     RopeFreqs { base: f32 },
 }
@@ -104,11 +106,12 @@ impl Plan {
             let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
             match content {
                 Content::Random { rms } => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
-                Content::Norm { .. } | Content::Bias | Content::RopeFreqs { .. } => {
-                    let n = spec.dims[0];
+                Content::Norm { .. } | Content::Bias | Content::Sinks | Content::RopeFreqs { .. } => {
+                    let n = spec.dims.iter().product();
                     let values = match content {
                         Content::Norm { outliers } => norm_weights(n, key, outliers.then_some(self.seed)),
                         Content::RopeFreqs { base } => rope_freqs(n, base),
+                        Content::Sinks => (0..n).map(|i| 1.0 + 2.0 * Rng::new(key, i).normal()).collect(),
                         _ => (0..n).map(|i| 0.5 * Rng::new(key, i).normal()).collect(),
                     };
                     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
@@ -191,6 +194,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 Content::Norm { outliers: dims[0] == hidden && !name.contains("_k_norm") && !name.contains("_q_norm") }
             }
             Role::Bias => Content::Bias,
+            Role::Sinks => Content::Sinks,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
         };
@@ -212,7 +216,20 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
     }
     for layer in 0..shape.layers {
-        if shape.family == Family::Qwen2 {
+        let gpt_oss = shape.family == Family::GptOss;
+        if gpt_oss {
+            let experts = shape.moe().map_or(0, |m| m.experts as u64);
+            for (part, dims) in [
+                ("attn_output.bias", &[hidden][..]),
+                ("ffn_down_exps.bias", &[hidden, experts]),
+                ("ffn_gate_exps.bias", &[width, experts]),
+                ("ffn_gate_inp.bias", &[experts]),
+                ("ffn_up_exps.bias", &[width, experts]),
+            ] {
+                matrix(format!("blk.{layer}.{part}"), Role::Bias, layer, dims, 1.0);
+            }
+        }
+        if gpt_oss || shape.family == Family::Qwen2 {
             for (part, width) in [("k", kv), ("q", q), ("v", kv)] {
                 matrix(format!("blk.{layer}.attn_{part}.bias"), Role::Bias, layer, &[width], 1.0);
             }
@@ -236,12 +253,18 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             tensor("attn_q_norm", Role::Norm, &[q], 1.0);
         }
         tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
+        if gpt_oss {
+            tensor("attn_sinks", Role::Sinks, &[shape.heads as u64], 1.0);
+        }
         if gemma {
             tensor("post_attention_norm", Role::Norm, &[hidden], 1.0);
             tensor("post_ffw_norm", Role::Norm, &[hidden], 1.0);
         }
-        // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away.
-        let down = to_residual * used.sqrt() / 0.596;
+        // silu(g)·u of two standard normal values has rms 0.596, and a mean over K experts takes √K away. gpt-oss's gate and up are three times
+        // as large, so that some are beyond their limits, and what it makes of them has rms 6.4.
+        let (inward, rms) = if gpt_oss { (3.0, 6.4) } else { (1.0, 0.596) };
+        let down = to_residual * used.sqrt() / rms;
+        let ffn_norm = if gpt_oss { "post_attention_norm" } else { "ffn_norm" };
         match shape.ffn {
             FfnShape::Dense(_) => {
                 tensor("ffn_down", Role::FfnDown, &[width, hidden], down);
@@ -252,11 +275,11 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             FfnShape::Moe(Moe { experts, .. }) => {
                 let experts = experts as u64;
                 tensor("ffn_down_exps", Role::FfnDown, &[width, hidden, experts], down);
-                tensor("ffn_gate_exps", Role::FfnGate, &[hidden, width, experts], 1.0);
+                tensor("ffn_gate_exps", Role::FfnGate, &[hidden, width, experts], inward);
                 // Router logits of standard deviation 2: of 128 experts the first then has about 8 times the weight of the eighth.
                 tensor("ffn_gate_inp", Role::Router, &[hidden, experts], 2.0);
-                tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
-                tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], 1.0);
+                tensor(ffn_norm, Role::Norm, &[hidden], 1.0);
+                tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], inward);
                 if let Some(width) = shape.shared_width() {
                     tensor("ffn_down_shexp", Role::FfnDown, &[width, hidden], to_residual / 0.596);
                     tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
@@ -292,9 +315,10 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     set("attention.value_length", Value::U32(shape.head_dim));
     set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
     set("rope.freq_base", Value::F32(shape.rope_base));
-    if let Some([keys, period]) = shape.window.filter(|_| shape.family == Family::Gemma3) {
+    let windows = matches!(shape.family, Family::Gemma3 | Family::GptOss);
+    if let Some([keys, period]) = shape.window.filter(|_| windows) {
         set("attention.sliding_window", Value::U32(keys));
-        if period != 6 {
+        if shape.family == Family::Gemma3 && period != 6 {
             set("attention.sliding_window_pattern", Value::U32(period));
         }
     }
@@ -306,7 +330,7 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if qwen {
+        if qwen || shape.family == Family::GptOss {
             set("expert_feed_forward_length", Value::U32(moe.width));
         }
         if let Some(width) = shape.shared_width() {
@@ -315,7 +339,12 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     }
     let vocab = vocab::vocab(shape.vocab);
     m.set("tokenizer.ggml.model", text("gpt2"));
-    m.set("tokenizer.ggml.pre", text(if shape.family == Family::Llama { "llama-bpe" } else { "qwen2" }));
+    let pre = match shape.family {
+        Family::Llama => "llama-bpe",
+        Family::GptOss => "gpt-4o",
+        _ => "qwen2",
+    };
+    m.set("tokenizer.ggml.pre", text(pre));
     m.set("tokenizer.ggml.tokens", Value::Array(Array::String(vocab.tokens)));
     m.set("tokenizer.ggml.token_type", Value::Array(Array::I32(vocab.types)));
     m.set("tokenizer.ggml.merges", Value::Array(Array::String(vocab.merges)));

@@ -23,7 +23,7 @@ pub struct ModelShape {
     pub rope_freqs: bool,
     /// YaRN by this factor, from the context length divided by it.
     pub yarn: Option<f32>,
-    /// Sliding windows of so many keys, and the period of the layers without; of the family `gemma3` only.
+    /// Sliding windows of so many keys, and the period of the layers without; of the families `gemma3` and `gpt-oss` only.
     pub window: Option<[u32; 2]>,
 }
 
@@ -40,15 +40,17 @@ pub enum Family {
     Olmoe,
     /// `gemma3`, without experts.
     Gemma3,
+    /// `gpt-oss`, with experts.
+    GptOss,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 5] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3"];
+    pub const NAMES: [&str; 6] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3];
+        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3, Self::GptOss];
         all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
@@ -73,7 +75,7 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 11] = [
+    pub const NAMES: [&str; 13] = [
         "tiny",
         "demo",
         "qwen3-30b-a3b",
@@ -85,6 +87,8 @@ impl ModelShape {
         "qwen1.5-moe-a2.7b",
         "olmoe-1b-7b",
         "gemma-3-1b",
+        "gpt-oss-20b",
+        "gpt-oss-120b",
     ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
@@ -209,6 +213,25 @@ impl ModelShape {
                 window: Some([512, 6]),
                 ..qwen3
             },
+            "gpt-oss-20b" | "gpt-oss-120b" => {
+                let [layers, experts] = if name == "gpt-oss-20b" { [24, 32] } else { [36, 128] };
+                ModelShape {
+                    family: Family::GptOss,
+                    hidden: 2880,
+                    layers,
+                    heads: 64,
+                    kv_heads: 8,
+                    head_dim: 64,
+                    ffn: FfnShape::Moe(Moe { experts, used: 4, width: 2880 }),
+                    vocab: 201_088,
+                    context: 131_072,
+                    rope_base: 1.5e5,
+                    eps: 1e-5,
+                    yarn: Some(32.0),
+                    window: Some([128, 2]),
+                    ..qwen3
+                }
+            }
             _ => return None,
         })
     }
@@ -223,6 +246,7 @@ impl ModelShape {
             (Family::Qwen2, FfnShape::Moe(_)) => "qwen2moe",
             (Family::Olmoe, _) => "olmoe",
             (Family::Gemma3, _) => "gemma3",
+            (Family::GptOss, _) => "gpt-oss",
         }
     }
 
@@ -289,8 +313,11 @@ impl ModelShape {
         if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
             return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
         }
-        if self.family == Family::Olmoe && self.moe().is_none() {
-            return refuse("--family olmoe: expected experts, found --dense".into());
+        if matches!(self.family, Family::Olmoe | Family::GptOss) && self.moe().is_none() {
+            return refuse(format!("--family {}: expected experts, found --dense", self.architecture()));
+        }
+        if self.family == Family::GptOss && self.window.is_some_and(|[_, period]| period != 2) {
+            return refuse("a sliding window: expected one in every other layer of gpt-oss".into());
         }
         if self.rope_freqs && self.family != Family::Llama {
             return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));

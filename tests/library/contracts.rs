@@ -62,16 +62,19 @@ fn params(op: OpKind, config: &Config) -> OpParams {
         OpKind::AttnScores => {
             OpParams::AttnScores { q: (), k: (), start: 0, head_dim: config.head_dim, scale: None, window: None }
         }
-        OpKind::AttnProbs => OpParams::AttnProbs { scores: (), start: 0, window: None },
+        OpKind::AttnProbs => OpParams::AttnProbs { scores: (), start: 0, window: None, sinks: None },
         OpKind::AttnContext => {
             OpParams::AttnContext { probs: (), v: (), start: 0, head_dim: config.head_dim, window: None }
         }
         OpKind::Add => OpParams::Add { a: (), b: () },
         OpKind::RouterProbs => OpParams::RouterProbs { logits: () },
         OpKind::RouterTopK => OpParams::RouterTopK { probs: (), k: moe.used },
-        OpKind::RouterWeights => OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise },
+        OpKind::RouterWeights => {
+            OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise, softmax: false }
+        }
         OpKind::ExpertMatMul => OpParams::ExpertMatMul { x: (), ids: (), weight: () },
         OpKind::SwiGlu => OpParams::SwiGlu { gate: (), up: (), activation: twinscope::op::GateActivation::Silu },
+        OpKind::ExpertBias => OpParams::ExpertBias { x: (), ids: (), weight: () },
         OpKind::SigmoidGate => OpParams::SigmoidGate { x: (), gate: () },
         OpKind::Combine => OpParams::Combine { down: (), weights: () },
         OpKind::Embed | OpKind::Store | OpKind::Rows => unreachable!("{op:?} makes no stage that is looked at here"),

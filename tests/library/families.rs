@@ -12,8 +12,8 @@ use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
 use twinscope::op::{Pairing, Yarn};
 
-const FAMILIES: [&str; 9] =
-    ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe", "gemma3"];
+const FAMILIES: [&str; 10] =
+    ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe", "gemma3", "gpt-oss"];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
 const ORACLE_NMSE: f64 = 1e-22;
@@ -174,7 +174,7 @@ fn yarn_has_the_numbers_that_llama_cpp_gives_it() {
     };
     let f32 = |x: f32| Some(Value::F32(x));
     let magnitude = 1.0 + 0.1 * 4f64.ln();
-    let plain = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude };
+    let plain = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude, between: false };
     assert_eq!(yarn("qwen3-yarn", &[]), Ok((0.25, plain)));
     let named = [("rope.scaling.type", Some(Value::String("yarn".into())))];
     let whole = Yarn { context: 64.0, ..plain };
@@ -220,6 +220,39 @@ fn windows_bases_and_scales_of_gemma3() {
     assert_eq!(c.rotation_of(0).base, f64::from(5e4f32));
     let e = with_keys("gemma3", &[("final_logit_softcapping", f32(30.0))]).unwrap_err();
     assert!(e.contains("gemma3.final_logit_softcapping") && e.contains("could change the result"), "{e}");
+}
+
+#[test]
+fn windows_yarn_and_tensors_of_gpt_oss() {
+    let u32 = |x| Some(Value::U32(x));
+    let c = with_keys("gpt-oss", &[]).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|n| c.window_of(n)), [Some(4), None, Some(4), None]);
+    // Both kinds of layers turn alike: YaRN by 32, whose ramp begins and ends between pairs.
+    assert_eq!(c.rotation_of(0), c.rotation_of(1));
+    let magnitude = 1.0 + 0.1 * 32f64.ln();
+    let yarn = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude, between: true };
+    assert_eq!((c.rotation.yarn, c.rotation.scale, c.rotation.base), (Some(yarn), 1.0 / 32.0, 150_000.0));
+    let moe = c.moe.as_ref().unwrap();
+    assert_eq!((moe.experts, moe.used, moe.ffn, c.attention_scale), (4, 2, 32, None));
+    let other = with_keys("gpt-oss", &[("rope.freq_base_swa", Some(Value::F32(1e4)))]).unwrap();
+    assert_eq!((other.rotation_of(0).base, other.rotation_of(0).yarn), (1e4, Some(yarn)));
+    // The definition's window where the file has none.
+    let c = with_keys("gpt-oss", &[("attention.sliding_window", None)]).unwrap();
+    assert_eq!(c.window_of(0), Some(128));
+    assert!(c.keys.defaults.iter().any(|d| d.key == "attention.sliding_window" && d.value == 128));
+    for (key, value, words) in [
+        ("attention.scale", Some(Value::F32(0.5)), "could change the result"),
+        ("expert_feed_forward_length", None, "found no such key"),
+        ("swiglu_limit", Some(Value::F32(5.0)), "could change the result"),
+        ("expert_gating_func", u32(2), "is 2; 3, a softmax over the chosen, is expected"),
+    ] {
+        let e = with_keys("gpt-oss", &[(key, value)]).unwrap_err();
+        assert!(e.contains(key) && e.contains(words), "{key}: {e}");
+    }
+    let (model, _) = open("gpt-oss");
+    let layer = &model.weights.layers[1];
+    assert_eq!(layer.sinks.as_ref().unwrap().cols, 4);
+    assert_eq!(layer.ffn_norm.name, "blk.1.post_attention_norm.weight");
 }
 
 #[test]
@@ -290,7 +323,7 @@ fn tokens_equal_the_goldens() {
     let expected = std::fs::read_to_string(path("tokens", "json")).unwrap();
     let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> =
         serde_json::from_str(&expected).unwrap();
-    assert_eq!(expected.keys().collect::<Vec<_>>(), ["llama", "llama-bpe", "qwen2", "smollm"]);
+    assert_eq!(expected.keys().collect::<Vec<_>>(), ["gpt-4o", "llama", "llama-bpe", "qwen2", "smollm"]);
     for (name, texts) in expected {
         let file = if name == "llama" { "sentencepiece" } else { "byte-level" };
         let mut gguf = Gguf::open(&path(file, "gguf")).unwrap();

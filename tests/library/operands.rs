@@ -64,8 +64,18 @@ fn are_refused_alike_by_every_backend() {
             Op::AttnScores { q: &bad, k: &cache, start: 0, head_dim: 4, scale: None, window: None },
             "q is [2, 7] where [T, heads·4]",
         ),
-        (Op::AttnProbs { scores: &good, start: 0, window: None }, "scores is [2, 8] where [heads, T, 0 + T]"),
-        (Op::AttnProbs { scores: &cube, start: 9, window: None }, "scores is [2, 3, 5] where [heads, T, 9 + T]"),
+        (
+            Op::AttnProbs { scores: &good, start: 0, window: None, sinks: None },
+            "scores is [2, 8] where [heads, T, 0 + T]",
+        ),
+        (
+            Op::AttnProbs { scores: &cube, start: 9, window: None, sinks: None },
+            "scores is [2, 3, 5] where [heads, T, 9 + T]",
+        ),
+        (
+            Op::AttnProbs { scores: &cube, start: 2, window: None, sinks: Some(&norm) },
+            "norm is F32 [4, 1] where an F32 vector [2, 1], one for each head,",
+        ),
         (
             Op::AttnContext { probs: &cube, v: &cache, start: 2, head_dim: 4, window: None },
             "v is [4, 8] where [S ≥ 5, kv_heads·4]",
@@ -82,11 +92,23 @@ fn are_refused_alike_by_every_backend() {
         (Op::RouterProbs { logits: &cube }, "logits is [2, 3, 5] where [T, E]"),
         (Op::RouterTopK { probs: &good, k: 9 }, "k is 9 where 1 to 8, as many as there are experts,"),
         (Op::RouterTopK { probs: &good, k: 0 }, "k is 0 where 1 to 8"),
-        (Op::RouterWeights { probs: &good, ids: &few, renormalise: true }, "ids is [2, 1] where a tensor of ids"),
-        (Op::RouterWeights { probs: &cache, ids: &pair, renormalise: true }, "ids is [2, 1] where [4, K]"),
+        (
+            Op::RouterWeights { probs: &good, ids: &few, renormalise: true, softmax: false },
+            "ids is [2, 1] where a tensor of ids",
+        ),
+        (
+            Op::RouterWeights { probs: &cache, ids: &pair, renormalise: true, softmax: false },
+            "ids is [2, 1] where [4, K]",
+        ),
         (Op::ExpertMatMul { x: &bad, ids: &pair, weight: &stack }, "x is [2, 7] where [2, 8] or [2, 1, 8] for exps"),
         (Op::ExpertMatMul { x: &good, ids: &few, weight: &stack }, "ids is [2, 1] where a tensor of ids, not numbers,"),
         (Op::ExpertMatMul { x: &three, ids: &pair, weight: &stack }, "x is [3, 1, 8] where [2, 8] or [2, 1, 8]"),
+        (Op::ExpertBias { x: &good, ids: &pair, weight: &matrix }, "x is [2, 8] where [T, K, 4] for matrix [4, 2]"),
+        (Op::ExpertBias { x: &three, ids: &pair, weight: &w }, "ids is [2, 1] where [3, 1]"),
+        (
+            Op::ExpertBias { x: &three, ids: &long, weight: &stack },
+            "exps is F32 [8, 4, 2] where an F32 matrix [N, experts]",
+        ),
         (Op::Combine { down: &good, weights: &few }, "down is [2, 8] where [T, K, H]"),
         (Op::Combine { down: &three, weights: &few }, "weights is [2, 1] where [3, 1]"),
         (Op::Rows { x: &good, start: 1, rows: 2 }, "x is [2, 8] where [T ≥ 1 + 2, n]"),
@@ -111,12 +133,17 @@ fn are_refused_alike_by_every_backend() {
 #[test]
 fn an_expert_that_is_not_there_is_refused_where_ids_are_on_the_host() {
     let stack = Weight::from_vec("exps", GgmlType::F32, [8, 4, 2], vec![0; 256]).unwrap();
-    let (x, probs, ids) = (x(&[2, 8]), x(&[2, 2]), ids(&[2, 1], &[1, 2]));
+    let biases = Weight::from_vec("biases", GgmlType::F32, [8, 2, 1], vec![0; 64]).unwrap();
+    let (three, x, probs, ids) = (x(&[2, 1, 8]), x(&[2, 8]), x(&[2, 2]), ids(&[2, 1], &[1, 2]));
     for mut backend in backends().into_iter().filter(|b| !b.info().backend.starts_with("gpu")) {
         let error = refusal(&mut backend, &Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack });
         let expected = "ids[1, 0] is 2 where one of the 2 experts of exps was expected";
         assert_eq!(error.to_string(), format!("layer 3 · q_proj (ExpertMatMul): {expected}"));
-        let error = refusal(&mut backend, &Op::RouterWeights { probs: &probs, ids: &ids, renormalise: false });
+        let error = refusal(&mut backend, &Op::ExpertBias { x: &three, ids: &ids, weight: &biases });
+        let expected = "ids[1, 0] is 2 where one of the 2 experts of biases was expected";
+        assert_eq!(error.to_string(), format!("layer 3 · q_proj (ExpertBias): {expected}"));
+        let error =
+            refusal(&mut backend, &Op::RouterWeights { probs: &probs, ids: &ids, renormalise: false, softmax: false });
         let expected = "ids[1, 0] is 2 where one of the 2 experts of probs was expected";
         assert_eq!(error.to_string(), format!("layer 3 · q_proj (RouterWeights): {expected}"));
     }

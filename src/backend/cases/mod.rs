@@ -102,11 +102,13 @@ pub enum OpShape {
         scale: Option<f64>,
         window: Option<usize>,
     },
+    /// `sinks`: with one for each head.
     AttnProbs {
         tokens: usize,
         heads: usize,
         start: usize,
         window: Option<usize>,
+        sinks: bool,
     },
     AttnContext {
         tokens: usize,
@@ -137,6 +139,14 @@ pub enum OpShape {
         experts: usize,
         k: usize,
         renormalise: bool,
+        softmax: bool,
+    },
+    ExpertBias {
+        tokens: usize,
+        k: usize,
+        cols: usize,
+        experts: usize,
+        choice: Choice,
     },
     /// `per_slot`: x is [T, K, n], else [T, n].
     ExpertMatMul {
@@ -212,6 +222,7 @@ impl OpCase {
             OpShape::RouterTopK { .. } => OpKind::RouterTopK,
             OpShape::RouterWeights { .. } => OpKind::RouterWeights,
             OpShape::ExpertMatMul { .. } => OpKind::ExpertMatMul,
+            OpShape::ExpertBias { .. } => OpKind::ExpertBias,
             OpShape::SwiGlu { .. } => OpKind::SwiGlu,
             OpShape::SigmoidGate { .. } => OpKind::SigmoidGate,
             OpShape::Combine { .. } => OpKind::Combine,
@@ -259,6 +270,7 @@ impl OpCase {
             OpShape::RouterWeights { tokens, k, .. } => tokens * k,
             OpShape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
             OpShape::Combine { tokens, k, hidden } => tokens * k * hidden,
+            OpShape::ExpertBias { tokens, k, cols, .. } => tokens * k * cols,
             OpShape::Store { tokens, cols, .. }
             | OpShape::Add { tokens, cols }
             | OpShape::Bias { tokens, cols }
@@ -317,16 +329,19 @@ impl Operands {
             OpShape::AttnScores { start, head_dim, scale, window, .. } => {
                 Op::AttnScores { q: tensor(0), k: tensor(1), start, head_dim, scale, window }
             }
-            OpShape::AttnProbs { start, window, .. } => Op::AttnProbs { scores: tensor(0), start, window },
+            OpShape::AttnProbs { start, window, sinks, .. } => {
+                Op::AttnProbs { scores: tensor(0), start, window, sinks: sinks.then(weight) }
+            }
             OpShape::AttnContext { start, head_dim, window, .. } => {
                 Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim, window }
             }
             OpShape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
             OpShape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
             OpShape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
-            OpShape::RouterWeights { renormalise, .. } => {
-                Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise }
+            OpShape::RouterWeights { renormalise, softmax, .. } => {
+                Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise, softmax }
             }
+            OpShape::ExpertBias { .. } => Op::ExpertBias { x: tensor(0), ids: tensor(1), weight: weight() },
             OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
             OpShape::SwiGlu { activation, .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1), activation },
             OpShape::SigmoidGate { .. } => Op::SigmoidGate { x: tensor(0), gate: tensor(1) },
@@ -424,7 +439,13 @@ impl Maker {
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, .. } => {
                 vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]
             }
-            OpShape::AttnProbs { tokens, heads, start, window } => {
+            OpShape::AttnProbs { tokens, heads, start, window, sinks } => {
+                if sinks {
+                    // About as large as the scores; in one head larger than nearly all of them.
+                    let sink = |head: usize, x: f32| if head % 4 == 3 { 4.0 + x } else { x };
+                    let bytes = (0..heads).flat_map(|head| sink(head, self.number(head)).to_le_bytes()).collect();
+                    weight = Some(Weight::from_vec("case.sinks", GgmlType::F32, [heads, 1, 1], bytes)?);
+                }
                 let mut scores = self.causal(heads, tokens, start, POISON);
                 outside_window(&mut scores, start, window, POISON);
                 vec![scores]
@@ -445,10 +466,17 @@ impl Maker {
                 positive(&mut probs, experts);
                 vec![if ties { coarse(&probs) } else { probs }]
             }
-            OpShape::RouterWeights { tokens, experts, k, .. } => {
+            OpShape::RouterWeights { tokens, experts, k, softmax, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);
-                positive(&mut probs, experts);
+                if !softmax {
+                    positive(&mut probs, experts);
+                }
                 vec![probs, self.ids(tokens, experts, k, Choice::Random)]
+            }
+            OpShape::ExpertBias { tokens, k, cols, experts, choice } => {
+                let bias: Vec<u8> = (0..experts * cols).flat_map(|_| (2.0 * self.rng.normal()).to_le_bytes()).collect();
+                weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, experts, 1], bias)?);
+                vec![self.tensor(&[tokens, k, cols]), self.ids(tokens, experts, k, choice)]
             }
             OpShape::Combine { tokens, k, hidden } => {
                 let mut weights = self.tensor(&[tokens, k]);

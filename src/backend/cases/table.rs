@@ -72,13 +72,15 @@ pub fn table() -> Vec<OpCase> {
         (33, 2, 80, 3, 1e7),
         (65, 3, 128, 100_000, 1e6),
     ] {
-        let yarn = Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude: 1.1386 };
+        let yarn =
+            Yarn { context: 4096.0, beta_fast: 32.0, beta_slow: 1.0, ramp: 1.0, magnitude: 1.1386, between: false };
         for (pairing, scale, factors, yarn) in [
             (Pairing::Neox, 1.0, false, None),
             (Pairing::Norm, 1.0, false, None),
             (Pairing::Norm, 0.25, true, None),
             (Pairing::Neox, 0.25, false, Some(yarn)),
             (Pairing::Norm, 0.125, true, Some(yarn)),
+            (Pairing::Neox, 0.03125, false, Some(Yarn { between: true, ..yarn })),
         ] {
             all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn });
         }
@@ -97,7 +99,9 @@ pub fn table() -> Vec<OpCase> {
     }
     for (tokens, heads, start) in [(1, 1, 0), (1, 8, 300), (7, 4, 0), (33, 2, 9), (65, 3, 1), (2, 1, 1030)] {
         for window in [None, Some(1), Some(8)] {
-            all(WITH_LARGE, OpShape::AttnProbs { tokens, heads, start, window });
+            for sinks in [false, true] {
+                all(WITH_LARGE, OpShape::AttnProbs { tokens, heads, start, window, sinks });
+            }
         }
     }
 
@@ -109,7 +113,11 @@ pub fn table() -> Vec<OpCase> {
             all(&[OpValues::Normal, OpValues::Nan], OpShape::RouterTopK { tokens, experts, k, ties });
         }
         for renormalise in [true, false] {
-            all(NORMAL, OpShape::RouterWeights { tokens, experts, k, renormalise });
+            all(NORMAL, OpShape::RouterWeights { tokens, experts, k, renormalise, softmax: false });
+        }
+        all(WITH_LARGE, OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: true });
+        for (cols, choice) in [(33, Choice::Random), (64, Choice::Same), (1, Choice::Random)] {
+            all(KINDS, OpShape::ExpertBias { tokens, k, cols, experts, choice });
         }
     }
     for (tokens, k, hidden) in [(1, 1, 1), (1, 2, 256), (7, 8, 65), (33, 2, 64), (65, 10, 36)] {
@@ -118,7 +126,7 @@ pub fn table() -> Vec<OpCase> {
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
         all(KINDS, OpShape::Add { tokens, cols });
         all(KINDS, OpShape::Bias { tokens, cols });
-        for activation in [GateActivation::Silu, GateActivation::GeluTanh] {
+        for activation in [GateActivation::Silu, GateActivation::GeluTanh, GateActivation::Clamped] {
             all(WITH_LARGE, OpShape::SwiGlu { tokens, cols, activation });
         }
         all(WITH_LARGE, OpShape::SigmoidGate { tokens, cols });
@@ -148,7 +156,7 @@ pub fn bench_table() -> Vec<OpCase> {
             OpShape::RmsNorm { tokens, groups: 1, n: 2048 },
             OpShape::neox(tokens, heads, head_dim, start, 1e6),
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, scale: None, window: None },
-            OpShape::AttnProbs { tokens, heads, start, window: None },
+            OpShape::AttnProbs { tokens, heads, start, window: None, sinks: false },
             OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window: None },
             OpShape::RouterProbs { tokens, experts: 128 },
             OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false },

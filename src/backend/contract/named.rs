@@ -258,7 +258,7 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
         OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,
         OpKind::AttnProbs | OpKind::RouterWeights | OpKind::Add => stored,
-        OpKind::Bias => Contract { weights: dtype, ..stored },
+        OpKind::Bias | OpKind::ExpertBias => Contract { weights: dtype, ..stored },
         OpKind::RouterTopK | OpKind::Store | OpKind::Rows => base,
     }
 }

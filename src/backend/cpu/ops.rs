@@ -123,13 +123,24 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
         Op::AttnScores { q, k, start, head_dim, scale, window } => {
             attn_scores(kernels, pool, q, k, [start, head_dim], scalar::attn_scale(head_dim, scale), window, out)
         }
-        Op::AttnProbs { scores, start, window } => {
+        Op::AttnProbs { scores, start, window, sinks } => {
             let (rows, seen) = (scores.shape[1], scores.shape[2]);
             let scores = f32s(scores);
+            let sinks: Option<Vec<f32>> = sinks.map(|sinks| sinks.f32s().collect()); // [heads]
             pool.for_chunks(out.len() * 16, out, seen, |i, out| {
                 let position = start + i % rows;
                 let visible = first_seen(position, window)..position + 1;
-                kernels.softmax(&scores[i * seen..][visible.clone()], &mut out[visible]);
+                let x = &scores[i * seen..][visible.clone()];
+                match &sinks {
+                    None => kernels.softmax(x, &mut out[visible]),
+                    Some(sinks) => {
+                        // The sink is the last score of the row; its share is dropped.
+                        let x = [x, &[sinks[i / rows]]].concat();
+                        let mut shares = vec![0.0; x.len()];
+                        kernels.softmax(&x, &mut shares);
+                        out[visible].copy_from_slice(&shares[..x.len() - 1]);
+                    }
+                }
             });
         }
         Op::AttnContext { probs, v, start, head_dim, window } => {
@@ -139,6 +150,7 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
         Op::SwiGlu { gate, up, activation } => zip(pool, gate, up, 16, out, |gate, up, out| match activation {
             GateActivation::Silu => kernels.swiglu(gate, up, out),
             GateActivation::GeluTanh => kernels.geglu(gate, up, out),
+            GateActivation::Clamped => scalar::clamped(gate, up, out),
         }),
         Op::SigmoidGate { x, gate } => {
             let (n, x, gate) = (x.cols(), f32s(x), f32s(gate));
@@ -151,11 +163,21 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 kernels.softmax(&logits[t * experts..][..experts], out)
             });
         }
-        Op::RouterWeights { probs, ids, renormalise } => {
+        Op::RouterWeights { probs, ids, renormalise, softmax } => {
             let rows = f32s(probs).chunks_exact(probs.cols()).zip(ids.ids().chunks_exact(ids.cols()));
             for (out, (probs, ids)) in out.chunks_exact_mut(ids.cols()).zip(rows) {
-                scalar::router_weights(probs, ids, renormalise, out);
+                match softmax {
+                    true => scalar::softmax_of_chosen(probs, ids, out),
+                    false => scalar::router_weights(probs, ids, renormalise, out),
+                }
             }
+        }
+        Op::ExpertBias { x, ids, weight } => {
+            let bias: Vec<f32> = weight.f32s().collect(); // [E, N]
+            let (n, x, ids) = (weight.cols, f32s(x), ids.ids());
+            pool.for_chunks(out.len(), out, n, |slot, out| {
+                scalar::add(&x[slot * n..][..n], &bias[ids[slot] as usize * n..][..n], out);
+            });
         }
         Op::Combine { down, weights } => {
             let (k, hidden) = (weights.cols(), down.cols());

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use crate::op::{Pairing, Rotation, Weight};
+use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, Pairing, Rotation, Weight};
 
 /// Terms to an accumulator in every sum.
 pub const BLOCK: usize = 32;
@@ -168,9 +168,24 @@ pub fn geglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
+/// g · sigmoid(1.702·g) · (1 + up), g at most 7, up between −7 and 7. All are `[n]`.
+pub fn clamped(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let (alpha, limit) = (CLAMPED_ALPHA as f32, CLAMPED_LIMIT as f32);
+    for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
+        let gate = if gate > limit { limit } else { gate }; // NaN stays NaN
+        *out = gate / (1.0 + (-(alpha * gate)).exp()) * (1.0 + up.clamp(-limit, limit));
+    }
+}
+
 /// 2√(2/π).
 pub const GELU_SCALE: f32 = 1.595_769_2;
 pub const GELU_CUBE: f32 = 0.044_715;
+
+/// The softmax of the values at ids. `logits` is `[E]`, `ids` and `out` are `[K]`.
+pub fn softmax_of_chosen(logits: &[f32], ids: &[u32], out: &mut [f32]) {
+    let chosen: Vec<f32> = ids.iter().map(|id| logits[*id as usize]).collect();
+    softmax(&chosen, out);
+}
 
 /// x · sigmoid(gate). `x` and `out` are `[n]`.
 pub fn sigmoid_gate(x: &[f32], gate: f32, out: &mut [f32]) {

@@ -164,7 +164,10 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         }
         Operation::AttnScores { start, head_dim, window, .. } => {
             let probs = hidden_in(all, first)?;
-            let Operation::AttnProbs { start: from, window: in_probs, .. } = &all[probs].op else { return None };
+            // Sinks have a kernel of their own.
+            let Operation::AttnProbs { start: from, window: in_probs, sinks: None, .. } = &all[probs].op else {
+                return None;
+            };
             let context = hidden_in(all, probs)?;
             let Operation::AttnContext { probs: weights, start: at, head_dim: d, window: in_context, .. } =
                 &all[context].op

@@ -128,10 +128,14 @@ kernels! {
         "attn_context" [] [COLUMNS, LANES], 16 * COLUMNS * LANES;
     ATTN_PROBS: AttnProbs [Read, Write]
         "attn_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
+    ATTN_PROBS_SINKS: AttnProbs [Read, Read, Write]
+        "attn_probs_sinks" [NUMERIC, ROW] [THREADS, 1], 4 * THREADS;
     ATTN_SCORES: AttnScores [Read, Read, Write]
         "attn_scores" [] [THREADS, 1], 0;
     BIAS: Bias [Read, Read, Write]
         "bias" [] [THREADS, 1], 0;
+    CLAMPED_SWISH: Elementwise [Read, Read, Write]
+        "clamped_swish" [NUMERIC] [THREADS, 1], 0;
     COMBINE: Combine [Read, Read, Write]
         "combine" [COMBINED] [THREADS, 1], 0;
     COMBINE_ADD: Combine [Read, Read, Read, Write]
@@ -140,6 +144,8 @@ kernels! {
         "copy" [] [THREADS, 1], 0;
     EMBED: Embed [Weights, Read, Write]
         "embed" [] [THREADS, 1], 0;
+    EXPERT_BIAS: ExpertBias [Read, Read, Read, Write]
+        "expert_bias" [NUMERIC] [THREADS, 1], 0;
     EXPERT_MATMUL: ExpertMatmul [Weights, Activations, Read, Write]
         "expert_matmul" [NUMERIC, EXPERT, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "expert_matmul_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
@@ -171,6 +177,8 @@ kernels! {
         "router" [NUMERIC, ROW, SOFTMAX, TOP_K, WEIGH] [THREADS, 1], 3 * 4 * THREADS;
     ROUTER_PROBS: RouterProbs [Read, Write]
         "router_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
+    ROUTER_SOFTMAX: RouterSoftmax [Read, Read, Write]
+        "router_softmax" [NUMERIC] [THREADS, 1], 0;
     ROUTER_TOPK: RouterTopK [Read, Write]
         "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]

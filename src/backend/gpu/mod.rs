@@ -349,9 +349,9 @@ impl Backend for GpuBackend {
     }
 
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        // Weights of one row are those of norms.
+        // Weights of one row are those of norms, and experts' biases are read as these are.
         let lanes = self.lanes;
-        let texture = |weight: &Weight| lanes && weight.rows * weight.experts > 1;
+        let texture = |w: &Weight| lanes && w.rows * w.experts > 1 && !w.name.ends_with(".bias");
         let mut bytes = 0;
         for weight in weights {
             let planned = GpuWeight::plan(weight, self.weight_binding, false)?;

@@ -176,7 +176,8 @@ impl GpuBackend {
         // Rope's factors are in its table of angles.
         if let Some(weight) = op.weight().filter(|_| op.kind() != OpKind::Rope) {
             // Whether it can be uploaded is said now, not when the operation has waited.
-            let vector = matches!(op, Op::RmsNorm { .. } | Op::Bias { .. });
+            let vector =
+                matches!(op, Op::RmsNorm { .. } | Op::Bias { .. } | Op::ExpertBias { .. } | Op::AttnProbs { .. });
             self.upload_weight(weight, self.lanes && !vector)?;
         }
         if fuse::waits(op.kind()) {
@@ -328,7 +329,9 @@ impl GpuBackend {
                 let of_op = [*start, *head_dim, in_window(*window)];
                 self.attn_scores(site, q, k, of_op, attention_scale(*scale, *head_dim), y)
             }
-            Op::AttnProbs { scores, start, window } => self.attn_probs(site, scores, *start, in_window(*window), y),
+            Op::AttnProbs { scores, start, window, sinks } => {
+                self.attn_probs(site, scores, *start, in_window(*window), *sinks, y)
+            }
             Op::AttnContext { probs, v, start, head_dim, window } => {
                 self.attn_context(site, probs, v, [*start, *head_dim, in_window(*window)], y)
             }
@@ -337,14 +340,17 @@ impl GpuBackend {
                 let kernel = match activation {
                     GateActivation::Silu => kernels::SWIGLU,
                     GateActivation::GeluTanh => kernels::GEGLU,
+                    GateActivation::Clamped => kernels::CLAMPED_SWISH,
                 };
                 self.elementwise(site, kernel, gate, up, y)
             }
             Op::SigmoidGate { x, gate } => self.sigmoid_gate(site, x, gate, y),
             Op::RouterProbs { logits } => self.router_probs(site, logits, y),
             Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
-            Op::RouterWeights { probs, ids, renormalise } => self.router_weights(site, probs, ids, *renormalise, y),
+            Op::RouterWeights { probs, ids, softmax: true, .. } => self.router_softmax(site, probs, ids, y),
+            Op::RouterWeights { probs, ids, renormalise, .. } => self.router_weights(site, probs, ids, *renormalise, y),
             Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight, y),
+            Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),
             Op::Rows { x, start, .. } => self.rows(site, x, *start, y),
         }
@@ -559,11 +565,22 @@ impl GpuBackend {
         self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)
     }
 
-    fn attn_probs(&mut self, site: Site, scores: &GpuTensor, start: usize, window: usize, y: &GpuTensor) -> Result<()> {
+    fn attn_probs(
+        &mut self,
+        site: Site,
+        scores: &GpuTensor,
+        start: usize,
+        window: usize,
+        sinks: Option<&Arc<Weight>>,
+        y: &GpuTensor,
+    ) -> Result<()> {
         let &[heads, positions, seen] = scores.shape() else { unreachable!("[heads, T, S]") };
         let grid = [positions as u32, heads as u32, 1];
         let params = params::AttnProbs { start: start as u32, seen: seen as u32, window: window as u32 };
-        self.dispatch(site, kernels::ATTN_PROBS, &[scores.binding(), y.binding()], params, grid)
+        let (x, y) = (scores.binding(), y.binding());
+        let Some(sinks) = sinks else { return self.dispatch(site, kernels::ATTN_PROBS, &[x, y], params, grid) };
+        let gpu = self.norm_weight(sinks)?;
+        self.dispatch(site, kernels::ATTN_PROBS_SINKS, &[gpu.binding(), x, y], params, grid)
     }
 
     fn attn_context(
@@ -630,6 +647,35 @@ impl GpuBackend {
         let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
         let bindings = [probs.binding(), ids.binding(), y.binding()];
         self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
+    }
+
+    fn router_softmax(&mut self, site: Site, logits: &GpuTensor, ids: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let ((positions, experts), k) = (rows_cols(logits), rows_cols(ids).1);
+        let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
+        let params = params::RouterSoftmax { positions, experts, k };
+        let bindings = [logits.binding(), ids.binding(), y.binding()];
+        self.dispatch(site, kernels::ROUTER_SOFTMAX, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
+    }
+
+    /// A piece of the biases at a time, as they are in a buffer: rows of f32, filled up.
+    fn expert_bias(
+        &mut self,
+        site: Site,
+        x: &GpuTensor,
+        ids: &GpuTensor,
+        weight: &Arc<Weight>,
+        y: &GpuTensor,
+    ) -> Result<()> {
+        let planned = self.weight(weight)?;
+        for (number, piece) in planned.pieces.iter().enumerate() {
+            let gpu = self.piece(weight, number, false, !self.residents.streams())?;
+            let [n, cols, experts] = [x.len(), weight.cols, weight.rows].map(|n| n as u32);
+            let (stride, first, count) = (4 * piece.stride, piece.first, piece.count);
+            let params = params::ExpertBias { n, cols, stride, first, count, experts };
+            let bindings = [gpu.binding(), x.binding(), ids.binding(), y.binding()];
+            self.dispatch(site, kernels::EXPERT_BIAS, &bindings, params, self.fold_values(x.len()))?;
+        }
+        Ok(())
     }
 
     fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor, y: &GpuTensor) -> Result<()> {

@@ -54,6 +54,7 @@ params! {
     Piece { pairs: u32, stride: u32, tail: u32, rows: u32, first: u32, count: u32 }
 
     AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, window: u32 }
+    /// Of `attn_probs` and `attn_probs_sinks`.
     AttnProbs { start: u32, seen: u32, window: u32 }
     /// Of `attn_scores` and `attention`.
     AttnScores { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, window: u32, scale: f32 }
@@ -61,9 +62,10 @@ params! {
     /// Of `combine` and `combine_add`.
     Combine { n: u32, cols: u32, k: u32 }
     Copy { words: u32, y_cols: u32, x_cols: u32, from_: u32, to: u32 }
-    /// Of `add`, `swiglu` and `geglu`.
+    /// Of `add`, `swiglu`, `geglu` and `clamped_swish`.
     Elementwise { n: u32 }
     Embed { piece: Piece, cols: u32, scale: f32 }
+    ExpertBias { n: u32, cols: u32, stride: u32, first: u32, count: u32, experts: u32 }
     ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32, first_tile: u32 }
     ExpertMatvec { piece: Piece, experts: u32, shared_by: u32 }
     ExpertPlan { slots: u32, experts: u32, tiles: u32 }
@@ -77,6 +79,7 @@ params! {
     Rope { pairs: u32, heads: u32, half_dim: u32, start: u32, neighbours: u32 }
     Router { experts: u32, k: u32, renormalise: u32 }
     RouterProbs { experts: u32 }
+    RouterSoftmax { positions: u32, experts: u32, k: u32 }
     RouterTopK { experts: u32, k: u32 }
     RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32 }
     SigmoidGate { n: u32, cols: u32 }

@@ -1,9 +1,12 @@
 //! Causal attention in three stages. Query head h reads KV head h / (heads / kv_heads).
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
-use super::{matrix, values};
-use crate::op::HostTensor;
+use super::{dequant, matrix, values};
+use crate::error::Result;
+use crate::op::{HostTensor, Weight};
 
 /// Positions that position p sees: up to itself, with a window no more than so many.
 fn seen(p: usize, window: Option<usize>) -> std::ops::Range<usize> {
@@ -39,17 +42,30 @@ pub fn scores(
     HostTensor::f64(&[heads, t, s], out)
 }
 
-/// Softmax over the s that are seen, 0 elsewhere. [heads, T, S] → same.
-pub fn probs(scores: &HostTensor, start: usize, window: Option<usize>) -> HostTensor {
-    let (t, s) = (scores.shape[1], scores.shape[2]);
+/// Softmax over the s that are seen, 0 elsewhere. With sinks, it is over one more score, the head's own, whose share is dropped.
+/// [heads, T, S], sinks `[heads]` → same.
+pub fn probs(
+    scores: &HostTensor,
+    start: usize,
+    window: Option<usize>,
+    sinks: Option<&Arc<Weight>>,
+) -> Result<HostTensor> {
+    let (heads, t, s) = (scores.shape[0], scores.shape[1], scores.shape[2]);
+    let mut of_head = vec![0.0; heads];
+    if let Some(sinks) = sinks {
+        dequant::row(sinks.ty, sinks.row(0, 0), &mut of_head)?;
+    }
     let mut out = values(scores).into_owned();
     for (i, row) in out.chunks_exact_mut(s).enumerate() {
         let seen = seen(start + i % t, window);
-        softmax(&mut row[seen.clone()]);
-        row[..seen.start].fill(0.0);
-        row[seen.end..].fill(0.0);
+        let mut shares = row[seen.clone()].to_vec();
+        shares.extend(sinks.map(|_| of_head[i / t]));
+        softmax(&mut shares);
+        row.fill(0.0);
+        let keys = seen.len();
+        row[seen].copy_from_slice(&shares[..keys]);
     }
-    HostTensor::f64(&scores.shape, out)
+    Ok(HostTensor::f64(&scores.shape, out))
 }
 
 /// exp(x − max) / Σ, in place. The largest is subtracted so that nothing overflows; mathematically it changes nothing.

@@ -47,6 +47,7 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         Op::ExpertMatMul { x, ids, weight } => linear::expert_matmul(x, ids, weight)?,
         Op::RmsNorm { x, weight, eps } => pointwise::rms_norm(x, weight, eps as f64)?,
         Op::Bias { x, weight } => pointwise::bias(x, weight)?,
+        Op::ExpertBias { x, ids, weight } => pointwise::expert_bias(x, ids, weight)?,
         Op::Rope { x, start, head_dim, rotation } => pointwise::rope(x, start, head_dim, &rotation)?,
         Op::Add { a, b } => pointwise::add(a, b),
         Op::SwiGlu { gate, up, activation } => pointwise::gated(gate, up, activation),
@@ -56,11 +57,12 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         Op::AttnScores { q, k, start, head_dim, scale, window } => {
             attention::scores(q, k, start, head_dim, scale, window)
         }
-        Op::AttnProbs { scores, start, window } => attention::probs(scores, start, window),
+        Op::AttnProbs { scores, start, window, sinks } => attention::probs(scores, start, window, sinks)?,
         Op::AttnContext { probs, v, start, head_dim, window } => attention::context(probs, v, start, head_dim, window),
         Op::RouterProbs { logits } => routing::probs(logits),
         Op::RouterTopK { probs, k } => routing::topk(probs, k),
-        Op::RouterWeights { probs, ids, renormalise } => routing::weights(probs, ids, renormalise),
+        Op::RouterWeights { probs, ids, softmax: true, .. } => routing::softmax_of_chosen(probs, ids),
+        Op::RouterWeights { probs, ids, renormalise, .. } => routing::weights(probs, ids, renormalise),
         Op::Combine { down, weights } => routing::combine(down, weights),
     })
 }

@@ -33,16 +33,31 @@ pub fn bias(x: &HostTensor, weight: &Weight) -> Result<HostTensor> {
     Ok(HostTensor::f64(&x.shape, out))
 }
 
+/// x plus the row of its expert. [T, K, N], [T, K], [E, N] → same.
+pub fn expert_bias(x: &HostTensor, ids: &HostTensor, weight: &Weight) -> Result<HostTensor> {
+    let mut bias = vec![0.0; weight.cols];
+    let mut out = values(x).into_owned();
+    for (row, id) in out.chunks_exact_mut(weight.cols).zip(ids.ids()) {
+        dequant::row(weight.ty, weight.row(0, *id as usize), &mut bias)?;
+        row.iter_mut().zip(&bias).for_each(|(x, b)| *x += b);
+    }
+    Ok(HostTensor::f64(&x.shape, out))
+}
+
 /// How much of pair i's frequency YaRN scales: 0 for pairs with at least `beta_fast` turns in the original context, 1 for those with at most
-/// `beta_slow`, and a straight line between the pairs next to those two. For the whole of it, `ramp` is 1.
+/// `beta_slow`, and a straight line between the pairs next to those two, or, `between`, from where the turns are just so many to where they
+/// are so few. For the whole of it, `ramp` is 1.
 fn interpolated(yarn: &Yarn, i: usize, head_dim: usize, base: f64) -> f64 {
     // n = context · base^(−2i/D) / 2π turns, solved for i.
     let pair_of = |turns: f64| {
         let wavelength = yarn.context / (std::f64::consts::TAU * turns);
         wavelength.ln() / base.ln() * head_dim as f64 / 2.0
     };
-    let low = pair_of(yarn.beta_fast).floor().max(0.0);
-    let high = pair_of(yarn.beta_slow).ceil().min(head_dim as f64 - 1.0);
+    let (mut low, mut high) = (pair_of(yarn.beta_fast), pair_of(yarn.beta_slow));
+    if !yarn.between {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
     let along = (i as f64 - low) / if high - low > 0.001 { high - low } else { 0.001 };
     1.0 - yarn.ramp * (1.0 - along.clamp(0.0, 1.0))
 }
@@ -87,7 +102,7 @@ pub fn add(a: &HostTensor, b: &HostTensor) -> HostTensor {
     HostTensor::f64(&a.shape, sum)
 }
 
-/// activation(gate) · up.
+/// activation(gate) · up; where it is clamped, (1 + up) · gate · sigmoid(1.702·gate) of values within ±7.
 pub fn gated(gate: &HostTensor, up: &HostTensor, activation: GateActivation) -> HostTensor {
     let activated = |g: f64| match activation {
         GateActivation::Silu => g / (1.0 + (-g).exp()),
@@ -96,8 +111,16 @@ pub fn gated(gate: &HostTensor, up: &HostTensor, activation: GateActivation) -> 
             // ½(1 + tanh z), which does not cancel for z far below 0.
             g / (1.0 + (-2.0 * z).exp())
         }
+        GateActivation::Clamped => {
+            let g = if g > 7.0 { 7.0 } else { g };
+            g / (1.0 + (-1.702 * g).exp())
+        }
     };
-    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| activated(*g) * u).collect();
+    let factor = |u: f64| match activation {
+        GateActivation::Clamped => 1.0 + if u.is_nan() { u } else { u.clamp(-7.0, 7.0) },
+        _ => u,
+    };
+    let product = values(gate).iter().zip(&*values(up)).map(|(g, u)| activated(*g) * factor(*u)).collect();
     HostTensor::f64(&gate.shape, product)
 }
 

@@ -45,6 +45,13 @@ pub fn weights(probs: &HostTensor, ids: &HostTensor, renormalise: bool) -> HostT
     HostTensor::f64(&[t, k], out)
 }
 
+/// The softmax of the values at ids. [T, E], [T, K] → [T, K].
+pub fn softmax_of_chosen(logits: &HostTensor, ids: &HostTensor) -> HostTensor {
+    let mut out = values(&weights(logits, ids, false)).into_owned();
+    out.chunks_exact_mut(ids.cols()).for_each(softmax);
+    HostTensor::f64(&ids.shape, out)
+}
+
 /// Σ_k weights[t, k] · down[t, k, ·]. [T, K, H], [T, K] → [T, H].
 pub fn combine(down: &HostTensor, weights: &HostTensor) -> HostTensor {
     let ((t, k), h) = (matrix(weights), down.cols());

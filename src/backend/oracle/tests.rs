@@ -46,7 +46,7 @@ fn attention_masks_and_groups_heads() {
     let scores = evaluate(&Op::AttnScores { q: &q, k: &k, start: 1, head_dim: 1, scale: None, window: None }).unwrap();
     assert_eq!((scores.shape.clone(), numbers(scores)), (vec![2, 1, 2], vec![3., 5., 6., 10.]));
     let two = f64s(&[1, 2, 2], &[0., 7., 1., 1.]);
-    let probs = evaluate(&Op::AttnProbs { scores: &two, start: 0, window: None }).unwrap();
+    let probs = evaluate(&Op::AttnProbs { scores: &two, start: 0, window: None, sinks: None }).unwrap();
     assert_eq!(numbers(probs.clone()), [1., 0., 0.5, 0.5]);
     let v = f64s(&[2, 1], &[2., 4.]);
     let context = evaluate(&Op::AttnContext { probs: &probs, v: &v, start: 0, head_dim: 1, window: None }).unwrap();
@@ -73,10 +73,10 @@ fn ties_go_to_the_lower_expert_and_nan_is_first() {
 fn router_weights_and_combination() {
     let p = f64s(&[1, 3], &[0.1, 0.6, 0.3]);
     let ids = HostTensor::u32(&[1, 2], vec![1, 2]);
-    let w = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: true }).unwrap();
+    let w = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: true, softmax: false }).unwrap();
     let sum: f64 = numbers(w.clone()).iter().sum();
     assert!((sum - 1.0).abs() < 1e-15);
-    let plain = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: false }).unwrap();
+    let plain = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: false, softmax: false }).unwrap();
     assert_eq!(numbers(plain), [0.6, 0.3]);
     let down = f64s(&[1, 2, 2], &[1., 2., 10., 20.]);
     let weights = f64s(&[1, 2], &[0.5, 0.25]);

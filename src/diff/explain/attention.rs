@@ -5,7 +5,7 @@ use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
-use crate::formula::softmax::{Form, Seen, Softmax};
+use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
@@ -331,6 +331,49 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 let what = format!("{what} in the values' place");
                 all.extend(case.changed(what, |c: &mut Context<'a>| c.v = rows.to_f64().into())?);
             }
+        }
+    }
+    Ok(all)
+}
+
+/// A sink that is not its head's, or is not where it belongs.
+pub fn sinks<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::AttnProbs { sinks: Some(weight), .. } = case.scene.op else { return Ok(vec![]) };
+    let Some(stated) = case.stated::<Softmax<'a>>()? else { return Ok(vec![]) };
+    let own = stated.sinks.unwrap_or_default();
+    let (heads, config) = (own.len().max(1), case.scene.config);
+    let group = (config.heads / config.kv_heads.max(1)).max(1);
+    let mut all = case.each_changed::<Softmax<'a>, _>([
+        ("no sinks", |s| s.sinks = None),
+        ("a sink that is added to the sum without the largest score taken from it", |s| s.sink = SinkPlace::Added),
+        ("a sink that is added to the sum without the largest of scores and sink taken from it", |s| {
+            s.sink = SinkPlace::AddedOfAll;
+        }),
+    ])?;
+    let of = |map: &dyn Fn(usize) -> usize| (0..own.len()).map(|head| own[map(head)]).collect::<Vec<f64>>();
+    let with = |change: &dyn Fn(f64) -> f64| own.iter().map(|sink| change(*sink)).collect::<Vec<f64>>();
+    let per_head = 1.0 / (config.head_dim as f64).sqrt();
+    for (what, values) in [
+        ("the sink of the next head".to_string(), of(&|head| (head + 1) % heads)),
+        ("the sink of the head before".into(), of(&|head| (head + heads - 1) % heads)),
+        ("the sink of head 0 for every head".into(), of(&|_| 0)),
+        ("the sinks of the heads in reverse".into(), of(&|head| heads - 1 - head)),
+        ("the sink of the KV head's number".into(), of(&|head| head / group)),
+        ("the sink of the first head that shares the KV head".into(), of(&|head| head / group * group)),
+        ("sinks of 0: one more exponential of 0 in the sum".into(), with(&|_| 0.0)),
+        ("sinks with the other sign".into(), with(&|sink| -sink)),
+        ("sinks scaled by 1/√D".into(), with(&|sink| sink * per_head)),
+        ("sinks times √D".into(), with(&|sink| sink / per_head)),
+        ("sinks that count twice in the sum".into(), with(&|sink| sink + 2f64.ln())),
+        ("exponentials of sinks taken for sinks".into(), with(&f64::exp)),
+    ] {
+        all.extend(case.changed(what, |s: &mut Softmax<'a>| s.sinks = Some(values))?);
+    }
+    for other in case.other_weights(weight) {
+        if other.name.contains("attn_sinks") {
+            let values: Vec<f64> = other.f32s().map(f64::from).collect();
+            let what = format!("{} as the sinks", other.name);
+            all.extend(case.changed(what, |s: &mut Softmax<'a>| s.sinks = Some(values))?);
         }
     }
     Ok(all)

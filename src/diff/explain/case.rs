@@ -242,7 +242,7 @@ impl<'a> Evidence<'a> {
     /// The expert ids that the router chose, [T, K], if this operation or this layer has them.
     pub fn ids(&self) -> Option<&'a HostTensor> {
         match self.scene.op {
-            Op::ExpertMatMul { ids, .. } | Op::RouterWeights { ids, .. } => Some(ids),
+            Op::ExpertMatMul { ids, .. } | Op::RouterWeights { ids, .. } | Op::ExpertBias { ids, .. } => Some(ids),
             _ => self.scene.earlier.get(Stage::RouterIds).map(|ids| &**ids),
         }
     }

@@ -33,6 +33,7 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::RouterTopK,
     OpKind::RouterWeights,
     OpKind::ExpertMatMul,
+    OpKind::ExpertBias,
     OpKind::SwiGlu,
     OpKind::SigmoidGate,
     OpKind::Combine,
@@ -124,7 +125,8 @@ list! {
     "rope-precision" "positions, frequencies, angles, sines in f32, f16 or bf16" &[OpKind::Rope], heads, 0, rope::precision;
     "rope-scaling" "a linear scaling, YaRN or frequency factors left out, turned over, or made up" &[OpKind::Rope], heads, 0, rope::scaling;
 
-    "bias" "a bias left out, added twice, subtracted, or another's" &[OpKind::Bias], tiles, 0, pointwise::bias;
+    "bias" "a bias left out, added twice, subtracted, or another's" &[OpKind::Bias, OpKind::ExpertBias], tiles, 0, pointwise::bias;
+    "expert-bias" "another expert's bias: off by some, by slot, one for all" &[OpKind::ExpertBias], tiles, 0, pointwise::expert_bias;
 
     "norm-missing" "no normalisation: the input, or the input times the weight" &[OpKind::RmsNorm], tiles, 0, norm::missing;
     "norm-eps" "another eps: those that models use, and the one that fits" &[OpKind::RmsNorm], heads, 0, norm::other_eps;
@@ -140,6 +142,7 @@ list! {
     "window" "a sliding window: only the last keys seen, of another width, or none where there is one" ATTENTION, rows, 0, attention::window;
     "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
     "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
+    "attention-sink" "sinks left out, of another head or layer, scaled, or added without the largest score taken from them" &[OpKind::AttnProbs], heads, 0, attention::sinks;
     "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
     "softmax-sum" "something added to the softmax's sum" &[OpKind::AttnProbs, OpKind::RouterProbs], heads, 0, attention::softmax_sum;
 
@@ -174,6 +177,7 @@ list! {
     "combine" "expert weights left out, in other slots, before renormalisation; one expert" &[OpKind::Combine], elements, 0, routing::combine;
 
     "gate-up" "gate and up swapped, or one of them left out" &[OpKind::SwiGlu], tiles, 0, pointwise::gate_and_up;
+    "clamp" "limits of gate or up left out, others or another's, 1 not added to up, another factor under the sigmoid" &[OpKind::SwiGlu], slots, 0, pointwise::clamps;
     "activation" "another of silu, gelu by tanh, gelu by erf, relu and sigmoid, or nothing" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
     "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;

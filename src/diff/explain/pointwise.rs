@@ -3,9 +3,9 @@
 use super::case::{Evidence, Variant};
 use crate::error::Result;
 use crate::formula::embed::Embedding;
-use crate::formula::pointwise::{Activation, Gated, Sum};
+use crate::formula::pointwise::{Activation, Gated, Sum, UNLIMITED};
 use crate::formula::precision::FORMATS;
-use crate::op::{GgmlType, Op, Stage};
+use crate::op::{CLAMPED_LIMIT, GateActivation, GgmlType, Op, Stage};
 
 pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Add { .. } = case.scene.op else { return Ok(vec![]) };
@@ -46,7 +46,7 @@ pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// A bias that is not what it should be.
 pub fn bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Op::Bias { weight, .. } = case.scene.op else { return Ok(vec![]) };
+    let (Op::Bias { weight, .. } | Op::ExpertBias { weight, .. }) = case.scene.op else { return Ok(vec![]) };
     let mut all = case.each_changed::<Sum<'a>, _>([
         ("the bias left out", |s| s.factors = [1.0, 0.0]),
         ("the bias added twice", |s| s.factors = [1.0, 2.0]),
@@ -56,12 +56,81 @@ pub fn bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for other in case.other_weights(weight) {
         if other.ty == GgmlType::F32 {
             let values: Vec<f64> = other.f32s().map(f64::from).collect();
-            let rows = |s: &mut Sum<'a>| {
-                let rows = values.iter().copied().cycle().take(s.operands[0].len());
-                s.operands[1] = rows.collect::<Vec<f64>>().into();
-            };
-            all.extend(case.changed(format!("{} as the bias", other.name), rows)?);
+            let change = |s: &mut Sum<'a>| s.operands[1] = values.into();
+            all.extend(case.changed(format!("{} as the bias", other.name), change)?);
         }
+    }
+    Ok(all)
+}
+
+/// The bias of another expert than the row's.
+pub fn expert_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::ExpertBias { ids, weight, .. } = case.scene.op else { return Ok(vec![]) };
+    let (k, experts) = (ids.cols().max(1), weight.rows.max(1));
+    let ids: Vec<usize> = ids.ids().iter().map(|id| *id as usize).collect();
+    // Of a slot, its expert and how many there are.
+    let mut others: Vec<(String, Vec<usize>)> = vec![
+        ("the bias of the slot's number, not of its expert".into(), (0..ids.len()).map(|i| i % k).collect()),
+        ("the bias of the first chosen expert in every slot".into(), (0..ids.len()).map(|i| ids[i / k * k]).collect()),
+        (
+            "the bias of the last chosen expert in every slot".into(),
+            (0..ids.len()).map(|i| ids[i / k * k + k - 1]).collect(),
+        ),
+        ("the biases of the slots in reverse".into(), (0..ids.len()).map(|i| ids[i / k * k + k - 1 - i % k]).collect()),
+        ("the biases of the first position's experts".into(), (0..ids.len()).map(|i| ids[i % k]).collect()),
+    ];
+    for expert in 0..experts.min(64) {
+        others.push((format!("the bias of expert {expert} for every expert"), vec![expert; ids.len()]));
+    }
+    for by in (1..experts).filter(|by| *by <= 4 || experts - by <= 4) {
+        let what = if by * 2 <= experts { format!("{by} higher") } else { format!("{} lower", experts - by) };
+        others.push((format!("the bias of the expert {what}"), ids.iter().map(|id| (id + by) % experts).collect()));
+    }
+    let mut all = Vec::new();
+    for (what, ids) in others {
+        all.extend(case.changed(what, |s: &mut Sum<'a>| s.rows = Some(ids))?);
+    }
+    Ok(all)
+}
+
+/// What limits gate and up, and what is added to up, where the activation is clamped.
+pub fn clamps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::SwiGlu { activation: GateActivation::Clamped, .. } = case.scene.op else { return Ok(vec![]) };
+    const M: f64 = CLAMPED_LIMIT;
+    let mut all = case.each_changed::<Gated<'a>, _>([
+        ("gate and up without their limits", |g| g.limits = [UNLIMITED; 2]),
+        ("the gate without its limit", |g| g.limits[0] = UNLIMITED),
+        ("up without its limits", |g| g.limits[1] = UNLIMITED),
+        ("the gate held to ±7, not only to at most 7", |g| g.limits[0] = [-M, M]),
+        ("up held to at most 7, not to ±7", |g| g.limits[1] = [f64::NEG_INFINITY, M]),
+        ("gate and up held to at most 7", |g| g.limits[1] = g.limits[0]),
+        ("gate and up held to ±7", |g| g.limits[0] = g.limits[1]),
+        ("gate and up with each other's limits", |g| g.limits.reverse()),
+        ("up without 1 added", |g| g.plus = 0.0),
+        ("up without 1 added, gate and up without their limits", |g| (g.plus, g.limits) = (0.0, [UNLIMITED; 2])),
+        ("1 taken from up, not added", |g| g.plus = -1.0),
+        ("1 added to up before its limits", |g| {
+            g.limits[1] = [-M - 1.0, M - 1.0];
+        }),
+        ("silu: the sigmoid of the gate, not of 1.702 times it", |g| g.activation = Activation::Swish(1.0)),
+        ("silu(gate) · up, without limits and without 1 added to up", |g| {
+            (g.activation, g.plus, g.limits) = (Activation::Swish(1.0), 0.0, [UNLIMITED; 2]);
+        }),
+        ("silu(gate) · (up + 1), without limits", |g| {
+            (g.activation, g.limits) = (Activation::Swish(1.0), [UNLIMITED; 2]);
+        }),
+        ("silu(gate) · up, without 1 added to up", |g| (g.activation, g.plus) = (Activation::Swish(1.0), 0.0)),
+        ("1.7 for 1.702", |g| g.activation = Activation::Swish(1.7)),
+        ("1 added to the gate, not to up", |g| {
+            let [least, most] = g.limits[0];
+            g.gate.to_mut().iter_mut().for_each(|x| *x = 1.0 + x.clamp(least, most));
+            (g.limits[0], g.plus) = (UNLIMITED, 0.0);
+        }),
+    ])?;
+    for limit in [6.0, 8.0, 5.0, 10.0, 7.5] {
+        let what = format!("limits of {limit} for 7");
+        let limits = [[f64::NEG_INFINITY, limit], [-limit, limit]];
+        all.extend(case.changed(what, |g: &mut Gated<'a>| g.limits = limits)?);
     }
     Ok(all)
 }
@@ -72,7 +141,7 @@ pub fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     type Mistake<'a> = fn(&mut Gated<'a>);
     let changes: [(String, Mistake<'a>); 6] = [
         (format!("gate and up swapped: gate · {f}(up)"), |g| std::mem::swap(&mut g.gate, &mut g.up)),
-        (format!("{f}(gate) without up"), |g| g.up = vec![1.0; g.up.len()].into()),
+        (format!("{f}(gate) without up"), |g| (g.up, g.plus) = (vec![1.0; g.up.len()].into(), 0.0)),
         (format!("up without {f}(gate)"), |g| g.activation = Activation::One),
         (format!("{f}(gate) + up"), |g| g.added = true),
         (format!("{f}(gate) · gate"), |g| g.up = g.gate.clone()),
@@ -88,13 +157,14 @@ pub fn other_activation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> 
         ("silu", Activation::Silu),
         ("gelu, by tanh,", Activation::GeluByTanh),
         ("gelu, by erf,", Activation::GeluByErf),
-        ("gelu, by sigmoid(1.702·x),", Activation::GeluBySigmoid),
+        ("gelu, by sigmoid(1.702·x),", Activation::Swish(1.702)),
         ("relu", Activation::Relu),
         ("relu²", Activation::ReluSquared),
         ("sigmoid", Activation::Sigmoid),
         ("tanh", Activation::Tanh),
     ] {
-        if activation != stated.into() {
+        // Of the clamped one, the sigmoid of the gate alone is `clamps`'.
+        if activation != stated.into() && !(activation == Activation::Silu && stated == GateActivation::Clamped) {
             let what = format!("{what} for {}", stated.name());
             all.extend(case.changed(what, |g: &mut Gated<'a>| g.activation = activation)?);
         }

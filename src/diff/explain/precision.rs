@@ -39,8 +39,10 @@ fn normal(half: f64) -> f64 {
 pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     // Inside a segment each variant takes a run of the rest of it: only the usual ones.
-    let products =
-        case.scene.op.weight().is_some() || matches!(case.scene.op, Op::AttnScores { .. } | Op::AttnContext { .. });
+    // Factors of rope and sinks of a softmax are no matrix.
+    let aside = matches!(case.scene.op, Op::Rope { .. } | Op::AttnProbs { .. });
+    let products = !aside && case.scene.op.weight().is_some()
+        || matches!(case.scene.op, Op::AttnScores { .. } | Op::AttnContext { .. });
     let roundings = match (case.unseen, products) {
         (true, false) => &[],
         (true, true) => &ROUNDINGS[..2],
@@ -54,7 +56,7 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             lost => format!("{operands} {how}, {lost} of them beyond its range: infinite"),
         };
         if let Some(weight) = case.scene.op.weight()
-            && !matches!(case.scene.op, Op::RmsNorm { .. })
+            && !(aside || matches!(case.scene.op, Op::RmsNorm { .. }))
         {
             let decode = || -> Decode<'a> {
                 Box::new(move |expert, row, product, offset| {

@@ -82,6 +82,10 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
             with(what, stated.scale, Yarn { context: other, ..yarn });
         }
     }
+    if yarn.between {
+        let what = "YaRN's ramp with its ends rounded to whole pairs, as llama.cpp has it";
+        with(what.into(), stated.scale, Yarn { between: false, ..yarn });
+    }
     let betas = format!("{} and {}", yarn.beta_fast, yarn.beta_slow);
     for (fast, slow) in
         [(yarn.beta_slow, yarn.beta_fast), (32.0, 1.0), (32.0, 2.0), (16.0, 1.0), (64.0, 1.0), (4.0, 1.0)]
@@ -106,8 +110,10 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
     ramp("YaRN's ramp the other way: fast pairs scaled, slow ones kept", kept.iter().map(|k| 1.0 - k).collect());
     let by = |at: &dyn Fn(usize) -> f64| (0..half).map(at).collect::<Vec<f64>>();
     ramp("YaRN's ramp by dimension 2i for pair i", by(&|i| straight(2.0 * i as f64, first, last)));
-    let [low, high] = [exact(yarn.beta_fast).max(0.0), exact(yarn.beta_slow).min(stated.head_dim as f64 - 1.0)];
-    ramp("YaRN's ramp between bounds that are not rounded to whole pairs", by(&|i| straight(i as f64, low, high)));
+    if !yarn.between {
+        let [low, high] = [exact(yarn.beta_fast).max(0.0), exact(yarn.beta_slow).min(stated.head_dim as f64 - 1.0)];
+        ramp("YaRN's ramp between bounds that are not rounded to whole pairs", by(&|i| straight(i as f64, low, high)));
+    }
     ramp("YaRN with a step in place of its ramp", by(&|i| if (i as f64) < (first + last) / 2.0 { 1.0 } else { 0.0 }));
     all
 }

@@ -3,9 +3,9 @@
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::Point;
 use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
-use crate::formula::softmax::{Form, Seen, Softmax};
+use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
+use crate::formula::{Formula, Point};
 use crate::op::{Op, Stage};
 
 pub fn probs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -76,7 +76,7 @@ pub fn ties<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<ChosenExperts<'a>, _>([
+    let mut all = case.each_changed::<ChosenExperts<'a>, _>([
         ("the experts of least weight", |c| {
             c.choose = |row, k| largest(&row.iter().map(|p| -p).collect::<Vec<_>>(), k)
         }),
@@ -103,7 +103,19 @@ pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("the experts of the position before", |c| {
             c.p = [&c.p[..c.experts], &c.p[..c.p.len() - c.experts]].concat().into()
         }),
-    ])
+    ])?;
+    if let Some(logits) = without_bias(case) {
+        let what = "a choice by the router's logits without their bias";
+        all.extend(case.changed(what, |c: &mut ChosenExperts<'a>| c.p = logits.into())?);
+    }
+    Ok(all)
+}
+
+/// The router's logits before their bias, where they have one and are not made a softmax of.
+fn without_bias(case: &Evidence<'_>) -> Option<Vec<f64>> {
+    let layout = case.scene.config.layout();
+    let logits = case.scene.earlier.get(Stage::RouterLogits).filter(|_| layout.biases && layout.logits_choose)?;
+    (logits.len() == case.inputs[0].len()).then(|| logits.to_f64())
 }
 
 pub fn order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -125,7 +137,10 @@ pub fn order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 // router_weights
 
 pub fn renormalisation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Op::RouterWeights { renormalise, .. } = *case.scene.op else { return Ok(vec![]) };
+    let Op::RouterWeights { renormalise, softmax, .. } = *case.scene.op else { return Ok(vec![]) };
+    if softmax {
+        return of_logits(case);
+    }
     let first = match renormalise {
         true => ("weights that are not renormalised", Weighing::Copied),
         false => ("weights that are renormalised, which this model does not do", Weighing::BySum),
@@ -165,6 +180,71 @@ pub fn renormalisation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             let variant = with(format!("weights divided by their sum plus {eps:e}"), Weighing::BySumPlus(eps))?;
             all.extend(variant.map(|variant| variant.with_fitted(eps)));
         }
+    }
+    Ok(all)
+}
+
+/// Where the weights are a softmax of the chosen experts' logits: a softmax over all experts, sigmoids, or neither.
+fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let mut all = Vec::new();
+    let Some(stated) = case.stated::<ExpertWeights<'a>>()? else { return Ok(all) };
+    let (k, experts) = (stated.k.max(1), stated.experts);
+    let made = |form: Form| -> Result<Vec<Point>> {
+        let (x, seen) = (stated.p.clone(), Seen::All);
+        let (among, times, sinks) = (None, None, None);
+        let of_all = Softmax {
+            x,
+            cols: experts,
+            tokens: 1,
+            seen,
+            written: seen,
+            among,
+            factor: 1.0,
+            form,
+            times,
+            plus: 0.0,
+            sinks,
+            sink: SinkPlace::Entry,
+        };
+        of_all.points(&Vec::from_iter(0..of_all.len()), &case.scene.contract)
+    };
+    if let Some(logits) = without_bias(case) {
+        let what = "a softmax of the chosen experts' logits without their bias";
+        all.extend(case.changed(what, |w: &mut ExpertWeights<'a>| w.p = logits.into())?);
+    }
+    let at = |slot: usize| slot / k * experts + stated.ids[slot];
+    for (what, form, weighing) in [
+        ("a softmax over all experts, of which the chosen have their shares", Form::Softmax, None),
+        ("a softmax of the chosen experts' shares of a softmax over all", Form::Softmax, Some(Weighing::Softmax)),
+        ("the sigmoids of the chosen experts' logits", Form::Sigmoid, None),
+        ("the sigmoids of the chosen experts' logits, divided by their sum", Form::Sigmoid, Some(Weighing::BySum)),
+    ] {
+        let points = made(form)?;
+        let slots: Vec<Point> = (0..stated.ids.len()).map(|slot| points[at(slot)]).collect();
+        let Some(weighing) = weighing else {
+            all.push(Variant::each(what, move |i| slots[i]));
+            continue;
+        };
+        let p: Vec<f64> = points.iter().map(|point| point.value).collect();
+        let change = |w: &mut ExpertWeights<'a>| (w.p, w.weighing) = (p.into(), weighing);
+        // What is weighed is itself off by as much, in absolute or in relative terms.
+        let off = |slot: usize| {
+            let row = &slots[slot / k * k..][..k];
+            row.iter().map(|p| 2.0 * p.floor.max(p.floor / p.value.abs())).fold(0.0, f64::max)
+        };
+        let more: Vec<f64> = (0..slots.len()).map(off).collect();
+        all.extend(case.changed(what, change)?.map(|variant| {
+            Variant::new(what, move |indices| {
+                let points = variant.at(indices)?.into_iter().zip(indices);
+                Ok(points.map(|(p, i)| Point::new(p.value, p.floor + more[*i] * p.value.abs())).collect())
+            })
+        }));
+    }
+    for (what, weighing) in [
+        ("the chosen experts' logits themselves", Weighing::Copied),
+        ("the chosen experts' logits, divided by their sum", Weighing::BySum),
+    ] {
+        all.extend(case.changed(what, |w: &mut ExpertWeights<'a>| w.weighing = weighing)?);
     }
     Ok(all)
 }

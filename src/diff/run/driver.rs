@@ -10,7 +10,7 @@ use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
-use crate::op::{At, OpKind, Site, Stage};
+use crate::op::{At, LayerLayout, OpKind, Site, Stage};
 use crate::trace::recorded::sites;
 use crate::trace::select::Selected;
 
@@ -192,7 +192,7 @@ pub(super) fn compare(
     };
     let mut builder = ComparisonBuilder::new(model, &contracts, partial, options.tolerances.clone(), prompt);
     builder.tell(&mut tell);
-    let select = asked_about(options);
+    let select = asked_about(options, model.config.layout());
     builder.select(select.clone());
     if options.stop_at_first {
         builder.stop_at_first();
@@ -275,7 +275,7 @@ pub(super) fn lockstep(
     let calls =
         Calls { prompt: &options.tokens, chunk: options.chunk, decode: options.decode, forced: &options.forced };
     let asked = LockstepOptions {
-        select: asked_about(options),
+        select: asked_about(options, model.config.layout()),
         force_routing: options.force_routing,
         reference_is_recorded: options.reference_is_recorded,
     };
@@ -301,10 +301,10 @@ pub(super) fn lockstep(
 
 /// The stages that are asked about: those selected, and the router's logits with its choice. Whether another choice is rounding or a
 /// fault depends on them.
-fn asked_about(options: &DiffOptions) -> Option<Selected> {
+fn asked_about(options: &DiffOptions, layout: LayerLayout) -> Option<Selected> {
     let select = options.select.clone()?;
     let chosen = select.sites().filter(|site| site.stage == Stage::RouterIds);
-    let logits: Vec<Site> = chosen.map(|ids| Site { stage: Stage::RouterLogits, ..ids }).collect();
+    let logits: Vec<Site> = chosen.map(|ids| Site { stage: Stage::routing_logits(layout), ..ids }).collect();
     Some(select.and(logits))
 }
 

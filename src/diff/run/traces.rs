@@ -111,6 +111,8 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
         moe: !moe.is_null(),
         shared: moe.get("shared").and_then(|shared| shared.as_u64()).is_some_and(|shared| shared > 0),
         post_norms: architecture.post_norms,
+        biases: architecture.biases,
+        logits_choose: architecture.logits_choose,
     };
     Some((layers, layout))
 }

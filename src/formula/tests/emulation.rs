@@ -260,13 +260,23 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 }
             }
         }
-        Op::AttnProbs { scores, start, window } => {
+        Op::ExpertBias { x: operand, ids, weight } => {
+            for (x, id) in x[0].chunks(operand.cols()).zip(ids.ids()) {
+                let (b, _) = weights(weight, 0, *id as usize, c.weights);
+                x.iter().zip(&b).for_each(|(x, b)| put(*x as f64 + *b as f64, x + b));
+            }
+        }
+        Op::AttnProbs { scores, start, window, sinks } => {
             let (t, s) = (scores.shape[1], scores.cols());
+            let sinks = sinks.map(|sinks| weights(sinks, 0, 0, c.weights).0);
             for (i, row) in x[0].chunks(s).enumerate() {
                 let from = first_seen(start + i % t, window);
                 (0..from).for_each(|_| put(0.0, 0.0));
-                let (wide, narrow) = softmax(&row[from..start + i % t + 1]);
-                wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
+                let mut entries = row[from..start + i % t + 1].to_vec();
+                let keys = entries.len();
+                entries.extend(sinks.as_ref().map(|sinks| sinks[i / t]));
+                let (wide, narrow) = softmax(&entries);
+                wide.into_iter().zip(narrow).take(keys).for_each(|(w, n)| put(w, n));
                 (start + i % t + 1..s).for_each(|_| put(0.0, 0.0));
             }
         }
@@ -276,9 +286,14 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
             }
         }
-        Op::RouterWeights { probs, ids, renormalise } => {
+        Op::RouterWeights { probs, ids, renormalise, softmax: of_chosen } => {
             for (row, ids) in x[0].chunks(probs.cols()).zip(ids.ids().chunks(ids.cols())) {
                 let p: Vec<f32> = ids.iter().map(|id| row[*id as usize]).collect();
+                if of_chosen {
+                    let (wide, narrow) = softmax(&p);
+                    wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
+                    continue;
+                }
                 let (wide, narrow) =
                     if renormalise { (p.iter().map(|p| *p as f64).sum(), p.iter().sum()) } else { (1.0, 1.0) };
                 p.iter().for_each(|p| put(*p as f64 / wide, p / narrow));
@@ -293,6 +308,15 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 // By tanh, as most engines do, and by a sigmoid.
                 let gelu = if i % 2 == 0 { 0.5 * g * (1.0 + narrow.tanh()) } else { g / (1.0 + (-2.0 * narrow).exp()) };
                 put(wide, inner(gelu) * u);
+            }
+        }
+        Op::SwiGlu { activation: GateActivation::Clamped, .. } => {
+            for (g, u) in x[0].iter().zip(&x[1]) {
+                let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+                let wide = g as f64 / (1.0 + (-1.702 * g as f64).exp()) * (1.0 + u as f64);
+                // Each step is a tensor of its own in PyTorch.
+                let sigmoid = inner(1.0 / (1.0 + (-inner(1.702 * g)).exp()));
+                put(wide, inner(g * sigmoid) * inner(1.0 + u));
             }
         }
         Op::SwiGlu { .. } => {

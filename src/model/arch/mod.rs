@@ -6,6 +6,7 @@
 //! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
 
 mod gemma3;
+mod gptoss;
 mod keys;
 mod llama;
 mod mistral3;
@@ -31,10 +32,17 @@ pub struct Architecture {
     pub qk_norm: QkNorms,
     /// Whether q, k and v have biases.
     pub qkv_bias: Occurs,
+    /// Whether attention's output, the router and the experts have biases.
+    pub biases: bool,
+    /// Whether each head has a sink in the softmax of attention.
+    pub sinks: bool,
     /// Whether layers have experts, and not a plain FFN.
     pub experts: Occurs,
-    /// Whether experts have a width of their own, `expert_feed_forward_length`; otherwise `feed_forward_length` is theirs.
-    pub expert_width: bool,
+    /// Whether experts have a width of their own, `expert_feed_forward_length`. Where none has, `feed_forward_length` is theirs; where the file
+    /// need not say it, that of all experts of a token together.
+    pub expert_width: Occurs,
+    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
+    pub logits_choose: bool,
     /// Whether the chosen experts' weights are divided by their sum, where the file does not say.
     pub renormalise: bool,
     /// Whether layers with experts have a shared one, behind a sigmoid gate.
@@ -43,6 +51,8 @@ pub struct Architecture {
     pub activation: GateActivation,
     /// Whether the embedding is multiplied by √H.
     pub scaled_embedding: bool,
+    /// What the norm before the FFN is called in the file.
+    pub ffn_norm: &'static str,
     /// Whether what attention and FFN add to the residual is normalised first.
     pub post_norms: bool,
     /// Sliding windows in some layers.
@@ -51,6 +61,8 @@ pub struct Architecture {
     pub rope_base: f32,
     /// Whether a tensor `rope_freqs.weight` divides the rotary frequencies, if there is one.
     pub rope_freqs: bool,
+    /// Whether YaRN's ramp begins and ends between pairs ([`Yarn::between`](crate::op::Yarn::between)).
+    pub yarn_between: bool,
     /// Whether attention has a temperature that rises beyond the original context, where the file says so.
     pub temperature: bool,
 }
@@ -58,10 +70,15 @@ pub struct Architecture {
 /// Sliding windows of `attention.sliding_window` keys: layer n has one unless it is the last of a period, n mod period = period − 1.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowRule {
+    /// How many keys a position sees, where the file has no `attention.sliding_window`; `None`: then there are no windows.
+    pub keys: Option<usize>,
     /// The period, where the file has no `attention.sliding_window_pattern`.
     pub period: usize,
-    /// The rope base of layers with a window, where the file has no `rope.freq_base_swa`; they are not scaled.
-    pub rope_base: f32,
+    /// The rope base of layers with a window, where the file has no `rope.freq_base_swa`; they are not scaled. `None`: their rotation is that of
+    /// the others.
+    pub rope_base: Option<f32>,
+    /// Whether the file may say what q·k is multiplied by, `attention.scale`.
+    pub attention_scale: bool,
     /// The number of layers of the model that divides q·k by √(H / heads) and not by √D, of which no key tells.
     pub scaled_by_hidden: Option<usize>,
 }
@@ -92,6 +109,7 @@ impl Architecture {
     /// Every architecture.
     pub const ALL: &'static [&'static Architecture] = &[
         &gemma3::GEMMA3,
+        &gptoss::GPT_OSS,
         &llama::LLAMA,
         &mistral3::MISTRAL3,
         &olmoe::OLMOE,

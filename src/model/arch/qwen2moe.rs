@@ -7,7 +7,7 @@ use super::{Architecture, Occurs, qwen2::QWEN2};
 pub static QWEN2MOE: Architecture = Architecture {
     name: "qwen2moe",
     experts: Occurs::Always,
-    expert_width: true,
+    expert_width: Occurs::Optional,
     renormalise: false,
     shared_expert: true,
     ..QWEN2

@@ -72,7 +72,7 @@ impl Fragment {
     }
     /// How many experts the layer has, if it is the router's values of each.
     pub fn experts(&self) -> Option<usize> {
-        matches!(self.site().stage, Stage::RouterLogits | Stage::RouterProbs).then(|| self.shape[1])
+        matches!(self.site().stage, Stage::RouterLogits | Stage::RouterBias | Stage::RouterProbs).then(|| self.shape[1])
     }
     /// Whether a rule says which positions the rows are.
     pub fn ruled(&self) -> bool {

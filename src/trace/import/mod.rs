@@ -437,6 +437,8 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             moe: Some(config.moe.is_some()),
             qkv_bias: Some(config.qkv_bias),
             post_norms: config.layout().post_norms,
+            biases: Some(config.layout().biases),
+            logits_choose: Some(config.layout().logits_choose),
         },
         None => rules.sizes,
     };
@@ -453,10 +455,14 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         ("Qcur_normed" | "Kcur_normed", [_, _, dim]) => Some(*dim),
         _ => None,
     });
-    let biased = || Architecture::named(&about.architecture).map(|a| a.qkv_bias == Occurs::Always);
+    let architecture = Architecture::named(&about.architecture);
+    let biased = || architecture.map(|a| a.qkv_bias == Occurs::Always);
     let qkv_bias = known.qkv_bias.or_else(biased);
+    let biases = known.biases.or(architecture.map(|a| a.biases));
+    let logits_choose = known.logits_choose.or(architecture.map(|a| a.logits_choose));
     let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
-    ModelSizes { head_dim: known.head_dim.or(head_dim), moe: known.moe.or(moe), qkv_bias, post_norms, ..known }
+    let (head_dim, moe) = (known.head_dim.or(head_dim), known.moe.or(moe));
+    ModelSizes { head_dim, moe, qkv_bias, biases, logits_choose, post_norms, ..known }
 }
 
 /// What is known of the run's positions.

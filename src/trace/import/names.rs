@@ -52,6 +52,10 @@ pub struct ModelSizes {
     pub moe: Option<bool>,
     /// Whether q, k and v have biases, which transformers' projections add themselves.
     pub qkv_bias: Option<bool>,
+    /// Whether attention's output, router and experts have biases, likewise.
+    pub biases: Option<bool>,
+    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
+    pub logits_choose: Option<bool>,
 }
 
 impl ModelSizes {
@@ -102,6 +106,12 @@ enum Means {
     Projection(Stage, Stage, Option<Stage>),
     /// The norm before the FFN, or in models that have one, that of what attention adds.
     AfterAttention,
+    /// The softmax over all experts, where there is one.
+    RouterProbs,
+    /// What a router's module gives: logits, but of gpt-oss in some versions weights by expert.
+    Router,
+    /// What attention adds to the residual, with its bias where there is one.
+    AttentionOut,
     /// No stage, and why.
     Nothing(&'static str),
 }
@@ -117,13 +127,22 @@ static NODES: &[(&str, Means)] = &[
     ("kq", UnscaledScores),
     ("__fattn__", Is(Stage::AttnContext)),
     ("ffn_down", Is(Stage::FfnOut)),
+    // Of gpt-oss, which names the norm before the FFN so.
+    ("attn_post_norm", AfterAttention),
+    ("ffn_moe_probs", RouterProbs),
+    ("attn_out", AttentionOut),
     ("ffn_gate_up", GateUp),
     ("ffn_moe_gate_up", GateUp),
     ("ffn_shexp_gate", Nothing("the sigmoid of ffn_shexp_gate_inp")),
     ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
     ("kqv", Nothing("the values of kqv_out, head by head")),
     ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
-    ("ffn_moe_weights", Nothing("the chosen experts' probabilities before they are divided by their sum")),
+    (
+        "ffn_moe_weights",
+        Nothing(
+            "the chosen experts' probabilities before they are divided by their sum, or logits before their softmax",
+        ),
+    ),
     ("ffn_moe_weights_sum", Nothing("the sum of the chosen experts' probabilities")),
     ("ffn_moe_weights_sum_clamped", Nothing("the sum of the chosen experts' probabilities")),
     ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),
@@ -153,8 +172,10 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("mlp.gate", Is(Stage::RouterLogits)),
     ("mlp.gate.1", Is(Stage::RouterWeights)),
     ("mlp.gate.2", Is(Stage::RouterIds)),
-    ("mlp.1", Is(Stage::RouterLogits)),
-    ("mlp.router", Is(Stage::RouterLogits)),
+    ("mlp.1", Router),
+    ("mlp.router", Router),
+    ("mlp.router.1", Router),
+    ("mlp.router.2", Router),
     ("mlp.experts", Is(Stage::MoeOut)),
     ("mlp.gate_proj", Is(Stage::FfnGate)),
     ("mlp.up_proj", Is(Stage::FfnUp)),
@@ -241,11 +262,30 @@ impl<'l> Name<'l> {
             Stage::QProj if self.module && sizes.qkv_bias == Some(true) => Stage::QBias,
             Stage::KProj if self.module && sizes.qkv_bias == Some(true) => Stage::KBias,
             Stage::VProj if self.module && sizes.qkv_bias == Some(true) => Stage::VBias,
+            Stage::AttnOut if self.module && sizes.biases == Some(true) => Stage::AttnOutBias,
+            Stage::RouterLogits if self.module && sizes.biases == Some(true) => Stage::RouterBias,
             stage => stage,
         };
         match means {
             Is(stage) => one(projected(*stage)),
             Nothing(why) => Err((*why).into()),
+            RouterProbs if sizes.logits_choose == Some(true) => {
+                Err("the router's logits once more: the softmax is over the chosen experts".into())
+            }
+            RouterProbs => one(Stage::RouterProbs),
+            Router if sizes.logits_choose == Some(true) => {
+                Err("logits in some versions of transformers, weights by expert in others: a rule says which".into())
+            }
+            Router if self.bare == "mlp.router.1" || self.bare == "mlp.router.2" => {
+                self.by_stage(made).map(|site| vec![Reading::whole(site)])
+            }
+            Router => one(projected(Stage::RouterLogits)),
+            // This program's own stage, or a node of llama.cpp, which is named when all of it is done.
+            AttentionOut => one(match made.op {
+                "ADD" => Stage::AttnOutBias,
+                "" | "NONE" if !self.module && sizes.biases == Some(true) => Stage::AttnOutBias,
+                _ => Stage::AttnOut,
+            }),
             AfterAttention => one(if sizes.post_norms { Stage::AttnPostNorm } else { Stage::FfnNorm }),
             FeedForward => match sizes.moe {
                 Some(true) => one(Stage::MoeOut),
@@ -359,6 +399,7 @@ fn by_weight(made: NodeKind<'_>) -> Option<Site> {
         "MUL_MAT_ID" => &[OpKind::ExpertMatMul],
         "MUL" => &[OpKind::RmsNorm],
         "ADD" => &[OpKind::Bias],
+        "ADD_ID" => &[OpKind::ExpertBias],
         "GET_ROWS" => &[OpKind::Embed],
         _ => return None,
     };

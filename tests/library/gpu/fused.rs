@@ -28,7 +28,7 @@ fn context(
     if looks {
         gpu.read(&scores).unwrap();
     }
-    let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window }).unwrap();
+    let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window, sinks: None }).unwrap();
     let context = gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start, head_dim, window }).unwrap();
     let values = gpu.read(&context).unwrap().to_f32();
     (values.iter().map(|x| x.to_bits()).collect(), gpu.dispatches() - before)
@@ -78,7 +78,7 @@ fn scores_that_nobody_looks_at_take_no_memory() {
         if looks {
             gpu.read(&scores)?;
         }
-        let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start: 0, window: None })?;
+        let probs = gpu.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start: 0, window: None, sinks: None })?;
         let v = cache.clone();
         let context =
             gpu.run(at(Stage::AttnContext), &Op::AttnContext { probs, v, start: 0, head_dim, window: None })?;
@@ -107,7 +107,7 @@ fn a_group_that_fails_is_an_error_and_the_backend_goes_on() {
     }
     let said = gpu.fetch(&scores).unwrap_err().to_string();
     assert!(said.contains("has failed"), "{said}");
-    let said = gpu.run(at, &Op::AttnProbs { scores, start: 0, window: None }).err().unwrap().to_string();
+    let said = gpu.run(at, &Op::AttnProbs { scores, start: 0, window: None, sinks: None }).err().unwrap().to_string();
     assert!(said.contains("has failed"), "{said}");
     let few = gpu.upload(&values(&mut random, &[2, heads * head_dim])).unwrap();
     let few = Op::AttnScores { q: few, k: cache, start: 0, head_dim, scale: None, window: None };

@@ -101,14 +101,17 @@ impl Model {
             OpKind::AttnScores => {
                 Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: None, window: None }
             }
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None },
+            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None, sinks: None },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: USED },
-            OpKind::RouterWeights => Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true },
+            OpKind::RouterWeights => {
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true, softmax: false }
+            }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },
+            OpKind::ExpertBias => unreachable!("the bundled model has no biases"),
             OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),

@@ -98,6 +98,14 @@ fn an_id_that_names_no_expert_gives_nan_and_nothing_else() {
             for (i, (got, good)) in got.iter().zip(&good).enumerate() {
                 assert!(if i / 40 == last { got.is_nan() } else { got == good }, "[{i}] is {got}");
             }
+            let (y, bias) = (r.tensor(&[positions, 2, 40]), r.weight(GgmlType::F32, [40, 3, 1]));
+            let got = run(&mut gpu, &Op::ExpertBias { x: &y, ids: &ids, weight: &bias }).to_f32();
+            assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 40 == last)));
+            // The sum of a position's weights has the NaN in it.
+            let logits = r.tensor(&[positions, 3]);
+            let op = Op::RouterWeights { probs: &logits, ids: &ids, renormalise: true, softmax: true };
+            let got = run(&mut gpu, &op).to_f32();
+            assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 2 == last / 2)));
         }
     }
 }
@@ -126,6 +134,11 @@ fn a_weight_in_pieces_gives_the_same_bits() {
                 ] {
                     let what = format!("{ty}, {rows} rows a piece, {positions} positions, {:?}", op.kind());
                     assert_eq!(run(&mut cut, &op), run(&mut whole, &op), "{what}");
+                }
+                if ty == GgmlType::F32 {
+                    let (y, ids) = (r.tensor(&[positions, 3, 256]), r.ids(positions, 3, 100));
+                    let op = Op::ExpertBias { x: &y, ids: &ids, weight: &matrix };
+                    assert_eq!(run(&mut cut, &op), run(&mut whole, &op), "{rows} rows a piece, {positions} positions");
                 }
             }
         }
@@ -310,7 +323,7 @@ fn attention() {
         within(&format!("scores, {what}"), &scores, &exact(&op), |i| factor * magnitudes[i]);
 
         let seen = scores.cols();
-        let op = Op::AttnProbs { scores: &scores, start, window: None };
+        let op = Op::AttnProbs { scores: &scores, start, window: None, sinks: None };
         let probs = run(&mut gpu, &op);
         let want = exact(&op);
         let contract = gpu.contract(OpKind::AttnProbs);
@@ -384,7 +397,7 @@ fn router() {
         let want: Vec<u32> = exact(&op).iter().map(|v| *v as u32).collect();
         assert_eq!(ids.ids(), want, "{what}");
         for renormalise in [false, true] {
-            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise };
+            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise, softmax: false };
             let want = exact(&op);
             let factor = gamma(k as f64 + contract.div_ulp);
             let bound = |i: usize| factor * want[i] + f64::from(f32::MIN_POSITIVE);
@@ -444,7 +457,7 @@ fn nan_never_vanishes() {
     }
     // Position 2 of head 1 attends to a NaN score; a later one that it must not see changes nothing.
     let scores = poisoned(&poisoned(&r.tensor(&[2, 4, 4]), 16 + 2 * 4 + 1), 16 + 4 + 3);
-    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0, window: None }).to_f32();
+    let got = run(&mut gpu, &Op::AttnProbs { scores: &scores, start: 0, window: None, sinks: None }).to_f32();
     for (i, v) in got.iter().enumerate() {
         let seen = i % 4 <= i / 4 % 4;
         assert_eq!(v.is_nan(), i / 4 == 6 && seen, "[{i}] is {v}");

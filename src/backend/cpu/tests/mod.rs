@@ -200,7 +200,7 @@ fn attention(mut b: CpuBackend, start: usize, t: usize) {
     let (k_t, v_t) = (cache(&mut b, &k), cache(&mut b, &v));
     let q_t = up(&mut b, &[t, heads * d], &q);
     let scores = b.run(AT, &Op::AttnScores { q: q_t, k: k_t, start, head_dim: d, scale: None, window: None }).unwrap();
-    let probs = b.run(AT, &Op::AttnProbs { scores: scores.clone(), start, window: None }).unwrap();
+    let probs = b.run(AT, &Op::AttnProbs { scores: scores.clone(), start, window: None, sinks: None }).unwrap();
     let context =
         b.run(AT, &Op::AttnContext { probs: probs.clone(), v: v_t, start, head_dim: d, window: None }).unwrap();
     assert_eq!(b.shape(&scores), [heads, t, seen]);
@@ -257,11 +257,13 @@ fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
     let p = up(&mut b, &[4, 5], &probs);
     let ids = b.run(AT, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
     assert_eq!(b.read(&ids).unwrap().ids(), [1, 2, 0, 0, 1, 2, 2, 4, 1, 0, 1, 2]);
-    let w = b.run(AT, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true }).unwrap();
+    let w = b
+        .run(AT, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true, softmax: false })
+        .unwrap();
     let w = f32s(&mut b, &w);
     assert!((w[0] - 0.375).abs() <= 3.0 * U as f32);
     assert!(w[..6].iter().all(|w| w.is_finite()) && w[6..].iter().all(|w| w.is_nan()));
-    let raw = b.run(AT, &Op::RouterWeights { probs: p, ids, renormalise: false }).unwrap();
+    let raw = b.run(AT, &Op::RouterWeights { probs: p, ids, renormalise: false, softmax: false }).unwrap();
     assert_eq!(f32s(&mut b, &raw)[..3], [0.3, 0.3, 0.2]);
 
     let logits = up(&mut b, &[2, 3], &[1.0, nan, 0.0, 1000.0, 1000.0, f32::NEG_INFINITY]);

@@ -133,7 +133,7 @@ fn routers() {
     let site = Site::layer(1, Stage::RouterWeights);
     let op = w.op(site);
     let Op::RouterWeights { probs, ids, .. } = &op else { unreachable!() };
-    let raw = of(Op::RouterWeights { probs, ids, renormalise: false });
+    let raw = of(Op::RouterWeights { probs, ids, renormalise: false, softmax: false });
     explained(&w, site, &raw, "renormalisation", "not renormalised");
 
     let site = Site::layer(1, Stage::RouterProbs);
@@ -186,7 +186,7 @@ fn attention() {
 
     let site = Site::layer(1, Stage::AttnProbs);
     let rows = scores(|h| h / 4, 1);
-    let seen = Op::AttnProbs { scores: Rc::new(rows.clone()), start: 0, window: None };
+    let seen = Op::AttnProbs { scores: Rc::new(rows.clone()), start: 0, window: None, sinks: None };
     let mut shown = vec![0.0; rows.len()];
     for (i, row) in rows.to_f64().chunks_exact(t).enumerate() {
         let n = (i % t + 2).min(t);

@@ -1,5 +1,5 @@
 //! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts,
-//! and what is Gemma's.
+//! what is Gemma's, and what is gpt-oss's.
 
 use super::*;
 use crate::op::{GateActivation, Pairing, Yarn};
@@ -138,7 +138,7 @@ fn shared_expert_of_qwen2moe() {
     // Weights that are renormalised where they should not be.
     let site = Site::layer(1, Stage::RouterWeights);
     let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
-    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true }).unwrap();
+    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true, softmax: false }).unwrap();
     explained(&w, site, &f32s(wrong), "renormalisation", "which this model does not do");
 }
 
@@ -183,7 +183,7 @@ fn what_is_gemmas() {
     ] {
         let site = Site::layer(layer, Stage::AttnProbs);
         let Op::AttnProbs { scores, start, .. } = w.op(site) else { unreachable!() };
-        let wrong = f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window: wrong }).unwrap());
+        let wrong = f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window: wrong, sinks: None }).unwrap());
         explained(&w, site, &wrong, "window", words);
     }
     let site = Site::layer(0, Stage::QRope);
@@ -203,4 +203,145 @@ fn what_is_gemmas() {
     let (x, out) = (w.value(site, Stage::LayerOut), w.value(site, Stage::AttnOut));
     let sum = x.to_f32().iter().zip(out.to_f32()).map(|(a, b)| a + b).collect();
     explained(&w, site, &HostTensor::f32(&x.shape, sum), "residual", "attn_out added to the residual");
+}
+
+/// A model of gpt-oss's kind, of which gate and up are beyond their limits in places.
+fn gpt_oss() -> World {
+    let ffn = FfnShape::Moe(Moe { experts: 8, used: 4, width: 64 });
+    let tiny = ModelShape::named("tiny").unwrap();
+    let (family, yarn, window) = (Family::GptOss, Some(32.0), Some([4, 2]));
+    World::synthetic(&ModelShape { family, ffn, yarn, window, context: 131_072, rope_base: 1.5e5, ..tiny })
+}
+
+#[test]
+fn sinks_of_gpt_oss() {
+    let w = gpt_oss();
+    for layer in [0, 1] {
+        let site = Site::layer(layer, Stage::AttnProbs);
+        let Op::AttnProbs { scores, start, window, sinks } = w.op(site) else { unreachable!() };
+        let sinks = sinks.unwrap();
+        let own: Vec<f32> = sinks.f32s().collect();
+        let with = |change: &dyn Fn(usize) -> f32| {
+            let values = (0..own.len()).flat_map(|head| change(head).to_le_bytes()).collect();
+            let sinks = Weight::from_vec("sinks", sinks.ty, [own.len(), 1, 1], values).unwrap();
+            f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window, sinks: Some(&sinks) }).unwrap())
+        };
+        let none = f32s(evaluate(&Op::AttnProbs { scores: &*scores, start, window, sinks: None }).unwrap());
+        explained(&w, site, &none, "attention-sink", "no sinks");
+        let heads = own.len();
+        for (made, words) in [
+            (with(&|head| own[(head + 1) % heads]), "the sink of the next head"),
+            (with(&|head| own[heads - 1 - head]), "the sinks of the heads in reverse"),
+            (with(&|_| 0.0), "sinks of 0"),
+            (with(&|head| -own[head]), "sinks with the other sign"),
+            (with(&|head| own[head] / 8.0), "sinks scaled by 1/√D"),
+        ] {
+            explained(&w, site, &made, "attention-sink", words);
+        }
+        // The exponential of the sink is not shifted by the largest score of its row.
+        let (t, s, x) = (scores.shape[1], scores.cols(), scores.to_f64());
+        let mut unshifted = none.to_f64();
+        for (i, row) in unshifted.chunks_exact_mut(s).enumerate() {
+            let seen: Vec<f64> = row.iter().zip(&x[i * s..]).filter(|(p, _)| **p > 0.0).map(|(_, x)| *x).collect();
+            let largest = seen.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = seen.iter().map(|x| (x - largest).exp()).sum();
+            row.iter_mut().for_each(|p| *p *= sum / (sum + f64::from(own[i / t]).exp()));
+        }
+        let made = f32s(HostTensor::f64(&scores.shape, unshifted));
+        explained(&w, site, &made, "attention-sink", "without the largest score taken from it");
+        // Layer 0 sees 4 keys, and its sinks are there with any window.
+        let other = if layer == 0 { None } else { Some(4) };
+        let wrong = Op::AttnProbs { scores: &*scores, start, window: other, sinks: Some(sinks) };
+        explained(
+            &w,
+            site,
+            &f32s(evaluate(&wrong).unwrap()),
+            "window",
+            if layer == 0 { "no window" } else { "4 keys" },
+        );
+    }
+}
+
+#[test]
+fn clamped_activation_of_gpt_oss() {
+    let w = gpt_oss();
+    let site = Site::layer(1, Stage::ExpertAct);
+    let Op::SwiGlu { gate, up, .. } = w.op(site) else { unreachable!() };
+    let (gates, ups) = (gate.to_f64(), up.to_f64());
+    assert!(gates.iter().any(|g| *g > 7.0) && ups.iter().any(|u| *u < -7.0) && ups.iter().any(|u| *u > 7.0));
+    let made = |f: &dyn Fn(f64, f64) -> f64| {
+        let values = gates.iter().zip(&ups).map(|(g, u)| f(*g, *u) as f32).collect();
+        HostTensor::f32(&gate.shape, values)
+    };
+    let swish = |alpha: f64, g: f64| g / (1.0 + (-alpha * g).exp());
+    let (top, both) = (|g: f64| g.min(7.0), |u: f64| u.clamp(-7.0, 7.0));
+    explained(&w, site, &made(&|g, u| swish(1.702, g) * (1.0 + u)), "clamp", "gate and up without their limits");
+    explained(&w, site, &made(&|g, u| swish(1.702, g) * (1.0 + both(u))), "clamp", "the gate without its limit");
+    explained(&w, site, &made(&|g, u| swish(1.702, top(g)) * (1.0 + u)), "clamp", "up without its limits");
+    explained(
+        &w,
+        site,
+        &made(&|g, u| swish(1.702, top(g)) * (1.0 + top(u))),
+        "clamp",
+        "up held to at most 7, not to ±7",
+    );
+    explained(&w, site, &made(&|g, u| swish(1.0, top(g)) * (1.0 + both(u))), "clamp", "not of 1.702 times it");
+    explained(&w, site, &made(&|g, u| swish(1.702, top(g)) * both(u)), "clamp", "up without 1 added");
+    explained(&w, site, &made(&|g, u| swish(1.0, g) * u), "clamp", "silu(gate) · up, without limits");
+    explained(&w, site, &made(&|g, u| swish(1.702, top(u)) * (1.0 + both(g))), "gate-up", "gate and up swapped");
+}
+
+#[test]
+fn biases_and_weights_of_gpt_oss() {
+    let w = gpt_oss();
+    for (stage, product) in [
+        (Stage::ExpertGateBias, Stage::ExpertGate),
+        (Stage::ExpertUpBias, Stage::ExpertUp),
+        (Stage::ExpertDownBias, Stage::ExpertDown),
+    ] {
+        let site = Site::layer(1, stage);
+        let Op::ExpertBias { x, ids, weight } = w.op(site) else { unreachable!() };
+        assert_eq!(x.to_f32(), w.value(site, product).to_f32());
+        explained(&w, site, &x, "bias", "the bias left out");
+        let with = |expert: &dyn Fn(usize, u32) -> u32| {
+            let other = ids.ids().iter().enumerate().map(|(slot, id)| expert(slot % ids.cols(), *id)).collect();
+            let ids = HostTensor::u32(&ids.shape, other);
+            f32s(evaluate(&Op::ExpertBias { x: &*x, ids: &ids, weight }).unwrap())
+        };
+        explained(&w, site, &with(&|_, id| (id + 1) % 8), "expert-bias", "the bias of the expert 1 higher");
+        explained(&w, site, &with(&|slot, _| slot as u32), "expert-bias", "the slot's number");
+        explained(&w, site, &with(&|_, _| 0), "expert-bias", "the bias of expert 0 for every expert");
+    }
+    let site = Site::layer(1, Stage::ExpertGateBias);
+    let Op::ExpertBias { x, ids, .. } = w.op(site) else { unreachable!() };
+    let other = &w.moe(1).bias.as_ref().unwrap().up;
+    let wrong = f32s(evaluate(&Op::ExpertBias { x: &*x, ids: &*ids, weight: other }).unwrap());
+    explained(&w, site, &wrong, "bias", "blk.1.ffn_up_exps.bias as the bias");
+    for (stage, product) in [(Stage::RouterBias, Stage::RouterLogits), (Stage::AttnOutBias, Stage::AttnOut)] {
+        let site = Site::layer(1, stage);
+        explained(&w, site, &w.value(site, product), "bias", "the bias left out");
+    }
+    // A residual that takes attention's output before its bias.
+    let site = Site::layer(1, Stage::AttnResidual);
+    let (x, out) = (w.value(site, Stage::LayerOut), w.value(site, Stage::AttnOut));
+    let sum = x.to_f32().iter().zip(out.to_f32()).map(|(a, b)| a + b).collect();
+    explained(&w, site, &HostTensor::f32(&x.shape, sum), "residual", "attn_out added to the residual");
+    // The softmax is over the chosen experts.
+    let site = Site::layer(1, Stage::RouterWeights);
+    let Op::RouterWeights { probs: logits, ids, .. } = w.op(site) else { unreachable!() };
+    let shares = evaluate(&Op::RouterProbs { logits: &*logits }).unwrap();
+    let of = |probs: &HostTensor, renormalise, softmax| {
+        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax }).unwrap())
+    };
+    explained(&w, site, &of(&shares, false, false), "renormalisation", "a softmax over all experts");
+    explained(&w, site, &of(&shares, false, true), "renormalisation", "a softmax of the chosen experts' shares");
+    explained(&w, site, &of(&logits, false, false), "renormalisation", "the chosen experts' logits themselves");
+    let unbiased = w.value(site, Stage::RouterLogits);
+    explained(&w, site, &of(&unbiased, true, true), "renormalisation", "logits without their bias");
+    let site = Site::layer(1, Stage::RouterIds);
+    let chosen = evaluate(&Op::RouterTopK { probs: &*unbiased, k: 4 }).unwrap();
+    explained(&w, site, &chosen, "router-choice", "logits without their bias");
+    let site = Site::layer(1, Stage::QRope);
+    let whole = turned(&w, |r| r.yarn.iter_mut().for_each(|yarn| yarn.between = false));
+    explained(&w, site, &whole, "rope-scaling", "its ends rounded to whole pairs, as llama.cpp has it");
 }

@@ -143,6 +143,11 @@ impl World {
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
             Stage::ExpertDown => &moe().down,
+            Stage::AttnOutBias => l.attn_output_bias.as_ref().unwrap(),
+            Stage::RouterBias => &moe().bias.as_ref().unwrap().router,
+            Stage::ExpertGateBias => &moe().bias.as_ref().unwrap().gate,
+            Stage::ExpertUpBias => &moe().bias.as_ref().unwrap().up,
+            Stage::ExpertDownBias => &moe().bias.as_ref().unwrap().down,
             Stage::SharedDown => &moe().shared.as_ref().unwrap().down,
             stage => panic!("{stage} has no weight"),
         }
@@ -166,16 +171,20 @@ impl World {
             OpKind::AttnScores => {
                 Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: c.attention_scale, window }
             }
-            OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window },
+            OpKind::AttnProbs => {
+                let sinks = self.model.weights.layers[layer].sinks.as_ref();
+                Op::AttnProbs { scores: input(0), start, window, sinks }
+            }
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
             OpKind::RouterWeights => {
-                let renormalise = c.moe.as_ref().unwrap().renormalise;
-                Op::RouterWeights { probs: input(0), ids: input(1), renormalise }
+                let (renormalise, softmax) = (self.moe(layer).renormalise, self.moe(layer).logits_choose);
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise, softmax }
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
+            OpKind::ExpertBias => Op::ExpertBias { x: input(0), ids: input(1), weight: self.weight(site) },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: c.architecture.activation },
             OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },

@@ -310,7 +310,7 @@ impl<'m> ComparisonBuilder<'m> {
             ids,
             weights: None,
             probs: stage(Stage::RouterProbs).map(pick),
-            logits: stage(Stage::RouterLogits).map(pick),
+            logits: stage(Stage::routing_logits(self.config.layout())).map(pick),
         };
         let compared = compare_routing(
             side(&o.reference, |p| &p.reference),
@@ -347,10 +347,16 @@ impl<'m> ComparisonBuilder<'m> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
-        let own_floor = floor_of(&op_c, self.contracts[0].get(OpKind::MatMul), exact_c)?;
-        let reference = logit_bounds(exact_c, &own_floor, self.contracts[0].get(OpKind::RouterProbs))?;
+        let own_floor = floor_of(&op_c, self.contracts[0].get(op_c.kind()), exact_c)?;
+        // Where the logits themselves are compared, nothing is added by a softmax.
+        let by_logits = self.config.architecture.logits_choose;
+        let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {
+            true => Ok(floor),
+            false => logit_bounds(exact, &floor, self.contracts[side].get(OpKind::RouterProbs)),
+        };
+        let reference = bounds(exact_c, own_floor, 0)?;
         let oracle = exact_c.to_f64();
-        let mut subject = logit_bounds(exact_g, &self.floors(o, 1, 1)?, self.contracts[1].get(OpKind::RouterProbs))?;
+        let mut subject = bounds(exact_g, self.floors(o, 1, 1)?, 1)?;
         for (bound, (c, g)) in subject.iter_mut().zip(oracle.iter().zip(exact_g.to_f64())) {
             *bound += (g - c).abs();
         }
@@ -585,7 +591,7 @@ impl PairObserver for ComparisonBuilder<'_> {
         result.locate(o.at.start, ids.as_ref().map(|ids| ids.ids()));
         result.position = result.position.map(|p| o.at.start + visible.row(p - o.at.start));
         if let Some(view) = &view {
-            if stage == Stage::RouterLogits {
+            if stage == Stage::routing_logits(self.config.layout()) {
                 self.bound_logits(&o)?;
             }
             if result.verdict.is_fault() {

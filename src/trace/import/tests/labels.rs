@@ -12,6 +12,8 @@ fn names_of_nodes_and_modules() {
         ffn: Some(7),
         moe: Some(true),
         qkv_bias: None,
+        biases: None,
+        logits_choose: None,
     };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
@@ -203,4 +205,48 @@ fn projections_with_biases() {
     assert_eq!(key("Kcur-2", made("ROPE")).unwrap(), "layers.2.k_rope");
     let inputs = ["node_7".to_string(), "blk.3.attn_q.bias".to_string()];
     assert_eq!(key("node_8", NodeKind { op: "ADD", inputs: &inputs }).unwrap(), "layers.3.q_bias");
+}
+
+/// Of gpt-oss: llama.cpp's names of biases, of the norm before the FFN and of what attention adds; and a router whose module gives one thing or
+/// another.
+#[test]
+fn names_of_gpt_oss() {
+    let sizes = ModelSizes {
+        qkv_bias: Some(true),
+        biases: Some(true),
+        logits_choose: Some(true),
+        moe: Some(true),
+        ..ModelSizes::default()
+    };
+    let key = |label: &str, made: NodeKind<'_>| {
+        let readings = Name::of(label).readings(made, &sizes)?;
+        Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
+    };
+    let nothing = NodeKind::default();
+    for (label, stage) in [
+        ("attn_post_norm-2", "ffn_norm"),
+        ("attn_out-2", "attn_out_bias"),
+        ("layers.2.attn_out", "attn_out"),
+        ("ffn_moe_logits-2", "router_logits"),
+        ("ffn_moe_logits_biased-2", "router_bias"),
+        ("ffn_moe_weights_softmax-2", "router_weights"),
+        ("ffn_moe_gate_biased-2", "expert_gate_bias"),
+        ("ffn_moe_swiglu_oai-2", "expert_act"),
+        ("ffn_moe_down_biased-2", "expert_down_bias"),
+        ("model.layers.2.self_attn.o_proj", "attn_out_bias"),
+        ("model.layers.2.mlp.experts", "moe_out"),
+    ] {
+        assert_eq!(key(label, nothing).unwrap(), format!("layers.2.{stage}"), "{label}");
+    }
+    for (label, why) in [
+        ("ffn_moe_probs-2", "the softmax is over the chosen"),
+        ("ffn_moe_weights-2", "logits before their softmax"),
+        ("model.layers.2.mlp.router", "a rule says which"),
+        ("model.layers.2.mlp.1", "a rule says which"),
+    ] {
+        let e = key(label, nothing).unwrap_err();
+        assert!(e.contains(why), "{label}: {e}");
+    }
+    let inputs = ["ffn_moe_gate-2".to_string(), "blk.2.ffn_gate_exps.bias".into(), "ffn_moe_topk-2".into()];
+    assert_eq!(key("node_9", NodeKind { op: "ADD_ID", inputs: &inputs }).unwrap(), "layers.2.expert_gate_bias");
 }
