@@ -14,8 +14,10 @@
 //! - No error of the device panics: the next call returns it.
 
 mod adapter;
+mod attention;
 mod coverage;
 mod device;
+mod experts;
 mod fuse;
 mod kernels;
 mod layout;
@@ -198,8 +200,11 @@ impl GpuBackend {
     fn refusal(&self, need: &Need) -> Option<String> {
         let &Need { op, ty, cols, ref name } = need;
         match op {
-            OpKind::AttnScores | OpKind::AttnContext => (!cols.is_multiple_of(ops::QUAD)).then(|| {
-                format!("{name}: the GPU has attention with a head_dim that is a multiple of {}, not {cols}", ops::QUAD)
+            OpKind::AttnScores | OpKind::AttnContext => (!cols.is_multiple_of(attention::QUAD)).then(|| {
+                format!(
+                    "{name}: the GPU has attention with a head_dim that is a multiple of {}, not {cols}",
+                    attention::QUAD
+                )
             }),
             OpKind::Rope => None, // its factors become part of a table on the host
             OpKind::RmsNorm if ty != GgmlType::F32 => {

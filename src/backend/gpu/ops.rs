@@ -7,19 +7,17 @@
 
 use std::sync::Arc;
 
+use super::attention::{QUAD, attention_params, attention_scale, in_window};
 use super::device::Bound;
 use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::params::{self, Params};
-use super::tensor::{ChosenTiles, GpuTensor, Pooled, SlotPlan};
+use super::tensor::{GpuTensor, Pooled};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
 use crate::op::{GateActivation, GgmlType, Op, OpKind, Pairing, Rotation, Site, Weight};
-
-/// The kernels of attention read a head this many values at a time.
-pub const QUAD: usize = 4;
 
 /// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read. Of experts, few positions
 /// seldom share one. Where lanes have rows to themselves, sharing pays from the second position on.
@@ -48,47 +46,21 @@ pub fn contract(op: OpKind) -> Contract {
 }
 
 /// The product of all axes but the last, and the last.
-fn rows_cols(t: &GpuTensor) -> (usize, usize) {
+pub(super) fn rows_cols(t: &GpuTensor) -> (usize, usize) {
     let cols = t.shape().last().copied().unwrap_or(1);
     (t.len() / cols.max(1), cols)
 }
 
-/// 1 / √D where the model has no scale of its own.
-fn attention_scale(scale: Option<f64>, head_dim: usize) -> f32 {
-    scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32
-}
-
-/// Of a head_dim that is a multiple of [`QUAD`], and keys of `kv_width` values a position.
-fn attention_params(
-    [heads, seen, kv_width]: [usize; 3],
-    [start, head_dim, window]: [usize; 3],
-    scale: f32,
-) -> params::AttnScores {
-    let kv_heads = kv_width / head_dim;
-    let [quads, heads, kv_heads, start, seen, window] =
-        [head_dim / QUAD, heads, kv_heads, start, seen, window].map(|n| n as u32);
-    params::AttnScores { quads, heads, kv_heads, start, seen, window, scale }
-}
-
-/// How many keys a position sees, as the kernels count: more than there are where there is no window.
-fn in_window(window: Option<usize>) -> usize {
-    window.unwrap_or(u32::MAX as usize)
-}
-
-fn other_experts(site: Site, of: usize, experts: usize) -> Error {
-    Error::cannot_run(format!("{site}: expert ids of {of} experts used with {experts} experts"))
-}
-
 impl GpuBackend {
     /// Workgroups of a one-dimensional kernel, folded into two dimensions under the adapter's limit.
-    fn fold(&self, groups: usize) -> [u32; 3] {
+    pub(super) fn fold(&self, groups: usize) -> [u32; 3] {
         let limit = self.device.limits.max_compute_workgroups_per_dimension as usize;
         let x = groups.clamp(1, limit);
         [x as u32, groups.div_ceil(x) as u32, 1]
     }
 
     /// Workgroups of THREADS threads that make `values` values, one a thread, folded likewise.
-    fn fold_values(&self, values: usize) -> [u32; 3] {
+    pub(super) fn fold_values(&self, values: usize) -> [u32; 3] {
         self.fold(values.div_ceil(THREADS as usize))
     }
 
@@ -110,7 +82,7 @@ impl GpuBackend {
 
     /// Records a kernel for the pieces of a weight. `launch` gives the parameters and the grid for a piece, or nothing where the
     /// piece has no part in the result.
-    fn dispatch_weight<P: Params>(
+    pub(super) fn dispatch_weight<P: Params>(
         &mut self,
         site: Site,
         kernel: Kernel<P>,
@@ -144,7 +116,7 @@ impl GpuBackend {
     }
 
     /// Rows that a workgroup of the matrix-vector kernels makes.
-    fn matvec_rows(&self) -> u32 {
+    pub(super) fn matvec_rows(&self) -> u32 {
         if self.lanes { LANES_MATVEC_ROWS } else { MATVEC_ROWS }
     }
 
@@ -379,7 +351,7 @@ impl GpuBackend {
 
     /// `x` [R, K] with rows filled up with zeros to whole pairs, which is how weights are stored; `x` itself if they are, unless they
     /// are to be read from a texture and may change.
-    fn padded(&mut self, site: Site, x: &GpuTensor, cols: usize) -> Result<GpuTensor> {
+    pub(super) fn padded(&mut self, site: Site, x: &GpuTensor, cols: usize) -> Result<GpuTensor> {
         let padded = cols.next_multiple_of(PAIR);
         if padded == cols && !(self.lanes && x.0.changes) {
             return Ok(x.clone());
@@ -391,7 +363,7 @@ impl GpuBackend {
     }
 
     /// `x` where kernels of the table's [`Access::Activations`](super::Access::Activations) find it.
-    fn activations<'x>(&mut self, site: Site, x: &'x GpuTensor) -> Result<Bound<'x>> {
+    pub(super) fn activations<'x>(&mut self, site: Site, x: &'x GpuTensor) -> Result<Bound<'x>> {
         if !self.lanes {
             return Ok(x.binding());
         }
@@ -418,83 +390,6 @@ impl GpuBackend {
             let launch = |piece: params::Piece| Some((params::Matmul { piece, positions: t }, grid(piece.count)));
             self.dispatch_weight(site, kernels::MATMUL, weight, &bindings, launch)
         }
-    }
-
-    fn expert_matmul(
-        &mut self,
-        site: Site,
-        x: &GpuTensor,
-        ids: &GpuTensor,
-        weight: &Arc<Weight>,
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let (positions, k) = (y.shape()[0], y.shape()[1]);
-        let slots = positions * k;
-        // [T, n] is shared by the slots of a token, [T, K, n] has a row for each.
-        let shared_by = if x.shape().len() == 2 { k as u32 } else { 1 };
-        let x = self.padded(site, x, weight.cols)?;
-        let (rows, experts) = (weight.rows as u32, weight.experts as u32);
-        // Where all pieces are there, the host does not wait to know which are needed.
-        let chosen = match self.residents.streams() {
-            true => Some(self.chosen(site, ids, weight.experts)?),
-            false => None,
-        };
-        if positions <= FEW {
-            let bindings = [self.activations(site, &x)?, ids.binding(), y.binding()];
-            let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
-            let launch = |piece: params::Piece| {
-                let needed = chosen.is_none_or(|chosen| !chosen.tiles(&piece).is_empty());
-                needed.then_some((params::ExpertMatvec { piece, experts, shared_by }, grid))
-            };
-            self.dispatch_weight(site, kernels::EXPERT_MATVEC, weight, &bindings, launch)
-        } else {
-            let plan = self.expert_plan(site, ids, weight.experts)?;
-            let plan_bound = Bound::buffer(&plan.memory.buffer, plan.bytes);
-            let bindings = [self.activations(site, &x)?, plan_bound, y.binding()];
-            let launch = |piece: params::Piece| {
-                let tiles = chosen.map_or(0..plan.tiles, |chosen| chosen.tiles(&piece));
-                let (slots, first_tile) = (slots as u32, tiles.start);
-                let params = params::ExpertMatmul { piece, experts, shared_by, slots, first_tile };
-                (!tiles.is_empty()).then_some((params, [rows.div_ceil(TILE), tiles.len() as u32, 1]))
-            };
-            self.dispatch_weight(site, kernels::EXPERT_MATMUL, weight, &bindings, launch)
-        }
-    }
-
-    /// What the slots of `ids` chose, read back once for each tensor of ids: the host waits for them.
-    fn chosen<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t ChosenTiles> {
-        if ids.0.chosen.get().is_none() {
-            let ticket = self.readback.ticket();
-            self.readback.fetch(&mut self.device, ticket, ids)?;
-            let values = self.readback.take(&mut self.device, ticket)?;
-            let _ = ids.0.chosen.set(ChosenTiles::new(values.ids(), experts)); // it was empty
-        }
-        match ids.0.chosen.get() {
-            Some(chosen) if chosen.experts() == experts => Ok(chosen),
-            chosen => Err(other_experts(site, chosen.map_or(0, ChosenTiles::experts), experts)),
-        }
-    }
-
-    /// The slots of `ids` sorted by expert; made once for each tensor of ids.
-    fn expert_plan<'t>(&mut self, site: Site, ids: &'t GpuTensor, experts: usize) -> Result<&'t SlotPlan> {
-        let slots = ids.len();
-        let plan = match ids.0.plan.get() {
-            Some(plan) => plan,
-            None => {
-                // Σ ⌈n_e / TILE⌉ over the experts that are used, of which there are at most `slots`, or E and those unknown.
-                let tiles = slots / TILE as usize + slots.min(experts + 1);
-                let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
-                let memory = self.memory(site, bytes)?;
-                let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
-                let bindings = [ids.binding(), Bound::buffer(&memory.buffer, bytes)];
-                self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
-                ids.0.plan.get_or_init(|| SlotPlan { memory, bytes, experts, tiles: tiles as u32 })
-            }
-        };
-        if plan.experts != experts {
-            return Err(other_experts(site, plan.experts, experts));
-        }
-        Ok(plan)
     }
 
     fn bias(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, y: Bound<'_>) -> Result<()> {
@@ -550,56 +445,6 @@ impl GpuBackend {
         self.copy(site, x, start * cols, cols, y, 0, cols, rows)
     }
 
-    fn attn_scores(
-        &mut self,
-        site: Site,
-        q: &GpuTensor,
-        k: &GpuTensor,
-        [start, head_dim, window]: [usize; 3],
-        scale: f32,
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let &[heads, positions, seen] = y.shape() else { unreachable!("[heads, T, S]") };
-        let grid = [seen.div_ceil(THREADS as usize), positions, heads].map(|n| n as u32);
-        let params = attention_params([heads, seen, rows_cols(k).1], [start, head_dim, window], scale);
-        self.dispatch(site, kernels::ATTN_SCORES, &[q.binding(), k.binding(), y.binding()], params, grid)
-    }
-
-    fn attn_probs(
-        &mut self,
-        site: Site,
-        scores: &GpuTensor,
-        start: usize,
-        window: usize,
-        sinks: Option<&Arc<Weight>>,
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let &[heads, positions, seen] = scores.shape() else { unreachable!("[heads, T, S]") };
-        let grid = [positions as u32, heads as u32, 1];
-        let params = params::AttnProbs { start: start as u32, seen: seen as u32, window: window as u32 };
-        let (x, y) = (scores.binding(), y.binding());
-        let Some(sinks) = sinks else { return self.dispatch(site, kernels::ATTN_PROBS, &[x, y], params, grid) };
-        let gpu = self.norm_weight(sinks)?;
-        self.dispatch(site, kernels::ATTN_PROBS_SINKS, &[gpu.binding(), x, y], params, grid)
-    }
-
-    fn attn_context(
-        &mut self,
-        site: Site,
-        probs: &GpuTensor,
-        v: &GpuTensor,
-        [start, head_dim, window]: [usize; 3],
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let &[heads, positions, seen] = probs.shape() else { unreachable!("[heads, T, S]") };
-        let (quads, kv_heads) = (head_dim / QUAD, rows_cols(v).1 / head_dim);
-        let grid = [heads as u32, positions as u32, 1];
-        let [quads, heads, kv_heads, start, seen, window] =
-            [quads, heads, kv_heads, start, seen, window].map(|n| n as u32);
-        let params = params::AttnContext { quads, heads, kv_heads, start, seen, window };
-        self.dispatch(site, kernels::ATTN_CONTEXT, &[probs.binding(), v.binding(), y.binding()], params, grid)
-    }
-
     fn elementwise(
         &mut self,
         site: Site,
@@ -617,72 +462,6 @@ impl GpuBackend {
         let params = params::SigmoidGate { n: x.len() as u32, cols: rows_cols(x).1 as u32 };
         let bindings = [x.binding(), gate.binding(), y.binding()];
         self.dispatch(site, kernels::SIGMOID_GATE, &bindings, params, self.fold_values(x.len()))
-    }
-
-    fn router_probs(&mut self, site: Site, logits: &GpuTensor, y: &GpuTensor) -> Result<()> {
-        let (positions, experts) = rows_cols(logits);
-        let grid = [positions as u32, 1, 1];
-        let params = params::RouterProbs { experts: experts as u32 };
-        self.dispatch(site, kernels::ROUTER_PROBS, &[logits.binding(), y.binding()], params, grid)
-    }
-
-    fn router_topk(&mut self, site: Site, probs: &GpuTensor, y: &GpuTensor) -> Result<()> {
-        let (experts, &[positions, k]) = (rows_cols(probs).1, y.shape()) else { unreachable!("[T, K]") };
-        let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
-        let grid = [positions as u32, 1, 1];
-        self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)
-    }
-
-    fn router_weights(
-        &mut self,
-        site: Site,
-        probs: &GpuTensor,
-        ids: &GpuTensor,
-        renormalise: bool,
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let (positions, experts) = rows_cols(probs);
-        let k = rows_cols(ids).1;
-        let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
-        let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
-        let bindings = [probs.binding(), ids.binding(), y.binding()];
-        self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
-    }
-
-    fn router_softmax(&mut self, site: Site, logits: &GpuTensor, ids: &GpuTensor, y: &GpuTensor) -> Result<()> {
-        let ((positions, experts), k) = (rows_cols(logits), rows_cols(ids).1);
-        let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
-        let params = params::RouterSoftmax { positions, experts, k };
-        let bindings = [logits.binding(), ids.binding(), y.binding()];
-        self.dispatch(site, kernels::ROUTER_SOFTMAX, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
-    }
-
-    /// A piece of the biases at a time, as they are in a buffer: rows of f32, filled up.
-    fn expert_bias(
-        &mut self,
-        site: Site,
-        x: &GpuTensor,
-        ids: &GpuTensor,
-        weight: &Arc<Weight>,
-        y: &GpuTensor,
-    ) -> Result<()> {
-        let planned = self.weight(weight)?;
-        for (number, piece) in planned.pieces.iter().enumerate() {
-            let gpu = self.piece(weight, number, false, !self.residents.streams())?;
-            let [n, cols, experts] = [x.len(), weight.cols, weight.rows].map(|n| n as u32);
-            let (stride, first, count) = (4 * piece.stride, piece.first, piece.count);
-            let params = params::ExpertBias { n, cols, stride, first, count, experts };
-            let bindings = [gpu.binding(), x.binding(), ids.binding(), y.binding()];
-            self.dispatch(site, kernels::EXPERT_BIAS, &bindings, params, self.fold_values(x.len()))?;
-        }
-        Ok(())
-    }
-
-    fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor, y: &GpuTensor) -> Result<()> {
-        let (k, cols) = (rows_cols(weights).1, y.shape()[1]);
-        let grid = self.fold_values(y.len());
-        let params = params::Combine { n: y.len() as u32, cols: cols as u32, k: k as u32 };
-        self.dispatch(site, kernels::COMBINE, &[down.binding(), weights.binding(), y.binding()], params, grid)
     }
 
     /// Memory for `bytes`, from the pool if it has it.

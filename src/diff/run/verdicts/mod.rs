@@ -19,11 +19,11 @@ use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
 use crate::diff::measure::logits::{LogitsAt, compare_logits};
-use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
+use crate::diff::measure::metrics::{Mask, Mismatch, measure};
 use crate::diff::measure::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::measure::tolerance::Tolerances;
-use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict, WeightSummary};
-use crate::diff::run::lockstep::{Observation, OracleResult, PairObserver};
+use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict};
+use crate::diff::run::lockstep::{Observation, OracleResult};
 use crate::diff::run::share::Injections;
 use crate::diff::segment::{Log, producer};
 use crate::error::Result;
@@ -35,6 +35,7 @@ use crate::op::{At, Data, HostTensor, OpKind, Site, Stage};
 use crate::trace::select::{Selected, has_expert_rows};
 
 mod hidden;
+mod observer;
 mod spread;
 
 use hidden::Visible;
@@ -496,130 +497,6 @@ pub fn row_bits(t: &HostTensor) -> Vec<u64> {
         Data::F32(v) => bits(v, t.cols(), |x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }),
         Data::F64(v) => bits(v, t.cols(), |x| if x.is_nan() { f64::NAN.to_bits() } else { x.to_bits() }),
         Data::U32(v) => bits(v, t.cols(), |x| x),
-    }
-}
-
-impl PairObserver for ComparisonBuilder<'_> {
-    fn begin(&mut self, at: At) {
-        if at.site.stage == Stage::AttnNorm {
-            self.layer.clear();
-            self.bounds = None;
-        }
-        if let Some(tell) = &mut self.tell {
-            tell(at);
-        }
-    }
-
-    fn pass(&mut self, at: At, next: &[Rc<HostTensor>; 2], replaced: bool) {
-        if replaced {
-            self.found.notes.push(format!(
-                "{}, which is not asked about: a side chose experts that do not exist, and goes on with the other's",
-                at.site
-            ));
-        }
-        self.made(at.site, next.clone());
-    }
-
-    fn observe(&mut self, mut o: Observation<'_>) -> Result<bool> {
-        let stage = o.at.site.stage;
-        self.log(&o);
-        let visible = Visible::of(&o);
-        let mask = if visible.consecutive { Mask::of(stage, o.at.start + visible.first()) } else { Mask::None };
-        let shows = o.shown.clone().map(|shown| shown != Shown::Nothing);
-        let total = match (shows[0], shows[1]) {
-            (true, true) => self.total(&o, &visible, mask)?,
-            _ => Measured::Hidden,
-        };
-        let mut result = StageResult::new(self.step(o.at.start), o.at.site, &o.subject.shape, total);
-        result.weight = o.op_subject.weight().map(|w| WeightSummary::from(&**w));
-        if shows[1] {
-            result.injected = Some(match stage {
-                Stage::RouterIds => compare_routing(
-                    Routing { ids: &visible.rows(&o.replayed), weights: None, probs: None, logits: None },
-                    Routing { ids: &visible.rows(&o.subject), weights: None, probs: None, logits: None },
-                    self.config.moe.as_ref().map_or(0, |m| m.experts),
-                    o.at.start,
-                )
-                .map_or_else(Measured::Failed, |r| Measured::from(&r)),
-                _ => measure(&visible.rows(&o.replayed), &visible.rows(&o.subject), mask).into(),
-            });
-            result.amplification = self.amplification(&o);
-        }
-
-        let mut view = if o.subject.shape == o.replayed.shape { self.against_oracle(&o)? } else { None };
-        for side in 0..2 {
-            let mut segment = self.segment(side, &o);
-            if let (Some(view), Some(segment)) = (&mut view, &mut segment) {
-                segment.choices = self.choose_again(side, &mut o, view)?;
-            }
-            result.segment = result.segment.or(segment);
-        }
-        if let Some(view) = &view {
-            result.judged = Some(view.ratios);
-            result.ratio = Some(view.injected_ratio);
-            result.floor = Some(view.floor);
-        }
-        self.decide(&mut result);
-        if let (Some(view), Some([exact_c, _]), Verdict::ReferenceWrong) = (&view, &o.exact, &result.verdict)
-            && (view.only_on_its_own.is_some() || !shows[1])
-        {
-            // What the sides do on the subject's inputs says nothing of this fault; c(x_c) against o(x_c) does.
-            if stage != Stage::RouterIds {
-                result.injected =
-                    Some(measure(&visible.rows(&o.reference), &visible.rows(&exact_c.value), mask).into());
-            }
-        }
-        if let Some(view) = &view {
-            // A fault is told by the ratio that decided it: two sides that are wrong alike are near to each other.
-            let [reference, subject] = [(view.ratios.reference, view.floors[0]), (view.ratios.subject, view.floors[1])];
-            let decisive = match result.verdict {
-                Verdict::SubjectWrong => Some(subject),
-                Verdict::ReferenceWrong => Some(reference),
-                Verdict::BothWrong if reference.0 > subject.0 => Some(reference),
-                Verdict::BothWrong => Some(subject),
-                _ => None,
-            };
-            if let Some((ratio, floor)) = decisive {
-                (result.ratio, result.floor) = (Some(ratio), Some(floor));
-            }
-        }
-        if !shows[1] && !result.verdict.is_fault() {
-            result.verdict = Verdict::Hidden;
-            (result.ratio, result.floor, result.visible) = (None, None, false);
-        }
-        let ids = self.layer.get(&Stage::RouterIds).map(|ids| visible.rows(&ids.subject));
-        result.locate(o.at.start, ids.as_ref().map(|ids| ids.ids()));
-        result.position = result.position.map(|p| o.at.start + visible.row(p - o.at.start));
-        if let Some(view) = &view {
-            if stage == Stage::routing_logits(self.config.layout()) {
-                self.bound_logits(&o)?;
-            }
-            if result.verdict.is_fault() {
-                self.explained(&o, &mut result, view)?;
-            }
-        }
-        result.spread = self.spread(&o, &visible, &result, view.as_ref());
-        self.keep(&o);
-        if stage == Stage::RouterWeights && shows[0] && shows[1] {
-            self.weigh(&o);
-        }
-        if stage == Stage::Logits && shows[0] && shows[1] {
-            self.logits(&o, &visible);
-        }
-        if let Measured::Failed(mismatch @ Mismatch::NoSuchExpert { side, .. }) = &result.total {
-            let other = if *side == Side::Reference { Side::Subject } else { Side::Reference };
-            self.found
-                .notes
-                .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
-        }
-        self.found.rerouted |= !Rc::ptr_eq(&o.next[1], &o.subject) && o.next[1] != o.subject;
-        if stage == Stage::Logits {
-            self.found.logit_bits.extend(row_bits(&o.subject));
-        }
-        self.made(o.at.site, o.next);
-        let ends = self.stops && result.verdict.is_fault();
-        self.found.stages.push(result);
-        Ok(!ends)
     }
 }
 
