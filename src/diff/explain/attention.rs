@@ -231,10 +231,13 @@ pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for (what, factor) in [
         ("scores scaled by 1/√D once more", 1.0 / d.sqrt()),
         ("scores with their scale taken back, times √D", d.sqrt()),
-        ("2^x for e^x", 2f64.ln()),
     ] {
         all.extend(case.changed(what, |s: &mut Softmax<'a>| s.factor = factor)?);
     }
+    all.extend(case.changed("2^x for e^x", |s: &mut Softmax<'a>| {
+        s.factor = std::f64::consts::LN_2;
+        s.sinks.iter_mut().flatten().for_each(|sink| *sink *= std::f64::consts::LN_2);
+    })?);
     Ok(all)
 }
 
@@ -364,6 +367,11 @@ pub fn sinks<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("sinks with the other sign".into(), with(&|sink| -sink)),
         ("sinks scaled by 1/√D".into(), with(&|sink| sink * per_head)),
         ("sinks times √D".into(), with(&|sink| sink / per_head)),
+        (
+            "sinks times ln 2, as in a kernel of 2^x that scales the scores alone".into(),
+            with(&|sink| sink * std::f64::consts::LN_2),
+        ),
+        ("sinks times log₂ e".into(), with(&|sink| sink * std::f64::consts::LOG2_E)),
         ("sinks that count twice in the sum".into(), with(&|sink| sink + 2f64.ln())),
         ("exponentials of sinks taken for sinks".into(), with(&f64::exp)),
     ] {

@@ -103,8 +103,6 @@ pub fn clamps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         ("up without its limits", |g| g.limits[1] = UNLIMITED),
         ("the gate held to ±7, not only to at most 7", |g| g.limits[0] = [-M, M]),
         ("up held to at most 7, not to ±7", |g| g.limits[1] = [f64::NEG_INFINITY, M]),
-        ("gate and up held to at most 7", |g| g.limits[1] = g.limits[0]),
-        ("gate and up held to ±7", |g| g.limits[0] = g.limits[1]),
         ("gate and up with each other's limits", |g| g.limits.reverse()),
         ("up without 1 added", |g| g.plus = 0.0),
         ("up without 1 added, gate and up without their limits", |g| (g.plus, g.limits) = (0.0, [UNLIMITED; 2])),

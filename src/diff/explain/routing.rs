@@ -184,6 +184,9 @@ pub fn renormalisation<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
+/// A share of a weight that rounding may take, beyond which a mistake's value is not known.
+const MOST_OFF: f64 = 1e-3;
+
 /// Where the weights are a softmax of the chosen experts' logits: a softmax over all experts, sigmoids, or neither.
 fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
@@ -227,16 +230,23 @@ fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         };
         let p: Vec<f64> = points.iter().map(|point| point.value).collect();
         let change = |w: &mut ExpertWeights<'a>| (w.p, w.weighing) = (p.into(), weighing);
-        // What is weighed is itself off by as much, in absolute or in relative terms.
+        // What is weighed is itself off by as much: in absolute terms under an exponential, in relative ones under a division.
+        let by_sum = matches!(weighing, Weighing::BySum);
         let off = |slot: usize| {
             let row = &slots[slot / k * k..][..k];
-            row.iter().map(|p| 2.0 * p.floor.max(p.floor / p.value.abs())).fold(0.0, f64::max)
+            let each = |p: &Point| 2.0 * if by_sum { p.floor.max(p.floor / p.value.abs()) } else { p.floor };
+            row.iter().map(each).fold(0.0, f64::max)
         };
         let more: Vec<f64> = (0..slots.len()).map(off).collect();
         all.extend(case.changed(what, change)?.map(|variant| {
             Variant::new(what, move |indices| {
                 let points = variant.at(indices)?.into_iter().zip(indices);
-                Ok(points.map(|(p, i)| Point::new(p.value, p.floor + more[*i] * p.value.abs())).collect())
+                // What is mostly rounding says nothing.
+                let point = |(p, i): (Point, &usize)| match more[*i] {
+                    off if off <= MOST_OFF => Point::new(p.value, p.floor + off * p.value.abs()),
+                    _ => Point::UNKNOWN,
+                };
+                Ok(points.map(point).collect())
             })
         }));
     }

@@ -256,6 +256,10 @@ fn scaled(values: &mut HostTensor, scale: f64) {
 pub fn fit(stage: Stage, shape: &[usize], rows: Option<usize>) -> Result<Vec<usize>, String> {
     let dims = stage.info().shape;
     let mut fitted = shape.to_vec();
+    // llama.cpp's weights by a softmax over the chosen are a column for each position, [T, K, 1].
+    if let (Stage::RouterWeights, [_, _, 1]) = (stage, shape) {
+        fitted.pop();
+    }
     // One position of several heads, [1, heads, D], is not a batch of one.
     let heads_apart = matches!((dims, shape), ([_, Dim::Q | Dim::Kv], [1, n, _]) if rows == Some(1) && *n != 1);
     while fitted.len() > dims.len() && fitted[0] == 1 && !heads_apart {

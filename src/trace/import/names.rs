@@ -269,9 +269,8 @@ impl<'l> Name<'l> {
         match means {
             Is(stage) => one(projected(*stage)),
             Nothing(why) => Err((*why).into()),
-            RouterProbs if sizes.logits_choose == Some(true) => {
-                Err("the router's logits once more: the softmax is over the chosen experts".into())
-            }
+            // llama.cpp gives the biased logits this name as well, the last, where they choose the experts.
+            RouterProbs if sizes.logits_choose == Some(true) => one(Stage::RouterBias),
             RouterProbs => one(Stage::RouterProbs),
             Router if sizes.logits_choose == Some(true) => {
                 Err("logits in some versions of transformers, weights by expert in others: a rule says which".into())
@@ -282,7 +281,7 @@ impl<'l> Name<'l> {
             Router => one(projected(Stage::RouterLogits)),
             // This program's own stage, or a node of llama.cpp, which is named when all of it is done.
             AttentionOut => one(match made.op {
-                "ADD" => Stage::AttnOutBias,
+                "ADD" if sizes.biases != Some(false) => Stage::AttnOutBias,
                 "" | "NONE" if !self.module && sizes.biases == Some(true) => Stage::AttnOutBias,
                 _ => Stage::AttnOut,
             }),

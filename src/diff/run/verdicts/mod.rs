@@ -347,8 +347,7 @@ impl<'m> ComparisonBuilder<'m> {
     fn bound_logits(&mut self, o: &Observation<'_>) -> Result<()> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
-        let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
-        let own_floor = floor_of(&op_c, self.contracts[0].get(op_c.kind()), exact_c)?;
+        let own_floor = self.floors(o, 0, 0)?;
         // Where the logits themselves are compared, nothing is added by a softmax.
         let by_logits = self.config.architecture.logits_choose;
         let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {

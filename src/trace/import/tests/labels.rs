@@ -229,6 +229,7 @@ fn names_of_gpt_oss() {
         ("layers.2.attn_out", "attn_out"),
         ("ffn_moe_logits-2", "router_logits"),
         ("ffn_moe_logits_biased-2", "router_bias"),
+        ("ffn_moe_probs-2", "router_bias"),
         ("ffn_moe_weights_softmax-2", "router_weights"),
         ("ffn_moe_gate_biased-2", "expert_gate_bias"),
         ("ffn_moe_swiglu_oai-2", "expert_act"),
@@ -239,7 +240,6 @@ fn names_of_gpt_oss() {
         assert_eq!(key(label, nothing).unwrap(), format!("layers.2.{stage}"), "{label}");
     }
     for (label, why) in [
-        ("ffn_moe_probs-2", "the softmax is over the chosen"),
         ("ffn_moe_weights-2", "logits before their softmax"),
         ("model.layers.2.mlp.router", "a rule says which"),
         ("model.layers.2.mlp.1", "a rule says which"),
