@@ -102,6 +102,8 @@ fn int8_activations_are_within_their_contract_and_not_within_that_of_f32() {
     assert_eq!(document["subject"]["backend"], "cpu:int8");
     let strict = valid("diff.schema.json", &expect(1, &[&sides[..], &["--contract", "subject=f32"]].concat()));
     assert_eq!(strict["first_fault"]["stage"], "q_proj");
+    let inferred = expect(0, &["diff", "--subject", "cpu:int8", "--decode", "0", "--contract", "subject=infer"]);
+    assert!(inferred.contains("within cpu:int8"), "{inferred}");
 }
 
 #[test]

@@ -125,10 +125,11 @@ pub fn infer(model: &Model, sides: &mut Sides<'_>, options: &DiffOptions, side: 
     })
 }
 
-/// The named contracts of what people run, the strictest first.
+/// The named contracts of what people run, the strictest first. This program's own in f32 are `f32`.
 fn engines() -> impl Iterator<Item = NamedContract> {
-    let foreign = |name: &&&str| **name == "f32" || name.contains("llama") || name.contains("transformers");
-    names().iter().filter(foreign).filter_map(|name| named(name))
+    let run =
+        |name: &&&str| ["f32", "cpu:int8"].contains(*name) || name.contains("llama") || name.contains("transformers");
+    names().iter().filter(run).filter_map(|name| named(name))
 }
 
 /// The named contract with the fewest faults, the strictest of equals.
