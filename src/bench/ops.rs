@@ -48,6 +48,8 @@ struct Widths {
     moe: Option<[usize; 2]>,
     /// Whether the experts are chosen by their logits.
     logits_choose: bool,
+    /// Whether heads have sinks.
+    sinks: bool,
 }
 
 /// The weights of a case: those of a model, or random ones.
@@ -145,6 +147,7 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
         ffn: c.moe.as_ref().map_or(c.ffn, |m| m.ffn),
         moe: c.moe.as_ref().map(|m| [m.experts, m.used]),
         logits_choose: c.architecture.logits_choose,
+        sinks: c.architecture.sinks,
     };
     let all = model.weights.all();
     let mut named: Vec<(String, Arc<Weight>)> = all.iter().map(|w| (w.name.clone(), w.clone())).collect();
@@ -179,8 +182,8 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
     };
     let [hidden, heads, kv_heads, head_dim, ffn] =
         [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, ffn].map(|n| n as usize);
-    let logits_choose = shape.family == Family::GptOss;
-    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose };
+    let gpt_oss = shape.family == Family::GptOss;
+    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: gpt_oss, sinks: gpt_oss };
     let mut groups: BTreeMap<_, Vec<Stage>> = BTreeMap::new();
     for planned in plan.tensors() {
         let mut dims = [1; 3];
@@ -253,7 +256,7 @@ fn cases(
         }
     }
     for &tokens in tokens {
-        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: softmax } = w;
+        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: softmax, sinks } = w;
         let start = depth;
         let seen = start + tokens;
         let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
@@ -270,7 +273,7 @@ fn cases(
             (
                 vec![Stage::AttnProbs],
                 format!("{heads} heads, S = {seen}"),
-                OpShape::AttnProbs { tokens, heads, start, window: None, sinks: false },
+                OpShape::AttnProbs { tokens, heads, start, window: None, sinks },
             ),
             (
                 vec![Stage::AttnContext],

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::Result;
 use crate::backend::Backend;
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::cli::{Outcome, output};
 use crate::model::{Calls, LogitRows, Model, Runner, Tokenizer};
+use crate::{Error, Result};
 
 /// Generate text greedily, and say how fast.
 #[derive(clap::Args)]
@@ -78,7 +78,8 @@ struct Stream<'m> {
 
 impl<'m> Stream<'m> {
     fn new(model: &'m Model, prompt: &Prompt) -> Result<Self> {
-        let tokenizer = model.tokenizer()?;
+        let without = |e: &_| Error::input(format!("{e}; `run` writes text, `trace` and `diff` take token ids alone"));
+        let tokenizer = model.tokenizer.as_ref().map_err(without)?;
         match &prompt.text {
             Some(text) => output::print_generated(text)?,
             None => output::print_generated(&tokenizer.decode(&prompt.tokens)?)?,

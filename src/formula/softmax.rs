@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::exact::Emulation;
-use super::rounding::{TINY, division, exp_error, roundoff};
+use super::rounding::{TINY, division, exp_error, half_step, roundoff};
 use super::routing::largest;
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
@@ -177,10 +177,13 @@ impl ByRow for Softmax<'_> {
             times.iter_mut().for_each(|times| times.push(1.0));
         }
         let times = times.as_deref();
-        let points = match self.form {
+        let mut points = match self.form {
             Form::Softmax if chosen.is_none() => softmax_over(&x, times, self.plus, moved, lambda, contracts),
             form => form.of(&x, moved, lambda, contracts),
         };
+        if self.sinks.is_some() {
+            exponents_are_stored(&x, &mut points, contracts);
+        }
         let point = |i: &usize| {
             let at = Some(i).filter(|i| seen.contains(i) && written.contains(i))? - seen.start;
             Some(points[chosen.as_ref().map_or(Some(at), |chosen| chosen.iter().position(|c| *c == at))?])
@@ -243,6 +246,19 @@ pub(super) fn softmax<const N: usize>(
     contracts: [&Contract; N],
 ) -> Vec<Bounded<N>> {
     softmax_over(x, None, 0.0, moved, lambda, contracts)
+}
+
+/// Where a contract rounds what exponentials are taken of, x − max, each e may be off by the factor exp(step), and p by its own and those
+/// in the sum: dp ≤ p·(r + Σp·r), r = exp(step) − 1.
+fn exponents_are_stored<const N: usize>(x: &[f64], points: &mut [Bounded<N>], contracts: [&Contract; N]) {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    for (n, contract) in contracts.iter().enumerate().filter(|(_, c)| c.inner.is_coarse()) {
+        let off = |x: &f64| half_step(contract.inner, max - x).exp_m1();
+        let in_sum: f64 = x.iter().zip(&*points).map(|(x, (p, _))| if *p == 0.0 { 0.0 } else { p * off(x) }).sum();
+        for (x, (p, floors)) in x.iter().zip(points.iter_mut()).filter(|(_, (p, _))| *p != 0.0) {
+            floors[n] += *p * (off(x) + in_sum);
+        }
+    }
 }
 
 /// [`softmax`] with another divisor: each exponential counted `times`, and something added.

@@ -87,6 +87,7 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
     let unexplained: usize = c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.unexplained()).sum();
     let mut why = match (c.fault(), c.visible()) {
         (Some(s), _) => format!("first fault {}; ", place(s)),
+        (None, Some(s)) if s.is_blamelessly_lost() => format!("not finite from {} on, by nobody's fault; ", place(s)),
         (None, Some(s)) => format!("first difference {}; ", place(s)),
         (None, None) => String::new(),
     };
@@ -118,13 +119,15 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
 /// A title, where it is, and named facts.
 pub type Facts = (&'static str, String, Vec<(&'static str, String)>);
 
-/// The first fault, or the first difference where nothing could say what injects it; `None` where the two agree.
+/// The first fault, or the first stage that is not finite by nobody's fault, or the first difference where nothing could say what
+/// injects it; `None` where the two agree.
 pub fn verdict_facts(c: &Comparison) -> Option<Facts> {
     match (c.fault(), c.visible()) {
         (Some(s), _) => {
             let (first, facts) = first_fault(c, s);
             Some(("FIRST FAULT", first, facts))
         }
+        (None, Some(s)) if s.is_blamelessly_lost() => Some(("NOT FINITE", place(s), where_facts(s))),
         (None, Some(s)) if !c.agrees() => Some(("FIRST DIFFERENCE", place(s), where_facts(s))),
         _ => None,
     }

@@ -89,10 +89,9 @@ fn every_family_agrees_on_cpu_and_gpu() {
 }
 
 /// int8 activations keep their own contract at every stage, and under that of f32 they do not.
-#[cfg(target_arch = "x86_64")]
 #[test]
 fn int8_activations_are_within_their_contract_and_not_within_that_of_f32() {
-    if !std::arch::is_x86_feature_detected!("avx2") {
+    if !twinscope::backend::cpu::Level::Avx2.missing().is_empty() {
         eprintln!("not tested: this processor lacks AVX2");
         return;
     }
@@ -104,6 +103,38 @@ fn int8_activations_are_within_their_contract_and_not_within_that_of_f32() {
     assert_eq!(strict["first_fault"]["stage"], "q_proj");
     let inferred = expect(0, &["diff", "--subject", "cpu:int8", "--decode", "0", "--contract", "subject=infer"]);
     assert!(inferred.contains("within cpu:int8"), "{inferred}");
+}
+
+/// Values that the file itself makes no numbers of are nobody's fault, and the weight is named; int8's rounding before them is no difference.
+#[test]
+fn a_weight_that_is_not_finite_is_named_as_such() {
+    let mut bytes = std::fs::read("tests/families/gpt-oss.gguf").unwrap();
+    let inspected = valid("inspect.schema.json", &expect(0, &["inspect", "tests/families/gpt-oss.gguf", "--json"]));
+    let tensors = inspected["tensors"].as_array().unwrap();
+    let sinks = tensors.iter().find(|t| t["name"] == "blk.0.attn_sinks.weight").expect("a tensor of the model");
+    let offset = sinks["offset"].as_u64().unwrap() as usize;
+    bytes[offset + 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nan.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    for subject in ["gpu", "cpu", "cpu:int8"] {
+        if subject == "cpu:int8" && !twinscope::backend::cpu::Level::Avx2.missing().is_empty() {
+            eprintln!("not tested: {subject} on this processor");
+            continue;
+        }
+        let text = expect(1, &["diff", path, "--tokens", "1,2,3,4", "--decode", "0", "--subject", subject]);
+        assert!(text.contains("NOT FINITE  layer 0 · attn_probs"), "{subject}: {text}");
+        assert!(
+            text.split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+                .contains("the file's blk.0.attn_sinks.weight is not finite, first at row 0, column 1"),
+            "{subject}: {text}"
+        );
+        assert!(text.contains("DIVERGED  not finite from layer 0 · attn_probs on"), "{subject}: {text}");
+        assert!(!text.contains("FIRST"), "{subject}: {text}");
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub struct Contract {
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub cache: Precision,
     /// What values inside the operation are rounded to, where it is made of several: the normalised value before it meets the norm's
-    /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed.
+    /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed; beside sinks, scores less the largest.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub inner: Precision,
     /// What the result is rounded to when it is stored.

@@ -26,6 +26,7 @@
 //!   angles in f32 and rounds cos and sin. `eager_attention_forward` rounds q·k, then the product with the scale; its softmax is
 //!   f32, rounded after. `Qwen3MoeTopKRouter` keeps probabilities in f32 and rounds the renormalised weights. `Qwen3MoeExperts`
 //!   rounds weight·down and adds the experts one after the other in the model's type (`index_add_`).
+//! - `models/gpt_oss/modeling_gpt_oss.py`, `eager_attention_forward`: scores and sinks less the largest of them, in the model's type.
 
 use std::collections::BTreeMap;
 
@@ -257,7 +258,9 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
         OpKind::Combine => Contract { inner: dtype, accumulator: dtype, ..stored },
         OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,
-        OpKind::AttnProbs | OpKind::RouterWeights | OpKind::Add => stored,
+        // Weights and inner values are those of a softmax with sinks: gpt-oss takes the largest from scores and sinks in the model's type.
+        OpKind::AttnProbs => Contract { weights: dtype, inner: dtype, ..stored },
+        OpKind::RouterWeights | OpKind::Add => stored,
         OpKind::Bias | OpKind::ExpertBias => Contract { weights: dtype, ..stored },
         OpKind::RouterTopK | OpKind::Store | OpKind::Rows => base,
     }

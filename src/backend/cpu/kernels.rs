@@ -29,7 +29,7 @@ pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[
 type AttnContext = unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]);
 
 /// x, `[K]`, as codes, scales and sums over spans: see [`Activations`].
-pub(super) type Quantize = unsafe fn(x: &[f32], out: int8::CodedRowMut<'_>);
+pub(super) type Quantize = unsafe fn(x: &[f32], out: &mut int8::CodedRowMut<'_>);
 /// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values.
 pub(super) type Int8Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: int8::CodedRow<'_>, out: &mut [f32]);
 /// Rows of blocks as codes for an [`Int8Panel`], which has room for them.
@@ -321,7 +321,7 @@ impl Int8 {
     }
 
     /// A row of activations as codes: see [`Activations`].
-    pub fn quantize(self, x: &[f32], out: int8::CodedRowMut<'_>) {
+    pub fn quantize(self, x: &[f32], out: &mut int8::CodedRowMut<'_>) {
         // SAFETY: `Kernels::int8_of` has checked the processor.
         unsafe { (self.0.quantize)(x, out) }
     }

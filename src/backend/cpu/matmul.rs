@@ -70,15 +70,10 @@ pub(super) fn run(
 /// All rows of x as int8 codes.
 fn quantized(int8: Int8, pool: &Pool, x: &[f32], k: usize) -> Activations {
     let mut all = int8.activations(x.len() / k.max(1), k);
-    let mut rows: Vec<_> = all.rows_mut().map(Some).collect();
-    pool.for_chunks(x.len(), &mut rows, 1, |n, row| {
-        if let [row] = row
-            && let Some(row) = row.take()
-        {
-            int8.quantize(&x[n * k..][..k], row);
-        }
+    let mut rows: Vec<_> = all.rows_mut().collect();
+    pool.for_chunks(x.len(), &mut rows, 1, |n, rows| {
+        rows.iter_mut().for_each(|row| int8.quantize(&x[n * k..][..k], row));
     });
-    drop(rows);
     all
 }
 

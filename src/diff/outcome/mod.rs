@@ -430,13 +430,16 @@ pub enum ProductionVerdict {
 }
 
 impl Comparison {
-    /// Finds the first fault and the first visible difference. To be called when `stages` is complete.
+    /// Finds the first fault and the first visible difference; without a fault, the first stage that was judged and whose values are
+    /// not finite, if there is one. To be called when `stages` is complete.
     ///
     /// Only a stage with an injected error can be a fault: without one, a difference may be inherited.
     pub fn conclude(&mut self) {
-        self.first_fault =
-            self.stages.iter().position(|s| s.verdict.is_fault() && (s.injected.is_some() || s.judged.is_some()));
-        self.first_visible = self.stages.iter().position(|s| s.visible);
+        self.first_fault = self.stages.iter().position(|s| s.verdict.is_fault() && s.is_judged());
+        // What is within rounding is no difference to begin with where values are lost and nobody is at fault. Without a judge, nothing
+        // says that what differs before is within rounding.
+        let lost = self.stages.iter().position(StageResult::is_blamelessly_lost).filter(|_| self.first_fault.is_none());
+        self.first_visible = lost.or_else(|| self.stages.iter().position(|s| s.visible));
     }
 
     /// Holds the comparison to what has to be compared: `required` says of which sites. A stage that a side hides is judged with the next
@@ -454,10 +457,9 @@ impl Comparison {
     /// every routing could be compared. Values that are not finite on both sides, and in the oracle too, come from the model
     /// or from the inputs; they are no stage's fault, and no agreement.
     pub fn agrees(&self) -> bool {
-        let lost = |s: &StageResult| matches!(s.total.mismatch(), Some(Mismatch::NonFinite { .. }));
         self.stages.iter().any(|s| s.verdict.was_compared())
             && self.lacking.is_empty()
-            && !self.stages.iter().any(|s| s.verdict.is_fault() || lost(s))
+            && !self.stages.iter().any(|s| s.verdict.is_fault() || s.is_lost())
             && self.routing.iter().all(|r| r.routing.as_ref().is_ok_and(|r| r.unexplained() == 0))
     }
 
@@ -465,7 +467,7 @@ impl Comparison {
     pub fn fault(&self) -> Option<&StageResult> {
         self.first_fault.and_then(|i| self.stages.get(i))
     }
-    /// The first stage with a visible difference.
+    /// The first stage with a visible difference; where values are not finite and nobody is at fault, the first of these.
     pub fn visible(&self) -> Option<&StageResult> {
         self.first_visible.and_then(|i| self.stages.get(i))
     }
@@ -531,6 +533,21 @@ impl StageResult {
             (None, Some(t), Some(k), Some(slots)) => ids.and_then(|ids| ids.get(t * slots + k)).copied(),
             _ => None,
         };
+    }
+
+    /// Whether a side has values that are not finite.
+    pub fn is_lost(&self) -> bool {
+        matches!(self.total.mismatch(), Some(Mismatch::NonFinite { .. }))
+    }
+
+    /// Whether the error that the stage itself makes is known, alone or with the stages before it that a side hides.
+    pub fn is_judged(&self) -> bool {
+        self.injected.is_some() || self.judged.is_some()
+    }
+
+    /// Whether a side has values that are not finite, and the judge says that they are no stage's fault.
+    pub fn is_blamelessly_lost(&self) -> bool {
+        self.is_lost() && self.is_judged() && !self.verdict.is_fault()
     }
 
     /// The error to judge the stage by: its own where it is known, else the total.

@@ -136,9 +136,10 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             }
         }
     };
-    let softmax = |x: &[f32]| -> (Vec<f64>, Vec<f32>) {
+    // With sinks, what the exponentials are taken of is a value of its own.
+    let softmax = |x: &[f32], sinks: bool| -> (Vec<f64>, Vec<f32>) {
         let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f32> = x.iter().map(|x| (x - max).exp()).collect();
+        let e: Vec<f32> = x.iter().map(|x| if sinks { inner(x - max) } else { x - max }.exp()).collect();
         let sum = if c.accumulator == Precision::F64 {
             (1.0 / e.iter().map(|e| *e as f64).sum::<f64>()) as f32
         } else {
@@ -275,14 +276,14 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 let mut entries = row[from..start + i % t + 1].to_vec();
                 let keys = entries.len();
                 entries.extend(sinks.as_ref().map(|sinks| sinks[i / t]));
-                let (wide, narrow) = softmax(&entries);
+                let (wide, narrow) = softmax(&entries, sinks.is_some());
                 wide.into_iter().zip(narrow).take(keys).for_each(|(w, n)| put(w, n));
                 (start + i % t + 1..s).for_each(|_| put(0.0, 0.0));
             }
         }
         Op::RouterProbs { logits } => {
             for row in x[0].chunks(logits.cols()) {
-                let (wide, narrow) = softmax(row);
+                let (wide, narrow) = softmax(row, false);
                 wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
             }
         }
@@ -290,7 +291,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             for (row, ids) in x[0].chunks(probs.cols()).zip(ids.ids().chunks(ids.cols())) {
                 let p: Vec<f32> = ids.iter().map(|id| row[*id as usize]).collect();
                 if of_chosen {
-                    let (wide, narrow) = softmax(&p);
+                    let (wide, narrow) = softmax(&p, false);
                     wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
                     continue;
                 }

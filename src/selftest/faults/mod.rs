@@ -9,6 +9,7 @@
 mod attention;
 mod experts;
 mod families;
+mod gpt_oss;
 mod matrices;
 mod reported;
 mod unlisted;
@@ -132,8 +133,15 @@ impl Fault {
 
 /// The whole table, in order.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    let tables =
-        [matrices::FAULTS, attention::FAULTS, experts::FAULTS, reported::FAULTS, unlisted::FAULTS, families::FAULTS];
+    let tables = [
+        matrices::FAULTS,
+        attention::FAULTS,
+        experts::FAULTS,
+        reported::FAULTS,
+        unlisted::FAULTS,
+        families::FAULTS,
+        gpt_oss::FAULTS,
+    ];
     tables.into_iter().flatten()
 }
 

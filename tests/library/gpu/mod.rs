@@ -6,3 +6,4 @@ mod fused;
 mod golden;
 mod ops;
 mod production;
+mod streaming;

@@ -3,13 +3,27 @@
 /// Writes the products of many tokens into a level's module, each function with the attribute `features`.
 ///
 /// The module has what `lane_kernels` asks for, the type `I` of 16 whole numbers, `to_f32` of it, and `span_dot`: the sums of span `s`,
-/// whose codes are at `w` and `codes`, for `R` times 16 rows and `T` tokens. `rows` is the `R` that goes with the most tokens of the list.
+/// whose codes are at `w` and `codes`, for `R` times 16 rows and `T` tokens. `rows` is the `R` that goes with the most tokens of the list; `moved`
+/// says whether all codes are moved up, or only those that then fit into seven bits.
 ///
 /// The order of sums: each span's products in whole numbers, times its scale; eight spans, first to last; beside them the mins times
 /// the codes' sums; their difference times the activations' scale; these, first to last. No term goes through more than 9 + K/256
 /// roundings, or 9 + K/128 where a span is 16.
 macro_rules! int8_kernels {
-    (#[$features:meta], rows: $rows:literal, tokens: [$($tokens:literal),+]) => {
+    (#[$features:meta], rows: $rows:literal, tokens: [$($tokens:literal),+], moved: $moved:literal) => {
+        /// The kernels for a type.
+        pub(in crate::backend::cpu::simd) const fn kernels<F: Codes>() -> Int8Kernels {
+            Int8Kernels {
+                span: span::<F>(),
+                least: F::LEAST,
+                mins: F::MINS,
+                quantize,
+                gemv: gemv::<F>,
+                unpack: unpack::<F, $moved>,
+                panel: panel::<F>,
+            }
+        }
+
         /// Spans between two roundings of the whole sum.
         const SPANS: usize = 8;
         /// Tokens that share the loads of weights.

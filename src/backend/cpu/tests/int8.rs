@@ -36,7 +36,7 @@ fn activations_become_the_codes_of_q8_k() {
                 x[256..].fill(if k == 512 { 0.0 } else { 1e-42 });
             }
             let mut found = int8.activations(1, k);
-            found.rows_mut().for_each(|row| int8.quantize(&x, row));
+            found.rows_mut().for_each(|mut row| int8.quantize(&x, &mut row));
             for (b, x) in x.chunks(256).enumerate() {
                 // ggml's quantize_row_q8_K_ref.
                 let largest = x.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });

@@ -11,6 +11,7 @@ use crate::diff::outcome::{Measured, StageResult, Verdict, WeightSummary};
 use crate::diff::run::lockstep::{Observation, PairObserver};
 use crate::error::Result;
 use crate::op::{At, HostTensor, Stage};
+use crate::quant;
 
 impl PairObserver for ComparisonBuilder<'_> {
     fn begin(&mut self, at: At) {
@@ -125,6 +126,9 @@ impl PairObserver for ComparisonBuilder<'_> {
                 .notes
                 .push(format!("{}: {mismatch}; from here on the {side} computes with the {other}'s", o.at.site));
         }
+        if result.is_lost() && !self.found.stages.iter().any(StageResult::is_lost) {
+            self.name_weight(&o)?;
+        }
         self.found.rerouted |= !Rc::ptr_eq(&o.next[1], &o.subject) && o.next[1] != o.subject;
         if stage == Stage::Logits {
             self.found.logit_bits.extend(row_bits(&o.subject));
@@ -133,5 +137,25 @@ impl PairObserver for ComparisonBuilder<'_> {
         let ends = self.stops && result.verdict.is_fault();
         self.found.stages.push(result);
         Ok(!ends)
+    }
+}
+
+impl ComparisonBuilder<'_> {
+    /// Says so if the weight of the first stage that is not finite is not finite itself.
+    fn name_weight(&mut self, o: &Observation<'_>) -> Result<()> {
+        let Some(weight) = o.op_subject.weight() else { return Ok(()) };
+        let mut values = vec![0.0; weight.cols];
+        for (expert, row) in (0..weight.experts).flat_map(|expert| (0..weight.rows).map(move |row| (expert, row))) {
+            quant::dequantize(weight.ty, weight.row(expert, row), &mut values)?;
+            if let Some(column) = values.iter().position(|w| !w.is_finite()) {
+                let of = if weight.experts > 1 { format!("expert {expert}, ") } else { String::new() };
+                self.found.notes.push(format!(
+                    "{}: the file's {} is not finite, first at {of}row {row}, column {column}",
+                    o.at.site, weight.name
+                ));
+                break;
+            }
+        }
+        Ok(())
     }
 }

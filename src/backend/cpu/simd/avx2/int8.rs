@@ -20,20 +20,7 @@ use crate::backend::cpu::simd::int8::int8_kernels;
 /// 16 whole numbers.
 type I = [__m256i; 2];
 
-int8_kernels!(#[target_feature(enable = "avx2,fma,f16c")], rows: 1, tokens: [1, 2, 3]);
-
-/// The kernels for a type.
-pub(super) const fn kernels<F: Codes>() -> Int8Kernels {
-    Int8Kernels {
-        span: span::<F>(),
-        least: F::LEAST,
-        mins: F::MINS,
-        quantize,
-        gemv: gemv::<F>,
-        unpack: unpack::<F, false>,
-        panel: panel::<F>,
-    }
-}
+int8_kernels!(#[target_feature(enable = "avx2,fma,f16c")], rows: 1, tokens: [1, 2, 3], moved: false);
 
 /// Weights that share a scale.
 pub(in crate::backend::cpu::simd) const fn span<F: Codes>() -> usize {
@@ -266,11 +253,11 @@ fn fours<F: Codes>(w: __m256i, x: &[i8; 32]) -> __m256i {
 
 /// See [`Quantize`](crate::backend::cpu::kernels::Quantize).
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::backend::cpu::simd) fn quantize(x: &[f32], out: CodedRowMut<'_>) {
+pub(in crate::backend::cpu::simd) fn quantize(x: &[f32], out: &mut CodedRowMut<'_>) {
     let CodedRowMut { span, least, codes, scales, sums, starts } = out;
     assert!(x.len() == codes.len() && x.len().is_multiple_of(32) && scales.len() == x.len().div_ceil(BLOCK));
     let absolute = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MAX));
-    for ((x, codes), scale) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
+    for ((x, codes), scale) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales.iter_mut()) {
         let (x, codes) = (x.as_chunks::<32>().0, codes.as_chunks_mut::<32>().0);
         let (mut most, mut finite) = (_mm256_setzero_ps(), _mm256_setzero_ps());
         for x in x {
@@ -311,9 +298,9 @@ pub(in crate::backend::cpu::simd) fn quantize(x: &[f32], out: CodedRowMut<'_>) {
             unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
         }
     }
-    for ((sum, start), codes) in sums.iter_mut().zip(starts).zip(codes.chunks_exact(span)) {
+    for ((sum, start), codes) in sums.iter_mut().zip(starts.iter_mut()).zip(codes.chunks_exact(*span)) {
         let whole: i32 = codes.iter().map(|c| *c as i32).sum();
-        (*sum, *start) = (whole as f32, whole * least);
+        (*sum, *start) = (whole as f32, whole * *least);
     }
 }
 

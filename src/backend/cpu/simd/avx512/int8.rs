@@ -15,20 +15,7 @@ use crate::backend::cpu::simd::int8::int8_kernels;
 type I = __m512i;
 
 // 32 rows meet six tokens: 24 of the 32 registers are sums.
-int8_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: 2, tokens: [1, 2, 3, 4, 5, 6]);
-
-/// The kernels for a type.
-pub(in crate::backend::cpu::simd) const fn kernels<F: Codes>() -> Int8Kernels {
-    Int8Kernels {
-        span: span::<F>(),
-        least: F::LEAST,
-        mins: F::MINS,
-        quantize,
-        gemv: gemv::<F>,
-        unpack: unpack::<F, true>,
-        panel: panel::<F>,
-    }
-}
+int8_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: 2, tokens: [1, 2, 3, 4, 5, 6], moved: true);
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
