@@ -7,28 +7,26 @@
 //! - [`backend`]: the trait, the arithmetic contract, this crate's own backends by name.
 //! - [`gguf`], [`quant`], [`model`]: files, types of weights, the forward pass.
 //! - [`diff`]: two sides in lockstep, and what came of it, the [`diff::outcome::Comparison`]; [`report`] renders it.
-//! - [`trace`]: one run's statistics and values, saved, read, imported.
+//! - [`trace`]: one run's statistics and values, saved, read, imported. [`environment`]: what every document is made with and on.
 //!
-//! The modules that the documentation does not list are for this package's own program, tests and benches: no version promises
-//! anything of them.
+//! The few modules that are public and not listed here (`cli`, `formula`, `repro`, `synth`, `backend::cases`, `trace::store::file`) are
+//! for this package's program, tests and benches, which are crates of their own: no version promises anything of them.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, unnameable_types)]
+// What only the program and the tests of it call has no caller in a build without it.
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
-#[doc(hidden)]
-pub mod atomic;
+mod atomic;
 pub mod backend;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod bench;
+mod bench;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 pub mod diff;
-#[doc(hidden)]
 pub mod environment;
 pub mod error;
-#[doc(hidden)]
-pub mod files;
+mod files;
 #[doc(hidden)]
 pub mod formula;
 pub mod gguf;
@@ -40,12 +38,10 @@ pub mod report;
 #[doc(hidden)]
 pub mod repro;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod selftest;
+mod selftest;
 #[doc(hidden)]
 pub mod synth;
-#[doc(hidden)]
-pub mod text;
+mod text;
 pub mod trace;
 
 pub use error::{Error, Result};

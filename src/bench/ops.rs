@@ -313,11 +313,6 @@ fn cases(
 }
 
 impl OpBenchCase {
-    /// Which operation.
-    pub fn op(&self) -> OpKind {
-        self.op
-    }
-
     /// The type of its weight.
     pub fn ty(&self) -> Option<GgmlType> {
         self.weights.as_ref().map(CaseWeights::ty)

@@ -150,13 +150,6 @@ pub struct StagesResult {
     pub timeline_cut: bool,
 }
 
-impl StagesResult {
-    /// Seconds of the kernels of a layer, the mean over the repetitions; of those outside the layers for `None`.
-    pub fn layer_seconds(&self, layer: Option<u32>) -> f64 {
-        self.stages.iter().filter(|s| s.site.layer == layer).map(|s| stats::mean(&s.seconds)).sum()
-    }
-}
-
 /// Events that a timeline keeps: what a viewer still opens.
 const MOST_EVENTS: usize = 100_000;
 
@@ -512,8 +505,6 @@ mod tests {
             result.stages.iter().all(|s| s.seconds.len() == 2) && result.kernels.iter().all(|k| k.seconds.len() == 2)
         );
         assert!((stages - kernels).abs() < 1e-9 && (stages - result.around.kernels).abs() < 1e-9);
-        let layers: f64 = (0..4).map(|n| result.layer_seconds(Some(n))).sum();
-        assert!((layers + result.layer_seconds(None) - stages).abs() < 1e-9);
         let wall = result.around.kernels + result.around.between + result.around.outside;
         assert!((wall - stats::mean(&result.timed)).abs() < 1e-9, "{:?}", result.around);
         let of = |stage| result.stages.iter().find(|s| s.site == Site::layer(1, stage)).unwrap();

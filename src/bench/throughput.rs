@@ -152,11 +152,6 @@ impl Throughput {
     pub fn mean_seconds(&self) -> f64 {
         stats::mean(&self.seconds)
     }
-
-    /// The least time as a share of the mean one.
-    pub fn share_of_limit(&self) -> Option<f64> {
-        self.bound.map(|b| b.seconds() / self.mean_seconds())
-    }
 }
 
 /// Runs `test` once to warm up and `repeat` times for time; a prompt in calls of `chunk` positions.

@@ -7,7 +7,7 @@
 //! - **Weights are never copied.** A tensor is a range of a mapped file (or of memory), handed out with its owner.
 //! - **Split files are one model.** The first part opens all of them.
 //! - Metadata keeps its order and its types; getters convert only where no value changes, and say what they found.
-//! - Names from a file are printed with control characters escaped ([`crate::text::printable`]).
+//! - Names from a file are printed with control characters escaped (`text::printable`).
 //! - Versions 2 and 3, little-endian. Version 1 and big-endian files are refused by name.
 //!
 //! Known limit: a mapped file that another process truncates ends this one with SIGBUS at the next read past the new end

@@ -3,26 +3,18 @@
 //! Design:
 //! - [`GgmlType`] is the one list of types; block sizes are checked against the `#[repr(C)]` layouts at compile time.
 //! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `mx`), layouts and scalar dequantization side by side; a layout
-//!   implements [`block::Block`].
-//! - [`random`] makes blocks of every type without quantizing.
+//!   implements `block::Block`.
+//! - `random` makes blocks of every type without quantizing.
 //! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
 
-#[doc(hidden)]
-pub mod block;
-#[doc(hidden)]
-pub mod iquant;
-#[doc(hidden)]
-pub mod iquant_grids;
-#[doc(hidden)]
-pub mod kquant;
-#[doc(hidden)]
-pub mod legacy;
-#[doc(hidden)]
-pub mod mx;
-#[doc(hidden)]
-pub mod random;
-#[doc(hidden)]
-pub mod ternary;
+pub(crate) mod block;
+pub(crate) mod iquant;
+pub(crate) mod iquant_grids;
+pub(crate) mod kquant;
+pub(crate) mod legacy;
+pub(crate) mod mx;
+pub(crate) mod random;
+pub(crate) mod ternary;
 
 use crate::op::GgmlType::{self, *};
 

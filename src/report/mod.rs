@@ -5,42 +5,36 @@
 //! - A JSON document says what it was made with and on ([`Environment`]), whatever the verb.
 
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod bench;
-#[doc(hidden)]
-pub mod calibration;
+pub(crate) mod bench;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod devices;
+pub(crate) mod calibration;
+#[cfg(feature = "cli")]
+pub(crate) mod devices;
 mod facts;
-#[doc(hidden)]
-pub mod format;
+pub(crate) mod format;
 mod grid;
 pub mod html;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod inspect;
+pub(crate) mod inspect;
 pub mod json;
 pub mod junit;
 pub mod markdown;
 mod markup;
 #[cfg(feature = "gpu")]
-#[doc(hidden)]
-pub mod repro;
+pub(crate) mod repro;
 #[cfg(test)]
 mod sample;
 #[cfg(feature = "cli")]
-#[doc(hidden)]
-pub mod selftest;
+pub(crate) mod selftest;
 #[cfg(feature = "cli")]
 pub(crate) mod sweep;
 #[cfg(feature = "cli")]
 mod table;
 pub mod text;
-#[doc(hidden)]
-pub mod trace;
-#[doc(hidden)]
-pub mod vary;
+#[cfg(feature = "cli")]
+pub(crate) mod trace;
+#[cfg(feature = "cli")]
+pub(crate) mod vary;
 
 use std::io::Write;
 use std::path::Path;

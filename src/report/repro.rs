@@ -1,7 +1,7 @@
 //! What both commands found, for people.
 
 use crate::backend::BackendInfo;
-use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::Pattern;
 use crate::report::format::{shape, short};
 use crate::repro::ReproVerdict;
 use crate::repro::manifest::{InTheRun, Reference, Shrinking};

@@ -1,7 +1,7 @@
 //! A comparison with one of everything, for the tests of every report.
 
 use crate::backend::BackendInfo;
-use crate::diff::locate::pattern::{Pattern, PatternKind, Region, Span};
+use crate::diff::locate::{Pattern, PatternKind, Region, Span};
 use crate::diff::measure::logits::compare_logits;
 use crate::diff::measure::metrics::{Mask, measure};
 use crate::diff::measure::router::{Routing, compare_routing};

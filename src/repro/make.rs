@@ -10,7 +10,7 @@ use super::write::{Contents, KIND, Origin, write};
 use super::{Isolation, RUNS, Subject, isolate};
 use crate::atomic::dir::AtomicDir;
 use crate::backend::Backend;
-use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::Pattern;
 use crate::error::Result;
 use crate::model::{Calls, Model};
 
@@ -66,7 +66,7 @@ pub struct Written {
 /// Whether [`make`] can write a folder there: to be asked before long work, such as decoding, that comes before it.
 ///
 /// # Errors
-/// As [`AtomicDir::create`].
+/// A directory that is there, is a file, or cannot be made.
 pub fn check_out(dir: &Path, force: bool) -> Result<()> {
     AtomicDir::check(dir, KIND, force)
 }
@@ -75,7 +75,7 @@ pub fn check_out(dir: &Path, force: bool) -> Result<()> {
 /// there is nothing to write. `subject` has the model's weights prepared; `reference` runs the folder's operands too.
 ///
 /// # Errors
-/// The backends', and what [`AtomicDir`] says of `dir`.
+/// The backends', and those of [`check_out`].
 pub fn make<S: Subject, R: Backend>(
     subject: &mut S,
     reference: &mut R,

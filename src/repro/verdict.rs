@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::case::{ElementPlace, FailingCall};
 use crate::backend::Contract;
 use crate::backend::oracle::evaluate;
-use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::Pattern;
 use crate::diff::locate::{self, Geometry};
 use crate::diff::run::verdicts::error;
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@ use super::faulty::{PlantedFault, PlantedRecord, Strength};
 use super::shader;
 use super::test_model::{POSITIONS, TestModel};
 use crate::backend::gpu::AdapterSelector;
-use crate::diff::locate::pattern::{Pattern, PatternKind};
+use crate::diff::locate::{Pattern, PatternKind};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
 use crate::op::{Scope as Layers, Site, Stage};

@@ -9,7 +9,7 @@ use super::case::Trial;
 use super::faults::{By, FAULT, Fault, FaultPlace, FaultySide, Generated};
 use super::faulty::{Engine, HostOp, Mistake, Strength};
 use super::shader::{Edit, Shader};
-use crate::diff::locate::pattern::PatternKind;
+use crate::diff::locate::PatternKind;
 use crate::error::{Error, Result};
 use crate::op::{HostTensor, Op, Rotation, Stage};
 use crate::quant::random::Rng;

@@ -1,7 +1,7 @@
 //! Synthetic models: random weights in any shape of a family that the forward pass knows and any mix of types, as a GGUF file that any engine loads.
 //!
 //! Design:
-//! - **Blocks are made, not quantized** ([`crate::quant::random`]), so gigabytes take seconds.
+//! - **Blocks are made, not quantized** (`quant::random`), so gigabytes take seconds.
 //! - **A file is a function of its plan and seed**: the same bytes on every machine and with every number of threads. A tensor's
 //!   weights depend on its name, not on its place, so a layer of a deeper model has the same bits but for its scales, if its types are the same.
 //! - **Activations keep their size.** A matrix of n inputs has weights of rms 1/√n. The two matrices that write to the residual stream

@@ -1,6 +1,6 @@
 //! The README says what the program has.
 
-use twinscope::diff::explain::catalogue;
+use twinscope::diff::catalogue;
 use twinscope::op::STAGES;
 
 #[test]

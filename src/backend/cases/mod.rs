@@ -8,7 +8,7 @@
 //!   head sizes that are no power of two, caches with more room than positions, positions far from 0.
 //! - **What must not be read is poisoned**: cache rows beyond the positions seen, and scores above the diagonal, hold large
 //!   numbers.
-//! - Values are f32, so that a backend takes them exactly; weights are random valid blocks ([`crate::quant::random`]).
+//! - Values are f32, so that a backend takes them exactly; weights are random valid blocks (`quant::random`).
 
 use std::sync::Arc;
 

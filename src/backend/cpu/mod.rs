@@ -17,10 +17,9 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
-#[doc(hidden)]
-pub mod probe;
-#[doc(hidden)]
-pub mod scalar;
+#[cfg(feature = "cli")]
+pub(crate) mod probe;
+pub(crate) mod scalar;
 mod simd;
 mod team;
 mod tensor;

@@ -31,10 +31,6 @@ impl Term {
     pub fn value(self) -> f64 {
         (self.product - self.offset) as f32 as f64
     }
-    /// What a kernel's intermediate values can grow to when it sums products and offsets apart: |product| + |offset|.
-    pub fn magnitude(self) -> f64 {
-        self.product.abs() + self.offset.abs()
-    }
 }
 
 /// One weight in its parts: step·code − offset, of group `group` of its block.

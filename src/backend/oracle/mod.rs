@@ -2,14 +2,14 @@
 //!
 //! Design:
 //! - **Shares nothing with the other backends** but the operations' definitions and the types' block sizes. Its weights come
-//!   from [`dequant`], which reads the published layouts by index.
+//!   from `dequant`, which reads the published layouts by index.
 //! - **A plain function does the work**: [`evaluate`] takes any operation over host tensors (f32 or f64) and returns its f64
 //!   result, so a stage is replayed on any side's inputs without a backend. [`OracleBackend`] is that function behind the trait.
 //! - **Scalar, and parallel over rows only.** Every sum is a plain f64 sum; its rounding (2⁻⁵³) is nine orders of magnitude below
 //!   what it judges. A weight row is dequantized once a call, into a buffer of one row, and meets all its tokens there.
 //! - Angles, exponentials and roots are f64 as well: rope's frequencies are base^(−2i/D) in f64.
 //!
-//! One file a concern: [`dequant`] weights, `linear` matrix products, `pointwise` norms, rope, activations and moves,
+//! One file a concern: `dequant` weights, `linear` matrix products, `pointwise` norms, rope, activations and moves,
 //! `attention`, `routing`.
 
 use std::borrow::Cow;
@@ -22,8 +22,7 @@ use crate::error::{Error, Result};
 use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
 
 mod attention;
-#[doc(hidden)]
-pub mod dequant;
+pub(crate) mod dequant;
 mod grids;
 mod linear;
 mod pointwise;

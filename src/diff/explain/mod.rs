@@ -13,13 +13,13 @@
 //! - **What reads nothing real proves nothing.** Behind a tensor's end a variant says nothing (`Variant::unknown_at`).
 //! - **No guess dressed as a finding.** A match counts if the variant accounts for the error, and if the error is so large against
 //!   the floors that, with so many variants tried, chance would hardly match it. Of several the one that assumes least is named
-//!   (`judge`), with those that assume as little. What does not match is named as the nearest only if it removes most of the error.
+//!   (`fit`), with those that assume as little. What does not match is named as the nearest only if it removes most of the error.
 //! - Hypotheses share no code with any backend, nor with whatever plants faults in one.
 
 mod attention;
 mod bytes;
 mod case;
-mod judge;
+mod fit;
 mod linear;
 mod list;
 mod norm;
@@ -160,6 +160,7 @@ pub struct Explanation {
 
 impl Explanation {
     /// Whether something reproduces the output, and not by chance.
+    #[cfg(test)]
     pub fn reproduced(&self) -> bool {
         !self.fits.is_empty() && !self.undecided
     }
@@ -232,7 +233,7 @@ fn number(x: f64) -> String {
 /// # Errors
 /// If the parts of the evaluation do not belong together.
 pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
-    judge::explain(scene)
+    fit::explain(scene)
 }
 
 /// Every hypothesis: its id, what the mistake is, and the operations that it is about.

@@ -319,11 +319,11 @@ fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
     };
     let energy =
         |of: &dyn Fn(usize) -> f64| (0..case.output.len()).map(|i| (case.output[i] - of(i)).powi(2)).sum::<f64>();
-    if energy(&|i| value(i).1) > super::judge::UNACCOUNTED * energy(&|i| case.exact[i]) {
+    if energy(&|i| value(i).1) > super::fit::UNACCOUNTED * energy(&|i| case.exact[i]) {
         return Ok(None);
     }
     // Each number that is fitted takes as much as one element says.
-    let nats = |i: &usize| super::judge::nats(case.right(*i).residual(case.output[*i]));
+    let nats = |i: &usize| super::fit::nats(case.right(*i).residual(case.output[*i]));
     let evidence: f64 = case.wrong.iter().map(nats).sum();
     let share = (2 * heads - 1) as f64 / (2 * heads) as f64;
     let variant = Variant::each(

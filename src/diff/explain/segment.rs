@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::case::Evidence;
-use super::judge::{ODDS, UNACCOUNTED, nats};
+use super::fit::{ODDS, UNACCOUNTED, nats};
 use super::list::HYPOTHESES;
 use super::{Hypothesis, StageEval, Upstream};
 use crate::backend::NamedContract;

@@ -1,6 +1,6 @@
 //! Sets of coordinates along one axis: which ones the wrong elements suggest, what each costs to say, and how it is said.
 
-use crate::diff::locate::pattern::{PatternKind, Region, Span};
+use crate::diff::locate::{PatternKind, Region, Span};
 use crate::op::GgmlType;
 
 /// Row and column tiles of kernels, and periods that lanes, vectors and sub-blocks have.

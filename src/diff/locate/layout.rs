@@ -6,7 +6,9 @@ use crate::op::{Dim, GgmlType, OpKind, Stage};
 /// A stage's shape, and what is known of its axes.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry<'a> {
+    /// The stage.
     pub stage: Stage,
+    /// Its tensor's shape, outermost first.
     pub shape: &'a [usize],
     /// Position of the first row.
     pub start: usize,

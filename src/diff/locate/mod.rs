@@ -12,12 +12,12 @@
 //! - A region must hold 95 % of the energy beyond the floor ([`find`]); where none is cheaper than naming nothing, the error
 //!   is that of the whole tensor, or scattered.
 //! - The same sets, with the same words, are offered to hypotheses about the cause as regions that hold **every** wrong
-//!   element ([`regions`]): a mistake that is made in one expert only, or in every second column, needs no hypothesis of its
+//!   element (`regions`): a mistake that is made in one expert only, or in every second column, needs no hypothesis of its
 //!   own.
 
 mod axis;
 mod layout;
-pub mod pattern;
+mod pattern;
 mod region;
 mod relation;
 #[cfg(test)]
@@ -27,14 +27,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::diff::locate::pattern::{Pattern, PatternKind, Region};
 use crate::diff::measure::metrics::{NonFinite, unravel};
 pub use axis::Axis;
 use axis::{Restriction, Tally};
 use layout::Layout;
 
 pub use layout::Geometry;
-pub use region::{ErrorRegion, regions};
+pub use pattern::{Pattern, PatternKind, Region, Relation, RelationKind, Span};
+pub(crate) use region::{ErrorRegion, regions};
 
 /// The least share of the energy that a named region holds.
 const COVERAGE: f64 = 0.95;

@@ -43,11 +43,6 @@ impl ErrorRegion {
         rows.iter().flat_map(|r| columns.iter().map(move |c| r * self.layout.cols + c)).collect()
     }
 
-    /// How many axes it restricts.
-    pub fn restricted(&self) -> usize {
-        self.parts.len()
-    }
-
     /// The axes that it restricts.
     pub fn axes(&self) -> impl Iterator<Item = Axis> {
         self.parts.iter().map(|p| p.axis)

@@ -1,7 +1,7 @@
 //! How the subject's values follow from the expected ones, where they do in a simple way.
 
 use super::layout::Layout;
-use crate::diff::locate::pattern::{Relation, RelationKind};
+use crate::diff::locate::{Relation, RelationKind};
 
 /// A relation is named when at most this share of the error's energy remains under it.
 const RESIDUAL: f64 = 0.02;

@@ -8,7 +8,7 @@
 //! - Numbers here are as computed; rounding, colour and `null` for what is not finite belong to the reports.
 
 use crate::backend::BackendInfo;
-use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::Pattern;
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{Metrics, Mismatch, Side};
 use crate::diff::measure::router::RouterComparison;
@@ -349,7 +349,7 @@ impl std::fmt::Display for Verdict {
 pub struct Cause {
     /// Whether it reproduces the output within the floor; if not, it is only the nearest of those tried.
     pub reproduced: bool,
-    /// The hypothesis, as [`super::explain::catalogue`] lists it: `rope-pairing`.
+    /// The hypothesis, as [`super::catalogue`] lists it: `rope-pairing`.
     pub id: &'static str,
     /// Other hypotheses that reproduce the output as well: on these inputs they cannot be told apart.
     pub also: Vec<&'static str>,

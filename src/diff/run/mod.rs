@@ -2,13 +2,9 @@
 
 pub mod driver;
 pub mod infer;
-#[doc(hidden)]
-pub mod lockstep;
+pub(crate) mod lockstep;
 mod production;
-#[doc(hidden)]
-pub mod share;
-#[doc(hidden)]
+pub(crate) mod share;
 pub mod traces;
 pub mod vary;
-#[doc(hidden)]
-pub mod verdicts;
+pub(crate) mod verdicts;

@@ -18,8 +18,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use self::prompts::{PromptFile, PromptLine, Shard};
-pub use self::summary::{FaultCount, FaultLine, LogitsLine, PromptResult, SweepSummary};
+pub use self::prompts::{PromptFile, Shard};
+pub use self::summary::{FaultLine, PromptResult, SweepSummary};
 use crate::error::{Error, Result};
 
 /// The schema of a header.

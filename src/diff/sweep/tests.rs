@@ -1,5 +1,6 @@
 //! Sweeps by hand-made values.
 
+use super::summary::LogitsLine;
 use super::*;
 
 fn compared(prompts: usize) -> Compared {

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use crate::diff::locate::pattern::Pattern;
+use crate::diff::locate::Pattern;
 use crate::diff::measure::attribution::{TypeError, by_type};
 use crate::diff::measure::logits::LogitsComparison;
 use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};

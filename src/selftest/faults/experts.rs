@@ -4,7 +4,7 @@ use super::super::faulty::{FaultScope, HostOp, Mistake};
 use super::super::shader::{Edit, Shader};
 use super::matrices::{LANES_TAIL, TILE_TAIL, exchanged};
 use super::{By, FAULT, Fault, FaultPlace, FaultySide};
-use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::locate::PatternKind as P;
 use crate::error::{Error, Result};
 use crate::model::Ffn;
 use crate::op::{HostTensor, Op, Stage};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::super::faulty::HostOp;
 use super::attention::{NOT_FIRST, misplaced, operation};
 use super::{By, FAULT, Fault, FaultySide, Shader};
-use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::locate::PatternKind as P;
 use crate::op::{GateActivation, HostTensor, Op, Rotation, Stage, Yarn};
 
 const LLAMA: &[usize] = &[2];

@@ -5,7 +5,7 @@ use super::super::faulty::FaultScope;
 use super::attention::{misplaced, operation};
 use super::families::{BEYOND_WINDOW, WITHIN_HEADS, yarn};
 use super::{By, FAULT, Fault, FaultySide, Shader};
-use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::locate::PatternKind as P;
 use crate::op::{GateActivation, HostTensor, Op, Stage, Yarn};
 
 const GPT_OSS: &[usize] = &[8];

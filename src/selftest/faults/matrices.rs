@@ -4,7 +4,7 @@ use super::super::faulty::{Engine, FaultScope, HostOp};
 use super::super::shader::{Edit, Shader};
 use super::{By, FAULT, Fault, FaultySide};
 use crate::backend::oracle::dequant;
-use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::locate::PatternKind as P;
 use crate::diff::measure::metrics::Side;
 use crate::error::{Error, Result};
 use crate::op::{GgmlType, HostTensor, Op, Stage, Weight};

@@ -16,7 +16,7 @@ mod unlisted;
 
 use super::faulty::{FaultScope, Mistake};
 use super::shader::Shader;
-use crate::diff::locate::pattern::PatternKind;
+use crate::diff::locate::PatternKind;
 use crate::diff::measure::metrics::Side;
 use crate::model::{LayerWeights, Model};
 use crate::op::{OpKind, Stage};

@@ -3,7 +3,7 @@
 use super::super::faulty::FaultScope;
 use super::super::shader::Shader;
 use super::{By, FAULT, Fault, FaultySide};
-use crate::diff::locate::pattern::PatternKind as P;
+use crate::diff::locate::PatternKind as P;
 use crate::op::{HostTensor, Stage};
 use crate::quant::random::Rng;
 

@@ -47,7 +47,9 @@ pub struct CapturedModel {
 /// One call of the engine: `tokens` positions from `start` on.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Call {
+    /// The first position.
     pub start: usize,
+    /// How many.
     pub tokens: usize,
 }
 

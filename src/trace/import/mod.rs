@@ -31,7 +31,8 @@ use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
 use self::fragment::Fragment;
-use self::header::{Call, CaptureHeader};
+pub use self::header::Call;
+use self::header::CaptureHeader;
 use self::names::{ModelSizes, Name, NodeKind};
 use self::rules::Rules;
 use super::MOST_EXPERTS;
