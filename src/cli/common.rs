@@ -186,7 +186,15 @@ impl BackendArgs {
     /// # Errors
     /// As [`backend::open`].
     pub fn open(&self, name: &str) -> Result<AnyBackend> {
-        let backend = backend::open(name, self.options())?;
+        self.open_with(name, self.options())
+    }
+
+    /// The same with other options.
+    ///
+    /// # Errors
+    /// As [`backend::open`].
+    pub fn open_with(&self, name: &str, options: OpenOptions) -> Result<AnyBackend> {
+        let backend = backend::open(name, options)?;
         let info = backend.info();
         detail(&format!("opened {}: {}, {}; {}", info.backend, info.adapter, info.driver, info.contract));
         Environment::used_backend(&info);

@@ -1,10 +1,10 @@
 //! `diff --vary`: one backend against itself.
 
-use crate::Result;
-use crate::backend::Backend;
-use crate::cli::common::{BackendArgs, Prompt, prepare};
+use crate::backend::{Backend, OpenOptions};
+use crate::cli::common::{BackendArgs, Prompt, cores, prepare};
 use crate::cli::{Outcome, output};
 use crate::diff::run::vary::{Vary, vary};
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::vary::{VaryDocument, render};
 
@@ -17,27 +17,29 @@ pub fn run(
     backends: &BackendArgs,
     json: bool,
 ) -> Result<Outcome> {
-    let open = || {
-        let mut backend = backends.open(name)?;
+    if let Vary::Threads(numbers) = what {
+        if !name.starts_with("cpu") {
+            let why = "only a CPU backend runs on threads";
+            return Err(Error::usage(format!("--vary threads with --subject {name}: {why}")));
+        }
+        if let Some(n) = numbers.iter().find(|n| **n > cores()) {
+            return Err(Error::usage(format!("--vary threads: this machine has no cores for {n} threads")));
+        }
+    }
+    let open = |threads: Option<usize>| {
+        let options = backends.options();
+        let mut backend = backends.open_with(name, OpenOptions { threads: threads.or(options.threads), ..options })?;
         prepare(&mut backend, model)?;
         Ok(backend)
     };
-    let info = open()?.info();
-    let variations = vary(model, &prompt.tokens, what, open)?;
-    let failed = variations.iter().any(|v| v.failed);
-    let document = VaryDocument {
-        schema: "twinscope.vary/1",
-        verdict: if failed { "diverged" } else { "agree" },
-        model: model.gguf.name(),
-        fingerprint: model.gguf.fingerprint(),
-        tokens: prompt.tokens.len(),
-        subject: &info,
-        variations: &variations,
-    };
+    let info = open(None)?.info();
+    let varied = vary(model, &prompt.tokens, what, open)?;
+    let named = (model.gguf.name(), model.gguf.fingerprint());
+    let document = VaryDocument::new(named, prompt.tokens.len(), &info, &varied);
     if json {
         output::print_json(&document)?
     } else {
         output::print(&render(&document, what))?
     }
-    Ok(if failed { Outcome::Diverged } else { Outcome::Ok })
+    Ok(if varied.failed() { Outcome::Diverged } else { Outcome::Ok })
 }

@@ -1,6 +1,7 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
-//! `gemma3` and 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none.
+//! `gemma3` and 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none;
+//! 9 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, Q8_0 keys.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Every model, by its number.
     ///
@@ -54,6 +55,7 @@ impl TestModel {
             Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
             Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
             Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
+            Self::long()?,
         ])
     }
 
@@ -90,6 +92,18 @@ impl TestModel {
         let ffn = SynthFfn::Moe(Moe { experts: 128, used: 8, width: 256 });
         let shape = ModelShape { layers: 2, ffn, vocab: 519, ..tiny };
         Ok(Self { tokens: vec![11, 300, 42, 511, 7, 256, 123], ..Self::synthetic("wide", &shape)? })
+    }
+
+    /// A synthetic model of one layer with 8 experts, and a prompt that goes past tiles and tables of 256 positions.
+    ///
+    /// # Errors
+    /// If the model cannot be made, which would be a defect.
+    fn long() -> Result<Self> {
+        let tiny = ModelShape::named("tiny").expect("a named shape");
+        let ffn = SynthFfn::Moe(Moe { experts: 8, used: 2, width: 256 });
+        let shape = ModelShape { layers: 1, ffn, vocab: 300, ..tiny };
+        let tokens = (0..272).map(|t| t * 97 % 299 + 1).collect();
+        Ok(Self { tokens, ..Self::synthetic("long", &shape)? })
     }
 
     /// Exchanges the router of a layer for one whose experts are equal in threes, so that every position has a tie at the

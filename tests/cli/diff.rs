@@ -233,7 +233,7 @@ fn what_cannot_be_compared_is_refused() {
     refused(2, &["diff", "--prompt-file", "/no/such/prompt"], &["/no/such/prompt"]);
     refused(2, &["diff", "--reference", "trace:/no/such/trace"], &["/no/such/trace"]);
     refused(2, &["diff", "--report", "out.pdf"], &["out.pdf", ".html"]);
-    refused(2, &["diff", "--vary", "seed=3"], &["seed=3", "chunk="]);
+    refused(2, &["diff", "--vary", "seed=3"], &["seed=3", "chunk["]);
     refused(2, &["diff", "Cargo.toml"], &["Cargo.toml"]);
     let usage = twinscope(&["diff", "--no-such-flag"]);
     assert_eq!(usage.status.code(), Some(2));
@@ -300,6 +300,39 @@ fn a_backend_equals_itself() {
     assert_eq!(document["variations"][0]["equal"], 99);
     let text = expect(0, &["diff", "--vary", "chunk=3,1", "--subject", "cpu", "--prompt", "let x = 1;"]);
     assert!(text.contains("chunk=1 "), "{text}");
+    let text = expect(0, &["diff", "--vary", "reuse", "--prompt", "fn main() {"]);
+    assert!(
+        text.contains("used before            99 of 99 stages") && text.contains("another prompt before  99 of 99"),
+        "{text}"
+    );
+    assert!(text.ends_with("AGREE  every stage of every run is equal to the bit\n"), "{text}");
+    let text = expect(0, &["diff", "--vary", "threads=1,1", "--subject", "cpu", "--prompt", "fn main() {"]);
+    assert!(text.contains("against    itself with threads=1") && text.contains("99 of 99 stages"), "{text}");
+    refused(2, &["diff", "--vary", "threads=1,2"], &["--vary threads", "gpu", "only a CPU backend"]);
+    refused(2, &["diff", "--vary", "length=3..9", "--tokens", "1,2,3"], &["length=3..9", "3 tokens"]);
+    refused(2, &["diff", "--vary", "rows=4", "--tokens", "1,2,3"], &["of 3 tokens", "nothing that is asked for"]);
+}
+
+/// The CPU's scalar kernels take a row at a time; the GPU has other kernels for one row than for many.
+#[test]
+fn stages_that_depend_on_the_number_of_rows_are_named() {
+    let json = expect(
+        0,
+        &["diff", "--vary", "rows", "--subject", "cpu:scalar", "--prompt", "fn main() { let x = 5;", "--json"],
+    );
+    let document = valid("vary.schema.json", &json);
+    let equal = |v: &serde_json::Value| v["equal"] == v["stages"] && v["stages"] == 99;
+    assert!(document["equal"] == true && document["variations"].as_array().unwrap().iter().all(equal), "{document}");
+    assert!(document["stages"].as_array().unwrap().iter().all(|s| s["changes"] == serde_json::json!([])));
+
+    let text = expect(0, &["diff", "--vary", "rows=1,2", "--prompt", "fn main() { let x = 5;"]);
+    let line = text.lines().find(|l| l.starts_with("q_proj")).unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("other bits") && line.contains("ULP"), "{text}");
+    assert!(!text.lines().any(|l| l.starts_with("attn_norm")), "a norm's rows are each their own: {text}");
+    assert!(text.contains("\nAGREE  not invariant: "), "{text}");
+
+    let text = expect(0, &["diff", "--vary", "length=1..2", "--subject", "cpu:scalar", "--tokens", "1,2,3"]);
+    assert!(text.contains("length=2   99 of 99 stages equal"), "{text}");
 }
 
 #[test]

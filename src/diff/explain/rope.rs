@@ -4,7 +4,7 @@ use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Point;
-use crate::formula::precision::{FORMATS, to_f32};
+use crate::formula::precision::{FORMATS, cut_to_bf16, cut_to_f16, to_f32};
 use crate::formula::rope::{Angles, Rope};
 use crate::op::{Pairing, Yarn};
 
@@ -269,6 +269,13 @@ pub fn precision<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 format!("positions, frequencies, angles, sines and cosines in {name}"),
                 Angles { position: round, frequency: round, angle: round, trig: round, ..EXACT },
             ),
+        ]);
+    }
+    for (name, cut) in [("f16", cut_to_f16 as fn(f64) -> f64), ("bf16", cut_to_bf16)] {
+        ways.extend([
+            (format!("positions cut off to {name}"), Angles { position: cut, ..EXACT }),
+            (format!("frequencies cut off to {name}"), Angles { frequency: cut, ..EXACT }),
+            (format!("angles cut off to {name}"), Angles { angle: cut, ..EXACT }),
         ]);
     }
     let mut all = Vec::new();

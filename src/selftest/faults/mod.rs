@@ -1,4 +1,4 @@
-//! The faults that are planted: one table, in five files.
+//! The faults that are planted: one table, in several files.
 //!
 //! - Each is a mistake that was made in a public engine, or is like one, at its real depth: a kernel's WGSL made wrong, or an
 //!   operation run with the wrong operands, weights or constants on a real backend.
@@ -11,6 +11,7 @@ mod experts;
 mod families;
 mod gpt_oss;
 mod matrices;
+mod missed;
 mod reported;
 mod unlisted;
 
@@ -138,6 +139,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         attention::FAULTS,
         experts::FAULTS,
         reported::FAULTS,
+        missed::FAULTS,
         unlisted::FAULTS,
         families::FAULTS,
         gpt_oss::FAULTS,
@@ -150,6 +152,7 @@ pub static TOGETHER: &[(&str, &[&str])] = &[
     ("two-stages", &["rope-pairing", "expert-offset"]),
     ("two-sides", &["int8-reference", "residual-dropped"]),
     ("both-wrong", &["int8-reference", "down-k-tail"]),
+    ("both-eps", &["eps-subject", "eps-reference"]),
 ];
 
 /// The fault called `name`.

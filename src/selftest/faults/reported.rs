@@ -279,10 +279,10 @@ pub static FAULTS: &[Fault] = &[
     },
 ];
 
-const EVERYWHERE: &[P] = &[P::WholeTensor, P::Scattered];
+pub(super) const EVERYWHERE: &[P] = &[P::WholeTensor, P::Scattered];
 
 /// A function that rounds to the nearest half, ties to even, in integers; numbers below the smallest normal half are rounded to its steps.
-const ROUNDED_TO_F16: Edit = (
+pub(super) const ROUNDED_TO_F16: Edit = (
     "@compute",
     "fn half_of(x: f32) -> f32 {
     if abs(x) < 6.103515625e-5 {
@@ -303,6 +303,6 @@ fn by_row(right: HostTensor, f: fn(usize, f32) -> f32) -> Result<HostTensor> {
     Ok(HostTensor::f32(&right.shape, values))
 }
 
-fn misplaced(op: &HostOp<'_>) -> crate::error::Error {
+pub(super) fn misplaced(op: &HostOp<'_>) -> crate::error::Error {
     Error::usage(format!("{:?} is planted with a fault of another operation", op.kind()))
 }
