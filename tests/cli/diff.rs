@@ -302,7 +302,7 @@ fn a_backend_equals_itself() {
     assert!(text.contains("chunk=1 "), "{text}");
     let text = expect(0, &["diff", "--vary", "reuse", "--prompt", "fn main() {"]);
     assert!(
-        text.contains("used before            99 of 99 stages") && text.contains("another prompt before  99 of 99"),
+        text.contains("used before           99 of 99 stages") && text.contains("another prompt before 99 of 99"),
         "{text}"
     );
     assert!(text.ends_with("AGREE  every stage of every run is equal to the bit\n"), "{text}");
