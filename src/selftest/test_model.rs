@@ -1,6 +1,6 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
-//! `gemma3` and 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none.
+//! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, and 9 the `glm4moe`, whose layer 0 has no experts.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Every model, by its number.
     ///
@@ -54,6 +54,7 @@ impl TestModel {
             Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
             Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
             Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
+            Self::synthetic("glm4moe", &ModelShape { family: Family::Glm4Moe, ..moe })?,
         ])
     }
 

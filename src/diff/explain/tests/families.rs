@@ -138,7 +138,9 @@ fn shared_expert_of_qwen2moe() {
     // Weights that are renormalised where they should not be.
     let site = Site::layer(1, Stage::RouterWeights);
     let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
-    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true, softmax: false }).unwrap();
+    let wrong =
+        evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true, softmax: false, scale: 1.0 })
+            .unwrap();
     explained(&w, site, &f32s(wrong), "renormalisation", "which this model does not do");
 }
 
@@ -329,9 +331,9 @@ fn biases_and_weights_of_gpt_oss() {
     // The softmax is over the chosen experts.
     let site = Site::layer(1, Stage::RouterWeights);
     let Op::RouterWeights { probs: logits, ids, .. } = w.op(site) else { unreachable!() };
-    let shares = evaluate(&Op::RouterProbs { logits: &*logits }).unwrap();
+    let shares = evaluate(&Op::RouterProbs { logits: &*logits, sigmoid: false }).unwrap();
     let of = |probs: &HostTensor, renormalise, softmax| {
-        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax }).unwrap())
+        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax, scale: 1.0 }).unwrap())
     };
     explained(&w, site, &of(&shares, false, false), "renormalisation", "a softmax over all experts");
     explained(&w, site, &of(&shares, false, true), "renormalisation", "a softmax of the chosen experts' shares");

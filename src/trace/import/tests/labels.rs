@@ -14,6 +14,7 @@ fn names_of_nodes_and_modules() {
         qkv_bias: None,
         biases: None,
         logits_choose: None,
+        ..ModelSizes::default()
     };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
