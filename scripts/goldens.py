@@ -275,7 +275,8 @@ def run(family, w):
     stages = {}
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
     activation = gelu_tanh if f.get("gemma") else silu
-    inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
+    turned = f.get("turned", D)  # modeling_glm4_moe.py: head_dim · partial_rotary_factor
+    inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, turned, 2) / turned)
     inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
     inv_freq, stretch = yarn(f, inv_freq) if "yarn" in f else (inv_freq, 1.0)
 

@@ -432,11 +432,11 @@ impl Maker {
                 weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, 1, 1], bias)?);
                 vec![self.tensor(&[tokens, cols])]
             }
-            OpShape::Rope { tokens, heads, head_dim, factors, .. } => {
+            OpShape::Rope { tokens, heads, head_dim, factors, dims, .. } => {
                 if factors {
-                    let bytes: Vec<u8> =
-                        (0..head_dim / 2).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
-                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [head_dim / 2, 1, 1], bytes)?);
+                    let pairs = dims.unwrap_or(head_dim) / 2;
+                    let bytes: Vec<u8> = (0..pairs).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
+                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [pairs, 1, 1], bytes)?);
                 }
                 vec![self.tensor(&[tokens, heads * head_dim])]
             }
