@@ -49,6 +49,18 @@ fn are_refused_alike_by_every_backend() {
             Op::Rope { x: &good, start: usize::MAX, head_dim: 4, rotation: Rotation::neox(1e4) },
             "a position with room for 2 below",
         ),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 4, rotation: Rotation { dims: Some(6), ..Rotation::neox(1e4) } },
+            "dims is 6 where an even number from 2 to 4",
+        ),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 4, rotation: Rotation { dims: Some(0), ..Rotation::neox(1e4) } },
+            "dims is 0 where an even number from 2 to 4",
+        ),
+        (
+            Op::RouterWeights { probs: &good, ids: &pair, renormalise: true, softmax: true, scale: 2.0 },
+            "scale is 2.0 where 1, as a softmax over the chosen has it,",
+        ),
         (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
         (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
         (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),

@@ -207,11 +207,11 @@ pub(super) static FAULTS: &[Fault] = &[
             edits: &[
                 (
                     "let copied = i >= p.turned;",
-                    "let copied = i >= p.turned;\n        let from = 2u * p.half_dim - 2u * p.turned;",
+                    "let copied = i >= p.turned;\n        let last = 2u * p.half_dim - 2u * p.turned;",
                 ),
                 (
                     "let a = head * 2u * p.half_dim + select(i, 2u * i, norm || copied);",
-                    "let a = head * 2u * p.half_dim + select(from + i, 2u * (i - p.turned), copied);",
+                    "let a = head * 2u * p.half_dim + select(last + i, 2u * (i - p.turned), copied);",
                 ),
             ],
         }]),
