@@ -158,7 +158,7 @@ impl Backend for Engine {
                 let bias = weights(weight, 0, 0)?;
                 tensor(&shape(x), v(x).iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect())
             }
-            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() => {
+            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() && rotation.dims.is_none() => {
                 tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, rotation))
             }
             Op::Store { cache, x, start } => {
