@@ -269,28 +269,12 @@ fn cases(
         }
     }
     for &tokens in tokens {
-        let Widths {
-            hidden,
-            heads,
-            kv_heads,
-            head_dim,
-            ffn,
-            moe,
-            logits_choose: softmax,
-            sigmoid,
-            scale,
-            turned,
-            sinks,
-        } = w;
+        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, turned, sinks, .. } = w;
+        let (softmax, sigmoid, scale) = (w.logits_choose, w.sigmoid, w.scale);
         let start = depth;
         let seen = start + tokens;
         let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
-        let rope = |heads| match OpShape::neox(tokens, heads, head_dim, start, BASE) {
-            OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn, .. } => {
-                OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn, dims: turned }
-            }
-            other => other,
-        };
+        let rope = |heads| OpShape::neox(tokens, heads, head_dim, start, BASE).turning(turned);
         let slots = used.max(1);
         let mut plain = vec![
             (vec![Stage::QRope], format!("{heads} heads of {head_dim}"), rope(heads)),

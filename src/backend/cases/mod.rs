@@ -201,6 +201,14 @@ impl OpShape {
             dims: None,
         }
     }
+
+    /// The same on the first `dims` dimensions of a head.
+    pub fn turning(mut self, to: Option<usize>) -> Self {
+        if let Self::Rope { dims, .. } = &mut self {
+            *dims = to;
+        }
+        self
+    }
 }
 
 /// A row of the table.
