@@ -320,8 +320,9 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     import transformers
     from torch.overrides import TorchFunctionMode
 
-    if getattr(model.config, "model_type", "") == "gpt_oss":
-        raise SystemExit("gpt_oss: its scores and its router's numbers are not where the hooks look for them; capture it with a rules file "
+    kind = getattr(model.config, "model_type", "")
+    if kind in ("gpt_oss", "glm4_moe"):
+        raise SystemExit(f"{kind}: its scores or its router's numbers are not where the hooks look for them; capture it with a rules file "
                          "of your own (see capture/README.md)")
     writer = Writer(out)
     recorder = Recorder(model, writer, stages, layers, positions, modules)

@@ -158,7 +158,7 @@ impl Backend for Engine {
                 let bias = weights(weight, 0, 0)?;
                 tensor(&shape(x), v(x).iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect())
             }
-            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() => {
+            Op::Rope { x, start, head_dim, rotation } if rotation.yarn.is_none() && rotation.dims.is_none() => {
                 tensor(&shape(x), self.rope(v(x), cols(x), *start, *head_dim, rotation))
             }
             Op::Store { cache, x, start } => {
@@ -206,7 +206,7 @@ impl Backend for Engine {
                 let silu = |(g, u): (&f32, f32)| g / (1.0 + (-g).exp()) * u;
                 tensor(&shape(gate), v(gate).iter().zip(v(up)).map(silu).collect())
             }
-            Op::RouterProbs { logits } => {
+            Op::RouterProbs { logits, sigmoid: false } => {
                 let mut y = v(logits);
                 y.chunks_exact_mut(cols(logits)).for_each(softmax);
                 tensor(&shape(logits), y)
@@ -220,7 +220,7 @@ impl Backend for Engine {
                 }
                 Rc::new(RefCell::new(HostTensor::u32(&[t, *k], ids)))
             }
-            Op::RouterWeights { probs, ids, renormalise, softmax: false } => {
+            Op::RouterWeights { probs, ids, renormalise, softmax: false, scale: 1.0 } => {
                 let (ps, experts, k, ids) = (v(probs), cols(probs), cols(ids), ids.borrow());
                 let chosen = |(i, id): (usize, &u32)| ps[i / k * experts + *id as usize];
                 let mut y: Vec<f32> = ids.ids().iter().enumerate().map(chosen).collect();

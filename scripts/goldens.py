@@ -7,12 +7,12 @@ what they make of some texts.
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
 modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
-modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py, modeling_glm4_moe.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
 transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM, Qwen 2 and o200k cut, by another regex engine.
+patterns of Llama 3, SmolLM, Qwen 2, o200k and GLM 4 cut, by another regex engine.
 """
 
 import io
@@ -59,6 +59,10 @@ FAMILIES = {
     # beyond their limits in places.
     "gpt-oss": dict(arch="gpt-oss", kv_heads=2, ffn=32, expert_ffn=32, base=1.5e5, bias=True, experts=4, used=2, oss=True, window=4, period=2,
                     context=131072, yarn=dict(factor=32.0, context=4096, truncate=False), tokens=6, seed=10),
+    # A plain FFN in layer 0, experts chosen by sigmoids and a bias, weights times 2.5, a shared expert without a gate, rope on half of each
+    # head, and a layer that guesses further tokens.
+    "glm4moe": dict(arch="glm4moe", kv_heads=2, ffn=96, expert_ffn=32, plain_shared=1, base=1e6, bias=True, qk_norm=True, experts=8, used=3,
+                    turned=8, leading=1, sigmoid=True, weights_scale=2.5, predicting=1, layers=3, seed=11),
 }
 
 
@@ -91,7 +95,7 @@ def build(path, family):
     arch, kv = f["arch"], f["kv_heads"]
     out = GGUFWriter(path, arch)
     out.add_name(f"{family}, random")
-    for key, value in [("block_count", f.get("layers", LAYERS)), ("context_length", f.get("context", 64)), ("embedding_length", H),
+    for key, value in [("block_count", f.get("layers", LAYERS) + f.get("predicting", 0)), ("context_length", f.get("context", 64)), ("embedding_length", H),
                        ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
         out.add_uint32(f"{arch}.{key}", value)
     out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -121,6 +125,13 @@ def build(path, family):
         out.add_uint32(f"{arch}.expert_used_count", f["used"])
     if "expert_ffn" in f:
         out.add_uint32(f"{arch}.expert_feed_forward_length", f["expert_ffn"])
+    if f.get("sigmoid"):
+        for key, value in [("attention.key_length", D), ("attention.value_length", D), ("rope.dimension_count", f["turned"]),
+                           ("expert_shared_count", f["plain_shared"]), ("leading_dense_block_count", f["leading"]), ("expert_gating_func", 2),
+                           ("expert_group_count", 1), ("expert_group_used_count", 1), ("nextn_predict_layers", f["predicting"])]:
+            out.add_uint32(f"{arch}.{key}", value)
+        out.add_float32(f"{arch}.expert_weights_scale", f["weights_scale"])
+        out.add_bool(f"{arch}.expert_weights_norm", True)
     if "shared" in f:
         out.add_uint32(f"{arch}.expert_shared_feed_forward_length", f["shared"])
     weights = {}
@@ -147,7 +158,7 @@ def build(path, family):
         matrix("output.weight", V, H, gain=2)
     if f.get("factors"):
         tensor("rope_freqs.weight", llama3_factors(f["base"]))
-    for n in range(f.get("layers", LAYERS)):
+    for n in range(f.get("layers", LAYERS) + f.get("predicting", 0)):
         b = f"blk.{n}."
         norm(b + "attn_norm.weight")
         matrix(b + "attn_q.weight", HEADS * D, H, gain=2, heads=turned[0])
@@ -161,14 +172,18 @@ def build(path, family):
             norm(b + "attn_q_norm.weight", HEADS * D if row else D)
             norm(b + "attn_k_norm.weight", kv * D if row else D)
         matrix(b + "attn_output.weight", H, HEADS * D)
-        norm(b + ("post_attention_norm.weight" if f.get("oss") else "ffn_norm.weight"))
+        norm(b + ("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") else "ffn_norm.weight"))
+        if n >= f.get("layers", LAYERS):
+            matrix(b + "nextn.eh_proj.weight", H, 2 * H)
+            for part in ("enorm", "hnorm", "shared_head_norm"):
+                norm(b + f"nextn.{part}.weight")
         if f.get("oss"):
             tensor(b + "attn_sinks.weight", 2 * rng.normal(size=HEADS))
             tensor(b + "attn_output.bias", 0.5 * rng.normal(size=H))
         if f.get("gemma"):
             norm(b + "post_attention_norm.weight")
             norm(b + "post_ffw_norm.weight")
-        if "experts" in f:
+        if "experts" in f and n >= f.get("leading", 0):
             e, width = f["experts"], f.get("expert_ffn", f["ffn"])
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
             ty, inward = (Type.MXFP4, 4.0) if f.get("oss") else (Type.Q8_0, 1.0)
@@ -180,6 +195,11 @@ def build(path, family):
                 tensor(b + "ffn_gate_exps.bias", rng.normal(size=(e, width)))
                 tensor(b + "ffn_up_exps.bias", rng.normal(size=(e, width)))
                 tensor(b + "ffn_down_exps.bias", rng.normal(size=(e, H)))
+            if f.get("sigmoid"):
+                tensor(b + "exp_probs_b.bias", 0.2 * rng.normal(size=e))
+                matrix(b + "ffn_gate_shexp.weight", width * f["plain_shared"], H)
+                matrix(b + "ffn_up_shexp.weight", width * f["plain_shared"], H)
+                matrix(b + "ffn_down_shexp.weight", H, width * f["plain_shared"])
             if "shared" in f:
                 matrix(b + "ffn_gate_inp_shexp.weight", H, ty=Type.F32)
                 matrix(b + "ffn_gate_shexp.weight", f["shared"], H)
@@ -196,6 +216,10 @@ def build(path, family):
 def softmax(x):
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
 
 
 def silu(x):
@@ -232,7 +256,15 @@ def yarn(f, inv_freq):
 
 
 def rotate_half(x):
-    return np.concatenate([-x[..., D // 2:], x[..., :D // 2]], axis=-1)
+    half = x.shape[-1] // 2
+    return np.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+
+
+def rotated(x, cos, sin):
+    """modeling_glm4_moe.py, `apply_rotary_pos_emb`: what cosines there are for turns, the rest of a head passes."""
+    turned = cos.shape[-1]
+    x, passed = x[..., :turned], x[..., turned:]
+    return np.concatenate([x * cos + rotate_half(x) * sin, passed], axis=-1)
 
 
 def run(family, w):
@@ -243,7 +275,8 @@ def run(family, w):
     stages = {}
     # modeling_rope_utils.py: `default`, `linear` (inv_freq / factor) and, by way of the factors in the file, `llama3`.
     activation = gelu_tanh if f.get("gemma") else silu
-    inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, D, 2) / D)
+    turned = f.get("turned", D)  # modeling_glm4_moe.py: head_dim · partial_rotary_factor
+    inv_freq = 1.0 / np.float64(np.float32(f.get("base", 1e4))) ** (np.arange(0, turned, 2) / turned)
     inv_freq = inv_freq / f.get("scale", 1.0) / w.get("rope_freqs.weight", 1.0)
     inv_freq, stretch = yarn(f, inv_freq) if "yarn" in f else (inv_freq, 1.0)
 
@@ -287,7 +320,7 @@ def run(family, w):
             whole = (lambda y: y.reshape(t, -1)) if f["qk_norm"] == "row" else (lambda y: y)
             q, k = (rms_norm(whole(y), weight(f"attn_{part}_norm.weight")).reshape(y.shape) for y, part in ((q, "q"), (k, "k")))
             keep("q_norm", q.reshape(t, -1)), keep("k_norm", k.reshape(t, -1))
-        q, k = (y * cos + rotate_half(y) * sin for y in (q, k))
+        q, k = (rotated(y, cos, sin) for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
         k, v = (np.repeat(y, group, axis=1) for y in (k, v))
         scores = np.einsum("thd,shd->hts", q, k) * (np.float64(np.float32(f["attention"])) if "attention" in f else 1 / np.sqrt(D))
@@ -309,18 +342,23 @@ def run(family, w):
         if f.get("gemma"):  # whose weights have the 1 of `1 + weight` in them, in GGUF
             out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight")))
         x = keep("attn_residual", x + out)
-        h = keep("ffn_norm", rms_norm(x, weight("post_attention_norm.weight" if f.get("oss") else "ffn_norm.weight")))
-        if "experts" in f:
+        h = keep("ffn_norm", rms_norm(x, weight("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") else "ffn_norm.weight")))
+        if "experts" in f and n >= f.get("leading", 0):
             # modeling_mixtral.py: a softmax over all experts, the largest of them, divided by their sum.
             logits = keep("router_logits", h @ weight("ffn_gate_inp.weight").T)
             # modeling_gpt_oss.py, `GptOssTopKRouter`: the largest logits, and the softmax of these.
-            probs = keep("router_bias", logits + weight("ffn_gate_inp.bias")) if f.get("oss") else keep("router_probs", softmax(logits))
-            ids = np.argsort(-probs, axis=-1, kind="stable")[:, :f["used"]]
+            if f.get("oss"):
+                probs = keep("router_bias", logits + weight("ffn_gate_inp.bias"))
+            else:
+                probs = keep("router_probs", sigmoid(logits) if f.get("sigmoid") else softmax(logits))
+            # modeling_glm4_moe.py, `route_tokens_to_experts`: the bias is for the choice; there is one group of experts.
+            choice = keep("router_choice", probs + weight("exp_probs_b.bias")) if f.get("sigmoid") else probs
+            ids = np.argsort(-choice, axis=-1, kind="stable")[:, :f["used"]]
             keep("router_ids", ids.astype(np.int32))
             chosen = np.take_along_axis(probs, ids, axis=-1)
             # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false.
             weighed = softmax(chosen) if f.get("oss") else chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True)
-            chosen = keep("router_weights", weighed)
+            chosen = keep("router_weights", weighed * np.float64(np.float32(f.get("weights_scale", 1.0))))
             of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
             gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
             up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
@@ -333,6 +371,13 @@ def run(family, w):
             if f.get("oss"):
                 down = keep("expert_down_bias", down + weight("ffn_down_exps.bias")[ids])
             out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
+            if f.get("sigmoid"):
+                # modeling_glm4_moe.py, `Glm4MoeMoE`: added as it is.
+                assert (np.sort(ids) != np.sort(np.argsort(-probs, axis=-1)[:, :f["used"]])).any()
+                gate = keep("shared_gate", h @ weight("ffn_gate_shexp.weight").T)
+                up = keep("shared_up", h @ weight("ffn_up_shexp.weight").T)
+                act = keep("shared_act", silu(gate) * up)
+                out = keep("moe_sum", out + keep("shared_down", act @ weight("ffn_down_shexp.weight").T))
             if "shared" in f:
                 # modeling_qwen2_moe.py: sigmoid(shared_expert_gate(h)) · shared_expert(h).
                 router = keep("shared_router", h @ weight("ffn_gate_inp_shexp.weight")[:, None])
@@ -424,7 +469,7 @@ def byte_level(path):
             found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
         return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
 
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o")}
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o", "glm4")}
 
 
 def sentence_piece(path):

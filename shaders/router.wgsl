@@ -4,6 +4,7 @@ struct Params {
     experts: u32, // E
     k: u32,       // K ≤ E
     renormalise: u32,
+    scale: f32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<f32>;             // [T, E]

@@ -1,9 +1,10 @@
-// probs at ids, divided by their sum when `renormalise`; k ascending. A thread a position. [T, E], [T, K] → [T, K]
+// probs at ids, divided by their sum when `renormalise`, times `scale`; k ascending. A thread a position. [T, E], [T, K] → [T, K]
 struct Params {
     positions: u32, // T
     experts: u32,   // E
     k: u32,         // K
     renormalise: u32,
+    scale: f32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> probs: array<f32>;         // [T, E]

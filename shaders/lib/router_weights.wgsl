@@ -1,4 +1,4 @@
-// probs at ids, divided by their sum when p.renormalise; k ascending.
+// probs at ids, divided by their sum when p.renormalise, times p.scale; k ascending.
 
 // The value at an id; NaN where the id names no expert.
 fn chosen(t: u32, k: u32) -> f32 {
@@ -17,6 +17,6 @@ fn weigh(t: u32) {
         }
     }
     for (var k = 0u; k < p.k; k++) {
-        weights[t * p.k + k] = chosen(t, k) / sum;
+        weights[t * p.k + k] = chosen(t, k) / sum * p.scale;
     }
 }

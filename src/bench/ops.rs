@@ -48,6 +48,12 @@ struct Widths {
     moe: Option<[usize; 2]>,
     /// Whether the experts are chosen by their logits.
     logits_choose: bool,
+    /// Whether the router has sigmoids for a softmax.
+    sigmoid: bool,
+    /// What its weights are multiplied by.
+    scale: f64,
+    /// How many of a head's dimensions rope turns, where it is not all.
+    turned: Option<usize>,
     /// Whether heads have sinks.
     sinks: bool,
 }
@@ -146,7 +152,10 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
         head_dim: c.head_dim,
         ffn: c.moe.as_ref().map_or(c.ffn, |m| m.ffn),
         moe: c.moe.as_ref().map(|m| [m.experts, m.used]),
-        logits_choose: c.architecture.logits_choose,
+        logits_choose: c.layout().logits_choose,
+        sigmoid: c.layout().choice_bias,
+        scale: c.moe.as_ref().map_or(1.0, |m| m.scale.into()),
+        turned: c.rotation.dims,
         sinks: c.architecture.sinks,
     };
     let all = model.weights.all();
@@ -183,7 +192,11 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
     let [hidden, heads, kv_heads, head_dim, ffn] =
         [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, ffn].map(|n| n as usize);
     let gpt_oss = shape.family == Family::GptOss;
-    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: gpt_oss, sinks: gpt_oss };
+    let glm = shape.glm();
+    let turned = glm.map(|_| head_dim / 2);
+    let scale = glm.map_or(1.0, |glm| glm.weights_scale.into());
+    let (logits_choose, sinks, sigmoid) = (gpt_oss, gpt_oss, glm.is_some());
+    let widths = Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose, sigmoid, scale, turned, sinks };
     let mut groups: BTreeMap<_, Vec<Stage>> = BTreeMap::new();
     for planned in plan.tensors() {
         let mut dims = [1; 3];
@@ -256,11 +269,12 @@ fn cases(
         }
     }
     for &tokens in tokens {
-        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose: softmax, sinks } = w;
+        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, turned, sinks, .. } = w;
+        let (softmax, sigmoid, scale) = (w.logits_choose, w.sigmoid, w.scale);
         let start = depth;
         let seen = start + tokens;
         let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
-        let rope = |heads| OpShape::neox(tokens, heads, head_dim, start, BASE);
+        let rope = |heads| OpShape::neox(tokens, heads, head_dim, start, BASE).turning(turned);
         let slots = used.max(1);
         let mut plain = vec![
             (vec![Stage::QRope], format!("{heads} heads of {head_dim}"), rope(heads)),
@@ -290,14 +304,18 @@ fn cases(
         if let Some([experts, k]) = moe {
             let of = format!("{k} of {experts}");
             if !softmax {
-                plain.push((vec![Stage::RouterProbs], format!("{experts}"), OpShape::RouterProbs { tokens, experts }));
+                plain.push((
+                    vec![Stage::RouterProbs],
+                    format!("{experts}"),
+                    OpShape::RouterProbs { tokens, experts, sigmoid },
+                ));
             }
             plain.extend([
                 (vec![Stage::RouterIds], of.clone(), OpShape::RouterTopK { tokens, experts, k, ties: false }),
                 (
                     vec![Stage::RouterWeights],
                     of,
-                    OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax },
+                    OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax, scale },
                 ),
                 (vec![Stage::MoeOut], format!("{k}×{hidden}"), OpShape::Combine { tokens, k, hidden }),
             ]);
@@ -484,7 +502,7 @@ fn time<B: Backend>(
 
 /// Ids of `k` of `experts` experts for each position.
 fn drawn_ids(tokens: usize, experts: usize, k: usize) -> Result<HostTensor> {
-    let choice = OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: false };
+    let choice = OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: false, scale: 1.0 };
     let drawn = OpCase { shape: choice, values: OpValues::Normal }.build(1)?;
     let Op::RouterWeights { ids, .. } = drawn.op() else { unreachable!("as it was made") };
     Ok(ids.clone())

@@ -150,6 +150,7 @@ impl Args {
                 Family::GptOss => base.window.filter(|_| family == base.family).or(Some([128, 2])),
                 _ => base.window,
             },
+            glm: base.glm,
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::backend::{Contract, Precision};
 use crate::error::Result;
 use crate::op::{HostTensor, Op, Pairing, Yarn};
 
-/// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions,
+/// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions that turn,
 /// φ = position·scale·base^(−2(i + shift)/width) / factors\[i\].
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
 /// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
@@ -25,13 +25,18 @@ pub(crate) struct Rope<'a> {
     pub x: Values<'a>,
     pub cols: usize,
     pub head_dim: usize,
+    /// How many of a head's dimensions turn, R, from which on, and how far apart the two of a NEOX pair are; stated, as many as the operation has,
+    /// the first, and R/2. The others are copied.
+    pub turned: usize,
+    pub from: usize,
+    pub apart: usize,
     pub pairing: Pairing,
     /// How many of the heads turn, from the first; stated, all.
     pub heads: usize,
     /// The position of each row; stated, the call's first and those that follow.
     pub positions: Vec<f64>,
     pub base: f64,
-    /// What a pair's number is divided by in the exponent, and what is added to it; stated, D and 0.
+    /// What a pair's number is divided by in the exponent, and what is added to it; stated, R and 0.
     pub width: f64,
     pub shift: f64,
     /// What every angle is multiplied by.
@@ -65,6 +70,16 @@ impl Angles {
 }
 
 impl Rope<'_> {
+    /// The pair that a head's dimension is in, and whether it is the first of the two; `None`: it does not turn.
+    fn pair_of(&self, dimension: usize) -> Option<(usize, bool)> {
+        let (within, half) = (dimension.checked_sub(self.from)?, self.turned / 2);
+        match self.pairing {
+            Pairing::Neox if within < half => Some((within, true)),
+            Pairing::Neox => within.checked_sub(self.apart).filter(|pair| *pair < half).map(|pair| (pair, false)),
+            Pairing::Norm => (within < self.turned).then_some((within / 2, within % 2 == 0)),
+        }
+    }
+
     /// What a pair's frequency is divided by.
     fn factor(&self, pair: usize) -> f64 {
         self.factors.as_ref().map_or(1.0, |f| f[pair])
@@ -73,7 +88,7 @@ impl Rope<'_> {
     /// What a pair's angle is multiplied by.
     fn stretched(&self, pair: usize) -> f64 {
         let Some(yarn) = self.yarn else { return self.scale };
-        let kept = yarn.kept(self.head_dim, self.base).nth(pair).unwrap_or(0.0);
+        let kept = yarn.kept(self.turned, self.base).nth(pair).unwrap_or(0.0);
         1.0 - (1.0 - self.scale) * (1.0 - kept)
     }
 
@@ -104,15 +119,19 @@ impl Rope<'_> {
 impl<'a> Formula<'a> for Rope<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, values: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::Rope { x, start, head_dim, rotation } = *op else { return Ok(None) };
+        let turned = rotation.turned(head_dim);
         Ok(Some(Self {
             x: as_given(&values[0]),
             cols: x.cols(),
             head_dim,
+            turned,
+            from: 0,
+            apart: turned / 2,
             pairing: rotation.pairing,
             heads: x.cols() / head_dim,
             positions: (0..x.shape[0]).map(|row| (start + row) as f64).collect(),
             base: rotation.base,
-            width: head_dim as f64,
+            width: turned as f64,
             shift: 0.0,
             scale: rotation.scale,
             factors: rotation.factors.map(|w| w.f32s().map(f64::from).collect()),
@@ -130,7 +149,7 @@ impl ByRow for Rope<'_> {
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let x = &self.x[row * self.cols..][..self.cols];
-        let (position, half) = (self.positions[row], self.head_dim / 2);
+        let (position, half) = (self.positions[row], self.turned / 2);
         let mut turns: Vec<Option<(f64, f64)>> = vec![None; half];
         let u = contracts.map(roundoff);
         // What each product is off by: the table, and the product itself.
@@ -152,14 +171,12 @@ impl ByRow for Rope<'_> {
         };
         let element = |i: &usize| {
             let (head, within) = (i / self.head_dim, i % self.head_dim);
-            let (pair, first) = match self.pairing {
-                Pairing::Neox => (within % half, within < half),
-                Pairing::Norm => (within / 2, within % 2 == 0),
-            };
+            let Some((pair, first)) = self.pair_of(within) else { return (x[*i], [TINY; N]) };
             let partner = match (self.pairing, first) {
-                (Pairing::Neox, true) => i + half,
-                (Pairing::Neox, false) => i - half,
-                (Pairing::Norm, _) => i ^ 1,
+                (Pairing::Neox, true) => i + self.apart,
+                (Pairing::Neox, false) => i - self.apart,
+                (Pairing::Norm, true) => i + 1,
+                (Pairing::Norm, false) => i - 1,
             };
             let (sin, cos) = if head < self.heads {
                 *turns[pair].get_or_insert_with(|| self.turn(pair, position))

@@ -84,18 +84,20 @@ pub(crate) struct ExpertWeights<'a> {
     /// Whose probability each slot has. [T, K]
     pub ids: Vec<usize>,
     pub weighing: Weighing,
+    /// What they are multiplied by after that: one rounding more, where it is not 1.
+    pub scale: f64,
 }
 
 impl<'a> Formula<'a> for ExpertWeights<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RouterWeights { probs, ids, renormalise, softmax } = *op else { return Ok(None) };
+        let Op::RouterWeights { probs, ids, renormalise, softmax, scale } = *op else { return Ok(None) };
         let weighing = match (softmax, renormalise) {
             (true, _) => Weighing::Softmax,
             (false, true) => Weighing::BySum,
             (false, false) => Weighing::Copied,
         };
         let (k, ids) = (ids.cols(), ids.ids().iter().map(|id| *id as usize).collect());
-        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, ids, weighing }))
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, ids, weighing, scale }))
     }
     by_row!();
 }
@@ -108,7 +110,18 @@ impl ByRow for ExpertWeights<'_> {
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let ids = &self.ids[row * self.k..][..self.k];
         let p: Vec<f64> = ids.iter().map(|e| self.p[row * self.experts + e]).collect();
-        let all = self.weighing.of(&p, confidence(self.shape()[0]), contracts);
+        let mut all = self.weighing.of(&p, confidence(self.shape()[0]), contracts);
+        if self.scale != 1.0 {
+            for (y, floors) in &mut all {
+                let unscaled = y.abs();
+                *y *= self.scale;
+                // What the scale and the product are off by: both are rounded, the product's operand may be kept in a coarser format.
+                let more = |n: usize| {
+                    2.0 * roundoff(contracts[n]) * y.abs() + inner(unscaled, contracts[n]) * self.scale.abs()
+                };
+                *floors = std::array::from_fn(|n| floors[n] * self.scale.abs() + more(n) + TINY);
+            }
+        }
         Ok(columns.iter().map(|slot| all[*slot]).collect())
     }
 }

@@ -1,4 +1,4 @@
-//! Softmax: of a row of attention scores over the keys that it sees, and of a router's logits over all experts.
+//! Softmax: of a row of attention scores over the keys that it sees, and of a router's logits over all experts, or their sigmoids.
 
 use std::ops::Range;
 
@@ -65,7 +65,8 @@ pub(crate) enum Form {
     Unguarded,
     /// exp(x − max).
     Undivided,
-    /// 1/(1 + exp(−x)).
+    /// 1/(1 + exp(−x)): y·((1 − y)·ρ + div + 2u), ρ the relative error of the exponential, and what x is off by. What exp(−x) beyond f32's range leaves is less than
+    /// [`TINY`].
     Sigmoid,
     /// x.
     Itself,
@@ -112,11 +113,13 @@ pub(crate) struct Softmax<'a> {
 
 impl<'a> Formula<'a> for Softmax<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let (cols, tokens, seen, sinks) = match *op {
+        let (cols, tokens, seen, sinks, form) = match *op {
             Op::AttnProbs { scores, start, window, sinks } => {
-                (scores.cols(), scores.shape[1], Seen::stated(start, window), sinks)
+                (scores.cols(), scores.shape[1], Seen::stated(start, window), sinks, Form::Softmax)
             }
-            Op::RouterProbs { logits } => (logits.cols(), 1, Seen::All, None),
+            Op::RouterProbs { logits, sigmoid } => {
+                (logits.cols(), 1, Seen::All, None, if sigmoid { Form::Sigmoid } else { Form::Softmax })
+            }
             _ => return Ok(None),
         };
         let x = as_given(&x[0]);
@@ -128,7 +131,7 @@ impl<'a> Formula<'a> for Softmax<'a> {
             written: seen,
             among: None,
             factor: 1.0,
-            form: Form::Softmax,
+            form,
             times: None,
             plus: 0.0,
             sinks: sinks.map(|sinks| sinks.f32s().map(f64::from).collect()),
@@ -223,8 +226,11 @@ impl Form {
             Self::Sigmoid => {
                 let element = |x: &f64| {
                     let y = 1.0 / (1.0 + (-x).exp());
-                    let relative = |c| (1.0 - y) * exp_error(x.abs(), c) + division(c) + 2.0 * roundoff(c);
-                    (y, contracts.map(|c| y * relative(c) + TINY))
+                    let relative = |n: usize| {
+                        let c = contracts[n];
+                        (1.0 - y) * (exp_error(x.abs(), c) + moved[n]) + division(c) + 2.0 * roundoff(c)
+                    };
+                    (y, std::array::from_fn(|n| y * relative(n) + TINY))
                 };
                 x.iter().map(element).collect()
             }

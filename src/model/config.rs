@@ -3,13 +3,13 @@
 //! A key that changes the arithmetic has a default only where the definition has one ([`Architecture`]): a rope base or an eps that is
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
-use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms};
+use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms, Router, Shared};
 use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{LayerLayout, Rotation};
 
-/// What a layer's router chooses among: by a softmax over all experts, or by their logits, the largest.
+/// What a layer's router chooses among, as [`Router`] says.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct MoeConfig {
     /// E, experts in a layer.
@@ -20,8 +20,12 @@ pub struct MoeConfig {
     pub ffn: usize,
     /// Whether the chosen experts' weights are divided by their sum: as the architecture has it, or `expert_weights_norm`.
     pub renormalise: bool,
+    /// What the chosen experts' weights are multiplied by, `expert_weights_scale`.
+    pub scale: f32,
     /// FFN width of the expert that every token uses; 0 where there is none.
     pub shared: usize,
+    /// How many layers, from the first, have a plain FFN, `leading_dense_block_count`.
+    pub leading_dense: usize,
 }
 
 /// Hyperparameters.
@@ -31,8 +35,10 @@ pub struct Config {
     pub architecture: &'static Architecture,
     /// `general.name`, or the file's name.
     pub name: String,
-    /// How many layers.
+    /// How many layers are run.
     pub layers: usize,
+    /// How many of the file's layers come after these, and guess further tokens.
+    pub predicting_layers: usize,
     /// H.
     pub hidden: usize,
     /// Query heads.
@@ -55,12 +61,14 @@ pub struct Config {
     pub embedding_scale: f64,
     /// Added to the mean of squares in norms.
     pub eps: f32,
-    /// FFN width of a dense layer; 0 where every layer has experts.
+    /// FFN width of a layer without experts; 0 where every layer has some.
     pub ffn: usize,
     /// What a mixture of experts has besides; `None` in a dense model.
     pub moe: Option<MoeConfig>,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
+    /// Whether q and k are normalised.
+    pub qk_norm: bool,
     /// Keys that the file lacks, and those that are not read.
     #[serde(skip)]
     pub keys: KeyReport,
@@ -86,16 +94,32 @@ impl Config {
     fn sliding(&self, layer: usize) -> Option<&SlidingWindow> {
         self.window.as_ref().filter(|window| layer % window.period + 1 < window.period)
     }
+    /// Whether a layer has experts, and which.
+    pub fn moe_of(&self, layer: usize) -> Option<&MoeConfig> {
+        self.moe.as_ref().filter(|moe| layer >= moe.leading_dense)
+    }
+    /// FFN width of a layer, of one expert where it has some.
+    pub fn ffn_of(&self, layer: usize) -> usize {
+        self.moe_of(layer).map_or(self.ffn, |moe| moe.ffn)
+    }
+    /// Whether a tensor belongs to a layer that guesses further tokens, which is not run.
+    pub fn is_predicting(&self, tensor: &str) -> bool {
+        let layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        layer.is_some_and(|n| (self.layers..self.layers + self.predicting_layers).contains(&n))
+    }
     /// Which stages its layers have.
     pub fn layout(&self) -> LayerLayout {
         LayerLayout {
             qkv_bias: self.qkv_bias,
-            qk_norm: self.architecture.qk_norm != QkNorms::No,
+            qk_norm: self.qk_norm,
             moe: self.moe.is_some(),
             post_norms: self.architecture.post_norms,
             biases: self.architecture.biases,
-            logits_choose: self.architecture.logits_choose,
+            logits_choose: self.architecture.router == Router::ChosenSoftmax,
+            choice_bias: self.architecture.router == Router::BiasedSigmoids,
             shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
+            shared_gate: self.architecture.shared_expert == Shared::Gated,
+            leading_dense: self.moe.as_ref().map_or(0, |moe| moe.leading_dense),
         }
     }
 
@@ -113,7 +137,15 @@ impl Config {
         let keys = Keys::new(gguf, architecture.name);
         let bad = |what: String| keys.bad(what);
 
-        let (layers, hidden) = (keys.size("block_count")?, keys.size("embedding_length")?);
+        let (all_layers, hidden) = (keys.size("block_count")?, keys.size("embedding_length")?);
+        let predicting_layers = if architecture.predicts_further { keys.count("nextn_predict_layers")? } else { 0 };
+        if predicting_layers >= all_layers {
+            return Err(bad(format!(
+                "{} is {predicting_layers} of {all_layers} layers",
+                keys.full("nextn_predict_layers")
+            )));
+        }
+        let layers = all_layers - predicting_layers;
         let heads = keys.size("attention.head_count")?;
         let kv_heads = keys.size_or("attention.head_count_kv", || Ok(heads))?;
         let per_head = || match hidden.is_multiple_of(heads) && hidden > 0 {
@@ -140,26 +172,29 @@ impl Config {
             return Err(bad(format!("{} is {head_dim}; rope rotates pairs", keys.full("attention.key_length"))));
         }
         let turned = keys.size_or("rope.dimension_count", || Ok(head_dim))?;
-        if turned != head_dim {
+        let part = architecture.partial_rope && turned < head_dim && turned % 2 == 0;
+        if turned != head_dim && !part {
             return Err(bad(format!(
                 "{} is {turned}, not the head size {head_dim}",
                 keys.full("rope.dimension_count")
             )));
         }
 
-        let moe = moe(architecture, &keys)?;
+        let moe = moe(architecture, &keys, layers)?;
         let rotation = rotation(architecture, &keys, gguf.tensor("rope_freqs.weight").is_some())?;
+        let rotation = Rotation { dims: part.then_some(turned), ..rotation };
         let mut context = keys.size("context_length")?;
         if architecture.temperature && keys.positive_or_off("attention.temperature_scale")?.is_some() {
             context = context.min(keys.size("rope.scaling.original_context_length")?);
         }
         let embedding =
             gguf.tensor("token_embd.weight").ok_or_else(|| bad("tensor token_embd.weight is missing".into()))?;
-        let bias = |name: &str| gguf.tensor(&format!("blk.0.{name}.bias")).is_some();
+        let there = |name: &str| gguf.tensor(&format!("blk.0.{name}")).is_some();
         Ok(Self {
             architecture,
             name: meta.str_opt("general.name")?.unwrap_or(gguf.name()).to_string(),
             layers,
+            predicting_layers,
             hidden,
             heads,
             kv_heads,
@@ -171,12 +206,20 @@ impl Config {
             attention_scale: attention_scale(architecture, &keys, [layers, hidden, heads])?,
             embedding_scale: if architecture.scaled_embedding { (hidden as f64).sqrt() } else { 1.0 },
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
-            ffn: if moe.is_some() { 0 } else { keys.size("feed_forward_length")? },
+            ffn: match &moe {
+                Some(moe) if moe.leading_dense == 0 => 0,
+                _ => keys.size("feed_forward_length")?,
+            },
             moe,
             qkv_bias: match architecture.qkv_bias {
                 Occurs::Never => false,
-                Occurs::Optional => ["attn_q", "attn_k", "attn_v"].into_iter().any(bias),
+                Occurs::Optional => ["attn_q.bias", "attn_k.bias", "attn_v.bias"].into_iter().any(there),
                 Occurs::Always => true,
+            },
+            qk_norm: match architecture.qk_norm {
+                QkNorms::No => false,
+                QkNorms::Heads | QkNorms::Row => true,
+                QkNorms::OfHeadsIfThere => ["attn_q_norm.weight", "attn_k_norm.weight"].into_iter().any(there),
             },
             keys: keys.finish()?,
         })
@@ -195,8 +238,8 @@ fn attention_scale(
     Ok(stated.or(by_hidden.then(|| 1.0 / (hidden as f64 / heads as f64).sqrt())))
 }
 
-/// The experts of each layer, if it has some.
-fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>> {
+/// The experts of each layer, if it has some; of `layers`, some of the first may have none.
+fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Option<MoeConfig>> {
     let experts = match architecture.experts {
         Occurs::Never => 0,
         Occurs::Optional => keys.count("expert_count")?,
@@ -205,12 +248,17 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
     if experts == 0 {
         return Ok(None);
     }
-    if architecture.logits_choose {
-        // As llama.cpp numbers it, where a file says it.
+    // As llama.cpp numbers it, where a file says it.
+    let gating = match architecture.router {
+        Router::Softmax => None, // `keys` has what it may be
+        Router::ChosenSoftmax => Some((3, "3, a softmax over the chosen")),
+        Router::BiasedSigmoids => Some((2, "2, sigmoids")),
+    };
+    if let Some((number, expected)) = gating {
         let func = keys.count("expert_gating_func")?;
-        if !matches!(func, 0 | 3) {
+        if func != 0 && func != number {
             let key = keys.full("expert_gating_func");
-            return Err(keys.bad(format!("{key} is {func}; 3, a softmax over the chosen, is expected")));
+            return Err(keys.bad(format!("{key} is {func}; {expected}, is expected")));
         }
     }
     let used = keys.size("expert_used_count")?;
@@ -229,13 +277,25 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>) -> Result<Option<MoeConfig>
         Occurs::Never => keys.size("feed_forward_length")?,
     };
     let shared = match architecture.shared_expert {
-        true => keys.size_or("expert_shared_feed_forward_length", || keys.size("feed_forward_length"))?,
-        false => 0,
+        Shared::Gated => keys.size_or("expert_shared_feed_forward_length", || keys.size("feed_forward_length"))?,
+        Shared::Plain => ffn.checked_mul(keys.count("expert_shared_count")?).ok_or_else(|| {
+            keys.bad(format!("{}: a shared expert of a width that is no size", keys.full("expert_shared_count")))
+        })?,
+        Shared::No => 0,
     };
     // A softmax over the chosen leaves nothing to divide by.
-    let renormalise = match architecture.logits_choose {
-        true => architecture.renormalise,
-        false => keys.bool_or("expert_weights_norm", architecture.renormalise)?,
+    let renormalise = match architecture.router {
+        Router::ChosenSoftmax => architecture.renormalise,
+        _ => keys.bool_or("expert_weights_norm", architecture.renormalise)?,
     };
-    Ok(Some(MoeConfig { experts, used, ffn, renormalise, shared }))
+    let scale = match architecture.router {
+        Router::BiasedSigmoids => keys.scale_or_one("expert_weights_scale")?,
+        _ => 1.0,
+    };
+    let leading_dense = if architecture.leading_dense { keys.count("leading_dense_block_count")? } else { 0 };
+    if leading_dense >= layers {
+        let key = keys.full("leading_dense_block_count");
+        return Err(keys.bad(format!("{key} is {leading_dense} of {layers} layers, which leaves none with experts")));
+    }
+    Ok(Some(MoeConfig { experts, used, ffn, renormalise, scale, shared, leading_dense }))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights, SharedExpert};
+use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights, Router, SharedExpert};
 use crate::op::{At, Op, Rotation, Stage, Weight};
 
 /// One sequence in progress: its KV cache, and how many positions are in it.
@@ -202,12 +202,17 @@ fn experts<B: Backend>(
     if let Some(bias) = bias {
         probs = b.run(at(Stage::RouterBias), &Op::Bias { x: probs, weight: &bias.router })?;
     }
-    if !w.logits_choose {
-        probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits: probs })?; // [T, E]
+    let (softmax, sigmoid) = (w.by == Router::ChosenSoftmax, w.by == Router::BiasedSigmoids);
+    if !softmax {
+        probs = b.run(at(Stage::RouterProbs), &Op::RouterProbs { logits: probs, sigmoid })?; // [T, E]
     }
-    let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: probs.clone(), k: w.used })?; // [T, K]
-    let (renormalise, softmax) = (w.renormalise, w.logits_choose);
-    let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise, softmax };
+    let choice = match &w.choice_bias {
+        Some(weight) => b.run(at(Stage::RouterChoice), &Op::Bias { x: probs.clone(), weight })?, // [T, E]
+        None => probs.clone(),
+    };
+    let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: choice, k: w.used })?; // [T, K]
+    let (renormalise, scale) = (w.renormalise, w.scale.into());
+    let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise, softmax, scale };
     let weights = b.run(at(Stage::RouterWeights), &weights)?; // [T, K]
 
     let gate = expert_matmul(b, at(Stage::ExpertGate), &h, &ids, &w.gate)?; // [T, K, F]
@@ -224,7 +229,7 @@ fn experts<B: Backend>(
     }
 }
 
-/// routed [T, H], h [T, H] → routed + sigmoid(gate) · expert(h) [T, H], of the expert that every token uses.
+/// routed [T, H], h [T, H] → routed + expert(h) [T, H], of the expert that every token uses, times sigmoid(gate) where it has one.
 fn shared_expert<B: Backend>(
     b: &mut B,
     config: &Config,
@@ -235,13 +240,18 @@ fn shared_expert<B: Backend>(
     routed: B::Tensor,
 ) -> Result<B::Tensor> {
     let at = |stage| At::layer(n, stage, start);
-    let router = matmul(b, at(Stage::SharedRouter), &h, &w.router)?; // [T, 1]
+    let router = match &w.router {
+        Some(router) => Some(matmul(b, at(Stage::SharedRouter), &h, router)?), // [T, 1]
+        None => None,
+    };
     let gate = matmul(b, at(Stage::SharedGate), &h, &w.gate)?; // [T, F]
     let up = matmul(b, at(Stage::SharedUp), &h, &w.up)?; // [T, F]
     let activation = config.architecture.activation;
     let act = b.run(at(Stage::SharedAct), &Op::SwiGlu { gate, up, activation })?; // [T, F]
-    let down = matmul(b, at(Stage::SharedDown), &act, &w.down)?; // [T, H]
-    let shared = b.run(at(Stage::SharedOut), &Op::SigmoidGate { x: down, gate: router })?; // [T, H]
+    let mut shared = matmul(b, at(Stage::SharedDown), &act, &w.down)?; // [T, H]
+    if let Some(gate) = router {
+        shared = b.run(at(Stage::SharedOut), &Op::SigmoidGate { x: shared, gate })?;
+    }
     b.run(at(Stage::MoeSum), &Op::Add { a: routed, b: shared })
 }
 

@@ -9,7 +9,7 @@ pub(super) fn rotation(architecture: &Architecture, keys: &Keys<'_>, factors: bo
     let base = keys.positive_or("rope.freq_base", architecture.rope_base)? as f64;
     let factors = (architecture.rope_freqs && factors).then_some(());
     let (scale, yarn) = scaling(architecture, keys)?;
-    Ok(Rotation { pairing: architecture.pairing, base, scale, factors, yarn })
+    Ok(Rotation { pairing: architecture.pairing, base, dims: None, scale, factors, yarn })
 }
 
 /// What layers with a sliding window have of their own.
@@ -47,7 +47,7 @@ pub(super) fn window(
     let rotation = match rule.rope_base {
         Some(base) => {
             let base = f64::from(keys.positive_or("rope.freq_base_swa", base)?);
-            Rotation { pairing: architecture.pairing, base, scale: 1.0, factors: None, yarn: None }
+            Rotation { pairing: architecture.pairing, base, dims: others.dims, scale: 1.0, factors: None, yarn: None }
         }
         None => {
             let base = keys.positive_opt("rope.freq_base_swa")?.map_or(others.base, f64::from);

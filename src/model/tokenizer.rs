@@ -62,6 +62,16 @@ static PRE: &[BytePre] = &[
         whole_pieces: true,
         add_bos: true,
     },
+    // GLM 4, which cuts as Llama 3 does.
+    BytePre {
+        names: &["glm4", "chatglm-bpe"],
+        pattern: Some(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        nfc: false,
+        whole_pieces: false,
+        add_bos: false,
+    },
     // gpt-oss: OpenAI's o200k.
     BytePre {
         names: &["gpt-4o"],

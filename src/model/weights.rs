@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Config;
-use super::arch::QkNorms;
+use super::arch::{QkNorms, Router, Shared};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{GgmlType, Weight};
@@ -80,12 +80,16 @@ pub struct MoeWeights {
     pub down: Arc<Weight>,
     /// Of router and experts, in models that have them.
     pub bias: Option<MoeBias>,
+    /// What is added to the experts' probabilities for the choice alone, `[E]`, in models that have it.
+    pub choice_bias: Option<Arc<Weight>>,
     /// Experts used for one token, and whether their weights are renormalised: [`MoeConfig`](super::MoeConfig)'s.
     pub used: usize,
     /// Whether the chosen experts' probabilities are divided by their sum.
     pub renormalise: bool,
-    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
-    pub logits_choose: bool,
+    /// What the chosen experts' probabilities are multiplied by.
+    pub scale: f32,
+    /// How experts are chosen and weighed.
+    pub by: Router,
     /// The expert that every token uses.
     pub shared: Option<SharedExpert>,
 }
@@ -99,11 +103,11 @@ pub struct MoeBias {
     pub down: Arc<Weight>,
 }
 
-/// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, and a feed-forward network, gate and up
-/// `[H, F]`, down `[F, H]`.
+/// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, where it has one, and a feed-forward network,
+/// gate and up `[H, F]`, down `[F, H]`.
 #[allow(missing_docs)] // said above
 pub struct SharedExpert {
-    pub router: Arc<Weight>,
+    pub router: Option<Arc<Weight>>,
     pub gate: Arc<Weight>,
     pub up: Arc<Weight>,
     pub down: Arc<Weight>,
@@ -139,7 +143,8 @@ impl LayerWeights {
             Ffn::Moe(m) => {
                 all.extend([&m.router, &m.gate, &m.up, &m.down]);
                 all.extend(m.bias.iter().flat_map(|b| [&b.router, &b.gate, &b.up, &b.down]));
-                all.extend(m.shared.iter().flat_map(|s| [&s.router, &s.gate, &s.up, &s.down]));
+                all.extend(&m.choice_bias);
+                all.extend(m.shared.iter().flat_map(|s| s.router.iter().chain([&s.gate, &s.up, &s.down])));
             }
         }
         all.extend(self.post_norms.iter().map(|n| &n.ffn));
@@ -168,7 +173,7 @@ impl Weights {
         let mut load = Loader { gguf, used: HashSet::new() };
         let token_embd = load.weight("token_embd.weight", [c.hidden, c.vocab, 1])?;
         let rope_freqs = match c.rotation.factors {
-            Some(()) => Some(load.factors("rope_freqs.weight", c.head_dim / 2)?),
+            Some(()) => Some(load.factors("rope_freqs.weight", c.rotation.turned(c.head_dim) / 2)?),
             None => None,
         };
         let mut layers = Vec::with_capacity(c.layers.min(gguf.tensors().len()));
@@ -180,7 +185,8 @@ impl Weights {
             Some(_) => load.weight("output.weight", [c.hidden, c.vocab, 1])?,
             None => token_embd.clone(),
         };
-        if let Some(extra) = gguf.tensors().iter().find(|t| !load.used.contains(&t.name)) {
+        let unused = |name: &str| !load.used.contains(name) && !c.is_predicting(name);
+        if let Some(extra) = gguf.tensors().iter().find(|t| unused(&t.name)) {
             return Err(Error::input(format!(
                 "{}: tensor {} is not part of {} as it is computed here, and leaving it out would change the result",
                 gguf.name(),
@@ -225,8 +231,9 @@ impl Loader<'_> {
                 false => None,
             },
             qk_norm: match c.architecture.qk_norm {
+                _ if !c.qk_norm => None,
                 QkNorms::No => None,
-                QkNorms::Heads => Some([c.head_dim, c.head_dim]),
+                QkNorms::Heads | QkNorms::OfHeadsIfThere => Some([c.head_dim, c.head_dim]),
                 QkNorms::Row => Some([c.q_width(), c.kv_width()]),
             }
             .map(|[q, k]| {
@@ -251,7 +258,7 @@ impl Loader<'_> {
                 false => None,
             },
             ffn_norm: self.vector(&name(c.architecture.ffn_norm), c.hidden)?,
-            ffn: match &c.moe {
+            ffn: match c.moe_of(n) {
                 None => Ffn::Dense {
                     gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
                     up: self.weight(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
@@ -271,13 +278,21 @@ impl Loader<'_> {
                         }),
                         false => None,
                     },
+                    choice_bias: match c.architecture.router {
+                        Router::BiasedSigmoids => Some(self.vector(&bias("exp_probs_b"), moe.experts)?),
+                        _ => None,
+                    },
                     used: moe.used,
                     renormalise: moe.renormalise,
-                    logits_choose: c.architecture.logits_choose,
+                    scale: moe.scale,
+                    by: c.architecture.router,
                     shared: match moe.shared {
                         0 => None,
                         width => Some(SharedExpert {
-                            router: self.weight(&name("ffn_gate_inp_shexp"), [c.hidden, 1, 1])?,
+                            router: match c.architecture.shared_expert {
+                                Shared::Gated => Some(self.weight(&name("ffn_gate_inp_shexp"), [c.hidden, 1, 1])?),
+                                _ => None,
+                            },
                             gate: self.weight(&name("ffn_gate_shexp"), [c.hidden, width, 1])?,
                             up: self.weight(&name("ffn_up_shexp"), [c.hidden, width, 1])?,
                             down: self.weight(&name("ffn_down_shexp"), [width, c.hidden, 1])?,

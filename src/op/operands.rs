@@ -224,14 +224,18 @@ impl<T> Op<'_, T> {
                 at.axes("x", shape(x), format_args!("[T, {n}] for {}", weight.name), |[_, cols]| cols == n)?.to_vec()
             }
             &Op::Rope { ref x, start, head_dim, ref rotation } => {
+                let turned = rotation.turned(head_dim);
                 if let Some(factors) = rotation.factors
-                    && (factors.ty != GgmlType::F32 || factors.dims() != [head_dim / 2, 1])
+                    && (factors.ty != GgmlType::F32 || factors.dims() != [turned / 2, 1])
                 {
-                    let expected = format_args!("an F32 vector [{}, 1], one for each pair of a head,", head_dim / 2);
+                    let expected = format_args!("an F32 vector [{}, 1], one for each pair of a head,", turned / 2);
                     return Err(at.not_f32s(factors, expected));
                 }
                 if at.head_dim(head_dim)? % 2 != 0 {
                     return Err(at.wrong("head_dim", head_dim, format_args!("an even number")));
+                }
+                if turned == 0 || turned % 2 != 0 || turned > head_dim {
+                    return Err(at.wrong("dims", turned, format_args!("an even number from 2 to {head_dim}")));
                 }
                 let [t, cols] = at.heads("x", shape(x), head_dim)?;
                 at.seen(start, t)?;
@@ -274,7 +278,7 @@ impl<T> Op<'_, T> {
                 at.axes("gate", shape(gate), format_args!("[{t}, 1]"), |axes| axes == [t, 1])?;
                 vec![t, n]
             }
-            Op::RouterProbs { logits } => {
+            Op::RouterProbs { logits, .. } => {
                 at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec()
             }
             &Op::RouterTopK { ref probs, k } => {
@@ -284,7 +288,10 @@ impl<T> Op<'_, T> {
                 }
                 vec![t, k]
             }
-            Op::RouterWeights { probs, ids, .. } => {
+            &Op::RouterWeights { ref probs, ref ids, softmax, scale, .. } => {
+                if softmax && scale != 1.0 {
+                    return Err(at.wrong("scale", scale, format_args!("1, as a softmax over the chosen has it,")));
+                }
                 let [t, experts] = at.axes("probs", shape(probs), format_args!("[T, E]"), |_| true)?;
                 let [_, k] = at.axes("ids", shape(ids), format_args!("[{t}, K]"), |[rows, _]| rows == t)?;
                 at.experts(look(ids), experts, "probs")?;

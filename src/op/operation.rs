@@ -50,12 +50,12 @@ pub enum Operation<T, W, I> {
     AttnContext { #[serde(skip)] probs: T, #[serde(skip)] v: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "Option::is_none")] window: Option<usize> },
     /// a + b. Same shape as its operands, [T, H] in a model.
     Add { #[serde(skip)] a: T, #[serde(skip)] b: T },
-    /// Softmax over all experts. [T, E] → same
-    RouterProbs { #[serde(skip)] logits: T },
+    /// Softmax over all experts, or the sigmoid of each logit. [T, E] → same
+    RouterProbs { #[serde(skip)] logits: T, #[serde(default, skip_serializing_if = "std::ops::Not::not")] sigmoid: bool },
     /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. [T, E] → [T, K] u32
     RouterTopK { #[serde(skip)] probs: T, k: usize },
-    /// probs at ids, divided by their sum when `renormalise`; where `softmax`, their softmax. [T, E], [T, K] u32 → [T, K]
-    RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool, #[serde(default, skip_serializing_if = "std::ops::Not::not")] softmax: bool },
+    /// probs at ids, divided by their sum when `renormalise`, times `scale`; where `softmax`, their softmax. [T, E], [T, K] u32 → [T, K]
+    RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool, #[serde(default, skip_serializing_if = "std::ops::Not::not")] softmax: bool, #[serde(default = "one", skip_serializing_if = "is_one")] scale: f64 },
     /// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is shared by the slots, [T, n], or one per slot, [T, K, n]. → [T, K, N]
     ExpertMatMul { #[serde(skip)] x: T, #[serde(skip)] ids: T, #[serde(skip)] weight: W },
     /// x + weight[ids[t, k]] for token t and slot k, the weight a row for each expert. [T, K, N], [T, K] u32, [E, N] → same
@@ -175,10 +175,10 @@ impl<T, W, I> Operation<T, W, I> {
                 AttnContext { probs: tensor("probs", probs)?, v: tensor("v", v)?, start, head_dim, window }
             }
             Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
-            RouterProbs { logits } => RouterProbs { logits: tensor("logits", logits)? },
+            &RouterProbs { ref logits, sigmoid } => RouterProbs { logits: tensor("logits", logits)?, sigmoid },
             RouterTopK { probs, k } => RouterTopK { probs: tensor("probs", probs)?, k: *k },
-            &RouterWeights { ref probs, ref ids, renormalise, softmax } => {
-                RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise, softmax }
+            &RouterWeights { ref probs, ref ids, renormalise, softmax, scale } => {
+                RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise, softmax, scale }
             }
             ExpertMatMul { x, ids, weight: w } => {
                 ExpertMatMul { x: tensor("x", x)?, ids: tensor("ids", ids)?, weight: weight(w)? }

@@ -53,6 +53,9 @@ pub struct Rotation<W> {
     pub pairing: Pairing,
     /// Base of the frequencies.
     pub base: f64,
+    /// How many of a head's first dimensions turn, the others staying as they are; `None`: all. D below is that number then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dims: Option<usize>,
     /// What every angle is multiplied by: 1 / factor of a linear scaling.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub scale: f64,
@@ -116,7 +119,7 @@ pub(super) fn is_one(x: &f64) -> bool {
 impl<W> Rotation<W> {
     /// NEOX pairing, unscaled.
     pub fn neox(base: f64) -> Self {
-        Self { pairing: Pairing::Neox, base, scale: 1.0, factors: None, yarn: None }
+        Self { pairing: Pairing::Neox, base, dims: None, scale: 1.0, factors: None, yarn: None }
     }
 
     /// The same with what `weight` makes of the factors, where there are some.
@@ -124,13 +127,19 @@ impl<W> Rotation<W> {
     /// # Errors
     /// Those of `weight`.
     pub fn try_map<'s, W2>(&'s self, weight: impl FnOnce(&'s W) -> Result<W2>) -> Result<Rotation<W2>> {
-        let Self { pairing, base, scale, ref factors, yarn } = *self;
-        Ok(Rotation { pairing, base, scale, factors: factors.as_ref().map(weight).transpose()?, yarn })
+        let Self { pairing, base, dims, scale, ref factors, yarn } = *self;
+        Ok(Rotation { pairing, base, dims, scale, factors: factors.as_ref().map(weight).transpose()?, yarn })
     }
 
     /// The same with these factors.
     pub fn with_factors<W2>(&self, factors: Option<W2>) -> Rotation<W2> {
-        Rotation { pairing: self.pairing, base: self.base, scale: self.scale, factors, yarn: self.yarn }
+        let Self { pairing, base, dims, scale, yarn, .. } = *self;
+        Rotation { pairing, base, dims, scale, factors, yarn }
+    }
+
+    /// How many of the dimensions of a head of `head_dim` turn.
+    pub fn turned(&self, head_dim: usize) -> usize {
+        self.dims.unwrap_or(head_dim)
     }
 
     /// What cosines and sines are multiplied by.
@@ -140,9 +149,10 @@ impl<W> Rotation<W> {
 
     /// What the angles of each pair are multiplied by, [D/2].
     pub fn scales(&self, head_dim: usize) -> Vec<f64> {
+        let turned = self.turned(head_dim);
         match self.yarn {
-            None => vec![self.scale; head_dim / 2],
-            Some(yarn) => yarn.kept(head_dim, self.base).map(|kept| self.scale * (1.0 - kept) + kept).collect(),
+            None => vec![self.scale; turned / 2],
+            Some(yarn) => yarn.kept(turned, self.base).map(|kept| self.scale * (1.0 - kept) + kept).collect(),
         }
     }
 }
@@ -150,7 +160,7 @@ impl<W> Rotation<W> {
 /// What the angles of a rotation depend on besides the position: backends keep tables of angles by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AngleKey {
-    head_dim: usize,
+    turned: usize,
     base: u64,
     scale: u64,
     factors: Option<usize>,
@@ -163,6 +173,6 @@ impl Rotation<&Arc<Weight>> {
         let [base, scale] = [self.base, self.scale].map(f64::to_bits);
         let numbers = |y: Yarn| [y.context, y.beta_fast, y.beta_slow, y.ramp, y.magnitude].map(f64::to_bits);
         let yarn = self.yarn.map(|y| (numbers(y), y.between));
-        AngleKey { head_dim, base, scale, factors: self.factors.map(|w| w.id), yarn }
+        AngleKey { turned: self.turned(head_dim), base, scale, factors: self.factors.map(|w| w.id), yarn }
     }
 }

@@ -33,6 +33,7 @@ pub enum Stage {
     RouterLogits,
     RouterBias,
     RouterProbs,
+    RouterChoice,
     RouterIds,
     RouterWeights,
     ExpertGate,
@@ -106,15 +107,20 @@ pub enum Scope {
     PostNormLayer,
     /// In layers with experts.
     MoeLayer,
-    /// In layers with experts that are chosen by a softmax over all.
-    SoftmaxLayer,
+    /// In layers with experts whose probabilities are made before they are chosen.
+    ProbsLayer,
+    /// In layers with experts that are chosen by their probabilities and a bias, which the weights do without.
+    ChoiceBiasLayer,
     /// In layers with an expert that every token uses, besides those behind the router.
     SharedLayer,
+    /// In those where a gate of its own multiplies it.
+    SharedGateLayer,
     /// In layers with a plain FFN.
     DenseLayer,
 }
 
-/// Which stages the layers of a model have: all of its layers are alike.
+/// Which stages the layers of a model have: all of its layers are alike, but that the first ones may have a plain FFN where the others have
+/// experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LayerLayout {
     /// q, k and v have biases.
@@ -131,6 +137,12 @@ pub struct LayerLayout {
     pub biases: bool,
     /// The experts are chosen by their logits, and the softmax is over the chosen.
     pub logits_choose: bool,
+    /// A bias is added to the experts' probabilities for the choice alone.
+    pub choice_bias: bool,
+    /// The shared expert has a gate.
+    pub shared_gate: bool,
+    /// How many layers, from the first, have a plain FFN for experts.
+    pub leading_dense: usize,
 }
 
 impl LayerLayout {
@@ -143,7 +155,26 @@ impl LayerLayout {
         post_norms: false,
         biases: false,
         logits_choose: false,
+        choice_bias: false,
+        shared_gate: false,
+        leading_dense: 0,
     };
+
+    /// That of one layer, or of what is in no layer.
+    pub fn of(self, layer: Option<u32>) -> Self {
+        match layer {
+            Some(n) if (n as usize) < self.leading_dense => Self {
+                moe: false,
+                shared: false,
+                shared_gate: false,
+                choice_bias: false,
+                logits_choose: false,
+                leading_dense: 0,
+                ..self
+            },
+            _ => Self { leading_dense: 0, ..self },
+        }
+    }
 }
 
 /// `layers with experts, norms of q and k, no biases`.
@@ -160,15 +191,21 @@ impl std::fmt::Display for LayerLayout {
             (self.post_norms, ", norms after attention and FFN"),
             (self.biases, ", biases of attention's output, router and experts"),
             (self.logits_choose, ", a softmax over the chosen experts"),
+            (self.choice_bias, ", a bias that experts are chosen with"),
         ] {
             f.write_str(if there { what } else { "" })?;
+        }
+        match self.leading_dense {
+            0 => {}
+            1 => f.write_str(", a plain FFN in the first")?,
+            n => write!(f, ", plain FFNs in the first {n}")?,
         }
         Ok(())
     }
 }
 
 impl Scope {
-    /// Whether such a stage occurs in a model of this layout.
+    /// Whether such a stage occurs in a layer of this layout, or of a model, in some layer.
     pub fn occurs(self, layout: LayerLayout) -> bool {
         match self {
             Self::Model | Self::Layer => true,
@@ -176,10 +213,12 @@ impl Scope {
             Self::BiasesLayer => layout.biases,
             Self::QkNormLayer => layout.qk_norm,
             Self::MoeLayer => layout.moe,
-            Self::SoftmaxLayer => layout.moe && !layout.logits_choose,
+            Self::ProbsLayer => layout.moe && !layout.logits_choose,
+            Self::ChoiceBiasLayer => layout.choice_bias,
             Self::SharedLayer => layout.shared,
+            Self::SharedGateLayer => layout.shared_gate,
             Self::PostNormLayer => layout.post_norms,
-            Self::DenseLayer => !layout.moe,
+            Self::DenseLayer => !layout.moe || layout.leading_dense > 0,
         }
     }
 }
@@ -210,7 +249,8 @@ pub struct StageInfo {
 
 use Dim::*;
 use Scope::{
-    BiasLayer, BiasesLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, QkNormLayer, SharedLayer, SoftmaxLayer,
+    BiasLayer, BiasesLayer, ChoiceBiasLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, ProbsLayer,
+    QkNormLayer, SharedGateLayer, SharedLayer,
 };
 use Stage::*;
 
@@ -247,9 +287,10 @@ table! {
     FfnNorm       "ffn_norm"       ["post_attention_layernorm", "pre_feedforward_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
     RouterLogits  "router_logits"  ["ffn_moe_logits"]                           MoeLayer   [T, E]        MatMul(FfnNorm)                      Some("ffn_gate_inp.weight"), "route";
     RouterBias    "router_bias"    ["ffn_moe_logits_biased"]                    BiasesLayer [T, E]       Bias(RouterLogits)                   Some("ffn_gate_inp.bias"),  "route";
-    RouterProbs   "router_probs"   ["ffn_moe_probs"]                            SoftmaxLayer   [T, E]        RouterProbs(RouterLogits)            None,                       "route";
+    RouterProbs   "router_probs"   ["ffn_moe_probs"]                            ProbsLayer [T, E]        RouterProbs(RouterLogits)            None,                       "route";
+    RouterChoice  "router_choice"  ["ffn_moe_probs_biased"]                     ChoiceBiasLayer [T, E]   Bias(RouterProbs)                    Some("exp_probs_b.bias"),   "route";
     RouterIds     "router_ids"     ["ffn_moe_topk", "moe_router_indices"]       MoeLayer   [T, K]        RouterTopK(RouterProbs)              None,                       "route";
-    RouterWeights "router_weights" ["ffn_moe_weights_norm", "ffn_moe_weights_softmax", "moe_router"] MoeLayer   [T, K]        RouterWeights(RouterProbs, RouterIds) None,                      "route";
+    RouterWeights "router_weights" ["ffn_moe_weights_norm", "ffn_moe_weights_softmax", "ffn_moe_weights_scaled", "moe_router"] MoeLayer   [T, K]        RouterWeights(RouterProbs, RouterIds) None,                      "route";
     ExpertGate    "expert_gate"    ["ffn_moe_gate"]                             MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_gate_exps.weight"), "gate";
     ExpertGateBias "expert_gate_bias" ["ffn_moe_gate_biased"]                   BiasesLayer [T, K, F]    ExpertBias(ExpertGate, RouterIds)    Some("ffn_gate_exps.bias"), "gate";
     ExpertUp      "expert_up"      ["ffn_moe_up"]                               MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_up_exps.weight"), "up";
@@ -258,12 +299,12 @@ table! {
     ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
     ExpertDownBias "expert_down_bias" ["ffn_moe_down_biased"]                   BiasesLayer [T, K, H]    ExpertBias(ExpertDown, RouterIds)    Some("ffn_down_exps.bias"), "down";
     MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
-    SharedRouter  "shared_router"  ["ffn_shexp_gate_inp", "shared_expert_gate"] SharedLayer [T, One]     MatMul(FfnNorm)                      Some("ffn_gate_inp_shexp.weight"), "shared";
-    SharedGate    "shared_gate"    ["shared_expert.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
-    SharedUp      "shared_up"      ["shared_expert.up_proj"]                    SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_up_shexp.weight"), "shared";
+    SharedRouter  "shared_router"  ["ffn_shexp_gate_inp", "shared_expert_gate"] SharedGateLayer [T, One]     MatMul(FfnNorm)                      Some("ffn_gate_inp_shexp.weight"), "shared";
+    SharedGate    "shared_gate"    ["shared_expert.gate_proj", "shared_experts.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
+    SharedUp      "shared_up"      ["shared_expert.up_proj", "shared_experts.up_proj"]                    SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_up_shexp.weight"), "shared";
     SharedAct     "shared_act"     []                                           SharedLayer [T, Shared]  SwiGlu(SharedGate, SharedUp)         None,                       "shared";
-    SharedDown    "shared_down"    ["ffn_shexp", "shared_expert"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
-    SharedOut     "shared_out"     ["ffn_shexp_out", "ffn_shexp_gated"]         SharedLayer [T, H]       SigmoidGate(SharedDown, SharedRouter) None,                      "shared";
+    SharedDown    "shared_down"    ["ffn_shexp", "ffn_shexp_out", "shared_expert", "shared_experts"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
+    SharedOut     "shared_out"     ["ffn_shexp_out", "ffn_shexp_gated"]         SharedGateLayer [T, H]       SigmoidGate(SharedDown, SharedRouter) None,                      "shared";
     MoeSum        "moe_sum"        []                                           SharedLayer [T, H]       Add(MoeOut, SharedOut)               None,                       "shared";
     FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";
     FfnUp         "ffn_up"         []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_up.weight"),      "up";
@@ -282,7 +323,8 @@ static CHAINS: &[&[Stage]] = &[
     &[VProj, VBias],
     &[MoeOut, MoeSum, FfnOut, FfnPostNorm],
     &[AttnOut, AttnOutBias, AttnPostNorm],
-    &[RouterLogits, RouterBias, RouterProbs],
+    &[RouterLogits, RouterBias, RouterProbs, RouterChoice],
+    &[SharedDown, SharedOut],
     &[ExpertGate, ExpertGateBias],
     &[ExpertUp, ExpertUpBias],
     &[ExpertDown, ExpertDownBias],
@@ -308,17 +350,24 @@ impl Stage {
     pub fn from_name(name: &str) -> Option<Stage> {
         STAGES.iter().find(|s| s.name == name).map(|s| s.stage)
     }
-    /// The stages that its operation reads in a model of this layout, in the order of the operands.
+    /// The stages that its operation reads in a layer of this layout, in the order of the operands.
     pub fn inputs(self, layout: LayerLayout) -> impl Iterator<Item = Stage> {
         self.info().inputs.iter().map(move |input| {
             let Some(chain) = CHAINS.iter().find(|chain| chain.contains(input)) else { return *input };
-            let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout);
+            // What is added for the choice is not in the weights.
+            let other = |s: Stage| (self, s) == (RouterWeights, RouterChoice);
+            let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout) && !other(**s);
             *chain.iter().rfind(before).unwrap_or(input)
         })
     }
-    /// The router's logits, from which the experts follow, in a model of this layout.
+    /// The numbers from which the experts follow, the largest or those of the largest shares, in a layer of this layout: the router's logits, or
+    /// what the choice is made by.
     pub fn routing_logits(layout: LayerLayout) -> Stage {
-        if layout.biases { RouterBias } else { RouterLogits }
+        match (layout.choice_bias, layout.biases) {
+            (true, _) => RouterChoice,
+            (false, true) => RouterBias,
+            (false, false) => RouterLogits,
+        }
     }
     /// Whether `reader` reads this stage's values from the KV cache, in a model that stores them there.
     pub fn is_cached_by(self, reader: Stage) -> bool {

@@ -1,7 +1,7 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
-//! `gemma3` and 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none;
-//! 9 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, Q8_0 keys.
+//! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
+//! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
     /// Every model, by its number.
     ///
@@ -55,6 +55,7 @@ impl TestModel {
             Self::synthetic("olmoe", &ModelShape { family: Family::Olmoe, ..moe })?,
             Self::synthetic("gemma3", &ModelShape { family: Family::Gemma3, window: Some([4, 2]), ..dense })?,
             Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
+            Self::synthetic("glm4moe", &ModelShape { family: Family::Glm4Moe, ..moe })?,
             Self::long()?,
         ])
     }

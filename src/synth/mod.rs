@@ -21,7 +21,7 @@ use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};
-pub use shape::{Family, FfnShape, ModelShape, Moe};
+pub use shape::{Family, FfnShape, GlmShape, ModelShape, Moe};
 
 /// A model that can be written: all of it but the weights.
 pub struct Plan {
@@ -47,6 +47,8 @@ enum Content {
     Norm { outliers: bool },
     /// Biases of about half the size of what they are added to.
     Bias,
+    /// What is added to the shares of experts for the choice.
+    ChoiceBias,
     /// A sink for each head, about as large as scores are.
     Sinks,
     /// Llama 3's frequency factors for a rotation of this base.
@@ -106,12 +108,18 @@ impl Plan {
             let key = Rng::new(self.seed, fnv1a(&spec.name)).bits();
             match content {
                 Content::Random { rms } => put_random(spec, rms, key, &mut buffer, sink, &mut progress),
-                Content::Norm { .. } | Content::Bias | Content::Sinks | Content::RopeFreqs { .. } => {
+                Content::Norm { .. }
+                | Content::Bias
+                | Content::ChoiceBias
+                | Content::Sinks
+                | Content::RopeFreqs { .. } => {
                     let n = spec.dims.iter().product();
                     let values = match content {
                         Content::Norm { outliers } => norm_weights(n, key, outliers.then_some(self.seed)),
                         Content::RopeFreqs { base } => rope_freqs(n, base),
                         Content::Sinks => (0..n).map(|i| 1.0 + 2.0 * Rng::new(key, i).normal()).collect(),
+                        // Beside sigmoids: it changes which of near ones are chosen.
+                        Content::ChoiceBias => (0..n).map(|i| 0.1 * Rng::new(key, i).normal()).collect(),
                         _ => (0..n).map(|i| 0.5 * Rng::new(key, i).normal()).collect(),
                     };
                     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
@@ -193,6 +201,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             Role::Norm => {
                 Content::Norm { outliers: dims[0] == hidden && !name.contains("_k_norm") && !name.contains("_q_norm") }
             }
+            Role::Bias if name.ends_with("exp_probs_b.bias") => Content::ChoiceBias,
             Role::Bias => Content::Bias,
             Role::Sinks => Content::Sinks,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
@@ -215,7 +224,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     if shape.rope_freqs {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
     }
-    for layer in 0..shape.layers {
+    let glm = shape.glm();
+    let (dense_layers, predicting) = glm.map_or((0, 0), |glm| (glm.dense_layers, glm.predicting_layers));
+    for layer in 0..shape.layers + predicting {
         let gpt_oss = shape.family == Family::GptOss;
         if gpt_oss {
             let experts = shape.moe().map_or(0, |m| m.experts as u64);
@@ -229,7 +240,10 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 matrix(format!("blk.{layer}.{part}"), Role::Bias, layer, dims, 1.0);
             }
         }
-        if gpt_oss || shape.family == Family::Qwen2 {
+        if let (true, Some(moe)) = (glm.is_some() && layer >= dense_layers, shape.moe()) {
+            matrix(format!("blk.{layer}.exp_probs_b.bias"), Role::Bias, layer, &[moe.experts.into()], 1.0);
+        }
+        if gpt_oss || glm.is_some() || shape.family == Family::Qwen2 {
             for (part, width) in [("k", kv), ("q", q), ("v", kv)] {
                 matrix(format!("blk.{layer}.attn_{part}.bias"), Role::Bias, layer, &[width], 1.0);
             }
@@ -241,6 +255,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         let qk_norm = match shape.family {
             Family::Qwen3 | Family::Gemma3 => Some([head_dim, head_dim]),
             Family::Olmoe => Some([q, kv]),
+            Family::Glm4Moe if glm.is_some_and(|glm| glm.qk_norm) => Some([head_dim, head_dim]),
             _ => None,
         };
         if let Some([_, k]) = qk_norm {
@@ -264,12 +279,22 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         // as large, so that some are beyond their limits, and what it makes of them has rms 6.4.
         let (inward, rms) = if gpt_oss { (3.0, 6.4) } else { (1.0, 0.596) };
         let down = to_residual * used.sqrt() / rms;
-        let ffn_norm = if gpt_oss { "post_attention_norm" } else { "ffn_norm" };
-        match shape.ffn {
-            FfnShape::Dense(_) => {
+        let ffn_norm = if gpt_oss || glm.is_some() { "post_attention_norm" } else { "ffn_norm" };
+        if layer >= shape.layers {
+            tensor("nextn.eh_proj", Role::FfnUp, &[2 * hidden, hidden], 1.0);
+            tensor("nextn.enorm", Role::Norm, &[hidden], 1.0);
+            tensor("nextn.hnorm", Role::Norm, &[hidden], 1.0);
+            tensor("nextn.shared_head_norm", Role::Norm, &[hidden], 1.0);
+        }
+        // Weights that are multiplied by a number say as much together as those that are not.
+        let down = down / glm.map_or(1.0, |glm| glm.weights_scale);
+        let dense = glm.filter(|_| layer < dense_layers).map(|glm| FfnShape::Dense(glm.dense_width));
+        match dense.unwrap_or(shape.ffn) {
+            FfnShape::Dense(width) => {
+                let (width, down) = (width.into(), if glm.is_some() { to_residual / rms } else { down });
                 tensor("ffn_down", Role::FfnDown, &[width, hidden], down);
                 tensor("ffn_gate", Role::FfnGate, &[hidden, width], 1.0);
-                tensor("ffn_norm", Role::Norm, &[hidden], 1.0);
+                tensor(ffn_norm, Role::Norm, &[hidden], 1.0);
                 tensor("ffn_up", Role::FfnUp, &[hidden, width], 1.0);
             }
             FfnShape::Moe(Moe { experts, .. }) => {
@@ -282,7 +307,9 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], inward);
                 if let Some(width) = shape.shared_width() {
                     tensor("ffn_down_shexp", Role::FfnDown, &[width, hidden], to_residual / 0.596);
-                    tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
+                    if glm.is_none() {
+                        tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
+                    }
                     tensor("ffn_gate_shexp", Role::FfnGate, &[hidden, width], 1.0);
                     tensor("ffn_up_shexp", Role::FfnUp, &[hidden, width], 1.0);
                 }
@@ -304,11 +331,13 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let mut set = |key: &str, value| m.set(&format!("{architecture}.{key}"), value);
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
-    set("block_count", Value::U32(shape.layers));
+    let glm = shape.glm();
+    set("block_count", Value::U32(shape.layers + glm.map_or(0, |glm| glm.predicting_layers)));
     // Qwen's is that of all experts of a token together, the others' that of one.
     let qwen = matches!(shape.family, Family::Qwen3 | Family::Qwen2);
     let all_used = shape.moe().filter(|_| qwen).map_or(1, |m| m.used);
-    set("feed_forward_length", Value::U32(shape.ffn_width().saturating_mul(all_used)));
+    let ffn_width = glm.map_or(shape.ffn_width().saturating_mul(all_used), |glm| glm.dense_width);
+    set("feed_forward_length", Value::U32(ffn_width));
     set("attention.head_count", Value::U32(shape.heads));
     set("attention.head_count_kv", Value::U32(shape.kv_heads));
     set("attention.key_length", Value::U32(shape.head_dim));
@@ -330,10 +359,20 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if qwen || shape.family == Family::GptOss {
+        if qwen || glm.is_some() || shape.family == Family::GptOss {
             set("expert_feed_forward_length", Value::U32(moe.width));
         }
-        if let Some(width) = shape.shared_width() {
+        if let Some(glm) = glm {
+            set("rope.dimension_count", Value::U32(shape.head_dim / 2));
+            set("expert_shared_count", Value::U32(1));
+            set("leading_dense_block_count", Value::U32(glm.dense_layers));
+            set("expert_gating_func", Value::U32(2));
+            set("expert_weights_scale", Value::F32(glm.weights_scale));
+            set("expert_weights_norm", Value::Bool(true));
+            set("expert_group_count", Value::U32(1));
+            set("expert_group_used_count", Value::U32(1));
+            set("nextn_predict_layers", Value::U32(glm.predicting_layers));
+        } else if let Some(width) = shape.shared_width() {
             set("expert_shared_feed_forward_length", Value::U32(width as u32));
         }
     }
@@ -342,6 +381,7 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let pre = match shape.family {
         Family::Llama => "llama-bpe",
         Family::GptOss => "gpt-4o",
+        Family::Glm4Moe => "glm4",
         _ => "qwen2",
     };
     m.set("tokenizer.ggml.pre", text(pre));

@@ -25,6 +25,27 @@ pub struct ModelShape {
     pub yarn: Option<f32>,
     /// Sliding windows of so many keys, and the period of the layers without; of the families `gemma3` and `gpt-oss` only.
     pub window: Option<[u32; 2]>,
+    /// What only `glm4moe` has; [`GlmShape::DEFAULT`] where nothing is said.
+    pub glm: Option<GlmShape>,
+}
+
+/// What `glm4moe` has besides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GlmShape {
+    /// The first layers, which have a plain FFN, and its width.
+    pub dense_layers: u32,
+    pub dense_width: u32,
+    /// Layers after the others that guess further tokens.
+    pub predicting_layers: u32,
+    /// Norms of q and k.
+    pub qk_norm: bool,
+    /// What the experts' weights are multiplied by.
+    pub weights_scale: f32,
+}
+
+impl GlmShape {
+    pub const DEFAULT: Self =
+        Self { dense_layers: 1, dense_width: 512, predicting_layers: 1, qk_norm: true, weights_scale: 2.5 };
 }
 
 /// What kind of model: with [`FfnShape`], its architecture.
@@ -42,15 +63,17 @@ pub enum Family {
     Gemma3,
     /// `gpt-oss`, with experts.
     GptOss,
+    /// `glm4moe`, with experts and a shared one.
+    Glm4Moe,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 6] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss"];
+    pub const NAMES: [&str; 7] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss", "glm4moe"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3, Self::GptOss];
+        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3, Self::GptOss, Self::Glm4Moe];
         all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
@@ -75,7 +98,7 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 13] = [
+    pub const NAMES: [&str; 15] = [
         "tiny",
         "demo",
         "qwen3-30b-a3b",
@@ -89,6 +112,8 @@ impl ModelShape {
         "gemma-3-1b",
         "gpt-oss-20b",
         "gpt-oss-120b",
+        "glm-4.5-air",
+        "glm-4.6",
     ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
@@ -109,6 +134,7 @@ impl ModelShape {
             rope_freqs: false,
             yarn: None,
             window: None,
+            glm: None,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -232,6 +258,32 @@ impl ModelShape {
                     ..qwen3
                 }
             }
+            "glm-4.5-air" => ModelShape {
+                family: Family::Glm4Moe,
+                hidden: 4096,
+                layers: 46,
+                heads: 96,
+                kv_heads: 8,
+                ffn: FfnShape::Moe(Moe { experts: 128, used: 8, width: 1408 }),
+                vocab: 151_552,
+                context: 131_072,
+                eps: 1e-5,
+                glm: Some(GlmShape { dense_width: 10_944, qk_norm: false, weights_scale: 1.0, ..GlmShape::DEFAULT }),
+                ..qwen3
+            },
+            "glm-4.6" => ModelShape {
+                family: Family::Glm4Moe,
+                hidden: 5120,
+                layers: 92,
+                heads: 96,
+                kv_heads: 8,
+                ffn: FfnShape::Moe(Moe { experts: 160, used: 8, width: 1536 }),
+                vocab: 151_552,
+                context: 202_752,
+                eps: 1e-5,
+                glm: Some(GlmShape { dense_layers: 3, dense_width: 12_288, ..GlmShape::DEFAULT }),
+                ..qwen3
+            },
             _ => return None,
         })
     }
@@ -247,6 +299,7 @@ impl ModelShape {
             (Family::Olmoe, _) => "olmoe",
             (Family::Gemma3, _) => "gemma3",
             (Family::GptOss, _) => "gpt-oss",
+            (Family::Glm4Moe, _) => "glm4moe",
         }
     }
 
@@ -265,9 +318,19 @@ impl ModelShape {
         }
     }
 
-    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5.
+    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5, or of one, as in GLM.
     pub(super) fn shared_width(&self) -> Option<u64> {
-        self.moe().filter(|_| self.family == Family::Qwen2).map(|m| u64::from(m.width) * u64::from(m.used))
+        let moe = self.moe()?;
+        match self.family {
+            Family::Qwen2 => Some(u64::from(moe.width) * u64::from(moe.used)),
+            Family::Glm4Moe => Some(moe.width.into()),
+            _ => None,
+        }
+    }
+
+    /// What `glm4moe` has besides, of that family.
+    pub fn glm(&self) -> Option<GlmShape> {
+        (self.family == Family::Glm4Moe).then(|| self.glm.unwrap_or(GlmShape::DEFAULT))
     }
 
     /// Width of the query projection, which need not be the hidden size.
@@ -313,11 +376,20 @@ impl ModelShape {
         if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
             return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
         }
-        if matches!(self.family, Family::Olmoe | Family::GptOss) && self.moe().is_none() {
+        if matches!(self.family, Family::Olmoe | Family::GptOss | Family::Glm4Moe) && self.moe().is_none() {
             return refuse(format!("--family {}: expected experts, found --dense", self.architecture()));
         }
         if self.family == Family::GptOss && self.window.is_some_and(|[_, period]| period != 2) {
             return refuse("a sliding window: expected one in every other layer of gpt-oss".into());
+        }
+        if let Some(glm) = self.glm() {
+            range("layers", self.layers, glm.dense_layers + 1, 4096)?;
+            if !self.head_dim.is_multiple_of(4) {
+                return refuse(format!(
+                    "--head-dim: expected a multiple of 4 (half of it turns), found {}",
+                    self.head_dim
+                ));
+            }
         }
         if self.rope_freqs && self.family != Family::Llama {
             return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));

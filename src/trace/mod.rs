@@ -234,8 +234,9 @@ mod tests {
             let last = start + tokens.len() - 1;
             let rows = Op::Rows { x, start: tokens.len() - 1, rows: 1 };
             let x = traced.run(At::layer(39, Stage::LayerOut, last), &rows).unwrap();
-            let x = traced.run(At::model(Stage::FinalNorm, last), &Op::RouterProbs { logits: x }).unwrap();
-            traced.run(At::model(Stage::Logits, last), &Op::RouterProbs { logits: x }).unwrap();
+            let x =
+                traced.run(At::model(Stage::FinalNorm, last), &Op::RouterProbs { logits: x, sigmoid: false }).unwrap();
+            traced.run(At::model(Stage::Logits, last), &Op::RouterProbs { logits: x, sigmoid: false }).unwrap();
         }
         let (ones, seen) = traced.finish().unwrap();
         let fetched = ones.log.iter().filter(|l| **l == "fetch").count();

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Shown, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{
-    At, Data, Dim, Elements, HostTensor, LayerLayout, Op, OpKind, Operand, STAGES, Scope, Site, Stage, Weight,
-};
+use crate::op::{At, Data, Dim, Elements, HostTensor, LayerLayout, Op, OpKind, Operand, STAGES, Scope, Site, Weight};
 use crate::trace::store::{Stored, Trace, op_name};
 
 /// A trace directory that answers like a backend.
@@ -61,7 +59,7 @@ impl Recorded {
             if !sites.contains(&site) {
                 return Err(Error::input(format!("{dir}: {}: {} has no such stage", site.key(), model.config.name)));
             }
-            let expected = width(site.stage, model, run.tokens.len());
+            let expected = width(site, model, run.tokens.len());
             let axis = site.stage.position_axis();
             let found = stored.shape.iter().enumerate().filter(|(i, _)| *i != axis).map(|(_, n)| *n);
             if !found.clone().eq(expected.iter().copied()) {
@@ -136,7 +134,7 @@ impl Recorded {
 }
 
 /// The lengths of a stage's axes besides that of its positions, in a run of `tokens` positions.
-fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
+fn width(Site { layer, stage }: Site, model: &Model, tokens: usize) -> Vec<usize> {
     let c = &model.config;
     let moe = c.moe.as_ref();
     let length = |dim: &Dim| match dim {
@@ -148,7 +146,7 @@ fn width(stage: Stage, model: &Model, tokens: usize) -> Vec<usize> {
         Dim::Kv => Some(c.kv_width()),
         Dim::E => moe.map(|m| m.experts),
         Dim::K => moe.map(|m| m.used),
-        Dim::F => Some(moe.map_or(c.ffn, |m| m.ffn)),
+        Dim::F => Some(c.ffn_of(layer.unwrap_or(0) as usize)),
         Dim::V => Some(c.vocab),
         Dim::Shared => moe.map(|m| m.shared),
         Dim::One => Some(1),
@@ -164,12 +162,15 @@ pub fn sites(model: &Model) -> Vec<Site> {
 /// Every stage of a model of so many layers of one layout, in order of execution.
 pub fn sites_of(layers_of_it: usize, layout: LayerLayout) -> Vec<Site> {
     let mut sites = Vec::new();
-    let layers = STAGES.iter().filter(|s| s.scope != Scope::Model && s.scope.occurs(layout));
-    let layers: Vec<_> = layers.map(|s| s.stage).collect();
+    let of_layer = |n: u32| {
+        let here = layout.of(Some(n));
+        let stages = STAGES.iter().filter(move |s| s.scope != Scope::Model && s.scope.occurs(here));
+        stages.map(move |s| Site { layer: Some(n), stage: s.stage })
+    };
     let model_stages: Vec<_> = STAGES.iter().filter(|s| s.scope == Scope::Model).map(|s| s.stage).collect();
     let (before, after) = model_stages.split_at(1); // the embedding comes before the layers
     sites.extend(before.iter().map(|s| Site::model(*s)));
-    sites.extend((0..layers_of_it).flat_map(|n| layers.iter().map(move |s| Site::layer(n, *s))));
+    sites.extend((0..layers_of_it as u32).flat_map(of_layer));
     sites.extend(after.iter().map(|s| Site::model(*s)));
     sites
 }

@@ -114,8 +114,20 @@ impl Selection {
                             word.text
                         )));
                     }
-                    (_, None) => sites.extend(layers.iter().map(|n| Site::layer(n, stage))),
-                    (_, Some(n)) if n < n_layers => sites.extend([Site::layer(n, stage)]),
+                    (_, None) => {
+                        let here = layers.iter().map(|n| Site::layer(n, stage));
+                        sites.extend(here.filter(|site| stage.info().scope.occurs(layout.of(site.layer))));
+                    }
+                    (_, Some(n)) if n < n_layers => {
+                        let site = Site::layer(n, stage);
+                        if !stage.info().scope.occurs(layout.of(site.layer)) {
+                            return Err(Error::usage(format!(
+                                "stage `{}`: {stage} does not occur in layer {n} of this model, which has {layout}",
+                                word.text
+                            )));
+                        }
+                        sites.insert(site);
+                    }
                     (_, Some(n)) => {
                         return Err(Error::usage(format!(
                             "stage `{}`: the model has no layer {n}, its layers are 0 to {}",

@@ -68,9 +68,14 @@ fn decode_steps_are_compared_too() {
 /// Every family, prompt and decoded tokens, judged by the oracle: as many stages as its layers have.
 #[test]
 fn every_family_agrees_on_cpu_and_gpu() {
-    for (family, stages) in
-        [("llama", 2 * 17 + 3), ("llama3", 2 * 17 + 3), ("mixtral", 2 * 22 + 3), ("qwen2", 2 * 20 + 3)]
-    {
+    for (family, stages) in [
+        ("llama", 2 * 17 + 3),
+        ("llama3", 2 * 17 + 3),
+        ("mixtral", 2 * 22 + 3),
+        ("qwen2", 2 * 20 + 3),
+        // A layer without experts and two with some.
+        ("glm4moe", 22 + 2 * 33 + 3),
+    ] {
         let model = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
         for subject in ["cpu", "gpu"] {
             let json = expect(

@@ -67,10 +67,10 @@ fn params(op: OpKind, config: &Config) -> OpParams {
             OpParams::AttnContext { probs: (), v: (), start: 0, head_dim: config.head_dim, window: None }
         }
         OpKind::Add => OpParams::Add { a: (), b: () },
-        OpKind::RouterProbs => OpParams::RouterProbs { logits: () },
+        OpKind::RouterProbs => OpParams::RouterProbs { logits: (), sigmoid: false },
         OpKind::RouterTopK => OpParams::RouterTopK { probs: (), k: moe.used },
         OpKind::RouterWeights => {
-            OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise, softmax: false }
+            OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise, softmax: false, scale: 1.0 }
         }
         OpKind::ExpertMatMul => OpParams::ExpertMatMul { x: (), ids: (), weight: () },
         OpKind::SwiGlu => OpParams::SwiGlu { gate: (), up: (), activation: twinscope::op::GateActivation::Silu },

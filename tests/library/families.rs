@@ -9,11 +9,22 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
-use twinscope::model::{Config, LogitRows, Model, Session, Tokenizer, forward};
+use twinscope::model::{Config, Ffn, LogitRows, Model, Session, Tokenizer, forward};
 use twinscope::op::{Pairing, Yarn};
 
-const FAMILIES: [&str; 10] =
-    ["llama", "llama3", "mixtral", "qwen2", "qwen3-yarn", "mistral3", "qwen2moe", "olmoe", "gemma3", "gpt-oss"];
+const FAMILIES: [&str; 11] = [
+    "llama",
+    "llama3",
+    "mixtral",
+    "qwen2",
+    "qwen3-yarn",
+    "mistral3",
+    "qwen2moe",
+    "olmoe",
+    "gemma3",
+    "gpt-oss",
+    "glm4moe",
+];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
 const ORACLE_NMSE: f64 = 1e-22;
@@ -256,6 +267,55 @@ fn windows_yarn_and_tensors_of_gpt_oss() {
 }
 
 #[test]
+fn routers_layers_and_rope_of_glm4moe() {
+    let u32 = |x| Some(Value::U32(x));
+    let f32 = |x| Some(Value::F32(x));
+    let (model, _) = open("glm4moe");
+    let c = &model.config;
+    let moe = c.moe.as_ref().unwrap();
+    // Of four layers in the file the last is not run, and its tensors are not asked for.
+    assert_eq!((c.layers, c.predicting_layers, moe.leading_dense), (3, 1, 1));
+    assert!(model.gguf.tensor("blk.3.nextn.eh_proj.weight").is_some() && c.is_predicting("blk.3.attn_norm.weight"));
+    assert!(!model.weights.all().iter().any(|w| w.name.starts_with("blk.3.")));
+    assert_eq!([0, 1, 2].map(|n| c.ffn_of(n)), [96, 32, 32]);
+    assert_eq!((moe.shared, moe.renormalise, moe.scale), (32, true, 2.5));
+    assert_eq!((c.head_dim, c.rotation.dims, c.qk_norm, c.qkv_bias), (16, Some(8), true, true));
+    let shared = |n: usize| match &model.weights.layers[n].ffn {
+        Ffn::Moe(moe) => moe.shared.as_ref().map(|shared| shared.router.is_some()),
+        Ffn::Dense { .. } => None,
+    };
+    assert_eq!([0, 1, 2].map(shared), [None, Some(false), Some(false)]);
+    // What llama.cpp takes where a file says nothing.
+    let all = ["expert_weights_scale", "expert_weights_norm", "rope.dimension_count"].map(|key| (key, None));
+    let c = with_keys("glm4moe", &all).unwrap();
+    let moe = c.moe.as_ref().unwrap();
+    assert_eq!((moe.scale, moe.renormalise, c.rotation.dims), (1.0, false, None));
+    let defaults: Vec<&str> = c.keys.defaults.iter().map(|d| d.key.as_str()).collect();
+    assert!(all.iter().all(|(key, _)| defaults.contains(key)), "{defaults:?}");
+    assert_eq!(with_keys("glm4moe", &[("expert_gating_func", None)]).unwrap().moe.unwrap().scale, 2.5);
+    for (key, value, words) in [
+        ("expert_gating_func", u32(1), "is 1; 2, sigmoids, is expected"),
+        ("expert_group_count", u32(4), "could change the result"),
+        ("expert_group_used_count", u32(2), "could change the result"),
+        ("rope.dimension_sections", Some(Value::Array(Array::I32(vec![8, 12, 12, 0]))), "could change the result"),
+        ("rope.dimension_count", u32(7), "is 7, not the head size 16"),
+        ("rope.dimension_count", u32(32), "is 32, not the head size 16"),
+        ("leading_dense_block_count", u32(3), "is 3 of 3 layers"),
+        ("leading_dense_block_count", u32(2), "blk.1.ffn_gate.weight: is missing"),
+        ("nextn_predict_layers", u32(4), "is 4 of 4 layers"),
+        ("nextn_predict_layers", u32(0), "tensor blk.3.nextn"),
+        ("expert_shared_count", u32(0), "shexp.weight is not part of glm4moe"),
+        ("expert_weights_scale", f32(-1.0), "is -1"),
+    ] {
+        let e = with_keys("glm4moe", &[(key, value)]).unwrap_err();
+        assert!(e.contains(words), "{key}: {e}");
+    }
+    // Another architecture has whole heads.
+    let e = with_keys("qwen2", &[("rope.dimension_count", u32(8))]).unwrap_err();
+    assert!(e.contains("rope.dimension_count is 8, not the head size 16"), "{e}");
+}
+
+#[test]
 fn defaults_of_qwen2moe_and_olmoe() {
     let c = with_keys("qwen2moe", &[]).unwrap();
     let moe = c.moe.as_ref().unwrap();
@@ -323,7 +383,7 @@ fn tokens_equal_the_goldens() {
     let expected = std::fs::read_to_string(path("tokens", "json")).unwrap();
     let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> =
         serde_json::from_str(&expected).unwrap();
-    assert_eq!(expected.keys().collect::<Vec<_>>(), ["gpt-4o", "llama", "llama-bpe", "qwen2", "smollm"]);
+    assert_eq!(expected.keys().collect::<Vec<_>>(), ["glm4", "gpt-4o", "llama", "llama-bpe", "qwen2", "smollm"]);
     for (name, texts) in expected {
         let file = if name == "llama" { "sentencepiece" } else { "byte-level" };
         let mut gguf = Gguf::open(&path(file, "gguf")).unwrap();

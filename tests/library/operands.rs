@@ -49,6 +49,18 @@ fn are_refused_alike_by_every_backend() {
             Op::Rope { x: &good, start: usize::MAX, head_dim: 4, rotation: Rotation::neox(1e4) },
             "a position with room for 2 below",
         ),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 4, rotation: Rotation { dims: Some(6), ..Rotation::neox(1e4) } },
+            "dims is 6 where an even number from 2 to 4",
+        ),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 4, rotation: Rotation { dims: Some(0), ..Rotation::neox(1e4) } },
+            "dims is 0 where an even number from 2 to 4",
+        ),
+        (
+            Op::RouterWeights { probs: &good, ids: &pair, renormalise: true, softmax: true, scale: 2.0 },
+            "scale is 2.0 where 1, as a softmax over the chosen has it,",
+        ),
         (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
         (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
         (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),
@@ -89,15 +101,15 @@ fn are_refused_alike_by_every_backend() {
             Op::SwiGlu { gate: &cube, up: &good, activation: GateActivation::Silu },
             "up is [2, 8] where [2, 3, 5], as gate is,",
         ),
-        (Op::RouterProbs { logits: &cube }, "logits is [2, 3, 5] where [T, E]"),
+        (Op::RouterProbs { logits: &cube, sigmoid: false }, "logits is [2, 3, 5] where [T, E]"),
         (Op::RouterTopK { probs: &good, k: 9 }, "k is 9 where 1 to 8, as many as there are experts,"),
         (Op::RouterTopK { probs: &good, k: 0 }, "k is 0 where 1 to 8"),
         (
-            Op::RouterWeights { probs: &good, ids: &few, renormalise: true, softmax: false },
+            Op::RouterWeights { probs: &good, ids: &few, renormalise: true, softmax: false, scale: 1.0 },
             "ids is [2, 1] where a tensor of ids",
         ),
         (
-            Op::RouterWeights { probs: &cache, ids: &pair, renormalise: true, softmax: false },
+            Op::RouterWeights { probs: &cache, ids: &pair, renormalise: true, softmax: false, scale: 1.0 },
             "ids is [2, 1] where [4, K]",
         ),
         (Op::ExpertMatMul { x: &bad, ids: &pair, weight: &stack }, "x is [2, 7] where [2, 8] or [2, 1, 8] for exps"),
@@ -142,8 +154,10 @@ fn an_expert_that_is_not_there_is_refused_where_ids_are_on_the_host() {
         let error = refusal(&mut backend, &Op::ExpertBias { x: &three, ids: &ids, weight: &biases });
         let expected = "ids[1, 0] is 2 where one of the 2 experts of biases was expected";
         assert_eq!(error.to_string(), format!("layer 3 · q_proj (ExpertBias): {expected}"));
-        let error =
-            refusal(&mut backend, &Op::RouterWeights { probs: &probs, ids: &ids, renormalise: false, softmax: false });
+        let error = refusal(
+            &mut backend,
+            &Op::RouterWeights { probs: &probs, ids: &ids, renormalise: false, softmax: false, scale: 1.0 },
+        );
         let expected = "ids[1, 0] is 2 where one of the 2 experts of probs was expected";
         assert_eq!(error.to_string(), format!("layer 3 · q_proj (RouterWeights): {expected}"));
     }

@@ -59,11 +59,15 @@ impl Run<'_> {
             OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None, sinks: None },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
-            OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
+            OpKind::RouterProbs => Op::RouterProbs { logits: input(0), sigmoid: false },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: moe().used },
-            OpKind::RouterWeights => {
-                Op::RouterWeights { probs: input(0), ids: input(1), renormalise: moe().renormalise, softmax: false }
-            }
+            OpKind::RouterWeights => Op::RouterWeights {
+                probs: input(0),
+                ids: input(1),
+                renormalise: moe().renormalise,
+                softmax: false,
+                scale: 1.0,
+            },
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },
             OpKind::ExpertBias => unreachable!("the bundled model has no biases"),

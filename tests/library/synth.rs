@@ -9,7 +9,7 @@ use twinscope::gguf::Gguf;
 use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{At, GgmlType, HostTensor, Site, Stage};
 use twinscope::quant::dequantize;
-use twinscope::synth::{FfnShape, MIXES, Mix, ModelShape, Moe, Plan, Role};
+use twinscope::synth::{FfnShape, GlmShape, MIXES, Mix, ModelShape, Moe, Plan, Role};
 use twinscope::trace::{StageObserver, Traced};
 
 fn write(path: &Path, shape: &ModelShape, mix: &Mix, seed: u64) {
@@ -393,6 +393,30 @@ fn every_family_is_a_model() {
         assert_eq!(model.weights.rope_freqs.is_some(), name == "llama-3.2-1b");
         assert_eq!(model.config.qkv_bias, ["qwen2", "gpt-oss"].contains(&architecture));
         assert!(model.tokenizer().is_ok(), "{name}");
+    }
+}
+
+/// `glm4moe`: a first layer without experts, a last one that is not run, and norms of q and k where the shape has them.
+#[test]
+fn glm_shapes_are_models() {
+    for (name, tensors, norms) in [("glm-4.5-air", 53, false), ("glm-4.6", 87, true)] {
+        let named = ModelShape::named(name).unwrap();
+        let FfnShape::Moe(moe) = named.ffn else { unreachable!() };
+        let ffn = FfnShape::Moe(Moe { width: 64, experts: 16, ..moe });
+        let glm = named.glm().map(|glm| GlmShape { dense_width: 96, ..glm });
+        let layers = glm.unwrap().dense_layers + 1;
+        let shape = ModelShape { layers, vocab: 300, ffn, heads: 8, hidden: 256, head_dim: 64, glm, ..named };
+        let plan = Plan::new(name, &shape, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+        assert_eq!(plan.tensors().len(), tensors, "{name}");
+        let gguf = Gguf::from_bytes(name, std::sync::Arc::new(plan.to_bytes().unwrap())).unwrap();
+        let model = Model::from_gguf(gguf).unwrap();
+        let c = &model.config;
+        assert_eq!((c.architecture.name, c.layers, c.predicting_layers), ("glm4moe", layers as usize, 1));
+        assert_eq!((c.qk_norm, c.qkv_bias, c.rotation.dims, c.ffn), (norms, true, Some(32), 96));
+        assert!(model.tokenizer().is_ok(), "{name}");
+        let too_few = ModelShape { layers: layers - 1, ..shape };
+        let error = Plan::new(name, &too_few, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap().to_string();
+        assert!(error.contains("--layers: expected"), "{error}");
     }
 }
 

@@ -85,6 +85,8 @@ pub enum OpShape {
         scale: f64,
         factors: bool,
         yarn: Option<Yarn>,
+        /// How many of a head's dimensions turn, where it is not all.
+        dims: Option<usize>,
     },
     Store {
         tokens: usize,
@@ -126,6 +128,7 @@ pub enum OpShape {
     RouterProbs {
         tokens: usize,
         experts: usize,
+        sigmoid: bool,
     },
     /// `ties`: probabilities of few different values.
     RouterTopK {
@@ -140,6 +143,7 @@ pub enum OpShape {
         k: usize,
         renormalise: bool,
         softmax: bool,
+        scale: f64,
     },
     ExpertBias {
         tokens: usize,
@@ -194,7 +198,16 @@ impl OpShape {
             scale: 1.0,
             factors: false,
             yarn: None,
+            dims: None,
         }
+    }
+
+    /// The same on the first `dims` dimensions of a head.
+    pub fn turning(mut self, to: Option<usize>) -> Self {
+        if let Self::Rope { dims, .. } = &mut self {
+            *dims = to;
+        }
+        self
     }
 }
 
@@ -266,7 +279,9 @@ impl OpCase {
                 tokens * heads * head_dim * (start + tokens)
             }
             OpShape::AttnProbs { tokens, heads, start, .. } => tokens * heads * (start + tokens),
-            OpShape::RouterProbs { tokens, experts } | OpShape::RouterTopK { tokens, experts, .. } => tokens * experts,
+            OpShape::RouterProbs { tokens, experts, .. } | OpShape::RouterTopK { tokens, experts, .. } => {
+                tokens * experts
+            }
             OpShape::RouterWeights { tokens, k, .. } => tokens * k,
             OpShape::ExpertMatMul { cols, rows, tokens, k, .. } => cols * rows * tokens * k,
             OpShape::Combine { tokens, k, hidden } => tokens * k * hidden,
@@ -321,8 +336,8 @@ impl Operands {
             OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
             OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
             OpShape::Bias { .. } => Op::Bias { x: tensor(0), weight: weight() },
-            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, .. } => {
-                let rotation = Rotation { pairing, base, scale, factors: factors.then(weight), yarn };
+            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, dims, .. } => {
+                let rotation = Rotation { pairing, base, dims, scale, factors: factors.then(weight), yarn };
                 Op::Rope { x: tensor(0), start, head_dim, rotation }
             }
             OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
@@ -336,10 +351,10 @@ impl Operands {
                 Op::AttnContext { probs: tensor(0), v: tensor(1), start, head_dim, window }
             }
             OpShape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
-            OpShape::RouterProbs { .. } => Op::RouterProbs { logits: tensor(0) },
+            OpShape::RouterProbs { sigmoid, .. } => Op::RouterProbs { logits: tensor(0), sigmoid },
             OpShape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
-            OpShape::RouterWeights { renormalise, softmax, .. } => {
-                Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise, softmax }
+            OpShape::RouterWeights { renormalise, softmax, scale, .. } => {
+                Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise, softmax, scale }
             }
             OpShape::ExpertBias { .. } => Op::ExpertBias { x: tensor(0), ids: tensor(1), weight: weight() },
             OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
@@ -425,11 +440,11 @@ impl Maker {
                 weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, 1, 1], bias)?);
                 vec![self.tensor(&[tokens, cols])]
             }
-            OpShape::Rope { tokens, heads, head_dim, factors, .. } => {
+            OpShape::Rope { tokens, heads, head_dim, factors, dims, .. } => {
                 if factors {
-                    let bytes: Vec<u8> =
-                        (0..head_dim / 2).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
-                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [head_dim / 2, 1, 1], bytes)?);
+                    let pairs = dims.unwrap_or(head_dim) / 2;
+                    let bytes: Vec<u8> = (0..pairs).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
+                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [pairs, 1, 1], bytes)?);
                 }
                 vec![self.tensor(&[tokens, heads * head_dim])]
             }
@@ -460,7 +475,7 @@ impl Maker {
                 vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
             }
             OpShape::SigmoidGate { tokens, cols } => vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, 1])],
-            OpShape::RouterProbs { tokens, experts } => vec![self.tensor(&[tokens, experts])],
+            OpShape::RouterProbs { tokens, experts, .. } => vec![self.tensor(&[tokens, experts])],
             OpShape::RouterTopK { tokens, experts, ties, .. } => {
                 let mut probs = self.tensor(&[tokens, experts]);
                 positive(&mut probs, experts);

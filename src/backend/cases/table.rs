@@ -82,7 +82,12 @@ pub fn table() -> Vec<OpCase> {
             (Pairing::Norm, 0.125, true, Some(yarn)),
             (Pairing::Neox, 0.03125, false, Some(Yarn { between: true, ..yarn })),
         ] {
-            all(NORMAL, OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn });
+            for dims in [None, Some(head_dim / 2)] {
+                all(
+                    NORMAL,
+                    OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn, dims },
+                );
+            }
         }
     }
 
@@ -108,14 +113,19 @@ pub fn table() -> Vec<OpCase> {
     for (tokens, experts, k) in
         [(1, 2, 1), (1, 8, 2), (7, 8, 2), (33, 60, 4), (65, 128, 8), (3, 128, 8), (5, 512, 10), (2, 8, 8)]
     {
-        all(WITH_LARGE, OpShape::RouterProbs { tokens, experts });
+        for sigmoid in [false, true] {
+            all(WITH_LARGE, OpShape::RouterProbs { tokens, experts, sigmoid });
+        }
         for ties in [false, true] {
             all(&[OpValues::Normal, OpValues::Nan], OpShape::RouterTopK { tokens, experts, k, ties });
         }
         for renormalise in [true, false] {
-            all(NORMAL, OpShape::RouterWeights { tokens, experts, k, renormalise, softmax: false });
+            for scale in [1.0, 2.5] {
+                all(NORMAL, OpShape::RouterWeights { tokens, experts, k, renormalise, softmax: false, scale });
+            }
         }
-        all(WITH_LARGE, OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: true });
+        let scale = 1.0;
+        all(WITH_LARGE, OpShape::RouterWeights { tokens, experts, k, renormalise: true, softmax: true, scale });
         for (cols, choice) in [(33, Choice::Random), (64, Choice::Same), (1, Choice::Random)] {
             all(KINDS, OpShape::ExpertBias { tokens, k, cols, experts, choice });
         }
@@ -158,7 +168,7 @@ pub fn bench_table() -> Vec<OpCase> {
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, scale: None, window: None },
             OpShape::AttnProbs { tokens, heads, start, window: None, sinks: false },
             OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window: None },
-            OpShape::RouterProbs { tokens, experts: 128 },
+            OpShape::RouterProbs { tokens, experts: 128, sigmoid: false },
             OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false },
             OpShape::SwiGlu { tokens, cols: 8 * 768, activation: GateActivation::Silu },
             OpShape::Combine { tokens, k: 8, hidden: 2048 },

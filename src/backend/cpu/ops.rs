@@ -109,7 +109,7 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
         }
         Op::Rope { x, start, head_dim, rotation } => {
             let angles = backend.angles.get(pool, head_dim, &rotation, start, x.shape[0]); // [T, D/2]
-            let (half, heads) = (head_dim / 2, x.cols() / head_dim);
+            let (half, heads) = (rotation.turned(head_dim) / 2, x.cols() / head_dim);
             let x = f32s(x);
             pool.for_chunks(out.len() * 2, out, head_dim, |i, out| {
                 scalar::rope(
@@ -156,19 +156,20 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
             let (n, x, gate) = (x.cols(), f32s(x), f32s(gate));
             pool.for_chunks(out.len(), out, n, |t, out| scalar::sigmoid_gate(&x[t * n..][..n], gate[t], out));
         }
-        Op::RouterProbs { logits } => {
+        Op::RouterProbs { logits, sigmoid } => {
             let experts = logits.cols();
             let logits = f32s(logits);
             pool.for_chunks(out.len() * 16, out, experts, |t, out| {
-                kernels.softmax(&logits[t * experts..][..experts], out)
+                let logits = &logits[t * experts..][..experts];
+                if sigmoid { scalar::router_sigmoids(logits, out) } else { kernels.softmax(logits, out) }
             });
         }
-        Op::RouterWeights { probs, ids, renormalise, softmax } => {
+        Op::RouterWeights { probs, ids, renormalise, softmax, scale } => {
             let rows = f32s(probs).chunks_exact(probs.cols()).zip(ids.ids().chunks_exact(ids.cols()));
             for (out, (probs, ids)) in out.chunks_exact_mut(ids.cols()).zip(rows) {
                 match softmax {
                     true => scalar::softmax_of_chosen(probs, ids, out),
-                    false => scalar::router_weights(probs, ids, renormalise, out),
+                    false => scalar::router_weights(probs, ids, renormalise, scale as f32, out),
                 }
             }
         }

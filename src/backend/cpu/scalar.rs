@@ -67,14 +67,15 @@ pub fn rope_angles(pos: usize, frequencies: &[f64], magnitude: f64, out: &mut [[
 /// By what each pair of a head turns from one position to the next, [D/2].
 pub fn rope_frequencies(head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Vec<f64> {
     let scales = rotation.scales(head_dim).into_iter().enumerate();
-    let plain = scales.map(|(i, scale)| scale * rotation.base.powf(-2.0 * i as f64 / head_dim as f64));
+    let plain = scales.map(|(i, scale)| scale * rotation.base.powf(-2.0 * i as f64 / rotation.turned(head_dim) as f64));
     match rotation.factors {
         None => plain.collect(),
         Some(factors) => plain.zip(factors.f32s()).map(|(f, factor)| f / f64::from(factor)).collect(),
     }
 }
 
-/// Rotates the pairs of one head. `x` and `out` are `[D]`, `angles` is [D/2].
+/// Rotates the pairs of one head, which are those of its first dimensions where `angles`, one for each, are fewer than D/2; the other
+/// dimensions are copied. `x` and `out` are `[D]`.
 pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
     for (i, &[cos, sin]) in angles.iter().enumerate() {
         let [first, second] = pairing.dims(i, angles.len());
@@ -82,6 +83,7 @@ pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
         out[first] = a * cos - b * sin;
         out[second] = a * sin + b * cos;
     }
+    out[2 * angles.len()..].copy_from_slice(&x[2 * angles.len()..]);
 }
 
 /// What q·k is multiplied by: `scale`, or else 1 / √D.
@@ -140,16 +142,26 @@ pub fn router_topk(probs: &[f32], out: &mut [u32]) {
     out.copy_from_slice(&ids[..out.len()]);
 }
 
-/// probs at ids, divided by their sum if `renormalise`. `probs` is `[E]`, `ids` and `out` are `[K]`.
-pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, out: &mut [f32]) {
+/// The sigmoid of each logit. `logits` and `out` are `[E]`.
+pub fn router_sigmoids(logits: &[f32], out: &mut [f32]) {
+    for (out, logit) in out.iter_mut().zip(logits) {
+        *out = 1.0 / (1.0 + (-logit).exp());
+    }
+}
+
+/// probs at ids, divided by their sum if `renormalise`, times `scale`. `probs` is `[E]`, `ids` and `out` are `[K]`.
+pub fn router_weights(probs: &[f32], ids: &[u32], renormalise: bool, scale: f32, out: &mut [f32]) {
     for (out, &id) in out.iter_mut().zip(ids) {
         *out = probs[id as usize];
     }
     if renormalise {
         let total = sum(out.iter().copied());
-        for out in out {
+        for out in &mut *out {
             *out /= total;
         }
+    }
+    for out in out {
+        *out *= scale;
     }
 }
 

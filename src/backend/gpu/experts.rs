@@ -21,6 +21,12 @@ impl GpuBackend {
         self.dispatch(site, kernels::ROUTER_PROBS, &[logits.binding(), y.binding()], params, grid)
     }
 
+    pub(super) fn router_sigmoids(&mut self, site: Site, logits: &GpuTensor, y: &GpuTensor) -> Result<()> {
+        let params = params::RouterSigmoids { n: y.len() as u32 };
+        let grid = self.fold_values(y.len());
+        self.dispatch(site, kernels::ROUTER_SIGMOIDS, &[logits.binding(), y.binding()], params, grid)
+    }
+
     pub(super) fn router_topk(&mut self, site: Site, probs: &GpuTensor, y: &GpuTensor) -> Result<()> {
         let (experts, &[positions, k]) = (rows_cols(probs).1, y.shape()) else { unreachable!("[T, K]") };
         let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
@@ -33,13 +39,13 @@ impl GpuBackend {
         site: Site,
         probs: &GpuTensor,
         ids: &GpuTensor,
-        renormalise: bool,
+        (renormalise, scale): (bool, f32),
         y: &GpuTensor,
     ) -> Result<()> {
         let (positions, experts) = rows_cols(probs);
         let k = rows_cols(ids).1;
         let [positions, experts, k] = [positions, experts, k].map(|n| n as u32);
-        let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into() };
+        let params = params::RouterWeights { positions, experts, k, renormalise: renormalise.into(), scale };
         let bindings = [probs.binding(), ids.binding(), y.binding()];
         self.dispatch(site, kernels::ROUTER_WEIGHTS, &bindings, params, [positions.div_ceil(THREADS), 1, 1])
     }

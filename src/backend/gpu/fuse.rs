@@ -145,7 +145,9 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         Operation::RmsNorm { weight, .. } => {
             let rope = hidden_in(all, first)?;
             let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
-            (*head_dim == weight.cols && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
+            // The kernel turns whole heads.
+            let whole = *head_dim == weight.cols && rotation.turned(*head_dim) == *head_dim;
+            (whole && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
                 norm: first,
                 rope,
                 store: into_cache(rope),
@@ -179,7 +181,8 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
                 && (in_probs, in_context) == (window, window);
             (one && *d <= MOST_HEAD_DIM).then_some(Launch::Attention { scores: first, probs, context })
         }
-        Operation::RouterProbs { .. } => {
+        // Sigmoids have kernels of their own.
+        Operation::RouterProbs { sigmoid: false, .. } => {
             let mut users = users(all, first);
             let (ids, weights) = (users.next()?, users.next()?);
             let Operation::RouterTopK { .. } = all[ids].op else { return None };

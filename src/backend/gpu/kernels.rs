@@ -177,6 +177,8 @@ kernels! {
         "router" [NUMERIC, ROW, SOFTMAX, TOP_K, WEIGH] [THREADS, 1], 3 * 4 * THREADS;
     ROUTER_PROBS: RouterProbs [Read, Write]
         "router_probs" [NUMERIC, ROW, SOFTMAX] [THREADS, 1], 4 * THREADS;
+    ROUTER_SIGMOIDS: RouterSigmoids [Read, Write]
+        "router_sigmoids" [NUMERIC] [THREADS, 1], 0;
     ROUTER_SOFTMAX: RouterSoftmax [Read, Read, Write]
         "router_softmax" [NUMERIC] [THREADS, 1], 0;
     ROUTER_TOPK: RouterTopK [Read, Write]

@@ -278,7 +278,7 @@ impl GpuBackend {
         self.memory(what, (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16))
     }
 
-    /// cos and sin, times YaRN's magnitude, of the angles of positions 0 to `positions` at least: [positions, head_dim / 2, 2]. Computed in f64 and
+    /// cos and sin, times YaRN's magnitude, of the angles of positions 0 to `positions` at least, for the pairs that turn: [positions, pairs, 2]. Computed in f64 and
     /// rounded, because WGSL's own functions are only good to 2⁻¹¹; grown by doubling.
     fn angles(
         &mut self,
@@ -294,7 +294,8 @@ impl GpuBackend {
             return Ok(buffer.clone());
         }
         let positions = positions.next_power_of_two().max(256);
-        let half = head_dim / 2;
+        let turned = rotation.turned(head_dim);
+        let half = turned / 2;
         let bytes = (positions * half * 8) as u64;
         if bytes > self.device.limits.max_storage_buffer_binding_size {
             return Err(Error::cannot_run(format!(
@@ -302,7 +303,7 @@ impl GpuBackend {
             )));
         }
         let mut frequency = rotation.scales(head_dim); // [D/2]
-        let power = |i: usize| rotation.base.powf(-2.0 * i as f64 / head_dim as f64);
+        let power = |i: usize| rotation.base.powf(-2.0 * i as f64 / turned as f64);
         frequency.iter_mut().enumerate().for_each(|(i, f)| *f *= power(i));
         if let Some(factors) = rotation.factors {
             frequency.iter_mut().zip(factors.f32s()).for_each(|(f, factor)| *f /= f64::from(factor));

@@ -259,13 +259,15 @@ impl GpuBackend {
                 self.dispatch(site(add), kernels::COMBINE_ADD, &bindings, params, self.fold_values(y.len()))
             }
             Launch::Router { probs, ids, weights } => {
-                let (Op::RouterProbs { logits }, Op::RouterWeights { renormalise, .. }) = (op(probs), op(weights))
+                let (Op::RouterProbs { logits, .. }, Op::RouterWeights { renormalise, scale, .. }) =
+                    (op(probs), op(weights))
                 else {
                     unreachable!("probabilities and weights")
                 };
                 let (positions, experts) = rows_cols(&logits);
                 let k = rows_cols(result(ids)).1 as u32;
-                let params = params::Router { experts: experts as u32, k, renormalise: renormalise.into() };
+                let (experts, renormalise, scale) = (experts as u32, renormalise.into(), scale as f32);
+                let params = params::Router { experts, k, renormalise, scale };
                 for i in [probs, ids, weights] {
                     self.make(site(i), result(i))?;
                 }
@@ -317,10 +319,13 @@ impl GpuBackend {
                 self.elementwise(site, kernel, gate, up, y)
             }
             Op::SigmoidGate { x, gate } => self.sigmoid_gate(site, x, gate, y),
-            Op::RouterProbs { logits } => self.router_probs(site, logits, y),
+            Op::RouterProbs { logits, sigmoid: false } => self.router_probs(site, logits, y),
+            Op::RouterProbs { logits, sigmoid: true } => self.router_sigmoids(site, logits, y),
             Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
             Op::RouterWeights { probs, ids, softmax: true, .. } => self.router_softmax(site, probs, ids, y),
-            Op::RouterWeights { probs, ids, renormalise, .. } => self.router_weights(site, probs, ids, *renormalise, y),
+            Op::RouterWeights { probs, ids, renormalise, scale, .. } => {
+                self.router_weights(site, probs, ids, (*renormalise, *scale as f32), y)
+            }
             Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight, y),
             Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),
@@ -410,8 +415,10 @@ impl GpuBackend {
         let (positions, cols) = rows_cols(x);
         let angles = self.angles(site, head_dim, rotation, start + positions)?;
         let neighbours = (rotation.pairing == Pairing::Norm).into();
-        let [pairs, heads, half_dim, start] = [x.len() / 2, cols / head_dim, head_dim / 2, start].map(|n| n as u32);
-        let params = params::Rope { pairs, heads, half_dim, start, neighbours };
+        let turned = rotation.turned(head_dim) / 2;
+        let [pairs, heads, half_dim, turned, start] =
+            [x.len() / 2, cols / head_dim, head_dim / 2, turned, start].map(|n| n as u32);
+        let params = params::Rope { pairs, heads, half_dim, turned, start, neighbours };
         let bindings = [Bound::buffer(&angles, angles.size()), x.binding(), y];
         self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))
     }

@@ -76,11 +76,12 @@ params! {
     ProbeRead { reads: u32 }
     /// Of `rms_norm` and `add_norm`.
     RmsNorm { n: u32, groups: u32, eps: f32 }
-    Rope { pairs: u32, heads: u32, half_dim: u32, start: u32, neighbours: u32 }
-    Router { experts: u32, k: u32, renormalise: u32 }
+    Rope { pairs: u32, heads: u32, half_dim: u32, turned: u32, start: u32, neighbours: u32 }
+    Router { experts: u32, k: u32, renormalise: u32, scale: f32 }
     RouterProbs { experts: u32 }
+    RouterSigmoids { n: u32 }
     RouterSoftmax { positions: u32, experts: u32, k: u32 }
     RouterTopK { experts: u32, k: u32 }
-    RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32 }
+    RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32, scale: f32 }
     SigmoidGate { n: u32, cols: u32 }
 }

@@ -58,10 +58,11 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         }
         Op::AttnProbs { scores, start, window, sinks } => attention::probs(scores, start, window, sinks)?,
         Op::AttnContext { probs, v, start, head_dim, window } => attention::context(probs, v, start, head_dim, window),
-        Op::RouterProbs { logits } => routing::probs(logits),
+        Op::RouterProbs { logits, sigmoid: false } => routing::probs(logits),
+        Op::RouterProbs { logits, sigmoid: true } => routing::sigmoids(logits),
         Op::RouterTopK { probs, k } => routing::topk(probs, k),
         Op::RouterWeights { probs, ids, softmax: true, .. } => routing::softmax_of_chosen(probs, ids),
-        Op::RouterWeights { probs, ids, renormalise, .. } => routing::weights(probs, ids, renormalise),
+        Op::RouterWeights { probs, ids, renormalise, scale, .. } => routing::weights(probs, ids, renormalise, scale),
         Op::Combine { down, weights } => routing::combine(down, weights),
     })
 }

@@ -62,11 +62,12 @@ fn interpolated(yarn: &Yarn, i: usize, head_dim: usize, base: f64) -> f64 {
     1.0 - yarn.ramp * (1.0 - along.clamp(0.0, 1.0))
 }
 
-/// Rope: in each head, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]; under YaRN only a part of
+/// Rope: in each head, of its first `dims` dimensions, which are D here, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]; under YaRN only a part of
 /// the frequency is scaled, and what turns is stretched. \[T, heads·D\] → same.
 pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Result<HostTensor> {
     let (t, cols) = matrix(x);
-    let half = head_dim / 2;
+    let turned = rotation.dims.unwrap_or(head_dim);
+    let half = turned / 2;
     let mut factors = vec![1.0; half];
     if let Some(weight) = rotation.factors {
         dequant::row(weight.ty, weight.row(0, 0), &mut factors)?;
@@ -74,10 +75,10 @@ pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&
     let mut out = values(x).into_owned();
     for token in 0..t {
         for (i, factor) in factors.iter().enumerate() {
-            let frequency = rotation.base.powf(-2.0 * i as f64 / head_dim as f64) / factor;
+            let frequency = rotation.base.powf(-2.0 * i as f64 / turned as f64) / factor;
             let scale = match &rotation.yarn {
                 None => rotation.scale,
-                Some(yarn) => 1.0 - (1.0 - rotation.scale) * interpolated(yarn, i, head_dim, rotation.base),
+                Some(yarn) => 1.0 - (1.0 - rotation.scale) * interpolated(yarn, i, turned, rotation.base),
             };
             let angle = (start + token) as f64 * scale * frequency;
             let (first, second) = match rotation.pairing {

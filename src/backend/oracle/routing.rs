@@ -1,4 +1,4 @@
-//! The router: softmax over all experts, the k largest, their weights, and the weighted sum of what the experts said.
+//! The router: softmax over all experts or sigmoids, the k largest, their weights, and the weighted sum of what the experts said.
 
 use super::attention::softmax;
 use super::{matrix, values};
@@ -11,6 +11,12 @@ pub fn probs(logits: &HostTensor) -> HostTensor {
         softmax(row);
     }
     HostTensor::f64(&logits.shape, out)
+}
+
+/// The sigmoid of each logit. [T, E] → same.
+pub fn sigmoids(logits: &HostTensor) -> HostTensor {
+    let sigmoid = |x: &f64| (1.0 + (-x).exp()).recip();
+    HostTensor::f64(&logits.shape, values(logits).iter().map(sigmoid).collect())
 }
 
 /// The k largest, by weight descending, ties to the lower id. [T, E] → [T, K].
@@ -32,22 +38,22 @@ pub fn topk(probs: &HostTensor, k: usize) -> HostTensor {
     HostTensor::u32(&[t, k], out)
 }
 
-/// probs at ids, divided by their sum if `renormalise`. [T, E], [T, K] → [T, K].
-pub fn weights(probs: &HostTensor, ids: &HostTensor, renormalise: bool) -> HostTensor {
+/// probs at ids, divided by their sum if `renormalise`, times `scale`. [T, E], [T, K] → [T, K].
+pub fn weights(probs: &HostTensor, ids: &HostTensor, renormalise: bool, scale: f64) -> HostTensor {
     let ((t, experts), k, ids) = (matrix(probs), ids.cols(), ids.ids());
     let probs = values(probs);
     let mut out = Vec::with_capacity(t * k);
     for (row, ids) in probs.chunks_exact(experts).zip(ids.chunks_exact(k)) {
         let chosen = ids.iter().map(|id| row[*id as usize]);
         let sum = if renormalise { chosen.clone().sum() } else { 1.0 };
-        out.extend(chosen.map(|p| p / sum));
+        out.extend(chosen.map(|p| p / sum * scale));
     }
     HostTensor::f64(&[t, k], out)
 }
 
 /// The softmax of the values at ids. [T, E], [T, K] → [T, K].
 pub fn softmax_of_chosen(logits: &HostTensor, ids: &HostTensor) -> HostTensor {
-    let mut out = values(&weights(logits, ids, false)).into_owned();
+    let mut out = values(&weights(logits, ids, false, 1.0)).into_owned();
     out.chunks_exact_mut(ids.cols()).for_each(softmax);
     HostTensor::f64(&ids.shape, out)
 }

@@ -73,10 +73,12 @@ fn ties_go_to_the_lower_expert_and_nan_is_first() {
 fn router_weights_and_combination() {
     let p = f64s(&[1, 3], &[0.1, 0.6, 0.3]);
     let ids = HostTensor::u32(&[1, 2], vec![1, 2]);
-    let w = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: true, softmax: false }).unwrap();
+    let w =
+        evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: true, softmax: false, scale: 1.0 }).unwrap();
     let sum: f64 = numbers(w.clone()).iter().sum();
     assert!((sum - 1.0).abs() < 1e-15);
-    let plain = evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: false, softmax: false }).unwrap();
+    let plain =
+        evaluate(&Op::RouterWeights { probs: &p, ids: &ids, renormalise: false, softmax: false, scale: 1.0 }).unwrap();
     assert_eq!(numbers(plain), [0.6, 0.3]);
     let down = f64s(&[1, 2, 2], &[1., 2., 10., 20.]);
     let weights = f64s(&[1, 2], &[0.5, 0.25]);

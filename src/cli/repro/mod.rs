@@ -144,6 +144,12 @@ fn target(args: &Args, name: &str, model: &Model) -> Result<Target> {
         (Some(n), false) if n as usize >= layers => {
             return Err(Error::usage(format!("--layer {n}: the model has layers 0 to {}", layers - 1)));
         }
+        (Some(n), false) if !stage.info().scope.occurs(model.config.layout().of(Some(n))) => {
+            return Err(Error::usage(format!(
+                "--layer {n}: {stage} does not occur there, in a model that has {}",
+                model.config.layout()
+            )));
+        }
         _ => {}
     }
     if let Some(expert) = args.expert {

@@ -118,6 +118,7 @@ list! {
     "rope-first-head" "only head 0 rotated" &[OpKind::Rope], heads, 0, rope::first_head_only;
     "rope-missing" "no rotation" &[OpKind::Rope], |_| &[Position, Head, WithinHead], 0, rope::not_applied;
     "rope-twice" "rotated twice" &[OpKind::Rope], heads, 0, rope::twice;
+    "rope-part" "rope on all of a head where a part of it turns, on another part, or with another's pairs or exponents" &[OpKind::Rope], heads, 0, rope::other_part;
     "rope-direction" "rotated the other way" &[OpKind::Rope], heads, 0, rope::backwards;
     "rope-position" "positions off by a few, counted from the call's first, or all the same" &[OpKind::Rope], heads, 0, rope::positions;
     "rope-exponent" "exponents made of another width than the head's" &[OpKind::Rope], heads, 0, rope::exponents;
@@ -168,11 +169,13 @@ list! {
     "embedding-row" "another token's row" &[OpKind::Embed], rows, 0, weights::other_token;
     "wrapped" "rows, offsets or tokens modulo a number, or none past a table's end" &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext, OpKind::Combine], tiles, 0, wrapped::operands;
 
-    "router-softmax" "a softmax over the chosen experts, a sigmoid, no division, or none" &[OpKind::RouterProbs], rows, 0, routing::probs;
+    "router-softmax" "a softmax over the chosen experts, a sigmoid for a softmax or the reverse, no division, or none" &[OpKind::RouterProbs], rows, 0, routing::probs;
     "router-ties" "ties to the higher expert id, dropped, or in no order" &[OpKind::RouterTopK], rows, 0, routing::ties;
     "router-order" "the chosen experts in another order" &[OpKind::RouterTopK], rows, 0, routing::order;
     "router-choice" "other experts: the least, the best twice, one never taken, another row's" &[OpKind::RouterTopK], rows, 1, routing::other_choice;
     "renormalisation" "missing, misplaced, in some slots, by a softmax over the chosen, by another divisor" &[OpKind::RouterWeights], rows, 0, routing::renormalisation;
+    "weights-scale" "the number that weights are multiplied by left out, applied twice, or divided by" &[OpKind::RouterWeights], rows, 0, routing::scale;
+    "choice-bias" "the bias of the choice in the weights, on the logits, or not in the choice" &[OpKind::RouterProbs, OpKind::Bias, OpKind::RouterTopK, OpKind::RouterWeights], rows, 0, routing::choice_bias;
     "weight-order" "weights in other slots than their experts, or equal" &[OpKind::RouterWeights], rows, 0, routing::weight_order;
     "combine" "expert weights left out, in other slots, before renormalisation; one expert" &[OpKind::Combine], elements, 0, routing::combine;
 

@@ -9,9 +9,13 @@ use crate::op::{CLAMPED_LIMIT, GateActivation, GgmlType, Op, Stage};
 
 pub fn residual<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::Add { .. } = case.scene.op else { return Ok(vec![]) };
+    let [dropped, alone] = match case.scene.site.stage {
+        Stage::MoeSum => ["only the shared expert: those behind the router dropped", "the shared expert left out"],
+        _ => ["the residual dropped: only what is added to it", "only the residual: nothing added to it"],
+    };
     let mut all = case.each_changed::<Sum<'a>, _>([
-        ("the residual dropped: only what is added to it", |s| s.factors = [0.0, 1.0]),
-        ("only the residual: nothing added to it", |s| s.factors = [1.0, 0.0]),
+        (dropped, |s| s.factors = [0.0, 1.0]),
+        (alone, |s| s.factors = [1.0, 0.0]),
         ("the residual added twice", |s| s.factors = [2.0, 1.0]),
         ("the addend added twice", |s| s.factors = [1.0, 2.0]),
         ("a difference for a sum", |s| s.factors = [1.0, -1.0]),

@@ -18,6 +18,36 @@ pub fn other_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(vec![Variant::of(case, what, Rope { pairing: other, ..stated })])
 }
 
+/// Another part of each head: all of it for a part, or the other way round.
+pub fn other_part<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
+    let (d, turned) = (stated.head_dim, stated.turned);
+    let mut all = Vec::new();
+    let mut with = |what: String, changed: Rope<'a>| all.push(Variant::of(case, what, changed));
+    if turned < d {
+        let whole = Rope { turned: d, apart: d / 2, width: d as f64, ..stated.clone() };
+        if stated.factors.is_none() {
+            with(format!("rope on all {d} dimensions of a head, of which {turned} turn"), whole.clone());
+            let what = format!("rope on all {d} dimensions of a head, with the exponents of the {turned} that turn");
+            with(what, Rope { width: turned as f64, ..whole });
+        }
+        let what = format!("rope on the last {turned} of a head's {d} dimensions, not on the first");
+        with(what, Rope { from: d - turned, ..stated.clone() });
+        let what = format!("rope with exponents 2i/{d} for 2i/{turned}");
+        with(what, Rope { width: d as f64, ..stated.clone() });
+        if stated.pairing == Pairing::Neox && turned <= d / 2 {
+            let what = format!("rope with pairs of i and i + {} for i + {}", d / 2, turned / 2);
+            with(what, Rope { apart: d / 2, ..stated.clone() });
+        }
+    } else if d.is_multiple_of(4) && stated.factors.is_none() {
+        let part = Rope { turned: d / 2, apart: d / 4, width: d as f64 / 2.0, ..stated.clone() };
+        with(format!("rope on the first {} of a head's {d} dimensions", d / 2), part.clone());
+        let what = format!("rope on the first {} of a head's {d} dimensions, with exponents 2i/{d}", d / 2);
+        with(what, Rope { width: d as f64, ..part });
+    }
+    Ok(all)
+}
+
 /// Without the scaling that is stated, with its inverse, or with one that is not.
 pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
@@ -96,9 +126,9 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
         }
     }
     // Another ramp, as what divides each pair's frequency.
-    let half = stated.head_dim / 2;
-    let [first, last] = yarn.bounds(stated.head_dim, stated.base);
-    let kept: Vec<f64> = yarn.kept(stated.head_dim, stated.base).collect();
+    let half = stated.turned / 2;
+    let [first, last] = yarn.bounds(stated.turned, stated.base);
+    let kept: Vec<f64> = yarn.kept(stated.turned, stated.base).collect();
     let straight = |i: f64, first: f64, last: f64| 1.0 - ((i - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
     let exact = |turns: f64| half as f64 * (yarn.context / (turns * std::f64::consts::TAU)).ln() / stated.base.ln();
     let mut ramp = |what: &str, kept: Vec<f64>| {
@@ -111,7 +141,7 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
     let by = |at: &dyn Fn(usize) -> f64| (0..half).map(at).collect::<Vec<f64>>();
     ramp("YaRN's ramp by dimension 2i for pair i", by(&|i| straight(2.0 * i as f64, first, last)));
     if !yarn.between {
-        let [low, high] = [exact(yarn.beta_fast).max(0.0), exact(yarn.beta_slow).min(stated.head_dim as f64 - 1.0)];
+        let [low, high] = [exact(yarn.beta_fast).max(0.0), exact(yarn.beta_slow).min(stated.turned as f64 - 1.0)];
         ramp("YaRN's ramp between bounds that are not rounded to whole pairs", by(&|i| straight(i as f64, low, high)));
     }
     ramp("YaRN with a step in place of its ramp", by(&|i| if (i as f64) < (first + last) / 2.0 { 1.0 } else { 0.0 }));
@@ -198,7 +228,7 @@ pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
     /// How well an angle can be measured in f32 values.
     const NOISE: f64 = 1e-6;
-    let (cols, d) = (case.cols(), stated.head_dim);
+    let (cols, d, turned) = (case.cols(), stated.head_dim, stated.turned);
     if stated.factors.is_some() || stated.yarn.is_some() {
         return None;
     }
@@ -208,16 +238,16 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
     let token = case.wrong.iter().map(|i| i / cols).find(|t| position(*t) > 0.0)?;
     let p = position(token);
     let mut log_base: Option<(f64, f64)> = None; // estimate, uncertainty
-    for pair in (1..d / 2).rev() {
+    for pair in (1..turned / 2).rev() {
         // Over all heads: Σ y·conj(x), whose argument is the angle.
         let (mut re, mut im) = (0.0, 0.0);
         for head in 0..cols / d {
-            let [a, b] = stated.pairing.dims(pair, d / 2).map(|dim| token * cols + head * d + dim);
+            let [a, b] = stated.pairing.dims(pair, turned / 2).map(|dim| token * cols + head * d + dim);
             re += x[a] * y[a] + x[b] * y[b];
             im += x[a] * y[b] - x[b] * y[a];
         }
         let measured = im.atan2(re);
-        let exponent = d as f64 / (2.0 * pair as f64);
+        let exponent = turned as f64 / (2.0 * pair as f64);
         let angle = match log_base {
             None => measured,
             Some((log_base, _)) => {
@@ -293,7 +323,7 @@ fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
     const MEASURED: f64 = 2.4e-7;
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(None) };
     let (cols, d) = (stated.cols, stated.head_dim);
-    let (half, heads) = (d / 2, cols / d);
+    let (half, heads) = (stated.turned / 2, cols / d);
     if heads < 2 || stated.pairing != Pairing::Neox {
         return Ok(None);
     }
@@ -312,7 +342,7 @@ fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
             im += case.exact[a] * case.output[b] - case.exact[b] * case.output[a];
         }
         *turn = im.atan2(re);
-        let angle = stated.positions[token] * stated.base.powf(-2.0 * i as f64 / d as f64);
+        let angle = stated.positions[token] * stated.base.powf(-2.0 * i as f64 / stated.turned as f64);
         let most = angle.abs() * (2.0 * i as f64 + 8.0) * 2f64.powi(-24);
         if turn.is_nan() || turn.abs() > most + MEASURED {
             return Ok(None);
@@ -320,6 +350,9 @@ fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
     }
     let value = move |i: usize| {
         let (token, within) = (i / cols, i % cols % d);
+        if within >= 2 * half {
+            return (i, case.exact[i]);
+        }
         let turn = turns[token * half + within % half];
         let (partner, sign) = if within < half { (i + half, -1.0) } else { (i - half, 1.0) };
         (partner, case.exact[i] * turn.cos() + sign * case.exact[partner] * turn.sin())

@@ -3,12 +3,23 @@
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
+use crate::formula::pointwise::Sum;
 use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
 use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::formula::{Formula, Point};
+use crate::model::{Ffn, MoeWeights};
 use crate::op::{Op, Stage};
 
 pub fn probs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    if let Op::RouterProbs { sigmoid: true, .. } = case.scene.op {
+        return case.each_changed::<Softmax<'a>, _>([
+            ("a softmax over all experts instead of sigmoids", |s| s.form = Form::Softmax),
+            ("no sigmoid: the logits themselves", |s| s.form = Form::Itself),
+            ("the sigmoid of the logit with its sign turned", |s| s.factor = -1.0),
+            ("2^x for e^x", |s| s.factor = 2f64.ln()),
+            ("a softmax without its division by the sum", |s| s.form = Form::Undivided),
+        ]);
+    }
     // Experts used for one token.
     let used = case.scene.config.moe.as_ref().map_or(0, |moe| moe.used);
     let chosen = "a softmax over the chosen experts instead of all";
@@ -265,7 +276,61 @@ fn fit_eps(case: &Evidence<'_>, stated: &ExpertWeights<'_>) -> Option<f64> {
     let p = |i: usize| stated.p[i / k * stated.experts + stated.ids[i]];
     let sum = |i: usize| (i / k * k..i / k * k + k).map(p).sum::<f64>();
     let at = case.wrong.iter().copied().min_by(|a, b| sum(*a).total_cmp(&sum(*b)))?;
-    Some(p(at) / case.output[at] - sum(at)).filter(|eps| eps.is_finite() && *eps > 0.0)
+    Some(p(at) * stated.scale / case.output[at] - sum(at)).filter(|eps| eps.is_finite() && *eps > 0.0)
+}
+
+/// What the weights are multiplied by.
+pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(stated) = case.stated::<ExpertWeights<'a>>()?.filter(|stated| stated.scale != 1.0) else {
+        return Ok(vec![]);
+    };
+    let factor = stated.scale;
+    let mut all = Vec::new();
+    let mut with = |what: String, scale: f64, weighing: Weighing| {
+        let change = |w: &mut ExpertWeights<'a>| (w.scale, w.weighing) = (scale, weighing);
+        all.extend(case.changed(what, change)?);
+        Ok::<_, crate::error::Error>(())
+    };
+    with(format!("weights that are not multiplied by {factor}"), 1.0, stated.weighing)?;
+    with(format!("weights multiplied by {factor} twice"), factor * factor, stated.weighing)?;
+    with(format!("weights divided by {factor}"), 1.0 / factor, stated.weighing)?;
+    if stated.weighing == Weighing::BySum {
+        with(format!("weights neither divided by their sum nor multiplied by {factor}"), 1.0, Weighing::Copied)?;
+    }
+    Ok(all)
+}
+
+/// A bias that is for the choice alone, elsewhere or not there.
+pub fn choice_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let layer = case.scene.site.layer.and_then(|n| case.scene.weights.layers.get(n as usize));
+    let Some(Ffn::Moe(MoeWeights { choice_bias: Some(weight), .. })) = layer.map(|layer| &layer.ffn) else {
+        return Ok(vec![]);
+    };
+    let bias: Vec<f64> = weight.f32s().map(f64::from).collect();
+    let biased = |x: &[f64]| -> Vec<f64> { x.iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect() };
+    let probs = case.scene.earlier.get(Stage::RouterProbs);
+    let one: Option<Variant<'a>> = match case.scene.site.stage {
+        Stage::RouterProbs => case.changed("the bias of the choice added to the logits", |s: &mut Softmax<'a>| {
+            // One rounding more of what the exponential is taken of.
+            s.x = biased(&s.x).into();
+        })?,
+        Stage::RouterChoice => {
+            let Some(logits) = case.scene.earlier.get(Stage::RouterLogits) else { return Ok(vec![]) };
+            case.changed("the bias added to the logits, not to their sigmoids", |s: &mut Sum<'a>| {
+                s.operands[0] = logits.to_f64().into();
+            })?
+        }
+        Stage::RouterIds => {
+            let Some(probs) = probs.filter(|probs| probs.len() == case.inputs[0].len()) else { return Ok(vec![]) };
+            case.changed("a choice by the experts' probabilities without the bias", |c: &mut ChosenExperts<'a>| {
+                c.p = probs.to_f64().into();
+            })?
+        }
+        Stage::RouterWeights => case
+            .changed("the bias of the choice in the weights", |w: &mut ExpertWeights<'a>| w.p = biased(&w.p).into())?,
+        _ => None,
+    };
+    Ok(one.into_iter().collect())
 }
 
 pub fn weight_order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {

@@ -13,7 +13,7 @@ use crate::diff::outcome::{
     Comparison, ComparisonKind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
 };
 use crate::error::{Error, Result};
-use crate::model::{Architecture, QkNorms};
+use crate::model::{Architecture, QkNorms, Router, Shared};
 use crate::op::{HostTensor, LayerLayout, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::recorded::sites_of;
@@ -107,12 +107,19 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
     let moe = said("moe")?;
     let layout = LayerLayout {
         qkv_bias: said("qkv_bias")?.as_bool()?,
-        qk_norm: architecture.qk_norm != QkNorms::No,
+        // Of those who have it where the file says so, the trace says it.
+        qk_norm: match said("qk_norm") {
+            Some(said) => said.as_bool()?,
+            None => architecture.qk_norm != QkNorms::No,
+        },
         moe: !moe.is_null(),
         shared: moe.get("shared").and_then(|shared| shared.as_u64()).is_some_and(|shared| shared > 0),
         post_norms: architecture.post_norms,
         biases: architecture.biases,
-        logits_choose: architecture.logits_choose,
+        logits_choose: architecture.router == Router::ChosenSoftmax,
+        choice_bias: architecture.router == Router::BiasedSigmoids,
+        shared_gate: architecture.shared_expert == Shared::Gated,
+        leading_dense: moe.get("leading_dense").and_then(|n| n.as_u64()).map_or(0, |n| n as usize),
     };
     Some((layers, layout))
 }

@@ -181,24 +181,24 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             }
         }
         Op::Rope { x: operand, start, head_dim, rotation } => {
-            let (half, Rotation { base, .. }) = (head_dim / 2, rotation);
+            let (turned, Rotation { base, .. }) = (rotation.turned(head_dim), rotation);
+            let half = turned / 2;
             let (scales, magnitude) = (rotation.scales(head_dim), rotation.magnitude());
-            let factors: Vec<f32> =
-                rotation.factors.map_or(vec![1.0; head_dim / 2], |factors| factors.f32s().collect());
+            let factors: Vec<f32> = rotation.factors.map_or(vec![1.0; half], |factors| factors.f32s().collect());
             for (t, row) in x[0].chunks(operand.cols()).enumerate() {
                 let position = (start + t) as f64;
-                let theta_scale = (base as f32).powf(-2.0 / head_dim as f32);
+                let theta_scale = (base as f32).powf(-2.0 / turned as f32);
                 let mut theta = position as f32;
                 let mut turns = vec![];
                 for (i, &factor) in factors.iter().enumerate() {
                     let scale = scales[i];
-                    let exact = position * scale * base.powf(-2.0 * i as f64 / head_dim as f64) / factor as f64;
+                    let exact = position * scale * base.powf(-2.0 * i as f64 / turned as f64) / factor as f64;
                     let angle = match c.angles {
                         Precision::F64 => (exact, 0.0),
                         // ggml's way and PyTorch's.
                         _ if t % 2 == 0 => (0.0, scale as f32 * (theta / factor)),
                         _ => {
-                            let plain = 1.0 / (base as f32).powf(2.0 * i as f32 / head_dim as f32);
+                            let plain = 1.0 / (base as f32).powf(2.0 * i as f32 / turned as f32);
                             (0.0, position as f32 * (plain / factor * scale as f32))
                         }
                     };
@@ -212,6 +212,10 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 }
                 for head in row.chunks(head_dim) {
                     for i in 0..head_dim {
+                        if i >= turned {
+                            put(head[i] as f64, head[i]);
+                            continue;
+                        }
                         let (pair, partner) = match rotation.pairing {
                             Pairing::Neox => (i % half, if i < half { i + half } else { i - half }),
                             Pairing::Norm => (i / 2, i ^ 1),
@@ -281,13 +285,17 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 (start + i % t + 1..s).for_each(|_| put(0.0, 0.0));
             }
         }
-        Op::RouterProbs { logits } => {
+        Op::RouterProbs { sigmoid: true, .. } => {
+            let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+            x[0].iter().for_each(|x| put(1.0 / (1.0 + (-*x as f64).exp()), sigmoid(*x)));
+        }
+        Op::RouterProbs { logits, .. } => {
             for row in x[0].chunks(logits.cols()) {
                 let (wide, narrow) = softmax(row, false);
                 wide.into_iter().zip(narrow).for_each(|(w, n)| put(w, n));
             }
         }
-        Op::RouterWeights { probs, ids, renormalise, softmax: of_chosen } => {
+        Op::RouterWeights { probs, ids, renormalise, softmax: of_chosen, scale } => {
             for (row, ids) in x[0].chunks(probs.cols()).zip(ids.ids().chunks(ids.cols())) {
                 let p: Vec<f32> = ids.iter().map(|id| row[*id as usize]).collect();
                 if of_chosen {
@@ -297,7 +305,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 }
                 let (wide, narrow) =
                     if renormalise { (p.iter().map(|p| *p as f64).sum(), p.iter().sum()) } else { (1.0, 1.0) };
-                p.iter().for_each(|p| put(*p as f64 / wide, p / narrow));
+                p.iter().for_each(|p| put(*p as f64 / wide * scale, inner(p / narrow) * scale as f32));
             }
         }
         Op::Add { .. } => x[0].iter().zip(&x[1]).for_each(|(a, b)| put(*a as f64 + *b as f64, a + b)),

@@ -1,6 +1,6 @@
 //! `gemma3`: Gemma 3, its text model.
 
-use super::{Architecture, Occurs, QkNorms, WindowRule};
+use super::{Architecture, Occurs, QkNorms, Router, Shared, WindowRule};
 use crate::op::{GateActivation, Pairing};
 
 /// The embedding times √H; norms before and after attention and FFN, of which the file's weights have the 1 of `1 + w` in them; five layers
@@ -8,15 +8,18 @@ use crate::op::{GateActivation, Pairing};
 pub static GEMMA3: Architecture = Architecture {
     name: "gemma3",
     pairing: Pairing::Neox,
+    partial_rope: false,
     qk_norm: QkNorms::Heads,
     qkv_bias: Occurs::Never,
     biases: false,
     sinks: false,
     experts: Occurs::Never,
     expert_width: Occurs::Never,
-    logits_choose: false,
+    leading_dense: false,
+    router: Router::Softmax,
     renormalise: true,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::GeluTanh,
     scaled_embedding: true,
     ffn_norm: "ffn_norm",

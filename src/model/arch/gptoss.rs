@@ -1,6 +1,6 @@
 //! `gpt-oss`: OpenAI's gpt-oss, 20B and 120B.
 
-use super::{Architecture, Occurs, QkNorms, WindowRule};
+use super::{Architecture, Occurs, QkNorms, Router, Shared, WindowRule};
 use crate::op::{GateActivation, Pairing};
 
 /// A sink for each head in the softmax of attention; biases of q, k, v, attention's output, router and experts; experts chosen by their
@@ -10,15 +10,18 @@ use crate::op::{GateActivation, Pairing};
 pub static GPT_OSS: Architecture = Architecture {
     name: "gpt-oss",
     pairing: Pairing::Neox,
+    partial_rope: false,
     qk_norm: QkNorms::No,
     qkv_bias: Occurs::Always,
     biases: true,
     sinks: true,
     experts: Occurs::Always,
     expert_width: Occurs::Always,
-    logits_choose: true,
+    leading_dense: false,
+    router: Router::ChosenSoftmax,
     renormalise: true,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::Clamped,
     scaled_embedding: false,
     ffn_norm: "post_attention_norm",

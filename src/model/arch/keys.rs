@@ -201,6 +201,14 @@ impl<'a> Keys<'a> {
         Ok(self.positive_opt(name)?.unwrap_or_else(|| self.default(name, default)))
     }
 
+    /// A number above 0, 0 or none of which say 1.
+    pub fn scale_or_one(&self, name: &'static str) -> Result<f32> {
+        match self.gguf.metadata.contains(&self.full(name)) {
+            true => Ok(self.positive_or_off(name)?.unwrap_or(1.0)),
+            false => self.positive_or(name, 1.0),
+        }
+    }
+
     pub fn bool_or(&self, name: &'static str, default: bool) -> Result<bool> {
         self.value(name);
         Ok(self.gguf.metadata.bool_opt(&self.full(name))?.unwrap_or_else(|| self.default(name, default)))

@@ -1,6 +1,6 @@
 //! `llama`: Llama 1 to 3, Mistral, SmolLM, and Mixtral, which is `llama` with experts.
 
-use super::{Architecture, Occurs, QkNorms};
+use super::{Architecture, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 /// GGUF stores q and k with the rows of each head reordered, so that rope turns neighbours (`permute` in llama.cpp's converter). A softmax
@@ -8,15 +8,18 @@ use crate::op::{GateActivation, Pairing};
 pub static LLAMA: Architecture = Architecture {
     name: "llama",
     pairing: Pairing::Norm,
+    partial_rope: false,
     qk_norm: QkNorms::No,
     qkv_bias: Occurs::Optional,
     biases: false,
     sinks: false,
     experts: Occurs::Optional,
     expert_width: Occurs::Never,
-    logits_choose: false,
+    leading_dense: false,
+    router: Router::Softmax,
     renormalise: true,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::Silu,
     scaled_embedding: false,
     ffn_norm: "ffn_norm",

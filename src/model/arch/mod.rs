@@ -6,6 +6,7 @@
 //! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
 
 mod gemma3;
+mod glm4moe;
 mod gptoss;
 mod keys;
 mod llama;
@@ -28,6 +29,8 @@ pub struct Architecture {
     pub name: &'static str,
     /// Which dimensions of a head rope turns together, in the order in which GGUF stores them.
     pub pairing: Pairing,
+    /// Whether `rope.dimension_count` may be less than a head has dimensions: the others stay as they are.
+    pub partial_rope: bool,
     /// What of q and k is normalised before rope.
     pub qk_norm: QkNorms,
     /// Whether q, k and v have biases.
@@ -41,12 +44,16 @@ pub struct Architecture {
     /// Whether experts have a width of their own, `expert_feed_forward_length`. Where none has, `feed_forward_length` is theirs; where the file
     /// need not say it, that of all experts of a token together.
     pub expert_width: Occurs,
-    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
-    pub logits_choose: bool,
+    /// Whether the first layers may have a plain FFN for experts, `leading_dense_block_count`.
+    pub leading_dense: bool,
+    /// How experts are chosen and weighed.
+    pub router: Router,
     /// Whether the chosen experts' weights are divided by their sum, where the file does not say.
     pub renormalise: bool,
-    /// Whether layers with experts have a shared one, behind a sigmoid gate.
-    pub shared_expert: bool,
+    /// Whether layers with experts have one that every token uses.
+    pub shared_expert: Shared,
+    /// Whether the last layers may be such as guess further tokens, `nextn_predict_layers`, which are not run.
+    pub predicts_further: bool,
     /// What the FFN does to its gate.
     pub activation: GateActivation,
     /// Whether the embedding is multiplied by √H.
@@ -90,8 +97,32 @@ pub enum QkNorms {
     No,
     /// Each head, by weights that all heads share.
     Heads,
+    /// Each head, in models whose files have such weights.
+    OfHeadsIfThere,
     /// The whole row.
     Row,
+}
+
+/// How a router chooses among experts and weighs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Router {
+    /// By the shares of a softmax over all, which are the weights.
+    Softmax,
+    /// By their logits; the weights are the softmax of the chosen.
+    ChosenSoftmax,
+    /// By their logits' sigmoids, which are the weights, plus a bias, which is not in these.
+    BiasedSigmoids,
+}
+
+/// An expert that every token uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// There is none.
+    No,
+    /// It is multiplied by the sigmoid of a number of its own.
+    Gated,
+    /// It is added as it is, in files that count one.
+    Plain,
 }
 
 /// Whether files of an architecture have something.
@@ -109,6 +140,7 @@ impl Architecture {
     /// Every architecture.
     pub const ALL: &'static [&'static Architecture] = &[
         &gemma3::GEMMA3,
+        &glm4moe::GLM4MOE,
         &gptoss::GPT_OSS,
         &llama::LLAMA,
         &mistral3::MISTRAL3,

@@ -1,21 +1,24 @@
 //! `olmoe`: OLMoE, with experts in every layer.
 
-use super::{Architecture, Occurs, QkNorms};
+use super::{Architecture, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 /// q and k are normalised over their whole rows, not head by head; the weights of the chosen experts are not divided by their sum.
 pub static OLMOE: Architecture = Architecture {
     name: "olmoe",
     pairing: Pairing::Neox,
+    partial_rope: false,
     qk_norm: QkNorms::Row,
     qkv_bias: Occurs::Never,
     biases: false,
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Never,
-    logits_choose: false,
+    leading_dense: false,
+    router: Router::Softmax,
     renormalise: false,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::Silu,
     scaled_embedding: false,
     ffn_norm: "ffn_norm",

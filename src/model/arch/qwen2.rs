@@ -1,20 +1,23 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5, dense.
 
-use super::{Architecture, Occurs, QkNorms};
+use super::{Architecture, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 pub static QWEN2: Architecture = Architecture {
     name: "qwen2",
     pairing: Pairing::Neox,
+    partial_rope: false,
     qk_norm: QkNorms::No,
     qkv_bias: Occurs::Always,
     biases: false,
     sinks: false,
     experts: Occurs::Never,
     expert_width: Occurs::Never,
-    logits_choose: false,
+    leading_dense: false,
+    router: Router::Softmax,
     renormalise: true,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::Silu,
     scaled_embedding: false,
     ffn_norm: "ffn_norm",

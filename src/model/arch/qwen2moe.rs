@@ -1,6 +1,6 @@
 //! `qwen2moe`: Qwen 1.5 and 2 with experts in every layer.
 
-use super::{Architecture, Occurs, qwen2::QWEN2};
+use super::{Architecture, Occurs, Shared, qwen2::QWEN2};
 
 /// The shares of a softmax over all experts are the weights of the chosen as they are (`norm_topk_prob` is false), and another expert, which
 /// every token uses, is added, times the sigmoid of a number of its own.
@@ -9,6 +9,6 @@ pub static QWEN2MOE: Architecture = Architecture {
     experts: Occurs::Always,
     expert_width: Occurs::Optional,
     renormalise: false,
-    shared_expert: true,
+    shared_expert: Shared::Gated,
     ..QWEN2
 };

@@ -1,20 +1,23 @@
 //! `qwen3moe`: Qwen 3 with experts in every layer.
 
-use super::{Architecture, Occurs, QkNorms};
+use super::{Architecture, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 pub static QWEN3MOE: Architecture = Architecture {
     name: "qwen3moe",
     pairing: Pairing::Neox,
+    partial_rope: false,
     qk_norm: QkNorms::Heads,
     qkv_bias: Occurs::Never,
     biases: false,
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Optional,
-    logits_choose: false,
+    leading_dense: false,
+    router: Router::Softmax,
     renormalise: true,
-    shared_expert: false,
+    shared_expert: Shared::No,
+    predicts_further: false,
     activation: GateActivation::Silu,
     scaled_embedding: false,
     ffn_norm: "ffn_norm",

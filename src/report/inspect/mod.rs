@@ -207,6 +207,10 @@ impl InspectDocument {
             .iter()
             .filter_map(|(key, value)| Some((key.strip_prefix(prefix.as_deref()?)?.to_string(), json(value))))
             .collect();
+        let config = Config::from_gguf(gguf).ok();
+        // Of layers that are not run nothing is uploaded.
+        let run = |t: &&TensorInfo| config.as_ref().is_none_or(|config| !config.is_predicting(&t.name));
+        let gpu = gpu_memory(gguf.tensors().iter().filter(run), adapter);
         Self {
             schema: "twinscope.inspect/1",
             model: InspectedModel {
@@ -219,17 +223,13 @@ impl InspectDocument {
                 fingerprint: gguf.fingerprint(),
             },
             hyperparameters,
-            keys: Config::from_gguf(gguf).ok().map(|config| config.keys),
+            keys: config.map(|config| config.keys),
             tokenizer: tokenizer(gguf),
             metadata,
             non_finite,
             tensors: gguf.tensors().iter().map(tensor).collect(),
             totals: totals(gguf.tensors()),
-            memory: Memory {
-                cpu: CpuMemory { mapped_bytes: gguf.file_len() },
-                gpu: gpu_memory(gguf.tensors(), adapter),
-                kv_cache: kv_cache(gguf),
-            },
+            memory: Memory { cpu: CpuMemory { mapped_bytes: gguf.file_len() }, gpu, kv_cache: kv_cache(gguf) },
             runnable,
             architecture,
         }
@@ -362,7 +362,7 @@ fn totals(tensors: &[TensorInfo]) -> Totals {
     }
 }
 
-fn gpu_memory(tensors: &[TensorInfo], adapter: Option<Adapter>) -> GpuMemory {
+fn gpu_memory<'t>(tensors: impl IntoIterator<Item = &'t TensorInfo>, adapter: Option<Adapter>) -> GpuMemory {
     let binding_limit = adapter.as_ref().map_or(DEFAULT_BINDING_LIMIT, |a| a.binding_limit);
     let mut plan = GpuMemory {
         adapter: adapter.map(|a| a.name),

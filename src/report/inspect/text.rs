@@ -54,7 +54,14 @@ pub fn render(d: &InspectDocument) -> String {
     let ignored = d.keys.iter().flat_map(|keys| &keys.ignored);
     let ignored: HashMap<&str, &str> = ignored.map(|key| (key.key.as_str(), key.why)).collect();
     for (key, json) in &d.hyperparameters {
-        let why = ignored.get(key.as_str()).map_or(String::new(), |why| format!(" (ignored: {why})"));
+        let why = match ignored.get(key.as_str()) {
+            Some(why) => format!(" (ignored: {why})"),
+            // Where it is neither ignored nor refused.
+            None if key == "nextn_predict_layers" && d.keys.is_some() => {
+                " (the last layers guess further tokens, and are not run)".into()
+            }
+            None => String::new(),
+        };
         rows.add_row([printable(key), value(json) + &why]);
     }
     for default in d.keys.iter().flat_map(|keys| &keys.defaults) {

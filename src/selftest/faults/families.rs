@@ -209,7 +209,7 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Operation(|_| {
             operation(|op| match op {
                 Op::RouterWeights { probs, ids, .. } => {
-                    Some(Op::RouterWeights { probs, ids, renormalise: true, softmax: false })
+                    Some(Op::RouterWeights { probs, ids, renormalise: true, softmax: false, scale: 1.0 })
                 }
                 _ => None,
             })

@@ -234,8 +234,14 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Operation(|_| {
             Box::new(|engine, op| {
                 let Op::RouterWeights { probs, ids, .. } = op else { return Err(misplaced(op)) };
-                let probs = engine.run(&Op::RouterProbs { logits: probs.clone() })?.into();
-                engine.run(&Op::RouterWeights { probs, ids: ids.clone(), renormalise: false, softmax: false })
+                let probs = engine.run(&Op::RouterProbs { logits: probs.clone(), sigmoid: false })?.into();
+                engine.run(&Op::RouterWeights {
+                    probs,
+                    ids: ids.clone(),
+                    renormalise: false,
+                    softmax: false,
+                    scale: 1.0,
+                })
             })
         }),
         subject: FaultySide::Cpu,

@@ -9,7 +9,7 @@ use crate::diff::measure::metrics::Side;
 use crate::op::{HostTensor, Op, Stage};
 
 /// The test model with the long prompt.
-const LONG: &[usize] = &[9];
+const LONG: &[usize] = &[10];
 
 pub static FAULTS: &[Fault] = &[
     Fault {

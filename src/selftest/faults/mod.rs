@@ -9,6 +9,7 @@
 mod attention;
 mod experts;
 mod families;
+mod glm4moe;
 mod gpt_oss;
 mod matrices;
 mod missed;
@@ -143,6 +144,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         unlisted::FAULTS,
         families::FAULTS,
         gpt_oss::FAULTS,
+        glm4moe::FAULTS,
     ];
     tables.into_iter().flatten()
 }

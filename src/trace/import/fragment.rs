@@ -72,7 +72,8 @@ impl Fragment {
     }
     /// How many experts the layer has, if it is the router's values of each.
     pub fn experts(&self) -> Option<usize> {
-        matches!(self.site().stage, Stage::RouterLogits | Stage::RouterBias | Stage::RouterProbs).then(|| self.shape[1])
+        matches!(self.site().stage, Stage::RouterLogits | Stage::RouterBias | Stage::RouterProbs | Stage::RouterChoice)
+            .then(|| self.shape[1])
     }
     /// Whether a rule says which positions the rows are.
     pub fn ruled(&self) -> bool {
@@ -97,8 +98,13 @@ impl Fragment {
                 config.layers
             ));
         }
-        if !stage.info().scope.occurs(config.layout()) {
-            return Err(format!("{stage}, which does not occur in {}", config.name));
+        if !stage.info().scope.occurs(config.layout().of(layer)) {
+            return Err(match stage.info().scope.occurs(config.layout()) {
+                true => {
+                    format!("{stage}, which does not occur in layer {} of {}", layer.unwrap_or_default(), config.name)
+                }
+                false => format!("{stage}, which does not occur in {}", config.name),
+            });
         }
         for (dim, found) in stage.info().shape.iter().zip(&self.shape) {
             let expected = match dim {
@@ -112,7 +118,7 @@ impl Fragment {
                 Dim::K => config.moe.as_ref().map(|moe| moe.used),
                 Dim::Shared => config.moe.as_ref().map(|moe| moe.shared),
                 Dim::One => Some(1),
-                Dim::F => Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
+                Dim::F => Some(config.ffn_of(layer.unwrap_or(0) as usize)),
             };
             if expected.is_some_and(|n| n != *found) {
                 return Err(format!(

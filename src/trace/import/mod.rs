@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use crate::backend::BackendInfo;
 use crate::backend::contract::{self, named};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Config, Occurs};
+use crate::model::{Architecture, Config, Occurs, Router, Shared};
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
@@ -435,6 +435,10 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             kv_heads: Some(config.kv_heads),
             head_dim: Some(config.head_dim),
             ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
+            leading_dense: config.layout().leading_dense,
+            shared: Some(config.layout().shared),
+            shared_gate: Some(config.layout().shared_gate),
+            weights_scaled: Some(config.moe.as_ref().is_some_and(|moe| moe.scale != 1.0)),
             moe: Some(config.moe.is_some()),
             qkv_bias: Some(config.qkv_bias),
             post_norms: config.layout().post_norms,
@@ -460,10 +464,24 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
     let biased = || architecture.map(|a| a.qkv_bias == Occurs::Always);
     let qkv_bias = known.qkv_bias.or_else(biased);
     let biases = known.biases.or(architecture.map(|a| a.biases));
-    let logits_choose = known.logits_choose.or(architecture.map(|a| a.logits_choose));
+    let logits_choose = known.logits_choose.or(architecture.map(|a| a.router == Router::ChosenSoftmax));
+    let shared = known.shared.or(architecture.map(|a| a.shared_expert != Shared::No));
+    let shared_gate = known.shared_gate.or(architecture.map(|a| a.shared_expert == Shared::Gated));
+    let weights_scaled = known.weights_scaled.or(has("ffn_moe_weights_scaled").then_some(true));
     let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
     let (head_dim, moe) = (known.head_dim.or(head_dim), known.moe.or(moe));
-    ModelSizes { head_dim, moe, qkv_bias, biases, logits_choose, post_norms, ..known }
+    ModelSizes {
+        head_dim,
+        moe,
+        qkv_bias,
+        biases,
+        logits_choose,
+        post_norms,
+        shared,
+        shared_gate,
+        weights_scaled,
+        ..known
+    }
 }
 
 /// What is known of the run's positions.

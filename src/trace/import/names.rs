@@ -56,6 +56,13 @@ pub struct ModelSizes {
     pub biases: Option<bool>,
     /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
     pub logits_choose: Option<bool>,
+    /// How many layers, from the first, have a plain FFN for experts.
+    pub leading_dense: usize,
+    /// Whether every token uses one more expert, and whether that has a gate.
+    pub shared: Option<bool>,
+    pub shared_gate: Option<bool>,
+    /// Whether the experts' weights are multiplied by a number after they were divided by their sum.
+    pub weights_scaled: Option<bool>,
 }
 
 impl ModelSizes {
@@ -63,6 +70,11 @@ impl ModelSizes {
     pub fn qkv(&self) -> Option<[usize; 3]> {
         let (heads, kv, dim) = (self.heads?, self.kv_heads?, self.head_dim?);
         Some([heads.checked_mul(dim)?, kv.checked_mul(dim)?, kv.checked_mul(dim)?])
+    }
+
+    /// Whether a layer has experts.
+    fn moe_of(&self, layer: Option<u32>) -> Option<bool> {
+        self.moe.map(|moe| moe && layer.is_none_or(|n| n as usize >= self.leading_dense))
     }
 }
 
@@ -96,6 +108,12 @@ enum Means {
     Is(Stage),
     /// The feed-forward part of either kind of layer.
     FeedForward,
+    /// llama.cpp's name of what a plain FFN adds, and of experts' sum with a shared one.
+    FfnOut,
+    /// A shared expert, with its gate where it has one.
+    SharedExpert,
+    /// The weights divided by their sum, which is all that is done where they are not scaled.
+    NormedWeights,
     /// q, k and v in one.
     Qkv,
     /// gate and up in one, of a plain FFN or of the chosen experts.
@@ -127,8 +145,12 @@ static NODES: &[(&str, Means)] = &[
     ("kq", UnscaledScores),
     ("__fattn__", Is(Stage::AttnContext)),
     ("ffn_down", Is(Stage::FfnOut)),
-    // Of gpt-oss, which names the norm before the FFN so.
+    ("ffn_out", FfnOut),
+    ("ffn_shexp_out", SharedExpert),
+    ("ffn_moe_weights_norm", NormedWeights),
+    // Of gpt-oss and of GLM, which name the norm before the FFN so.
     ("attn_post_norm", AfterAttention),
+    ("post_attn_norm", AfterAttention),
     ("ffn_moe_probs", RouterProbs),
     ("attn_out", AttentionOut),
     ("ffn_gate_up", GateUp),
@@ -148,7 +170,6 @@ static NODES: &[(&str, Means)] = &[
     ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),
 ];
 
-const SHARED: &str = "an expert that every token uses, which no architecture has that is run here";
 /// What each expert has a module of its own under, in versions of transformers that compute them one by one.
 const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
 
@@ -195,9 +216,11 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("block_sparse_moe.gate.2", Is(Stage::RouterIds)),
     ("block_sparse_moe.1", Is(Stage::RouterLogits)),
     ("block_sparse_moe.experts", Is(Stage::MoeOut)),
-    ("mlp.shared_expert", Nothing(SHARED)),
-    ("mlp.shared_expert_gate", Nothing(SHARED)),
-    ("mlp.shared_experts", Nothing(SHARED)),
+    ("mlp.shared_experts", Is(Stage::SharedDown)),
+    ("mlp.shared_experts.gate_proj", Is(Stage::SharedGate)),
+    ("mlp.shared_experts.up_proj", Is(Stage::SharedUp)),
+    ("mlp.shared_experts.down_proj", Is(Stage::SharedDown)),
+    ("mlp.shared_experts.act_fn", Nothing("silu(gate), not yet multiplied by up")),
 ];
 
 /// transformers' modules outside the layers.
@@ -285,8 +308,16 @@ impl<'l> Name<'l> {
                 "" | "NONE" if !self.module && sizes.biases == Some(true) => Stage::AttnOutBias,
                 _ => Stage::AttnOut,
             }),
+            FfnOut if sizes.shared == Some(true) && sizes.moe_of(self.layer) == Some(true) => one(Stage::MoeSum),
+            FfnOut => one(Stage::FfnOut),
+            SharedExpert => one(if sizes.shared_gate == Some(false) { Stage::SharedDown } else { Stage::SharedOut }),
+            NormedWeights if sizes.weights_scaled == Some(true) => {
+                Err("the experts' weights before they are scaled, which ffn_moe_weights_scaled are".into())
+            }
+            NormedWeights => one(Stage::RouterWeights),
             AfterAttention => one(if sizes.post_norms { Stage::AttnPostNorm } else { Stage::FfnNorm }),
-            FeedForward => match sizes.moe {
+            FeedForward => match sizes.moe_of(self.layer) {
+                Some(true) if sizes.shared == Some(true) => one(Stage::MoeSum),
                 Some(true) => one(Stage::MoeOut),
                 Some(false) => one(Stage::FfnOut),
                 None => Err("moe_out or ffn_out: nothing says whether the layer has experts".into()),

@@ -79,7 +79,8 @@ impl Trace {
             }
             drop(files);
             let (site, stored) = trace.check(entry).map_err(|what| wrong(format!("tensor {}: {what}", entry.key)))?;
-            if matches!(site.stage, Stage::RouterLogits | Stage::RouterBias | Stage::RouterProbs) {
+            if matches!(site.stage, Stage::RouterLogits | Stage::RouterBias | Stage::RouterProbs | Stage::RouterChoice)
+            {
                 trace.experts = trace.experts.min(stored.shape[1]);
             }
             if trace.tensors.insert(site, stored).is_some() {

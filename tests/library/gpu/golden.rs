@@ -104,10 +104,10 @@ impl Model {
             OpKind::AttnProbs => Op::AttnProbs { scores: input(0), start, window: None, sinks: None },
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
-            OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
+            OpKind::RouterProbs => Op::RouterProbs { logits: input(0), sigmoid: false },
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: USED },
             OpKind::RouterWeights => {
-                Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true, softmax: false }
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true, softmax: false, scale: 1.0 }
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },

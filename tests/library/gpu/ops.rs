@@ -103,7 +103,7 @@ fn an_id_that_names_no_expert_gives_nan_and_nothing_else() {
             assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 40 == last)));
             // The sum of a position's weights has the NaN in it.
             let logits = r.tensor(&[positions, 3]);
-            let op = Op::RouterWeights { probs: &logits, ids: &ids, renormalise: true, softmax: true };
+            let op = Op::RouterWeights { probs: &logits, ids: &ids, renormalise: true, softmax: true, scale: 1.0 };
             let got = run(&mut gpu, &op).to_f32();
             assert!(got.iter().enumerate().all(|(i, got)| got.is_nan() == (i / 2 == last / 2)));
         }
@@ -233,7 +233,7 @@ fn router() {
     for (positions, experts, k) in [(1, 1, 1), (1, 128, 8), (9, 8, 2), (65, 130, 130), (3, 300, 10)] {
         let what = format!("{positions} positions, {k} of {experts} experts");
         let logits = r.tensor(&[positions, experts]);
-        let op = Op::RouterProbs { logits: &logits };
+        let op = Op::RouterProbs { logits: &logits, sigmoid: false };
         let probs = run(&mut gpu, &op);
         let contract = gpu.contract(OpKind::RouterProbs);
         let want = exact(&op);
@@ -248,7 +248,7 @@ fn router() {
         let want: Vec<u32> = exact(&op).iter().map(|v| *v as u32).collect();
         assert_eq!(ids.ids(), want, "{what}");
         for renormalise in [false, true] {
-            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise, softmax: false };
+            let op = Op::RouterWeights { probs: &probs, ids: &ids, renormalise, softmax: false, scale: 1.0 };
             let want = exact(&op);
             let factor = gamma(k as f64 + contract.div_ulp);
             let bound = |i: usize| factor * want[i] + f64::from(f32::MIN_POSITIVE);
@@ -288,7 +288,7 @@ fn nan_never_vanishes() {
         for op in [
             Op::MatMul { x: &x, weight: &weight },
             Op::RmsNorm { x: &x, weight: &norm, eps: 1e-6 },
-            Op::RouterProbs { logits: &x },
+            Op::RouterProbs { logits: &x, sigmoid: false },
         ] {
             let got = run(&mut gpu, &op);
             let cols = got.cols();

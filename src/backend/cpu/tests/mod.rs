@@ -258,16 +258,19 @@ fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
     let ids = b.run(AT, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
     assert_eq!(b.read(&ids).unwrap().ids(), [1, 2, 0, 0, 1, 2, 2, 4, 1, 0, 1, 2]);
     let w = b
-        .run(AT, &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true, softmax: false })
+        .run(
+            AT,
+            &Op::RouterWeights { probs: p.clone(), ids: ids.clone(), renormalise: true, softmax: false, scale: 1.0 },
+        )
         .unwrap();
     let w = f32s(&mut b, &w);
     assert!((w[0] - 0.375).abs() <= 3.0 * U as f32);
     assert!(w[..6].iter().all(|w| w.is_finite()) && w[6..].iter().all(|w| w.is_nan()));
-    let raw = b.run(AT, &Op::RouterWeights { probs: p, ids, renormalise: false, softmax: false }).unwrap();
+    let raw = b.run(AT, &Op::RouterWeights { probs: p, ids, renormalise: false, softmax: false, scale: 1.0 }).unwrap();
     assert_eq!(f32s(&mut b, &raw)[..3], [0.3, 0.3, 0.2]);
 
     let logits = up(&mut b, &[2, 3], &[1.0, nan, 0.0, 1000.0, 1000.0, f32::NEG_INFINITY]);
-    let probs = b.run(AT, &Op::RouterProbs { logits }).unwrap();
+    let probs = b.run(AT, &Op::RouterProbs { logits, sigmoid: false }).unwrap();
     let probs = f32s(&mut b, &probs);
     assert!(probs[..3].iter().all(|p| p.is_nan()));
     assert_eq!(probs[3..], [0.5, 0.5, 0.0]);

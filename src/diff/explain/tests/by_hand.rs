@@ -133,12 +133,12 @@ fn routers() {
     let site = Site::layer(1, Stage::RouterWeights);
     let op = w.op(site);
     let Op::RouterWeights { probs, ids, .. } = &op else { unreachable!() };
-    let raw = of(Op::RouterWeights { probs, ids, renormalise: false, softmax: false });
+    let raw = of(Op::RouterWeights { probs, ids, renormalise: false, softmax: false, scale: 1.0 });
     explained(&w, site, &raw, "renormalisation", "not renormalised");
 
     let site = Site::layer(1, Stage::RouterProbs);
     let op = w.op(site);
-    let Op::RouterProbs { logits } = &op else { unreachable!() };
+    let Op::RouterProbs { logits, sigmoid: false } = &op else { unreachable!() };
     let mut over: Vec<f64> = Vec::new();
     for row in logits.to_f64().chunks_exact(8) {
         let mut sorted = row.to_vec();

@@ -1,5 +1,5 @@
 //! What only some families have, made wrong by hand: pairing, scaling and factors of rope, YaRN, biases, shared experts,
-//! what is Gemma's, and what is gpt-oss's.
+//! what is Gemma's, what is gpt-oss's and what is GLM's.
 
 use super::*;
 use crate::op::{GateActivation, Pairing, Yarn};
@@ -132,13 +132,15 @@ fn shared_expert_of_qwen2moe() {
     // The sum: without it, or with it before its gate.
     let site = Site::layer(1, Stage::MoeSum);
     let routed = w.value(site, Stage::MoeOut);
-    explained(&w, site, &routed, "residual", "only the residual");
+    explained(&w, site, &routed, "residual", "the shared expert left out");
     let sum = routed.to_f32().iter().zip(down.to_f32()).map(|(a, b)| a + b).collect();
     explained(&w, site, &HostTensor::f32(&routed.shape, sum), "residual", "shared_down added to the residual");
     // Weights that are renormalised where they should not be.
     let site = Site::layer(1, Stage::RouterWeights);
     let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
-    let wrong = evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true, softmax: false }).unwrap();
+    let wrong =
+        evaluate(&Op::RouterWeights { probs: &*probs, ids: &*ids, renormalise: true, softmax: false, scale: 1.0 })
+            .unwrap();
     explained(&w, site, &f32s(wrong), "renormalisation", "which this model does not do");
 }
 
@@ -329,9 +331,9 @@ fn biases_and_weights_of_gpt_oss() {
     // The softmax is over the chosen experts.
     let site = Site::layer(1, Stage::RouterWeights);
     let Op::RouterWeights { probs: logits, ids, .. } = w.op(site) else { unreachable!() };
-    let shares = evaluate(&Op::RouterProbs { logits: &*logits }).unwrap();
+    let shares = evaluate(&Op::RouterProbs { logits: &*logits, sigmoid: false }).unwrap();
     let of = |probs: &HostTensor, renormalise, softmax| {
-        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax }).unwrap())
+        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax, scale: 1.0 }).unwrap())
     };
     explained(&w, site, &of(&shares, false, false), "renormalisation", "a softmax over all experts");
     explained(&w, site, &of(&shares, false, true), "renormalisation", "a softmax of the chosen experts' shares");
@@ -344,4 +346,57 @@ fn biases_and_weights_of_gpt_oss() {
     let site = Site::layer(1, Stage::QRope);
     let whole = turned(&w, |r| r.yarn.iter_mut().for_each(|yarn| yarn.between = false));
     explained(&w, site, &whole, "rope-scaling", "its ends rounded to whole pairs, as llama.cpp has it");
+}
+
+/// What only GLM has: sigmoids, the bias of the choice, a scale of weights, and rope on half of each head.
+#[test]
+fn routers_and_rope_of_glm4moe() {
+    let ffn = FfnShape::Moe(Moe { experts: 8, used: 3, width: 64 });
+    let w = World::synthetic(&ModelShape { family: Family::Glm4Moe, ffn, ..ModelShape::named("tiny").unwrap() });
+    let site = |stage| Site::layer(1, stage);
+    let at = site(Stage::RouterProbs);
+    let Op::RouterProbs { logits, sigmoid: true } = w.op(at) else { unreachable!() };
+    let bias: Vec<f32> = w.moe(1).choice_bias.as_ref().unwrap().f32s().collect();
+    let biased = |x: &HostTensor, sign: f32| {
+        let sum = x.to_f32().into_iter().zip(bias.iter().cycle()).map(|(x, b)| x + sign * b).collect();
+        HostTensor::f32(&x.shape, sum)
+    };
+    let probs = |logits: &HostTensor, sigmoid| f32s(evaluate(&Op::RouterProbs { logits, sigmoid }).unwrap());
+    explained(&w, at, &probs(&logits, false), "router-softmax", "a softmax over all experts instead of sigmoids");
+    explained(&w, at, &logits, "router-softmax", "the logits themselves");
+    explained(&w, at, &probs(&biased(&logits, 1.0), true), "choice-bias", "added to the logits");
+    let right = w.value(at, Stage::RouterProbs);
+    let at = site(Stage::RouterChoice);
+    explained(&w, at, &right, "bias", "the bias left out");
+    explained(&w, at, &biased(&right, -1.0), "bias", "the bias subtracted");
+    explained(&w, at, &biased(&logits, 1.0), "choice-bias", "not to their sigmoids");
+    let at = site(Stage::RouterIds);
+    let unbiased = evaluate(&Op::RouterTopK { probs: &*right, k: 3 }).unwrap();
+    explained(&w, at, &unbiased, "choice-bias", "without the bias");
+    let at = site(Stage::RouterWeights);
+    let Op::RouterWeights { probs, ids, renormalise: true, softmax: false, scale } = w.op(at) else { unreachable!() };
+    let of = |probs: &HostTensor, renormalise, scale| {
+        let softmax = false;
+        f32s(evaluate(&Op::RouterWeights { probs, ids: &ids, renormalise, softmax, scale }).unwrap())
+    };
+    assert_eq!(scale, 2.5);
+    explained(&w, at, &of(&probs, true, 1.0), "weights-scale", "not multiplied by 2.5");
+    explained(&w, at, &of(&probs, true, 6.25), "weights-scale", "multiplied by 2.5 twice");
+    explained(&w, at, &of(&probs, false, 1.0), "weights-scale", "neither divided by their sum nor multiplied");
+    explained(&w, at, &of(&probs, false, scale), "renormalisation", "not renormalised");
+    explained(&w, at, &of(&biased(&probs, 1.0), true, scale), "choice-bias", "in the weights");
+    // Of 64 dimensions 32 turn.
+    let at = site(Stage::QRope);
+    explained(&w, at, &turned(&w, |r| r.dims = None), "rope-part", "all 64 dimensions of a head, of which 32 turn");
+    explained(&w, at, &turned(&w, |r| r.base = r.base.sqrt()), "rope-part", "exponents 2i/64 for 2i/32");
+    explained(&w, at, &turned(&w, |r| r.pairing = Pairing::Norm), "rope-pairing", "NORM");
+    let Op::Rope { x, start, head_dim, rotation } = w.op(at) else { unreachable!() };
+    // The last half: heads with their halves exchanged, turned, and exchanged back.
+    let exchanged = |x: &HostTensor| {
+        let halves = x.to_f32().chunks(64).flat_map(|head| [&head[32..], &head[..32]].concat()).collect();
+        HostTensor::f32(&x.shape, halves)
+    };
+    let other = evaluate(&Op::Rope { x: &exchanged(&x), start, head_dim, rotation }).unwrap();
+    explained(&w, at, &exchanged(&f32s(other)), "rope-part", "the last 32 of a head's 64 dimensions");
+    explained(&w, at, &x, "rope-missing", "no rope at all");
 }

@@ -15,7 +15,7 @@ use crate::backend::Order;
 use crate::backend::oracle::{OracleBackend, evaluate};
 use crate::formula::floor::floor_of;
 use crate::gguf::Gguf;
-use crate::model::{Ffn, LogitRows, Model, MoeWeights, Session, forward};
+use crate::model::{Ffn, LogitRows, Model, MoeWeights, Router, Session, forward};
 use crate::op::{At, Rotation, Weight};
 use crate::synth::{Family, FfnShape, Mix, ModelShape, Moe, Plan};
 use crate::trace::{StageObserver, Traced};
@@ -140,6 +140,7 @@ impl World {
             Stage::AttnPostNorm => &l.post_norms.as_ref().unwrap().attn,
             Stage::FfnPostNorm => &l.post_norms.as_ref().unwrap().ffn,
             Stage::RouterLogits => &moe().router,
+            Stage::RouterChoice => moe().choice_bias.as_ref().unwrap(),
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
             Stage::ExpertDown => &moe().down,
@@ -157,7 +158,7 @@ impl World {
     fn op(&self, site: Site) -> Op<'_, Rc<HostTensor>> {
         let row = site.stage.info();
         let c = &self.model.config;
-        let inputs: Vec<Stage> = site.stage.inputs(c.layout()).collect();
+        let inputs: Vec<Stage> = site.stage.inputs(c.layout().of(site.layer)).collect();
         let input = |n: usize| self.value(site, inputs[n]);
         let (start, head_dim) = (0, c.head_dim);
         let layer = site.layer.unwrap_or(0) as usize;
@@ -177,11 +178,15 @@ impl World {
             }
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
-            OpKind::RouterProbs => Op::RouterProbs { logits: input(0) },
+            OpKind::RouterProbs => {
+                Op::RouterProbs { logits: input(0), sigmoid: self.moe(layer).by == Router::BiasedSigmoids }
+            }
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
             OpKind::RouterWeights => {
-                let (renormalise, softmax) = (self.moe(layer).renormalise, self.moe(layer).logits_choose);
-                Op::RouterWeights { probs: input(0), ids: input(1), renormalise, softmax }
+                let moe = self.moe(layer);
+                let (renormalise, softmax, scale) =
+                    (moe.renormalise, moe.by == Router::ChosenSoftmax, f64::from(moe.scale));
+                Op::RouterWeights { probs: input(0), ids: input(1), renormalise, softmax, scale }
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
             OpKind::ExpertBias => Op::ExpertBias { x: input(0), ids: input(1), weight: self.weight(site) },

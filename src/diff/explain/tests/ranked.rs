@@ -227,7 +227,7 @@ fn routers_with_ties_and_sums() {
     let raw = |site| {
         made(&{
             let Op::RouterWeights { probs, ids, .. } = w.op(site) else { unreachable!() };
-            Op::RouterWeights { probs, ids, renormalise: false, softmax: false }
+            Op::RouterWeights { probs, ids, renormalise: false, softmax: false, scale: 1.0 }
         })
         .to_f64()
     };

@@ -348,8 +348,9 @@ impl<'m> ComparisonBuilder<'m> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(()) };
         let (exact_c, exact_g) = (&exact_c.value, &exact_g.value);
         let own_floor = self.floors(o, 0, 0)?;
-        // Where the logits themselves are compared, nothing is added by a softmax.
-        let by_logits = self.config.architecture.logits_choose;
+        // Where what was bounded is itself compared, nothing is added by a softmax.
+        let layout = self.config.layout();
+        let by_logits = layout.logits_choose || layout.choice_bias;
         let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {
             true => Ok(floor),
             false => logit_bounds(exact, &floor, self.contracts[side].get(OpKind::RouterProbs)),
@@ -392,7 +393,7 @@ impl<'m> ComparisonBuilder<'m> {
             let asked = self.select.as_ref().is_none_or(|select| select.wants(input));
             asked.then(|| self.carried.get(&input).copied())
         };
-        let inputs = o.at.site.stage.inputs(self.config.layout()).map(carried);
+        let inputs = o.at.site.stage.inputs(self.config.layout().of(o.at.site.layer)).map(carried);
         let inputs: Option<Vec<Option<InputError>>> = inputs.collect();
         split.amplification(&Vec::from_iter(inputs?.into_iter().flatten()))
     }

@@ -14,6 +14,7 @@ fn names_of_nodes_and_modules() {
         qkv_bias: None,
         biases: None,
         logits_choose: None,
+        ..ModelSizes::default()
     };
     let key = |label: &str| {
         let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
@@ -249,4 +250,47 @@ fn names_of_gpt_oss() {
     }
     let inputs = ["ffn_moe_gate-2".to_string(), "blk.2.ffn_gate_exps.bias".into(), "ffn_moe_topk-2".into()];
     assert_eq!(key("node_9", NodeKind { op: "ADD_ID", inputs: &inputs }).unwrap(), "layers.2.expert_gate_bias");
+}
+
+/// Of GLM: a router whose probabilities and choice are two, a first layer without experts, a shared expert without a gate, and weights that
+/// are scaled after they are divided by their sum.
+#[test]
+fn names_of_glm4moe() {
+    let sizes = ModelSizes {
+        moe: Some(true),
+        qkv_bias: Some(true),
+        leading_dense: 1,
+        shared: Some(true),
+        shared_gate: Some(false),
+        weights_scaled: Some(true),
+        ..ModelSizes::default()
+    };
+    let key = |label: &str, sizes: &ModelSizes| {
+        let readings = Name::of(label).readings(NodeKind::default(), sizes)?;
+        Ok::<_, String>(readings.iter().map(|r| r.site.key()).collect::<Vec<_>>().join(" "))
+    };
+    for (label, stage) in [
+        ("post_attn_norm-2", "ffn_norm"),
+        ("ffn_moe_probs-2", "router_probs"),
+        ("ffn_moe_probs_biased-2", "router_choice"),
+        ("ffn_moe_weights_scaled-2", "router_weights"),
+        ("ffn_moe_out-2", "moe_out"),
+        ("ffn_shexp_out-2", "shared_down"),
+        ("ffn_out-2", "moe_sum"),
+        ("ffn_out-0", "ffn_out"),
+        ("model.layers.2.mlp", "moe_sum"),
+        ("model.layers.0.mlp", "ffn_out"),
+        ("model.layers.2.mlp.shared_experts", "shared_down"),
+        ("model.layers.2.mlp.shared_experts.up_proj", "shared_up"),
+        ("model.layers.2.self_attn.q_proj", "q_bias"),
+    ] {
+        let layer = if label.contains('0') { 0 } else { 2 };
+        assert_eq!(key(label, &sizes).unwrap(), format!("layers.{layer}.{stage}"), "{label}");
+    }
+    let e = key("ffn_moe_weights_norm-2", &sizes).unwrap_err();
+    assert!(e.contains("before they are scaled"), "{e}");
+    let unscaled = ModelSizes { weights_scaled: Some(false), ..sizes };
+    assert_eq!(key("ffn_moe_weights_norm-2", &unscaled).unwrap(), "layers.2.router_weights");
+    let gated = ModelSizes { shared_gate: Some(true), ..sizes };
+    assert_eq!(key("ffn_shexp_out-2", &gated).unwrap(), "layers.2.shared_out");
 }
