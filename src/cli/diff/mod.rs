@@ -116,6 +116,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
 pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
     let reports: Vec<ReportFile> = args.report.iter().map(|path| ReportFile::new(path)).collect::<Result<_>>()?;
+    match &args.vary {
+        Some(_) => args.backends.check(&[&args.subject])?,
+        None => args.backends.check(&[&args.reference, &args.subject])?,
+    }
     let model = args.model.open()?;
     if let Some(what) = &args.vary {
         let prompt = args.prompt.resolve(&model)?;
