@@ -193,7 +193,11 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
                 return Err(Error::usage("--contract infer needs the oracle: --no-oracle leaves it out"));
             }
             "infer" => {
-                let found = infer(&model, &mut sides, &options, *side)?;
+                let bar = progress_bar("inferring {bar:30} {pos}/{len} stages, {eta} left · {msg}");
+                let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
+                let found = infer(&model, &mut sides, &options, *side, &mut tell);
+                bar.finish_and_clear();
+                let found = found?;
                 inferred.extend(words(SIDES[*side], &found));
                 found.contract
             }
