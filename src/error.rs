@@ -14,6 +14,10 @@ pub enum Error {
     /// device, a full disk, no permission. Exit code 125, so that `git bisect run` skips.
     #[error("{0}")]
     CannotRun(String),
+    /// What was run did something that nothing of its kind may do, caught in the act: a kernel that wrote outside of its output.
+    /// Exit code 1, as for what diverges.
+    #[error("{0}")]
+    Fault(String),
 }
 
 impl Error {
@@ -28,6 +32,10 @@ impl Error {
     /// A lack of this machine.
     pub fn cannot_run(message: impl Into<String>) -> Self {
         Self::CannotRun(message.into())
+    }
+    /// A wrong that is seen before any value is compared.
+    pub fn fault(message: impl Into<String>) -> Self {
+        Self::Fault(message.into())
     }
     /// An I/O failure on `path`, said with the path: a lack of the machine, such as a full disk or a missing permission, or else
     /// something about the file.
@@ -45,6 +53,7 @@ impl Error {
             Self::Usage(m) => Self::Usage(message(m)),
             Self::Input(m) => Self::Input(message(m)),
             Self::CannotRun(m) => Self::CannotRun(message(m)),
+            Self::Fault(m) => Self::Fault(message(m)),
         }
     }
     /// The same error, said of `place`.
@@ -53,6 +62,7 @@ impl Error {
             Self::Usage(what) => Self::Usage(format!("{place}: {what}")),
             Self::Input(what) => Self::Input(format!("{place}: {what}")),
             Self::CannotRun(what) => Self::CannotRun(format!("{place}: {what}")),
+            Self::Fault(what) => Self::Fault(format!("{place}: {what}")),
         }
     }
     /// The process exit code for this error.
@@ -60,6 +70,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Input(_) => 2,
             Self::CannotRun(_) => 125,
+            Self::Fault(_) => 1,
         }
     }
 }

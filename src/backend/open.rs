@@ -14,6 +14,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Bytes of GPU memory that weights may take, those that do not fit being streamed; all of it unless said.
     pub gpu_memory: Option<u64>,
+    /// Whether a GPU's memory is poisoned before a kernel writes it, and every kernel held to what it was to write.
+    pub poison: bool,
 }
 
 /// Opens the backend called `name`: `oracle`, `cpu` (the best that the processor has), `cpu:LEVEL`, `cpu:int8`, `gpu` (the best adapter), `gpu:N` or
@@ -48,7 +50,7 @@ pub fn open(name: &str, options: OpenOptions) -> Result<AnyBackend> {
 impl OpenOptions {
     /// Those of a GPU.
     pub fn of_gpu(&self) -> GpuOptions {
-        GpuOptions { weight_memory: self.gpu_memory, ..Default::default() }
+        GpuOptions { weight_memory: self.gpu_memory, poison: self.poison, ..Default::default() }
     }
 }
 

@@ -135,6 +135,24 @@ pub struct BackendArgs {
     /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
     #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
     pub gpu_memory: Option<u64>,
+    /// Fill GPU memory with NaN before a kernel writes it, guard words behind every output, and name the kernel that leaves an
+    /// element out or writes past the end
+    #[arg(long)]
+    pub poison: bool,
+}
+
+/// Refuses a flag that only a GPU heeds where none of `sides` is one.
+///
+/// # Errors
+/// [`Error::Usage`] naming the flag and the sides.
+pub fn of_a_gpu<S: AsRef<str>>(flag: &str, given: bool, sides: &[S]) -> Result<()> {
+    // By name alone: whether there is such an adapter is found out when it is opened.
+    let gpu = |side: &S| side.as_ref().split(':').next() == Some("gpu");
+    if !given || sides.iter().any(gpu) {
+        return Ok(());
+    }
+    let sides: Vec<&str> = sides.iter().map(AsRef::as_ref).collect();
+    Err(Error::usage(format!("{flag}: expected a GPU (gpu, gpu:N or gpu:NAME), found {}", sides.join(" and "))))
 }
 
 /// Reads a budget of bytes: `2GiB`, `500MB`, `1000000`.
@@ -178,7 +196,17 @@ pub fn start_threads() -> Result<()> {
 impl BackendArgs {
     /// What backends are opened with.
     pub fn options(&self) -> OpenOptions {
-        OpenOptions { threads: self.threads.map(at_most_cores), gpu_memory: self.gpu_memory }
+        let Self { threads, gpu_memory, poison } = *self;
+        OpenOptions { threads: threads.map(at_most_cores), gpu_memory, poison }
+    }
+
+    /// Refuses what only a GPU heeds where none of the sides is one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the flag and the sides.
+    pub fn check<S: AsRef<str>>(&self, sides: &[S]) -> Result<()> {
+        of_a_gpu("--gpu-memory", self.gpu_memory.is_some(), sides)?;
+        of_a_gpu("--poison", self.poison, sides)
     }
 
     /// Opens the backend called `name`.

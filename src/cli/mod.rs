@@ -1,6 +1,6 @@
 //! The command line: one file a verb, each with an `Args` and a `run`.
 //!
-//! Exit codes: 0 agree or done · 1 diverged · 2 usage or unreadable input · 125 could not run here.
+//! Exit codes: 0 agree or done · 1 diverged, or a kernel caught by --poison · 2 usage or unreadable input · 125 could not run here.
 //! Results go to stdout, everything else to stderr.
 
 use std::process::ExitCode;

@@ -29,6 +29,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    args.backends.check(&[&args.backend])?;
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let calls = Calls { prompt: &prompt.tokens, chunk: args.chunk as usize, decode: args.n, forced: &[] };

@@ -76,6 +76,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    args.backends.check(&[&args.backend])?;
     let model = args.model.open()?;
     let prompts = match &args.prompts {
         Some(path) => Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode)?.here,

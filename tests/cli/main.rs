@@ -13,6 +13,7 @@ mod hostile;
 mod inspect;
 mod manners;
 mod pasted;
+mod poison;
 mod provenance;
 mod readme;
 mod repro;

@@ -45,15 +45,20 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What `run` gives, and the most bytes that it held at any moment, of this thread.
+pub(crate) fn most_held<R>(run: impl FnOnce() -> R) -> (R, isize) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = run();
+    (result, PEAK.get() - before)
+}
+
 /// Reads `bytes`; fails if that takes more than 24 times their size (and 64 KiB, for messages) at any moment. The densest
 /// table, of keys, takes 12 times: 14 bytes become a pair of 64 and an index entry of 33, in vectors that double.
 fn read(bytes: Vec<u8>) -> twinscope::Result<Gguf> {
     let limit = 24 * bytes.len() as isize + (64 << 10);
     let owner = Arc::new(bytes);
-    let before = HELD.get();
-    PEAK.set(before);
-    let result = Gguf::from_bytes("f.gguf", owner);
-    let peak = PEAK.get() - before;
+    let (result, peak) = most_held(|| Gguf::from_bytes("f.gguf", owner));
     assert!(peak <= limit, "{peak} bytes held at once, over {limit}");
     result
 }

@@ -9,6 +9,7 @@ mod contracts;
 mod dequant;
 mod diff_sides;
 mod families;
+mod fuzzed;
 mod gguf_malformed;
 mod gpu;
 mod house;

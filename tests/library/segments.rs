@@ -6,7 +6,7 @@ use twinscope::backend::contract::named;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::{AnyBackend, Erased, Showing};
 use twinscope::diff::outcome::{Comparison, Verdict};
-use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
+use twinscope::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff};
 use twinscope::diff::run::infer::infer;
 use twinscope::model::Model;
 use twinscope::op::{Site, Stage};
@@ -78,7 +78,13 @@ fn a_contract_is_inferred_from_errors() {
         let (mut subject, options) = captured(&model, capture);
         let mut reference = cpu(Level::Scalar);
         let mut sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
-        let found = infer(&model, &mut sides, &options, 1).unwrap();
+        let mut told = 0;
+        let mut progress = |p: DiffProgress| {
+            assert!(p.done < p.of, "{capture}: {} of {}", p.done, p.of);
+            told += 1;
+        };
+        let found = infer(&model, &mut sides, &options, 1, &mut progress).unwrap();
+        assert!(told > 0, "{capture}: nobody is told how far it is");
         assert!(found.unexplained.is_empty(), "{capture}: {:?}", found.unexplained);
         let all = format!("{} {}", found.contract.text, found.lines.join(" "));
         let named = [format!("within {expected},"), format!("{expected} explains")];

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use super::adapter;
 use super::kernels::Pipeline;
+use super::poison::Poison;
 use super::record::Recording;
 use super::texture::WordTexture;
 use super::timing::Timing;
@@ -30,7 +31,15 @@ pub type Submission = Rc<OnceCell<wgpu::SubmissionIndex>>;
 #[derive(Clone, Copy)]
 pub enum Bound<'a> {
     /// Bytes of a storage buffer.
-    Buffer { buffer: &'a wgpu::Buffer, offset: u64, size: u64 },
+    Buffer {
+        buffer: &'a wgpu::Buffer,
+        offset: u64,
+        size: u64,
+        /// The words that have values: the rest fills up a vec4.
+        words: u64,
+        /// The axes of the tensor that they are of; none where they are of no tensor.
+        shape: &'a [usize],
+    },
     /// A texture of words.
     Texture(&'a WordTexture),
 }
@@ -38,7 +47,7 @@ pub enum Bound<'a> {
 impl<'a> Bound<'a> {
     /// The first `size` bytes of a buffer.
     pub fn buffer(buffer: &'a wgpu::Buffer, size: u64) -> Self {
-        Bound::Buffer { buffer, offset: 0, size }
+        Bound::Buffer { buffer, offset: 0, size, words: size / 4, shape: &[] }
     }
 
     /// Bytes.
@@ -78,6 +87,8 @@ pub struct Device {
     staged_before: Option<wgpu::SubmissionIndex>,
     /// Set while dispatches are kept; see [`super::record`].
     pub(super) recording: Option<Recording>,
+    /// Set where memory is poisoned.
+    pub(super) poison: Option<Poison>,
     /// See [`super::timing`].
     pub(super) timing: Timing,
 }
@@ -120,6 +131,7 @@ impl Device {
             staged: 0,
             staged_before: None,
             recording: None,
+            poison: None,
         })
     }
 
@@ -179,10 +191,10 @@ impl Device {
             .map(|(i, bound)| wgpu::BindGroupEntry {
                 binding: i as u32,
                 resource: match *bound {
-                    Bound::Buffer { buffer, offset, size } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    Bound::Buffer { buffer, offset, size, .. } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
                         buffer,
                         offset,
-                        size: std::num::NonZeroU64::new(size),
+                        size: std::num::NonZeroU64::new(self.reach(buffer, offset, size)),
                     }),
                     Bound::Texture(texture) => wgpu::BindingResource::TextureView(&texture.view),
                 },

@@ -127,8 +127,8 @@ impl GpuBackend {
             None => {
                 // Σ ⌈n_e / TILE⌉ over the experts that are used, of which there are at most `slots`, or E and those unknown.
                 let tiles = slots / TILE as usize + slots.min(experts + 1);
-                let bytes = ((experts + 1 + slots + 3 * tiles) * 4) as u64;
-                let memory = self.memory(site, bytes)?;
+                let words = (experts + 1 + slots + 3 * tiles) as u64;
+                let (bytes, memory) = (4 * words, self.memory(site, words)?);
                 let params = params::ExpertPlan { slots: slots as u32, experts: experts as u32, tiles: tiles as u32 };
                 let bindings = [ids.binding(), Bound::buffer(&memory.buffer, bytes)];
                 self.dispatch(site, kernels::EXPERT_PLAN, &bindings, params, [1, 1, 1])?;
@@ -151,15 +151,17 @@ impl GpuBackend {
         y: &GpuTensor,
     ) -> Result<()> {
         let planned = self.weight(weight)?;
+        let spec = kernels::EXPERT_BIAS.spec(self.lanes);
+        self.device.watch(spec.bindings, &[x.binding(), ids.binding(), y.binding()], None)?;
         for (number, piece) in planned.pieces.iter().enumerate() {
             let gpu = self.piece(weight, number, false, !self.residents.streams())?;
             let [n, cols, experts] = [x.len(), weight.cols, weight.rows].map(|n| n as u32);
             let (stride, first, count) = (4 * piece.stride, piece.first, piece.count);
             let params = params::ExpertBias { n, cols, stride, first, count, experts };
             let bindings = [gpu.binding(), x.binding(), ids.binding(), y.binding()];
-            self.dispatch(site, kernels::EXPERT_BIAS, &bindings, params, self.fold_values(x.len()))?;
+            self.launch(site, kernels::EXPERT_BIAS, &bindings, params, self.fold_values(x.len()))?;
         }
-        Ok(())
+        self.device.check_written(site, spec.name)
     }
 
     pub(super) fn combine(&mut self, site: Site, down: &GpuTensor, weights: &GpuTensor, y: &GpuTensor) -> Result<()> {

@@ -23,6 +23,7 @@ mod kernels;
 mod layout;
 mod ops;
 mod params;
+mod poison;
 mod probe;
 mod readback;
 mod record;
@@ -61,6 +62,7 @@ pub use timing::{KernelTime, KernelTimer};
 use self::device::Device;
 use self::fuse::Waiting;
 use self::kernels::Pipelines;
+use self::poison::Poison;
 use self::readback::Readback;
 use self::residents::Residents;
 use self::tensor::{Pool, Pooled};
@@ -88,6 +90,9 @@ pub struct GpuOptions {
     /// Whether matrix products use the kernels that share activations by subgroup broadcast. Unless said, they do on software
     /// adapters whose subgroups are 8 wide.
     pub lanes: Option<bool>,
+    /// Whether memory is poisoned before a kernel writes it, and every kernel held to what it was to write: one that leaves an element
+    /// out, or writes past the end of its output, is an [`Error::Fault`] that names it. Values are the same; it waits for every kernel.
+    pub poison: bool,
 }
 
 /// A GPU, or a CPU that pretends to be one.
@@ -124,7 +129,10 @@ impl GpuBackend {
             )));
         }
         let adapter = adapter::select(selector)?;
-        let device = Device::new(&adapter)?;
+        let mut device = Device::new(&adapter)?;
+        if options.poison {
+            device.poison = Some(Poison::new(&device.device, &device.queue));
+        }
         let limit = device.limits.max_storage_buffer_binding_size;
         // A kernel that broadcasts within 8 lanes needs subgroups of exactly 8, which only the adapter can promise.
         let eight = device.device.features().contains(wgpu::Features::SUBGROUP)
@@ -275,7 +283,7 @@ impl GpuBackend {
     }
 
     fn tensor_memory(&mut self, what: impl std::fmt::Display, shape: &[usize]) -> Result<Pooled> {
-        self.memory(what, (shape.iter().product::<usize>() as u64 * 4).next_multiple_of(16))
+        self.memory(what, shape.iter().product::<usize>() as u64)
     }
 
     /// cos and sin, times YaRN's magnitude, of the angles of positions 0 to `positions` at least, for the pairs that turn: [positions, pairs, 2]. Computed in f64 and
@@ -385,7 +393,10 @@ impl Backend for GpuBackend {
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
         let memory = self.tensor_memory("a cache", shape)?;
-        self.device.encoder().clear_buffer(&memory.buffer, 0, None);
+        // What nobody has stored is nobody's to read.
+        if self.device.poison.is_none() {
+            self.device.encoder().clear_buffer(&memory.buffer, 0, None);
+        }
         Ok(GpuTensor::new(shape, false, Some(memory), true))
     }
 

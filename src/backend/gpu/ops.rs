@@ -74,6 +74,21 @@ impl GpuBackend {
         grid: [u32; 3],
     ) -> Result<()> {
         let spec = kernel.spec(self.lanes);
+        self.device.watch(spec.bindings, bindings, None)?;
+        self.launch(site, kernel, bindings, params, grid)?;
+        self.device.check_written(site, spec.name)
+    }
+
+    /// Records a kernel without weights, one of several that write the same output.
+    pub(super) fn launch<P: Params>(
+        &mut self,
+        site: Site,
+        kernel: Kernel<P>,
+        bindings: &[Bound<'_>],
+        params: P,
+        grid: [u32; 3],
+    ) -> Result<()> {
+        let spec = kernel.spec(self.lanes);
         self.check_grid(site, spec.name, grid)?;
         let pipeline = self.pipelines.get(spec, None);
         self.device.timing.at(site);
@@ -94,6 +109,7 @@ impl GpuBackend {
         let planned = self.weight(weight)?;
         let pipeline = self.pipelines.get(spec, Some(&planned.layout));
         self.device.timing.at(site);
+        self.device.watch(spec.bindings, bindings, None)?;
         for (number, &piece) in planned.pieces.iter().enumerate() {
             let Some((params, grid)) = launch(piece) else { continue };
             self.check_grid(site, spec.name, grid)?;
@@ -102,7 +118,7 @@ impl GpuBackend {
             all.extend(bindings);
             self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params]), grid)?;
         }
-        Ok(())
+        self.device.check_written(site, &pipeline.name)
     }
 
     fn check_grid(&self, site: Site, kernel: &str, grid: [u32; 3]) -> Result<()> {
@@ -284,9 +300,9 @@ impl GpuBackend {
         let Op::Store { cache, x, start } = store else { return None };
         let offset = (start * rows_cols(x).1) as u64 * 4;
         let buffer = cache.buffer();
-        let size = x.bytes();
+        let (size, words, shape) = (x.bytes(), x.len() as u64, cache.shape());
         let fits = offset.is_multiple_of(self.device.limits.min_storage_buffer_offset_alignment.into());
-        fits.then_some(Bound::Buffer { buffer, offset, size })
+        fits.then_some(Bound::Buffer { buffer, offset, size, words, shape })
     }
 
     /// Records one operation, whose result goes to `y`.
@@ -374,6 +390,7 @@ impl GpuBackend {
         }
         if x.0.texture.get().is_none() {
             let texture = self.textures.take(&self.device, &site.to_string(), x.bytes())?;
+            self.device.poison_texture(&texture.texture);
             texture.texture.copy_from(&mut self.device, x.buffer(), x.bytes());
             let _ = x.0.texture.set(texture); // it was empty
         }
@@ -437,9 +454,14 @@ impl GpuBackend {
         rows: usize,
     ) -> Result<()> {
         let grid = self.fold_values(rows * y_cols);
-        let [words, y_cols, x_cols, from_, to] = [rows * y_cols, y_cols, x_cols, from, to].map(|n| n as u32);
-        let params = params::Copy { words, y_cols, x_cols, from_, to };
-        self.dispatch(site, kernels::COPY, &[x.binding(), y.binding()], params, grid)
+        let params = {
+            let [words, y_cols, x_cols, from_, to] = [rows * y_cols, y_cols, x_cols, from, to].map(|n| n as u32);
+            params::Copy { words, y_cols, x_cols, from_, to }
+        };
+        let (bindings, written) = ([x.binding(), y.binding()], to as u64..(to + rows * y_cols) as u64);
+        self.device.watch(kernels::COPY.spec(self.lanes).bindings, &bindings, Some(written))?;
+        self.launch(site, kernels::COPY, &bindings, params, grid)?;
+        self.device.check_written(site, kernels::COPY.spec(self.lanes).name)
     }
 
     fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<()> {
@@ -471,11 +493,12 @@ impl GpuBackend {
         self.dispatch(site, kernels::SIGMOID_GATE, &bindings, params, self.fold_values(x.len()))
     }
 
-    /// Memory for `bytes`, from the pool if it has it.
+    /// Memory for so many words, filled up to a whole vec4, from the pool if it has it.
     ///
     /// # Errors
     /// `CannotRun` if it is over what the adapter can bind at once, or the device has no memory for it.
-    pub(super) fn memory(&mut self, what: impl std::fmt::Display, bytes: u64) -> Result<Pooled> {
+    pub(super) fn memory(&mut self, what: impl std::fmt::Display, words: u64) -> Result<Pooled> {
+        let bytes = (4 * words).next_multiple_of(16);
         let limit = self.device.limits.max_storage_buffer_binding_size;
         if bytes > limit {
             return Err(Error::cannot_run(format!(
@@ -483,7 +506,7 @@ impl GpuBackend {
                  smaller chunk"
             )));
         }
-        let size = super::tensor::Pool::rounded(bytes);
+        let size = super::tensor::Pool::rounded(self.device.with_guards(bytes));
         let buffer = match self.pool.take(size) {
             Some(buffer) => buffer,
             None => {
@@ -491,6 +514,7 @@ impl GpuBackend {
                 self.device.create_buffer(&what.to_string(), size, usage)?
             }
         };
+        self.device.poison_tensor(&buffer, words);
         Ok(Pooled::new(buffer, &self.pool))
     }
 }

@@ -79,7 +79,7 @@ impl Device {
             let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
             let copy = self.create_buffer("a recorded binding", bound.size(), usage)?;
             match *bound {
-                Bound::Buffer { buffer, offset, size } if *access != Access::Write => {
+                Bound::Buffer { buffer, offset, size, .. } if *access != Access::Write => {
                     self.encoder().copy_buffer_to_buffer(buffer, offset, &copy, 0, size);
                 }
                 Bound::Texture(texture) => texture.copy_to(self, &copy),
@@ -105,7 +105,7 @@ impl Device {
         let Some(recording) = self.recording.take() else { return };
         if let Some(last) = recording.pending.last() {
             for ((bound, copy), binding) in bindings.iter().zip(&last.copies).zip(&last.dispatch.bindings) {
-                if let Bound::Buffer { buffer, offset, size } = *bound
+                if let Bound::Buffer { buffer, offset, size, .. } = *bound
                     && binding.written
                 {
                     self.encoder().copy_buffer_to_buffer(buffer, offset, copy, 0, size);

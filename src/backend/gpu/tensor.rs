@@ -163,7 +163,8 @@ impl GpuTensor {
     }
     /// The buffer and the bytes of it to bind: the values, filled up to a whole vec4.
     pub(super) fn binding(&self) -> Bound<'_> {
-        Bound::buffer(self.buffer(), self.bytes())
+        let (words, shape) = (self.len() as u64, self.shape());
+        Bound::Buffer { buffer: self.buffer(), offset: 0, size: self.bytes(), words, shape }
     }
     /// The buffer.
     pub(super) fn buffer(&self) -> &wgpu::Buffer {

@@ -15,7 +15,7 @@ use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, ONE_BY_ONE, at_most_cores, gpu_memory, prepare, progress_bar, tell};
+use crate::cli::common::{ModelArg, ONE_BY_ONE, at_most_cores, gpu_memory, of_a_gpu, prepare, progress_bar, tell};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -100,6 +100,11 @@ struct SubjectArgs {
 }
 
 impl SubjectArgs {
+    /// Refuses what only a GPU heeds where none is measured.
+    fn check(&self) -> Result<()> {
+        of_a_gpu("--gpu-memory", self.gpu_memory.is_some(), &self.backend)
+    }
+
     /// Each backend with each number of threads; a GPU has one row whatever the threads of the CPU.
     fn each(&self) -> Vec<(&str, Option<usize>)> {
         let mut threads: Vec<Option<usize>> = self.threads.iter().map(|n| Some(at_most_cores(*n))).collect();
@@ -139,6 +144,7 @@ impl OutputArgs {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    args.subjects.check()?;
     match &args.form {
         Some(Form::Ops(args)) => ops::run(args),
         Some(Form::Compare(args)) => compare::run(args),
@@ -180,7 +186,7 @@ fn with_each<R: BenchRow>(
     mut measure: impl FnMut(&mut BenchSubject, &mut BenchDocument<R>) -> Result<()>,
 ) -> Result<()> {
     for (name, threads) in args.each() {
-        let options = OpenOptions { threads, gpu_memory: args.gpu_memory };
+        let options = OpenOptions { threads, gpu_memory: args.gpu_memory, ..Default::default() };
         let mut subject = BenchSubject::open(name, options, !args.no_limits)?;
         // `cpu` beside `cpu:avx2` may be the same.
         if document.has(&subject.info, subject.threads) {

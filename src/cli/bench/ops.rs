@@ -53,6 +53,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     if !(args.seconds.is_finite() && args.seconds >= 0.0) {
         return Err(Error::usage(format!("--seconds: expected a time, found {}", args.seconds)));
     }
+    if args.subjects.gpu_memory.is_some() {
+        return Err(Error::usage("--gpu-memory: single operations are timed with their weights where they are used"));
+    }
     let mut positions: Vec<usize> = args.positions.iter().map(|n| *n as usize).collect();
     positions.sort();
     positions.dedup();

@@ -117,6 +117,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
 pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
     let reports: Vec<ReportFile> = args.report.iter().map(|path| ReportFile::new(path)).collect::<Result<_>>()?;
+    match &args.vary {
+        Some(_) => args.backends.check(&[&args.subject])?,
+        None => args.backends.check(&[&args.reference, &args.subject])?,
+    }
     let model = args.model.open()?;
     if let Some(what) = &args.vary {
         let prompt = args.prompt.resolve(&model)?;
@@ -190,7 +194,11 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
                 return Err(Error::usage("--contract infer needs the oracle: --no-oracle leaves it out"));
             }
             "infer" => {
-                let found = infer(&model, &mut sides, &options, *side)?;
+                let bar = progress_bar("inferring {bar:30} {pos}/{len} stages, {eta} left · {msg}");
+                let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
+                let found = infer(&model, &mut sides, &options, *side, &mut tell);
+                bar.finish_and_clear();
+                let found = found?;
                 inferred.extend(words(SIDES[*side], &found));
                 found.contract
             }

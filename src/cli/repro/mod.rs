@@ -98,6 +98,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let (Some(stage), Some(out)) = (&args.stage, &args.out) else {
         return Err(Error::usage("--stage and --out are needed"));
     };
+    args.backends.check(&[&args.reference, &args.subject])?;
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let target = target(args, stage, &model)?;

@@ -40,6 +40,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let origin = &folder.manifest.origin;
     Environment::used_model(&origin.model, origin.fingerprint.clone());
     let name = args.subject.as_deref().unwrap_or(&folder.manifest.subject.info.backend);
+    args.backends.check(&[name])?;
     match gpu_selector(name) {
         Some(selector) => {
             let shaders = (args.shaders == "folder" && !folder.shaders.is_empty())
@@ -47,7 +48,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
             if shaders.is_some() {
                 FolderShaders::check(&folder.manifest.dispatches)?;
             }
-            let options = shaders.as_ref().map_or(GpuOptions::default(), |s| s.options());
+            let asked = args.backends.options().of_gpu();
+            let options = match shaders.as_ref().map(|shaders| shaders.options()) {
+                Some(GpuOptions { patch, lanes, .. }) => GpuOptions { patch, lanes, ..asked },
+                None => asked,
+            };
             let mut gpu = GpuBackend::new(&selector, options)?;
             Environment::used_backend(&gpu.info());
             let (output, kernels) = run_on(&folder, &mut gpu)?;

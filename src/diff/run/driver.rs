@@ -155,8 +155,7 @@ pub(super) fn compare(
         }
         SideSummary { info, trace: None }
     };
-    let calls = |decoded: usize| sites(model).len() * (prompt.len().div_ceil(options.chunk.max(1)) + decoded);
-    let of = calls(options.decode);
+    let of = stages_of(model, options, options.decode);
     let mut comparison = Comparison {
         kind: ComparisonKind::Diff,
         model: summary(model),
@@ -218,7 +217,7 @@ pub(super) fn compare(
             let asked = options.decode;
             comparison.notes.push(format!("decoding ended after {decoded} of {asked} tokens: the reference's {why}"));
             comparison.decode = decoded;
-            comparison.run_stages = Some(calls(decoded));
+            comparison.run_stages = Some(stages_of(model, options, decoded));
         }
         End::Stopped { decoded } => {
             let looked_at = found.stages.len();
@@ -241,6 +240,11 @@ pub(super) fn compare(
     }
     comparison.conclude();
     Ok((comparison, watched))
+}
+
+/// The stages of all calls of a run that decodes so many tokens.
+pub(super) fn stages_of(model: &Model, options: &DiffOptions, decoded: usize) -> usize {
+    sites(model).len() * (options.tokens.len().div_ceil(options.chunk.max(1)) + decoded)
 }
 
 /// A run of the subject of which every stage was looked at.

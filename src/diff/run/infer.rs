@@ -10,14 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::backend::contract::{candidates, named, names};
 use crate::backend::{Contract, NamedContract, Shown};
-use crate::diff::run::driver::{DiffOptions, Sides, diff, lockstep};
+use crate::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff_telling, lockstep, stages_of};
 use crate::diff::run::lockstep::{Observation, PairObserver};
 use crate::diff::run::verdicts::error;
 use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, injected_ratio};
 use crate::model::Model;
-use crate::op::{OpKind, Site};
+use crate::op::{At, OpKind, Site};
 
 /// What an engine's errors say of its arithmetic.
 #[derive(Clone, Debug)]
@@ -38,15 +38,24 @@ struct Seen {
     unexplained: BTreeSet<Site>,
 }
 
-struct Inferring {
+struct Inferring<'p> {
     side: usize,
     candidates: BTreeMap<OpKind, Vec<(String, Contract)>>,
     seen: BTreeMap<OpKind, Seen>,
     /// The named contracts that explain every stage so far that any candidate explains.
     engines: Vec<NamedContract>,
+    /// Told each stage before it is run; those done so far, and all.
+    progress: &'p mut dyn FnMut(DiffProgress),
+    done: usize,
+    of: usize,
 }
 
-impl PairObserver for Inferring {
+impl PairObserver for Inferring<'_> {
+    fn begin(&mut self, at: At) {
+        (self.progress)(DiffProgress { at, done: self.done, of: self.of });
+        self.done += 1;
+    }
+
     fn observe(&mut self, o: Observation<'_>) -> Result<bool> {
         let Some(result) = o.exact.as_ref().map(|exact| &exact[self.side]) else { return Ok(true) };
         let stage = o.at.site.stage;
@@ -85,23 +94,32 @@ impl PairObserver for Inferring {
     }
 }
 
-/// Works out the contract of side `side`, 0 for the reference and 1 for the subject.
+/// Works out the contract of side `side`, 0 for the reference and 1 for the subject, and tells `progress` each stage before it is run.
 ///
 /// # Errors
 /// As [`diff`].
-pub fn infer(model: &Model, sides: &mut Sides<'_>, options: &DiffOptions, side: usize) -> Result<Inference> {
+pub fn infer(
+    model: &Model,
+    sides: &mut Sides<'_>,
+    options: &DiffOptions,
+    side: usize,
+    progress: &mut dyn FnMut(DiffProgress),
+) -> Result<Inference> {
     let strict = named("f32").expect("f32 is a contract");
     let (candidates, seen) = (BTreeMap::new(), BTreeMap::new());
-    let mut inferring = Inferring { side, candidates, seen, engines: engines().collect() };
+    let of = stages_of(model, options, options.decode);
+    let engines = engines().collect();
+    let mut inferring = Inferring { side, candidates, seen, engines, progress: &mut *progress, done: 0, of };
     lockstep(model, sides, options, &mut inferring)?;
-    let unexplained: BTreeSet<Site> = inferring.seen.values().flat_map(|seen| seen.unexplained.clone()).collect();
-    if inferring.seen.values().all(|seen| seen.explained.is_empty()) {
-        return by_engine(model, sides, options, side, unexplained.into_iter().collect());
+    let Inferring { candidates, seen, engines, .. } = inferring;
+    let unexplained: BTreeSet<Site> = seen.values().flat_map(|seen| seen.unexplained.clone()).collect();
+    if seen.values().all(|seen| seen.explained.is_empty()) {
+        return by_engine(model, sides, options, side, progress, unexplained.into_iter().collect());
     }
     let mut ops = strict.ops.clone();
     let mut lines: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
-    for (kind, seen) in &inferring.seen {
-        let all = &inferring.candidates[kind];
+    for (kind, seen) in &seen {
+        let all = &candidates[kind];
         // The first that explains the most stages, each of which some candidate explains.
         let count = |n: usize| seen.explained.iter().filter(|explained| explained.contains(&n)).count();
         let best = (0..all.len()).map(|n| (count(n), n)).max_by_key(|(count, n)| (*count, usize::MAX - n));
@@ -114,7 +132,7 @@ pub fn infer(model: &Model, sides: &mut Sides<'_>, options: &DiffOptions, side: 
         lines.entry(words).or_default().push(kind.name());
     }
     let lines: Vec<String> = lines.into_iter().map(|(words, kinds)| format!("{words}: {}", kinds.join(", "))).collect();
-    let text = match inferring.engines.first() {
+    let text = match engines.first() {
         Some(engine) => format!("within {}, which is {}", engine.name, engine.text),
         None => "by operation, as no named contract has it".to_string(),
     };
@@ -138,17 +156,23 @@ fn by_engine(
     sides: &mut Sides<'_>,
     options: &DiffOptions,
     side: usize,
+    progress: &mut dyn FnMut(DiffProgress),
     unexplained: Vec<Site>,
 ) -> Result<Inference> {
     let mut best: Option<(usize, NamedContract)> = None;
-    for contract in engines() {
+    let engines: Vec<NamedContract> = engines().collect();
+    for (n, contract) in engines.iter().enumerate() {
         let mut options = DiffOptions { shares: false, explain: false, production: false, ..options.clone() };
         options.contracts[side] = Some(contract.clone());
-        let comparison = diff(model, sides.reborrow(), &options)?;
+        // One run an engine, unless one explains everything: then the others are not tried.
+        let mut tell = |DiffProgress { at, done, of }: DiffProgress| {
+            progress(DiffProgress { at, done: n * of + done, of: engines.len() * of });
+        };
+        let comparison = diff_telling(model, sides.reborrow(), &options, &mut tell)?;
         let faults = comparison.stages.iter().filter(|s| s.verdict.is_fault()).count();
         if best.as_ref().is_none_or(|(least, _)| faults < *least) {
             let done = faults == 0;
-            best = Some((faults, contract));
+            best = Some((faults, contract.clone()));
             if done {
                 break;
             }

@@ -5,5 +5,6 @@ mod dequant;
 mod fused;
 mod golden;
 mod ops;
+mod poison;
 mod production;
 mod streaming;
