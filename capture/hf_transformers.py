@@ -321,7 +321,7 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     from torch.overrides import TorchFunctionMode
 
     kind = getattr(model.config, "model_type", "")
-    if kind in ("gpt_oss", "glm4_moe"):
+    if kind in ("gpt_oss", "glm4_moe", "glm4v_moe", "glm4v_moe_text", "solar_open"):
         raise SystemExit(f"{kind}: its scores or its router's numbers are not where the hooks look for them; capture it with a rules file "
                          "of your own (see capture/README.md)")
     writer = Writer(out)

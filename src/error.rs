@@ -14,8 +14,8 @@ pub enum Error {
     /// device, a full disk, no permission. Exit code 125, so that `git bisect run` skips.
     #[error("{0}")]
     CannotRun(String),
-    /// What was run did something that nothing of its kind may do, caught in the act: a kernel that wrote outside of its output.
-    /// Exit code 1, as for what diverges.
+    /// What was run did something that nothing of its kind may do, caught in the act: a kernel that left elements of its output
+    /// unwritten, or wrote outside of it. Exit code 1, as for what diverges.
     #[error("{0}")]
     Fault(String),
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! cargo install cargo-fuzz
 //! cd fuzz && cargo run --bin seeds                 # corpus/TARGET, from files of the repository
-//! cargo +nightly fuzz run gguf -- -max_len=8192    # or model, safetensors, capture, npz, aprt, trace
+//! cargo +nightly fuzz run gguf -- -max_len=8192    # or safetensors, capture, npz, aprt, trace
+//! cargo +nightly fuzz run model -- -max_len=524288 # the families' files have up to 300 KB
 //! cargo +nightly fuzz run repro --features repro
 //! ```
 //!

@@ -7,14 +7,15 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::Model;
 use twinscope::trace::import::{ImportOptions, Importer, import};
-use twinscope::trace::store::Trace;
 use twinscope::trace::store::file::TensorFile;
+use twinscope::trace::store::{MANIFEST, Trace};
 
 /// A file of the repository.
 pub fn repository(path: &str) -> PathBuf {
@@ -104,16 +105,16 @@ pub fn copy(from: &Path, to: &Path) {
 }
 
 thread_local! {
-    static DIRECTORIES: RefCell<HashMap<&'static str, &'static Replaced>> = RefCell::default();
+    // Removed when the thread ends.
+    static DIRECTORIES: RefCell<HashMap<&'static str, Rc<Replaced>>> = RefCell::default();
 }
 
 /// The directory of a target, made by `fill` when a thread first needs it.
-pub fn directory(target: &'static str, fill: impl FnOnce(&Path)) -> &'static Replaced {
-    let made = DIRECTORIES.with_borrow(|all| all.get(target).copied());
+pub fn directory(target: &'static str, fill: impl FnOnce(&Path)) -> Rc<Replaced> {
+    let made = DIRECTORIES.with_borrow(|all| all.get(target).cloned());
     made.unwrap_or_else(|| {
-        // For as long as the process runs: a target never ends before it.
-        let made: &'static Replaced = Box::leak(Box::new(Replaced::new(fill)));
-        DIRECTORIES.with_borrow_mut(|all| all.insert(target, made));
+        let made = Rc::new(Replaced::new(fill));
+        DIRECTORIES.with_borrow_mut(|all| all.insert(target, made.clone()));
         made
     })
 }
@@ -295,7 +296,7 @@ pub fn npz_seeds() -> Vec<Vec<u8>> {
         .into()
 }
 
-fn aprt_directory() -> &'static Replaced {
+fn aprt_directory() -> Rc<Replaced> {
     directory("aprt", |dir| copy(&repository("tests/data/aprt"), dir))
 }
 
@@ -309,14 +310,32 @@ pub fn aprt_seeds() -> Vec<Vec<u8>> {
     aprt_directory().seeds()
 }
 
-fn trace_directory() -> &'static Replaced {
+fn trace_directory() -> Rc<Replaced> {
     directory("trace", |dir| {
         let options = ImportOptions { tokens: None, contract: None, rules: None, model: None, force: true };
         let from = repository("tests/data/aprt");
         // The directory is there already, which an importer would take for somebody's.
         fs::remove_dir(dir).expect("an empty directory");
         import(Importer::Aprt, &[from], &options, dir).expect("the repository's trace is imported");
+        let path = dir.join(MANIFEST);
+        let manifest = fs::read(&path).expect("a manifest");
+        fs::write(&path, anywhere(&manifest)).expect("a manifest");
     })
+}
+
+/// A manifest as it would be written at any time, by any command, on any machine: inputs made of it are the same everywhere.
+fn anywhere(manifest: &[u8]) -> Vec<u8> {
+    let mut manifest: serde_json::Value = serde_json::from_slice(manifest).expect("a manifest");
+    let environment = &mut manifest["environment"];
+    for text in ["program", "build", "date", "command"] {
+        environment[text] = text.into();
+    }
+    environment["machine"] = serde_json::json!({
+        "processor": "a processor", "cores": 2, "memory_bytes": 1 << 30, "system": "a system", "adapters": [],
+    });
+    environment["models"] = serde_json::json!([]);
+    manifest["imported"]["path"] = "aprt".into();
+    serde_json::to_vec_pretty(&manifest).expect("a manifest")
 }
 
 fn read_trace(dir: &Path) -> twinscope::Result<()> {

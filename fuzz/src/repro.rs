@@ -1,12 +1,13 @@
 //! Folders of `repro`: see [`super::readers`].
 
 use std::path::Path;
+use std::rc::Rc;
 
 use twinscope::repro::Folder;
 
 use super::readers::{Replaced, copy, directory, repository};
 
-fn place() -> &'static Replaced {
+fn place() -> Rc<Replaced> {
     directory("repro", |dir| copy(&repository("tests/data/repro_folders/expert_down"), dir))
 }
 

@@ -154,7 +154,7 @@ pub trait Backend {
         Ok(())
     }
 
-    /// A zeroed f32 tensor that [`Op::Store`] may write into.
+    /// An f32 tensor that [`Op::Store`] may write into: zeroed; on a GPU whose memory is poisoned, NaN until something is stored.
     fn alloc(&mut self, shape: &[usize]) -> Result<Self::Tensor>;
 
     /// Host values as a tensor of this backend: f64 is rounded where the backend is f32.

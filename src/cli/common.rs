@@ -135,7 +135,7 @@ pub struct BackendArgs {
     /// GPU memory that weights may take, such as 2GiB; those that do not fit are streamed from the file [default: all of it]
     #[arg(long, value_name = "BYTES", value_parser = gpu_memory)]
     pub gpu_memory: Option<u64>,
-    /// Fill GPU memory with NaN before a kernel writes it, guard words behind every output, and name the kernel that leaves an
+    /// Fill GPU memory with NaN before a kernel writes it, 8 KiB of guard words behind every output, and name the kernel that leaves an
     /// element out or writes past the end
     #[arg(long)]
     pub poison: bool,

@@ -104,7 +104,8 @@ impl Config {
     }
     /// Whether a tensor belongs to a layer that guesses further tokens, which is not run.
     pub fn is_predicting(&self, tensor: &str) -> bool {
-        let layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')?.0.parse::<usize>().ok());
+        let layer = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(n, _)| n);
+        let layer = layer.and_then(|n| n.parse::<usize>().ok().filter(|number| number.to_string() == n));
         layer.is_some_and(|n| (self.layers..self.layers + self.predicting_layers).contains(&n))
     }
     /// Which stages its layers have.

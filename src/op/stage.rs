@@ -303,7 +303,7 @@ table! {
     SharedGate    "shared_gate"    ["shared_expert.gate_proj", "shared_experts.gate_proj"]                  SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_gate_shexp.weight"), "shared";
     SharedUp      "shared_up"      ["shared_expert.up_proj", "shared_experts.up_proj"]                    SharedLayer [T, Shared]  MatMul(FfnNorm)                      Some("ffn_up_shexp.weight"), "shared";
     SharedAct     "shared_act"     []                                           SharedLayer [T, Shared]  SwiGlu(SharedGate, SharedUp)         None,                       "shared";
-    SharedDown    "shared_down"    ["ffn_shexp", "ffn_shexp_out", "shared_expert", "shared_experts"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
+    SharedDown    "shared_down"    ["ffn_shexp", "shared_expert", "shared_experts"]               SharedLayer [T, H]       MatMul(SharedAct)                    Some("ffn_down_shexp.weight"), "shared";
     SharedOut     "shared_out"     ["ffn_shexp_out", "ffn_shexp_gated"]         SharedGateLayer [T, H]       SigmoidGate(SharedDown, SharedRouter) None,                      "shared";
     MoeSum        "moe_sum"        []                                           SharedLayer [T, H]       Add(MoeOut, SharedOut)               None,                       "shared";
     FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";

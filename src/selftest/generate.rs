@@ -270,17 +270,17 @@ fn rotated(draw: &mut Draw) -> Kind {
     let stage = draw.of(&[Stage::QRope, Stage::KRope]);
     let n = 2 + draw.below(5);
     let base = draw.of(&[2e4, 5e5, 1e7, 123456.0]);
-    let index = "(p.start + head / p.heads) * p.half_dim";
+    let index = "(p.start + head / p.heads) * p.turned";
     let table = |to: String| in_kernels(vec![("rope", vec![(index, to)])]);
     let (what, by, explained): (String, By, &'static [&'static str]) = match draw.below(4) {
         0 => (
             format!("positions from {n} on are {}", n - 1),
-            table(format!("min(p.start + head / p.heads, {}u) * p.half_dim", n - 1)),
+            table(format!("min(p.start + head / p.heads, {}u) * p.turned", n - 1)),
             &["rope-table"],
         ),
         1 => (
             format!("positions modulo {n}"),
-            table(format!("(p.start + head / p.heads) % {n}u * p.half_dim")),
+            table(format!("(p.start + head / p.heads) % {n}u * p.turned")),
             &["rope-table"],
         ),
         2 => (format!("positions {n} too high"), later(n), &["rope-position"]),
@@ -352,10 +352,10 @@ fn heads(draw: &mut Draw) -> Kind {
 fn weighted(draw: &mut Draw) -> Kind {
     let eps = draw.of(&[1e-4, 3e-3, 0.05]);
     let (what, divisor) = match draw.below(2) {
-        0 => (format!("weights divided by their sum and {eps}"), format!("(sum + {eps});")),
-        _ => ("only slot 1 renormalised".into(), "select(1.0, sum, k == 1u);".to_string()),
+        0 => (format!("weights divided by their sum and {eps}"), format!("(sum + {eps})")),
+        _ => ("only slot 1 renormalised".into(), "select(1.0, sum, k == 1u)".to_string()),
     };
-    let edit = ("chosen(t, k) / sum;", format!("chosen(t, k) / {divisor}"));
+    let edit = ("chosen(t, k) / sum", format!("chosen(t, k) / {divisor}"));
     let by = in_kernels(vec![("router_weights", vec![edit])]);
     Kind { what, stage: Stage::RouterWeights, by, explained: &["renormalisation"], graded: false }
 }

@@ -105,9 +105,13 @@ impl Selection {
                     word.text
                 )));
             }
+            let mut somewhere = false;
             for stage in here {
                 match (stage.info().scope, word.layer) {
-                    (Scope::Model, None) => sites.extend([Site::model(stage)]),
+                    (Scope::Model, None) => {
+                        somewhere = true;
+                        sites.insert(Site::model(stage));
+                    }
                     (Scope::Model, Some(_)) => {
                         return Err(Error::usage(format!(
                             "stage `{}`: {stage} belongs to the whole model and has no layer",
@@ -116,7 +120,9 @@ impl Selection {
                     }
                     (_, None) => {
                         let here = layers.iter().map(|n| Site::layer(n, stage));
-                        sites.extend(here.filter(|site| stage.info().scope.occurs(layout.of(site.layer))));
+                        let mut here = here.filter(|site| stage.info().scope.occurs(layout.of(site.layer))).peekable();
+                        somewhere |= here.peek().is_some();
+                        sites.extend(here);
                     }
                     (_, Some(n)) if n < n_layers => {
                         let site = Site::layer(n, stage);
@@ -126,6 +132,7 @@ impl Selection {
                                 word.text
                             )));
                         }
+                        somewhere = true;
                         sites.insert(site);
                     }
                     (_, Some(n)) => {
@@ -136,6 +143,12 @@ impl Selection {
                         )));
                     }
                 }
+            }
+            if !somewhere && layers.iter().next().is_some() {
+                return Err(Error::usage(format!(
+                    "stage `{}` does not occur in the layers that are selected; this model has {layout}",
+                    word.text
+                )));
             }
         }
         let experts = match &self.experts {
@@ -421,8 +434,11 @@ mod tests {
         assert_eq!(sites("ffn_*", "0"), ["layers.0.ffn_norm"], "a glob prefers own names and skips dense stages");
         assert_eq!(sites("ffn_moe_l*,?_rope", "0"), ["layers.0.q_rope", "layers.0.k_rope", "layers.0.router_logits"]);
         assert_eq!(sites("router*-3", "0").len(), 4);
-        let (dense, biases, shared, post_norms) = (4, 3 + 5, 7, 2);
-        assert_eq!(sites("all", "all").len(), 3 + 4 * (STAGES.len() - 3 - dense - biases - shared - post_norms));
+        let (dense, biases, shared, post_norms, choice) = (4, 3 + 5, 7, 2, 1);
+        assert_eq!(
+            sites("all", "all").len(),
+            3 + 4 * (STAGES.len() - 3 - dense - biases - shared - post_norms - choice)
+        );
     }
 
     #[test]

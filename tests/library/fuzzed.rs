@@ -1,8 +1,11 @@
-//! The fuzz targets of `fuzz/` over mutations of their seeds, without libFuzzer: the same inputs every time, for a second or two each.
-//! `TWINSCOPE_FUZZ_SECONDS=600` goes on for longer.
+//! The fuzz targets of `fuzz/` over mutations of their seeds, without libFuzzer: the same inputs every time, as many as take about a second.
+//! `TWINSCOPE_FUZZ_SECONDS=600` goes on for so long.
 //!
-//! A reader may refuse an input. It may not panic, take seconds, or hold memory that the input does not pay for.
+//! A reader may refuse an input. It may not panic, hang, or hold memory that the input does not pay for; an input that makes it do so is
+//! saved.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::gguf_malformed::most_held;
@@ -13,8 +16,8 @@ mod readers;
 #[path = "../../fuzz/src/repro.rs"]
 mod repro;
 
-/// What a change of this repository waits for.
-const SECONDS: u64 = 2;
+/// What no input takes, on a machine however busy, unless the reader hangs.
+const HANGS: Duration = Duration::from_secs(60);
 
 /// Numbers that break arithmetic, as they stand in a binary file and in JSON.
 const NUMBERS: [u64; 12] =
@@ -63,76 +66,96 @@ fn mutate(r: &mut Random, seed: &[u8], other: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Runs `target` over its seeds and what mutations make of them. An input takes at most `times` its own size of memory, and `room`.
-fn fuzz(name: &str, target: fn(&[u8]), seeds: Vec<Vec<u8>>, times: isize, room: isize) {
-    let asked = std::env::var("TWINSCOPE_FUZZ_SECONDS").ok().map(|n| n.parse().expect("a number of seconds"));
+/// Writes down what `target` does wrong on.
+fn saved(target: &str, run: u64, input: &[u8]) -> PathBuf {
+    let file = std::env::temp_dir().join(format!("twinscope-fuzz-{target}-{run}"));
+    std::fs::write(&file, input).unwrap();
+    file
+}
+
+/// Runs `target` over its seeds and so many `mutations` of them. An input takes at most `times` its own size of memory, and `room`.
+fn fuzz(name: &str, target: fn(&[u8]), seeds: Vec<Vec<u8>>, mutations: u64, times: isize, room: isize) {
+    let asked = std::env::var("TWINSCOPE_FUZZ_SECONDS").ok().map(|n| n.parse::<u64>().expect("a number of seconds"));
     let began = Instant::now();
     let mut r = Random::new(name.len() as u64 + 77);
-    let (mut runs, mut most, mut longest) = (0u64, 0, Duration::ZERO);
-    let mut one = |input: &[u8]| {
-        // What is held from the first run on, a directory and its files, is not the reader's.
+    let held_by = |run: u64, input: &[u8]| {
+        let ran = catch_unwind(AssertUnwindSafe(|| most_held(|| target(input))));
+        let ((), held) = ran.unwrap_or_else(|panic| {
+            eprintln!("{name}: run {run} panics: {}", saved(name, run, input).display());
+            resume_unwind(panic)
+        });
+        held
+    };
+    let (mut most, mut longest) = (0, Duration::ZERO);
+    let mut one = |run: u64, input: &[u8]| {
         let start = Instant::now();
-        let ((), held) = most_held(|| target(input));
+        let held = held_by(run, input);
         let took = start.elapsed();
         let limit = times * input.len() as isize + room;
-        if held > limit || took > Duration::from_secs(5) {
-            let file = std::env::temp_dir().join(format!("twinscope-fuzz-{name}"));
-            std::fs::write(&file, input).unwrap();
+        if held > limit || took > HANGS {
+            let (bytes, file) = (input.len(), saved(name, run, input));
             panic!(
-                "{name}: {} bytes of input: {held} bytes held, of {limit}; {took:?}: {}",
-                input.len(),
+                "{name}: run {run}: {bytes} bytes of input: {held} bytes held, of {limit}; {took:?}: {}",
                 file.display()
             );
         }
         (most, longest) = (most.max(held), longest.max(took));
     };
-    target(&seeds[0]);
-    seeds.iter().for_each(|seed| one(seed));
-    while began.elapsed() < Duration::from_secs(asked.unwrap_or(SECONDS)) {
-        let (seed, other) = (&seeds[r.below(seeds.len())], &seeds[r.below(seeds.len())]);
-        one(&mutate(&mut r, seed, other));
-        runs += 1;
+    // What is held from the first run on, a directory and its files, is not the reader's.
+    held_by(0, &seeds[0]);
+    for (run, seed) in seeds.iter().enumerate() {
+        one(run as u64, seed);
     }
-    println!("{name}: {} seeds, {runs} mutations, at most {most} bytes held and {longest:?}", seeds.len());
+    let goes_on = |done: u64| match asked {
+        Some(seconds) => began.elapsed() < Duration::from_secs(seconds),
+        None => done < mutations,
+    };
+    let mut done = 0;
+    while goes_on(done) {
+        let (seed, other) = (&seeds[r.below(seeds.len())], &seeds[r.below(seeds.len())]);
+        one(seeds.len() as u64 + done, &mutate(&mut r, seed, other));
+        done += 1;
+    }
+    println!("{name}: {} seeds, {done} mutations, at most {most} bytes held and {longest:?}", seeds.len());
 }
 
 #[test]
 fn gguf() {
-    fuzz("gguf", readers::gguf, readers::gguf_seeds(), 32, 1 << 20);
+    fuzz("gguf", readers::gguf, readers::gguf_seeds(), 11_000, 32, 1 << 20);
 }
 
 #[test]
 fn model() {
-    fuzz("model", readers::model, readers::model_seeds(), 32, 1 << 20);
+    fuzz("model", readers::model, readers::model_seeds(), 1_500, 32, 1 << 20);
 }
 
 #[test]
 fn safetensors() {
-    fuzz("safetensors", readers::safetensors, readers::safetensors_seeds(), 32, 1 << 20);
+    fuzz("safetensors", readers::safetensors, readers::safetensors_seeds(), 13_000, 32, 1 << 20);
 }
 
 #[test]
 fn capture() {
-    fuzz("capture", readers::capture, readers::capture_seeds(), 64, 1 << 20);
+    fuzz("capture", readers::capture, readers::capture_seeds(), 20_000, 64, 1 << 20);
 }
 
 #[test]
 fn npz() {
     // Deflate makes a thousand bytes of one.
-    fuzz("npz", readers::npz, readers::npz_seeds(), 4096, 1 << 20);
+    fuzz("npz", readers::npz, readers::npz_seeds(), 1_000, 4096, 1 << 20);
 }
 
 #[test]
 fn aprt() {
-    fuzz("aprt", readers::aprt, readers::aprt_seeds(), 64, 1 << 20);
+    fuzz("aprt", readers::aprt, readers::aprt_seeds(), 12_000, 64, 1 << 20);
 }
 
 #[test]
 fn trace() {
-    fuzz("trace", readers::trace, readers::trace_seeds(), 64, 1 << 20);
+    fuzz("trace", readers::trace, readers::trace_seeds(), 250, 64, 1 << 20);
 }
 
 #[test]
 fn repro_folder() {
-    fuzz("repro", repro::folder, repro::seeds(), 64, 1 << 20);
+    fuzz("repro", repro::folder, repro::seeds(), 450, 64, 1 << 20);
 }

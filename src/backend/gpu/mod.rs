@@ -91,7 +91,8 @@ pub struct GpuOptions {
     /// adapters whose subgroups are 8 wide.
     pub lanes: Option<bool>,
     /// Whether memory is poisoned before a kernel writes it, and every kernel held to what it was to write: one that leaves an element
-    /// out, or writes past the end of its output, is an [`Error::Fault`] that names it. Values are the same; it waits for every kernel.
+    /// out, or writes to the 8 KiB behind its output, is an [`Error::Fault`] that names it. Beyond an activation whoever reads finds NaN;
+    /// behind weights and tables nothing is put. Values are the same; it waits for every kernel.
     pub poison: bool,
 }
 
@@ -394,8 +395,9 @@ impl Backend for GpuBackend {
         self.device.check()?;
         let memory = self.tensor_memory("a cache", shape)?;
         // What nobody has stored is nobody's to read.
-        if self.device.poison.is_none() {
-            self.device.encoder().clear_buffer(&memory.buffer, 0, None);
+        match self.device.poison {
+            Some(_) => self.device.unstore(&memory.buffer, shape.iter().product::<usize>() as u64),
+            None => self.device.encoder().clear_buffer(&memory.buffer, 0, None),
         }
         Ok(GpuTensor::new(shape, false, Some(memory), true))
     }

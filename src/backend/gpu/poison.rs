@@ -9,7 +9,9 @@
 //! - Poison is a signalling NaN: arithmetic quiets those, so that no computed value has its bits. As an expert's id or a token it is out
 //!   of range.
 //! - Guards differ from word to word and from tensor to tensor, so that a copy beyond both ends shows. They are NaN to whoever reads
-//!   beyond an input.
+//!   beyond an activation; weights, those of norms among them, and tables have none behind them.
+//! - A KV cache is a NaN that is no poison until something is stored: whoever reads rows before that gets NaN, and has not left out
+//!   what it wrote.
 //! - A binding begins with its output's first element, before which WGSL has no index. Rows of a cache lie in the middle of a buffer:
 //!   there the rows around them are the guards, held to what they were before.
 //! - Values do not depend on it. It waits for every kernel.
@@ -26,8 +28,12 @@ use crate::op::Site;
 /// What memory holds until a kernel writes it.
 pub const POISON: u32 = 0x7fa5_a5a5;
 
-/// Bytes of guards after a tensor: as many words as the widest workgroup that is cut off there writes in a row, four times.
-pub const GUARD: u64 = 4096;
+/// Bytes of guards after a tensor: twice what the widest workgroup that is cut off there writes in a row, 64 threads of `embed` 16 words
+/// each. What is written farther off is not seen.
+pub const GUARD: u64 = 8192;
+
+/// What a cache holds until something is stored: a signalling NaN as guards are, never [`POISON`].
+const UNSTORED: u32 = 0x7fb0_0001;
 
 /// Guards begin at one of so many places of the words that they are copied from.
 const PLACES: u64 = 64;
@@ -39,6 +45,8 @@ const FILL: u64 = 1 << 20;
 pub struct Poison {
     /// [`FILL`] bytes of [`POISON`].
     words: wgpu::Buffer,
+    /// As many of [`UNSTORED`].
+    unstored: wgpu::Buffer,
     guards: wgpu::Buffer,
     /// Tensors that were given memory.
     tensors: u64,
@@ -77,6 +85,7 @@ impl Poison {
         };
         Self {
             words: filled("poison", vec![POISON; FILL as usize / 4]),
+            unstored: filled("unstored", vec![UNSTORED; FILL as usize / 4]),
             // A tensor is filled up to a whole vec4 before what a binding has of guards.
             guards: filled("guards", (0..PLACES + (GUARD + 16) / 4).map(guard).collect()),
             tensors: 0,
@@ -95,7 +104,7 @@ impl Device {
     pub(super) fn reach(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> u64 {
         match self.poison {
             Some(_) => {
-                let limit = self.limits.max_storage_buffer_binding_size;
+                let limit = self.limits.max_storage_buffer_binding_size & !3; // whole words
                 (size + GUARD).min(buffer.size() - offset).min(limit.max(size))
             }
             None => size,
@@ -107,9 +116,14 @@ impl Device {
         let Some(poison) = &mut self.poison else { return };
         poison.tensors += 1;
         let (guards, place) = (poison.guards.clone(), poison.tensors % PLACES);
-        self.fill(buffer, 0..4 * words);
+        self.fill(|poison| &poison.words, buffer, 0..4 * words);
         let bytes = (GUARD + 16).min(buffer.size() - 4 * words);
         self.encoder().copy_buffer_to_buffer(&guards, 4 * place, buffer, 4 * words, bytes);
+    }
+
+    /// Fills the `words` words of a cache in which nothing is stored yet.
+    pub(super) fn unstore(&mut self, buffer: &wgpu::Buffer, words: u64) {
+        self.fill(|poison| &poison.unstored, buffer, 0..4 * words);
     }
 
     /// Fills a texture that is about to get values, which may be fewer than it holds. Whatever used it before has been submitted:
@@ -127,8 +141,8 @@ impl Device {
         }
     }
 
-    fn fill(&mut self, buffer: &wgpu::Buffer, range: Range<u64>) {
-        let Some(words) = self.poison.as_ref().map(|poison| poison.words.clone()) else { return };
+    fn fill(&mut self, with: fn(&Poison) -> &wgpu::Buffer, buffer: &wgpu::Buffer, range: Range<u64>) {
+        let Some(words) = self.poison.as_ref().map(|poison| with(poison).clone()) else { return };
         for at in range.clone().step_by(FILL as usize) {
             let bytes = FILL.min(range.end - at);
             self.encoder().copy_buffer_to_buffer(&words, 0, buffer, at, bytes);
@@ -152,21 +166,25 @@ impl Device {
         let first = accesses.len() - bindings.len();
         let mut watched = Vec::new();
         for (binding, (access, bound)) in accesses[first..].iter().zip(bindings).enumerate() {
-            let (Access::Write, Bound::Buffer { buffer, offset, words, shape, .. }) = (access, *bound) else {
+            let (Access::Write, Bound::Buffer { buffer, offset, size, words, shape }) = (access, *bound) else {
                 continue;
             };
-            let words = written.clone().unwrap_or(0..words);
+            let end = offset + self.reach(buffer, offset, size); // where the kernel's reach ends
+            let (words, end) = match &written {
+                Some(words) => (words.clone(), end.min(offset + 4 * words.end + GUARD)),
+                None => (0..words, end),
+            };
             let output = offset + 4 * words.start..offset + 4 * words.end;
             if output.is_empty() {
                 continue;
             }
-            let with_guards = output.start.saturating_sub(GUARD)..(output.end + GUARD).min(buffer.size());
+            let with_guards = output.start.saturating_sub(GUARD)..end;
             let (front, back) = (with_guards.start..output.start, output.end..with_guards.end);
             let length = |range: &Range<u64>| range.end - range.start;
             let size = length(&front) + length(&back) + length(&with_guards);
             let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
             let copy = self.create_buffer("an output and its guards", size, usage)?;
-            self.fill(buffer, output.clone());
+            self.fill(|poison| &poison.words, buffer, output.clone());
             for (guards, to) in [(&front, 0), (&back, length(&front))] {
                 if !guards.is_empty() {
                     self.encoder().copy_buffer_to_buffer(buffer, guards.start, &copy, to, length(guards));
@@ -214,7 +232,7 @@ impl Device {
             let view = output.copy.get_mapped_range(..).map_err(|e| fail(e.to_string()))?;
             let words: Vec<u32> = view.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
             if let Some(fault) = output.fault(&words) {
-                return Err(Error::fault(format!("{site}: kernel {kernel} {fault}")));
+                return Err(Error::fault(format!("{}: {site}: kernel {kernel} {fault}", self.info.name)));
             }
         }
         Ok(())
@@ -284,6 +302,7 @@ mod tests {
         assert!(signals(POISON) && (POISON as i32) > 1 << 24, "{POISON:x}");
         let guards: Vec<u32> = (0..PLACES + (GUARD + 16) / 4).map(guard).collect();
         assert!(guards.iter().all(|&word| signals(word) && word != POISON));
+        assert!(signals(UNSTORED) && UNSTORED != POISON && !guards.contains(&UNSTORED), "{UNSTORED:x}");
         // Two tensors' guards, and two words of one, are never the same beside each other.
         for distance in 1..PLACES as usize {
             assert!(guards.iter().zip(&guards[distance..]).all(|(a, b)| a != b));

@@ -33,7 +33,10 @@ pub fn other_part<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         }
         let what = format!("rope on the last {turned} of a head's {d} dimensions, not on the first");
         with(what, Rope { from: d - turned, ..stated.clone() });
-        let what = format!("rope with exponents 2i/{d} for 2i/{turned}");
+        let what = match d == 2 * turned {
+            true => format!("rope with exponents 2i/{d} for 2i/{turned}, or with the root of the base"),
+            false => format!("rope with exponents 2i/{d} for 2i/{turned}"),
+        };
         with(what, Rope { width: d as f64, ..stated.clone() });
         if stated.pairing == Pairing::Neox && turned <= d / 2 {
             let what = format!("rope with pairs of i and i + {} for i + {}", d / 2, turned / 2);

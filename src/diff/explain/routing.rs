@@ -315,7 +315,8 @@ pub fn choice_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             s.x = biased(&s.x).into();
         })?,
         Stage::RouterChoice => {
-            let Some(logits) = case.scene.earlier.get(Stage::RouterLogits) else { return Ok(vec![]) };
+            let logits = case.scene.earlier.get(Stage::RouterLogits);
+            let Some(logits) = logits.filter(|l| l.len() == case.inputs[0].len()) else { return Ok(vec![]) };
             case.changed("the bias added to the logits, not to their sigmoids", |s: &mut Sum<'a>| {
                 s.operands[0] = logits.to_f64().into();
             })?

@@ -24,7 +24,7 @@ use crate::trace::{StageObserver, Traced};
 /// kernels of several stages are wrong, it is the comparison of production that comes back.
 ///
 /// # Errors
-/// The backends', or those of the directory for temporary files.
+/// `Fault` of a kernel that was caught. Every other error is said in a note, and what was found stands.
 pub(super) fn hold(
     model: &Model,
     sides: Sides<'_>,
@@ -48,6 +48,8 @@ pub(super) fn hold(
     // What was found so far stands, whatever becomes of the rest.
     let unwatched = match logit_bits(sides.subject, model, calls) {
         Ok(bits) => bits,
+        // No lack of this run, but what it was to find.
+        Err(e @ Error::Fault(_)) => return Err(e),
         Err(e) => {
             let words = format!("{name} could not be run once more while nobody looks: {e}");
             said(&mut looked_at, ProductionVerdict::NotJudged, 0, words);
@@ -81,6 +83,7 @@ pub(super) fn hold(
     });
     let (mut produced, same) = match produced {
         Ok(produced) => produced,
+        Err(e @ Error::Fault(_)) => return Err(e),
         Err(e) => {
             let words = format!("{name}: {others}; its kernels of several stages could not be judged: {e}");
             said(&mut looked_at, ProductionVerdict::NotJudged, differing, words);

@@ -28,7 +28,7 @@ pub static FAULTS: &[Fault] = &[
             kernel: "rope",
             edits: &[(
                 TURN,
-                "let turn = select(vec2<f32>(1.0, 0.0), angles[(p.start + head / p.heads) * p.half_dim + i], head % p.heads == 0u);",
+                "let turn = select(vec2<f32>(1.0, 0.0), angles[(p.start + head / p.heads) * p.turned + i], head % p.heads == 0u);",
             )],
         }]),
         stage: Stage::QRope,
@@ -214,7 +214,7 @@ pub static FAULTS: &[Fault] = &[
     },
 ];
 
-const TURN: &str = "let turn = angles[(p.start + head / p.heads) * p.half_dim + i];";
+const TURN: &str = "let turn = angles[(p.start + head / p.heads) * p.turned + i];";
 
 /// Everywhere but at position 0, which rope leaves as it is and which sees only itself.
 pub(super) const NOT_FIRST: &[P] = &[P::PositionRange, P::AllButPosition];

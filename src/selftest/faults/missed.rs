@@ -77,8 +77,8 @@ pub static FAULTS: &[Fault] = &[
         by: By::Shader(&[Shader {
             kernel: "rope",
             edits: &[(
-                "(p.start + head / p.heads) * p.half_dim",
-                "u32(bitcast<f32>(bitcast<u32>(f32(p.start + head / p.heads)) & 0xffff0000u)) * p.half_dim",
+                "(p.start + head / p.heads) * p.turned",
+                "u32(bitcast<f32>(bitcast<u32>(f32(p.start + head / p.heads)) & 0xffff0000u)) * p.turned",
             )],
         }]),
         stage: Stage::QRope,
@@ -93,7 +93,7 @@ pub static FAULTS: &[Fault] = &[
         what: "positions from 256 on take the angles of position 255",
         by: By::Shader(&[Shader {
             kernel: "rope",
-            edits: &[("(p.start + head / p.heads) * p.half_dim", "min(p.start + head / p.heads, 255u) * p.half_dim")],
+            edits: &[("(p.start + head / p.heads) * p.turned", "min(p.start + head / p.heads, 255u) * p.turned")],
         }]),
         stage: Stage::KRope,
         layers: [0, 0],
@@ -285,7 +285,7 @@ pub static FAULTS: &[Fault] = &[
         what: "the chosen experts' weights are divided by their sum and 1e-6",
         by: By::Shader(&[Shader {
             kernel: "router_weights",
-            edits: &[("chosen(t, k) / sum;", "chosen(t, k) / (sum + 1e-6);")],
+            edits: &[("chosen(t, k) / sum", "chosen(t, k) / (sum + 1e-6)")],
         }]),
         stage: Stage::RouterWeights,
         layers: [1, 0],

@@ -156,7 +156,7 @@ pub static FAULTS: &[Fault] = &[
         what: "the chosen experts' weights are divided by their sum and 1e-3",
         by: By::Shader(&[Shader {
             kernel: "router_weights",
-            edits: &[("chosen(t, k) / sum;", "chosen(t, k) / (sum + 1e-3);")],
+            edits: &[("chosen(t, k) / sum", "chosen(t, k) / (sum + 1e-3)")],
         }]),
         stage: Stage::RouterWeights,
         layers: [2, 1],
@@ -170,7 +170,7 @@ pub static FAULTS: &[Fault] = &[
         what: "only the first slot is renormalised",
         by: By::Shader(&[Shader {
             kernel: "router_weights",
-            edits: &[("chosen(t, k) / sum;", "chosen(t, k) / select(1.0, sum, k == 0u);")],
+            edits: &[("chosen(t, k) / sum", "chosen(t, k) / select(1.0, sum, k == 0u)")],
         }]),
         stage: Stage::RouterWeights,
         layers: [0, 0],
@@ -240,7 +240,7 @@ pub static FAULTS: &[Fault] = &[
         what: "positions from 4 on take the angles of position 3",
         by: By::Shader(&[Shader {
             kernel: "rope",
-            edits: &[("(p.start + head / p.heads) * p.half_dim", "min(p.start + head / p.heads, 3u) * p.half_dim")],
+            edits: &[("(p.start + head / p.heads) * p.turned", "min(p.start + head / p.heads, 3u) * p.turned")],
         }]),
         stage: Stage::KRope,
         layers: [2, 1],

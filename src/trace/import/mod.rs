@@ -435,7 +435,8 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
             kv_heads: Some(config.kv_heads),
             head_dim: Some(config.head_dim),
             ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
-            leading_dense: config.layout().leading_dense,
+            plain_ffn: Some(config.ffn),
+            leading_dense: Some(config.layout().leading_dense),
             shared: Some(config.layout().shared),
             shared_gate: Some(config.layout().shared_gate),
             weights_scaled: Some(config.moe.as_ref().is_some_and(|moe| moe.scale != 1.0)),
@@ -447,6 +448,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         },
         None => rules.sizes,
     };
+    let architecture = Architecture::named(&about.architecture);
     let has = |part: &str| items.iter().any(|item| item.label.contains(part));
     let moe = if about.architecture.contains("moe") || has("experts") || has("moe") {
         Some(true)
@@ -460,11 +462,19 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         ("Qcur_normed" | "Kcur_normed", [_, _, dim]) => Some(*dim),
         _ => None,
     });
-    let architecture = Architecture::named(&about.architecture);
     let biased = || architecture.map(|a| a.qkv_bias == Occurs::Always);
     let qkv_bias = known.qkv_bias.or_else(biased);
     let biases = known.biases.or(architecture.map(|a| a.biases));
     let logits_choose = known.logits_choose.or(architecture.map(|a| a.router == Router::ChosenSoftmax));
+    // Which layers have no experts only the model says, or the first layer of the capture that has some.
+    let with_experts = |item: &Item| {
+        let experts = item.label.contains("expert") || item.label.contains("ffn_moe");
+        Name::of(&item.label).layer.filter(|_| experts).map(|n| n as usize)
+    };
+    let leading_dense = known.leading_dense.or_else(|| match architecture.is_some_and(|a| a.leading_dense) {
+        false => Some(0),
+        true => items.iter().filter_map(with_experts).min(),
+    });
     let shared = known.shared.or(architecture.map(|a| a.shared_expert != Shared::No));
     let shared_gate = known.shared_gate.or(architecture.map(|a| a.shared_expert == Shared::Gated));
     let weights_scaled = known.weights_scaled.or(has("ffn_moe_weights_scaled").then_some(true));
@@ -480,6 +490,7 @@ fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'
         shared,
         shared_gate,
         weights_scaled,
+        leading_dense,
         ..known
     }
 }

@@ -48,6 +48,8 @@ pub struct ModelSizes {
     pub head_dim: Option<usize>,
     /// FFN width, of one expert in a mixture of experts.
     pub ffn: Option<usize>,
+    /// FFN width of the layers without experts, where that is another.
+    pub plain_ffn: Option<usize>,
     /// Whether the feed-forward part is a mixture of experts.
     pub moe: Option<bool>,
     /// Whether q, k and v have biases, which transformers' projections add themselves.
@@ -57,7 +59,7 @@ pub struct ModelSizes {
     /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
     pub logits_choose: Option<bool>,
     /// How many layers, from the first, have a plain FFN for experts.
-    pub leading_dense: usize,
+    pub leading_dense: Option<usize>,
     /// Whether every token uses one more expert, and whether that has a gate.
     pub shared: Option<bool>,
     pub shared_gate: Option<bool>,
@@ -74,7 +76,19 @@ impl ModelSizes {
 
     /// Whether a layer has experts.
     fn moe_of(&self, layer: Option<u32>) -> Option<bool> {
-        self.moe.map(|moe| moe && layer.is_none_or(|n| n as usize >= self.leading_dense))
+        match (self.moe?, layer) {
+            (false, _) => Some(false),
+            (true, None) => Some(true),
+            (true, Some(n)) => self.leading_dense.map(|dense| n as usize >= dense),
+        }
+    }
+
+    /// Whether a layer has experts and one that every token uses.
+    fn shared_of(&self, layer: Option<u32>) -> Option<bool> {
+        match self.shared? {
+            false => Some(false),
+            true => self.moe_of(layer),
+        }
     }
 }
 
@@ -277,7 +291,17 @@ impl<'l> Name<'l> {
                 &Is(Stage::FinalNorm)
             }
             Some(means) => means,
-            None => return self.by_stage(made).map(|site| vec![Reading::whole(site)]),
+            None => {
+                let named = self.by_stage(made)?;
+                // llama.cpp's graph has the names of a plain FFN inside the expert that every token uses.
+                let stage = match named.stage {
+                    Stage::FfnGate if sizes.shared_of(self.layer) == Some(true) => Stage::SharedGate,
+                    Stage::FfnUp if sizes.shared_of(self.layer) == Some(true) => Stage::SharedUp,
+                    Stage::FfnAct if sizes.shared_of(self.layer) == Some(true) => Stage::SharedAct,
+                    stage => stage,
+                };
+                return Ok(vec![Reading::whole(Site { stage, ..named })]);
+            }
         };
         let one = |stage| Ok(vec![Reading::whole(site(self.layer, stage)?)]);
         // A module's output has its bias in it.
@@ -308,8 +332,13 @@ impl<'l> Name<'l> {
                 "" | "NONE" if !self.module && sizes.biases == Some(true) => Stage::AttnOutBias,
                 _ => Stage::AttnOut,
             }),
-            FfnOut if sizes.shared == Some(true) && sizes.moe_of(self.layer) == Some(true) => one(Stage::MoeSum),
-            FfnOut => one(Stage::FfnOut),
+            FfnOut => match sizes.shared_of(self.layer) {
+                Some(true) => one(Stage::MoeSum),
+                None if sizes.shared == Some(true) => {
+                    Err("moe_sum or ffn_out: nothing says whether the layer has experts".into())
+                }
+                _ => one(Stage::FfnOut),
+            },
             SharedExpert => one(if sizes.shared_gate == Some(false) { Stage::SharedDown } else { Stage::SharedOut }),
             NormedWeights if sizes.weights_scaled == Some(true) => {
                 Err("the experts' weights before they are scaled, which ffn_moe_weights_scaled are".into())
@@ -329,9 +358,10 @@ impl<'l> Name<'l> {
                 split(self.layer, &[Stage::QProj, Stage::KProj, Stage::VProj].map(projected), &widths)
             }
             GateUp => {
-                let ffn =
-                    sizes.ffn.ok_or("gate and up in one; the width is not known: --model, or `sizes` in the rules")?;
                 let experts = self.bare.contains("moe") || self.bare.contains("expert");
+                let width = if experts { sizes.ffn } else { sizes.plain_ffn.or(sizes.ffn) };
+                let ffn =
+                    width.ok_or("gate and up in one; the width is not known: --model, or `sizes` in the rules")?;
                 let stages =
                     if experts { [Stage::ExpertGate, Stage::ExpertUp] } else { [Stage::FfnGate, Stage::FfnUp] };
                 split(self.layer, &stages, &[ffn, ffn])

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use twinscope::Error;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::GpuOptions;
 use twinscope::backend::{AnyBackend, Erased};
@@ -15,6 +16,16 @@ use super::common::gpu_with;
 
 /// The demo model on `gpu`, of whose `kernel` the text `from` became `to`.
 fn compare(kernel: &'static str, from: &'static str, to: &'static str, judged: bool) -> Comparison {
+    compared(kernel, from, to, judged, false).unwrap()
+}
+
+fn compared(
+    kernel: &'static str,
+    from: &'static str,
+    to: &'static str,
+    judged: bool,
+    poison: bool,
+) -> twinscope::Result<Comparison> {
     let patch = move |name: &str, source: String| {
         if name != kernel {
             return source;
@@ -22,12 +33,12 @@ fn compare(kernel: &'static str, from: &'static str, to: &'static str, judged: b
         assert_eq!(source.matches(from).count(), 1, "{kernel}: {from}");
         source.replace(from, to)
     };
-    let options = GpuOptions { patch: Some(Arc::new(patch)), ..Default::default() };
+    let options = GpuOptions { patch: Some(Arc::new(patch)), poison, ..Default::default() };
     let mut subject: AnyBackend = Box::new(Erased(gpu_with(options)));
     let mut reference: AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), Some(2)).unwrap()));
     let sides = Sides { reference: &mut reference, subject: &mut subject, judged };
     let options = DiffOptions { decode: 1, ..DiffOptions::new(vec![414, 20, 7]) };
-    diff(&Model::open(None).unwrap(), sides, &options).unwrap()
+    diff(&Model::open(None).unwrap(), sides, &options)
 }
 
 fn verdict(c: &Comparison) -> V {
@@ -82,4 +93,21 @@ fn other_rounding_is_no_error_and_without_a_judge_nothing_is_said() {
     assert_eq!(verdict(&compare("norm_rope", from, to, false)), V::NotJudged);
     let same = compare("swiglu", "@compute", "@compute", false);
     assert_eq!((verdict(&same), same.production.unwrap().differing), (V::Same, 0));
+}
+
+/// A kernel that runs only while nobody looks, and that poison catches there: an error that ends the comparison, not a note of it.
+#[test]
+fn a_fused_kernel_that_poison_catches_is_no_note() {
+    let (kernel, from) = ("norm_rope", "if g < p.groups {");
+    match compared(kernel, from, "if g + 1u < p.groups {", false, true) {
+        Err(e @ Error::Fault(_)) => {
+            let found = e.to_string();
+            let words = ["layer 0 · ", "kernel norm_rope left ", "of its output unwritten"];
+            assert!(words.iter().all(|word| found.contains(word)), "{found}");
+        }
+        Err(e) => panic!("no kernel is named: {e}"),
+        Ok(found) => panic!("no kernel is caught: {:?}", found.notes),
+    }
+    let clean = compared(kernel, from, from, false, true).unwrap();
+    assert_eq!(verdict(&clean), V::Same, "{:?}", clean.notes);
 }

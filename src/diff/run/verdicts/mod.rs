@@ -310,7 +310,8 @@ impl<'m> ComparisonBuilder<'m> {
         let side = |ids, pick: fn(&Pair) -> &HostTensor| Routing {
             ids,
             weights: None,
-            probs: stage(Stage::RouterProbs).map(pick),
+            // Where a bias decides with them, the probabilities alone are no margin of the choice.
+            probs: stage(Stage::RouterProbs).filter(|_| !self.config.layout().choice_bias).map(pick),
             logits: stage(Stage::routing_logits(self.config.layout())).map(pick),
         };
         let compared = compare_routing(

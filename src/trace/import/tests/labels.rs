@@ -259,7 +259,7 @@ fn names_of_glm4moe() {
     let sizes = ModelSizes {
         moe: Some(true),
         qkv_bias: Some(true),
-        leading_dense: 1,
+        leading_dense: Some(1),
         shared: Some(true),
         shared_gate: Some(false),
         weights_scaled: Some(true),
