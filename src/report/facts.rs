@@ -127,7 +127,12 @@ pub fn verdict_facts(c: &Comparison) -> Option<Facts> {
             let (first, facts) = first_fault(c, s);
             Some(("FIRST FAULT", first, facts))
         }
-        (None, Some(s)) if s.is_blamelessly_lost() => Some(("NOT FINITE", place(s), where_facts(s))),
+        (None, Some(s)) if s.is_blamelessly_lost() => {
+            // The weight that this stage reads is not what is wrong; a note names one that is not finite.
+            let mut facts = where_facts(s);
+            facts.retain(|(what, _)| *what != "weight");
+            Some(("NOT FINITE", place(s), facts))
+        }
         (None, Some(s)) if !c.agrees() => Some(("FIRST DIFFERENCE", place(s), where_facts(s))),
         _ => None,
     }

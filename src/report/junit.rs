@@ -1,7 +1,7 @@
 //! The report for continuous integration: JUnit XML, a suite for each layer, a case for each stage and each router.
 //!
 //! Design:
-//! - A stage that adds an error of its own is a failure. One that only inherits, or was not compared, is skipped with the
+//! - A stage that adds an error of its own is a failure, and so is the first that is not finite by nobody's fault. One that only inherits, or was not compared, is skipped with the
 //!   reason: neither is a pass.
 //! - A comparison of nothing has one case, which fails.
 
@@ -25,6 +25,18 @@ struct Case {
 /// The whole document.
 pub fn render(c: &Comparison) -> String {
     let mut cases: Vec<Case> = c.stages.iter().map(stage).chain(c.routing.iter().map(router)).collect();
+    // Values that are lost by no stage's fault are no agreement either.
+    if let Some((i, lost)) =
+        c.first_visible.and_then(|i| Some((i, c.stages.get(i).filter(|s| s.is_blamelessly_lost())?)))
+    {
+        let mut details = vec![place(lost)];
+        details.extend(where_facts(lost).into_iter().map(|(name, text)| format!("{name}: {text}")));
+        details.extend(c.notes.iter().cloned());
+        cases[i].status = Status::Failed {
+            message: "not finite from here on, by nobody's fault".into(),
+            details: details.join("\n"),
+        };
+    }
     if !c.stages.iter().any(|s| s.verdict.was_compared()) {
         let status = Status::Failed { message: "no stage was compared".into(), details: String::new() };
         cases.push(Case { suite: "model".into(), name: "comparison".into(), status });

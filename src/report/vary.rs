@@ -93,8 +93,11 @@ fn changes(stage: &StageRows) -> String {
         [c] if c.rows == c.below + 1 => format!("from {} rows on", c.rows),
         [c] => format!("between {} and {} rows", c.below, c.rows),
         several => {
-            let rows: Vec<String> = several.iter().map(|c| c.rows.to_string()).collect();
-            format!("at {} rows", rows.join(", "))
+            let rows = several.iter().map(|c| match c.rows - c.below {
+                1 => c.rows.to_string(),
+                _ => format!("{}–{}", c.below + 1, c.rows),
+            });
+            format!("at {} rows", rows.collect::<Vec<_>>().join(", "))
         }
     };
     let calls = stage.changes.iter().map(|c| c.calls).max().unwrap_or(0);
@@ -113,23 +116,24 @@ fn verdict(document: &VaryDocument<'_>, what: &Vary, changing: usize) -> String 
     let word = if document.verdict == "agree" { "AGREE" } else { "DIVERGED" };
     let exact = matches!(what, Vary::Repeat(_) | Vary::Threads(_) | Vary::Reuse);
     let first = document.variations.iter().find_map(|v| Some((&v.name, v.first_difference.as_ref()?)));
+    let over = document.variations.iter().find_map(|v| Some((&v.name, v.first_over.as_ref()?)));
+    let within = match over {
+        None => "; all are within their nmse thresholds, those of --no-oracle".to_string(),
+        Some((name, d)) => format!("; {name} is beyond its nmse threshold, that of --no-oracle, from {} on", place(d)),
+    };
     let why = match (first, what) {
         (None, _) => "every stage of every run is equal to the bit".to_string(),
-        (Some(_), Vary::Rows(_)) => format!(
-            "not invariant: {changing} of {} stages depend on the number of rows{}",
-            document.stages.len(),
-            if document.verdict == "agree" { ", within the default limits of --tol" } else { "" }
-        ),
+        (Some(_), Vary::Rows(_)) => {
+            format!(
+                "not invariant: {changing} of {} stages depend on the number of rows{within}",
+                document.stages.len()
+            )
+        }
         (Some((name, d)), _) if exact => format!("{name} has other bits from {} on", place(d)),
-        (Some((name, d)), _) => format!(
-            "not invariant: {name} has other bits from {} on{}",
-            place(d),
-            if document.verdict == "agree" {
-                ", within the default limits of --tol; --vary rows says which stages"
-            } else {
-                ""
-            }
-        ),
+        (Some((name, d)), _) => {
+            let next = "; --vary rows says which stages do so by themselves";
+            format!("not invariant: {name} has other bits from {} on{within}{next}", place(d))
+        }
     };
     format!("\n{word}  {why}\n")
 }
@@ -145,7 +149,8 @@ fn describe(d: &Difference) -> String {
     let place = place(d);
     match (d.nmse, d.max_abs, d.max_ulp) {
         (Some(nmse), Some(abs), Some(ulp)) => {
-            format!("{place} · nmse {}, at most {} or {ulp} ULP", scientific(nmse), scientific(abs))
+            let at = if d.largest_at == d.position { String::new() } else { format!(" at position {}", d.largest_at) };
+            format!("{place} · nmse {}, at most {} or {ulp} ULP{at}", scientific(nmse), scientific(abs))
         }
         _ => format!("{place} · {}", d.why),
     }

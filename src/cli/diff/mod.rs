@@ -81,9 +81,9 @@ pub struct Args {
     /// Whose choice of experts the subject computes with
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
-    /// Hold the subject against itself instead: rows (which stages depend on how many rows a call has), chunk or chunk=1,7,64 (prefill
+    /// Hold the subject against itself instead: rows or rows=1,4 (which stages depend on how many rows a call has), chunk or chunk=1,7,64 (prefill
     /// chunk sizes), length=3..9 (shorter prompts), threads=1,2, repeat=3 (runs), reuse (a backend that has run something else)
-    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "require", "full", "report"])]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "contract", "shows", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "require", "full", "report"])]
     vary: Option<Vary>,
     /// Every stage, not only the worst; in a document every position and router, too
     #[arg(long)]

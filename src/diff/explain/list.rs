@@ -73,7 +73,7 @@ fn anywhere(_: OpKind) -> &'static [Axis] {
 fn rows(_: OpKind) -> &'static [Axis] {
     &[Position]
 }
-/// The same of experts' rows.
+/// The same of experts' rows: what a kernel does to all that it writes.
 fn slots(_: OpKind) -> &'static [Axis] {
     &[Position, Expert, Slot]
 }
@@ -110,7 +110,7 @@ macro_rules! list {
 }
 
 list! {
-    "overflow" "a square, a sum or a value beyond the range of f32 or f16" ANY, anywhere, -22, range::overflow;
+    "overflow" "a square, a sum or a value beyond the range of f32 or f16" ANY, slots, -22, range::overflow;
     "not-finite" "NaN or infinity whatever the inputs" ANY, anywhere, -20, whole::not_finite;
 
     "rope-pairing" "NORM pairing (2i with 2i + 1) for NEOX (i with i + D/2), or the reverse" &[OpKind::Rope], heads, 0, rope::other_pairing;

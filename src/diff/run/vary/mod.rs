@@ -3,7 +3,7 @@
 //! - The first run is kept stage by stage; every other run is held against it, element by element and bit by bit.
 //! - Two runs of one thing must be equal to the bit: a backend that is not makes every other comparison a lottery. So must runs on other
 //!   numbers of threads, and a run on a backend that has run something else before. For another number of rows a backend may choose
-//!   other kernels, so there the sizes of the differences are told and held against `--tol`'s default limits.
+//!   other kernels, so there the sizes of the differences are told and held against the nmse thresholds of `--no-oracle`.
 //! - A stage that differs passes that on to all that follow; which stages do so by themselves [`Vary::Rows`] finds.
 
 mod rows;
@@ -122,18 +122,23 @@ pub struct Variation {
     pub first_difference: Option<Difference>,
     /// Of all stages, the largest nmse.
     pub worst: Option<Difference>,
+    /// The first stage that is over its threshold.
+    pub first_over: Option<Difference>,
     /// Whether this is a failure: any difference where the kernels are the same, one over its limit where they may be others.
     pub failed: bool,
 }
 
 impl Variation {
     fn new(name: String, stages: usize) -> Self {
-        Self { name, stages, equal: 0, first_difference: None, worst: None, failed: false }
+        Self { name, stages, equal: 0, first_difference: None, worst: None, first_over: None, failed: false }
     }
 
     /// Takes in a stage that differs; where `exact`, it may not.
     fn add(&mut self, difference: Difference, exact: bool) {
         self.failed |= exact || difference.over;
+        if difference.over && self.first_over.is_none() {
+            self.first_over = Some(difference.clone());
+        }
         if self.worst.as_ref().is_none_or(|w| difference.size() > w.size()) {
             self.worst = Some(difference.clone());
         }
@@ -150,6 +155,8 @@ pub struct Difference {
     pub stage: &'static str,
     /// The first position that differs.
     pub position: usize,
+    /// The position of the largest difference.
+    pub largest_at: usize,
     /// `None` for expert ids, or where something is not finite.
     pub nmse: Option<f64>,
     /// The largest difference.
@@ -158,7 +165,7 @@ pub struct Difference {
     pub max_ulp: Option<u64>,
     /// What varied.
     pub why: String,
-    /// Whether it is over the default limits of `--tol`.
+    /// Whether it is over the stage's nmse threshold, that of `--no-oracle`.
     #[serde(skip)]
     pub over: bool,
 }
@@ -194,8 +201,10 @@ pub fn vary(
         Vary::Reuse => return Ok(Varied { variations: reuse(model, tokens, open)?, stages: Vec::new() }),
         Vary::Chunk(sizes) => {
             let named = |&chunk: &usize| Setting { chunk, ..plain(format!("chunk={chunk}")) };
-            // Of the sizes that are tried unless they are said, those that change something.
-            sizes.iter().filter(|n| sizes[0] != WHOLE || **n == WHOLE || **n < tokens.len()).map(named).collect()
+            // A chunk as long as the prompt is one chunk, whatever its size: the same run again.
+            let in_one = |n: usize| n.min(tokens.len());
+            let (first, others) = sizes.split_first().expect("two sizes at least");
+            std::iter::once(first).chain(others.iter().filter(|n| in_one(**n) != in_one(*first))).map(named).collect()
         }
         Vary::Threads(numbers) => {
             numbers.iter().map(|&n| Setting { threads: Some(n), ..plain(format!("threads={n}")) }).collect()
@@ -228,7 +237,7 @@ pub fn vary(
 
 fn nothing(tokens: &[u32]) -> Error {
     Error::usage(format!(
-        "--vary: nothing that is asked for changes anything in a prompt as short as this, of {} tokens",
+        "--vary: nothing that is asked for changes anything in a prompt of this length, {} tokens",
         tokens.len()
     ))
 }
@@ -291,22 +300,34 @@ impl Difference {
         let (x, y) = (a.to_f64(), b.to_f64());
         let first = x.iter().zip(&y).position(|(x, y)| x.to_bits() != y.to_bits()).unwrap_or_default();
         let inner: usize = a.shape[axis + 1..].iter().product();
-        let position = first / inner.max(1) % a.shape[axis].max(1);
+        let position_of = |i: usize| i / inner.max(1) % a.shape[axis].max(1);
+        let size = |i: &usize| (x[*i] - y[*i]).abs();
+        let largest = (0..x.len().min(y.len())).max_by(|i, j| size(i).total_cmp(&size(j))).unwrap_or_default();
+        let (position, largest_at) = (position_of(first), position_of(largest));
         let (layer, stage) = (site.layer, site.stage.name());
         match measured {
             Ok(m) => Self {
                 layer,
                 stage,
                 position,
+                largest_at,
                 nmse: Some(m.nmse),
                 max_abs: Some(m.max_abs),
                 max_ulp: Some(m.max_ulp),
                 why: "values differ".into(),
                 over,
             },
-            Err(e) => {
-                Self { layer, stage, position, nmse: None, max_abs: None, max_ulp: None, why: e.to_string(), over }
-            }
+            Err(e) => Self {
+                layer,
+                stage,
+                position,
+                largest_at,
+                nmse: None,
+                max_abs: None,
+                max_ulp: None,
+                why: e.to_string(),
+                over,
+            },
         }
     }
 

@@ -11,6 +11,7 @@ fn names_of_nodes_and_modules() {
         head_dim: Some(16),
         ffn: Some(7),
         moe: Some(true),
+        leading_dense: Some(0),
         qkv_bias: None,
         biases: None,
         logits_choose: None,
@@ -137,7 +138,7 @@ fn every_module_of_transformers_is_known() {
         "mlp.experts.11.act_fn",
         "block_sparse_moe.experts.0.w2",
     ];
-    let sizes = ModelSizes { moe: Some(true), ..ModelSizes::default() };
+    let sizes = ModelSizes { moe: Some(true), leading_dense: Some(0), ..ModelSizes::default() };
     let read = |label: &str| Name::of(label).readings(NodeKind::default(), &sizes);
     for module in attention.iter().chain(&dense).map(String::as_str).chain(around).chain(sparse) {
         let label = if module.is_empty() { "model.layers.7".to_string() } else { format!("model.layers.7.{module}") };
@@ -277,7 +278,11 @@ fn names_of_glm4moe() {
         ("ffn_moe_out-2", "moe_out"),
         ("ffn_shexp_out-2", "shared_down"),
         ("ffn_out-2", "moe_sum"),
+        ("ffn_gate-2", "shared_gate"),
+        ("ffn_up-2", "shared_up"),
+        ("ffn_swiglu-2", "shared_act"),
         ("ffn_out-0", "ffn_out"),
+        ("ffn_gate-0", "ffn_gate"),
         ("model.layers.2.mlp", "moe_sum"),
         ("model.layers.0.mlp", "ffn_out"),
         ("model.layers.2.mlp.shared_experts", "shared_down"),
@@ -291,6 +296,10 @@ fn names_of_glm4moe() {
     assert!(e.contains("before they are scaled"), "{e}");
     let unscaled = ModelSizes { weights_scaled: Some(false), ..sizes };
     assert_eq!(key("ffn_moe_weights_norm-2", &unscaled).unwrap(), "layers.2.router_weights");
+    let unknown = ModelSizes { leading_dense: None, ..sizes };
+    for label in ["ffn_out-0", "model.layers.0.mlp"] {
+        assert!(key(label, &unknown).unwrap_err().contains("whether the layer has experts"), "{label}");
+    }
     let gated = ModelSizes { shared_gate: Some(true), ..sizes };
     assert_eq!(key("ffn_shexp_out-2", &gated).unwrap(), "layers.2.shared_out");
 }
