@@ -97,7 +97,7 @@ impl PairObserver for Inferring<'_> {
 /// Works out the contract of side `side`, 0 for the reference and 1 for the subject, and tells `progress` each stage before it is run.
 ///
 /// # Errors
-/// As [`diff`].
+/// As [`super::driver::diff`].
 pub fn infer(
     model: &Model,
     sides: &mut Sides<'_>,
