@@ -125,6 +125,16 @@ impl HostTensor {
     }
 }
 
+/// Row-major coordinates of flat index `i`.
+pub fn unravel(mut i: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (x, &n) in index.iter_mut().zip(shape).rev() {
+        *x = i % n.max(1);
+        i /= n.max(1);
+    }
+    index
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,7 +114,6 @@ fn changes(stage: &StageRows) -> String {
 /// The last lines.
 fn verdict(document: &VaryDocument<'_>, what: &Vary, changing: usize) -> String {
     let word = if document.verdict == "agree" { "AGREE" } else { "DIVERGED" };
-    let exact = matches!(what, Vary::Repeat(_) | Vary::Threads(_) | Vary::Reuse);
     let first = document.variations.iter().find_map(|v| Some((&v.name, v.first_difference.as_ref()?)));
     let over = document.variations.iter().find_map(|v| Some((&v.name, v.first_over.as_ref()?)));
     let within = match over {
@@ -129,7 +128,7 @@ fn verdict(document: &VaryDocument<'_>, what: &Vary, changing: usize) -> String 
                 document.stages.len()
             )
         }
-        (Some((name, d)), _) if exact => format!("{name} has other bits from {} on", place(d)),
+        (Some((name, d)), _) if what.is_exact() => format!("{name} has other bits from {} on", place(d)),
         (Some((name, d)), _) => {
             let next = "; --vary rows says which stages do so by themselves";
             format!("not invariant: {name} has other bits from {} on{within}{next}", place(d))

@@ -164,7 +164,7 @@ impl FailingCall {
 
     /// Where element `index` of the result is in the whole stage.
     pub fn place(&self, index: usize) -> ElementPlace {
-        let at = crate::diff::measure::metrics::unravel(index, &self.shape);
+        let at = crate::op::unravel(index, &self.shape);
         let row = &self.kept.rows[at[self.position_axis()]];
         let slot = self.per_slot().then(|| row.slots[at[1]]);
         ElementPlace {

@@ -6,9 +6,8 @@
 use std::sync::Arc;
 
 use super::case::{FailingCall, KeptRow, Provenance};
-use crate::diff::measure::metrics::unravel;
 use crate::error::Result;
-use crate::op::{HostTensor, OpParams, Weight};
+use crate::op::{HostTensor, OpParams, Weight, unravel};
 
 /// What a case can have fewer of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -514,7 +514,7 @@ impl GpuBackend {
                 self.device.create_buffer(&what.to_string(), size, usage)?
             }
         };
-        self.device.poison_tensor(&buffer, words);
+        self.device.guard_tensor(&buffer, words);
         Ok(Pooled::new(buffer, &self.pool))
     }
 }

@@ -23,7 +23,7 @@ use super::device::{Bound, Device};
 use super::kernels::Access;
 use super::texture::{TEXEL_ROW, WordTexture};
 use crate::error::{Error, Result};
-use crate::op::Site;
+use crate::op::{Site, unravel};
 
 /// What memory holds until a kernel writes it.
 pub const POISON: u32 = 0x7fa5_a5a5;
@@ -111,12 +111,12 @@ impl Device {
         }
     }
 
-    /// Fills the memory of a tensor that is about to be used, new or again: `words` words, then the guards.
-    pub(super) fn poison_tensor(&mut self, buffer: &wgpu::Buffer, words: u64) {
+    /// Puts guards behind the `words` words of a tensor that is about to be used, new or again; they themselves are poisoned before the
+    /// kernel that writes them.
+    pub(super) fn guard_tensor(&mut self, buffer: &wgpu::Buffer, words: u64) {
         let Some(poison) = &mut self.poison else { return };
         poison.tensors += 1;
         let (guards, place) = (poison.guards.clone(), poison.tensors % PLACES);
-        self.fill(|poison| &poison.words, buffer, 0..4 * words);
         let bytes = (GUARD + 16).min(buffer.size() - 4 * words);
         self.encoder().copy_buffer_to_buffer(&guards, 4 * place, buffer, 4 * words, bytes);
     }
@@ -276,19 +276,8 @@ impl Watched {
 
     /// Element `i` of the output, by the axes of the tensor.
     fn place(&self, i: usize) -> String {
-        let mut rest = self.output.start as usize / 4 + i;
-        if self.shape.is_empty() {
-            return format!("word {rest}");
-        }
-        let mut place: Vec<usize> = (self.shape.iter().rev())
-            .map(|&n| {
-                let at = rest % n.max(1);
-                rest /= n.max(1);
-                at
-            })
-            .collect();
-        place.reverse();
-        format!("{place:?}")
+        let word = self.output.start as usize / 4 + i;
+        if self.shape.is_empty() { format!("word {word}") } else { format!("{:?}", unravel(word, &self.shape)) }
     }
 }
 

@@ -27,7 +27,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::diff::measure::metrics::{NonFinite, unravel};
+use crate::diff::measure::metrics::NonFinite;
+use crate::op::unravel;
 pub use axis::Axis;
 use axis::{Restriction, Tally};
 use layout::Layout;

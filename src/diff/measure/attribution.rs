@@ -6,9 +6,9 @@
 //! - Amplification is how much a stage enlarges the error that reaches it, relative to the sizes of what carries it.
 //! - Errors are pooled by quantization type over layers, so that one kernel's fault shows as one type.
 
-use crate::diff::measure::metrics::{Mismatch, NonFinite, unravel};
+use crate::diff::measure::metrics::{Mismatch, NonFinite};
 use crate::diff::outcome::StageResult;
-use crate::op::{GgmlType, HostTensor, STAGES, Site};
+use crate::op::{GgmlType, HostTensor, STAGES, Site, unravel};
 
 /// The parts of a stage's error. Norms are Euclidean.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]

@@ -10,8 +10,8 @@
 
 use rayon::prelude::*;
 
-use crate::diff::measure::metrics::{Mismatch, NonFinite, unravel};
-use crate::op::HostTensor;
+use crate::diff::measure::metrics::{Mismatch, NonFinite};
+use crate::op::{HostTensor, unravel};
 
 /// How many of the most probable tokens `top_k_overlap` looks at.
 pub const TOP_K: usize = 10;

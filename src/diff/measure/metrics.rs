@@ -11,7 +11,7 @@
 
 use rayon::prelude::*;
 
-use crate::op::{Data, HostTensor, Stage};
+use crate::op::{Data, HostTensor, Stage, unravel};
 
 /// How many of the worst elements are kept.
 pub const WORST: usize = 5;
@@ -184,16 +184,6 @@ pub enum Mismatch {
     /// The mask does not fit the shape.
     #[error("the mask is for [heads, T, S], the shape is {shape:?}")]
     Mask { shape: Vec<usize> },
-}
-
-/// Row-major coordinates of flat index `i`.
-pub fn unravel(mut i: usize, shape: &[usize]) -> Vec<usize> {
-    let mut index = vec![0; shape.len()];
-    for (x, &n) in index.iter_mut().zip(shape).rev() {
-        *x = i % n.max(1);
-        i /= n.max(1);
-    }
-    index
 }
 
 /// Distance between two f32 values in units in the last place: how many f32 values lie between them, plus one if they

@@ -16,6 +16,7 @@ mod llama;
 mod names;
 mod npy;
 mod rules;
+mod sizes;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,15 +27,16 @@ use sha2::{Digest, Sha256};
 use crate::backend::BackendInfo;
 use crate::backend::contract::{self, named};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Config, Occurs, Router, Shared};
+use crate::model::Config;
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
 use self::fragment::Fragment;
 pub use self::header::Call;
 use self::header::CaptureHeader;
-use self::names::{ModelSizes, Name, NodeKind};
+use self::names::{Name, NodeKind};
 use self::rules::Rules;
+use self::sizes::ModelSizes;
 use super::MOST_EXPERTS;
 use super::select::Selected;
 use super::stats::Statistics;
@@ -236,7 +238,7 @@ fn take(
     let tokens = tokens(about, options).map_err(wrong)?;
     let mut notes = Notes { unmapped: about.other.clone(), ..Notes::default() };
     let mut left = BTreeSet::new(); // the calls of a run have the same names
-    let sizes = sizes(source.items(), about, &rules, options);
+    let sizes = ModelSizes::of(source.items(), about, &rules, options);
 
     let mut found: BTreeMap<Site, Vec<Fragment>> = BTreeMap::new();
     for (i, item) in source.items().iter().enumerate() {
@@ -424,74 +426,6 @@ fn same_tokens(expected: &[u32], found: &[u32]) -> Result<(), String> {
     match expected.len() == found.len() {
         true => Ok(()),
         false => Err(format!("{} tokens expected, found {}", expected.len(), found.len())),
-    }
-}
-
-/// What is known of the model's sizes: from the model, else from the rules, else from the capture itself.
-fn sizes(items: &[Item], about: &About, rules: &Rules, options: &ImportOptions<'_>) -> ModelSizes {
-    let known = match &options.model {
-        Some((config, _)) => ModelSizes {
-            heads: Some(config.heads),
-            kv_heads: Some(config.kv_heads),
-            head_dim: Some(config.head_dim),
-            ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
-            plain_ffn: Some(config.ffn),
-            leading_dense: Some(config.layout().leading_dense),
-            shared: Some(config.layout().shared),
-            shared_gate: Some(config.layout().shared_gate),
-            weights_scaled: Some(config.moe.as_ref().is_some_and(|moe| moe.scale != 1.0)),
-            moe: Some(config.moe.is_some()),
-            qkv_bias: Some(config.qkv_bias),
-            post_norms: config.layout().post_norms,
-            biases: Some(config.layout().biases),
-            logits_choose: Some(config.layout().logits_choose),
-        },
-        None => rules.sizes,
-    };
-    let architecture = Architecture::named(&about.architecture);
-    let has = |part: &str| items.iter().any(|item| item.label.contains(part));
-    let moe = if about.architecture.contains("moe") || has("experts") || has("moe") {
-        Some(true)
-    } else if !about.architecture.is_empty() || has("gate_proj") || has("ffn_gate") {
-        Some(false)
-    } else {
-        None
-    };
-    // llama.cpp's normed queries are [T, heads, D], as long as their heads are apart.
-    let head_dim = items.iter().find_map(|item| match (Name::of(&item.label).bare, &item.shape[..]) {
-        ("Qcur_normed" | "Kcur_normed", [_, _, dim]) => Some(*dim),
-        _ => None,
-    });
-    let biased = || architecture.map(|a| a.qkv_bias == Occurs::Always);
-    let qkv_bias = known.qkv_bias.or_else(biased);
-    let biases = known.biases.or(architecture.map(|a| a.biases));
-    let logits_choose = known.logits_choose.or(architecture.map(|a| a.router == Router::ChosenSoftmax));
-    // Which layers have no experts only the model says, or the first layer of the capture that has some.
-    let with_experts = |item: &Item| {
-        let experts = item.label.contains("expert") || item.label.contains("ffn_moe");
-        Name::of(&item.label).layer.filter(|_| experts).map(|n| n as usize)
-    };
-    let leading_dense = known.leading_dense.or_else(|| match architecture.is_some_and(|a| a.leading_dense) {
-        false => Some(0),
-        true => items.iter().filter_map(with_experts).min(),
-    });
-    let shared = known.shared.or(architecture.map(|a| a.shared_expert != Shared::No));
-    let shared_gate = known.shared_gate.or(architecture.map(|a| a.shared_expert == Shared::Gated));
-    let weights_scaled = known.weights_scaled.or(has("ffn_moe_weights_scaled").then_some(true));
-    let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
-    let (head_dim, moe) = (known.head_dim.or(head_dim), known.moe.or(moe));
-    ModelSizes {
-        head_dim,
-        moe,
-        qkv_bias,
-        biases,
-        logits_choose,
-        post_norms,
-        shared,
-        shared_gate,
-        weights_scaled,
-        leading_dense,
-        ..known
     }
 }
 

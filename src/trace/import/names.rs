@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::sizes::ModelSizes;
 use crate::op::{OpKind, STAGES, Scope, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::select::{nearest, stages_named};
@@ -31,65 +32,6 @@ pub struct NodeKind<'a> {
     pub op: &'a str,
     /// The names of its operands.
     pub inputs: &'a [String],
-}
-
-/// The sizes of a model that a capture's names and shapes leave open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSizes {
-    /// Query heads.
-    pub heads: Option<usize>,
-    /// Whether what attention and FFN add is normalised.
-    #[serde(default)]
-    pub post_norms: bool,
-    /// Key and value heads.
-    pub kv_heads: Option<usize>,
-    /// D.
-    pub head_dim: Option<usize>,
-    /// FFN width, of one expert in a mixture of experts.
-    pub ffn: Option<usize>,
-    /// FFN width of the layers without experts, where that is another.
-    pub plain_ffn: Option<usize>,
-    /// Whether the feed-forward part is a mixture of experts.
-    pub moe: Option<bool>,
-    /// Whether q, k and v have biases, which transformers' projections add themselves.
-    pub qkv_bias: Option<bool>,
-    /// Whether attention's output, router and experts have biases, likewise.
-    pub biases: Option<bool>,
-    /// Whether the experts are chosen by their logits, and the softmax is over the chosen.
-    pub logits_choose: Option<bool>,
-    /// How many layers, from the first, have a plain FFN for experts.
-    pub leading_dense: Option<usize>,
-    /// Whether every token uses one more expert, and whether that has a gate.
-    pub shared: Option<bool>,
-    pub shared_gate: Option<bool>,
-    /// Whether the experts' weights are multiplied by a number after they were divided by their sum.
-    pub weights_scaled: Option<bool>,
-}
-
-impl ModelSizes {
-    /// The widths of q, k and v.
-    pub fn qkv(&self) -> Option<[usize; 3]> {
-        let (heads, kv, dim) = (self.heads?, self.kv_heads?, self.head_dim?);
-        Some([heads.checked_mul(dim)?, kv.checked_mul(dim)?, kv.checked_mul(dim)?])
-    }
-
-    /// Whether a layer has experts.
-    fn moe_of(&self, layer: Option<u32>) -> Option<bool> {
-        match (self.moe?, layer) {
-            (false, _) => Some(false),
-            (true, None) => Some(true),
-            (true, Some(n)) => self.leading_dense.map(|dense| n as usize >= dense),
-        }
-    }
-
-    /// Whether a layer has experts and one that every token uses.
-    fn shared_of(&self, layer: Option<u32>) -> Option<bool> {
-        match self.shared? {
-            false => Some(false),
-            true => self.moe_of(layer),
-        }
-    }
 }
 
 /// A stage in a tensor, and how its values are to be read.

@@ -8,7 +8,8 @@ use std::path::Path;
 use regex::{Captures, Regex};
 use serde::Deserialize;
 
-use super::names::{ModelSizes, Reading, nearest_stage, site, split};
+use super::names::{Reading, nearest_stage, site, split};
+use super::sizes::ModelSizes;
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::op::{Scope, Stage};

@@ -41,6 +41,13 @@ pub enum Vary {
     Reuse,
 }
 
+impl Vary {
+    /// Whether the kernels are the same in every run, so that every bit has to be.
+    pub fn is_exact(&self) -> bool {
+        matches!(self, Self::Repeat(_) | Self::Threads(_) | Self::Reuse)
+    }
+}
+
 /// Sizes to try where none are said: where kernels for few rows end, and no multiples of tiles.
 const SIZES: [usize; 5] = [1, 2, 3, 5, 8];
 
@@ -219,14 +226,13 @@ pub fn vary(
             std::iter::once(plain("the whole prompt".into())).chain(named).collect()
         }
     };
-    let exact = matches!(what, Vary::Repeat(_) | Vary::Threads(_));
     let mut base = None;
     let mut variations = Vec::new();
     for Setting { name, chunk, threads, length } in settings {
         let run = record(model, &tokens[..length], chunk, &mut open(threads)?)?;
         match &base {
             None => base = Some(run),
-            Some(base) => variations.push(against(name, base, &run, length, exact)),
+            Some(base) => variations.push(against(name, base, &run, length, what.is_exact())),
         }
     }
     match variations.is_empty() {
