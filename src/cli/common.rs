@@ -15,7 +15,9 @@ use crate::backend::{self, AnyBackend, Backend, OpenOptions};
 use crate::cli::output::{detail, manner, remark};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+use crate::gguf::Gguf;
 use crate::model::Model;
+use crate::text::printable;
 
 /// Bytes of text that are read of a prompt file: more than the longest context takes.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -25,7 +27,7 @@ pub const DEFAULT_PROMPT: &str = "fn main() {\n    let x = 5;";
 
 #[derive(Args, Clone, Debug)]
 pub struct ModelArg {
-    /// A GGUF file (of a split model, its first part); the bundled demo model if absent
+    /// A GGUF file (of a split model, any part); the bundled demo model if absent
     #[arg(value_name = "MODEL")]
     pub model: Option<PathBuf>,
 }
@@ -42,8 +44,18 @@ pub fn open_model(path: Option<&Path>) -> Result<Model> {
     let model = Model::open(path)?;
     let (name, weights) = (model.gguf.name(), model.weights.all().len());
     detail(&format!("opened {name}: {} layers, {weights} weights, in {:.1?}", model.config.layers, began.elapsed()));
+    if let Some(keys) = odd_texts(&model.gguf) {
+        remark(&format!("{name}: {keys}"));
+    }
     Environment::used_model(model.gguf.name(), model.gguf.fingerprint());
     Ok(model)
+}
+
+/// Which keys of a file have text that is not UTF-8, if one has.
+fn odd_texts(gguf: &Gguf) -> Option<String> {
+    let (first, others) = gguf.metadata.not_utf8().split_first()?;
+    let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+    Some(format!("key {}{others}: text that is not UTF-8; U+FFFD stands for those bytes", printable(first)))
 }
 
 #[derive(Args, Clone, Debug)]

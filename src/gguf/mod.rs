@@ -5,7 +5,7 @@
 //!   are there before anything is allocated or read. A [`Gguf`] that exists is sound: every tensor lies inside its file, is
 //!   whole blocks, and overlaps no other. Memory taken is at most a small multiple of the header's size.
 //! - **Weights are never copied.** A tensor is a range of a mapped file (or of memory), handed out with its owner.
-//! - **Split files are one model.** The first part opens all of them.
+//! - **Split files are one model.** Any part opens all of them.
 //! - Metadata keeps its order and its types; getters convert only where no value changes, and say what they found.
 //! - Names from a file are printed with control characters escaped (`text::printable`).
 //! - Versions 2 and 3, little-endian. Version 1 and big-endian files are refused by name.
@@ -86,10 +86,10 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Maps the file at `path` and reads its header; the first part of a split file opens all parts.
+    /// Maps the file at `path` and reads its header; any part of a split file opens all parts.
     ///
     /// # Errors
-    /// If a file cannot be mapped or is malformed, or if `path` is a part other than the first.
+    /// If a file cannot be mapped or is malformed, or if parts are missing or do not belong together.
     pub fn open(path: &Path) -> Result<Self> {
         split::open(path)
     }

@@ -88,6 +88,8 @@ struct Cursor<'a> {
     file: &'a str,
     bytes: &'a [u8],
     pos: usize,
+    /// Whether a text since the last key was not UTF-8.
+    lossy: bool,
 }
 
 impl<'a> Cursor<'a> {
@@ -125,7 +127,27 @@ impl<'a> Cursor<'a> {
         Ok(bytes.chunks_exact(T::BYTES).map(T::read).collect())
     }
 
-    fn string(&mut self, place: Place, what: &str, max: u64) -> Result<String> {
+    /// A name, by which a thing is found: in UTF-8.
+    fn name(&mut self, place: Place, what: &str) -> Result<String> {
+        String::from_utf8(self.string(place, what, MAX_NAME)?).map_err(|e| {
+            let i = e.utf8_error().valid_up_to();
+            self.error(
+                place,
+                format_args!("expected {what} in UTF-8, found byte {:#04x} at its byte {i}", e.as_bytes()[i]),
+            )
+        })
+    }
+
+    /// A text: U+FFFD stands for what is not UTF-8, as a model's words are no reason not to run it.
+    fn text(&mut self, place: Place) -> Result<String> {
+        let bytes = self.string(place, "a string", u64::MAX)?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|e| {
+            self.lossy = true;
+            String::from_utf8_lossy(e.as_bytes()).into_owned()
+        }))
+    }
+
+    fn string(&mut self, place: Place, what: &str, max: u64) -> Result<Vec<u8>> {
         let at = self.pos;
         let len: u64 = self.number(place, what)?;
         if len > max {
@@ -133,14 +155,7 @@ impl<'a> Cursor<'a> {
                 self.error(place, format_args!("expected {what} of at most {max} bytes at offset {at}, found {len}"))
             );
         }
-        let bytes = self.take(len, place, what)?.to_vec(); // copied first, so that what is checked is what is kept
-        String::from_utf8(bytes).map_err(|e| {
-            let i = e.utf8_error().valid_up_to();
-            self.error(
-                place,
-                format_args!("expected {what} in UTF-8, found byte {:#04x} at its byte {i}", e.as_bytes()[i]),
-            )
-        })
+        Ok(self.take(len, place, what)?.to_vec()) // copied first, so that what is checked is what is kept
     }
 
     fn bool(&mut self, place: Place) -> Result<bool> {
@@ -167,7 +182,7 @@ impl<'a> Cursor<'a> {
             ValueType::I32 => Value::I32(self.number(place, "i32")?),
             ValueType::F32 => Value::F32(self.number(place, "f32")?),
             ValueType::Bool => Value::Bool(self.bool(place)?),
-            ValueType::String => Value::String(self.string(place, "a string", u64::MAX)?),
+            ValueType::String => Value::String(self.text(place)?),
             ValueType::Array => Value::Array(self.array(place, 1)?),
             ValueType::U64 => Value::U64(self.number(place, "u64")?),
             ValueType::I64 => Value::I64(self.number(place, "i64")?),
@@ -204,9 +219,7 @@ impl<'a> Cursor<'a> {
             ValueType::I64 => Array::I64(self.numbers(n, place)?),
             ValueType::F64 => Array::F64(self.numbers(n, place)?),
             ValueType::Bool => Array::Bool((0..n).map(|_| self.bool(place)).collect::<Result<_>>()?),
-            ValueType::String => {
-                Array::String((0..n).map(|_| self.string(place, "a string", u64::MAX)).collect::<Result<_>>()?)
-            }
+            ValueType::String => Array::String((0..n).map(|_| self.text(place)).collect::<Result<_>>()?),
             ValueType::Array => Array::Array((0..n).map(|_| self.array(place, depth + 1)).collect::<Result<_>>()?),
         })
     }
@@ -263,7 +276,7 @@ impl<'a> Cursor<'a> {
 
     /// A tensor's name and its row of the directory; the offset is still relative to the data.
     fn tensor(&mut self, index: u64) -> Result<Entry> {
-        let name = self.string(Place::TensorAt(index), "a name", MAX_NAME)?;
+        let name = self.name(Place::TensorAt(index), "a name")?;
         if name.is_empty() {
             return Err(self.error(Place::TensorAt(index), "expected a name, found an empty one"));
         }
@@ -335,7 +348,7 @@ pub(super) fn alignment(metadata: &Metadata) -> Result<u64> {
 
 /// Reads the header of `bytes` and checks every tensor against them; `file` is what errors call it.
 pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
-    let mut cur = Cursor { file, bytes, pos: 0 };
+    let mut cur = Cursor { file, bytes, pos: 0, lossy: false };
     if bytes.is_empty() {
         return Err(cur.error(Place::Header, "expected a GGUF file, found an empty one"));
     }
@@ -343,7 +356,7 @@ pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
 
     let mut metadata = Metadata::new(file);
     for i in 0..n_keys {
-        let key = cur.string(Place::KeyAt(i), "a key", MAX_NAME)?;
+        let key = cur.name(Place::KeyAt(i), "a key")?;
         if key.is_empty() {
             return Err(cur.error(Place::KeyAt(i), "expected a key, found an empty one"));
         }
@@ -352,6 +365,9 @@ pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
         }
         let value = cur.value(Place::Key(&key))?;
         metadata.set(&key, value);
+        if std::mem::take(&mut cur.lossy) {
+            metadata.not_utf8.push(key);
+        }
     }
     let alignment = alignment(&metadata)?;
 

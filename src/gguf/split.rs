@@ -57,11 +57,9 @@ pub(super) fn open(path: &Path) -> Result<Gguf> {
         )));
     };
     if number != 0 {
-        return Err(error(format!(
-            "part {} of {count}: open the first part instead, {}",
-            number + 1,
-            printable_whole(&sister(path, prefix, 1, count).display().to_string())
-        )));
+        // Once, and not again: its name says 1, so its metadata has to say 0.
+        let first = sister(path, prefix, 1, count);
+        return open(&first).map_err(|e| e.map(|m| format!("part {} of {count} was named, {name}: {m}", number + 1)));
     }
     for i in 2..=count {
         add(&mut gguf, &sister(path, prefix, i, count), i, count)?;

@@ -231,6 +231,8 @@ pub struct Metadata {
     /// Where they come from, for messages.
     source: String,
     pairs: Vec<(String, Value)>,
+    /// Keys with text that is not UTF-8 in the file.
+    pub(super) not_utf8: Vec<String>,
     index: HashMap<String, usize>,
 }
 
@@ -301,6 +303,11 @@ impl Metadata {
     /// The number of keys.
     pub fn len(&self) -> usize {
         self.pairs.len()
+    }
+
+    /// Keys with text that is not UTF-8 in the file: U+FFFD stands there for what is not.
+    pub fn not_utf8(&self) -> &[String] {
+        &self.not_utf8
     }
 
     /// Whether there are no keys.

@@ -140,6 +140,9 @@ impl Config {
 
         let (all_layers, hidden) = (keys.size("block_count")?, keys.size("embedding_length")?);
         let predicting_layers = if architecture.predicts_further { keys.count("nextn_predict_layers")? } else { 0 };
+        if predicting_layers > 0 {
+            keys.remark("nextn_predict_layers", "the last layers guess further tokens, and are not run");
+        }
         if predicting_layers >= all_layers {
             return Err(bad(format!(
                 "{} is {predicting_layers} of {all_layers} layers",
@@ -289,6 +292,14 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
         Router::ChosenSoftmax => architecture.renormalise,
         _ => keys.bool_or("expert_weights_norm", architecture.renormalise)?,
     };
+    // llama.cpp's graphs of the others have it written out.
+    if renormalise != architecture.renormalise && architecture.router == Router::Softmax {
+        let is = if architecture.renormalise { "divided by their sum" } else { "not divided by their sum" };
+        keys.remark(
+            "expert_weights_norm",
+            format!("followed, as transformers follows norm_topk_prob; llama.cpp reads no such key of {}: there weights are {is}", architecture.name),
+        );
+    }
     let scale = match architecture.router {
         Router::BiasedSigmoids => keys.scale_or_one("expert_weights_scale")?,
         _ => 1.0,

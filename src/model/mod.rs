@@ -16,7 +16,9 @@ mod weights;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use arch::{Architecture, DefaultKey, IgnoredKey, KeyReport, Occurs, QkNorms, Router, Shared, WindowRule};
+pub use arch::{
+    Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, Occurs, QkNorms, Router, Shared, WindowRule,
+};
 pub use config::{Config, MoeConfig};
 pub use forward::{LogitRows, Session, forward};
 pub use rotation::SlidingWindow;

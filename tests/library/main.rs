@@ -14,6 +14,7 @@ mod gguf_malformed;
 mod gpu;
 mod house;
 mod model_golden;
+mod odd_files;
 mod op_table;
 mod operands;
 mod oracle_golden;

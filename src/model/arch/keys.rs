@@ -21,6 +21,8 @@ pub struct KeyReport {
     pub defaults: Vec<DefaultKey>,
     /// Keys that are not read, in the order of the file.
     pub ignored: Vec<IgnoredKey>,
+    /// Keys that are read, and of which there is something to know.
+    pub remarks: Vec<KeyRemark>,
 }
 
 /// A key that is absent.
@@ -39,6 +41,15 @@ pub struct IgnoredKey {
     pub key: String,
     /// Why it changes nothing.
     pub why: &'static str,
+}
+
+/// What there is to know of a key that is read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KeyRemark {
+    /// Without the architecture's name.
+    pub key: String,
+    /// It.
+    pub remark: String,
 }
 
 /// Keys that no architecture here computes with.
@@ -90,11 +101,12 @@ pub struct Keys<'a> {
     architecture: &'static str,
     read: RefCell<BTreeSet<&'static str>>,
     defaults: RefCell<Vec<DefaultKey>>,
+    remarks: RefCell<Vec<KeyRemark>>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(gguf: &'a Gguf, architecture: &'static str) -> Self {
-        Self { gguf, architecture, read: RefCell::default(), defaults: RefCell::default() }
+        Self { gguf, architecture, read: RefCell::default(), defaults: RefCell::default(), remarks: RefCell::default() }
     }
 
     /// The whole name of a key.
@@ -110,6 +122,11 @@ impl<'a> Keys<'a> {
     fn value(&self, name: &'static str) -> Option<&Value> {
         self.read.borrow_mut().insert(name);
         self.gguf.metadata.get(&self.full(name))
+    }
+
+    /// Notes what there is to know of `name`, which is read.
+    pub fn remark(&self, name: &str, remark: impl Into<String>) {
+        self.remarks.borrow_mut().push(KeyRemark { key: name.into(), remark: remark.into() });
     }
 
     /// Notes that `value` stands for an absent key.
@@ -236,7 +253,7 @@ impl<'a> Keys<'a> {
             ignored.push(IgnoredKey { key: key.into(), why });
         }
         drop(read);
-        Ok(KeyReport { defaults: self.defaults.into_inner(), ignored })
+        Ok(KeyReport { defaults: self.defaults.into_inner(), ignored, remarks: self.remarks.into_inner() })
     }
 }
 

@@ -18,7 +18,7 @@ mod qwen3;
 mod qwen3moe;
 
 pub(super) use keys::Keys;
-pub use keys::{DefaultKey, IgnoredKey, KeyReport};
+pub use keys::{DefaultKey, IgnoredKey, KeyRemark, KeyReport};
 
 use crate::op::{GateActivation, Pairing};
 

@@ -8,7 +8,8 @@ pub static QWEN3MOE: Architecture = Architecture {
     pairing: Pairing::Neox,
     partial_rope: false,
     qk_norm: QkNorms::Heads,
-    qkv_bias: Occurs::Never,
+    // transformers: `attention_bias`, which no released model sets. llama.cpp adds them where the file has them.
+    qkv_bias: Occurs::Optional,
     biases: false,
     sinks: false,
     experts: Occurs::Always,

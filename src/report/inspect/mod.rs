@@ -42,6 +42,8 @@ pub struct InspectDocument {
     pub metadata: Vec<Pair>,
     /// NaN and infinite metadata values, which stand as null here.
     pub non_finite: u64,
+    /// Keys with text that is not UTF-8 in the file: U+FFFD stands for what is not.
+    pub not_utf8: Vec<String>,
     pub tensors: Vec<Tensor>,
     pub totals: Totals,
     pub memory: Memory,
@@ -227,6 +229,7 @@ impl InspectDocument {
             tokenizer: tokenizer(gguf),
             metadata,
             non_finite,
+            not_utf8: gguf.metadata.not_utf8().to_vec(),
             tensors: gguf.tensors().iter().map(tensor).collect(),
             totals: totals(gguf.tensors()),
             memory: Memory { cpu: CpuMemory { mapped_bytes: gguf.file_len() }, gpu, kv_cache: kv_cache(gguf) },

@@ -48,19 +48,19 @@ pub fn render(d: &InspectDocument) -> String {
         HumanCount(d.totals.elements),
     );
     let _ = writeln!(out, "fingerprint {}", m.fingerprint);
+    for key in &d.not_utf8 {
+        let _ = writeln!(out, "not UTF-8   key {}; U+FFFD stands for those bytes", printable(key));
+    }
 
     // The keys of the architecture first and by their short names, then the others; the tokenizer's have their own lines.
     let mut rows = table(&[], &[]);
     let ignored = d.keys.iter().flat_map(|keys| &keys.ignored);
     let ignored: HashMap<&str, &str> = ignored.map(|key| (key.key.as_str(), key.why)).collect();
     for (key, json) in &d.hyperparameters {
+        let remark = || d.keys.iter().flat_map(|keys| &keys.remarks).find(|remark| remark.key == *key);
         let why = match ignored.get(key.as_str()) {
             Some(why) => format!(" (ignored: {why})"),
-            // Where it is neither ignored nor refused.
-            None if key == "nextn_predict_layers" && d.keys.is_some() => {
-                " (the last layers guess further tokens, and are not run)".into()
-            }
-            None => String::new(),
+            None => remark().map_or(String::new(), |r| format!(" ({})", r.remark)),
         };
         rows.add_row([printable(key), value(json) + &why]);
     }
