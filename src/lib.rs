@@ -43,5 +43,6 @@ mod selftest;
 pub mod synth;
 mod text;
 pub mod trace;
+mod wide;
 
 pub use error::{Error, Result};

@@ -84,7 +84,7 @@ impl<'a> Formula<'a> for Linear<'a> {
         &self,
         indices: Option<&[usize]>,
         contracts: [&Contract; N],
-        put: impl FnMut(usize, Bounded<N>),
+        put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         match indices {
             Some(indices) => self.some::<N, true>(indices, contracts, put),
@@ -94,7 +94,7 @@ impl<'a> Formula<'a> for Linear<'a> {
 
     fn floors<const N: usize>(&self, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
         let mut floors = [(); N].map(|()| vec![0.0; self.len()]);
-        let put = |i: usize, (value, element): Bounded<N>| {
+        let put = &mut |i: usize, (value, element): Bounded<N>| {
             let element = element.into_iter().zip(contracts);
             floors.iter_mut().zip(element).for_each(|(floors, (floor, c))| floors[i] = stored((value, floor), c))
         };
@@ -107,7 +107,7 @@ impl<'a> Formula<'a> for Linear<'a> {
 
     fn floors_at<const N: usize>(&self, indices: &[usize], contracts: [&Contract; N]) -> Result<Vec<[f64; N]>> {
         let mut floors = vec![[0.0; N]; indices.len()];
-        let put = |at: usize, (value, element): Bounded<N>| {
+        let put = &mut |at: usize, (value, element): Bounded<N>| {
             floors[at] = std::array::from_fn(|n| stored((value, element[n]), contracts[n]));
         };
         match needs_values(contracts) {
@@ -161,7 +161,7 @@ impl<'a> Linear<'a> {
     fn all<const N: usize, const VALUES: bool>(
         &self,
         contracts: [&Contract; N],
-        mut put: impl FnMut(usize, Bounded<N>),
+        put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         let pass = self.pass(contracts);
         let mut by_expert: Vec<(usize, usize)> = self.slots.iter().enumerate().map(|(slot, s)| (s.1, slot)).collect();
@@ -188,7 +188,7 @@ impl<'a> Linear<'a> {
         &self,
         indices: &[usize],
         contracts: [&Contract; N],
-        mut put: impl FnMut(usize, Bounded<N>),
+        put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         let pass = self.pass(contracts);
         // By row of the weight, so that each is read once.

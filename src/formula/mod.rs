@@ -82,7 +82,7 @@ pub(crate) trait Formula<'a>: Sized + Sync {
         &self,
         indices: Option<&[usize]>,
         contracts: [&Contract; N],
-        put: impl FnMut(usize, Bounded<N>),
+        put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()>;
 
     /// Value and floor at each of `indices`, which ascend, as they are stored.
@@ -91,7 +91,7 @@ pub(crate) trait Formula<'a>: Sized + Sync {
     /// As [`Formula::evaluate`].
     fn points(&self, indices: &[usize], contract: &Contract) -> Result<Vec<Point>> {
         let mut points = vec![Point::exactly(0.0); indices.len()];
-        self.evaluate(Some(indices), [contract], |at, (value, [floor])| {
+        self.evaluate(Some(indices), [contract], &mut |at, (value, [floor])| {
             points[at] = Point::new(value, stored((value, floor), contract));
         })?;
         Ok(points)
@@ -103,7 +103,7 @@ pub(crate) trait Formula<'a>: Sized + Sync {
     /// As [`Formula::evaluate`].
     fn floors_at<const N: usize>(&self, indices: &[usize], contracts: [&Contract; N]) -> Result<Vec<[f64; N]>> {
         let mut floors = vec![[0.0; N]; indices.len()];
-        self.evaluate(Some(indices), contracts, |at, (value, element)| {
+        self.evaluate(Some(indices), contracts, &mut |at, (value, element)| {
             floors[at] = std::array::from_fn(|n| stored((value, element[n]), contracts[n]));
         })?;
         Ok(floors)
@@ -120,7 +120,7 @@ pub(crate) trait Formula<'a>: Sized + Sync {
     /// As [`Formula::evaluate`].
     fn floors<const N: usize>(&self, contracts: [&Contract; N]) -> Result<[Vec<f64>; N]> {
         let mut floors = [(); N].map(|()| vec![0.0; self.len()]);
-        self.evaluate(None, contracts, |i, (value, element)| {
+        self.evaluate(None, contracts, &mut |i, (value, element)| {
             let element = element.into_iter().zip(contracts);
             floors.iter_mut().zip(element).for_each(|(floors, (floor, c))| floors[i] = stored((value, floor), c))
         })?;
@@ -148,7 +148,7 @@ fn evaluate_by_row<F: ByRow + Sync, const N: usize>(
     formula: &F,
     indices: Option<&[usize]>,
     contracts: [&Contract; N],
-    mut put: impl FnMut(usize, Bounded<N>),
+    put: &mut dyn FnMut(usize, Bounded<N>),
 ) -> Result<()> {
     let [rows, cols] = formula.shape();
     let mut at = 0;
@@ -162,18 +162,27 @@ fn evaluate_by_row<F: ByRow + Sync, const N: usize>(
         let columns: Vec<usize> = (0..cols).collect();
         let rows: Vec<usize> = (0..rows).collect();
         for block in rows.chunks((BLOCK / cols.max(1)).max(1)) {
-            let row = |row: &usize| formula.row(*row, &columns, contracts);
-            hand_out(block.par_iter().map(row).collect::<Result<_>>()?);
+            hand_out(in_parallel(block.len(), 1, &|i| formula.row(block[i], &columns, contracts))?);
         }
         return Ok(());
     };
     let groups: Vec<&[usize]> = indices.chunk_by(|a, b| a / cols == b / cols).collect();
-    let row = |group: &&[usize]| {
+    let row = |group: &[usize]| {
         let columns: Vec<usize> = group.iter().map(|i| i % cols).collect();
         formula.row(group[0] / cols, &columns, contracts)
     };
-    hand_out(groups.par_iter().with_min_len(16).map(row).collect::<Result<_>>()?);
+    hand_out(in_parallel(groups.len(), 16, &|i| row(groups[i]))?);
     Ok(())
+}
+
+/// `each` of 0 to `n`, in parallel, at least `together` by one thread. Not generic over what it calls: the code of a parallel loop is long, and
+/// there are formulas times contracts of them.
+fn in_parallel<T: Send>(
+    n: usize,
+    together: usize,
+    each: &(dyn Fn(usize) -> Result<Vec<T>> + Sync),
+) -> Result<Vec<Vec<T>>> {
+    (0..n).into_par_iter().with_min_len(together).map(each).collect()
 }
 
 /// The two methods of [`Formula`] that a formula by rows has from being one.
@@ -187,7 +196,7 @@ macro_rules! by_row {
             &self,
             indices: Option<&[usize]>,
             contracts: [&crate::backend::Contract; N],
-            put: impl FnMut(usize, crate::formula::Bounded<N>),
+            put: &mut dyn FnMut(usize, crate::formula::Bounded<N>),
         ) -> crate::error::Result<()> {
             crate::formula::evaluate_by_row(self, indices, contracts, put)
         }

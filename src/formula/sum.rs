@@ -36,6 +36,7 @@
 //! error is more than this floor allows, and it should be.
 
 use crate::backend::{Contract, Order, Precision};
+use crate::wide::wide;
 
 /// Roundings that a term may meet besides the additions: the product x·q, the sub-block's scale, the block's scale, and the
 /// subtraction of the offset (in a kernel that dequantizes first: the products d·s and d·s·q, the offset, the product with x).
@@ -69,29 +70,31 @@ pub struct Terms {
 const STRIDE: usize = 8;
 
 impl Terms {
-    /// Of the products x·w.
-    pub fn dot(x: &[f64], w: &[f64]) -> Self {
-        let ((xs, x_tail), (ws, w_tail)) = (x.as_chunks::<STRIDE>(), w.as_chunks::<STRIDE>());
-        // A running sum for each place in a stretch, which the compiler may take as vectors.
-        let (mut absolute, mut squares) = ([0.0; STRIDE], [0.0; STRIDE]);
-        let (mut prefix, mut low, mut high) = (0.0, 0f64, 0f64);
-        let mut stretch = |x: &[f64; STRIDE], w: &[f64; STRIDE]| {
-            let mut p = [0.0; STRIDE];
-            for i in 0..STRIDE {
-                p[i] = x[i] * w[i];
-                absolute[i] += p[i].abs();
-                squares[i] += p[i] * p[i];
+    wide! {
+        /// Of the products x·w.
+        pub fn dot(x: &[f64], w: &[f64]) -> Terms {
+            let ((xs, x_tail), (ws, w_tail)) = (x.as_chunks::<STRIDE>(), w.as_chunks::<STRIDE>());
+            // A running sum for each place in a stretch, which the compiler may take as vectors.
+            let (mut absolute, mut squares) = ([0.0; STRIDE], [0.0; STRIDE]);
+            let (mut prefix, mut low, mut high) = (0.0, 0f64, 0f64);
+            let mut stretch = |x: &[f64; STRIDE], w: &[f64; STRIDE]| {
+                let mut p = [0.0; STRIDE];
+                for i in 0..STRIDE {
+                    p[i] = x[i] * w[i];
+                    absolute[i] += p[i].abs();
+                    squares[i] += p[i] * p[i];
+                }
+                prefix += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
+                (low, high) = (low.min(prefix), high.max(prefix));
+            };
+            xs.iter().zip(ws).for_each(|(x, w)| stretch(x, w));
+            if !x_tail.is_empty() {
+                let padded = |tail: &[f64]| std::array::from_fn(|i| tail.get(i).copied().unwrap_or(0.0));
+                stretch(&padded(x_tail), &padded(w_tail));
             }
-            prefix += ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]));
-            (low, high) = (low.min(prefix), high.max(prefix));
-        };
-        xs.iter().zip(ws).for_each(|(x, w)| stretch(x, w));
-        if !x_tail.is_empty() {
-            let padded = |tail: &[f64]| std::array::from_fn(|i| tail.get(i).copied().unwrap_or(0.0));
-            stretch(&padded(x_tail), &padded(w_tail));
+            let (absolute, squares) = (absolute.iter().sum(), squares.iter().sum());
+            Terms { n: x.len(), sum: prefix, absolute, squares, range: high - low }
         }
-        let (absolute, squares) = (absolute.iter().sum(), squares.iter().sum());
-        Self { n: x.len(), sum: prefix, absolute, squares, range: high - low }
     }
 
     /// Of terms that are all of one sign, given |p|.

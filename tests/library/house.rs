@@ -9,6 +9,7 @@ const FLOORS: &[&str] = &[
     "text",
     "files",
     "atomic",
+    "wide",
     "op",
     "quant",
     "gguf",

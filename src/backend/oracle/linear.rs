@@ -2,22 +2,25 @@
 
 use rayon::prelude::*;
 
-use super::{dequant, matrix, values};
-use crate::error::Result;
+use super::{dequant, kept, matrix, values};
+use crate::error::{Error, Result};
 use crate::op::{HostTensor, Weight};
+use crate::wide::wide;
 
-/// Σ x·w in eight running sums, added at the end: the compiler may then use vectors, and the error is smaller than one sum's.
-fn dot(x: &[f64], w: &[f64]) -> f64 {
-    let (xs, x_tail) = x.as_chunks::<8>();
-    let (ws, w_tail) = w.as_chunks::<8>();
-    let mut sums = [0.0; 8];
-    for (x, w) in xs.iter().zip(ws) {
-        for i in 0..8 {
-            sums[i] += x[i] * w[i];
+wide! {
+    /// Σ x·w in eight running sums, added at the end: the compiler may then use vectors, and the error is smaller than one sum's.
+    fn dot(x: &[f64], w: &[f64]) -> f64 {
+        let (xs, x_tail) = x.as_chunks::<8>();
+        let (ws, w_tail) = w.as_chunks::<8>();
+        let mut sums = [0.0; 8];
+        for (x, w) in xs.iter().zip(ws) {
+            for i in 0..8 {
+                sums[i] += x[i] * w[i];
+            }
         }
+        let tail: f64 = x_tail.iter().zip(w_tail).map(|(x, w)| x * w).sum();
+        sums.iter().sum::<f64>() + tail
     }
-    let tail: f64 = x_tail.iter().zip(w_tail).map(|(x, w)| x * w).sum();
-    sums.iter().sum::<f64>() + tail
 }
 
 /// Row `tokens[t]` of the table, times `scale` → [T, H].
@@ -66,17 +69,26 @@ fn product(
     put: &mut dyn FnMut(usize, usize, f64),
 ) -> Result<()> {
     let k = weight.cols;
-    let by_row: Vec<Vec<f64>> = (0..weight.rows)
-        .into_par_iter()
-        .map_init(
-            || vec![0.0; k],
-            |w, row| {
-                dequant::row(weight.ty, weight.row(expert, row), w)?;
-                Ok(inputs.iter().map(|i| dot(&x[i * k..][..k], w)).collect())
-            },
-        )
-        .collect::<Result<_>>()?;
-    for (row, products) in by_row.iter().enumerate() {
+    if inputs.is_empty() {
+        return Ok(());
+    }
+    let kept = kept::values(weight, expert)?;
+    let mut products = vec![0.0; weight.rows * inputs.len()]; // [N, inputs]
+    products.par_chunks_exact_mut(inputs.len()).enumerate().try_for_each_init(
+        || vec![0.0; k],
+        |w, (row, products)| {
+            let w = match &kept {
+                Some(all) => &all[row * k..][..k],
+                None => {
+                    dequant::row(weight.ty, weight.row(expert, row), w)?;
+                    &*w
+                }
+            };
+            products.iter_mut().zip(inputs).for_each(|(y, i)| *y = dot(&x[i * k..][..k], w));
+            Ok::<_, Error>(())
+        },
+    )?;
+    for (row, products) in products.chunks_exact(inputs.len()).enumerate() {
         for (j, y) in products.iter().enumerate() {
             put(j, row, *y);
         }

@@ -6,7 +6,8 @@
 //! - **A plain function does the work**: [`evaluate`] takes any operation over host tensors (f32 or f64) and returns its f64
 //!   result, so a stage is replayed on any side's inputs without a backend. [`OracleBackend`] is that function behind the trait.
 //! - **Scalar, and parallel over rows only.** Every sum is a plain f64 sum; its rounding (2⁻⁵³) is nine orders of magnitude below
-//!   what it judges. A weight row is dequantized once a call, into a buffer of one row, and meets all its tokens there.
+//!   what it judges. A weight row is dequantized once a call, into a buffer of one row, and meets all its tokens there; a
+//!   small matrix that is asked for time and again keeps its values (`kept`).
 //! - Angles, exponentials and roots are f64 as well: rope's frequencies are base^(−2i/D) in f64.
 //!
 //! One file a concern: `dequant` weights, `linear` matrix products, `pointwise` norms, rope, activations and moves,
@@ -24,6 +25,7 @@ use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Weight};
 mod attention;
 pub(crate) mod dequant;
 mod grids;
+mod kept;
 mod linear;
 mod pointwise;
 mod routing;

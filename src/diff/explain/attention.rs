@@ -3,9 +3,9 @@
 use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
-use crate::formula::Formula;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
+use crate::formula::{Formula, Point};
 use crate::op::{LayerLayout, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
@@ -91,13 +91,11 @@ pub fn mask<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     // What a mask lets through is there before it hides it, though no trace has it.
     if let (Op::AttnProbs { window: None, .. }, 0) = (case.scene.op, start)
-        && let Some(unmasked) = unmasked(case)?
+        && let Some(hidden) = hidden_scores(case)?
     {
         for (off, what) in [(1, "one later key"), (2, "two later keys"), (keys as isize, "every key")] {
-            let (x, seen) = (unmasked.clone(), Seen::Causal { from: 0, to: 1 + off });
             let what = format!("a mask that lets {what} through, with its score");
-            let change = |s: &mut Softmax<'a>| (s.x, s.seen, s.written) = (x.into(), seen, seen);
-            all.extend(case.changed(what, change)?);
+            all.extend(letting_through(case, what, &hidden, Seen::Causal { from: 0, to: 1 + off })?);
         }
     }
     if window.is_none() {
@@ -188,8 +186,8 @@ pub fn softmax_sum<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// The scores of a call that starts at position 0, those that its mask hides among them. [heads, T, T]
-fn unmasked(case: &Evidence<'_>) -> Result<Option<Vec<f64>>> {
+/// The scores of a call that starts at position 0, as if no key were masked. [heads, T, T]
+fn hidden_scores(case: &Evidence<'_>) -> Result<Option<Vec<Point>>> {
     let [q, k] = [Stage::QRope, Stage::KRope].map(|stage| case.scene.earlier.get(stage));
     let (Some(q), Some(k)) = (q, k) else { return Ok(None) };
     let config = case.scene.config;
@@ -202,7 +200,39 @@ fn unmasked(case: &Evidence<'_>) -> Result<Option<Vec<f64>>> {
         return Ok(None);
     }
     let all: Vec<usize> = (0..scores.len()).collect();
-    Ok(Some(scores.points(&all, &case.scene.contract)?.into_iter().map(|p| p.value).collect()))
+    scores.points(&all, &case.scene.contract).map(Some)
+}
+
+/// A softmax of a call that starts at position 0 over more keys than the stated mask shows: of those that it shows the scores are as they are, of the
+/// others they are `hidden`. [heads, T, T]
+///
+/// Nobody has seen the scores that the side computed there: each is off by up to its floor δ. A share of the softmax is p, dp = p·(dx − Σ p·dx), so
+/// it is off by up to 2·p·δ, of the largest δ in the row.
+fn letting_through<'a>(
+    case: &'a Evidence<'a>,
+    what: String,
+    hidden: &[Point],
+    seen: Seen,
+) -> Result<Option<Variant<'a>>> {
+    let Some(mut softmax) = case.stated::<Softmax<'a>>()? else { return Ok(None) };
+    let (cols, tokens, shown) = (softmax.cols, softmax.tokens, softmax.seen);
+    let mut scores = case.inputs[0].clone();
+    let mut slack = vec![0.0; scores.len() / cols.max(1)];
+    for (row, slack) in slack.iter_mut().enumerate() {
+        let (t, start) = (row % tokens, row * cols);
+        let shown = shown.of(t, cols);
+        for key in seen.of(t, cols).filter(|key| !shown.contains(key)) {
+            scores[start + key] = hidden[start + key].value;
+            *slack = hidden[start + key].floor.max(*slack);
+        }
+    }
+    (softmax.x, softmax.seen, softmax.written) = (scores.into(), seen, seen);
+    let contract = case.scene.contract;
+    Ok(Some(Variant::new(what, move |indices| {
+        let mut points = softmax.points(indices, &contract)?;
+        points.iter_mut().zip(indices).for_each(|(p, i)| p.floor += 2.0 * p.value.abs() * slack[i / cols]);
+        Ok(points)
+    })))
 }
 
 /// Another scale than 1/√D.
