@@ -48,6 +48,9 @@ where
     fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
         self.0.kernels(needs)
     }
+    fn covering(&self, experts: Option<[usize; 2]>) -> usize {
+        self.0.covering(experts)
+    }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.0.prepare(weights, progress)
     }
@@ -94,6 +97,9 @@ impl Backend for AnyBackend {
     }
     fn kernels(&self, needs: &[Need]) -> Vec<KernelUse> {
         (**self).kernels(needs)
+    }
+    fn covering(&self, experts: Option<[usize; 2]>) -> usize {
+        (**self).covering(experts)
     }
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         (**self).prepare(weights, progress)

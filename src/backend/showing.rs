@@ -39,6 +39,9 @@ impl<B: Backend> Backend for Showing<B> {
     fn kernels(&self, needs: &[super::Need]) -> Vec<super::KernelUse> {
         self.inner.kernels(needs)
     }
+    fn covering(&self, experts: Option<[usize; 2]>) -> usize {
+        self.inner.covering(experts)
+    }
     fn prepare(&mut self, weights: &[std::sync::Arc<crate::op::Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         self.inner.prepare(weights, progress)
     }

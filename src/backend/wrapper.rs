@@ -24,6 +24,9 @@ macro_rules! pass_on {
         fn kernels(&self, needs: &[$crate::backend::Need]) -> Vec<$crate::backend::KernelUse> {
             self.$inner.kernels(needs)
         }
+        fn covering(&self, experts: Option<[usize; 2]>) -> usize {
+            self.$inner.covering(experts)
+        }
         fn prepare(
             &mut self,
             weights: &[std::sync::Arc<$crate::op::Weight>],

@@ -147,12 +147,13 @@ impl<T, W, I> Operation<T, W, I> {
     }
 
     /// The one list of every operation's operands: the same operation over what `tensor`, `weight` and `tokens` make of them.
-    /// They are called once for each operand, in the order of the fields, tensors with their names.
+    /// They are called once for each operand, in the order of the fields, tensors with their names. Not generic over what it calls, which every
+    /// user of an operation would have a copy of.
     fn try_map_all<'s, T2, W2, I2>(
         &'s self,
-        mut tensor: impl FnMut(&'static str, &'s T) -> Result<T2>,
-        weight: impl FnOnce(&'s W) -> Result<W2>,
-        tokens: impl FnOnce(&'s I) -> Result<I2>,
+        tensor: &mut dyn FnMut(&'static str, &'s T) -> Result<T2>,
+        weight: &mut dyn FnMut(&'s W) -> Result<W2>,
+        tokens: &mut dyn FnMut(&'s I) -> Result<I2>,
     ) -> Result<Operation<T2, W2, I2>> {
         use Operation::*;
         Ok(match self {
@@ -198,11 +199,11 @@ impl<T, W, I> Operation<T, W, I> {
     /// The tensor operands with their names, in the order of the fields.
     pub fn operands(&self) -> Vec<(&'static str, &T)> {
         let mut all = Vec::new();
-        let list = |name, tensor| {
+        let mut list = |name, tensor| {
             all.push((name, tensor));
             Ok(())
         };
-        let listed = self.try_map_all(list, |_| Ok(()), |_| Ok(()));
+        let listed = self.try_map_all(&mut list, &mut |_| Ok(()), &mut |_| Ok(()));
         debug_assert!(listed.is_ok(), "nothing above fails");
         all
     }
@@ -214,40 +215,40 @@ impl<T, W, I> Operation<T, W, I> {
 
     /// The operation without its operands.
     pub fn params(&self) -> OpParams {
-        self.try_map_all(|_, _| Ok(()), |_| Ok(()), |_| Ok(())).expect("nothing here fails")
+        self.try_map_all(&mut |_, _| Ok(()), &mut |_| Ok(()), &mut |_| Ok(())).expect("nothing here fails")
     }
 }
 
 impl<'w, T> Op<'w, T> {
     /// The same operation over other handles: `f` is called once for each operand, in the order of [`Op::inputs`].
     pub fn try_map<'s, U>(&'s self, mut f: impl FnMut(&'s T) -> Result<U>) -> Result<Op<'w, U>> {
-        self.try_map_all(|_, tensor| f(tensor), |weight| Ok(*weight), |tokens| Ok(*tokens))
+        self.try_map_all(&mut |_, tensor| f(tensor), &mut |weight| Ok(*weight), &mut |tokens| Ok(*tokens))
     }
 }
 
 impl<T: Clone> Op<'_, T> {
     /// The same operation, keeping its operands alive.
     pub fn keep(&self) -> Operation<T, Arc<Weight>, Vec<u32>> {
-        self.try_map_all(|_, t| Ok(t.clone()), |w| Ok((*w).clone()), |t| Ok(t.to_vec())).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(t.clone()), &mut |w| Ok((*w).clone()), &mut |t| Ok(t.to_vec())).expect("nothing here fails")
     }
 }
 
 impl<T: Clone> Operation<T, Arc<Weight>, Vec<u32>> {
     /// The operation to run, sharing its operands.
     pub fn share(&self) -> Op<'_, T> {
-        self.try_map_all(|_, t| Ok(t.clone()), Ok, |t| Ok(&t[..])).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(t.clone()), &mut |w| Ok(w), &mut |t| Ok(&t[..])).expect("nothing here fails")
     }
 }
 
 impl OwnedOp {
     /// The operation to run.
     pub fn borrow(&self) -> Op<'_, &HostTensor> {
-        self.try_map_all(|_, t| Ok(&**t), Ok, |t| Ok(&t[..])).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(&**t), &mut |w| Ok(w), &mut |t| Ok(&t[..])).expect("nothing here fails")
     }
 
     /// The same operation over other tensors: `other` is called once for each operand, in the order of [`Op::inputs`].
     pub fn with_operands(&self, mut other: impl FnMut(&Rc<HostTensor>) -> Rc<HostTensor>) -> Self {
-        self.try_map_all(|_, t| Ok(other(t)), |w| Ok(w.clone()), |t| Ok(t.clone())).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(other(t)), &mut |w| Ok(w.clone()), &mut |t| Ok(t.clone())).expect("nothing here fails")
     }
 
     /// The weight that the operation reads, if it reads one.
@@ -314,9 +315,9 @@ impl OpParams {
         }
         let mut next = tensors.iter();
         params.try_map_all(
-            |_, ()| Ok(next.next().expect("as many as there are names")),
-            |()| weight.ok_or_else(|| wrong("no weight is given where one was expected".into())),
-            |()| match (&tensors[0].data, &tensors[0].shape[..]) {
+            &mut |_, ()| Ok(next.next().expect("as many as there are names")),
+            &mut |()| weight.ok_or_else(|| wrong("no weight is given where one was expected".into())),
+            &mut |()| match (&tensors[0].data, &tensors[0].shape[..]) {
                 (Data::U32(tokens), [_]) => Ok(&tokens[..]),
                 (_, shape) => {
                     let found = tensors[0].dtype();

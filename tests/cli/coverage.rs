@@ -66,3 +66,17 @@ fn a_document_is_brief_unless_everything_is_asked_for() {
     assert_eq!((&brief["counts"], &brief["logits"]["kld_max"]), (&full["counts"], &full["logits"]["kld_max"]));
     assert_eq!(full["stages"].as_array().unwrap().len(), 4 * 99);
 }
+
+/// Eight experts of which two are used: 129 positions give one of them 33 slots, past a tile of 32.
+#[test]
+fn cover_repeats_the_prompt_until_every_kernel_runs() {
+    let run = ["diff", "--tokens", "422,472,345", "--subject", "gpu", "--layers", "0", "--stages", "expert_gate"];
+    let some = expect(0, &[&run[..], &["--decode", "0"]].concat());
+    assert!(some.contains("matrix kernels of gpu were run; not "), "{some}");
+    let all = expect(0, &[&run[..], &["--cover"]].concat());
+    assert!(all.contains("129 tokens and 1 decoded") && !all.contains("matrix kernels of gpu were run"), "{all}");
+    // A backend without tiles takes the prompt as it is.
+    let cpu = expect(0, &["diff", "--tokens", "422,472,345", "--subject", "cpu", "--cover"]);
+    assert!(cpu.contains("3 tokens and 1 decoded"), "{cpu}");
+    refused(2, &["diff", "--cover", "--vary", "rows"], &["--cover"]);
+}

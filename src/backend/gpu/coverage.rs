@@ -2,9 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{GpuBackend, kernels, ops};
+use super::{GpuBackend, THREADS, TILE, kernels, ops};
 use crate::backend::{KernelUse, Need};
 use crate::op::OpKind;
+
+/// See [`Backend::covering`](crate::backend::Backend::covering). A workgroup of attention has a thread for each of so many keys or positions. However a
+/// router shares out T tokens, one of its E experts gets T·used/E of their slots or more.
+pub(super) fn positions(experts: Option<[usize; 2]>) -> usize {
+    let tile = TILE as usize;
+    let of_an_expert = experts.map_or(0, |[experts, used]| tile * experts / used.max(1) + 1);
+    (THREADS as usize + 1).max(tile + 1).max(of_an_expert)
+}
 
 impl GpuBackend {
     /// The matrix kernels for the weights of `needs`: of each operation and type one for few positions and one for many.

@@ -363,6 +363,10 @@ impl Backend for GpuBackend {
         self.kernel_uses(needs)
     }
 
+    fn covering(&self, experts: Option<[usize; 2]>) -> usize {
+        coverage::positions(experts)
+    }
+
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         // Weights of one row are those of norms, and experts' biases are read as these are.
         let lanes = self.lanes;

@@ -81,6 +81,9 @@ pub struct Args {
     /// Whose choice of experts the subject computes with
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
+    /// Repeat the prompt until one call takes the second tile and workgroup of every kernel of the subject
+    #[arg(long, conflicts_with_all = ["prompts", "vary"])]
+    cover: bool,
     /// Hold the subject against itself instead: rows or rows=1,4 (which stages depend on how many rows a call has), chunk or chunk=1,7,64 (prefill
     /// chunk sizes), length=3..9 (shorter prompts), threads=1,2, repeat=3 (runs), reuse (a backend that has run something else)
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "contract", "shows", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "require", "full", "report"])]
@@ -165,9 +168,9 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     };
     // A recording says what was run; otherwise the command line does.
     match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
-        Some(run) if args.prompt.is_given() || args.decode.is_some() => {
+        Some(run) if args.prompt.is_given() || args.decode.is_some() || args.cover => {
             return Err(Error::usage(format!(
-                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens and --decode have nothing to say",
+                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens, --decode and --cover have nothing to say",
                 run.tokens.len()
             )));
         }
@@ -181,7 +184,11 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         None if prompts.is_some() => options.decode = args.decode.unwrap_or(0),
         None => {
             let prompt = args.prompt.resolve(&model)?;
-            options.tokens = prompt.tokens;
+            options.tokens =
+                if args.cover { covering(&model, &subject.backend, &prompt.tokens)? } else { prompt.tokens };
+            if args.cover {
+                options.chunk = options.chunk.max(options.tokens.len());
+            }
             options.prompt = prompt.text;
             options.decode = args.decode.unwrap_or(usize::from(options.tokens.len() < model.config.context));
         }
@@ -248,6 +255,19 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     print(&comparison)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// A prompt repeated until it is long enough for every kernel of the subject, in one call.
+fn covering(model: &Model, subject: &AnyBackend, prompt: &[u32]) -> Result<Vec<u32>> {
+    let experts = model.config.moe.as_ref().map(|moe| [moe.experts, moe.used]);
+    let positions = subject.covering(experts).max(prompt.len());
+    let (name, context) = (&model.config.name, model.config.context);
+    if positions > context {
+        return Err(Error::usage(format!(
+            "--cover: every kernel takes {positions} positions; the context length of {name} is {context}"
+        )));
+    }
+    Ok(prompt.iter().copied().cycle().take(positions).collect())
 }
 
 /// Whether what is wrong is wrong only while nobody looks.
