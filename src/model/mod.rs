@@ -6,6 +6,7 @@
 
 mod arch;
 mod config;
+mod exchange;
 mod forward;
 mod rotation;
 mod run;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub use arch::{Architecture, DefaultKey, IgnoredKey, KeyReport, Occurs, QkNorms, Router, Shared, WindowRule};
 pub use config::{Config, MoeConfig};
+pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
 pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};

@@ -20,6 +20,7 @@ const FLOORS: &[&str] = &[
     "formula",
     "diff",
     "repro",
+    "probe",
     "bench",
     "report",
     "selftest",
