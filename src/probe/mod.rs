@@ -53,7 +53,7 @@ pub struct ProbeOptions {
 impl ProbeOptions {
     /// So many rows, the rest as the command line has it unless told otherwise.
     pub fn new(tokens: usize) -> Self {
-        Self { tokens, start: 0, seed: 0, random_rows: 64, judge_all: 2e9 }
+        Self { tokens, start: 0, seed: 0, random_rows: 64, judge_all: 5e8 }
     }
 }
 

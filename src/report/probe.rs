@@ -126,10 +126,15 @@ impl<'a> ProbeDocument<'a> {
             self.memory.available_bytes.map_or(String::new(), |bytes| format!(" of {} available", mib(bytes)));
         text += &field("memory", &format!("{}{available}", mib(self.memory.needed_bytes)));
         let rows = match self.judged_all {
-            true => "every row".to_string(),
-            false => format!("{} rows of {}: {}", self.judged, self.tokens, ranges(self.judged_rows)),
+            true => "oracle, every row".to_string(),
+            false => format!(
+                "oracle, {} rows of {}: {}; the others are compared",
+                self.judged,
+                self.tokens,
+                ranges(self.judged_rows)
+            ),
         };
-        text += &field("judged", &format!("oracle, {rows}; the others by how far the sides are apart"));
+        text += &field("judged", &rows);
         for note in self.notes {
             text += &field("note", &printable_whole(note));
         }

@@ -4,12 +4,12 @@ use super::diff::{expect, refused, valid};
 
 #[test]
 fn a_stage_alone_agrees_at_many_rows_and_says_which_were_judged() {
-    let run = ["probe", "--stage", "ffn_moe_gate", "--tokens", "3000", "--subject", "cpu:scalar", "--reference", "cpu"];
+    let run = ["probe", "--stage", "ffn_moe_gate", "--tokens", "6000", "--subject", "cpu:scalar", "--reference", "cpu"];
     let document = valid("probe.schema.json", &expect(0, &[&run[..], &["--json"]].concat()));
     assert_eq!((&document["verdict"], &document["stage"]), (&"agree".into(), &"expert_gate".into()));
     assert_eq!(
         (&document["layer"], &document["tokens"], &document["shape"][0]),
-        (&0.into(), &3000.into(), &3000.into())
+        (&0.into(), &6000.into(), &6000.into())
     );
     assert_eq!(
         (&document["fault"], &document["weight"]["name"]),
@@ -17,7 +17,7 @@ fn a_stage_alone_agrees_at_many_rows_and_says_which_were_judged() {
     );
     let rows: Vec<[u64; 2]> = serde_json::from_value(document["judged_rows"].clone()).unwrap();
     let judged = |row: u64| rows.iter().any(|[from, to]| (*from..=*to).contains(&row));
-    for row in [0, 1, 31, 32, 33, 1023, 1024, 2047, 2048, 2049, 2998, 2999] {
+    for row in [0, 1, 31, 32, 33, 1023, 1024, 2047, 2048, 2049, 4096, 5998, 5999] {
         assert!(judged(row), "{row}: {rows:?}");
     }
     assert_eq!(document["judged_all"], false);
