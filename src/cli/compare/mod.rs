@@ -34,8 +34,6 @@ pub struct Args {
     /// Of traces: stages that must have been compared, in every layer, for the sides to agree: `all`, or such as 'attn_*,moe_out'
     #[arg(long, value_name = "STAGES")]
     require: Option<String>,
-    #[command(flatten)]
-    files: FilesArgs,
     /// Everything, not only the worst; in a document of traces every position and router, too
     #[arg(long)]
     full: bool,
@@ -44,6 +42,9 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     reports: ReportArgs,
+    // Last, as its heading is that of all that follows.
+    #[command(flatten)]
+    files: FilesArgs,
 }
 
 /// What only a comparison of files takes.
