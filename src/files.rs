@@ -19,6 +19,8 @@ pub struct FileKind {
     name: &'static str,
     /// The most bytes that one has.
     most: u64,
+    /// Whether `-` is standard input.
+    stdin: bool,
 }
 
 /// The kinds, and the most bytes that are read of each.
@@ -50,7 +52,21 @@ impl FileKind {
     pub const SWEEP: Self = Self::new("a sweep", 256 << 20);
 
     const fn new(name: &'static str, most: u64) -> Self {
-        Self { name, most }
+        Self { name, most, stdin: false }
+    }
+
+    /// The same, where somebody names the file on a command line: `-` is standard input, of which no more is read than of a file.
+    pub const fn or_stdin(self) -> Self {
+        Self { stdin: true, ..self }
+    }
+
+    /// What the file is called in messages.
+    pub fn called(self, path: &Path) -> &Path {
+        if self.is_stdin(path) { Path::new("standard input") } else { path }
+    }
+
+    fn is_stdin(self, path: &Path) -> bool {
+        self.stdin && path == Path::new("-")
     }
 
     /// The bytes of the file at `path`.
@@ -58,9 +74,20 @@ impl FileKind {
     /// # Errors
     /// What is no regular file, has more bytes than the kind, or cannot be read.
     pub fn read(self, path: &Path) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        if self.is_stdin(path) {
+            let path = self.called(path);
+            std::io::stdin().take(self.most + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+            let Self { name, most, .. } = self;
+            return match bytes.len() as u64 {
+                found if found > most => {
+                    Err(wrong(path, format!("expected {name} of at most {most} bytes, found more")))
+                }
+                _ => Ok(bytes),
+            };
+        }
         let file = open_regular(path, self.name)?;
         let stated = file.metadata().map_err(|e| Error::io(path, e))?.len();
-        let mut bytes = Vec::new();
         if stated <= self.most {
             bytes
                 .try_reserve_exact(stated as usize)
@@ -69,7 +96,7 @@ impl FileKind {
         }
         let found = stated.max(bytes.len() as u64);
         if found > self.most {
-            let Self { name, most } = self;
+            let Self { name, most, .. } = self;
             return Err(wrong(path, format!("expected {name} of at most {most} bytes, found {found}")));
         }
         Ok(bytes)
@@ -81,7 +108,7 @@ impl FileKind {
     /// As [`FileKind::read`], and what is not UTF-8.
     pub fn read_text(self, path: &Path) -> Result<String> {
         String::from_utf8(self.read(path)?)
-            .map_err(|e| wrong(path, format!("expected text in UTF-8: {}", e.utf8_error())))
+            .map_err(|e| wrong(self.called(path), format!("expected text in UTF-8: {}", e.utf8_error())))
     }
 
     /// The JSON document in the file at `path`.
@@ -92,7 +119,7 @@ impl FileKind {
         let bytes = self.read(path)?;
         check_values(&bytes)
             .and_then(|()| serde_json::from_slice(&bytes).map_err(|e| e.to_string()))
-            .map_err(|what| wrong(path, format!("expected {}: {what}", self.name)))
+            .map_err(|what| wrong(self.called(path), format!("expected {}: {what}", self.name)))
     }
 }
 

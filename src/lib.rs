@@ -32,6 +32,8 @@ pub mod formula;
 pub mod gguf;
 pub mod model;
 pub mod op;
+#[cfg(feature = "cli")]
+mod probe;
 pub mod quant;
 pub mod report;
 #[cfg(feature = "gpu")]

@@ -158,7 +158,7 @@ fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64, min_chan
 
 fn read(path: &Path) -> Result<BenchDocumentRead> {
     let bad = |what: String| Error::input(format!("{}: {what}", path.display()));
-    let value: Value = FileKind::BENCH.read_json(path)?;
+    let value: Value = FileKind::BENCH.or_stdin().read_json(path)?;
     let schema = value["schema"].as_str().unwrap_or_default();
     let forms = ["bench/1", "bench.stages/1", "bench.ops/1", "bench.trace-overhead/1"];
     if !forms.iter().any(|form| schema.strip_prefix("twinscope.") == Some(form)) {

@@ -17,7 +17,9 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::Model;
+use crate::op::{STAGES, Scope, Stage};
 use crate::text::printable;
+use crate::trace::select::{nearest, stages_named};
 
 /// Bytes of text that are read of a prompt file: more than the longest context takes.
 const MAX_PROMPT: u64 = 64 << 20;
@@ -135,6 +137,68 @@ fn read_prompt(path: &Path) -> Result<String> {
         ))),
         Ok(_) => Ok(text),
         Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+/// Refuses `-`, standard input, more than once: the second would find nothing.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn stdin_once(paths: &[impl AsRef<Path>]) -> Result<()> {
+    match paths.iter().filter(|path| path.as_ref() == Path::new("-")).count() {
+        0 | 1 => Ok(()),
+        n => Err(Error::usage(format!("-: standard input can be read once, found it {n} times"))),
+    }
+}
+
+/// Refuses `-` where a pipe cannot stand for what is read, which `what` says.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn no_stdin(paths: &[impl AsRef<Path>], what: &str) -> Result<()> {
+    match paths.iter().any(|path| path.as_ref() == Path::new("-")) {
+        true => Err(Error::usage(format!("-: {what}, which standard input is not; a file called - is ./-"))),
+        false => Ok(()),
+    }
+}
+
+/// The one stage that `--stage` names, in a model that has it.
+///
+/// # Errors
+/// [`Error::Usage`] with the nearest names, or with those that are meant.
+pub fn stage_called(name: &str, model: &Model) -> Result<Stage> {
+    let exists = |stage: &Stage| stage.info().scope.occurs(model.config.layout());
+    let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
+    match named[..] {
+        [stage] => Ok(stage),
+        [] => {
+            let names = nearest(name, STAGES.iter().filter(|s| exists(&s.stage)).map(|s| s.name));
+            Err(Error::usage(format!("--stage {name:?}: this model has no such stage; the nearest: {names}")))
+        }
+        _ => {
+            let names: Vec<&str> = named.iter().map(|s| s.name()).collect();
+            Err(Error::usage(format!("--stage {name:?}: one of {}", names.join(", "))))
+        }
+    }
+}
+
+/// Refuses a layer that the model does not have, or that does not have the stage.
+///
+/// # Errors
+/// [`Error::Usage`] naming both.
+pub fn check_layer(layer: Option<u32>, stage: Stage, model: &Model) -> Result<()> {
+    let (layers, layout) = (model.config.layers, model.config.layout());
+    match layer {
+        Some(n) if stage.info().scope == Scope::Model => {
+            Err(Error::usage(format!("--layer {n}: {stage} belongs to no layer")))
+        }
+        Some(n) if n as usize >= layers => {
+            Err(Error::usage(format!("--layer {n}: the model has layers 0 to {}", layers - 1)))
+        }
+        Some(n) if !stage.info().scope.occurs(layout.of(Some(n))) => {
+            Err(Error::usage(format!("--layer {n}: {stage} does not occur there, in a model that has {layout}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -13,12 +13,14 @@ examples! {
     DIFF:
         "diff MODEL.gguf --prompt 'text'"
         "diff MODEL.gguf --decode 16 --report out.html"
+        "diff MODEL.gguf --quiet --report - >> summary.md"
         "diff --subject gpu:1 --reference gpu:0 --require all"
         "diff --layers 2 --stages 'attn_*,moe_out' --stop-at first"
         "diff --subject trace:run --contract subject=llama.cpp-cpu";
     COMPARE:
         "compare here there --full"
-        "compare here there --require moe_out --report out.xml";
+        "compare here there --require moe_out --report out.xml"
+        "compare MODEL-Q8_0.gguf MODEL-Q4_K_M.gguf --prompt-file text.txt --report ranking.md";
     TRACE:
         "trace MODEL.gguf --backend gpu --json"
         "trace MODEL.gguf --save 'router*,moe_out' --layers 0-3,-1 --positions last --out dir";
@@ -33,6 +35,9 @@ examples! {
     REPRO:
         "repro --layer 0 --stage q_rope --keep --out failing"
         "repro run failing --subject gpu";
+    PROBE:
+        "probe --stage expert_gate --rows 131072"
+        "probe MODEL.gguf --stage q_rope --layer 3 --rows 1 --start 131071 --subject gpu:1";
     SELFTEST:
         "selftest --only 'rope*'"
         "selftest --generate 100 --seed 7";
@@ -66,7 +71,7 @@ mod tests {
     fn every_example_is_a_command_line_and_every_verb_has_one() {
         let mut shown: Vec<String> = Vec::new();
         for line in super::ALL.iter().flat_map(|text| text.lines().skip(1)) {
-            let line = line.trim().split(" > ").next().unwrap();
+            let line = line.trim().split(" >").next().unwrap();
             let words = shlex::split(line).expect("words");
             shown.push(words[1].clone());
             if let Err(e) = Cli::try_parse_from(&words) {

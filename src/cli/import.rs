@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::Result;
 use crate::cli::Outcome;
-use crate::cli::common::open_model;
+use crate::cli::common::{no_stdin, open_model};
 use crate::cli::output::{print, print_json};
 use crate::text::printable; // names come from a file that somebody else wrote
 use crate::trace::import::{ImportOptions, Importer, import};
@@ -73,6 +73,7 @@ impl From<KindArg> for Importer {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    no_stdin(&args.paths, "an import reads files here and there")?;
     let model = args.model.as_deref().map(|path| open_model(Some(path))).transpose()?;
     let options = ImportOptions {
         tokens: args.tokens.clone(),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::cli::common::stdin_once;
 use crate::cli::{Outcome, output};
 use crate::diff::sweep::{Sweep, SweepLine, SweepSummary};
 use crate::error::{Error, Result};
@@ -14,7 +15,7 @@ use crate::report::sweep as report;
 /// missing or ended early, are refused.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The shards, in any order
+    /// The shards, in any order; - for standard input
     #[arg(value_name = "SHARD.jsonl", required = true)]
     shards: Vec<PathBuf>,
     /// The lines of the whole sweep on standard output
@@ -23,8 +24,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
-    let read =
-        |path: &PathBuf| Ok((path.display().to_string(), Sweep::parse(path, &FileKind::SWEEP.read_text(path)?)?));
+    stdin_once(&args.shards)?;
+    let read = |path: &PathBuf| {
+        let kind = FileKind::SWEEP.or_stdin();
+        let text = kind.read_text(path)?;
+        let path = kind.called(path);
+        Ok((path.display().to_string(), Sweep::parse(path, &text)?))
+    };
     let shards: Vec<(String, Sweep)> = args.shards.iter().map(read).collect::<Result<_>>()?;
     let Sweep { header, results } = Sweep::merge(&shards)?;
     let summary = SweepSummary::of(&results);

@@ -6,9 +6,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::Result;
+use crate::{Error, Result};
 
 mod bench;
 mod common;
@@ -22,6 +22,8 @@ mod import;
 mod inspect;
 mod merge;
 mod output;
+mod probe;
+mod reports;
 mod repro;
 mod run;
 mod selftest;
@@ -69,7 +71,7 @@ enum Verb {
     #[command(after_help = examples::BENCH)]
     Bench(Box<bench::Args>),
     #[command(after_help = examples::COMPARE)]
-    Compare(compare::Args),
+    Compare(Box<compare::Args>),
     #[command(after_help = examples::COMPLETIONS)]
     Completions(documents::CompletionsArgs),
     #[command(after_help = examples::DEVICES)]
@@ -86,6 +88,8 @@ enum Verb {
     Man(documents::ManArgs),
     #[command(after_help = examples::MERGE)]
     Merge(merge::Args),
+    #[command(after_help = examples::PROBE)]
+    Probe(Box<probe::Args>),
     #[command(after_help = examples::REPORT_ISSUE)]
     ReportIssue(Box<documents::IssueArgs>),
     #[command(after_help = examples::REPRO)]
@@ -102,8 +106,9 @@ enum Verb {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(usage) => return ExitCode::from(output::print_usage(&usage)),
     };
     output::set_manner(output::Manner { color: cli.color, quiet: cli.quiet, verbose: cli.verbose });
@@ -114,10 +119,45 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Diverged) => ExitCode::from(1),
         Err(e) => {
+            if let Error::Fault(fault) = &e
+                && asks_for_a_document(&matches)
+                && let Err(e) = output::print_json(&CaughtKernel::new(fault))
+            {
+                output::say(&format!("error: {e}"));
+            }
             output::say(&format!("error: {e}"));
             ExitCode::from(e.exit_code())
         }
     }
+}
+
+/// The document of a run that ended with a kernel that `--poison` caught, of schema `twinscope.fault/1`.
+#[derive(serde::Serialize)]
+struct CaughtKernel<'a> {
+    schema: &'static str,
+    verdict: &'static str,
+    /// Device, stage, kernel, and what it did.
+    fault: &'a str,
+}
+
+impl<'a> CaughtKernel<'a> {
+    fn new(fault: &'a str) -> Self {
+        Self { schema: "twinscope.fault/1", verdict: "diverged", fault }
+    }
+}
+
+/// Whether the verb was asked for one JSON document: with --prompts it writes lines, which end early.
+fn asks_for_a_document(matches: &ArgMatches) -> bool {
+    let given = |matches: &ArgMatches, id: &str| matches.try_contains_id(id).is_ok_and(|has| has);
+    let flag = |matches: &ArgMatches| matches.try_get_one::<bool>("json").ok().flatten() == Some(&true);
+    let mut verb = matches.subcommand();
+    while let Some((_, matches)) = verb {
+        if flag(matches) {
+            return !given(matches, "prompts");
+        }
+        verb = matches.subcommand();
+    }
+    false
 }
 
 fn run(cli: Cli) -> Result<Outcome> {
@@ -132,6 +172,7 @@ fn run(cli: Cli) -> Result<Outcome> {
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Man(args) => documents::man(&args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Probe(args) => probe::run(&args),
         Verb::ReportIssue(args) => documents::report_issue(&args),
         Verb::Repro(args) => repro::run(&args),
         Verb::Run(args) => run::run(&args),

@@ -41,6 +41,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let software = if info.software { " (software adapter)" } else { "" };
     output::remark(&format!("{} · {}{software}", info.backend, info.adapter));
 
+    for tensor in model.weights.not_finite() {
+        output::remark(&format!(
+            "warning: {}: tensor {tensor}; what is computed with it means nothing",
+            model.gguf.name()
+        ));
+    }
     let mut stream = Stream::new(&model, &prompt)?;
     let began = Instant::now();
     while runner.position() < prompt.tokens.len() {

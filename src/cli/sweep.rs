@@ -36,7 +36,10 @@ impl Prompts {
     /// # Errors
     /// An unreadable file, what [`PromptFile::parse`] refuses, a prompt that the model cannot run, and a shard without prompts.
     pub fn read(path: &Path, shard: Shard, model: &Model, decode: usize) -> Result<Self> {
-        let file = PromptFile::parse(path, &FileKind::PROMPTS.read_text(path)?)?;
+        let kind = FileKind::PROMPTS.or_stdin();
+        let text = kind.read_text(path)?;
+        let path = kind.called(path);
+        let file = PromptFile::parse(path, &text)?;
         let mut here = Vec::new();
         for (index, (number, line)) in file.lines.iter().enumerate() {
             let wrong = |what: String| Error::input(format!("{}: line {number}: {what}", path.display()));

@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     prompt: PromptArgs,
     /// Many prompts, one a line: {"id": "a", "prompt": "text"} or with "tokens": [1, 2]; everything is loaded once, each result is
-    /// one line, and traces are saved in DIR under the prompts' ids
+    /// one line, and traces are saved in DIR under the prompts' ids; - for standard input
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "full"])]
     prompts: Option<PathBuf>,
     /// Do every N-th prompt only, from the I-th on

@@ -7,7 +7,10 @@
 //! - [`locate`] names where an error sits, `explain` which known mistake computes it.
 //! - [`run`] drives two backends in lockstep and judges every stage.
 //! - [`outcome`] is what the runs fill and the reports render; `sweep` is many of them, in a line each.
+//! - `exchange` ranks what two files of one model differ in by what it costs at the logits.
 
+#[cfg(feature = "cli")]
+pub(crate) mod exchange;
 pub(crate) mod explain;
 pub mod locate;
 pub mod measure;

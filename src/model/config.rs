@@ -178,10 +178,12 @@ impl Config {
         let turned = keys.size_or("rope.dimension_count", || Ok(head_dim))?;
         let part = architecture.partial_rope && turned < head_dim && turned % 2 == 0;
         if turned != head_dim && !part {
-            return Err(bad(format!(
-                "{} is {turned}, not the head size {head_dim}",
-                keys.full("rope.dimension_count")
-            )));
+            let expected = match architecture.partial_rope {
+                true => format!("an even number up to {head_dim}, the size of a head,"),
+                false => format!("{head_dim}, the size of a head, of which rope turns all in {},", architecture.name),
+            };
+            let key = keys.full("rope.dimension_count");
+            return Err(bad(format!("{key}: {expected} was expected, found {turned}")));
         }
 
         let moe = moe(architecture, &keys, layers)?;
@@ -267,7 +269,8 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
     }
     let used = keys.size("expert_used_count")?;
     if used > experts {
-        return Err(keys.bad(format!("{used} of {experts} experts used")));
+        let (key, of) = (keys.full("expert_used_count"), keys.full("expert_count"));
+        return Err(keys.bad(format!("{key}: at most {experts} was expected, which is {of}, found {used}")));
     }
     let ffn = match architecture.expert_width {
         // As llama.cpp has it: `feed_forward_length` is that of all experts of a token together.

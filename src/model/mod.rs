@@ -6,6 +6,7 @@
 
 mod arch;
 mod config;
+mod exchange;
 mod forward;
 mod rotation;
 mod run;
@@ -20,6 +21,7 @@ pub use arch::{
     Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, Occurs, QkNorms, Router, Shared, WindowRule,
 };
 pub use config::{Config, MoeConfig};
+pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
 pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};

@@ -10,6 +10,7 @@ use crate::gguf::Gguf;
 use crate::op::{GgmlType, Weight};
 
 /// The weights of one layer.
+#[derive(Clone)]
 pub struct LayerWeights {
     /// `[H]`.
     pub attn_norm: Arc<Weight>,
@@ -39,6 +40,7 @@ pub struct LayerWeights {
 
 /// Biases: `[heads·D]`, `[kv_heads·D]` and `[kv_heads·D]`.
 #[allow(missing_docs)] // said above
+#[derive(Clone)]
 pub struct QkvBias {
     pub q: Arc<Weight>,
     pub k: Arc<Weight>,
@@ -47,6 +49,7 @@ pub struct QkvBias {
 
 /// Weights of the norms of q and of k: of each head, `[D]`, or of the rows, `[heads·D]` and `[kv_heads·D]`.
 #[allow(missing_docs)] // said above
+#[derive(Clone)]
 pub struct QkNorm {
     pub q: Arc<Weight>,
     pub k: Arc<Weight>,
@@ -54,12 +57,14 @@ pub struct QkNorm {
 
 /// Weights of the norms after attention and after the FFN, `[H]`.
 #[allow(missing_docs)] // said above
+#[derive(Clone)]
 pub struct PostNorms {
     pub attn: Arc<Weight>,
     pub ffn: Arc<Weight>,
 }
 
 /// What follows attention in a layer.
+#[derive(Clone)]
 pub enum Ffn {
     /// One feed-forward network: gate and up `[H, F]`, down `[F, H]`.
     #[allow(missing_docs)] // said above
@@ -69,6 +74,7 @@ pub enum Ffn {
 }
 
 /// A router and its experts, each [E, F, H] or, for down, [E, H, F].
+#[derive(Clone)]
 pub struct MoeWeights {
     /// `[H, E]`.
     pub router: Arc<Weight>,
@@ -96,6 +102,7 @@ pub struct MoeWeights {
 
 /// Biases of a router, `[E]`, and of its experts, a row for each: of gate and up [E, F], of down [E, H].
 #[allow(missing_docs)] // said above
+#[derive(Clone)]
 pub struct MoeBias {
     pub router: Arc<Weight>,
     pub gate: Arc<Weight>,
@@ -106,6 +113,7 @@ pub struct MoeBias {
 /// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, where it has one, and a feed-forward network,
 /// gate and up `[H, F]`, down `[F, H]`.
 #[allow(missing_docs)] // said above
+#[derive(Clone)]
 pub struct SharedExpert {
     pub router: Option<Arc<Weight>>,
     pub gate: Arc<Weight>,
@@ -114,6 +122,7 @@ pub struct SharedExpert {
 }
 
 /// The weights of a model.
+#[derive(Clone)]
 pub struct Weights {
     /// [V, H]
     pub token_embd: Arc<Weight>,
@@ -127,28 +136,50 @@ pub struct Weights {
     pub output: Arc<Weight>,
 }
 
+/// The one list of a layer's weights, in the order of the forward pass, borrowed by `&` and `iter` or by `&mut` and `iter_mut`.
+macro_rules! of_layer {
+    ($layer:expr, $iter:ident, $($by:tt)+) => {{
+        let layer = $layer;
+        let mut all = vec![
+            $($by)+ layer.attn_norm, $($by)+ layer.attn_q, $($by)+ layer.attn_k, $($by)+ layer.attn_v,
+        ];
+        all.extend(layer.qkv_bias.$iter().flat_map(|b| [$($by)+ b.q, $($by)+ b.k, $($by)+ b.v]));
+        all.extend(layer.qk_norm.$iter().flat_map(|n| [$($by)+ n.q, $($by)+ n.k]));
+        all.extend(layer.sinks.$iter());
+        all.push($($by)+ layer.attn_output);
+        all.extend(layer.attn_output_bias.$iter());
+        let (after_attn, after_ffn) = match $($by)+ layer.post_norms {
+            Some(PostNorms { attn, ffn }) => (Some(attn), Some(ffn)),
+            None => (None, None),
+        };
+        all.extend(after_attn);
+        all.push($($by)+ layer.ffn_norm);
+        match $($by)+ layer.ffn {
+            Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
+            Ffn::Moe(m) => {
+                all.extend([$($by)+ m.router, $($by)+ m.gate, $($by)+ m.up, $($by)+ m.down]);
+                all.extend(m.bias.$iter().flat_map(|b| [$($by)+ b.router, $($by)+ b.gate, $($by)+ b.up, $($by)+ b.down]));
+                all.extend(m.choice_bias.$iter());
+                let of_shared = m.shared.$iter().flat_map(|s| {
+                    s.router.$iter().chain([$($by)+ s.gate, $($by)+ s.up, $($by)+ s.down])
+                });
+                all.extend(of_shared);
+            }
+        }
+        all.extend(after_ffn);
+        all
+    }};
+}
+
 impl LayerWeights {
     /// Every weight of the layer, in the order of the forward pass.
     pub fn all(&self) -> Vec<&Arc<Weight>> {
-        let mut all = vec![&self.attn_norm, &self.attn_q, &self.attn_k, &self.attn_v];
-        all.extend(self.qkv_bias.iter().flat_map(|b| [&b.q, &b.k, &b.v]));
-        all.extend(self.qk_norm.iter().flat_map(|n| [&n.q, &n.k]));
-        all.extend(&self.sinks);
-        all.push(&self.attn_output);
-        all.extend(&self.attn_output_bias);
-        all.extend(self.post_norms.iter().map(|n| &n.attn));
-        all.push(&self.ffn_norm);
-        match &self.ffn {
-            Ffn::Dense { gate, up, down } => all.extend([gate, up, down]),
-            Ffn::Moe(m) => {
-                all.extend([&m.router, &m.gate, &m.up, &m.down]);
-                all.extend(m.bias.iter().flat_map(|b| [&b.router, &b.gate, &b.up, &b.down]));
-                all.extend(&m.choice_bias);
-                all.extend(m.shared.iter().flat_map(|s| s.router.iter().chain([&s.gate, &s.up, &s.down])));
-            }
-        }
-        all.extend(self.post_norms.iter().map(|n| &n.ffn));
-        all
+        of_layer!(self, iter, &)
+    }
+
+    /// The same, to be exchanged.
+    pub fn all_mut(&mut self) -> Vec<&mut Arc<Weight>> {
+        of_layer!(self, iter_mut, &mut)
     }
 }
 
@@ -163,6 +194,19 @@ impl Weights {
             all.push(&self.output);
         }
         all.into_iter().cloned().collect()
+    }
+
+    /// The vectors and biases that have values that are not finite, a sentence each. A choice of experts hides them: a NaN that is added to a
+    /// probability makes its expert be chosen, and is in no value after it.
+    pub fn not_finite(&self) -> Vec<String> {
+        let words = |w: Arc<Weight>| {
+            let mut values = w.f32s().enumerate();
+            let (at, value) = values.find(|(_, x)| !x.is_finite())?;
+            let more = values.filter(|(_, x)| !x.is_finite()).count();
+            let more = if more > 0 { format!(", and {more} more are not finite") } else { String::new() };
+            Some(format!("{}: [{at}] is {value}{more}", w.name))
+        };
+        self.all().into_iter().filter(|w| w.ty == GgmlType::F32).filter_map(words).collect()
     }
 
     /// Finds every tensor, each of the shape that the hyperparameters say.

@@ -69,7 +69,8 @@ fn side(backend: &str) -> String {
     format!("`{}`", printable(backend).replace('`', "'"))
 }
 
-fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// A table of plain text.
+pub(super) fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let head: Vec<String> = columns.iter().map(|c| c.to_string()).collect();
     let rule = vec!["---".to_string(); columns.len()];
@@ -78,7 +79,7 @@ fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 /// Text that means nothing to Markdown: neither markup nor HTML, and no bar that would begin a cell.
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     let mut out = String::new();
     for c in printable(text).chars() {
         if matches!(c, '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' | '&' | '!' | '~') {

@@ -10,6 +10,8 @@ pub(crate) mod bench;
 pub(crate) mod calibration;
 #[cfg(feature = "cli")]
 pub(crate) mod devices;
+#[cfg(feature = "cli")]
+pub(crate) mod exchange;
 mod facts;
 pub(crate) mod format;
 mod grid;
@@ -20,6 +22,8 @@ pub mod json;
 pub mod junit;
 pub mod markdown;
 mod markup;
+#[cfg(feature = "cli")]
+pub(crate) mod probe;
 #[cfg(feature = "gpu")]
 pub(crate) mod repro;
 #[cfg(test)]
@@ -47,16 +51,59 @@ use crate::error::{Error, Result};
 /// A file that a report will be written to; its name's ending says which report.
 pub struct ReportFile {
     file: AtomicFile,
-    format: Format,
+    format: ReportFormat,
 }
 
+/// The kinds of reports, as `--report-format` names them and as the names of their files end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+#[cfg_attr(feature = "cli", derive(clap::ValueEnum))]
+pub enum ReportFormat {
+    /// An offline page
     Html,
+    /// JUnit's
+    #[cfg_attr(feature = "cli", value(name = "xml"))]
     Junit,
+    /// The document of --json --full
     Json,
+    /// Markdown
+    #[cfg_attr(feature = "cli", value(name = "md"))]
     Markdown,
+    /// Text for people
+    #[cfg_attr(feature = "cli", value(name = "txt"))]
     Text,
+}
+
+impl ReportFormat {
+    /// What the name of such a file ends in.
+    pub fn ending(self) -> &'static str {
+        match self {
+            Self::Html => ".html",
+            Self::Junit => ".xml",
+            Self::Json => ".json",
+            Self::Markdown => ".md",
+            Self::Text => ".txt",
+        }
+    }
+
+    /// The report on a comparison.
+    ///
+    /// # Errors
+    /// If it has a map whose keys are not strings.
+    pub fn render(self, c: &Comparison) -> Result<String> {
+        Ok(match self {
+            Self::Html => html::render(c),
+            Self::Junit => junit::render(c),
+            Self::Json => json_text(&json::Document::from(c))?,
+            Self::Markdown => markdown::render(c),
+            Self::Text => text::render(c, text::Style { color: false, full: true }) + "\n" + &text::made_with(c),
+        })
+    }
+}
+
+/// A document with what it was made with, indented.
+fn json_text(document: &impl serde::Serialize) -> Result<String> {
+    let json = |e: serde_json::Error| Error::input(format!("json: {e}"));
+    serde_json::to_string_pretty(&Environment::with(document)?).map_err(json)
 }
 
 impl ReportFile {
@@ -67,11 +114,11 @@ impl ReportFile {
     pub fn new(path: &Path) -> Result<Self> {
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
         let format = match ending.as_str() {
-            "html" => Format::Html,
-            "xml" => Format::Junit,
-            "json" => Format::Json,
-            "md" => Format::Markdown,
-            "txt" => Format::Text,
+            "html" => ReportFormat::Html,
+            "xml" => ReportFormat::Junit,
+            "json" => ReportFormat::Json,
+            "md" => ReportFormat::Markdown,
+            "txt" => ReportFormat::Text,
             _ => {
                 return Err(Error::usage(format!(
                     "{}: a report's name ends in .html, .xml (JUnit), .json, .md or .txt",
@@ -86,16 +133,22 @@ impl ReportFile {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn write(mut self, c: &Comparison) -> Result<()> {
+    pub fn write(self, c: &Comparison) -> Result<()> {
+        let content = self.format.render(c)?;
+        self.put(&content)
+    }
+
+    /// Which report it is.
+    pub fn format(&self) -> ReportFormat {
+        self.format
+    }
+
+    /// Writes a report that has been rendered, whole or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn put(mut self, content: &str) -> Result<()> {
         let path = self.file.path().to_path_buf();
-        let content = match self.format {
-            Format::Html => html::render(c),
-            Format::Junit => junit::render(c),
-            Format::Json => serde_json::to_string_pretty(&Environment::with(&json::Document::from(c))?)
-                .map_err(|e| Error::input(format!("{}: {e}", path.display())))?,
-            Format::Markdown => markdown::render(c),
-            Format::Text => text::render(c, text::Style { color: false, full: true }) + "\n" + &text::made_with(c),
-        };
         self.file.write_all(content.as_bytes()).map_err(|e| Error::io(&path, e))?;
         self.file.commit()
     }

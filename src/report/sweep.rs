@@ -42,7 +42,12 @@ fn head(header: &SweepHeader) -> String {
 fn prompt(r: &PromptResult) -> String {
     let result = match (&r.first_fault, &r.worst) {
         (Some(fault), _) => words(fault),
-        (None, _) if !r.agrees => "does not agree: see diff of this prompt".to_string(),
+        (None, _) if !r.agrees => {
+            let why = r.why.as_deref().unwrap_or("see diff of this prompt");
+            let cause = r.first_difference.as_ref().and_then(|first| first.cause.as_ref());
+            let cause = cause.map_or(String::new(), |cause| format!(" · {}", printable(cause)));
+            format!("does not agree: {}{cause}", printable(why))
+        }
         (None, Some((stage, ratio))) => format!("agrees · {} × floor, {stage}", short(*ratio)),
         (None, None) => "agrees".to_string(),
     };

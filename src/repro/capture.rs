@@ -82,6 +82,23 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target
     })
 }
 
+/// The operation that makes `site`, with its operands, as it is in a run of `prompt` in one call.
+///
+/// # Errors
+/// The backend's, and [`Error::Usage`] if nothing in the run is at the site.
+pub fn call_of<B: Backend>(backend: &mut B, model: &Model, prompt: &[u32], site: Site) -> Result<FailingCall> {
+    let rows = match site.stage.info().scope {
+        Scope::Model => LogitRows::All,
+        _ => LogitRows::Last,
+    };
+    let mut capture = CallCapture::new(backend, site);
+    let calls = Calls { prompt, chunk: prompt.len(), decode: 0, forced: &[] };
+    let mut runner = Runner::new(&mut capture, model, calls, rows)?;
+    runner.step(&mut capture)?;
+    let captured = capture.captured.take();
+    captured.ok_or_else(|| Error::usage(format!("{site}: the run does not have it")))?.into_case()
+}
+
 /// The largest ratio among the elements of the target.
 fn worst(case: &FailingCall, judged: &RerunCheck, target: &Target) -> (f64, Option<usize>) {
     if target.position.is_none() && target.expert.is_none() {

@@ -33,6 +33,7 @@ const NOT_AS_WRITTEN: &[(&str, Option<&str>, &str)] = &[
         "1.6 GB are as quickly written as they are in the way",
     ),
     ("twinscope bench 30b.gguf", Some("twinscope bench 30b.gguf -p 4 -n 1 -r 1"), "minutes, as written"),
+    ("twinscope compare demo-moe-Q8_0.gguf", None, "needs two quantizations; tests/cli/exchange.rs makes a second one"),
     ("sbatch", None, "needs Slurm"),
     ("twinscope diff --json | jq", Some("twinscope diff --json > diff.json"), "jq is not on a bare Debian"),
     ("python3 capture/", None, "needs llama-cpp-python, or torch and transformers"),

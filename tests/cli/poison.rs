@@ -46,7 +46,12 @@ fn a_kernel_that_goes_too_far_is_named() {
         fs::write(&shader, good.replace(from, to)).unwrap();
         let run = ["repro", "run", path, "--poison"];
         match words {
-            Some(words) => refused(1, &run, &["layer 1 · ffn_norm", "kernel rms_norm", words]),
+            Some(words) => {
+                refused(1, &run, &["layer 1 · ffn_norm", "kernel rms_norm", words]);
+                let document = valid("fault.schema.json", &expect(1, &[&run[..], &["--json"]].concat()));
+                let fault = document["fault"].as_str().unwrap();
+                assert!(fault.contains("layer 1 · ffn_norm: kernel rms_norm") && fault.contains(words), "{fault}");
+            }
             None => drop(expect(0, &run)),
         }
     }

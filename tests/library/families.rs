@@ -298,8 +298,13 @@ fn routers_layers_and_rope_of_glm4moe() {
         ("expert_group_count", u32(4), "could change the result"),
         ("expert_group_used_count", u32(2), "could change the result"),
         ("rope.dimension_sections", Some(Value::Array(Array::I32(vec![8, 12, 12, 0]))), "could change the result"),
-        ("rope.dimension_count", u32(7), "is 7, not the head size 16"),
-        ("rope.dimension_count", u32(32), "is 32, not the head size 16"),
+        (
+            "expert_used_count",
+            u32(17),
+            "glm4moe.expert_used_count: at most 8 was expected, which is glm4moe.expert_count, found 17",
+        ),
+        ("rope.dimension_count", u32(7), "an even number up to 16, the size of a head, was expected, found 7"),
+        ("rope.dimension_count", u32(32), "an even number up to 16, the size of a head, was expected, found 32"),
         ("leading_dense_block_count", u32(3), "is 3 of 3 layers"),
         ("leading_dense_block_count", u32(2), "blk.1.ffn_gate.weight: is missing"),
         ("nextn_predict_layers", u32(4), "is 4 of 4 layers"),
@@ -312,7 +317,12 @@ fn routers_layers_and_rope_of_glm4moe() {
     }
     // Another architecture has whole heads.
     let e = with_keys("qwen2", &[("rope.dimension_count", u32(8))]).unwrap_err();
-    assert!(e.contains("rope.dimension_count is 8, not the head size 16"), "{e}");
+    assert!(
+        e.contains(
+            "rope.dimension_count: 16, the size of a head, of which rope turns all in qwen2, was expected, found 8"
+        ),
+        "{e}"
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ const FLOORS: &[&str] = &[
     "formula",
     "diff",
     "repro",
+    "probe",
     "bench",
     "report",
     "selftest",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bench::compare::compare;
+use crate::cli::common::stdin_once;
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::report::bench::compare as report;
@@ -12,10 +13,10 @@ use crate::report::bench::compare as report;
 /// Exit code 0 if every row is in both and none is slower; 1 if one is slower by more than noise, or was not compared.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The result to compare with
+    /// The result to compare with; - for standard input
     #[arg(value_name = "A.json")]
     a: PathBuf,
-    /// The result to examine
+    /// The result to examine; - for standard input
     #[arg(value_name = "B.json")]
     b: PathBuf,
     /// How often, in comparisons of equal programs, chance alone may make a change: over all rows together
@@ -30,6 +31,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    stdin_once(&[&args.a, &args.b])?;
     if !(args.alpha > 0.0 && args.alpha < 1.0) {
         return Err(Error::usage(format!("--alpha: expected a number between 0 and 1, found {}", args.alpha)));
     }

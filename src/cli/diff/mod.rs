@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
 use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare, progress_bar, tell};
+use crate::cli::reports::ReportArgs;
 use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
 use crate::diff::measure::tolerance::Tolerances;
@@ -17,7 +18,6 @@ use crate::diff::sweep::{Compared, Shard};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::op::{LayerLayout, Site, Stage};
-use crate::report::ReportFile;
 use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
@@ -35,7 +35,7 @@ pub struct Args {
     #[command(flatten)]
     prompt: PromptArgs,
     /// Many prompts, one a line: {"id": "a", "prompt": "text"} or with "tokens": [1, 2]; everything is loaded once, and each result
-    /// is a line as soon as it is there (with --json, one of JSON)
+    /// is a line as soon as it is there (with --json, one of JSON); - for standard input
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "require", "full"])]
     prompts: Option<PathBuf>,
     /// Do every N-th prompt only, from the I-th on, for N processes that share a sweep; `merge` puts their results together
@@ -94,9 +94,8 @@ pub struct Args {
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
-    /// Also write a report to a file: .html, .xml (JUnit), .json, .md or .txt; several allowed
-    #[arg(long, value_name = "FILE")]
-    report: Vec<PathBuf>,
+    #[command(flatten)]
+    reports: ReportArgs,
     #[command(flatten)]
     backends: BackendArgs,
 }
@@ -104,7 +103,13 @@ pub struct Args {
 impl Args {
     /// Refuses what is no single comparison, for a verb that is of one.
     pub fn is_of_one_comparison(&self, verb: &str) -> Result<()> {
-        let many = [("--prompts", self.prompts.is_some()), ("--vary", self.vary.is_some()), ("--json", self.json)];
+        let stdout = self.reports.to_stdout();
+        let many = [
+            ("--prompts", self.prompts.is_some()),
+            ("--vary", self.vary.is_some()),
+            ("--json", self.json),
+            ("--report -", stdout),
+        ];
         match many.iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(Error::usage(format!("{flag}: {verb} is of one comparison, and writes Markdown"))),
             None => Ok(()),
@@ -119,7 +124,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 /// Compares, writes reports, and gives the comparison to `print`.
 pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Result<Outcome> {
     let tolerances = Tolerances::parse(&args.tol)?;
-    let reports: Vec<ReportFile> = args.report.iter().map(|path| ReportFile::new(path)).collect::<Result<_>>()?;
+    let reports = args.reports.open(args.json)?;
     match &args.vary {
         Some(_) => args.backends.check(&[&args.subject])?,
         None => args.backends.check(&[&args.reference, &args.subject])?,
@@ -250,10 +255,9 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         None if only_fused(&comparison) => None, // of one stage no such kernel is run
         None => next(args, fault),
     });
-    for report in reports {
-        report.write(&comparison)?;
+    if !reports.write(|format| format.render(&comparison))? {
+        print(&comparison)?;
     }
-    print(&comparison)?;
     Ok(if comparison.agrees() { Outcome::Ok } else { Outcome::Diverged })
 }
 

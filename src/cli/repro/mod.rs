@@ -9,17 +9,17 @@ use crate::backend::gpu::GpuBackend;
 use crate::backend::gpu_selector;
 use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare};
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, check_layer, prepare, stage_called};
 use crate::cli::output::{print, print_json};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::model::{Calls, LogitRows, Model, Runner};
-use crate::op::{STAGES, Scope, Site, Stage};
+use crate::op::{Scope, Site};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::capture::Target;
 use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, check_out, make};
-use crate::trace::select::{has_expert_rows, nearest, stages_named};
+use crate::trace::select::has_expert_rows;
 
 /// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs
 /// it again.
@@ -125,34 +125,11 @@ fn from_model(args: &Args) -> Result<Outcome> {
 /// The stage that the arguments name, held against the model.
 fn target(args: &Args, name: &str, model: &Model) -> Result<Target> {
     let moe = model.config.moe.as_ref();
-    let exists = |stage: &Stage| stage.info().scope.occurs(model.config.layout());
-    let named: Vec<Stage> = stages_named(name).into_iter().filter(exists).collect();
-    let stage = match named[..] {
-        [stage] => stage,
-        [] => {
-            let names = nearest(name, STAGES.iter().filter(|s| exists(&s.stage)).map(|s| s.name));
-            return Err(Error::usage(format!("--stage {name:?}: this model has no such stage; the nearest: {names}")));
-        }
-        _ => {
-            let names: Vec<&str> = named.iter().map(|s| s.name()).collect();
-            return Err(Error::usage(format!("--stage {name:?}: one of {}", names.join(", "))));
-        }
-    };
-    let layers = model.config.layers;
-    match (args.layer, stage.info().scope == Scope::Model) {
-        (Some(n), true) => return Err(Error::usage(format!("--layer {n}: {stage} belongs to no layer"))),
-        (None, false) => return Err(Error::usage(format!("--stage {stage}: --layer is needed, 0 to {}", layers - 1))),
-        (Some(n), false) if n as usize >= layers => {
-            return Err(Error::usage(format!("--layer {n}: the model has layers 0 to {}", layers - 1)));
-        }
-        (Some(n), false) if !stage.info().scope.occurs(model.config.layout().of(Some(n))) => {
-            return Err(Error::usage(format!(
-                "--layer {n}: {stage} does not occur there, in a model that has {}",
-                model.config.layout()
-            )));
-        }
-        _ => {}
+    let stage = stage_called(name, model)?;
+    if args.layer.is_none() && stage.info().scope != Scope::Model {
+        return Err(Error::usage(format!("--stage {stage}: --layer is needed, 0 to {}", model.config.layers - 1)));
     }
+    check_layer(args.layer, stage, model)?;
     if let Some(expert) = args.expert {
         let experts = moe.map_or(0, |m| m.experts);
         if !has_expert_rows(stage) {

@@ -366,7 +366,11 @@ fn notes(sides: [&SideSummary; 2], contracts: &[NamedContract; 2]) -> Vec<String
     let mut notes = Vec::new();
     for SideSummary { info, .. } in sides {
         if info.software {
-            notes.push(format!("{} runs on {}, a software adapter: a CPU, not a GPU", info.backend, info.adapter));
+            let note = format!("{} runs on {}, a software adapter: a CPU, not a GPU", info.backend, info.adapter);
+            // Both sides may be the one backend.
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
         }
     }
     let differ = |op: &OpKind| {

@@ -19,6 +19,12 @@ pub struct PromptResult {
     pub agrees: bool,
     /// The first stage that is wrong.
     pub first_fault: Option<FaultLine>,
+    /// Where no stage is at fault, the first at which the sides differ, or are not finite.
+    #[serde(default)]
+    pub first_difference: Option<FaultLine>,
+    /// Why the sides do not agree, where no stage is at fault: one sentence.
+    #[serde(default)]
+    pub why: Option<String>,
     /// The stage with the largest ratio of an error to its floor, and that ratio: `layers.2.q_rope`.
     pub worst: Option<(String, f64)>,
     /// Tokens and layers where the sides chose other experts, and those of them that rounding does not explain.
@@ -67,6 +73,7 @@ impl PromptResult {
         let routing = || comparison.routing.iter().filter_map(|r| r.routing.as_ref().ok());
         let ratio = |s: &StageResult| s.ratio.filter(|r| !r.is_nan()).map(|r| (s.site.key(), r));
         let worst = comparison.stages.iter().filter_map(ratio).max_by(|a, b| a.1.total_cmp(&b.1));
+        let differs = !comparison.agrees() && comparison.fault().is_none();
         Self {
             id: id.to_string(),
             index,
@@ -74,6 +81,8 @@ impl PromptResult {
             decoded: comparison.decode,
             agrees: comparison.agrees(),
             first_fault: comparison.fault().map(FaultLine::of),
+            first_difference: differs.then(|| comparison.visible().map(FaultLine::of)).flatten(),
+            why: differs.then(|| why(comparison)),
             // JSON has no infinity.
             worst: worst.map(|(stage, ratio)| (stage, ratio.min(f64::MAX))),
             flips: routing().map(|r| r.flips.len()).sum(),
@@ -87,6 +96,29 @@ impl PromptResult {
             notes: comparison.notes.clone(),
             seconds,
         }
+    }
+}
+
+/// Why the sides do not agree though no stage is at fault.
+fn why(comparison: &Comparison) -> String {
+    let unexplained = comparison.routing.iter().filter_map(|r| Some((r.layer, r.routing.as_ref().ok()?)));
+    let unexplained: Vec<(u32, usize)> =
+        unexplained.map(|(layer, r)| (layer, r.unexplained())).filter(|(_, n)| *n > 0).collect();
+    if let Some(stage) = comparison.visible().filter(|stage| stage.is_blamelessly_lost()) {
+        return format!("not finite from {} on, by nobody's fault", stage.site);
+    }
+    if let Some((layer, _)) = unexplained.first() {
+        let flips: usize = unexplained.iter().map(|(_, n)| n).sum();
+        return format!(
+            "flips of the router that rounding does not explain, {flips} of them, the first in layer {layer}"
+        );
+    }
+    if let Some(routing) = comparison.routing.iter().find(|r| r.routing.is_err()) {
+        return format!("the choices of experts in layer {} could not be compared", routing.layer);
+    }
+    match comparison.visible() {
+        Some(stage) => format!("the first difference is at {}: {}", stage.site, stage.verdict),
+        None => "nothing was compared, which is no agreement".to_string(),
     }
 }
 

@@ -35,6 +35,8 @@ fn result(index: usize, fault: Option<&str>, ratio: f64, logits: (usize, f64)) -
         decoded: 1,
         agrees: fault.is_none(),
         first_fault: fault,
+        first_difference: None,
+        why: None,
         worst: Some((format!("layers.{index}.q_rope"), ratio)),
         flips: index,
         unexplained_flips: 0,

@@ -40,7 +40,7 @@ pub struct InspectDocument {
     pub tokenizer: Option<TokenizerInfo>,
     /// Every key of the file; an array is given by its element type and length.
     pub metadata: Vec<Pair>,
-    /// NaN and infinite metadata values, which stand as null here.
+    /// NaN and infinite metadata values, which stand as the strings `NaN`, `inf` and `-inf` here: JSON has no such numbers.
     pub non_finite: u64,
     /// Keys with text that is not UTF-8 in the file: U+FFFD stands for what is not.
     pub not_utf8: Vec<String>,
@@ -240,9 +240,16 @@ impl InspectDocument {
 }
 
 /// A number as JSON. An f32 gets the shortest decimal that reads back as the same f32: 1e-6 rather than 9.99999997e-7.
-/// NaN and infinities become null.
 fn float32(x: f32) -> Json {
-    Json::from(x.to_string().parse::<f64>().unwrap_or(x.into()))
+    match x.is_finite() {
+        true => Json::from(x.to_string().parse::<f64>().unwrap_or(x.into())),
+        false => float64(x.into()),
+    }
+}
+
+/// A number as JSON. What is not finite is a string, `NaN`, `inf` or `-inf`.
+fn float64(x: f64) -> Json {
+    if x.is_finite() { Json::from(x) } else { Json::from(x.to_string()) }
 }
 
 fn json(value: &Value) -> Json {
@@ -259,7 +266,7 @@ fn json(value: &Value) -> Json {
         Value::Array(x) => array(x),
         Value::U64(x) => Json::from(*x),
         Value::I64(x) => Json::from(*x),
-        Value::F64(x) => Json::from(*x),
+        Value::F64(x) => float64(*x),
     }
 }
 
@@ -277,7 +284,7 @@ fn array(array: &Array) -> Json {
         Array::Array(v) => v.iter().map(self::array).collect(),
         Array::U64(v) => Json::from(v.as_slice()),
         Array::I64(v) => Json::from(v.as_slice()),
-        Array::F64(v) => Json::from(v.as_slice()),
+        Array::F64(v) => v.iter().copied().map(float64).collect(),
     }
 }
 
@@ -445,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_short_and_non_finite_ones_are_null_and_counted() {
+    fn floats_are_short_and_non_finite_ones_are_words_and_counted() {
         let mut m = Metadata::default();
         m.set("general.architecture", Value::String("a".into()));
         m.set("a.eps", Value::F32(1e-6));
@@ -455,7 +462,7 @@ mod tests {
         let d = InspectDocument::new(&file(&m, &[]), vec![], None);
         assert_eq!(
             serde_json::to_string(&d.hyperparameters).unwrap(),
-            r#"{"eps":1e-6,"big":10000000.0,"nan":null,"list":[0.5,null]}"#
+            r#"{"eps":1e-6,"big":10000000.0,"nan":"NaN","list":[0.5,"inf"]}"#
         );
         assert_eq!(d.non_finite, 2);
     }

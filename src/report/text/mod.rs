@@ -116,7 +116,7 @@ fn side(name: &str, side: &SideSummary) -> String {
 }
 
 /// A name and a text, wrapped under itself.
-fn field(name: &str, text: &str) -> String {
+pub(in crate::report) fn field(name: &str, text: &str) -> String {
     indented(&format!("{name:<11}"), text)
 }
 
