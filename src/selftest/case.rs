@@ -78,7 +78,12 @@ impl Trial {
     }
     /// The fault that must be named first.
     pub fn first(&self) -> &'static Fault {
-        self.faults.iter().min_by_key(|f| self.seen_at(f)).expect("a case has a fault")
+        let order = |f: &&&'static Fault| {
+            let (step, site) = self.seen_at(f);
+            // What is of the whole model comes before its layers, or after them.
+            (step, if site.stage == Stage::Embedding { 0 } else { site.layer.map_or(u32::MAX, |n| n + 1) }, site.stage)
+        };
+        self.faults.iter().min_by_key(order).expect("a case has a fault")
     }
 
     /// Its faults of one side, ready to be planted.
