@@ -11,6 +11,8 @@
 //! - **Any sound kernel passes, not only one order of operations**: one that dequantizes first, one that keeps scales and
 //!   offsets out of the sum, one with fused multiply-adds and one without.
 //! - Rounding errors of a few operations in a row are added up at their worst; only sums are taken probabilistically.
+//! - **No bound where the arithmetic may overflow** on the given inputs: a sum of squares beyond f32, partial sums of an f16 accumulator
+//!   beyond 65504, a result that its format cannot hold. The floor is infinite there, and no error is a fault.
 //! - Where f32 may flush subnormal numbers (WGSL), the smallest normal f32 is allowed for what is lost.
 //!
 //! Operations that move values have no floor but 0: `Store`, `Rows`, `RouterTopK` (a comparison of numbers that are there), and
@@ -25,7 +27,8 @@ use super::rounding::{division, exp_error};
 use super::{Formula, first_of};
 
 /// For each element of `op`'s result, the largest |error| that `contract` allows against [`exact`](super::exact::exact()): the float64
-/// oracle on the same operands, rounded as the contract says. NaN where an operand that enters the element is not finite.
+/// oracle on the same operands, rounded as the contract says. NaN where an operand that enters the element is not finite; infinite where
+/// the contract's arithmetic may overflow.
 ///
 /// # Errors
 /// As [`exact`](super::exact::exact()): if the operands do not belong together.
@@ -98,7 +101,8 @@ fn on_operands<const N: usize>(
 /// An error against its floor.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Ratio {
-    /// The largest |error| / floor; infinite where there is an error and no floor, or an error that is not a number.
+    /// The largest |error| / floor; infinite where there is an error and no floor, or an error that is not a number. What has no bound
+    /// counts as 0.
     pub max: f64,
     /// Where it is; `None` when there are no elements.
     pub index: Option<usize>,
@@ -126,6 +130,7 @@ pub fn injected_ratio(error: &[f64], floor: &[f64]) -> Ratio {
         ratio.non_finite += !error.is_finite() as usize;
         let r = match error.abs() {
             0.0 => 0.0,
+            _ if *floor == f64::INFINITY => 0.0,
             e if e.is_finite() && floor.is_finite() => e / floor,
             _ => f64::INFINITY,
         };

@@ -15,8 +15,9 @@ impl Point {
     /// Nothing is said of the element: what is read there lies behind a tensor's end.
     pub const UNKNOWN: Self = Self { value: f64::NAN, floor: f64::INFINITY };
 
+    /// Whether nothing is said of it: unknown, or without a bound because the arithmetic may overflow.
     pub fn is_unknown(self) -> bool {
-        self.value.is_nan() && self.floor == f64::INFINITY
+        self.floor == f64::INFINITY
     }
 
     pub fn new(value: f64, floor: f64) -> Self {

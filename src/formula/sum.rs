@@ -32,6 +32,9 @@
 //! Where the accumulator is wider than the terms' arithmetic (ggml's norms and softmax sum f32 terms in double), the additions round with
 //! its unit, and the [`ROUNDINGS`] with that of the arithmetic.
 //!
+//! Beyond a format's range there is no bound: where Σp, or a partial sum on the way, may be more than the accumulator holds, a kernel that
+//! keeps its contract may give infinity, NaN, or the 0 of an inverse root.
+//!
 //! The assumption of mean zero holds for rounding to nearest. A device that truncates has a bias, which grows with m, not √m: its
 //! error is more than this floor allows, and it should be.
 
@@ -127,14 +130,32 @@ impl Terms {
         Self { n, squares: 2.0 * (self.squares + self.range * self.range / n as f64), ..self }
     }
 
-    /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite.
+    /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite; infinite, which is no bound, where a
+    /// partial sum may be beyond the range of the accumulator.
     pub fn bound(&self, contract: &Contract, lambda: f64) -> f64 {
+        if !self.absolute.is_finite() {
+            return f64::NAN;
+        }
         let (u, adding) = (roundoff(contract), adding(contract));
         let m = contract.order.depth(self.n) as f64 * adding + (ROUNDINGS + 1) as f64 * u; // 1: the judge's own weights
         let worst = if m < 0.5 { m / (1.0 - m) * self.absolute } else { f64::INFINITY };
         let few = ROUNDINGS as f64 * (self.squares + self.range * self.range);
         let likely = lambda * (adding * adding * self.partial_sums(contract.order) + u * u * few).sqrt();
-        if worst.is_nan() || likely.is_nan() { f64::NAN } else { worst.min(likely) }
+        if worst.is_nan() || likely.is_nan() {
+            f64::NAN
+        } else if self.reach(lambda) + worst.min(likely) > range(contract)
+            || self.squares.sqrt() > terms_range(contract)
+        {
+            f64::INFINITY
+        } else {
+            worst.min(likely)
+        }
+    }
+
+    /// The largest partial sum in any reasonable order: a stretch of the terms, as the prefixes have it, or an arrangement of them, which
+    /// deviates from its drift by some √Σp²; and never more than Σ|p|.
+    fn reach(&self, lambda: f64) -> f64 {
+        self.absolute.min(self.range + lambda * self.squares.sqrt())
     }
 
     /// Σ v_e² of the additions, bounded for an order of summation.
@@ -162,6 +183,23 @@ pub fn least_bound(n: usize, contract: &Contract, lambda: f64) -> f64 {
     let least = Terms { n, sum: 1.0, absolute: 1.0, squares: 0.5 / n.max(1) as f64, range: 1.0 };
     0.99 * least.bound(contract, lambda)
 }
+
+/// The largest number that the contract's sums can hold.
+fn range(contract: &Contract) -> f64 {
+    match contract.accumulator {
+        Precision::F64 => f64::MAX,
+        Precision::F16 => F16_MAX,
+        _ => f32::MAX as f64,
+    }
+}
+
+/// The largest number that one term of them can be.
+fn terms_range(contract: &Contract) -> f64 {
+    if contract.activations == Precision::F64 { f64::MAX } else { f32::MAX as f64 }
+}
+
+/// The largest half.
+pub(crate) const F16_MAX: f64 = 65504.0;
 
 /// The unit roundoff of the additions in the contract's sums.
 fn adding(contract: &Contract) -> f64 {

@@ -29,6 +29,34 @@ pub struct WorstRatio {
     pub ratio: Ratio,
     /// The floor of the worst element; 0 when there is none.
     pub floor: f64,
+    /// Elements that have no bound, since the arithmetic may overflow, and an error.
+    pub unbounded: Option<Unbounded>,
+}
+
+/// Elements that have no bound, and an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unbounded {
+    /// The first of them.
+    pub first: usize,
+    /// The first that did overflow: that is not finite, or off by half of its value or more, and how many are.
+    pub overflowed: Option<(usize, usize)>,
+}
+
+impl Unbounded {
+    /// Of elements that ascend, each with its error, its floor and the right value.
+    fn among(elements: impl Iterator<Item = (usize, f64, f64, f64)>) -> Option<Self> {
+        let mut found: Option<Self> = None;
+        for (i, error, floor, exact) in elements {
+            if floor != f64::INFINITY || error == 0.0 {
+                continue;
+            }
+            let all = found.get_or_insert(Self { first: i, overflowed: None });
+            if !error.is_finite() || error.abs() >= 0.5 * exact.abs() {
+                all.overflowed = all.overflowed.map(|(first, n)| (first, n + 1)).or(Some((i, 1)));
+            }
+        }
+        found
+    }
 }
 
 impl<const N: usize> Claim<'_, N> {
@@ -39,21 +67,23 @@ impl<const N: usize> Claim<'_, N> {
     }
 
     /// From the floors of all elements.
-    fn of_all(&self, floors: &[Vec<f64>; N]) -> WorstRatio {
+    fn of_all(&self, floors: &[Vec<f64>; N], exact: &[f64]) -> WorstRatio {
         let each = |i: usize| self.floor(i, std::array::from_fn(|n| floors[n][i]));
         let floors: Vec<f64> = (0..self.error.len()).into_par_iter().map(each).collect();
         let ratio = injected_ratio(self.error, &floors);
-        WorstRatio { ratio, floor: ratio.index.map_or(0.0, |i| floors[i]) }
+        let unbounded = Unbounded::among((0..floors.len()).map(|i| (i, self.error[i], floors[i], exact[i])));
+        WorstRatio { ratio, floor: ratio.index.map_or(0.0, |i| floors[i]), unbounded }
     }
 
     /// From the floors of some elements, ascending, which the first, the worst and all beyond their floor are among.
-    fn of_some(&self, known: &[(usize, [f64; N])]) -> WorstRatio {
+    fn of_some(&self, known: &[(usize, [f64; N])], exact: &[f64]) -> WorstRatio {
         let own: Vec<f64> = known.iter().map(|(i, floors)| self.floor(*i, *floors)).collect();
         let error: Vec<f64> = known.iter().map(|(i, _)| self.error[*i]).collect();
         let mut ratio = injected_ratio(&error, &own);
         let floor = ratio.index.map_or(0.0, |at| own[at]);
         ratio.index = ratio.index.map(|at| known[at].0);
-        WorstRatio { ratio, floor }
+        let elements = known.iter().zip(&own).map(|((i, _), floor)| (*i, self.error[*i], *floor, exact[*i]));
+        WorstRatio { ratio, floor, unbounded: Unbounded::among(elements) }
     }
 }
 
@@ -75,7 +105,8 @@ pub fn worst<const N: usize, const C: usize>(
         return Ok(found);
     }
     let floors = floors_of(op, contracts, exact)?;
-    Ok(claims.map(|claim| claim.of_all(&floors)))
+    let exact = exact.to_f64();
+    Ok(claims.map(|claim| claim.of_all(&floors, &exact)))
 }
 
 /// [`worst`] from the floors of those elements that may be the worst; `None` where that saves nothing.
@@ -110,7 +141,7 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
     let exact = exact.to_f64();
     let first = first_candidates(claims);
     let mut known: Vec<(usize, [f64; N])> = first.iter().copied().zip(formula.floors_at(&first, contracts)?).collect();
-    let limits: [f64; C] = std::array::from_fn(|n| claims[n].of_some(&known).ratio.max.min(1.0));
+    let limits: [f64; C] = std::array::from_fn(|n| claims[n].of_some(&known, &exact).ratio.max.min(1.0));
     let may_be_worst = |i: usize| {
         claims.iter().zip(limits).any(|(claim, limit)| {
             let (error, least) = (claim.error[i].abs(), claim.floor(i, shares.map(|share| share * exact[i].abs())));
@@ -126,7 +157,7 @@ fn among_sums<'a, F: Formula<'a>, const N: usize, const C: usize>(
     }
     known.extend(rest.iter().copied().zip(formula.floors_at(&rest, contracts)?));
     known.sort_unstable_by_key(|(i, _)| *i);
-    Ok(Some(std::array::from_fn(|n| claims[n].of_some(&known))))
+    Ok(Some(std::array::from_fn(|n| claims[n].of_some(&known, &exact))))
 }
 
 /// For each claim, the elements of the largest errors, one a stretch. Ascending.
@@ -185,7 +216,7 @@ mod tests {
                     ]
                 };
                 let found = worst(&op, contracts, &right, claims()).unwrap();
-                let expected = claims().map(|claim| claim.of_all(&floors));
+                let expected = claims().map(|claim| claim.of_all(&floors, &right.to_f64()));
                 assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{row}, errors up to {largest} floors");
                 compared += 1;
                 spared += usize::from(of_likely(&op, contracts, &right, &claims()).unwrap().is_some());

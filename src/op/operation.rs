@@ -229,7 +229,8 @@ impl<'w, T> Op<'w, T> {
 impl<T: Clone> Op<'_, T> {
     /// The same operation, keeping its operands alive.
     pub fn keep(&self) -> Operation<T, Arc<Weight>, Vec<u32>> {
-        self.try_map_all(&mut |_, t| Ok(t.clone()), &mut |w| Ok((*w).clone()), &mut |t| Ok(t.to_vec())).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(t.clone()), &mut |w| Ok((*w).clone()), &mut |t| Ok(t.to_vec()))
+            .expect("nothing here fails")
     }
 }
 
@@ -248,7 +249,8 @@ impl OwnedOp {
 
     /// The same operation over other tensors: `other` is called once for each operand, in the order of [`Op::inputs`].
     pub fn with_operands(&self, mut other: impl FnMut(&Rc<HostTensor>) -> Rc<HostTensor>) -> Self {
-        self.try_map_all(&mut |_, t| Ok(other(t)), &mut |w| Ok(w.clone()), &mut |t| Ok(t.clone())).expect("nothing here fails")
+        self.try_map_all(&mut |_, t| Ok(other(t)), &mut |w| Ok(w.clone()), &mut |t| Ok(t.clone()))
+            .expect("nothing here fails")
     }
 
     /// The weight that the operation reads, if it reads one.

@@ -87,6 +87,9 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
     let unexplained: usize = c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.unexplained()).sum();
     let mut why = match (c.fault(), c.visible()) {
         (Some(s), _) => format!("first fault {}; ", place(s)),
+        (None, Some(s)) if s.is_blamelessly_lost() && s.overflow.is_some() => {
+            format!("overflow from {} on, which the contract allows; ", place(s))
+        }
         (None, Some(s)) if s.is_blamelessly_lost() => format!("not finite from {} on, by nobody's fault; ", place(s)),
         (None, Some(s)) => format!("first difference {}; ", place(s)),
         (None, None) => String::new(),
@@ -131,7 +134,10 @@ pub fn verdict_facts(c: &Comparison) -> Option<Facts> {
             // The weight that this stage reads is not what is wrong; a note names one that is not finite.
             let mut facts = where_facts(s);
             facts.retain(|(what, _)| *what != "weight");
-            Some(("NOT FINITE", place(s), facts))
+            match s.overflow {
+                Some(_) => Some(("OVERFLOW", format!("{} · no bound, and no fault", place(s)), facts)),
+                None => Some(("NOT FINITE", place(s), facts)),
+            }
         }
         (None, Some(s)) if !c.agrees() => Some(("FIRST DIFFERENCE", place(s), where_facts(s))),
         _ => None,
@@ -256,6 +262,16 @@ pub fn where_facts(s: &StageResult) -> Vec<(&'static str, String)> {
         (None, Measured::Failed(m)) => lines.push(("where", m.to_string())),
         _ => {}
     }
+    if let Some(o) = &s.overflow {
+        let n = if o.elements == 1 { "one element".to_string() } else { format!("at least {} elements", o.elements) };
+        let found = if o.found.is_finite() { scientific(o.found) } else { o.found.to_string() };
+        let right = scientific(o.exact);
+        let text = format!(
+            "the {}: {n}, the first {:?}: {found} for {right}; its contract's arithmetic may overflow here",
+            o.side, o.index
+        );
+        lines.push(("overflow", text));
+    }
     if let Some(e) = s.own().metrics().and_then(|m| m.worst.first()) {
         let expert = s.expert.map_or(String::new(), |e| format!(", expert {e}"));
         let position = s.position.map_or(String::new(), |p| format!(" (position {p}{expert})"));
@@ -281,7 +297,7 @@ pub fn stage_cells(s: &StageResult) -> [String; 8] {
         s.injected.as_ref().map_or("-".into(), measured),
         measured(&s.total),
         s.own().metrics().map_or("-".into(), |m| scientific(m.max_abs)),
-        s.ratio.map_or("-".into(), short),
+        s.ratio.map_or(if s.overflow.is_some() { "no bound" } else { "-" }.into(), short),
     ]
 }
 

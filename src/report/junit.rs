@@ -32,10 +32,12 @@ pub fn render(c: &Comparison) -> String {
         let mut details = vec![place(lost)];
         details.extend(where_facts(lost).into_iter().map(|(name, text)| format!("{name}: {text}")));
         details.extend(c.notes.iter().cloned());
-        cases[i].status = Status::Failed {
-            message: "not finite from here on, by nobody's fault".into(),
-            details: details.join("\n"),
+        let what = if lost.overflow.is_some() {
+            "overflow here, which the contract allows"
+        } else {
+            "not finite from here on, by nobody's fault"
         };
+        cases[i].status = Status::Failed { message: what.into(), details: details.join("\n") };
     }
     if !c.stages.iter().any(|s| s.verdict.was_compared()) {
         let status = Status::Failed { message: "no stage was compared".into(), details: String::new() };

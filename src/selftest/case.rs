@@ -78,7 +78,12 @@ impl Trial {
     }
     /// The fault that must be named first.
     pub fn first(&self) -> &'static Fault {
-        self.faults.iter().min_by_key(|f| self.seen_at(f)).expect("a case has a fault")
+        let order = |f: &&&'static Fault| {
+            let (step, site) = self.seen_at(f);
+            // What is of the whole model comes before its layers, or after them.
+            (step, if site.stage == Stage::Embedding { 0 } else { site.layer.map_or(u32::MAX, |n| n + 1) }, site.stage)
+        };
+        self.faults.iter().min_by_key(order).expect("a case has a fault")
     }
 
     /// Its faults of one side, ready to be planted.
@@ -107,8 +112,26 @@ fn site(stage: Stage, layer: usize) -> Site {
     if stage.info().scope == Layers::Model { Site::model(stage) } else { Site::layer(layer, stage) }
 }
 
-/// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults.
+/// Holds a comparison against what was planted; `done` are the plants' records, in the order of the case's faults. What is made up may be
+/// no mistake on this prompt, or within rounding: then it must not be blamed.
 pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> TrialOutcome {
+    let shows = |done: &PlantedRecord| done.ratio.is_nan() || done.ratio > 1.0;
+    if done.iter().all(shows) {
+        return check_shown(case, done, comparison);
+    }
+    let kept = || case.faults.iter().zip(done).filter(|(_, done)| shows(done));
+    let shown = Trial { faults: kept().map(|(fault, _)| *fault).collect(), ..case.clone() };
+    if shown.faults.is_empty() {
+        let most = done.iter().map(|done| done.ratio).fold(0.0, f64::max);
+        let outcome = check_shown(case, done, comparison);
+        let unseen = Some(format!("what was planted is {} × its floor", crate::report::format::short(most)));
+        return TrialOutcome { unseen, ..outcome };
+    }
+    check_shown(&shown, &kept().map(|(_, done)| *done).collect::<Vec<_>>(), comparison)
+}
+
+/// Of a case whose every fault is beyond its floor.
+fn check_shown(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> TrialOutcome {
     // Where the faulty side does not show a stage, the segment that it lies in stands for it.
     let stands_for = |s: &StageResult, side: Side, (step, site): (usize, Site)| {
         let inside = s.segment.as_ref().is_some_and(|segment| segment.hidden.contains(&site));
@@ -154,9 +177,11 @@ pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> T
     });
     let explained_ok = case.faults.iter().all(|fault| {
         let cause = at(fault).and_then(|s| s.cause.as_ref()).filter(|c| c.reproduced);
-        // What is named first; inside a segment any of those that what is shown cannot tell apart.
-        let named: Vec<&str> =
-            cause.map_or(Vec::new(), |c| std::iter::once(c.id).chain(c.others.iter().map(|other| other.id)).collect());
+        // What is named first, and with it what gives the same here; inside a segment any of those that what is shown cannot tell apart.
+        let named: Vec<&str> = cause.map_or(Vec::new(), |c| {
+            let others = c.others.iter().map(|other| other.id);
+            std::iter::once(c.id).chain(c.also.iter().copied()).chain(others).collect()
+        });
         let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
         // Inside a segment a cause may be one that no list of an output's has, or none that is known.
         here.any(|f| explains(f, case.strength, &named)) || segments && named.is_empty()
@@ -218,7 +243,7 @@ fn describes(fault: &Fault, pattern: &Pattern) -> bool {
 fn explains(fault: &Fault, strength: Strength, named: &[&str]) -> bool {
     let weaker = strength != Strength::Full;
     let right = named.iter().any(|id| fault.explained.contains(id) || weaker && *id == "factor");
-    let none = named.is_empty() && (fault.explained.is_empty() || weaker);
+    let none = named.is_empty() && (fault.explained.is_empty() || fault.may_be_open || weaker);
     right || none
 }
 

@@ -1,7 +1,8 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
 //! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
-//! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots.
+//! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots. From 11 on each has all its
+//! matrices in another type.
 
 use std::sync::Arc;
 
@@ -15,6 +16,15 @@ use crate::synth::{Family, FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
 /// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.
 pub const POSITIONS: usize = 7;
 
+/// The types of whole models: of blocks of 32 and of 256, of sub-blocks of 16 and of 32, with minimums and without.
+const TYPES: [(&str, GgmlType); 5] = [
+    ("q8_0", GgmlType::Q8_0),
+    ("q5_1", GgmlType::Q5_1),
+    ("q6_k", GgmlType::Q6_K),
+    ("q2_k", GgmlType::Q2_K),
+    ("iq4_xs", GgmlType::IQ4_XS),
+];
+
 /// A model and a prompt.
 pub struct TestModel {
     pub name: &'static str,
@@ -24,7 +34,19 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 11 + TYPES.len();
+
+    /// Those of other types.
+    pub const OF_TYPES: &[usize] = &[11, 12, 13, 14, 15];
+
+    /// Experts that a position has, on the models of `qwen3moe` with the short prompt.
+    pub fn experts_used(test_model: usize) -> usize {
+        match test_model {
+            0 => 2,
+            1 => 8,
+            _ => 4,
+        }
+    }
 
     /// Every model, by its number.
     ///
@@ -45,6 +67,8 @@ impl TestModel {
             window: Some([4, 2]),
             ..moe
         };
+        let of_type = |(name, ty)| Self::with_mix(name, &moe, &Mix::pure(ty).expect("a type that weights have"));
+        let [a, b, c, d, e] = TYPES.map(of_type);
         Ok([
             Self::demo()?,
             Self::wide()?,
@@ -57,6 +81,11 @@ impl TestModel {
             Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
             Self::synthetic("glm4moe", &ModelShape { family: Family::Glm4Moe, ..moe })?,
             Self::long()?,
+            a?,
+            b?,
+            c?,
+            d?,
+            e?,
         ])
     }
 
@@ -65,8 +94,11 @@ impl TestModel {
     }
 
     fn synthetic_in(name: &'static str, shape: &ModelShape, mix: &str) -> Result<Self> {
-        let mix = Mix::from_name(mix).expect("a named mix");
-        let bytes = Plan::new(name, shape, &mix, 1)?.to_bytes()?;
+        Self::with_mix(name, shape, &Mix::from_name(mix).expect("a named mix"))
+    }
+
+    fn with_mix(name: &'static str, shape: &ModelShape, mix: &Mix) -> Result<Self> {
+        let bytes = Plan::new(name, shape, mix, 1)?.to_bytes()?;
         let model = Model::from_gguf(Gguf::from_bytes(name, Arc::new(bytes))?)?;
         Environment::used_model(name, model.gguf.fingerprint());
         Ok(Self { name, model, tokens: vec![11, 299, 42, 211, 7, 256, 123] })

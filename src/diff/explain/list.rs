@@ -5,8 +5,8 @@
 //! named first. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
 use super::{
-    Hypothesis, attention, bytes, linear, norm, pointwise, precision, range, reduction, rope, routing, weights, whole,
-    wrapped,
+    Hypothesis, attention, bytes, linear, norm, pointwise, precision, range, reduction, rope, routing, tokens, weights,
+    whole, wrapped,
 };
 use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
@@ -166,7 +166,7 @@ list! {
     "k-past" "each sum runs on into what lies behind its row" PRODUCT, tiles, 0, linear::k_past;
     "lanes" "a reduction that adds up only some of its lanes (another subgroup size)" REDUCTIONS, sums, 0, reduction::lanes;
     "embedding-scale" "an embedding without its scale √H, with H, with it twice, or with it rounded to bf16 or f16" &[OpKind::Embed], rows, 0, pointwise::embedding_scale;
-    "embedding-row" "another token's row" &[OpKind::Embed], rows, 0, weights::other_token;
+    "embedding-row" "another token's row, or one at a distance that is looked up" &[OpKind::Embed], rows, 0, tokens::others;
     "wrapped" "rows, offsets or tokens modulo a number, or none past a table's end" &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext, OpKind::Combine], tiles, 0, wrapped::operands;
 
     "router-softmax" "a softmax over the chosen experts, a sigmoid for a softmax or the reverse, no division, or none" &[OpKind::RouterProbs], rows, 0, routing::probs;

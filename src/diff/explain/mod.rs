@@ -31,6 +31,7 @@ mod rope;
 mod routing;
 mod search;
 pub mod segment;
+mod tokens;
 mod weights;
 mod whole;
 mod wrapped;

@@ -58,28 +58,74 @@ impl Reduction {
     }
 }
 
-/// The end of every sum left out, in steps of 8 and 32 and of one at its end; or its start.
+/// The end of every sum left out, in steps of 8 and 32, and of one at its end and where sums are short; or its start. Of norms, whose sum of
+/// squares can be read off what came out, wherever it stopped.
 pub fn skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
     let (k, of) = (reduction.terms, reduction.of);
-    let step = if k <= 64 {
-        1
-    } else if k <= 1024 {
-        8
-    } else {
-        32
+    // Inside a segment each variant takes a run of the rest of it.
+    let step = match k {
+        ..=64 => 1,
+        ..=256 if !case.unseen => 1,
+        ..=1024 => 8,
+        _ => 32,
     };
+    // Multiples of 8 first: those are what kernels leave.
+    let mut ends: Vec<usize> = (step.max(8)..k).rev().filter(|s| s.is_multiple_of(step.max(8))).collect();
+    ends.extend([k.saturating_sub(1), k.saturating_sub(2), k.saturating_sub(4)]);
+    ends.extend((1..k).rev().filter(|_| step == 1));
+    let mut starts = vec![1, 2, 4, 8, 16, 32, 64, 128, 256];
+    starts.extend((1..k.min(64)).filter(|_| step == 1));
+    if let Some([end, start]) = stopped(case)? {
+        (ends.push(end), starts.push(start));
+    }
     let mut all = Vec::new();
-    let fine = [k.saturating_sub(1), k.saturating_sub(2), k.saturating_sub(4)];
-    for summed in (step..k).rev().filter(|s| s % step == 0).chain(fine.into_iter().filter(|s| *s > 0 && step > 1)) {
+    for summed in distinct(ends, k) {
         let what = format!("only the first {summed} of {k} {of}");
         all.extend(reduction.counted(case, what, |i| (i < summed) as u8 as f64)?);
     }
-    for from in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|f| *f < k) {
+    for from in distinct(starts, k) {
         let what = format!("the {k} {of} without the first {from}");
         all.extend(reduction.counted(case, what, |i| (i >= from) as u8 as f64)?);
     }
     Ok(all)
+}
+
+/// Each once, in order, of those from 1 to `k` − 1.
+fn distinct(mut all: Vec<usize>, k: usize) -> Vec<usize> {
+    let mut seen = vec![false; k];
+    all.retain(|n| *n > 0 && *n < k && !std::mem::replace(&mut seen[*n], true));
+    all
+}
+
+/// How many squares of a norm the output says were added up, if they are the first, and how many are missing, if they are the last: by the
+/// wrong element whose error is the clearest.
+fn stopped(case: &Evidence<'_>) -> Result<Option<[usize; 2]>> {
+    let Some(norm) = case.stated::<Norm<'_>>()?.filter(|_| !case.unseen) else { return Ok(None) };
+    let n = norm.n.max(1);
+    let clear = |i: &&usize| {
+        let (y, exact) = (case.output[**i], case.exact[**i]);
+        y.is_finite() && y != 0.0 && exact != 0.0
+    };
+    let largest = |a: &&usize, b: &&usize| case.exact[**a].abs().total_cmp(&case.exact[**b].abs());
+    let Some(&i) = case.wrong.iter().filter(clear).max_by(largest) else { return Ok(None) };
+    // y is to the right value as the root of the right mean of squares is to that of the wrong one.
+    let squares: Vec<f64> = norm.x[i / n * n..][..n].iter().map(|x| x * x).collect();
+    let all: f64 = squares.iter().sum();
+    let summed = (all + norm.divisor * norm.eps) * (case.exact[i] / case.output[i]).powi(2) - norm.divisor * norm.eps;
+    let nearest = |reversed: bool| {
+        let mut sum = 0.0;
+        let mut best = (f64::INFINITY, 0);
+        for at in 0..n {
+            sum += squares[if reversed { n - 1 - at } else { at }];
+            let off: f64 = (sum - summed).abs();
+            if off < best.0 {
+                best = (off, at + 1);
+            }
+        }
+        best.1
+    };
+    Ok(Some([nearest(false), n - nearest(true)]))
 }
 
 /// The end of every sum counted twice.

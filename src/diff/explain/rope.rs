@@ -181,7 +181,10 @@ pub fn positions<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = format!("rope with positions counted from this call, {start} too low");
         all.extend(case.changed(what, |r: &mut Rope<'a>| r.positions.iter_mut().for_each(|p| *p -= start))?);
     }
-    for off in [1i32, -1, 2, -2, 3, -3, 4, -4] {
+    // The nearest first; farther off, lengths that buffers and windows have. Inside a segment each takes a run of the rest of it.
+    let near = (1..=if case.unseen { 4 } else { 64 })
+        .chain([128, 256, 512, 1024, 2048, 4096].into_iter().filter(|_| !case.unseen));
+    for off in near.flat_map(|off: i32| [off, -off]) {
         let what = format!("rope with positions off by {off:+}");
         all.extend(case.changed(what, |r: &mut Rope<'a>| r.positions.iter_mut().for_each(|p| *p += off as f64))?);
     }

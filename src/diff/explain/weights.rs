@@ -34,27 +34,6 @@ pub(super) fn with<'a>(
     }
 }
 
-pub fn other_token<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Op::Embed { table, tokens, .. } = case.scene.op else { return Ok(vec![]) };
-    let (first, last) = (tokens[0], tokens.len() - 1);
-    type Other<'t> = &'t dyn Fn(usize, u32) -> u32;
-    let others: [(&str, Other<'_>); 6] = [
-        ("the row after the token's", &|_, token| token + 1),
-        ("the row before the token's", &|_, token| token.saturating_sub(1)),
-        ("the embedding of the position before", &|t, _| tokens[t.saturating_sub(1)]),
-        ("the embedding of the position after", &|t, _| tokens[(t + 1).min(last)]),
-        ("the first token's embedding at every position", &|_, _| first),
-        ("row 0 for every token", &|_, _| 0),
-    ];
-    let mut all = Vec::new();
-    for (what, other) in others {
-        let row = |(t, token): (usize, &u32)| (other(t, *token) as usize).min(table.rows - 1);
-        let rows = tokens.iter().enumerate().map(row).collect();
-        all.extend(case.changed(what, |e: &mut Embedding<'a>| e.rows = rows)?);
-    }
-    Ok(all)
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Which row
 

@@ -1,10 +1,9 @@
 //! Indices that wrap around, or stop at a table's end: of positions, tokens, rows and offsets.
 
 use super::case::{Evidence, Variant};
-use super::weights;
+use super::{tokens, weights};
 use crate::error::Result;
 use crate::formula::attention::{Cache, Context, Scores};
-use crate::formula::embed::Embedding;
 use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::formula::rope::Rope;
 use crate::formula::routing::Combined;
@@ -60,25 +59,12 @@ pub fn operands<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         return Ok(vec![]);
     }
     match case.scene.op {
-        Op::Embed { table, tokens, .. } => tokens_of(case, table, tokens),
+        Op::Embed { table, tokens, .. } => tokens::wrapped(case, table, tokens),
         Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => product(case, weight),
         Op::AttnScores { .. } | Op::AttnContext { .. } => cache(case),
         Op::Combine { .. } => combined(case),
         _ => Ok(vec![]),
     }
-}
-
-fn tokens_of<'a>(case: &'a Evidence<'a>, table: &Weight, tokens: &[u32]) -> Result<Vec<Variant<'a>>> {
-    let cols = case.cols();
-    let wrong = case.wrong.iter().map(|i| tokens[i / cols] as usize).min().unwrap_or(0);
-    let mut all = Vec::new();
-    for ending in endings(wrong) {
-        let what = format!("the rows of {}", ending.words("tokens"));
-        let change =
-            |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(|row| *row = ending.of(*row).min(table.rows - 1));
-        all.extend(case.changed(what, change)?);
-    }
-    Ok(all)
 }
 
 fn product<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant<'a>>> {

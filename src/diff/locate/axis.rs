@@ -59,18 +59,35 @@ pub(super) struct Words {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
     pub count: usize,
+    /// How much the wrong ones count: one that is hardly beyond its floor little, one that is as far beyond as most of the error is, 1.
+    pub weight: f64,
     pub energy: f64,
     pub total: usize,
 }
 
 impl Tally {
     pub fn plus(self, o: Tally) -> Tally {
-        Tally { count: self.count + o.count, energy: self.energy + o.energy, total: self.total + o.total }
+        Tally {
+            count: self.count + o.count,
+            weight: self.weight + o.weight,
+            energy: self.energy + o.energy,
+            total: self.total + o.total,
+        }
     }
 
-    /// Bits to say which of `total` elements are the `count` that are wrong: total·H(count/total).
+    /// The elements of these that are not among `o`, a part of them.
+    pub fn without(self, o: Tally) -> Tally {
+        Tally {
+            count: self.count - o.count,
+            weight: (self.weight - o.weight).max(0.0),
+            energy: (self.energy - o.energy).max(0.0),
+            total: self.total - o.total,
+        }
+    }
+
+    /// Bits to say which of `total` elements are wrong, of which there are as many as their weights come to: total·H(weight/total).
     pub fn surprise(self) -> f64 {
-        let (k, n) = (self.count as f64, self.total as f64);
+        let (k, n) = (self.weight, self.total as f64);
         let part = |x: f64| if x > 0.0 { x * (n / x).log2() } else { 0.0 };
         part(k) + part(n - k)
     }
@@ -193,12 +210,12 @@ impl Marginal {
     }
 }
 
-/// Ascending coordinates where wrong elements are at least `share` times as dense as they are where the average such element
-/// lives: strays elsewhere do not widen a range.
+/// Ascending coordinates where wrong elements are at least `share` times as dense, by their weight, as they are where the average such
+/// element lives: strays elsewhere do not widen a range, nor does what is hardly beyond its floor.
 fn dense(tallies: &[Tally], share: f64) -> Vec<usize> {
-    let density = |t: &Tally| if t.total == 0 { 0.0 } else { t.count as f64 / t.total as f64 };
-    let sum: usize = tallies.iter().map(|t| t.count).sum();
-    let typical = tallies.iter().map(|t| t.count as f64 * density(t)).sum::<f64>() / sum.max(1) as f64;
+    let density = |t: &Tally| if t.total == 0 { 0.0 } else { t.weight / t.total as f64 };
+    let sum: f64 = tallies.iter().map(|t| t.weight).sum();
+    let typical = tallies.iter().map(|t| t.weight * density(t)).sum::<f64>() / sum.max(f64::MIN_POSITIVE);
     let is_dense = |i: &usize| tallies[*i].count > 0 && density(&tallies[*i]) >= share * typical;
     (0..tallies.len()).filter(is_dense).collect()
 }
@@ -225,6 +242,13 @@ impl Restriction {
             Set::PartialTile { tile } => i >= self.n / tile * tile,
             Set::Residue { modulus, from, to } => (*from..*to).contains(&((i + self.origin) % modulus)),
         }
+    }
+
+    /// The first and the last coordinate of a range that others lie beyond.
+    pub fn ends(&self) -> Vec<usize> {
+        let Set::Range(from, to) = self.set else { return Vec::new() };
+        let (first, last) = ((from > 0).then_some(from), (to < self.n).then_some(to - 1));
+        first.into_iter().chain(last).collect()
     }
 
     /// Bits to name the set among those of its family, and the family.

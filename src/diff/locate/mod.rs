@@ -9,6 +9,8 @@
 //! - **Minimum description length** chooses: a region costs the bits to name it, plus the bits to say which elements inside
 //!   and outside it are wrong, n·H(k/n) each. So a region that is larger than the error pays for its innocent elements, and
 //!   a contrived one for its name. Sets of different axes combine while that gets cheaper.
+//! - **A wrong element counts by its ratio**, as ln r over that of the error's bulk, 1 at most: what is hardly beyond its floor does not make
+//!   five rows a hundred. What is left of it outside a region is said.
 //! - A region must hold 95 % of the energy beyond the floor ([`find`]); where none is cheaper than naming nothing, the error
 //!   is that of the whole tensor, or scattered.
 //! - The same sets, with the same words, are offered to hypotheses about the cause as regions that hold **every** wrong
@@ -63,6 +65,8 @@ struct Grid<'a> {
     /// Whether columns are keys under a causal mask, so that only those up to the diagonal exist.
     causal: bool,
     significant: Significant<'a>,
+    /// ln of the ratio at which an element counts in full; 0 where all do.
+    bulk: f64,
 }
 
 /// Which elements count as wrong.
@@ -90,7 +94,8 @@ pub fn find(geometry: &Geometry<'_>, expected: &[f64], subject: &[f64], floor: O
     }
     let significant = Significant::new(expected, subject, floor);
     let layout = Arc::new(Layout::new(geometry));
-    let mut grid = Grid { layout, shape, expected, subject, causal: false, significant };
+    let mut grid = Grid { layout, shape, expected, subject, causal: false, significant, bulk: 0.0 };
+    grid.bulk = grid.bulk();
     // Above the diagonal there is nothing, unless the mask itself is what is wrong.
     grid.causal = grid.layout.is_attention_matrix() && grid.above_diagonal().all(|i| grid.energy(i).is_none());
     let all = grid.tally(&grid.region(vec![]));
@@ -130,8 +135,33 @@ impl Grid<'_> {
 
     /// The tally of one element.
     fn one(&self, i: usize) -> Tally {
-        let energy = self.energy(i);
-        Tally { count: usize::from(energy.is_some()), energy: energy.unwrap_or(0.0), total: 1 }
+        let Some(energy) = self.energy(i) else { return Tally { total: 1, ..Tally::default() } };
+        let weight = match self.ratio(i, energy) {
+            Some(ratio) if self.bulk > 0.0 && ratio.is_finite() => (ratio.ln() / self.bulk).min(1.0),
+            _ => 1.0,
+        };
+        Tally { count: 1, weight, energy, total: 1 }
+    }
+
+    /// The ratio to its floor of an element whose error has this energy, where there are floors.
+    fn ratio(&self, i: usize, energy: f64) -> Option<f64> {
+        let Significant::Floor(floor) = self.significant else { return None };
+        Some(energy.sqrt() / floor[i])
+    }
+
+    /// ln of the ratio that half of the sum of all ratios lies at or above.
+    fn bulk(&self) -> f64 {
+        let ratios = self.ratios();
+        if ratios.last().is_none_or(|largest| !largest.is_finite()) {
+            return 0.0;
+        }
+        let half = ratios.iter().sum::<f64>() / 2.0;
+        let mut above = 0.0;
+        let reaches = |ratio: &&f64| {
+            above += **ratio;
+            above >= half
+        };
+        ratios.iter().rev().find(reaches).map_or(0.0, |ratio| ratio.ln().max(0.0))
     }
 
     fn tally(&self, region: &ErrorRegion) -> Tally {
@@ -146,10 +176,7 @@ impl Grid<'_> {
 
     /// The cheapest region of at most one set an axis; it has no parts when none is cheaper than naming nothing.
     fn search(&self, all: Tally) -> ErrorRegion {
-        let cost = |inside: Tally, names: f64| {
-            let outside = Tally { count: all.count - inside.count, energy: 0.0, total: all.total - inside.total };
-            names + inside.surprise() + outside.surprise()
-        };
+        let cost = |inside: Tally, names: f64| names + inside.surprise() + all.without(inside).surprise();
         let covers = |inside: &Tally| inside.energy >= COVERAGE * all.energy;
         let (mut rows, mut columns) = (Vec::new(), vec![Tally::default(); self.layout.cols]);
         for r in 0..self.layout.rows.len() {
@@ -259,7 +286,8 @@ impl Grid<'_> {
                 kinds.insert(0, PatternKind::Element);
             }
             let words = chosen.describe_with_rows();
-            let words = if self.hides() { format!("at least {words}") } else { words };
+            let words = if self.hides() || self.fades(&chosen) { format!("at least {words}") } else { words };
+            let words = words + &self.elsewhere(&chosen, all.count - inside.count);
             return record(kinds, words, inside, region, relation());
         }
         if all.count == 1 {
@@ -280,11 +308,44 @@ impl Grid<'_> {
 
     /// The ratios to their floors of the elements that are wrong, ascending; empty where there are no floors.
     fn ratios(&self) -> Vec<f64> {
-        let Significant::Floor(floor) = self.significant else { return Vec::new() };
-        let ratio = |i: usize| self.energy(i).map(|energy| energy.sqrt() / floor[i]);
-        let mut all: Vec<f64> = (0..self.subject.len()).filter_map(ratio).collect();
-        all.sort_unstable_by(f64::total_cmp);
+        let ratio = |i: usize| self.energy(i).and_then(|energy| self.ratio(i, energy));
+        let mut all: Vec<f64> = (0..self.subject.len()).into_par_iter().filter_map(ratio).collect();
+        all.par_sort_unstable_by(f64::total_cmp);
         all
+    }
+
+    /// The largest ratio among elements; 0 where none is wrong, or where there are no floors.
+    fn largest(&self, elements: impl Iterator<Item = usize>) -> f64 {
+        elements.filter_map(|i| self.ratio(i, self.energy(i)?)).fold(0.0, f64::max)
+    }
+
+    /// Whether a region ends where its error sinks into the floor, so that what lies beyond may be wrong and hidden.
+    fn fades(&self, region: &ErrorRegion) -> bool {
+        if !matches!(self.significant, Significant::Floor(_)) {
+            return false;
+        }
+        region.parts.iter().any(|part| {
+            part.ends().into_iter().any(|end| {
+                let mut edge = region.clone();
+                edge.parts.retain(|other| other.axis != part.axis);
+                edge.parts.push(Restriction { set: axis::Set::One(end), ..part.clone() });
+                self.largest(edge.elements().into_iter()) < HIDES
+            })
+        })
+    }
+
+    /// What is beyond its floor outside of a region, in words.
+    fn elsewhere(&self, region: &ErrorRegion, count: usize) -> String {
+        if count == 0 {
+            return String::new();
+        }
+        let outside = (0..self.subject.len()).filter(|i| !region.contains(*i));
+        let n = if count == 1 { "one element".to_string() } else { format!("{count} elements") };
+        match self.largest(outside) {
+            ratio if ratio > 1000.0 => format!("; elsewhere {n}, by up to {ratio:.1e} × floor"),
+            ratio if ratio > 1.0 => format!("; elsewhere {n}, by up to {ratio:.1} × floor"),
+            _ => String::new(),
+        }
     }
 
     /// Whether the floor may hide as much as it shows.

@@ -83,10 +83,12 @@ pub fn regions(geometry: &Geometry<'_>, wrong: &[usize]) -> Vec<ErrorRegion> {
     let mut rows = vec![Tally { total: cols, ..Tally::default() }; n_rows];
     let mut columns = vec![Tally { total: n_rows, ..Tally::default() }; cols];
     for i in wrong {
-        rows[i / cols].count += 1;
-        columns[i % cols].count += 1;
+        for tally in [&mut rows[i / cols], &mut columns[i % cols]] {
+            (tally.count, tally.weight) = (tally.count + 1, tally.weight + 1.0);
+        }
     }
-    let cost = |bits: f64, total: usize| bits + Tally { count: wrong.len(), total, energy: 0.0 }.surprise();
+    let (count, weight) = (wrong.len(), wrong.len() as f64);
+    let cost = |bits: f64, total: usize| bits + Tally { count, weight, total, energy: 0.0 }.surprise();
 
     // The cost, the number of elements and the restriction.
     let mut singles: Vec<(f64, usize, Restriction)> = Vec::new();

@@ -193,7 +193,8 @@ fn few_places_and_strides() {
     // With one more that is not of the stride.
     let mut case = Case::new(Stage::AttnOut, &[17, 512]).plant(1e4, |_, c| c % 9 == 0 || c == 100);
     case.subject.iter_mut().skip(100).step_by(512).for_each(|x| *x += 1e-5);
-    assert_eq!(case.find().unwrap().description, says);
+    let p = case.find().unwrap();
+    assert_eq!(p.description, format!("{says}; elsewhere 17 elements, by up to 9.7e3 × floor"));
     let some = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38];
     let p = Case::new(Stage::AttnOut, &[17, 256]).plant(1e4, |_, c| some.contains(&c)).find().unwrap();
     assert_eq!(p.description, "10 columns only: 3, 14, 15, … 92");
@@ -219,6 +220,34 @@ fn what_the_floor_may_hide_is_said() {
     assert_eq!(p.description, "at least position 4 only");
     let p = Case::new(Stage::MoeOut, &[17, 256]).plant(30.0, |r, _| r == 4).find().unwrap();
     assert_eq!(p.description, "position 4 only");
+}
+
+/// Five rows are wrong, and all the others a little beyond their floor: those five are where the error is, and the rest is said.
+#[test]
+fn what_is_hardly_beyond_its_floor_widens_nothing() {
+    let rows = [23, 80, 151, 222, 290];
+    for strength in [1e3, 1e5] {
+        let case = Case::new(Stage::MoeOut, &[300, 64]).plant(1.4, |r, _| !rows.contains(&r));
+        let p = case.plant(strength, |r, _| rows.contains(&r)).find().unwrap();
+        let (place, elsewhere) = p.description.split_once("; elsewhere ").unwrap_or_else(|| panic!("{p:?}"));
+        assert_eq!(place, "positions 23, 80, 151, 222 and 290 only");
+        assert!(elsewhere.contains(" elements, by up to 2.") && elsewhere.ends_with(" × floor"), "{elsewhere}");
+        assert_eq!((p.kinds.len(), p.elements), (1, 5 * 64));
+    }
+    // What is as large elsewhere is no less wrong.
+    let p = Case::new(Stage::MoeOut, &[300, 64]).plant(1e4, |_, _| true).find().unwrap();
+    assert_eq!(p.description, "whole tensor");
+}
+
+/// An error that grows with the position: the floor hides where it begins.
+#[test]
+fn where_an_error_fades_into_the_floor_is_no_end() {
+    let mut case = Case::new(Stage::QRope, &[40, 256]);
+    for i in 0..case.subject.len() {
+        case.subject[i] += 1e-6 * 0.4 * (i / 256) as f64 * noise(7 * i as u64 + 3);
+    }
+    let p = case.find().unwrap();
+    assert!(p.description.starts_with("at least positions ≥ "), "{p:?}");
 }
 
 #[test]

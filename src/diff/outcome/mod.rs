@@ -136,6 +136,8 @@ pub struct StageResult {
     pub pattern: Option<Pattern>,
     /// Which mistake makes it.
     pub cause: Option<Cause>,
+    /// What a side lost to a number beyond the range of its arithmetic, which its contract allows: no fault, and no agreement.
+    pub overflow: Option<Overflow>,
     /// Where along its axes the error is: that of a layer's output by position, and that of a stage that is wrong by everything that it has.
     pub spread: Vec<Spread>,
     /// ‖propagated error out‖ / ‖total error in‖, both relative to the reference's norms.
@@ -144,6 +146,21 @@ pub struct StageResult {
     pub share_of_logits_error: Option<f64>,
     /// The tightest `--tol` arguments that would have passed.
     pub smallest_tolerance: Vec<String>,
+}
+
+/// Values that have no bound, since the arithmetic that a side's contract states may overflow on the inputs, and that did.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Overflow {
+    /// The side.
+    pub side: Side,
+    /// How many at least: not finite, or off by half of the right value or more.
+    pub elements: usize,
+    /// The first of them.
+    pub index: Vec<usize>,
+    /// What the side made of it; null where it is not finite.
+    pub found: f64,
+    /// What it should be.
+    pub exact: f64,
 }
 
 /// What lies between a stage and the values that a side shows before it.
@@ -503,6 +520,7 @@ impl StageResult {
             expert: None,
             pattern: None,
             cause: None,
+            overflow: None,
             spread: Vec::new(),
             amplification: None,
             share_of_logits_error: None,
@@ -535,9 +553,9 @@ impl StageResult {
         };
     }
 
-    /// Whether a side has values that are not finite.
+    /// Whether a side has values that are not finite, or that it lost to an overflow.
     pub fn is_lost(&self) -> bool {
-        matches!(self.total.mismatch(), Some(Mismatch::NonFinite { .. }))
+        self.overflow.is_some() || matches!(self.total.mismatch(), Some(Mismatch::NonFinite { .. }))
     }
 
     /// Whether the error that the stage itself makes is known, alone or with the stages before it that a side hides.

@@ -8,3 +8,6 @@ pub(crate) mod share;
 pub mod traces;
 pub mod vary;
 pub(crate) mod verdicts;
+
+#[cfg(test)]
+mod tests;

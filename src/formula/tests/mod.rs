@@ -116,6 +116,48 @@ fn ratios_find_the_element_and_count_what_is_not_finite() {
     assert!(injected_ratio(&[0.0], &[0.0]).explained());
 }
 
+/// Σx² of (1.5e19, 1.5e19) is 4.5e38, beyond f32's 3.4e38, though each square is not; that of (3, 4) is 25. A double holds the first.
+#[test]
+fn a_sum_beyond_its_accumulator_has_no_bound() {
+    let weight = Weight::from_vec(
+        "w",
+        crate::op::GgmlType::F32,
+        [2, 1, 1],
+        [1f32; 2].iter().flat_map(|w| w.to_le_bytes()).collect(),
+    );
+    let x = f32s(&[2, 2], &[1.5e19, 1.5e19, 3.0, 4.0]);
+    let op = Op::RmsNorm { x: &x, weight: &weight.unwrap(), eps: 1e-6 };
+    let single = Contract::ieee_f32(Order::Sequential);
+    assert_eq!(
+        floor(&op, &single).unwrap().iter().map(|f| f.is_infinite()).collect::<Vec<_>>(),
+        [true, true, false, false]
+    );
+    let double = Contract { accumulator: Precision::F64, ..single };
+    assert!(floor(&op, &double).unwrap().iter().all(|f| f.is_finite()));
+
+    // Two products of 60000: their sum, and not each, is beyond a half's 65504.
+    let half = Contract { accumulator: Precision::F16, ..single };
+    let sum = |p: &[f64], contract: &Contract| Terms::dot(p, &vec![1.0; p.len()]).bound(contract, 8.0);
+    assert_eq!(sum(&[60000.0, 60000.0], &half), f64::INFINITY);
+    assert!(sum(&[60000.0], &half).is_finite() && sum(&[60000.0, 60000.0], &single).is_finite());
+    assert!(sum(&[f64::INFINITY, 1.0], &single).is_nan(), "what came in is no overflow of the sum");
+}
+
+/// 3e38 + 3e38 is no f32, 60000 + 10000 no half; what has no bound is no error, whatever came out.
+#[test]
+fn a_result_that_its_format_cannot_hold_has_no_bound() {
+    let (a, b) = (f32s(&[1, 3], &[3e38, 60000.0, 1.0]), f32s(&[1, 3], &[3e38, 10000.0, 2.0]));
+    let single = Contract::ieee_f32(Order::Sequential);
+    let unbounded = |contract: &Contract| -> Vec<bool> {
+        floor(&Op::Add { a: &a, b: &b }, contract).unwrap().iter().map(|f| f.is_infinite()).collect()
+    };
+    assert_eq!(unbounded(&single), [true, false, false]);
+    assert_eq!(unbounded(&Contract { output: Precision::F16, ..single }), [true, true, false]);
+
+    let r = injected_ratio(&[f64::NAN, 3.0, f64::INFINITY], &[f64::INFINITY, 1.5, f64::INFINITY]);
+    assert_eq!((r.max, r.index, r.beyond), (2.0, Some(1), 1));
+}
+
 #[test]
 fn a_logit_is_bounded_by_its_own_floor_and_what_the_softmax_adds() {
     let z = f32s(&[1, 2], &[0.0, -4.0]);

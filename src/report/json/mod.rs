@@ -19,8 +19,8 @@ use crate::diff::measure::metrics::{ElementError, Mismatch, NonFinite, Side};
 use crate::diff::measure::router::{Flip, OrderChange, RouterComparison, WeightError};
 use crate::diff::measure::spread::Spread;
 use crate::diff::outcome::{
-    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, Production,
-    SegmentSummary, SideSummary, StageResult, Verdict,
+    Cause, Comparison, ComparisonKind, HiddenChoice, JudgedRatios, LayerRouting, Measured, ModelSummary, Overflow,
+    Production, SegmentSummary, SideSummary, StageResult, Verdict,
 };
 use crate::op::Site;
 
@@ -122,6 +122,7 @@ struct StageDocument<'a> {
     expert: Option<u32>,
     pattern: Option<&'a Pattern>,
     cause: Option<&'a Cause>,
+    overflow: Option<&'a Overflow>,
     spread: &'a [Spread],
     amplification: Option<f64>,
     share_of_logits_error: Option<f64>,
@@ -325,6 +326,7 @@ impl<'a> From<&'a StageResult> for StageDocument<'a> {
             expert: s.expert,
             pattern: s.pattern.as_ref(),
             cause: s.cause.as_ref(),
+            overflow: s.overflow.as_ref(),
             spread: &s.spread,
             amplification: s.amplification,
             share_of_logits_error: s.share_of_logits_error,

@@ -96,6 +96,8 @@ pub struct Fault {
     pub patterns: &'static [PatternKind],
     /// Hypotheses of which one must be named; none: no explanation is right.
     pub explained: &'static [&'static str],
+    /// So little may be wrong that nothing can be told from chance: none is right as well.
+    pub may_be_open: bool,
 }
 
 /// What most rows have in common.
@@ -116,6 +118,7 @@ pub(super) const FAULT: Fault = Fault {
     tied: false,
     patterns: &[PatternKind::WholeTensor],
     explained: &[],
+    may_be_open: false,
 };
 
 impl Fault {

@@ -182,15 +182,29 @@ fn norms_lose_lanes_tails_and_range() {
     };
     here(&w, site, &norm(&|i| i % 64 < 8), "lanes", "lanes 0–7 of 64", &[]);
     here(&w, site, &norm(&|i| i < 192), "k-skipped", "only the first 192 of 256 squares", &["lanes"]);
+    here(&w, site, &norm(&|i| i < 157), "k-skipped", "only the first 157 of 256 squares", &[]);
+    here(&w, site, &norm(&|i| i >= 100), "k-skipped", "the 256 squares without the first 100", &[]);
 
-    // Squares that f32 cannot hold, in one row.
+    // Squares that a half cannot hold the sum of, in one row: about 256 · 20² a value.
     let mut large = x.to_f32();
-    large[n..2 * n].iter_mut().for_each(|x| *x *= 1e20);
+    large[n..2 * n].iter_mut().for_each(|x| *x *= 1e3);
+    let large = Rc::new(HostTensor::f32(&x.shape, large));
+    let sums: Vec<f32> = large.to_f32().chunks(n).map(|row| row.iter().map(|x| x * x).sum()).collect();
+    assert!(sums.iter().enumerate().all(|(row, sum)| (*sum > 65504.0) == (row == 1)), "{sums:?}");
+    let beyond = Op::RmsNorm { x: large, weight, eps: *eps };
+    let mut output = made(&beyond).to_f32();
+    output[n..2 * n].fill(0.0);
+    named(&w, site, &beyond, &HostTensor::f32(&x.shape, output), "overflow", "Σx² beyond the range of f16", &[]);
+
+    // Squares that f32 cannot hold, which its contract allows: there is no bound, and nothing to explain.
+    let mut large = x.to_f32();
+    large[n..2 * n].iter_mut().for_each(|x| *x *= 1e22);
     let large = Rc::new(HostTensor::f32(&x.shape, large));
     let beyond = Op::RmsNorm { x: large, weight, eps: *eps };
     let mut output = made(&beyond).to_f32();
     output[n..2 * n].fill(0.0);
-    named(&w, site, &beyond, &HostTensor::f32(&x.shape, output), "overflow", "Σx² beyond the range of f32", &[]);
+    let e = w.explain_op(site, &beyond, &HostTensor::f32(&x.shape, output));
+    assert_eq!((e.tried, e.fits.len()), (0, 0), "{e}");
 }
 
 #[test]
@@ -284,6 +298,15 @@ fn sums_and_tables_that_read_elsewhere() {
     let op = Op::Embed { table, tokens: &tokens, scale: 1.0 };
     let wrapped: Vec<u32> = tokens.iter().map(|t| t % 1024).collect();
     named(&w, site, &op, &of(Op::Embed { table, tokens: &wrapped, scale: 1.0 }), "wrapped", "tokens modulo 1024", &[]);
+    // No token of the prompt is right, and the modulus is no power of two.
+    let op = Op::Embed { table, tokens: &[999, 1403, 731], scale: 1.0 };
+    let wrapped = of(Op::Embed { table, tokens: &[199, 3, 131], scale: 1.0 });
+    named(&w, site, &op, &wrapped, "wrapped", "tokens modulo 200", &[]);
+    let before = of(Op::Embed { table, tokens: &[899, 1303, 631], scale: 1.0 });
+    named(&w, site, &op, &before, "embedding-row", "the row 100 before the token's", &["wrapped"]);
+    let ended = of(Op::Embed { table, tokens: &[99, 99, 99], scale: 1.0 });
+    named(&w, site, &op, &ended, "wrapped", "tokens from 100 on taken as 99", &["misplaced"]);
+    let op = Op::Embed { table, tokens: &tokens, scale: 1.0 };
     let exchanged = [5, 1500, 1023, 30, 1024, 700];
     named(
         &w,

@@ -29,7 +29,7 @@ use crate::diff::segment::{Log, producer};
 use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
-use crate::formula::worst::{Claim, worst};
+use crate::formula::worst::{Claim, Unbounded, worst};
 use crate::model::{Config, Model};
 use crate::op::{At, Data, HostTensor, OpKind, Site, Stage};
 use crate::trace::select::{Selected, has_expert_rows};
@@ -118,6 +118,8 @@ struct OracleView {
     injected_ratio: f64,
     /// The largest allowed error of an element of the injected difference, at the worst element.
     floor: f64,
+    /// What has no bound of the reference's and of the subject's, on the subject's inputs.
+    unbounded: [Option<Unbounded>; 2],
     /// The ratio of the reference on its own inputs, where it errs by more than its floor there and does not on the subject's: a recording,
     /// whose replays are the oracle's, or a backend that errs on those inputs alone.
     only_on_its_own: Option<f64>,
@@ -254,6 +256,7 @@ impl<'m> ComparisonBuilder<'m> {
             floors: [floor_c, subject.floor],
             injected_ratio: both.ratio.max,
             floor: both.floor,
+            unbounded: [replay.unbounded, subject.unbounded],
             only_on_its_own,
         }))
     }

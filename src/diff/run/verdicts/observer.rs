@@ -3,14 +3,15 @@
 use std::rc::Rc;
 
 use super::hidden::Visible;
-use super::{ComparisonBuilder, row_bits};
+use super::{ComparisonBuilder, OracleView, row_bits};
 use crate::backend::Shown;
 use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
 use crate::diff::measure::router::{Routing, compare_routing};
-use crate::diff::outcome::{Measured, StageResult, Verdict, WeightSummary};
+use crate::diff::outcome::{Measured, Overflow, StageResult, Verdict, WeightSummary};
 use crate::diff::run::lockstep::{Observation, PairObserver};
 use crate::error::Result;
-use crate::op::{At, HostTensor, Stage};
+use crate::formula::worst::Unbounded;
+use crate::op::{At, HostTensor, Stage, unravel};
 use crate::quant;
 
 impl PairObserver for ComparisonBuilder<'_> {
@@ -100,6 +101,9 @@ impl PairObserver for ComparisonBuilder<'_> {
                 (result.ratio, result.floor) = (Some(ratio), Some(floor));
             }
         }
+        if let Some(view) = &view {
+            self.overflowed(&o, &mut result, view);
+        }
         if !shows[1] && !result.verdict.is_fault() {
             result.verdict = Verdict::Hidden;
             (result.ratio, result.floor, result.visible) = (None, None, false);
@@ -143,6 +147,10 @@ impl PairObserver for ComparisonBuilder<'_> {
     }
 }
 
+/// Said once, of the first stage that has such elements.
+const NO_BOUND: &str =
+    "elements that no bound is known of, since the arithmetic of a side's contract may overflow on these inputs";
+
 impl ComparisonBuilder<'_> {
     /// Where nothing judges, the same NaN or infinity in the same place on both sides, on the same inputs, is no difference of the sides:
     /// what else there is decides.
@@ -166,6 +174,28 @@ impl ComparisonBuilder<'_> {
         };
         if passes {
             result.verdict = Verdict::Inherits;
+        }
+    }
+
+    /// Says what has no bound, and what of it a side lost.
+    fn overflowed(&mut self, o: &Observation<'_>, result: &mut StageResult, view: &OracleView) {
+        let values = [&o.replayed, &o.subject];
+        let lost = |side: usize| {
+            let (first, elements) = view.unbounded[side]?.overflowed?;
+            let exact = o.exact.as_ref()?[1].value.to_f64()[first];
+            let (index, found) = (unravel(first, &values[side].shape), values[side].to_f64()[first]);
+            Some(Overflow { side: [Side::Reference, Side::Subject][side], elements, index, found, exact })
+        };
+        result.overflow = lost(1).or_else(|| lost(0));
+        if result.overflow.is_some() && !result.verdict.is_fault() {
+            (result.ratio, result.floor) = (None, None);
+        }
+        let said = self.found.notes.iter().any(|note| note.contains(NO_BOUND));
+        if let Some(Unbounded { first, .. }) = view.unbounded.iter().flatten().min_by_key(|all| all.first)
+            && !said
+        {
+            let at = unravel(*first, &o.subject.shape);
+            self.found.notes.push(format!("{}: {NO_BOUND}, the first at {at:?}", o.at.site));
         }
     }
 
