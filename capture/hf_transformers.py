@@ -13,7 +13,8 @@ Around a model and a call of one's own:
         model(torch.tensor([ids]))
 
 Captured is every stage that a hook reaches; what it does not reach is not in the file. Attention scores and probabilities
-are there with eager attention, the inside of the experts with the eager implementation of experts.
+are there with eager attention, the inside of the experts with the eager implementation of experts. Where a module adds a
+bias itself, its output is the stage with the bias, and the one without it is not there.
 """
 
 import argparse
@@ -33,7 +34,8 @@ SCHEMA = "twinscope.capture/1"
 
 # --- The parts that need neither torch nor transformers --------------------------------------------------------------
 
-# A module's name within its layer -> the stage that its output is. A module whose output is a tuple shows its first.
+# A module's role within its layer (its name there, see `role`) -> the stage that its output is. A module whose output is a
+# tuple shows its first.
 LAYER_MODULES = {
     "": "layer_out",
     "input_layernorm": "attn_norm",
@@ -45,8 +47,13 @@ LAYER_MODULES = {
     "self_attn.o_proj": "attn_out",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate": "router_logits",
+    "mlp.experts": "moe_out",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.shared_expert": "shared_down",
+    "mlp.shared_expert.gate_proj": "shared_gate",
+    "mlp.shared_expert.up_proj": "shared_up",
+    "mlp.shared_expert_gate": "shared_router",
 }
 MODEL_MODULES = {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "logits"}
 # A module's input -> the stage that it is.
@@ -54,15 +61,45 @@ LAYER_INPUTS = {
     "self_attn.o_proj": "attn_context",
     "post_attention_layernorm": "attn_residual",
     "mlp.down_proj": "ffn_act",
+    "mlp.shared_expert.down_proj": "shared_act",
 }
-# The module whose output is the whole feed-forward part depends on whether it has experts.
-FEED_FORWARD = {True: "moe_out", False: "ffn_out"}
+# The same of a layer that normalises what attention and FFN add, as Gemma's do.
+POST_NORM_MODULES = {
+    "post_attention_layernorm": "attn_post_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_post_norm",
+}
+POST_NORM_INPUTS = {"post_attention_layernorm": None, "pre_feedforward_layernorm": "attn_residual"}
+# Stages of a module that may have a bias -> the stage that its output is then.
+BIASED = {"q_proj": "q_bias", "k_proj": "k_bias", "v_proj": "v_bias", "attn_out": "attn_out_bias", "router_logits": "router_bias"}
+# Names that some models have for the same parts.
+ROLES = {"block_sparse_moe": "mlp", "mlp.router": "mlp.gate", "mlp.shared_experts": "mlp.shared_expert"}
+# model_type -> `general.architecture` of its GGUF files, where that is not the same without underscores.
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss"}
+# Models of which llama.cpp's converter reorders the rows of q and k (`permute`), so that GGUF's rope turns neighbours. A
+# capture is held against such a file, so its q and k are written in that order.
+PERMUTED = ("llama", "mistral", "mixtral", "ministral3")
+PERMUTED_STAGES = ("q_proj", "k_proj", "q_bias", "k_bias", "q_rope", "k_rope")
+# Where transformers computes otherwise than the contracts transformers-bf16 and -f16 say: model_type -> in which types, and what.
+OTHERWISE = {
+    "gemma3_text": (("bfloat16", "float16"), "the scale of its embedding is rounded, and its norms keep their weights in float32"),
+    "glm4_moe": (("bfloat16", "float16"), "its router is computed in float32"),
+    "gpt_oss": (("float16",), "its norms keep their weights in float32"),
+}
 
 
 def place(name):
     """A module's layer and its name within it: `model.layers.3.mlp.gate` is (3, "mlp.gate"), `model.norm` (None, "norm")."""
     match = re.fullmatch(r"(?:.*\.)?layers\.(\d+)(?:\.(.*))?", name)
     return (int(match[1]), match[2] or "") if match else (None, name.rsplit(".", 1)[-1])
+
+
+def role(name):
+    """A module's name within its layer with those of its parts that models call differently called alike."""
+    for theirs, ours in ROLES.items():
+        if name == theirs or name.startswith(theirs + "."):
+            return role(ours + name[len(theirs):])
+    return name
 
 
 def key(layer, stage):
@@ -125,10 +162,24 @@ class Recorder:
         self.layers, self.positions = layers, positions
         self.modules = None if modules is None else re.compile(modules)
         self.calls, self.tensors = [], {}
-        self.inside = []  # the modules whose forward is running, outermost first: (layer, name within it)
+        self.inside = []  # the modules whose forward is running, outermost first: (layer, role within it, module)
         self.experts = None  # the experts' rows of the call that is running
+        self.masks = {}  # layer -> the mask that its attention was given
+        self.choice = None  # what the running layer's experts are chosen by, where that is a sum with a bias
         config = getattr(model.config, "text_config", model.config)
         self.expert_ffn = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 0)
+        kind = getattr(config, "model_type", "")
+        heads = getattr(config, "num_attention_heads", 0)
+        head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        self.permuted_dim = head_dim if kind in PERMUTED else None
+        self.heads_first = kind.startswith("gemma")  # whose norms of q and k get [1, heads, T, D]
+        # Per layer the roles that it has, which say what some of them are.
+        self.roles = {}
+        for name, _ in model.named_modules():
+            layer, within = place(name)
+            self.roles.setdefault(layer, set()).add(role(within))
+        # Whether experts are chosen by sigmoids plus a bias, as GLM's are.
+        self.choice_bias = any(name.endswith("e_score_correction_bias") for name in model.state_dict())
         self.seen = set()  # what the running call has shown
 
     # What is kept.
@@ -157,6 +208,8 @@ class Recorder:
         values = values.detach()
         if len(kept) != rows:
             values = values.index_select(axis, torch.tensor(kept, device=values.device))
+        if self.permuted_dim and stage in PERMUTED_STAGES:
+            values = values.unflatten(-1, (-1, 2, self.permuted_dim // 2)).transpose(-1, -2).flatten(-3)
         whole = f"{name}@{len(self.calls) - 1}"
         self.tensors[whole] = {"call": len(self.calls) - 1, "positions": [first + i for i in kept]}
         self.writer.add(whole, *flat(values))
@@ -176,21 +229,69 @@ class Recorder:
         self.calls.append({"start": start, "tokens": int(ids.shape[1])})
         self.seen = set()
 
+    def post_norms(self, layer):
+        return "pre_feedforward_layernorm" in self.roles.get(layer, ())
+
+    def input_of(self, layer, name):
+        """The stage that a module's input is."""
+        own = POST_NORM_INPUTS if self.post_norms(layer) else {}
+        return own.get(name, LAYER_INPUTS.get(name))
+
+    def output_of(self, layer, name, module):
+        """The stage that a module's output is."""
+        roles = self.roles.get(layer, ())
+        if layer is None:
+            return MODEL_MODULES.get(name)
+        if name == "mlp":
+            if "mlp.experts" not in roles:
+                return "ffn_out"
+            return "moe_sum" if "mlp.shared_expert" in roles else "moe_out"
+        own = POST_NORM_MODULES if self.post_norms(layer) else {}
+        stage = own.get(name, LAYER_MODULES.get(name))
+        return BIASED.get(stage, stage) if getattr(module, "bias", None) is not None else stage
+
     def enter(self, layer, name):
         import torch
 
+        within = role(name)
+
         def hook(module, args, kwargs):
-            self.inside.append((layer, name))
-            if layer is not None and name in LAYER_INPUTS and args:
-                self.keep(layer, LAYER_INPUTS[name], rows_of(args[0]))
-            if name == "mlp.experts":
+            self.inside.append((layer, within, module))
+            stage = None if layer is None else self.input_of(layer, within)
+            if stage is not None and args:
+                self.keep(layer, stage, rows_of(args[0]))
+            if within == "self_attn":
+                self.masks[layer] = kwargs.get("attention_mask")
+            if within == "mlp":
+                self.choice = None
+            if within == "mlp.experts":
                 tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)]
-                ids = next((t for t in tensors if not t.is_floating_point()), None)
-                self.experts = None if ids is None else Experts(ids, self.expert_ffn)
+                at = next((i for i, t in enumerate(tensors) if not t.is_floating_point()), None)
+                if at is not None:
+                    weights = next((rows_of(t) for t in tensors[at + 1:] if t.is_floating_point()), None)
+                    self.route(layer, module, rows_of(tensors[at]), weights)
         return hook
+
+    def route(self, layer, module, ids, weights):
+        """The experts [T, K] that the rows of a call go to, and their weights [T, K], or [T, E] with 0 where not chosen."""
+        order = None
+        if self.choice is not None:
+            # GLM asks for the largest in any order (`sorted=False`), and what comes is any: slots are counted from the largest.
+            order = self.choice.gather(1, ids).argsort(dim=1, descending=True, stable=True)
+        if weights is not None and weights.shape != ids.shape:
+            weights = weights.gather(1, ids) if weights.shape[0] == ids.shape[0] else None
+        if order is not None:
+            ids = ids.gather(1, order)
+            weights = None if weights is None else weights.gather(1, order)
+        self.experts = Experts(module, ids, None if order is None else order.argsort(dim=1), self.expert_ffn)
+        self.keep(layer, "router_ids", ids)
+        if weights is not None:
+            self.keep(layer, "router_weights", weights)
 
     def leave(self, layer, name):
         import torch
+
+        within = role(name)
 
         def hook(module, args, kwargs, output):
             self.inside.pop()
@@ -200,47 +301,74 @@ class Recorder:
                 first = getattr(output, "last_hidden_state", None)
                 if first is None:
                     return
-            if layer is None:
-                stage = MODEL_MODULES.get(name)
-            elif name == "mlp":
-                stage = FEED_FORWARD[hasattr(module, "experts")]
-            else:
-                stage = LAYER_MODULES.get(name)
-            if stage in ("q_proj", "k_proj", "v_proj") and getattr(module, "bias", None) is not None:
-                stage = stage.replace("proj", "bias")  # the module adds it
+            stage = self.output_of(layer, within, module)
+            if stage in ("q_norm", "k_norm") and self.heads_first and first.dim() == 4:
+                first = first.transpose(1, 2)
             if stage is not None:
                 self.keep(layer, stage, rows_of(first))
             elif self.modules is not None and self.modules.search(name):
                 self.keep(layer, name, rows_of(first))
-            if name == "self_attn" and len(outputs) > 1 and isinstance(outputs[1], torch.Tensor):
-                self.keep(layer, "attn_probs", outputs[1][0], axis=1)
-            if name == "mlp.gate" and len(outputs) == 3:  # logits, weights, ids
-                self.keep(layer, "router_weights", rows_of(outputs[1]))
-                self.keep(layer, "router_ids", rows_of(outputs[2]))
-            if name == "mlp.experts" and self.experts is not None:
+            if within == "self_attn" and len(outputs) > 1 and isinstance(outputs[1], torch.Tensor):
+                self.keep(layer, "attn_probs", self.all_keys(outputs[1][0]), axis=1)
+            if within == "mlp.experts" and self.experts is not None:
                 for stage, values in self.experts.stages():
                     self.keep(layer, stage, values)
                 self.experts = None
         return hook
 
+    def scores(self, layer, scores):
+        """Scores [heads, T, S] with the mask added: entries that the mask hides stand for nothing."""
+        import torch
+
+        mask = self.masks.get(layer)
+        if mask is None:
+            seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).tril(scores.shape[2] - scores.shape[1])
+        else:
+            seen = mask[0, 0, :, :scores.shape[2]]
+            seen = seen if seen.dtype == torch.bool else seen == 0
+        self.keep(layer, "attn_scores", self.all_keys(torch.where(seen, scores, torch.zeros_like(scores))), axis=1)
+
+    def all_keys(self, values):
+        """Values for the keys [heads, T, S] that the cache still has, with 0 for those that it dropped behind a window."""
+        import torch
+
+        call = self.calls[-1] if self.calls else {"start": 0, "tokens": 0}
+        return torch.nn.functional.pad(values, (max(call["start"] + call["tokens"] - values.shape[2], 0), 0))
+
     def function(self, name, args, kwargs, output):
         """A function of torch that the running module called."""
-        layer, within = self.inside[-1] if self.inside else (None, "")
+        layer, within, module = self.inside[-1] if self.inside else (None, "", None)
         if layer is None:
             return
-        if name == "softmax" and within == "self_attn" and args[0].dim() == 4:
-            scores = args[0][0]  # [heads, T, S], with the mask added: entries beyond a position stand for nothing
-            self.keep(layer, "attn_scores", scores.tril(scores.shape[2] - scores.shape[1]), axis=1)
-        elif name == "softmax" and within in ("mlp.gate", "mlp"):
-            self.keep(layer, "router_probs", rows_of(output))
-        elif name == "topk" and within == "mlp":
-            self.keep(layer, "router_ids", rows_of(output[1]))
+        if within == "self_attn":
+            sinks = hasattr(module, "sinks")
+            if name == "softmax" and not sinks and args[0].dim() == 4:
+                self.scores(layer, args[0][0])
+            # With sinks the softmax is over one more column, of scores that the largest was taken from.
+            elif name == "cat" and sinks and args[0][0].dim() == 4 and args[0][-1].shape[-1] == 1:
+                self.scores(layer, args[0][0][0])
+        elif within in ("mlp.gate", "mlp"):
+            if within == "mlp.gate" and name == "linear":
+                # The product itself: routers of transformers 5.0 give probabilities for it.
+                self.keep(layer, self.output_of(layer, within, module), rows_of(output))
+            elif self.choice_bias:
+                if name == "sigmoid":
+                    self.keep(layer, "router_probs", rows_of(output))
+                elif name == "add" and self.choice is None:  # of its additions the first
+                    self.choice = rows_of(output)
+                    self.keep(layer, "router_choice", self.choice)
+            elif name == "softmax" and getattr(module, "bias", None) is None:  # with one it is the softmax of the chosen
+                self.keep(layer, "router_probs", rows_of(output))
+            elif name == "topk" and within == "mlp":
+                self.keep(layer, "router_ids", rows_of(output[1]))
+            elif name == "mul" and within == "mlp" and hasattr(module, "shared_expert_gate"):
+                self.keep(layer, "shared_out", rows_of(output))
         elif self.experts is not None:
             self.experts.function(name, args, output)
 
     def rope(self, q, k):
         """Queries and keys after rope: [1, heads, T, D]."""
-        layer = next((layer for layer, _ in reversed(self.inside) if layer is not None), None)
+        layer = next((layer for layer, _, _ in reversed(self.inside) if layer is not None), None)
         for stage, x in (("q_rope", q), ("k_rope", k)):
             if layer is not None and x.dim() == 4:
                 self.keep(layer, stage, x[0].transpose(0, 1).flatten(1))
@@ -249,33 +377,47 @@ class Recorder:
 class Experts:
     """Puts the experts' rows in the order of router_ids: each expert computes those of the tokens that chose it.
 
-    The eager implementation asks `where` which slot of which token an expert has, and then calls `linear` for its products:
-    gate and up in one or in two, then down."""
+    The eager implementation asks `where` which slot of which token an expert has, and then makes its products: gate and up
+    in one or in two, then down. gpt-oss has gate and up in turn, and adds a bias to each product."""
 
-    def __init__(self, ids, ffn):
-        self.ids, self.ffn = ids.reshape(-1, ids.shape[-1]), ffn  # ids [T, K]
-        self.place, self.products, self.fused = None, 0, False
+    def __init__(self, module, ids, slots, ffn):
+        """ids [T, K]; slots [T, K]: the slot here of each of the module's, if that is another."""
+        self.ids, self.slots, self.ffn = ids, slots, ffn
+        self.biased = hasattr(module, "gate_up_proj_bias")
+        self.place, self.products, self.fused, self.product = None, 0, False, None
         self.values = {}
 
     def function(self, name, args, output):
-        if name in ("where", "nonzero") and isinstance(output, tuple) and len(output) == 2:
-            self.place, self.products, self.fused = output, 0, False
-        elif name == "linear" and self.place is not None and output.shape[0] == self.place[0].shape[0]:
-            self.products += 1
+        import torch
+
+        if name in ("where", "nonzero") and isinstance(output, tuple) and len(output) >= 2:
+            self.place, self.products, self.fused = output[-2:], 0, False
+        elif name in ("linear", "matmul") and self.place is not None and output.shape[0] == self.place[1].shape[0]:
+            self.products, self.product = self.products + 1, output
             if self.products == 1 and output.shape[-1] == 2 * self.ffn:
                 self.fused = True
-                for stage, values in zip(("expert_gate", "expert_up"), output.chunk(2, dim=-1)):
-                    self.put(stage, values)
+                self.put_both("", output)
             elif self.products == (2 if self.fused else 3):
                 self.put("expert_act", args[0])
                 self.put("expert_down", output)
             elif not self.fused and self.products < 3:
                 self.put("expert_gate" if self.products == 1 else "expert_up", output)
+        elif name == "add" and self.biased and isinstance(args[0], torch.Tensor) and args[0] is self.product:
+            if self.products == 1:
+                self.put_both("_bias", output)
+            else:
+                self.put("expert_down_bias", output)
+
+    def put_both(self, suffix, values):
+        gate, up = (values[..., ::2], values[..., 1::2]) if self.biased else values.chunk(2, dim=-1)
+        self.put("expert_gate" + suffix, gate)
+        self.put("expert_up" + suffix, up)
 
     def put(self, stage, rows):
         import torch
 
         slot, token = self.place
+        slot = slot if self.slots is None else self.slots[token, slot]
         if stage not in self.values:
             shape = (*self.ids.shape, rows.shape[-1])
             there = torch.zeros(self.ids.shape, dtype=torch.bool, device=rows.device)
@@ -320,10 +462,14 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     import transformers
     from torch.overrides import TorchFunctionMode
 
-    kind = getattr(model.config, "model_type", "")
-    if kind in ("gpt_oss", "glm4_moe", "glm4v_moe", "glm4v_moe_text", "solar_open"):
-        raise SystemExit(f"{kind}: its scores or its router's numbers are not where the hooks look for them; capture it with a rules file "
-                         "of your own (see capture/README.md)")
+    kind = getattr(getattr(model.config, "text_config", model.config), "model_type", "")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    if kind in ("glm4v_moe", "glm4v_moe_text", "solar_open"):
+        raise SystemExit(f"{kind}: nobody has seen whether its router's numbers are where the hooks look for them; capture it "
+                         "with a rules file of your own (see capture/README.md)")
+    types, why = OTHERWISE.get(kind, ((), ""))
+    if dtype in types:
+        raise SystemExit(f"{kind} in {dtype}: {why}, which no contract says; capture it in float32")
     writer = Writer(out)
     recorder = Recorder(model, writer, stages, layers, positions, modules)
     handles, patched = [], []
@@ -361,7 +507,6 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     if not writer.tensors:
         raise ValueError("nothing was captured: no stage of this model is reached by the hooks, or none was selected")
     tokens = [int(t) for t in tokens]
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}.get(dtype, dtype)
     attention = getattr(model.config, "_attn_implementation", None)
     writer.finish({
@@ -372,7 +517,7 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
         "command": command,
         "model": {
             "name": name or os.path.basename(getattr(model.config, "_name_or_path", "") or ""),
-            "architecture": getattr(model.config, "model_type", "").replace("_", ""),
+            "architecture": ARCHITECTURES.get(kind, kind.replace("_", "")),
             "fingerprint": fingerprint,
         },
         "tokens": tokens,
@@ -389,81 +534,266 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
 # --- The model of a GGUF file ----------------------------------------------------------------------------------------
 
 
-def from_gguf(path, dtype, attention):
-    """A Qwen3 or Qwen3-MoE model of transformers with the weights of a GGUF file, dequantized by gguf-py."""
-    import numpy
-    import torch
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+# `general.architecture` -> the names of transformers' classes: of the configuration, of the model.
+CLASSES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM"),  # which is llama with experts
+    "mistral3": ("Ministral3Config", "Ministral3ForCausalLM"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen2moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "qwen3moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+    "olmoe": ("OlmoeConfig", "OlmoeForCausalLM"),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "gpt-oss": ("GptOssConfig", "GptOssForCausalLM"),
+    "glm4moe": ("Glm4MoeConfig", "Glm4MoeForCausalLM"),
+}
+# What llama.cpp has for a rope base that a file does not say.
+ROPE_BASES = {"gemma3": 1e6}
 
-    reader = GGUFReader(path)
-    field = lambda name, default=None: reader.fields[name].contents() if name in reader.fields else default
-    architecture = field("general.architecture")
-    if architecture not in ("qwen3", "qwen3moe"):
-        raise SystemExit(f"{path}: --gguf understands qwen3 and qwen3moe, found {architecture}")
-    get = lambda name, default=None: field(f"{architecture}.{name}", default)
-    tensors = {t.name: t for t in reader.tensors}
-    weight = lambda name: torch.from_numpy(dequantize(tensors[name].data, tensors[name].tensor_type).astype(numpy.float32))
 
-    embedding = weight("token_embd.weight")
-    layers = get("block_count")
-    common = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": get("embedding_length"),
-        "num_hidden_layers": layers,
-        "num_attention_heads": get("attention.head_count"),
-        "num_key_value_heads": get("attention.head_count_kv"),
-        "head_dim": get("attention.key_length"),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": get("context_length"),
-        "rope_theta": get("rope.freq_base"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": get("rope.freq_base")},
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "attn_implementation": attention,
-    }
-    if architecture == "qwen3moe":
-        config = Qwen3MoeConfig(
-            **common, num_experts=get("expert_count"), num_experts_per_tok=get("expert_used_count"),
-            moe_intermediate_size=get("expert_feed_forward_length"), norm_topk_prob=True, decoder_sparse_step=1,
-            mlp_only_layers=[], experts_implementation="eager",
-        )
-        model = Qwen3MoeForCausalLM(config)
-    else:
-        model = Qwen3ForCausalLM(Qwen3Config(**common, intermediate_size=get("feed_forward_length")))
-    names = {"model.embed_tokens.weight": embedding, "model.norm.weight": weight("output_norm.weight")}
-    if "output.weight" in tensors:
-        names["lm_head.weight"] = weight("output.weight")
-    attention_weights = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
-                         "q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
-    for n in range(layers):
-        block, layer = lambda name: weight(f"blk.{n}.{name}.weight"), f"model.layers.{n}"
-        names[f"{layer}.input_layernorm.weight"] = block("attn_norm")
-        names[f"{layer}.post_attention_layernorm.weight"] = block("ffn_norm")
-        for theirs, ours in attention_weights.items():
-            names[f"{layer}.self_attn.{theirs}.weight"] = block(ours)
-        if architecture == "qwen3":
-            for part in ("gate", "up", "down"):
-                names[f"{layer}.mlp.{part}_proj.weight"] = block(f"ffn_{part}")
-            continue
-        names[f"{layer}.mlp.gate.weight"] = block("ffn_gate_inp")
-        gate, up, down = (block(f"ffn_{part}_exps") for part in ("gate", "up", "down"))  # [E, F, H], down [E, H, F]
-        if f"{layer}.mlp.experts.gate_up_proj" in model.state_dict():
-            names[f"{layer}.mlp.experts.gate_up_proj"] = torch.cat((gate, up), dim=1)
-            names[f"{layer}.mlp.experts.down_proj"] = down
+class GgufModel:
+    """What a GGUF file says of a model, in transformers' terms: its configuration and its weights."""
+
+    def __init__(self, path):
+        from gguf import GGUFReader
+
+        self.path = path
+        self.reader = GGUFReader(path)
+        self.tensors = {t.name: t for t in self.reader.tensors}
+        self.architecture = self.field("general.architecture")
+        self.kind = "mixtral" if self.architecture == "llama" and self.get("expert_count") else self.architecture
+        if self.kind not in CLASSES:
+            raise self.refused(f"--gguf understands {', '.join(CLASSES)}, found {self.architecture}")
+        self.layers = self.get("block_count") - self.get("nextn_predict_layers", 0)  # these guess further tokens
+        self.heads = self.get("attention.head_count")
+        self.kv_heads = self.get("attention.head_count_kv", self.heads)
+        self.head_dim = self.get("attention.key_length", self.get("embedding_length") // self.heads)
+
+    def refused(self, why):
+        return SystemExit(f"{self.path}: {why}")
+
+    def field(self, name, default=None):
+        if name not in self.reader.fields:
+            return default
+        value = self.reader.fields[name].contents()
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]  # one for each layer
+        if isinstance(value, list):
+            raise self.refused(f"{name} differs between the layers")
+        return value
+
+    def get(self, name, default=None):
+        return self.field(f"{self.architecture}.{name}", default)
+
+    def has(self, name):
+        return f"blk.{self.layers - 1}.{name}" in self.tensors
+
+    # The configuration.
+
+    def rope(self):
+        """The rotation of layers without a window, as `rope_parameters` has it."""
+        base = self.get("rope.freq_base", ROPE_BASES.get(self.architecture, 1e4))
+        kind, factor = self.get("rope.scaling.type"), self.get("rope.scaling.factor")
+        known = ["type", "factor", "original_context_length", "yarn_beta_fast", "yarn_beta_slow", "yarn_log_multiplier"]
+        for name in self.reader.fields:
+            part = name.removeprefix(f"{self.architecture}.rope.scal")
+            if part != name and part.removeprefix("ing.") not in known:
+                raise self.refused(f"{name}: not understood")
+        if kind == "none" or (kind in (None, "linear") and factor in (None, 0, 1)):
+            return {"rope_type": "default", "rope_theta": base}
+        if kind in (None, "linear"):  # a factor without a type is linear
+            return {"rope_type": "linear", "rope_theta": base, "factor": factor}
+        if kind != "yarn":
+            raise self.refused(f"{self.architecture}.rope.scaling.type is {kind}; none, linear and yarn are understood")
+        yarn = {"rope_type": "yarn", "rope_theta": base, "factor": factor}
+        for theirs, ours in [("original_max_position_embeddings", "original_context_length"), ("beta_fast", "yarn_beta_fast"),
+                             ("beta_slow", "yarn_beta_slow"), ("mscale_all_dim", "yarn_log_multiplier")]:
+            if self.get(f"rope.scaling.{ours}") is not None:
+                yarn[theirs] = self.get(f"rope.scaling.{ours}")
+        if "mscale_all_dim" in yarn:
+            yarn["mscale"] = 1.0  # the file has the denominator of the two
+        if self.kind == "gpt-oss":
+            yarn["truncate"] = False  # no key says so, the definition does
+        return yarn
+
+    def config(self, attention):
+        """The arguments of the configuration."""
+        experts, used = self.get("expert_count"), self.get("expert_used_count")
+        ffn, rope = self.get("feed_forward_length"), self.rope()
+        config = {
+            "vocab_size": int(self.tensors["token_embd.weight"].shape[1]),
+            "hidden_size": self.get("embedding_length"),
+            "intermediate_size": ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": self.get("attention.layer_norm_rms_epsilon"),
+            "max_position_embeddings": self.get("context_length"),
+            "rope_theta": rope["rope_theta"],
+            "rope_parameters": rope,
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+            "attn_implementation": attention,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),  # the defaults may be beyond the vocabulary
+        }
+        if experts:
+            config |= {"num_experts_per_tok": used, "experts_implementation": "eager"}
+        if self.kind == "mixtral":
+            config |= {"num_local_experts": experts}
+        elif self.kind == "mistral3":
+            # The temperature, which rises beyond the original context.
+            rope["llama_4_scaling_beta"] = self.get("attention.temperature_scale", 0.0)
+            rope.setdefault("original_max_position_embeddings", self.get("context_length"))
+        elif self.kind == "qwen2moe":
+            config |= {"num_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length", ffn),
+                       "shared_expert_intermediate_size": int(self.tensors["blk.0.ffn_gate_shexp.weight"].shape[1]),
+                       "norm_topk_prob": bool(self.get("expert_weights_norm", False)), "decoder_sparse_step": 1, "mlp_only_layers": []}
+        elif self.kind == "qwen3moe":
+            config |= {"num_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length"),
+                       "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+        elif self.kind == "olmoe":
+            config |= {"num_experts": experts, "norm_topk_prob": bool(self.get("expert_weights_norm", False))}
+            del config["head_dim"]  # which it does not know
+        elif self.kind == "gemma3":
+            window, period = self.get("attention.sliding_window"), self.get("attention.sliding_window_pattern", 6)
+            sliding = [bool(window) and (n + 1) % period != 0 for n in range(self.layers)]
+            # Layers with a window have a base of their own, and no scaling.
+            local = {"rope_type": "default", "rope_theta": self.get("rope.freq_base_swa", 1e4)}
+            # Where the file does not say what q·k is multiplied by, it is 1/√D, but in the model of 62 layers (27B).
+            scaled_by = self.get("embedding_length") // self.heads if self.layers == 62 else self.head_dim
+            config |= {"sliding_window": window or None, "query_pre_attn_scalar": scaled_by,
+                       "layer_types": ["sliding_attention" if s else "full_attention" for s in sliding],
+                       "rope_parameters": {"full_attention": rope, "sliding_attention": local}}
+        elif self.kind == "gpt-oss":
+            config |= {"num_local_experts": experts, "sliding_window": self.get("attention.sliding_window", 128)}
+            config["intermediate_size"] = self.get("expert_feed_forward_length")
+        elif self.kind == "glm4moe":
+            turned = self.get("rope.dimension_count", self.head_dim) / self.head_dim
+            rope["partial_rotary_factor"] = turned
+            config |= {
+                "n_routed_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length"),
+                "n_shared_experts": self.get("expert_shared_count"), "first_k_dense_replace": self.get("leading_dense_block_count"),
+                "norm_topk_prob": bool(self.get("expert_weights_norm", False)),
+                "routed_scaling_factor": self.get("expert_weights_scale", 1.0), "partial_rotary_factor": turned,
+                "n_group": self.get("expert_group_count", 1), "topk_group": self.get("expert_group_used_count", 1),
+                "attention_bias": self.has("attn_q.bias"), "use_qk_norm": self.has("attn_q_norm.weight"),
+            }
+        return config
+
+    # The weights.
+
+    def weight(self, name, heads=None):
+        """A tensor's values in transformers' order, as gguf-py dequantizes them; `heads`: the converter reordered its rows."""
+        import torch
+        from gguf.quants import dequantize
+
+        values = torch.from_numpy(dequantize(self.tensors[name].data, self.tensors[name].tensor_type).astype("float32"))
+        if heads is None:
+            return values
+        # Rows (2i, 2i + 1) of each head are (i, i + D/2).
+        return values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+    def layer_weights(self, n, names):
+        """A layer's weights by transformers' names within the layer, of which `names` are all."""
+        import torch
+
+        permuted = self.architecture in ("llama", "mistral3")
+        found = {}
+
+        def take(theirs, ours, **kwargs):
+            if f"blk.{n}.{ours}" in self.tensors:
+                found[theirs] = self.weight(f"blk.{n}.{ours}", **kwargs)
+
+        for part, ours, heads in [("q_proj", "attn_q", self.heads), ("k_proj", "attn_k", self.kv_heads), ("v_proj", "attn_v", None),
+                                  ("o_proj", "attn_output", None)]:
+            for kind in ("weight", "bias"):
+                take(f"self_attn.{part}.{kind}", f"{ours}.{kind}", heads=heads if permuted else None)
+        take("self_attn.sinks", "attn_sinks.weight")
+        norms = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "input_layernorm": "attn_norm"}
+        if self.kind == "gemma3":
+            norms |= {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+                      "post_feedforward_layernorm": "post_ffw_norm"}
+        else:
+            norms["post_attention_layernorm"] = "post_attention_norm" if self.kind in ("gpt-oss", "glm4moe") else "ffn_norm"
+        for theirs, ours in norms.items():
+            take(f"{theirs}.weight", f"{ours}.weight")
+        if self.kind == "gemma3":  # the file has 1 + weight; in float64 the difference is exact
+            found |= {name: values.double() - 1 for name, values in found.items() if name.endswith("norm.weight")}
+        mlp = "block_sparse_moe" if any(name.startswith("block_sparse_moe.") for name in names) else "mlp"
+        for part in ("gate", "up", "down"):
+            take(f"mlp.{part}_proj.weight", f"ffn_{part}.weight")
+            for shared in ("shared_expert", "shared_experts"):
+                if f"mlp.{shared}.{part}_proj.weight" in names:
+                    take(f"mlp.{shared}.{part}_proj.weight", f"ffn_{part}_shexp.weight")
+        if f"blk.{n}.ffn_gate_inp.weight" not in self.tensors:
+            return found
+        router = f"{mlp}.router" if f"{mlp}.router.weight" in names else f"{mlp}.gate"
+        for kind in ("weight", "bias"):
+            take(f"{router}.{kind}", f"ffn_gate_inp.{kind}")
+        take(f"{router}.e_score_correction_bias", "exp_probs_b.bias")
+        if f"blk.{n}.ffn_gate_inp_shexp.weight" in self.tensors:
+            found["mlp.shared_expert_gate.weight"] = self.weight(f"blk.{n}.ffn_gate_inp_shexp.weight")[None]
+        gate, up, down = (self.weight(f"blk.{n}.ffn_{part}_exps.weight") for part in ("gate", "up", "down"))  # [E, F, H], down [E, H, F]
+        experts = f"{mlp}.experts"
+        if self.kind == "gpt-oss":
+            in_turn = lambda a, b: torch.stack((a, b), dim=2).flatten(1, 2)
+            gate_bias, up_bias, down_bias = (self.weight(f"blk.{n}.ffn_{part}_exps.bias") for part in ("gate", "up", "down"))
+            found[f"{experts}.gate_up_proj"] = in_turn(gate, up).transpose(1, 2)
+            found[f"{experts}.gate_up_proj_bias"] = in_turn(gate_bias, up_bias)
+            found[f"{experts}.down_proj"] = down.transpose(1, 2)
+            found[f"{experts}.down_proj_bias"] = down_bias
+        elif f"{experts}.gate_up_proj" in names:
+            found[f"{experts}.gate_up_proj"] = torch.cat((gate, up), dim=1)
+            found[f"{experts}.down_proj"] = down
         else:  # transformers 4: a module for each expert
             for e in range(gate.shape[0]):
                 for part, values in (("gate", gate), ("up", up), ("down", down)):
-                    names[f"{layer}.mlp.experts.{e}.{part}_proj.weight"] = values[e]
-    missing, unexpected = model.load_state_dict(names, strict=False)
-    missing = [m for m in missing if not (m == "lm_head.weight" and common["tie_word_embeddings"])]
+                    found[f"{experts}.{e}.{part}_proj.weight"] = values[e]
+        return found
+
+
+def from_gguf(path, dtype, attention):
+    """A model of transformers with the weights of a GGUF file, dequantized by gguf-py."""
+    import torch
+    import transformers
+
+    file = GgufModel(path)
+    config_class, model_class = (getattr(transformers, name, None) for name in CLASSES[file.kind])
+    if model_class is None:
+        raise file.refused(f"{file.architecture}: transformers {transformers.__version__} has no {CLASSES[file.kind][1]}")
+    model = model_class(config_class(**file.config(attention)))
+    model = model.to(torch.promote_types(dtype, torch.float32))  # rounding to 16 bits comes last
+    names = set(model.state_dict())
+    weights = {"model.embed_tokens.weight": file.weight("token_embd.weight"), "model.norm.weight": file.weight("output_norm.weight")}
+    if file.kind == "gemma3":
+        weights["model.norm.weight"] = weights["model.norm.weight"].double() - 1
+    if "output.weight" in file.tensors:
+        weights["lm_head.weight"] = file.weight("output.weight")
+    for n in range(file.layers):
+        layer = f"model.layers.{n}."
+        within = {name.removeprefix(layer) for name in names if name.startswith(layer)}
+        weights |= {layer + name: values for name, values in file.layer_weights(n, within).items()}
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # another shape
+        raise file.refused(error) from None
+    missing = [m for m in missing if not (m == "lm_head.weight" and "output.weight" not in file.tensors)]
     if missing or unexpected:
-        raise SystemExit(f"{path}: weights missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise file.refused(f"weights missing {missing[:3]}, unexpected {unexpected[:3]}")
     model.tie_weights()
-    # Frequencies of rope stay f32, as in a model that transformers itself loads in another type.
-    frequencies = model.model.rotary_emb.inv_freq.clone()
+    if file.kind == "gemma3" and file.get("attention.scale") is not None:  # no integer's root, which the configuration has
+        for layer in model.model.layers:
+            layer.self_attn.scaling = file.get("attention.scale")
+    # Frequencies of rope stay f32, as in a model that transformers itself loads in another type. Other weights that it keeps so
+    # are those of models that `capture` refuses in that type (`OTHERWISE`).
+    rotary = model.model.rotary_emb
+    frequencies = {name: values.clone() for name, values in rotary.named_buffers()}
     model = model.to(dtype).eval()
-    model.model.rotary_emb.inv_freq = frequencies
+    for name, values in frequencies.items():
+        if "rope_freqs.weight" in file.tensors:
+            values = values / file.weight("rope_freqs.weight")
+        setattr(rotary, name, values)
     return model
 
 
@@ -501,7 +831,7 @@ def run(model, tokens, decode):
 def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a directory or name that transformers loads")
-    parser.add_argument("--gguf", metavar="FILE", help="a qwen3 or qwen3moe model in a GGUF file instead")
+    parser.add_argument("--gguf", metavar="FILE", help="a model in a GGUF file instead, of any family that twinscope runs")
     parser.add_argument("--out", required=True, metavar="FILE", help="the safetensors file to write")
     parser.add_argument("--prompt", help="the text to run, as the model's tokenizer reads it")
     parser.add_argument("--tokens", help="the token ids to run, 1,2,3, instead of a text")

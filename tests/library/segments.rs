@@ -40,11 +40,46 @@ fn captured(model: &Model, name: &str) -> (AnyBackend, DiffOptions) {
 
 /// Holds a capture against the scalar CPU backend.
 fn judged(name: &str, contract: Option<&str>) -> Comparison {
-    let model = Model::open(None).unwrap();
-    let (mut subject, mut options) = captured(&model, name);
+    judged_of(&Model::open(None).unwrap(), name, contract)
+}
+
+/// The tiny model of a family.
+fn family(name: &str) -> Model {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/families/{name}.gguf"));
+    Model::open(Some(&path)).unwrap()
+}
+
+/// Holds a capture of another model against the scalar CPU backend.
+fn judged_of(model: &Model, name: &str, contract: Option<&str>) -> Comparison {
+    let (mut subject, mut options) = captured(model, name);
     options.contracts[1] = contract.map(|name| named(name).unwrap());
     let mut reference = cpu(Level::Scalar);
-    diff(&model, Sides { reference: &mut reference, subject: &mut subject, judged: true }, &options).unwrap()
+    diff(model, Sides { reference: &mut reference, subject: &mut subject, judged: true }, &options).unwrap()
+}
+
+/// What transformers 5.24 computed of each family in float32, its own code, as `capture/hf_transformers.py --gguf` took it.
+#[test]
+fn transformers_is_within_float32_in_every_family() {
+    for name in ["llama", "mixtral", "mistral3", "qwen2moe", "qwen3-yarn", "olmoe", "gemma3", "gpt-oss", "glm4moe"] {
+        let found = judged_of(&family(name), &format!("families/{name}"), None);
+        let (compared, _) = found.counts();
+        assert!(found.agrees() && compared >= 37, "{name}: {compared} compared, {:?}", found.fault());
+    }
+}
+
+/// A bias that a module adds itself is behind its product, which nothing shows: both are in bf16 as what is shown.
+#[test]
+fn what_nothing_shows_alone_is_inferred_from_the_engine() {
+    let model = family("qwen2");
+    let (mut subject, mut options) = captured(&model, "families/qwen2-bf16");
+    let mut reference = cpu(Level::Scalar);
+    let mut sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+    let found = infer(&model, &mut sides, &options, 1, &mut |_| ()).unwrap();
+    let hidden = found.lines.iter().find(|line| line.starts_with("as in transformers-bf16"));
+    assert!(hidden.is_some_and(|line| line.contains("bias")), "{:?}", found.lines);
+    options.contracts[1] = Some(found.contract);
+    let judged = diff(&model, sides.reborrow(), &options).unwrap();
+    assert!(judged.agrees(), "{:?}", judged.fault());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, injected_ratio};
 use crate::model::Model;
-use crate::op::{At, OpKind, Site};
+use crate::op::{At, OpKind, STAGES, Site};
 
 /// What an engine's errors say of its arithmetic.
 #[derive(Clone, Debug)]
@@ -116,7 +116,12 @@ pub fn infer(
     if seen.values().all(|seen| seen.explained.is_empty()) {
         return by_engine(model, sides, options, side, progress, unexplained.into_iter().collect());
     }
-    let mut ops = strict.ops.clone();
+    // An operation that the side never shows alone is taken to be as in the strictest engine that all the others are within: such operations are
+    // behind others of its kernels, whose rounding is theirs, too.
+    let (unseen, mut ops) = match engines.first() {
+        Some(engine) => (Some(&engine.name), engine.ops.clone()),
+        None => (None, strict.ops.clone()),
+    };
     let mut lines: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
     for (kind, seen) in &seen {
         let all = &candidates[kind];
@@ -130,6 +135,12 @@ pub fn infer(
             words += &format!(" at {count} of {} stages", seen.explained.len());
         }
         lines.entry(words).or_default().push(kind.name());
+    }
+    let layout = model.config.layout();
+    let run: BTreeSet<OpKind> = STAGES.iter().filter(|row| row.scope.occurs(layout)).map(|row| row.op).collect();
+    let hidden: Vec<&str> = run.into_iter().filter(|kind| !seen.contains_key(kind)).map(OpKind::name).collect();
+    if let (Some(engine), false) = (unseen, hidden.is_empty()) {
+        lines.entry(format!("as in {engine}, since nothing shows them alone")).or_default().extend(hidden);
     }
     let lines: Vec<String> = lines.into_iter().map(|(words, kinds)| format!("{words}: {}", kinds.join(", "))).collect();
     let text = match engines.first() {
