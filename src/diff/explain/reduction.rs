@@ -64,11 +64,13 @@ pub fn skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
     let (k, of) = (reduction.terms, reduction.of);
     // Inside a segment each variant takes a run of the rest of it.
-    let step = match k {
-        ..=64 => 1,
-        ..=256 if !case.unseen => 1,
-        ..=1024 => 8,
-        _ => 32,
+    let short = if case.unseen { 64 } else { 256 };
+    let step = if k <= short {
+        1
+    } else if k <= 1024 {
+        8
+    } else {
+        32
     };
     // Multiples of 8 first: those are what kernels leave.
     let mut ends: Vec<usize> = (step.max(8)..k).rev().filter(|s| s.is_multiple_of(step.max(8))).collect();
@@ -77,7 +79,8 @@ pub fn skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut starts = vec![1, 2, 4, 8, 16, 32, 64, 128, 256];
     starts.extend((1..k.min(64)).filter(|_| step == 1));
     if let Some([end, start]) = stopped(case)? {
-        (ends.push(end), starts.push(start));
+        ends.push(end);
+        starts.push(start);
     }
     let mut all = Vec::new();
     for summed in distinct(ends, k) {

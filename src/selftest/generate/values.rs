@@ -118,7 +118,8 @@ pub(super) fn rounded(draw: &mut Draw) -> Kind {
         (Stage::FfnNorm, usize::MAX),
     ]);
     let result = operand == usize::MAX;
-    let formats: &[(&str, fn(f32) -> f32)] = &[
+    type Rounds = fn(f32) -> f32;
+    let formats: &[(&str, Rounds)] = &[
         ("f16", |x| half::f16::from_f32(x).to_f32()),
         ("bf16", |x| half::bf16::from_f32(x).to_f32()),
         ("bf16, cut off", |x| f32::from_bits(x.to_bits() & 0xffff_0000)),
