@@ -639,7 +639,11 @@ class GgufModel:
         }
         if experts:
             config |= {"num_experts_per_tok": used, "experts_implementation": "eager"}
+        if self.kind in ("qwen3", "qwen3moe"):
+            config["attention_bias"] = self.has("attn_q.bias")
         if self.kind == "mixtral":
+            if not self.get("expert_weights_norm", True):
+                raise self.refused("expert_weights_norm is false, and transformers' Mixtral divides by the sum always")
             config |= {"num_local_experts": experts}
         elif self.kind == "mistral3":
             # The temperature, which rises beyond the original context.
@@ -651,7 +655,7 @@ class GgufModel:
                        "norm_topk_prob": bool(self.get("expert_weights_norm", False)), "decoder_sparse_step": 1, "mlp_only_layers": []}
         elif self.kind == "qwen3moe":
             config |= {"num_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length"),
-                       "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+                       "norm_topk_prob": bool(self.get("expert_weights_norm", True)), "decoder_sparse_step": 1, "mlp_only_layers": []}
         elif self.kind == "olmoe":
             config |= {"num_experts": experts, "norm_topk_prob": bool(self.get("expert_weights_norm", False))}
             del config["head_dim"]  # which it does not know
@@ -774,6 +778,10 @@ def from_gguf(path, dtype, attention):
         layer = f"model.layers.{n}."
         within = {name.removeprefix(layer) for name in names if name.startswith(layer)}
         weights |= {layer + name: values for name, values in file.layer_weights(n, within).items()}
+    # With biases of q, k and v comes one of their output, which no GGUF file of these has.
+    if file.kind in ("qwen3", "qwen3moe"):
+        outputs = [name for name in names if name.endswith("self_attn.o_proj.bias")]
+        weights |= {name: torch.zeros_like(model.state_dict()[name]) for name in outputs}
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # another shape

@@ -171,17 +171,23 @@ fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
-/// Linux's `MemTotal`, which is in KiB whatever it says.
 fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+    meminfo("MemTotal:")
 }
 
-/// Bytes of memory that can be had without swapping: Linux's `MemAvailable`, where the system says it.
+/// Bytes of memory that can be had without swapping: Linux's `MemAvailable`, where the system says it, and what a container leaves of it.
 pub fn available_memory() -> Option<u64> {
+    let of_machine = meminfo("MemAvailable:")?;
+    let of_container =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok()?.trim().parse::<u64>().ok();
+    let left = of_container("max").zip(of_container("current")).map(|(most, used)| most.saturating_sub(used));
+    Some(left.map_or(of_machine, |left| left.min(of_machine)))
+}
+
+/// A line of Linux's meminfo, which is in KiB whatever it says.
+fn meminfo(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 

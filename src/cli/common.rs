@@ -1,10 +1,11 @@
 //! What several verbs take: a model, a prompt, a backend.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use clap::Args;
@@ -17,7 +18,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::Model;
-use crate::op::{STAGES, Scope, Stage};
+use crate::op::{STAGES, Scope, Stage, Weight};
 use crate::text::printable;
 use crate::trace::select::{nearest, stages_named};
 
@@ -311,6 +312,25 @@ impl BackendArgs {
 /// # Errors
 /// A weight type that the backend has no kernel for, named with its tensor, and the backend's own.
 pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
+    prepare_all(backend, &[model])
+}
+
+/// [`prepare`] of several models that are run in turn: all at once, as a budget of memory is for all of them. A weight that they share is loaded once.
+pub fn prepare_all<B: Backend>(backend: &mut B, models: &[&Model]) -> Result<()> {
+    models.iter().try_for_each(|model| runnable(backend, model))?;
+    let mut weights: Vec<Arc<Weight>> = models.iter().flat_map(|model| model.weights.all()).collect();
+    let mut seen = HashSet::new();
+    weights.retain(|weight| seen.insert(weight.id));
+    let total = weights.iter().map(|w| w.bytes().len() as u64).sum();
+    let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
+    bar.set_length(total);
+    let result = backend.prepare(&weights, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
+    result
+}
+
+/// Refuses a model for which the backend lacks a kernel.
+fn runnable<B: Backend>(backend: &B, model: &Model) -> Result<()> {
     let missing = backend.unsupported(&model.needs());
     if !missing.is_empty() {
         let name = backend.info().backend;
@@ -318,13 +338,7 @@ pub fn prepare<B: Backend>(backend: &mut B, model: &Model) -> Result<()> {
         let more = if rest.is_empty() { String::new() } else { format!("; and {} more", rest.len()) };
         return Err(Error::cannot_run(format!("{name} cannot run {}: {}{more}", model.config.name, first.join("; "))));
     }
-    let weights = model.weights.all();
-    let total = weights.iter().map(|w| w.bytes().len() as u64).sum();
-    let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
-    bar.set_length(total);
-    let result = backend.prepare(&weights, &mut |done| bar.set_position(done));
-    bar.finish_and_clear();
-    result
+    Ok(())
 }
 
 /// What a bar of things that are done one after another shows.

@@ -8,6 +8,7 @@ use crate::diff::sweep::{Sweep, SweepLine, SweepSummary};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::report::sweep as report;
+use crate::text::printable_json;
 
 /// Put the shards of a sweep together: what each `diff --prompts FILE --shard I/N --json` wrote.
 ///
@@ -39,12 +40,15 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let mut text = String::new();
     for line in [SweepLine::Sweep(header)].into_iter().chain(prompts).chain([SweepLine::Summary(summary)]) {
         if args.json {
-            text += &serde_json::to_string(&line).map_err(|e| Error::input(format!("json: {e}")))?;
+            text += &printable_json(&serde_json::to_string(&line).map_err(|e| Error::input(format!("json: {e}")))?);
             text.push('\n');
         } else {
             text += &report::line(&line);
         }
     }
-    output::print(&text)?;
+    match args.json {
+        true => output::print_data(&text).map(|_| ())?,
+        false => output::print(&text)?,
+    }
     Ok(if agrees { Outcome::Ok } else { Outcome::Diverged })
 }

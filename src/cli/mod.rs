@@ -146,14 +146,14 @@ impl<'a> CaughtKernel<'a> {
     }
 }
 
-/// Whether the verb was asked for one JSON document: with --prompts it writes lines, which end early.
+/// Whether the verb was asked for one JSON document: with --prompts it writes lines, which end early; but of `compare`, which ranks over all of them.
 fn asks_for_a_document(matches: &ArgMatches) -> bool {
     let given = |matches: &ArgMatches, id: &str| matches.try_contains_id(id).is_ok_and(|has| has);
     let flag = |matches: &ArgMatches| matches.try_get_one::<bool>("json").ok().flatten() == Some(&true);
     let mut verb = matches.subcommand();
-    while let Some((_, matches)) = verb {
+    while let Some((name, matches)) = verb {
         if flag(matches) {
-            return !given(matches, "prompts");
+            return name == "compare" || !given(matches, "prompts");
         }
         verb = matches.subcommand();
     }

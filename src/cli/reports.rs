@@ -47,7 +47,7 @@ impl ReportArgs {
             _ if json => {
                 return Err(Error::usage(
                     "--json and --report -: both would write to standard output; give the report a file, or leave --json out \
-                     (--report-format json is that document)",
+                     (--report-format json is that document, with everything in it)",
                 ));
             }
             (1, _) => {}

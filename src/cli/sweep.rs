@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::model::Model;
 use crate::report::sweep as report;
+use crate::text::printable_json;
 
 /// Prompts of a file, as tokens.
 pub struct Prompts {
@@ -91,7 +92,7 @@ pub fn run(
     let print = |line: &SweepLine| match json {
         true => {
             let text = serde_json::to_string(line).map_err(|e| Error::input(format!("json: {e}")))?;
-            output::print(&(text + "\n"))
+            output::print_data(&(printable_json(&text) + "\n")).map(|_| ())
         }
         false => output::print(&report::line(line)),
     };

@@ -6,13 +6,14 @@ use std::time::Instant;
 use crate::backend::AnyBackend;
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare, progress_bar};
-use crate::cli::output::{print, print_json, remark};
+use crate::cli::output::{print, print_data, print_json, remark};
 use crate::cli::sweep::{Prompts, ReadyPrompt};
 use crate::diff::sweep::Shard;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::model::{Calls, Model};
 use crate::report::trace::{self, TraceReport};
+use crate::text::printable_json;
 use crate::trace::capture::{Recorder, capture};
 use crate::trace::select::Selection;
 use crate::trace::store::{SiteStats, TraceWriter};
@@ -106,7 +107,10 @@ pub fn run(args: &Args) -> Result<Outcome> {
         match (args.prompts.is_some(), args.json) {
             (false, true) => print_json(&report.json())?,
             (false, false) => print(&trace::render(&report, args.full || model.config.layers <= 8))?,
-            (true, true) => print(&(Environment::with(&report.json())?.to_string() + "\n"))?,
+            (true, true) => {
+                let line = Environment::with(&report.json())?.to_string();
+                print_data(&(printable_json(&line) + "\n")).map(|_| ())?
+            }
             (true, false) => print(&trace::line(&report, prompt.index, &prompt.id, start.elapsed().as_secs_f64()))?,
         }
     }

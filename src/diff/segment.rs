@@ -82,7 +82,11 @@ pub fn carried(exact: &HostTensor, draws: &[HostTensor]) -> Vec<f64> {
         }
     }
     let lambda = confidence(exact.len());
-    squares.iter().map(|square| lambda * (square / draws.len() as f64).sqrt()).collect()
+    let off = |(square, exact): (&f64, &f64)| match square.is_finite() || !exact.is_finite() {
+        true => lambda * (square / draws.len() as f64).sqrt(),
+        false => f64::INFINITY,
+    };
+    squares.iter().zip(&exact).map(off).collect()
 }
 
 /// Draws of a hidden value: `drawn`, or the value itself where nothing before it was drawn, each element off by up to its floor as far as
@@ -108,6 +112,8 @@ pub fn disturbed(
             let unit = (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
             if shown.row(i / inner.max(1) % rows.max(1)) {
                 *value = exact[i];
+            } else if floor[i] == f64::INFINITY {
+                *value = f64::NAN; // no bound: nor has what is made of it one
             } else if floor[i].is_finite() {
                 *value += (2.0 * unit - 1.0) * spread * floor[i];
             }

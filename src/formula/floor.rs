@@ -11,8 +11,8 @@
 //! - **Any sound kernel passes, not only one order of operations**: one that dequantizes first, one that keeps scales and
 //!   offsets out of the sum, one with fused multiply-adds and one without.
 //! - Rounding errors of a few operations in a row are added up at their worst; only sums are taken probabilistically.
-//! - **No bound where the arithmetic may overflow** on the given inputs: a sum of squares beyond f32, partial sums of an f16 accumulator
-//!   beyond 65504, a result that its format cannot hold. The floor is infinite there, and no error is a fault.
+//! - **No bound where a norm's sum of squares may overflow**: its inverse root is then 0, so the row is zeros, which nothing else tells from a
+//!   fault. The floor is infinite there, and no error is one. Elsewhere what overflows is not finite, and is an error.
 //! - Where f32 may flush subnormal numbers (WGSL), the smallest normal f32 is allowed for what is lost.
 //!
 //! Operations that move values have no floor but 0: `Store`, `Rows`, `RouterTopK` (a comparison of numbers that are there), and
@@ -28,7 +28,7 @@ use super::{Formula, first_of};
 
 /// For each element of `op`'s result, the largest |error| that `contract` allows against [`exact`](super::exact::exact()): the float64
 /// oracle on the same operands, rounded as the contract says. NaN where an operand that enters the element is not finite; infinite where
-/// the contract's arithmetic may overflow.
+/// a norm's sum of squares may be beyond what the contract's arithmetic holds.
 ///
 /// # Errors
 /// As [`exact`](super::exact::exact()): if the operands do not belong together.

@@ -99,9 +99,11 @@ impl ByRow for Norm<'_> {
         };
         let relative = contracts.map(|c| {
             let u = roundoff(c);
-            let sum = (terms.bound(c, lambda) + self.n as f64 * TINY) / (terms.absolute + self.divisor * inside);
+            let sum =
+                (terms.bound_under_root(c, lambda) + self.n as f64 * TINY) / (terms.absolute + self.divisor * inside);
             match self.scale {
                 Scale::One => u,
+                _ if sum == f64::INFINITY => sum,
                 _ => 0.5 * (sum + division(c) + u) + c.rsqrt_ulp * ulp(c) + 2.0 * u,
             }
         });
@@ -114,7 +116,10 @@ impl ByRow for Norm<'_> {
             let w = self.weight[(row * self.n + i) % self.weight.len()];
             let y = (x[*i] - mean) * scale * w;
             let inside = |n: usize| inner((x[*i] - mean) * scale, contracts[n]) * w.abs();
-            let floor = |n: usize| relative[n] * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n);
+            let floor = |n: usize| match relative[n] {
+                f64::INFINITY => f64::INFINITY, // of 0, too
+                relative => relative * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n),
+            };
             (y, std::array::from_fn(floor))
         };
         Ok(columns.iter().map(element).collect())

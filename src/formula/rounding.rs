@@ -3,7 +3,6 @@
 use crate::backend::{Contract, Precision};
 
 pub(crate) use super::precision::half_step;
-use super::sum::F16_MAX;
 pub(crate) use super::sum::roundoff;
 
 /// The smallest normal f32, 2⁻¹²⁶: what flushing a subnormal result can lose.
@@ -28,16 +27,11 @@ pub(crate) fn inner(value: f64, contract: &Contract) -> f64 {
 }
 
 /// The floor of a value that is then stored in the contract's output format: rounding moves it by half a step of the format, of the format's
-/// step at the largest value that it may have. Infinite, which is no bound, where that is beyond the format's range.
+/// step at the largest value that it may have. NaN of a value that is not finite: none is said of it.
 pub(crate) fn stored((value, floor): (f64, f64), contract: &Contract) -> f64 {
-    let largest = match contract.output {
-        _ if in_f64(contract) => f64::MAX,
-        Precision::F16 => F16_MAX,
-        _ => f32::MAX as f64,
-    };
-    if value.is_finite() && value.abs() + floor > largest {
-        f64::INFINITY
-    } else if contract.output.is_coarse() {
+    if !value.is_finite() {
+        f64::NAN
+    } else if contract.output.is_coarse() && floor.is_finite() {
         floor + half_step(contract.output, value.abs() + floor)
     } else {
         floor

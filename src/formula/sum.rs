@@ -32,8 +32,8 @@
 //! Where the accumulator is wider than the terms' arithmetic (ggml's norms and softmax sum f32 terms in double), the additions round with
 //! its unit, and the [`ROUNDINGS`] with that of the arithmetic.
 //!
-//! Beyond a format's range there is no bound: where Σp, or a partial sum on the way, may be more than the accumulator holds, a kernel that
-//! keeps its contract may give infinity, NaN, or the 0 of an inverse root.
+//! Beyond the accumulator's range a sum of squares under an inverse root has no bound ([`Terms::bound_under_root`]): a kernel that keeps its
+//! contract gives 0 there.
 //!
 //! The assumption of mean zero holds for rounding to nearest. A device that truncates has a bias, which grows with m, not √m: its
 //! error is more than this floor allows, and it should be.
@@ -130,8 +130,10 @@ impl Terms {
         Self { n, squares: 2.0 * (self.squares + self.range * self.range / n as f64), ..self }
     }
 
-    /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite; infinite, which is no bound, where a
-    /// partial sum may be beyond the range of the accumulator.
+    /// The rounding error that `contract` allows in the sum; see the module. NaN if a term is not finite.
+    ///
+    /// Beyond the accumulator's range it stays what it is: infinity survives additions, products and stores, so that a result which is finite is of a
+    /// sum that did not overflow, and one which is not is an error that has a cause.
     pub fn bound(&self, contract: &Contract, lambda: f64) -> f64 {
         if !self.absolute.is_finite() {
             return f64::NAN;
@@ -141,21 +143,18 @@ impl Terms {
         let worst = if m < 0.5 { m / (1.0 - m) * self.absolute } else { f64::INFINITY };
         let few = ROUNDINGS as f64 * (self.squares + self.range * self.range);
         let likely = lambda * (adding * adding * self.partial_sums(contract.order) + u * u * few).sqrt();
-        if worst.is_nan() || likely.is_nan() {
-            f64::NAN
-        } else if self.reach(lambda) + worst.min(likely) > range(contract)
-            || self.squares.sqrt() > terms_range(contract)
-        {
-            f64::INFINITY
-        } else {
-            worst.min(likely)
-        }
+        if worst.is_nan() || likely.is_nan() { f64::NAN } else { worst.min(likely) }
     }
 
-    /// The largest partial sum in any reasonable order: a stretch of the terms, as the prefixes have it, or an arrangement of them, which
-    /// deviates from its drift by some √Σp²; and never more than Σ|p|.
-    fn reach(&self, lambda: f64) -> f64 {
-        self.absolute.min(self.range + lambda * self.squares.sqrt())
+    /// [`Terms::bound`] of a sum of squares whose inverse root is taken: infinite, which is no bound, where the sum or a term may be beyond what
+    /// the contract's arithmetic holds. The inverse root of infinity is 0: finite, and no trace of what happened.
+    pub fn bound_under_root(&self, contract: &Contract, lambda: f64) -> f64 {
+        let bound = self.bound(contract, lambda);
+        if self.absolute + bound > range(contract) || self.squares.sqrt() > terms_range(contract) {
+            f64::INFINITY
+        } else {
+            bound
+        }
     }
 
     /// Σ v_e² of the additions, bounded for an order of summation.
@@ -199,7 +198,7 @@ fn terms_range(contract: &Contract) -> f64 {
 }
 
 /// The largest half.
-pub(crate) const F16_MAX: f64 = 65504.0;
+const F16_MAX: f64 = 65504.0;
 
 /// The unit roundoff of the additions in the contract's sums.
 fn adding(contract: &Contract) -> f64 {

@@ -120,14 +120,16 @@ impl Model {
     }
 }
 
-/// The first hyperparameter, but for names and the context length, of which two models have another.
+/// The first hyperparameter, but for names, the context length and layers that are not run, of which two models have another.
 fn first_difference(a: &Config, b: &Config) -> Option<String> {
     let keys = |config: &Config| match serde_json::to_value(config) {
         Ok(serde_json::Value::Object(object)) => object,
         _ => serde_json::Map::new(), // a configuration is an object of plain values
     };
     let (a, b) = (keys(a), keys(b));
-    let other = a.iter().find(|(key, value)| !matches!(key.as_str(), "name" | "context") && b.get(*key) != Some(value));
+    let other = a.iter().find(|(key, value)| {
+        !matches!(key.as_str(), "name" | "context" | "predicting_layers") && b.get(*key) != Some(value)
+    });
     other.map(|(key, value)| {
         let found = b.get(key).map_or("nothing".into(), |v| v.to_string());
         format!("{key} is {value} in the one and {found} in the other")

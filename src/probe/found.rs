@@ -39,7 +39,7 @@ pub(super) struct WrongRows {
 
 /// The rows in which the sides are further apart than in any that is right on both.
 pub(super) fn differing(apart: &[f64], judged: &Judged) -> Vec<usize> {
-    let most = judged.right().map(|row| apart[row]).fold(0.0, f64::max);
+    let most = judged.right().map(|row| apart[row]).filter(|apart| apart.is_finite()).fold(0.0, f64::max);
     (0..apart.len()).filter(|row| apart[*row] > FURTHER * most).collect()
 }
 

@@ -16,6 +16,7 @@ mod sample;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -177,7 +178,7 @@ pub fn probe(
     let apart = rows::apart(&call, &c, &g);
     let kind = call.op().kind();
     let contracts = [reference.contract(kind), subject.contract(kind)];
-    let judge = Judge { call: &call, results: [&c, &g], contracts: &contracts };
+    let judge = Judge { call: &call, results: [&c, &g], contracts: &contracts, unbounded: AtomicUsize::new(0) };
     progress("the oracle");
     let all = sample::work_of_a_row(&call) * options.tokens as f64 <= options.judge_all;
     let mut judged = judge.rows(&sample::rows(&call, &apart, options, all))?;
@@ -207,6 +208,12 @@ pub fn probe(
         seconds,
     };
     let mut notes = Vec::new();
+    let unbounded = judge.unbounded.load(Ordering::Relaxed);
+    if unbounded > 0 {
+        notes.push(format!(
+            "{unbounded} elements of judged rows, of both sides, have no bound, since the arithmetic of the contract may overflow there: nothing is said of them"
+        ));
+    }
     if verdict == Verdict::Ok && !differing.is_empty() {
         notes.push(format!(
             "{} rows differ by more than the others, within what rounding allows both sides",
@@ -269,6 +276,8 @@ struct Judge<'a> {
     /// The reference's result and the subject's.
     results: [&'a HostTensor; 2],
     contracts: &'a [crate::backend::Contract; 2],
+    /// Elements of judged rows that no bound is known of.
+    unbounded: AtomicUsize,
 }
 
 /// Judged rows, ascending: each side's largest error over its floor.
@@ -284,6 +293,8 @@ impl Judge<'_> {
                 let error = error(&output, &check.exact);
                 // An attention matrix comes alone, and then all of it is the row.
                 let len = (error.len() / rows.len()).max(1);
+                let unbounded = check.floor.iter().filter(|floor| **floor == f64::INFINITY).count();
+                self.unbounded.fetch_add(unbounded, Ordering::Relaxed);
                 let each =
                     error.chunks(len).zip(check.floor.chunks(len)).map(|(error, floor)| injected_ratio(error, floor));
                 // Beyond by however little is beyond.

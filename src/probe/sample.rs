@@ -38,7 +38,7 @@ pub(super) fn rows(call: &FailingCall, apart: &[f64], options: &ProbeOptions, al
         }
     }
     let mut rng = Rng::new(options.seed, u64::MAX);
-    found.extend((0..options.random_rows).map(|_| rng.below(n as u64) as usize));
+    found.extend((0..options.random_rows.min(n)).map(|_| rng.below(n as u64) as usize));
     let mut furthest: Vec<usize> = (0..n).filter(|r| apart[*r] > 0.0).collect();
     furthest.sort_by(|a, b| apart[*b].total_cmp(&apart[*a]).then(a.cmp(b)));
     found.extend(furthest.into_iter().take(FURTHEST));

@@ -14,6 +14,13 @@ use crate::diff::outcome::ModelSummary;
 use crate::error::{Error, Result};
 use crate::text::{printable, printable_whole};
 
+/// What the columns are.
+const LEGEND: [&str; 3] = [
+    "KL(reference ‖ subject), in nats, its mean and its largest over the positions; nmse and same top-1 of the logits.",
+    "alone: the reference's file with this part of the subject's, against the reference's file.",
+    "regained: the share of the whole KL that goes where the subject's file keeps this part of the reference's.",
+];
+
 const MIB: f64 = (1u64 << 20) as f64;
 /// Parts of a kind that are listed unless all are asked for.
 const SHORT_LIST: usize = 16;
@@ -128,8 +135,7 @@ impl<'a> ExchangeDocument<'a> {
             }
             text += &lines(&rows);
         }
-        text += "\nKL, nmse, same top-1: the reference's file with this part of the subject's, against the reference's file.\n";
-        text += "regained: the share of the whole KL that goes where the subject's file keeps this part of the reference's.\n";
+        LEGEND.iter().for_each(|line| text += &format!("{line}\n"));
         text + "\n" + &self.answer() + "\n"
     }
 
@@ -139,6 +145,9 @@ impl<'a> ExchangeDocument<'a> {
         for (name, parts) in self.kinds() {
             text += &format!("\n## {name}, by the KL of their exchange alone\n\n");
             text += &markdown::table(&HEAD, parts.into_iter().map(|cost| self.cells(cost)));
+        }
+        for line in LEGEND {
+            text += &format!("\n{}\n", markdown::text(line));
         }
         text + "\n" + &markdown::text(&self.answer()) + "\n"
     }

@@ -31,6 +31,7 @@ impl Cell {
             Verdict::NotCompared(_) => Cell::NotCompared,
             Verdict::Hidden => Cell::Hidden,
             _ if non_finite(&s.total) || s.injected.as_ref().is_some_and(non_finite) => Cell::NonFinite,
+            _ if s.overflow.is_some() && !s.verdict.is_fault() => Cell::NonFinite,
             Verdict::Differs if s.injected.is_none() => Cell::Differs,
             v if v.is_fault() => Cell::Injects,
             Verdict::Inherits => Cell::Inherits,

@@ -47,6 +47,7 @@ use crate::atomic::file::AtomicFile;
 use crate::diff::outcome::Comparison;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+use crate::text::printable_json;
 
 /// A file that a report will be written to; its name's ending says which report.
 pub struct ReportFile {
@@ -103,7 +104,8 @@ impl ReportFormat {
 /// A document with what it was made with, indented.
 fn json_text(document: &impl serde::Serialize) -> Result<String> {
     let json = |e: serde_json::Error| Error::input(format!("json: {e}"));
-    serde_json::to_string_pretty(&Environment::with(document)?).map_err(json)
+    let text = serde_json::to_string_pretty(&Environment::with(document)?).map_err(json)?;
+    Ok(printable_json(&text))
 }
 
 impl ReportFile {

@@ -151,7 +151,7 @@ impl<'a> ProbeDocument<'a> {
     }
 
     fn fault(&self, fault: &ProbeFault<'_>) -> String {
-        let first = fault.first_wrong.map_or(String::new(), |row| format!(" from row {row} on"));
+        let first = fault.first_wrong.map_or(String::new(), |row| format!(", first in row {row}"));
         let side = if fault.verdict == "reference wrong" { self.reference } else { self.subject };
         let who = match fault.verdict.as_str() {
             "both wrong" => "both sides are wrong".to_string(),

@@ -116,7 +116,9 @@ fn site(stage: Stage, layer: usize) -> Site {
 /// no mistake on this prompt, or within rounding: then it must not be blamed.
 pub fn check(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) -> TrialOutcome {
     let shows = |done: &PlantedRecord| done.ratio.is_nan() || done.ratio > 1.0;
-    if done.iter().all(shows) {
+    // What is listed has been seen to be a mistake: it must be again.
+    let listed = case.faults.iter().any(|fault| !matches!(fault.by, By::Generated(_)));
+    if listed || done.iter().all(shows) {
         return check_shown(case, done, comparison);
     }
     let kept = || case.faults.iter().zip(done).filter(|(_, done)| shows(done));

@@ -1,8 +1,10 @@
 //! Two files of one model: the parts of the second, ranked by what they cost at the logits of the first.
 
+use std::collections::BTreeSet;
+
 use super::Args;
 use crate::backend::Backend;
-use crate::cli::common::{ONE_BY_ONE, open_model, prepare, progress_bar, tell};
+use crate::cli::common::{ONE_BY_ONE, open_model, prepare_all, progress_bar, tell};
 use crate::cli::reports::Reports;
 use crate::cli::sweep::Prompts;
 use crate::cli::{Outcome, output};
@@ -10,6 +12,7 @@ use crate::diff::exchange::{exchange, parts, usual_parts};
 use crate::diff::run::driver::summary;
 use crate::diff::sweep::Shard;
 use crate::error::{Error, Result};
+use crate::model::WeightPlace;
 use crate::report::exchange::ExchangeDocument;
 
 pub fn run(args: &Args, reports: Reports) -> Result<Outcome> {
@@ -23,7 +26,8 @@ pub fn run(args: &Args, reports: Reports) -> Result<Outcome> {
     }
     reports.formats().try_for_each(ExchangeDocument::check)?;
     let files = &args.files;
-    files.backends.check(&[&files.backend])?;
+    let backend = files.backend.as_deref().unwrap_or("cpu");
+    files.backends.check(&[backend])?;
     let mut reference = open_model(Some(&args.reference))?;
     let mut subject = open_model(Some(&args.subject))?;
     let pairs = reference.pairs(&subject)?;
@@ -38,11 +42,13 @@ pub fn run(args: &Args, reports: Reports) -> Result<Outcome> {
         true => usual_parts(&reference, &pairs, tokens),
         false => (files.by.clone(), None),
     };
+    let by: Vec<_> = by.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     let parts = parts(&pairs, &by)?;
-    let mut backend = files.backends.open(&files.backend)?;
-    for model in [&reference, &subject] {
-        prepare(&mut backend, model)?;
-    }
+    let mut backend = files.backends.open(backend)?;
+    // What is the same in both is one weight.
+    let same: Vec<&WeightPlace> = pairs.iter().filter(|pair| pair.same).map(|pair| &pair.place).collect();
+    subject.weights = subject.weights.mixed(&reference.weights, &|place| same.contains(&place));
+    prepare_all(&mut backend, &[&reference, &subject])?;
     let info = backend.info();
     let bar = progress_bar(ONE_BY_ONE);
     let mut progress = |name: &str, done: usize, of: usize| tell(&bar, name, done, of);

@@ -2,7 +2,7 @@
 
 mod files;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, PromptArgs, no_stdin};
@@ -57,8 +57,8 @@ struct FilesArgs {
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
     prompts: Option<PathBuf>,
     /// The backend that all runs are on
-    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
-    backend: String,
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
     /// What to rank: layer, kind, types, tensor [default: all; tensors only where that takes little time]
     #[arg(long, value_enum, value_name = "PARTS", value_delimiter = ',', hide_possible_values = true)]
     by: Vec<PartBy>,
@@ -69,7 +69,8 @@ struct FilesArgs {
 pub fn run(args: &Args) -> Result<Outcome> {
     no_stdin(&[&args.reference, &args.subject], "a trace is a directory, and of a GGUF file parts are read")?;
     let reports = args.reports.open(args.json)?;
-    match [&args.reference, &args.subject].map(|path| path.is_file()) {
+    let is_file = |path: &Path| std::fs::metadata(path).map(|found| found.is_file()).map_err(|e| Error::io(path, e));
+    match [is_file(&args.reference)?, is_file(&args.subject)?] {
         [true, true] => files::run(args, reports),
         [false, false] => of_traces(args, reports),
         [file, _] => {
@@ -89,7 +90,7 @@ fn of_traces(args: &Args, reports: Reports) -> Result<Outcome> {
     let given = [
         ("--prompt, --prompt-file and --tokens", prompt.is_given()),
         ("--prompts", prompts.is_some()),
-        ("--backend", backend != "cpu"),
+        ("--backend", backend.is_some()),
         ("--by", !by.is_empty()),
         ("--threads", threads.is_some()),
         ("--gpu-memory", gpu_memory.is_some()),

@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(long, value_name = "SIDE", default_value = "own", value_parser = ["own", "reference"])]
     routing: String,
     /// Repeat the prompt until one call takes the second tile and workgroup of every kernel of the subject
-    #[arg(long, conflicts_with_all = ["prompts", "vary"])]
+    #[arg(long, conflicts_with_all = ["prompts", "vary", "chunk"])]
     cover: bool,
     /// Hold the subject against itself instead: rows or rows=1,4 (which stages depend on how many rows a call has), chunk or chunk=1,7,64 (prefill
     /// chunk sizes), length=3..9 (shorter prompts), threads=1,2, repeat=3 (runs), reuse (a backend that has run something else)
@@ -253,7 +253,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     comparison.next = comparison.fault().and_then(|fault| match imported {
         Some(imported) => capture_next(args, imported, &options, fault),
         None if only_fused(&comparison) => None, // of one stage no such kernel is run
-        None => next(args, fault),
+        None => next(args, &options, fault),
     });
     if !reports.write(|format| format.render(&comparison))? {
         print(&comparison)?;

@@ -1,6 +1,7 @@
 //! The command that goes on from a fault.
 
 use super::Args;
+use crate::cli::common::PromptArgs;
 use crate::diff::measure::metrics;
 use crate::diff::outcome::StageResult;
 use crate::diff::run::driver::{CHUNK, DiffOptions};
@@ -9,7 +10,7 @@ use crate::trace::store::Imported;
 
 /// The command that takes the first fault apart: the side that is wrong is its subject. `None` where a side is a trace, of
 /// which no stage can be run again.
-pub(super) fn next(args: &Args, fault: &StageResult) -> Option<String> {
+pub(super) fn next(args: &Args, options: &DiffOptions, fault: &StageResult) -> Option<String> {
     let (mut reference, mut subject) = (&args.reference, &args.subject);
     if fault.verdict.side() == Some(metrics::Side::Reference) {
         (reference, subject) = (subject, reference);
@@ -21,15 +22,14 @@ pub(super) fn next(args: &Args, fault: &StageResult) -> Option<String> {
     if let Some(model) = &args.model.model {
         command += &format!(" {}", quoted(&model.display().to_string()));
     }
-    if let Some(text) = &args.prompt.prompt {
-        command += &format!(" --prompt {}", quoted(text));
-    }
-    if let Some(path) = &args.prompt.prompt_file {
-        command += &format!(" --prompt-file {}", quoted(&path.display().to_string()));
-    }
-    if let Some(tokens) = &args.prompt.tokens {
-        let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
-        command += &format!(" --tokens {}", tokens.join(","));
+    match &args.prompt {
+        _ if args.cover => command += &tokens_flag(&options.tokens),
+        PromptArgs { prompt: Some(text), .. } => command += &format!(" --prompt {}", quoted(text)),
+        PromptArgs { prompt_file: Some(path), .. } => {
+            command += &format!(" --prompt-file {}", quoted(&path.display().to_string()));
+        }
+        PromptArgs { tokens: Some(tokens), .. } => command += &tokens_flag(tokens),
+        _ => {}
     }
     if let Some(layer) = fault.site.layer {
         command += &format!(" --layer {layer}");
@@ -43,12 +43,17 @@ pub(super) fn next(args: &Args, fault: &StageResult) -> Option<String> {
             command += &format!(" {flag} {}", quoted(value));
         }
     }
-    for (flag, value, default) in [("--decode", fault.step, 0), ("--chunk", args.chunk as usize, CHUNK)] {
+    for (flag, value, default) in [("--decode", fault.step, 0), ("--chunk", options.chunk, CHUNK)] {
         if value != default {
             command += &format!(" {flag} {value}");
         }
     }
     Some(command + " --out repro")
+}
+
+fn tokens_flag(tokens: &[u32]) -> String {
+    let tokens: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    format!(" --tokens {}", tokens.join(","))
 }
 
 /// The command that captures what would tell most of a wrong segment, for the engine that the capture is of.
@@ -116,8 +121,11 @@ mod tests {
         let total = Measured::Failed(Mismatch::Ids);
         let mut fault = StageResult::new(0, Site::layer(2, Stage::ExpertDown), &[4, 2, 8], total);
         (fault.verdict, fault.expert) = (Verdict::SubjectWrong, Some(3));
-        let next =
-            |fault: &StageResult, args: &[&str]| super::next(&Cli::parse_from([&["diff"], args].concat()).diff, fault);
+        let next = |fault: &StageResult, args: &[&str]| {
+            let args = Cli::parse_from([&["diff"], args].concat()).diff;
+            let options = DiffOptions { chunk: args.chunk as usize, ..DiffOptions::new(vec![1, 2, 1]) };
+            super::next(&args, &options, fault)
+        };
         let plain = "twinscope repro --layer 2 --stage expert_down --expert 3 --out repro";
         assert_eq!(next(&fault, &[]).as_deref(), Some(plain));
         fault.step = 2;
@@ -132,5 +140,7 @@ mod tests {
         let sides = "twinscope repro --tokens 1,2 --layer 2 --stage expert_down --expert 3 --reference gpu --subject cpu:scalar --out repro";
         assert_eq!(next(&fault, &["--tokens", "1,2"]).as_deref(), Some(sides));
         assert_eq!(next(&fault, &["--subject", "trace:run"]), None, "a trace cannot be run again");
+        let covering = next(&fault, &["--prompt", "x", "--cover"]).unwrap();
+        assert!(covering.contains("--tokens 1,2,1 ") && !covering.contains("--prompt"), "{covering}");
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::backend::AnyBackend;
 use crate::diff::measure::logits::{LogitsAt, LogitsComparison, compare_logits};
+use crate::environment::available_memory;
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner, WeightPair, WeightPlace, Weights};
 use crate::op::{GgmlType, HostTensor, Weight};
@@ -181,6 +182,8 @@ pub fn exchange(
 ) -> Result<Exchange> {
     let [ours, theirs] = [&*reference, &*subject].map(|model| model.weights.clone());
     let of = 2 + 2 * parts.len();
+    let positions: usize = prompts.iter().map(Vec::len).sum();
+    room_for_logits(reference, positions)?;
     progress("the reference's file", 0, of);
     let mut exact = Vec::new();
     let mut keep = |logits: HostTensor, _: usize| {
@@ -224,7 +227,6 @@ pub fn exchange(
     if types_differ(pairs) == 0 {
         notes.push("the files have the same types everywhere: it is values that differ".to_string());
     }
-    let positions = prompts.iter().map(Vec::len).sum();
     if positions < 64 {
         notes.push(format!(
             "{positions} positions are few: a ranking that is to hold for a use takes text of that use (--prompt-file, --prompts)"
@@ -239,6 +241,18 @@ pub fn exchange(
         parts: costs,
         notes,
     })
+}
+
+/// Refuses more positions than there is memory for the logits of: those of the reference's file are kept, f32 [positions, V].
+fn room_for_logits(model: &Model, positions: usize) -> Result<()> {
+    let bytes = (positions as u64).saturating_mul(4 * model.config.vocab as u64);
+    match available_memory() {
+        Some(available) if bytes > available => Err(Error::cannot_run(format!(
+            "the logits of {positions} positions, {} tokens each, take {bytes} bytes of memory, {available} are available: rank with less text",
+            model.config.vocab
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn types_differ(pairs: &[WeightPair]) -> usize {

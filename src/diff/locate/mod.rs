@@ -72,7 +72,8 @@ struct Grid<'a> {
 /// Which elements count as wrong.
 enum Significant<'a> {
     /// Not finite where the expected value is, or the other way round.
-    NonFinite,
+    /// Of elements that have a bound.
+    NonFinite(Option<&'a [f64]>),
     /// An error beyond its own floor.
     Floor(&'a [f64]),
     /// An error beyond one threshold.
@@ -127,7 +128,10 @@ impl Grid<'_> {
     fn energy(&self, i: usize) -> Option<f64> {
         let error = self.subject[i] - self.expected[i];
         match self.significant {
-            Significant::NonFinite => (self.subject[i].is_finite() != self.expected[i].is_finite()).then_some(1.0),
+            Significant::NonFinite(floor) => {
+                let bound = floor.is_none_or(|floor| floor[i] != f64::INFINITY);
+                (bound && self.subject[i].is_finite() != self.expected[i].is_finite()).then_some(1.0)
+            }
             Significant::Floor(floor) => (error.abs() > floor[i]).then_some(error * error),
             Significant::Over(least) => (error.abs() > least).then_some(error * error),
         }
@@ -161,7 +165,8 @@ impl Grid<'_> {
             above += **ratio;
             above >= half
         };
-        ratios.iter().rev().find(reaches).map_or(0.0, |ratio| ratio.ln().max(0.0))
+        // What is far beyond its floor counts in full, however much farther something else is.
+        ratios.iter().rev().find(reaches).map_or(0.0, |ratio| ratio.ln().clamp(0.0, 2.0 * HIDES.ln()))
     }
 
     fn tally(&self, region: &ErrorRegion) -> Tally {
@@ -250,8 +255,8 @@ impl Grid<'_> {
             kind: kinds[0],
             kinds,
             description: match (&self.significant, &non_finite) {
-                (Significant::NonFinite, Some(n)) if n.any() => format!("{n}: {description}"),
-                (Significant::NonFinite, _) => format!("finite where the expected value is not: {description}"),
+                (Significant::NonFinite(_), Some(n)) if n.any() => format!("{n}: {description}"),
+                (Significant::NonFinite(_), _) => format!("finite where the expected value is not: {description}"),
                 _ => description,
             },
             share: inside.energy / all.energy,
@@ -275,7 +280,7 @@ impl Grid<'_> {
             let cols = self.layout.cols;
             let mut elements = chosen.elements();
             elements.retain(|i| i % cols < self.visible(i / cols));
-            let finite = !matches!(self.significant, Significant::NonFinite);
+            let finite = !matches!(self.significant, Significant::NonFinite(_));
             finite.then(|| relation::find(self.expected, self.subject, &self.layout, head_dim, &elements)).flatten()
         };
         let mut region = Region::default();
@@ -342,6 +347,7 @@ impl Grid<'_> {
         let outside = (0..self.subject.len()).filter(|i| !region.contains(*i));
         let n = if count == 1 { "one element".to_string() } else { format!("{count} elements") };
         match self.largest(outside) {
+            f64::INFINITY => format!("; elsewhere {n} that should be exact"),
             ratio if ratio > 1000.0 => format!("; elsewhere {n}, by up to {ratio:.1e} × floor"),
             ratio if ratio > 1.0 => format!("; elsewhere {n}, by up to {ratio:.1} × floor"),
             _ => String::new(),
@@ -358,7 +364,7 @@ impl Grid<'_> {
     fn everywhere(&self) -> f64 {
         let ratios = self.ratios();
         match (&self.significant, ratios.get(ratios.len() / 2)) {
-            (Significant::NonFinite, _) => MOST,
+            (Significant::NonFinite(_), _) => MOST,
             (_, Some(middle)) => (1.0 - 2.0 / middle).clamp(WHOLE, MOST),
             _ => WHOLE,
         }
@@ -366,15 +372,17 @@ impl Grid<'_> {
 
     /// The subject's non-finite values, if they are what is wrong.
     fn non_finite(&self) -> Option<NonFinite> {
-        matches!(self.significant, Significant::NonFinite).then(|| NonFinite::of(self.subject, self.shape))
+        matches!(self.significant, Significant::NonFinite(_)).then(|| NonFinite::of(self.subject, self.shape))
     }
 }
 
 impl<'a> Significant<'a> {
     fn new(expected: &[f64], subject: &[f64], floor: Option<&'a [f64]>) -> Self {
-        // What is not finite on both sides came in with the inputs.
-        if subject.iter().zip(expected).any(|(s, x)| s.is_finite() != x.is_finite()) {
-            return Significant::NonFinite;
+        // What is not finite on both sides came in with the inputs; of what has no bound nothing is said.
+        let mut pairs = subject.iter().zip(expected).enumerate();
+        let bounded = |i: usize| floor.is_none_or(|floor| floor[i] != f64::INFINITY);
+        if pairs.any(|(i, (s, x))| s.is_finite() != x.is_finite() && bounded(i)) {
+            return Significant::NonFinite(floor);
         }
         if let Some(floor) = floor {
             return Significant::Floor(floor);

@@ -105,7 +105,10 @@ fn why(comparison: &Comparison) -> String {
     let unexplained: Vec<(u32, usize)> =
         unexplained.map(|(layer, r)| (layer, r.unexplained())).filter(|(_, n)| *n > 0).collect();
     if let Some(stage) = comparison.visible().filter(|stage| stage.is_blamelessly_lost()) {
-        return format!("not finite from {} on, by nobody's fault", stage.site);
+        return match stage.overflow {
+            Some(_) => format!("overflow from {} on, which the contract allows", stage.site),
+            None => format!("not finite from {} on, by nobody's fault", stage.site),
+        };
     }
     if let Some((layer, _)) = unexplained.first() {
         let flips: usize = unexplained.iter().map(|(_, n)| n).sum();

@@ -132,6 +132,7 @@ impl ComparisonBuilder<'_> {
             if let Some(step) = self.logs[side].as_mut().and_then(|log| log.steps.last_mut()) {
                 step.exact = best.1;
             }
+            view.unbounded[side] = None; // of the choice that was given up
             match side {
                 1 => (view.ratios.subject, view.injected_ratio) = (best.0.max, best.0.max),
                 _ => {
