@@ -33,19 +33,19 @@ pub(crate) fn unit(precision: Precision) -> f64 {
     FloatFormat::of(precision).map_or(0.0, |format| format.u)
 }
 
-/// Half the distance between two neighbours of a format at |x|, the most that rounding to it moves x; 0 for f32 and wider. Infinite
-/// where x is beyond the format's range, since it may become an infinity.
+/// Half the distance between two neighbours of a format at |x|, the most that rounding to it moves x; 0 for f32 and wider. Beyond the format's
+/// range that of its largest number: there a value that is finite is near, and one that became an infinity is an error.
 pub(crate) fn half_step(precision: Precision, x: f64) -> f64 {
     let (smallest, largest) = match precision {
-        Precision::F16 => (-14, 65504.0),
-        Precision::Bf16 => (-126, 3.3895313892515355e38),
+        Precision::F16 => (-14, 15),
+        Precision::Bf16 => (-126, 127),
         _ => return 0.0,
     };
-    if x.is_nan() || x > largest * (1.0 + unit(precision)) {
-        return if x.is_nan() { f64::NAN } else { f64::INFINITY };
+    if x.is_nan() {
+        return f64::NAN;
     }
     // The exponent of x, as the bits of a double have it.
-    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(smallest);
+    let exponent = ((x.to_bits() >> 52 & 0x7ff) as i32 - 1023).clamp(smallest, largest);
     2f64.powi(exponent) * unit(precision)
 }
 

@@ -150,6 +150,9 @@ impl Terms {
     /// the contract's arithmetic holds. The inverse root of infinity is 0: finite, and no trace of what happened.
     pub fn bound_under_root(&self, contract: &Contract, lambda: f64) -> f64 {
         let bound = self.bound(contract, lambda);
+        if bound.is_nan() {
+            return bound; // an operand was no number, or not finite
+        }
         if self.absolute + bound > range(contract) || self.squares.sqrt() > terms_range(contract) {
             f64::INFINITY
         } else {
