@@ -768,6 +768,10 @@ def from_gguf(path, dtype, attention):
         raise file.refused(f"{file.architecture}: transformers {transformers.__version__} has no {CLASSES[file.kind][1]}")
     model = model_class(config_class(**file.config(attention)))
     model = model.to(torch.promote_types(dtype, torch.float32))  # rounding to 16 bits comes last
+    # With biases of q, k and v comes one of attention's output, which no GGUF file of these has.
+    if file.kind in ("qwen3", "qwen3moe"):
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.register_parameter("bias", None)
     names = set(model.state_dict())
     weights = {"model.embed_tokens.weight": file.weight("token_embd.weight"), "model.norm.weight": file.weight("output_norm.weight")}
     if file.kind == "gemma3":
@@ -778,10 +782,6 @@ def from_gguf(path, dtype, attention):
         layer = f"model.layers.{n}."
         within = {name.removeprefix(layer) for name in names if name.startswith(layer)}
         weights |= {layer + name: values for name, values in file.layer_weights(n, within).items()}
-    # With biases of q, k and v comes one of their output, which no GGUF file of these has.
-    if file.kind in ("qwen3", "qwen3moe"):
-        outputs = [name for name in names if name.endswith("self_attn.o_proj.bias")]
-        weights |= {name: torch.zeros_like(model.state_dict()[name]) for name in outputs}
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # another shape
