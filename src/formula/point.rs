@@ -59,11 +59,11 @@ impl Point {
         Self { value, floor: self.floor + other.floor + roundoff(contract) * value.abs() + TINY }
     }
 
-    /// Rounded to a coarser format. Where the floor reaches the middle between two of its values, both are right, and it is the
-    /// one that is `output`, if either is.
+    /// Rounded to a coarser format. Where the floor reaches the middle between two of its values both are right, and near 0, where it reaches
+    /// several, all of them: then it is the one that is `output`, if that is one.
     pub fn rounded(self, round: impl Fn(f64) -> f64, output: f64) -> Self {
-        let reached = [round(self.value - self.floor), round(self.value + self.floor)];
-        let value = if reached.contains(&output) { output } else { round(self.value) };
+        let reached = round(self.value - self.floor)..=round(self.value + self.floor);
+        let value = if reached.contains(&output) && round(output) == output { output } else { round(self.value) };
         Self { value, floor: TINY }
     }
 }

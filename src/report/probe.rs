@@ -1,5 +1,6 @@
 //! What `probe` found: one stage alone, at any number of rows.
 
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::facts::count;
@@ -10,7 +11,6 @@ use crate::op::OpParams;
 use crate::probe::{Misplaced, ProbeMemory, ProbeOptions, Probed, ProbedSide, ProbedWeight, RowRange};
 use crate::text::{printable, printable_whole};
 
-const MIB: f64 = (1u64 << 20) as f64;
 /// Ranges of rows that are printed.
 const SHOWN: usize = 8;
 
@@ -123,8 +123,8 @@ impl<'a> ProbeDocument<'a> {
         let weight = self.weight.map_or(String::new(), |w| format!(" · {} {} {:?}", printable(&w.name), w.ty, w.dims));
         text += &field("call", &format!("seed {}{from} → {}{weight}", self.seed, shape(self.shape)));
         let available =
-            self.memory.available_bytes.map_or(String::new(), |bytes| format!(" of {} available", mib(bytes)));
-        text += &field("memory", &format!("{}{available}", mib(self.memory.needed_bytes)));
+            self.memory.available_bytes.map_or(String::new(), |bytes| format!(" of {} available", HumanBytes(bytes)));
+        text += &field("memory", &format!("{}{available}", HumanBytes(self.memory.needed_bytes)));
         let rows = match self.judged_all {
             true => "oracle, every row".to_string(),
             false => format!(
@@ -187,10 +187,6 @@ impl<'a> ProbeDocument<'a> {
 
 fn ratio(side: &ProbedSide) -> String {
     side.ratio.map_or("not finite".into(), short)
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / MIB)
 }
 
 /// `0–2, 15–17, 4095 and 3 more`

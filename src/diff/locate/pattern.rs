@@ -3,7 +3,7 @@
 use crate::diff::measure::metrics::NonFinite;
 
 /// What kind of region holds the error. The names are stable: programs match on them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, strum::VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub enum PatternKind {
     /// One element.

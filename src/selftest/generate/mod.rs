@@ -13,6 +13,8 @@ mod values;
 
 use std::rc::Rc;
 
+use strum::VariantArray;
+
 use super::case::Trial;
 use super::faults::{By, FAULT, Fault, FaultPlace, FaultySide, Generated};
 use super::faulty::{Engine, FaultScope, HostOp, Mistake, Strength};
@@ -99,7 +101,8 @@ impl Kind {
             layers,
             step,
             scope: self.scope,
-            patterns: ANY,
+            // What is drawn is a place, but which words are right for it depends on what else is wrong there: that there are some is all that is asked.
+            patterns: PatternKind::VARIANTS,
             explained: self.explained,
             may_be_open,
             ..FAULT
@@ -167,37 +170,6 @@ fn trial(i: usize, draw: &mut Draw) -> Trial {
     let name: &'static str = format!("{i}: {}{decoding}", whats.join("; and ")).leak();
     Trial { name, faults, test_model: draw.test_model, strength }
 }
-
-/// What is drawn is a place, but which words are right for it depends on what else is wrong there.
-const ANY: &[PatternKind] = {
-    use PatternKind::*;
-    &[
-        Element,
-        Position,
-        LastPosition,
-        PositionRange,
-        AllButPosition,
-        PositionResidue,
-        Expert,
-        Experts,
-        AllButExpert,
-        Slot,
-        Head,
-        Heads,
-        AllButHead,
-        WithinHead,
-        Column,
-        ColumnRange,
-        AllButColumn,
-        ColumnBlock,
-        SubBlock,
-        ColumnResidue,
-        LastPartialTile,
-        Diagonal,
-        Scattered,
-        WholeTensor,
-    ]
-};
 
 /// A mistake made by running operations.
 fn by(f: impl Fn(&mut Engine<'_>, &HostOp<'_>) -> Result<HostTensor> + Clone + Sync + 'static) -> By {
