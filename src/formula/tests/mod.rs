@@ -1,5 +1,6 @@
 mod emulation;
 
+use super::Point;
 use super::exact::exact;
 use super::floor::*;
 use super::rounding::TINY;
@@ -161,6 +162,25 @@ fn what_overflows_elsewhere_stays_an_error() {
 
     let r = injected_ratio(&[f64::NAN, 3.0, f64::INFINITY], &[f64::INFINITY, 1.5, f64::INFINITY]);
     assert_eq!((r.max, r.index, r.beyond), (2.0, Some(1), 1));
+}
+
+/// Near 0 a floor reaches over many halves: a result that was rounded once may be each of them, and no number between.
+#[test]
+fn a_value_near_zero_is_rounded_to_any_that_its_floor_reaches() {
+    let half = crate::formula::precision::FORMATS[0].round;
+    let (step, near) = (2f64.powi(-24), Point::new(0.4e-6, 2e-6));
+    for n in [-20.0, -3.0, 0.0, 7.0, 40.0] {
+        assert_eq!(near.rounded(half, n * step).residual(n * step), 0.0, "{n} steps");
+    }
+    for wrong in [0.5 * step, 60.0 * step, -40.0 * step] {
+        assert!(near.rounded(half, wrong).residual(wrong) > 1.0, "{wrong:e}");
+    }
+    // Where the floor is less than a step there is one, or two about a middle.
+    let one = Point::new(1.0001, 1e-7);
+    assert!(
+        one.rounded(half, 1.0).residual(1.0) == 0.0
+            && one.rounded(half, 1.0 + 2f64.powi(-10)).residual(1.0 + 2f64.powi(-10)) > 1.0
+    );
 }
 
 #[test]
