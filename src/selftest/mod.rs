@@ -14,9 +14,8 @@ mod case;
 pub mod faults;
 pub mod faulty;
 mod generate;
-mod test_model;
-
 pub mod shader;
+pub(crate) mod test_model;
 
 use std::cell::RefCell;
 use std::rc::Rc;
