@@ -7,9 +7,13 @@ what they make of some texts.
 
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
 modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
-modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py, modeling_glm4_moe.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py, modeling_glm4_moe.py, modeling_qwen3_next.py, modeling_qwen3_5_moe.py,
+modeling_qwen3_5.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
-transformers' `rotate_half` for every family, whatever GGUF stores. Keys with a default in llama.cpp are left out where a family allows it.
+transformers' `rotate_half` for every family, whatever GGUF stores. So it is with the value heads of linear attention, which the
+converter reorders for `qwen35` and `qwen35moe` (`tiled`), and with the joint rows of `qwen3next`, which it takes apart. The stages are
+in the file's order: what an engine has that multiplies by the file's weights. Keys with a default in llama.cpp are left out where a
+family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
 patterns of Llama 3, SmolLM, Qwen 2, o200k and GLM 4 cut, by another regex engine.
@@ -63,7 +67,21 @@ FAMILIES = {
     # head, and a layer that guesses further tokens.
     "glm4moe": dict(arch="glm4moe", kv_heads=2, ffn=96, expert_ffn=32, plain_shared=1, base=1e6, bias=True, qk_norm=True, experts=8, used=3,
                     turned=8, leading=1, sigmoid=True, weights_scale=2.5, predicting=1, layers=3, seed=11),
+    # Linear attention in layer 0 with 3 value heads for each key head, whose rows of b and a are one weight; attention in layer 1 with a
+    # gate in the rows of q, and rope on half of each head. The shared expert is wider than the others.
+    "qwen3next": dict(arch="qwen3next", kv_heads=2, ffn=96, expert_ffn=32, shared=64, base=1e7, qk_norm=True, experts=4, used=2, turned=8,
+                      eps=1e-6, linear=dict(keys=2, values=6, state=16, kernel=4, interval=2), layers=2, seed=12),
+    # The same with value heads in another order, no `feed_forward_length`, rope of sections, and a layer that guesses further tokens: it
+    # has attention, though by its number it would have none.
+    "qwen35moe": dict(arch="qwen35moe", kv_heads=2, expert_ffn=32, shared=64, base=1e7, qk_norm=True, experts=4, used=2, turned=8, eps=1e-6,
+                      sections=[2, 1, 1, 0], linear=dict(keys=2, values=6, state=16, kernel=4, interval=2), predicting=1, layers=2, seed=13),
+    # Linear attention before and after a layer of attention, as an array says, with heads that are wider than those of attention, and
+    # plain FFNs.
+    "qwen35": dict(arch="qwen35", kv_heads=2, ffn=96, tied=True, qk_norm=True, turned=8, eps=1e-6, sections=[2, 1, 1, 0],
+                   linear=dict(keys=2, values=4, state=32, kernel=4, recurrent=[True, False, True]), layers=3, seed=14),
 }
+# Families whose value heads of linear attention the converter reorders.
+TILED = ("qwen35moe", "qwen35")
 
 
 def prompt(family):
@@ -77,6 +95,24 @@ def permute(w, heads):
 
 def unpermute(w, heads):
     return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def is_linear(family, n):
+    """configuration_qwen3_next.py: where `layer_types` has linear attention; layers that guess further tokens have none."""
+    f = FAMILIES[family]
+    if "linear" not in f or n >= f["layers"]:
+        return False
+    recurrent = f["linear"].get("recurrent")
+    return recurrent[n] if recurrent else (n + 1) % f["linear"]["interval"] != 0
+
+
+def tiled(x, keys, values):
+    """llama.cpp's `_reorder_v_heads`, on axis 0: of value heads the first of each key head, the second of each, …"""
+    return x.reshape(keys, values // keys, x.shape[0] // values, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+
+def untiled(x, keys, values):
+    return tiled(x, values // keys, values)
 
 
 def llama3_factors(base):
@@ -96,9 +132,10 @@ def build(path, family):
     out = GGUFWriter(path, arch)
     out.add_name(f"{family}, random")
     for key, value in [("block_count", f.get("layers", LAYERS) + f.get("predicting", 0)), ("context_length", f.get("context", 64)), ("embedding_length", H),
-                       ("feed_forward_length", f["ffn"]), ("attention.head_count", HEADS)]:
-        out.add_uint32(f"{arch}.{key}", value)
-    out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
+                       ("feed_forward_length", f.get("ffn")), ("attention.head_count", HEADS)]:
+        if value is not None:
+            out.add_uint32(f"{arch}.{key}", value)
+    out.add_float32(f"{arch}.attention.layer_norm_rms_epsilon", f.get("eps", 1e-5))
     if kv != HEADS:
         out.add_uint32(f"{arch}.attention.head_count_kv", kv)
     if "base" in f:
@@ -134,6 +171,20 @@ def build(path, family):
         out.add_bool(f"{arch}.expert_weights_norm", True)
     if "shared" in f:
         out.add_uint32(f"{arch}.expert_shared_feed_forward_length", f["shared"])
+    if "linear" in f:
+        l = f["linear"]
+        for key, value in [("attention.key_length", D), ("attention.value_length", D), ("rope.dimension_count", f["turned"]),
+                           ("ssm.conv_kernel", l["kernel"]), ("ssm.state_size", l["state"]), ("ssm.group_count", l["keys"]),
+                           ("ssm.time_step_rank", l["values"]), ("ssm.inner_size", l["values"] * l["state"])]:
+            out.add_uint32(f"{arch}.{key}", value)
+        if "recurrent" in l:
+            out.add_array(f"{arch}.attention.recurrent_layers", l["recurrent"])
+        else:
+            out.add_uint32(f"{arch}.full_attention_interval", l["interval"])
+        if "sections" in f:
+            out.add_array(f"{arch}.rope.dimension_sections", f["sections"])
+        if "predicting" in f:
+            out.add_uint32(f"{arch}.nextn_predict_layers", f["predicting"])
     weights = {}
 
     def tensor(name, values, ty=Type.F32, heads=None):
@@ -148,7 +199,45 @@ def build(path, family):
         tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
 
     def norm(name, width=H):
-        tensor(name, 1 + 0.2 * rng.normal(size=width))
+        tensor(name, 1 + (0.5 if "linear" in f else 0.2) * rng.normal(size=width))
+
+    def of_values(name, values, ty=Type.F32, first=0, axis=0):
+        """Stores values whose axis `axis` counts value heads from `first` on, as the converter does, and keeps them in transformers' order."""
+        def ordered(x, order):
+            if arch not in TILED:
+                return x
+            x = np.moveaxis(x, axis, 0)
+            return np.moveaxis(np.concatenate([x[:first], order(x[first:], l["keys"], l["values"])]), 0, axis)
+        tensor(name, ordered(values, tiled), ty)
+        weights[name] = ordered(weights[name], untiled)
+
+    def linear_attention(b):
+        """modeling_qwen3_next.py, `Qwen3NextGatedDeltaNet`, and modeling_qwen3_5.py, `Qwen3_5GatedDeltaNet`."""
+        keys, values, state = l["keys"], l["values"], l["state"]
+        each = values // keys
+        drawn = lambda rows, cols, gain=1.0: rng.normal(size=(rows, cols)) * gain / np.sqrt(cols)
+        if arch == "qwen3next":
+            # `in_proj_qkvz` has the rows of each key head together, q, k, v and z; the converter takes them apart. It leaves
+            # `in_proj_ba`, whose rows of each key head are b and a of its value heads, as it is.
+            joint = drawn(2 * (keys + values) * state, H, 2).reshape(keys, 2 * (1 + each) * state, H)
+            parts = np.split(joint, np.cumsum([state, state, each * state]), axis=1)
+            q, k, v, z = (part.reshape(-1, H) for part in parts)
+            tensor(b + "attn_qkv.weight", np.concatenate([q, k, v]), Type.Q8_0)
+            tensor(b + "attn_gate.weight", z, Type.Q8_0)
+            read = [*np.split(weights[b + "attn_qkv.weight"], [keys * state, 2 * keys * state]), weights[b + "attn_gate.weight"]]
+            weights[b + "in_proj_qkvz"] = np.concatenate([part.reshape(keys, -1, H) for part in read], axis=1).reshape(-1, H)
+            matrix(b + "ssm_ba.weight", 2 * values, H)
+        else:
+            of_values(b + "attn_qkv.weight", drawn((2 * keys + values) * state, H, 2), Type.Q8_0, first=2 * keys * state)
+            of_values(b + "attn_gate.weight", drawn(values * state, H, 2), Type.Q8_0)
+            of_values(b + "ssm_beta.weight", drawn(values, H), Type.Q8_0)
+            of_values(b + "ssm_alpha.weight", drawn(values, H), Type.Q8_0)
+        of_values(b + "ssm_conv1d.weight", drawn((2 * keys + values) * state, l["kernel"]), first=2 * keys * state)
+        # A between 0.01 and 16 as transformers draws it, and a bias with which exp(-A · softplus(a + bias)) is neither 0 nor 1 everywhere.
+        of_values(b + "ssm_dt.bias", rng.normal(size=values) - 2.5)
+        of_values(b + "ssm_a", -rng.uniform(0.01, 16, size=values))
+        norm(b + "ssm_norm.weight", state)
+        of_values(b + "ssm_out.weight", drawn(H, values * state), Type.Q8_0, axis=1)
 
     turned = (HEADS, kv) if arch in PERMUTED else (None, None)
     # Gemma multiplies it by √H.
@@ -161,18 +250,22 @@ def build(path, family):
     for n in range(f.get("layers", LAYERS) + f.get("predicting", 0)):
         b = f"blk.{n}."
         norm(b + "attn_norm.weight")
-        matrix(b + "attn_q.weight", HEADS * D, H, gain=2, heads=turned[0])
-        matrix(b + "attn_k.weight", kv * D, H, gain=2, heads=turned[1])
-        matrix(b + "attn_v.weight", kv * D, H)
-        if f.get("bias"):
-            for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
-                tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
-        if f.get("qk_norm"):
-            row = f["qk_norm"] == "row"
-            norm(b + "attn_q_norm.weight", HEADS * D if row else D)
-            norm(b + "attn_k_norm.weight", kv * D if row else D)
-        matrix(b + "attn_output.weight", H, HEADS * D)
-        norm(b + ("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") else "ffn_norm.weight"))
+        if is_linear(family, n):
+            linear_attention(b)
+        else:
+            # modeling_qwen3_next.py, `Qwen3NextAttention`: rows of each head are D of q and then D of its gate.
+            matrix(b + "attn_q.weight", HEADS * D * (2 if "linear" in f else 1), H, gain=2, heads=turned[0])
+            matrix(b + "attn_k.weight", kv * D, H, gain=2, heads=turned[1])
+            matrix(b + "attn_v.weight", kv * D, H)
+            if f.get("bias"):
+                for part, heads in (("q", HEADS), ("k", kv), ("v", kv)):
+                    tensor(f"{b}attn_{part}.bias", rng.normal(size=heads * D))
+            if f.get("qk_norm"):
+                row = f["qk_norm"] == "row"
+                norm(b + "attn_q_norm.weight", HEADS * D if row else D)
+                norm(b + "attn_k_norm.weight", kv * D if row else D)
+            matrix(b + "attn_output.weight", H, HEADS * D)
+        norm(b + ("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") or "linear" in f else "ffn_norm.weight"))
         if n >= f.get("layers", LAYERS):
             matrix(b + "nextn.eh_proj.weight", H, 2 * H)
             for part in ("enorm", "hnorm", "shared_head_norm"):
@@ -184,7 +277,7 @@ def build(path, family):
             norm(b + "post_attention_norm.weight")
             norm(b + "post_ffw_norm.weight")
         if "experts" in f and n >= f.get("leading", 0):
-            e, width = f["experts"], f.get("expert_ffn", f["ffn"])
+            e, width = f["experts"], f.get("expert_ffn", f.get("ffn"))
             matrix(b + "ffn_gate_inp.weight", e, H, ty=Type.F32, gain=2)
             ty, inward = (Type.MXFP4, 4.0) if f.get("oss") else (Type.Q8_0, 1.0)
             matrix(b + "ffn_gate_exps.weight", e, width, H, ty=ty, gain=inward)
@@ -236,9 +329,27 @@ def clamped_swiglu(gate, up, alpha=1.702, limit=7.0):
     return (up + 1) * gate / (1 + np.exp(-alpha * gate))
 
 
-def rms_norm(x, weight):
-    eps = np.float64(np.float32(1e-5))
+def rms_norm(x, weight, eps=1e-5):
+    eps = np.float64(np.float32(eps))
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def l2_norm(x, eps):
+    """modeling_qwen3_next.py, `l2norm`, whose eps is 1e-6: the rounded one of the file is within 3e-8 of it."""
+    return x / np.sqrt((x * x).sum(axis=-1, keepdims=True) + np.float64(np.float32(eps)))
+
+
+def delta_rule(q, k, v, decay, beta):
+    """modeling_qwen3_next.py, `torch_recurrent_gated_delta_rule`: q and k [T, keys, D], v [T, values, D], decay and beta [T, values]."""
+    each = v.shape[1] // k.shape[1]
+    q, k = np.repeat(q, each, axis=1) / np.sqrt(q.shape[-1]), np.repeat(k, each, axis=1)
+    state, out = np.zeros((v.shape[1], k.shape[-1], v.shape[-1])), np.zeros_like(v)
+    for t in range(len(v)):
+        state = state * np.exp(decay[t])[:, None, None]
+        delta = (v[t] - (state * k[t][:, :, None]).sum(axis=1)) * beta[t][:, None]
+        state = state + k[t][:, :, None] * delta[:, None, :]
+        out[t] = (state * q[t][:, :, None]).sum(axis=1)
+    return out
 
 
 def yarn(f, inv_freq):
@@ -284,7 +395,10 @@ def run(family, w):
         angles = np.outer(np.arange(t), inv_freq)
         return [np.concatenate([fn(angles), fn(angles)], axis=-1)[:, None, :] * stretch for fn in (np.cos, np.sin)]
 
+    # modeling_qwen3_5.py, `Qwen3_5TextRotaryEmbedding`: the positions of the sections differ for images only.
     everywhere = turns(inv_freq)
+    eps = f.get("eps", 1e-5)
+    joint = "linear" in f  # q and its gate have one weight
     # modeling_gemma3.py: layers with a window have `rope_local_base_freq`, unscaled.
     local = turns(1.0 / f["local"] ** (np.arange(0, D, 2) / D)) if "local" in f else everywhere
 
@@ -294,22 +408,53 @@ def run(family, w):
             return values
         return permute(values.T, heads).T
 
-    # modeling_gemma3.py, `Gemma3TextScaledWordEmbedding`.
-    x = w["token_embd.weight"][tokens] * (np.sqrt(H) if f.get("gemma") else 1.0)
-    stages["embedding"] = x
-    for n in range(f.get("layers", LAYERS)):
-        sliding = "window" in f and (n + 1) % f["period"] != 0
+    def linear_attention(h, keep, weight):
+        """modeling_qwen3_next.py, `Qwen3NextGatedDeltaNet.forward`, and modeling_qwen3_5.py, in transformers' order of value heads."""
+        l = f["linear"]
+        keys, values, state, kernel = l["keys"], l["values"], l["state"], l["kernel"]
+        each, first = values // keys, 2 * keys * state
+
+        def kept(name, x, first=0):
+            """Keeps values whose columns from `first` on are those of value heads, in the order of the file."""
+            x = x.reshape(t, -1)
+            if f["arch"] in TILED:
+                x = np.concatenate([x[:, :first], tiled(x[:, first:].T, keys, values).T], axis=1)
+            keep("linear_attn_" + name, x)
+
+        if f["arch"] == "qwen3next":
+            # `fix_query_key_value_ordering`
+            parts = np.split((h @ weight("in_proj_qkvz").T).reshape(t, keys, -1), np.cumsum([state, state, each * state]), axis=2)
+            q, k, v, z = (x.reshape(t, -1) for x in parts)
+            qkv = np.concatenate([q, k, v], axis=1)
+            b, a = (x.reshape(t, -1) for x in np.split((h @ weight("ssm_ba.weight").T).reshape(t, keys, -1), [each], axis=2))
+        else:
+            qkv, z, b, a = (h @ weight(f"{part}.weight").T for part in ("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha"))
+        kept("qkv", qkv, first), kept("z", z), kept("b", b), kept("a", a)
+        # `causal_conv1d_fn`: a sum of the last rows for each channel, with rows of 0 before the first.
+        padded = np.concatenate([np.zeros((kernel - 1, qkv.shape[1])), qkv])
+        mixed = silu(sum(padded[j:j + t] * weight("ssm_conv1d.weight")[:, j] for j in range(kernel)))
+        kept("conv", mixed, first)
+        q, k, v = (x.reshape(t, -1, state) for x in np.split(mixed, [keys * state, first], axis=1))
+        q, k, beta = l2_norm(q, eps), l2_norm(k, eps), sigmoid(b)
+        keep("linear_attn_q", q.reshape(t, -1)), keep("linear_attn_k", k.reshape(t, -1)), kept("beta", beta)
+        dt = a + weight("ssm_dt.bias")
+        decay = weight("ssm_a") * np.log1p(np.exp(dt))  # the file has -exp(A_log)
+        kept("dt", dt), kept("decay", decay)
+        assert (decay < 0).all() and (np.exp(decay) < 0.5).any() and (np.exp(decay) > 0.5).any()
+        delta = delta_rule(q, k, v, decay, beta)
+        kept("delta", delta)
+        # `Qwen3NextRMSNormGated`
+        normed = rms_norm(delta, weight("ssm_norm.weight"), eps)
+        gated = normed.reshape(t, -1) * silu(z)
+        kept("norm", normed), kept("gated", gated)
+        return keep("linear_attn_out", gated @ weight("ssm_out.weight").T)
+
+    def attention(h, keep, weight, sliding):
         cos, sin = local if sliding else everywhere
-
-        def keep(name, values):
-            stages[f"layers.{n}.{name}"] = values
-            return values
-
-        def weight(name):
-            return w[f"blk.{n}.{name}"]
-
-        h = keep("attn_norm", rms_norm(x, weight("attn_norm.weight")))
         q, k, v = (h @ weight(f"attn_{part}.weight").T for part in "qkv")
+        if joint:
+            q, q_gate = (x.reshape(t, -1) for x in np.split(q.reshape(t, HEADS, 2 * D), 2, axis=2))
+            keep("q_gate", q_gate)
         keep("q_proj", stored(q, HEADS)), keep("k_proj", stored(k, kv)), keep("v_proj", v)
         if f.get("bias"):
             q, k, v = (y + weight(f"attn_{part}.bias") for y, part in ((q, "q"), (k, "k"), (v, "v")))
@@ -318,7 +463,7 @@ def run(family, w):
         if f.get("qk_norm"):
             # modeling_qwen3.py: each head. modeling_olmoe.py: the row, before it is cut into heads.
             whole = (lambda y: y.reshape(t, -1)) if f["qk_norm"] == "row" else (lambda y: y)
-            q, k = (rms_norm(whole(y), weight(f"attn_{part}_norm.weight")).reshape(y.shape) for y, part in ((q, "q"), (k, "k")))
+            q, k = (rms_norm(whole(y), weight(f"attn_{part}_norm.weight"), eps).reshape(y.shape) for y, part in ((q, "q"), (k, "k")))
             keep("q_norm", q.reshape(t, -1)), keep("k_norm", k.reshape(t, -1))
         q, k = (rotated(y, cos, sin) for y in (q, k))
         keep("q_rope", stored(q.reshape(t, -1), HEADS)), keep("k_rope", stored(k.reshape(t, -1), kv))
@@ -336,13 +481,33 @@ def run(family, w):
             probs = softmax(masked)
         keep("attn_probs", probs)
         context = keep("attn_context", np.einsum("hts,shd->thd", probs, v).reshape(t, -1))
+        if joint:
+            context = keep("attn_gated", context * sigmoid(q_gate))
         out = keep("attn_out", context @ weight("attn_output.weight").T)
         if f.get("oss"):
             out = keep("attn_out_bias", out + weight("attn_output.bias"))
         if f.get("gemma"):  # whose weights have the 1 of `1 + weight` in them, in GGUF
-            out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight")))
+            out = keep("attn_post_norm", rms_norm(out, weight("post_attention_norm.weight"), eps))
+        return out
+
+    # modeling_gemma3.py, `Gemma3TextScaledWordEmbedding`.
+    x = w["token_embd.weight"][tokens] * (np.sqrt(H) if f.get("gemma") else 1.0)
+    stages["embedding"] = x
+    for n in range(f.get("layers", LAYERS)):
+        sliding = "window" in f and (n + 1) % f["period"] != 0
+
+        def keep(name, values):
+            stages[f"layers.{n}.{name}"] = values
+            return values
+
+        def weight(name):
+            return w[f"blk.{n}.{name}"]
+
+        h = keep("attn_norm", rms_norm(x, weight("attn_norm.weight"), eps))
+        out = linear_attention(h, keep, weight) if is_linear(family, n) else attention(h, keep, weight, sliding)
         x = keep("attn_residual", x + out)
-        h = keep("ffn_norm", rms_norm(x, weight("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") else "ffn_norm.weight")))
+        ffn_norm = "post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") or joint else "ffn_norm.weight"
+        h = keep("ffn_norm", rms_norm(x, weight(ffn_norm), eps))
         if "experts" in f and n >= f.get("leading", 0):
             # modeling_mixtral.py: a softmax over all experts, the largest of them, divided by their sum.
             logits = keep("router_logits", h @ weight("ffn_gate_inp.weight").T)
@@ -392,9 +557,9 @@ def run(family, w):
             act = keep("ffn_act", activation(gate) * up)
             out = keep("ffn_out", act @ weight("ffn_down.weight").T)
             if f.get("gemma"):
-                out = keep("ffn_post_norm", rms_norm(out, weight("post_ffw_norm.weight")))
+                out = keep("ffn_post_norm", rms_norm(out, weight("post_ffw_norm.weight"), eps))
         x = keep("layer_out", x + out)
-    x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"])
+    x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"], eps)
     stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T
     return stages
 
