@@ -54,6 +54,11 @@ LAYER_MODULES = {
     "mlp.shared_expert.gate_proj": "shared_gate",
     "mlp.shared_expert.up_proj": "shared_up",
     "mlp.shared_expert_gate": "shared_router",
+    "linear_attn.in_proj_qkv": "linear_attn_qkv",
+    "linear_attn.in_proj_z": "linear_attn_z",
+    "linear_attn.in_proj_b": "linear_attn_b",
+    "linear_attn.in_proj_a": "linear_attn_a",
+    "linear_attn.out_proj": "linear_attn_out",
 }
 MODEL_MODULES = {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "logits"}
 # A module's input -> the stage that it is.
@@ -62,6 +67,8 @@ LAYER_INPUTS = {
     "post_attention_layernorm": "attn_residual",
     "mlp.down_proj": "ffn_act",
     "mlp.shared_expert.down_proj": "shared_act",
+    "linear_attn.norm": "linear_attn_delta",
+    "linear_attn.out_proj": "linear_attn_gated",
 }
 # The same of a layer that normalises what attention and FFN add, as Gemma's do.
 POST_NORM_MODULES = {
@@ -75,16 +82,26 @@ BIASED = {"q_proj": "q_bias", "k_proj": "k_bias", "v_proj": "v_bias", "attn_out"
 # Names that some models have for the same parts.
 ROLES = {"block_sparse_moe": "mlp", "mlp.router": "mlp.gate", "mlp.shared_experts": "mlp.shared_expert"}
 # model_type -> `general.architecture` of its GGUF files, where that is not the same without underscores.
-ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss"}
+ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss",
+                 "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}
 # Models of which llama.cpp's converter reorders the rows of q and k (`permute`), so that GGUF's rope turns neighbours. A
 # capture is held against such a file, so its q and k are written in that order.
 PERMUTED = ("llama", "mistral", "mixtral", "ministral3")
 PERMUTED_STAGES = ("q_proj", "k_proj", "q_bias", "k_bias", "q_rope", "k_rope")
+# Models of which llama.cpp's converter reorders the value heads of linear attention: of these the first of each key head, the
+# second of each, … So are the columns of such stages written.
+TILED = ("qwen3_5_text", "qwen3_5_moe_text")
+# Models whose q_proj has, for each head, q and then a gate of what attention gives.
+GATED = ("qwen3_next", *TILED)
+TILED_STAGES = tuple(f"linear_attn_{part}" for part in "qkv z b a conv beta dt decay delta norm gated".split())
+MIXED_STAGES = ("linear_attn_qkv", "linear_attn_conv")  # whose first columns are those of key heads
 # Where transformers computes otherwise than the contracts transformers-bf16 and -f16 say: model_type -> in which types, and what.
 OTHERWISE = {
     "gemma3_text": (("bfloat16", "float16"), "the scale of its embedding is rounded, and its norms keep their weights in float32"),
     "glm4_moe": (("bfloat16", "float16"), "its router is computed in float32"),
     "gpt_oss": (("float16",), "its norms keep their weights in float32"),
+    **dict.fromkeys(GATED, (("bfloat16", "float16"),
+                            "its norms keep their weights in float32, and the delta rule is computed in it")),
 }
 
 
@@ -172,6 +189,14 @@ class Recorder:
         heads = getattr(config, "num_attention_heads", 0)
         head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
         self.permuted_dim = head_dim if kind in PERMUTED else None
+        self.gated_dim = head_dim if kind in GATED else None
+        # Of linear attention: the key heads, the value heads of each, and where value heads follow in q, k and v side by side.
+        self.tiled = None
+        if kind in TILED:
+            keys = config.linear_num_key_heads
+            self.tiled = (keys, config.linear_num_value_heads // keys, 2 * keys * config.linear_key_head_dim)
+        self.products = {}  # what functions and modules of the running linear attention gave, by their name
+        self.gate = None  # the sigmoid of the running attention's gate
         self.heads_first = kind.startswith("gemma")  # whose norms of q and k get [1, heads, T, D]
         # Per layer the roles that it has, which say what some of them are.
         self.roles = {}
@@ -210,6 +235,11 @@ class Recorder:
             values = values.index_select(axis, torch.tensor(kept, device=values.device))
         if self.permuted_dim and stage in PERMUTED_STAGES:
             values = values.unflatten(-1, (-1, 2, self.permuted_dim // 2)).transpose(-1, -2).flatten(-3)
+        if self.tiled and stage in TILED_STAGES:
+            keys, each, first = self.tiled
+            first = first if stage in MIXED_STAGES else 0
+            heads = values[..., first:].unflatten(-1, (keys, each, -1)).transpose(-2, -3).flatten(-3)
+            values = torch.cat((values[..., :first], heads), dim=-1)
         whole = f"{name}@{len(self.calls) - 1}"
         self.tensors[whole] = {"call": len(self.calls) - 1, "positions": [first + i for i in kept]}
         self.writer.add(whole, *flat(values))
@@ -234,6 +264,8 @@ class Recorder:
 
     def input_of(self, layer, name):
         """The stage that a module's input is."""
+        if name == "self_attn.o_proj" and self.gated_dim:
+            return "attn_gated"
         own = POST_NORM_INPUTS if self.post_norms(layer) else {}
         return own.get(name, LAYER_INPUTS.get(name))
 
@@ -258,7 +290,11 @@ class Recorder:
         def hook(module, args, kwargs):
             self.inside.append((layer, within, module))
             stage = None if layer is None else self.input_of(layer, within)
-            if stage is not None and args:
+            if within == "linear_attn":
+                self.products = {}
+            if within == "linear_attn.norm" and args and self.calls:  # a row for each head
+                self.keep(layer, stage, args[0].reshape(self.calls[-1]["tokens"], -1))
+            elif stage is not None and args:
                 self.keep(layer, stage, rows_of(args[0]))
             if within == "self_attn":
                 self.masks[layer] = kwargs.get("attention_mask")
@@ -304,7 +340,13 @@ class Recorder:
             stage = self.output_of(layer, within, module)
             if stage in ("q_norm", "k_norm") and self.heads_first and first.dim() == 4:
                 first = first.transpose(1, 2)
-            if stage is not None:
+            if within in ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"):
+                self.joint(layer, within, first)
+            elif stage == "q_proj" and self.gated_dim:
+                q, gate = rows_of(first).unflatten(-1, (-1, 2, self.gated_dim)).unbind(-2)
+                self.keep(layer, "q_proj", q.flatten(1))
+                self.keep(layer, "q_gate", gate.flatten(1))
+            elif stage is not None:
                 self.keep(layer, stage, rows_of(first))
             elif self.modules is not None and self.modules.search(name):
                 self.keep(layer, name, rows_of(first))
@@ -315,6 +357,38 @@ class Recorder:
                     self.keep(layer, stage, values)
                 self.experts = None
         return hook
+
+    def joint(self, layer, name, values):
+        """What Qwen3-Next's linear attention has in two products, for each key head together: its own method takes them apart."""
+        import torch
+
+        self.products[name] = values
+        both = [self.products.get(f"linear_attn.in_proj_{part}") for part in ("qkvz", "ba")]
+        if any(values is None for values in both):
+            return
+        q, k, v, z, b, a = map(rows_of, self.inside[-1][2].fix_query_key_value_ordering(*both))
+        for stage, values in (("qkv", torch.cat((q, k, v), dim=-1)), ("z", z), ("b", b), ("a", a)):
+            self.keep(layer, f"linear_attn_{stage}", values)
+
+    def linear_attention(self, layer, module, name, args, output):
+        """A function of torch that linear attention called."""
+        product = lambda of: name == "mul" and len(args) > 1 and args[1] is self.products.get(of, self)
+        if name == "silu":  # of the convolution [1, channels, T], with rows of former calls before those of this
+            self.keep(layer, "linear_attn_conv", output[0].T[-self.calls[-1]["tokens"]:])
+        elif name == "sigmoid":
+            self.keep(layer, "linear_attn_beta", rows_of(output))
+        elif name == "softplus":
+            self.products[name] = output
+            self.keep(layer, "linear_attn_dt", rows_of(args[0]))
+        elif name == "rsqrt":  # of the L2 norm, of q and then of k
+            self.products[name] = output
+        elif product("softplus"):
+            self.keep(layer, "linear_attn_decay", rows_of(output))
+        elif product("rsqrt"):
+            # [1, value heads, T, D]: what a key head has is there for each of its value heads.
+            self.keep(layer, "linear_attn_k" if "q" in self.products else "linear_attn_q",
+                      output[0, ::module.num_v_heads // module.num_k_heads].transpose(0, 1).flatten(1))
+            self.products["q"] = output
 
     def scores(self, layer, scores):
         """Scores [heads, T, S] with the mask added: entries that the mask hides stand for nothing."""
@@ -340,7 +414,17 @@ class Recorder:
         layer, within, module = self.inside[-1] if self.inside else (None, "", None)
         if layer is None:
             return
-        if within == "self_attn":
+        if within == "linear_attn":
+            self.linear_attention(layer, module, name, args, output)
+        elif within == "linear_attn.norm":
+            if name == "mul" and args[0] is module.weight:
+                self.keep(layer, "linear_attn_norm", output.reshape(self.calls[-1]["tokens"], -1))
+        elif within == "self_attn" and self.gated_dim and name in ("sigmoid", "mul"):
+            if name == "sigmoid":
+                self.gate = output
+            elif args[1] is self.gate:
+                self.keep(layer, "attn_context", rows_of(args[0]))
+        elif within == "self_attn":
             sinks = hasattr(module, "sinks")
             if name == "softmax" and not sinks and args[0].dim() == 4:
                 self.scores(layer, args[0][0])
@@ -547,7 +631,14 @@ CLASSES = {
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
     "gpt-oss": ("GptOssConfig", "GptOssForCausalLM"),
     "glm4moe": ("Glm4MoeConfig", "Glm4MoeForCausalLM"),
+    "qwen3next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
+    "qwen35moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
+    "qwen35": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
 }
+# Those with linear attention.
+LINEAR = ("qwen3next", "qwen35moe", "qwen35")
+# Those of whose norms transformers keeps what is added to 1.
+CENTRED = ("gemma3", *LINEAR)
 # What llama.cpp has for a rope base that a file does not say.
 ROPE_BASES = {"gemma3": 1e6}
 
@@ -585,6 +676,11 @@ class GgufModel:
 
     def get(self, name, default=None):
         return self.field(f"{self.architecture}.{name}", default)
+
+    def each(self, name):
+        """An array's entries, of a key that the file may not have."""
+        field = self.reader.fields.get(f"{self.architecture}.{name}")
+        return None if field is None else field.contents()
 
     def has(self, name):
         return f"blk.{self.layers - 1}.{name}" in self.tensors
@@ -683,9 +779,68 @@ class GgufModel:
                 "n_group": self.get("expert_group_count", 1), "topk_group": self.get("expert_group_used_count", 1),
                 "attention_bias": self.has("attn_q.bias"), "use_qk_norm": self.has("attn_q_norm.weight"),
             }
+        elif self.kind in LINEAR:
+            if abs(config["rms_norm_eps"] - 1e-6) > 1e-12:
+                raise self.refused("attention.layer_norm_rms_epsilon is not 1e-6, which transformers' L2 norm of q and k always adds")
+            rope["partial_rotary_factor"] = self.get("rope.dimension_count", self.head_dim) / self.head_dim
+            if sections := self.each("rope.dimension_sections"):  # which differ for images only
+                rope["mrope_section"] = sections[:3]
+            recurrent = self.each("attention.recurrent_layers")
+            if recurrent is None:
+                interval = self.get("full_attention_interval", 4)
+                recurrent = [(n + 1) % interval != 0 for n in range(self.layers)]
+            state, keys, values = self.get("ssm.state_size"), self.get("ssm.group_count"), self.get("ssm.time_step_rank")
+            config |= {
+                "layer_types": ["linear_attention" if r else "full_attention" for r in recurrent[:self.layers]],
+                "partial_rotary_factor": rope["partial_rotary_factor"], "linear_conv_kernel_dim": self.get("ssm.conv_kernel"),
+                "linear_key_head_dim": state, "linear_value_head_dim": self.get("ssm.inner_size") // values,
+                "linear_num_key_heads": keys, "linear_num_value_heads": values,
+            }
+            if self.kind != "qwen35":
+                if not self.get("expert_weights_norm", True):
+                    raise self.refused("expert_weights_norm is false, and these models divide by the sum always")
+                config |= {"num_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length"),
+                           "shared_expert_intermediate_size": self.get("expert_shared_feed_forward_length", ffn)}
+            if ffn is None:  # which a model of experts alone does without
+                del config["intermediate_size"]
         return config
 
     # The weights.
+
+    def untiled(self, values, axis=0, first=0):
+        """Values whose axis counts value heads of linear attention from `first` on, in transformers' order of these."""
+        import torch
+
+        keys, heads = self.get("ssm.group_count"), self.get("ssm.time_step_rank")
+        if self.kind not in ("qwen35moe", "qwen35"):
+            return values
+        values = values.transpose(0, axis)
+        tiled = values[first:].unflatten(0, (heads // keys, keys, -1)).transpose(0, 1).flatten(0, 2)
+        return torch.cat((values[:first], tiled)).transpose(0, axis)
+
+    def linear_attention(self, n):
+        """A layer's weights of linear attention by transformers' names within the layer."""
+        import torch
+
+        weight = lambda name: self.weight(f"blk.{n}.{name}")
+        keys, state = self.get("ssm.group_count"), self.get("ssm.state_size")
+        first = 2 * keys * state
+        qkv, z = weight("attn_qkv.weight"), weight("attn_gate.weight")
+        if self.kind == "qwen3next":  # the rows of each key head together
+            parts = [part.unflatten(0, (keys, -1)) for part in (qkv[:first // 2], qkv[first // 2:first], qkv[first:], z)]
+            found = {"in_proj_qkvz.weight": torch.cat(parts, dim=1).flatten(0, 1), "in_proj_ba.weight": weight("ssm_ba.weight")}
+        else:
+            found = {"in_proj_qkv.weight": self.untiled(qkv, first=first), "in_proj_z.weight": self.untiled(z),
+                     "in_proj_b.weight": self.untiled(weight("ssm_beta.weight")),
+                     "in_proj_a.weight": self.untiled(weight("ssm_alpha.weight"))}
+        found |= {
+            "conv1d.weight": self.untiled(weight("ssm_conv1d.weight"), first=first)[:, None],
+            "dt_bias": self.untiled(weight("ssm_dt.bias")),
+            "A_log": self.untiled((-weight("ssm_a").double()).log()),  # the file has -exp(A_log)
+            "norm.weight": weight("ssm_norm.weight"),
+            "out_proj.weight": self.untiled(weight("ssm_out.weight"), axis=1),
+        }
+        return {f"linear_attn.{name}": values for name, values in found.items()}
 
     def weight(self, name, heads=None):
         """A tensor's values in transformers' order, as gguf-py dequantizes them; `heads`: the converter reordered its rows."""
@@ -719,11 +874,13 @@ class GgufModel:
             norms |= {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
                       "post_feedforward_layernorm": "post_ffw_norm"}
         else:
-            norms["post_attention_layernorm"] = "post_attention_norm" if self.kind in ("gpt-oss", "glm4moe") else "ffn_norm"
+            norms["post_attention_layernorm"] = "post_attention_norm" if self.kind in ("gpt-oss", "glm4moe", *LINEAR) else "ffn_norm"
         for theirs, ours in norms.items():
             take(f"{theirs}.weight", f"{ours}.weight")
-        if self.kind == "gemma3":  # the file has 1 + weight; in float64 the difference is exact
+        if self.kind in CENTRED:  # the file has 1 + weight; in float64 the difference is exact
             found |= {name: values.double() - 1 for name, values in found.items() if name.endswith("norm.weight")}
+        if f"blk.{n}.ssm_a" in self.tensors:
+            found |= self.linear_attention(n)
         mlp = "block_sparse_moe" if any(name.startswith("block_sparse_moe.") for name in names) else "mlp"
         for part in ("gate", "up", "down"):
             take(f"mlp.{part}_proj.weight", f"ffn_{part}.weight")
@@ -774,7 +931,7 @@ def from_gguf(path, dtype, attention):
             layer.self_attn.o_proj.register_parameter("bias", None)
     names = set(model.state_dict())
     weights = {"model.embed_tokens.weight": file.weight("token_embd.weight"), "model.norm.weight": file.weight("output_norm.weight")}
-    if file.kind == "gemma3":
+    if file.kind in CENTRED:
         weights["model.norm.weight"] = weights["model.norm.weight"].double() - 1
     if "output.weight" in file.tensors:
         weights["lm_head.weight"] = file.weight("output.weight")

@@ -9,10 +9,11 @@
 `scripts/goldens.py` computes transformers' definitions in numpy. Here nothing is computed: for each family the classes of
 transformers are built from the GGUF file, as `capture/hf_transformers.py --gguf` builds them, run on the golden's tokens with
 eager attention and eager experts, and what its hooks show is compared with what `goldens.py` wrote. The weights are
-gguf-py's, in transformers' order; q and k are compared in the file's order, which is what the goldens have.
+gguf-py's, in transformers' order; q and k, and the value heads of linear attention, are compared in the file's order, which is
+what the goldens have.
 
 transformers asks for float32 in places whatever a model's type: norms, softmax of attention and router, GLM's router, cosines
-and sines, the frequencies of rope. All of these requests are met in float64 (see `Float64`), so what is left is the rounding of
+and sines, the frequencies of rope, the delta rule. All of these requests are met in float64 (see `Float64`), so what is left is the rounding of
 float64 and the definitions.
 
 The exit code is 1 if a stage is beyond the bound, or a golden has no value for what the hooks show, or none for a whole family.
@@ -49,7 +50,8 @@ class Float64(TorchFunctionMode):
 
     In transformers 5.24 these are asked for by: all RMSNorms (`to(torch.float32)`, Gemma's `float()`); all rotary embeddings
     (`arange(dtype=torch.float)` and `position_ids.float()`); `linear_ramp_factor` of YaRN; `eager_attention_forward`
-    (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's (`type(torch.float32)`)."""
+    (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's (`type(torch.float32)`); the decay of linear
+    attention (`float()`), its delta rule, chunked or by token (`to(torch.float32, memory_format=…)`), and its gated norm."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.float:
