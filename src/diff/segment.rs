@@ -227,8 +227,9 @@ pub struct OperandSource {
 
 /// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
 pub fn sources(site: Site, layout: LayerLayout) -> Vec<OperandSource> {
-    let of = |input: Stage| OperandSource { site: producer(site, input), cache: input.is_cached_by(site.stage) };
-    site.stage.inputs(layout.of(site.layer)).map(of).collect()
+    let of =
+        |(n, input): (usize, Stage)| OperandSource { site: producer(site, input), cache: site.stage.reads_cache(n) };
+    site.stage.inputs(layout.of(site.layer)).enumerate().map(of).collect()
 }
 
 /// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.

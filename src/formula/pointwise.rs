@@ -100,6 +100,7 @@ impl From<GateActivation> for Activation {
             GateActivation::Silu => Self::Silu,
             GateActivation::GeluTanh => Self::GeluByTanh,
             GateActivation::Clamped => Self::Swish(CLAMPED_ALPHA),
+            GateActivation::Sigmoid => Self::Sigmoid,
         }
     }
 }

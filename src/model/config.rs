@@ -7,7 +7,7 @@ use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms, Router, Shared
 use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{LayerLayout, Rotation};
+use crate::op::{LayerLayout, LinearLayers, Rotation};
 
 /// What a layer's router chooses among, as [`Router`] says.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -26,6 +26,38 @@ pub struct MoeConfig {
     pub shared: usize,
     /// How many layers, from the first, have a plain FFN, `leading_dense_block_count`.
     pub leading_dense: usize,
+}
+
+/// Linear attention: a gated delta rule behind a convolution.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct LinearConfig {
+    /// Every so-many-th layer has attention over all positions, `full_attention_interval`.
+    pub interval: usize,
+    /// `ssm.group_count`.
+    pub key_heads: usize,
+    /// `ssm.time_step_rank`.
+    pub value_heads: usize,
+    /// Of keys and of values, `ssm.state_size`.
+    pub head_dim: usize,
+    /// L, positions that the convolution sees, `ssm.conv_kernel`.
+    pub kernel: usize,
+    /// Which key head a value head has: h mod key heads, or h / (value heads / key heads).
+    pub tiled: bool,
+}
+
+impl LinearConfig {
+    /// Width of a row of queries or keys.
+    pub fn key_width(&self) -> usize {
+        self.key_heads * self.head_dim
+    }
+    /// Width of a row of values.
+    pub fn value_width(&self) -> usize {
+        self.value_heads * self.head_dim
+    }
+    /// C, width of a row of queries, keys and values.
+    pub fn channels(&self) -> usize {
+        2 * self.key_width() + self.value_width()
+    }
 }
 
 /// Hyperparameters.
@@ -69,6 +101,9 @@ pub struct Config {
     pub qkv_bias: bool,
     /// Whether q and k are normalised.
     pub qk_norm: bool,
+    /// Layers with linear attention, in models that have some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linear: Option<LinearConfig>,
     /// Keys that the file lacks, and those that are not read.
     #[serde(skip)]
     pub keys: KeyReport,
@@ -98,6 +133,10 @@ impl Config {
     pub fn moe_of(&self, layer: usize) -> Option<&MoeConfig> {
         self.moe.as_ref().filter(|moe| layer >= moe.leading_dense)
     }
+    /// Whether a layer has linear attention, and which.
+    pub fn linear_of(&self, layer: usize) -> Option<&LinearConfig> {
+        self.linear.as_ref().filter(|linear| LinearLayers::AllButEach(linear.interval).has(layer))
+    }
     /// FFN width of a layer, of one expert where it has some.
     pub fn ffn_of(&self, layer: usize) -> usize {
         self.moe_of(layer).map_or(self.ffn, |moe| moe.ffn)
@@ -121,6 +160,8 @@ impl Config {
             shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
             shared_gate: self.architecture.shared_expert == Shared::Gated,
             leading_dense: self.moe.as_ref().map_or(0, |moe| moe.leading_dense),
+            output_gate: self.linear.is_some(),
+            linear: self.linear.map_or(LinearLayers::No, |linear| LinearLayers::AllButEach(linear.interval)),
         }
     }
 
@@ -227,9 +268,62 @@ impl Config {
                 QkNorms::Heads | QkNorms::Row => true,
                 QkNorms::OfHeadsIfThere => ["attn_q_norm.weight", "attn_k_norm.weight"].into_iter().any(there),
             },
+            linear: linear(architecture, &keys, [layers, turned])?,
             keys: keys.finish()?,
         })
     }
+}
+
+/// Linear attention, of architectures that have it.
+fn linear(architecture: &Architecture, keys: &Keys<'_>, [layers, turned]: [usize; 2]) -> Result<Option<LinearConfig>> {
+    let Some(rule) = architecture.linear else { return Ok(None) };
+    let interval = match keys.bools_opt("attention.recurrent_layers")? {
+        None => keys.size_or("full_attention_interval", || Ok(rule.interval))?,
+        // What it says counts, and it says the interval, too. Layers that guess further tokens have no linear attention.
+        Some(linear) => {
+            keys.size_opt("full_attention_interval")?;
+            let linear = &linear[..layers.min(linear.len())];
+            let interval = linear.iter().position(|linear| !linear).map_or(layers + 1, |n| n + 1);
+            let layout = LinearLayers::AllButEach(interval);
+            if let Some(n) = (0..layers).find(|n| linear.get(*n).copied() != Some(layout.has(*n))) {
+                let key = keys.full("attention.recurrent_layers");
+                let found = linear.get(n).map_or("nothing".into(), bool::to_string);
+                return Err(keys.bad(format!(
+                    "{key}: {} was expected of layer {n}, as every layer but each {interval}th has it, found {found}",
+                    layout.has(n)
+                )));
+            }
+            interval
+        }
+    };
+    if let Some(sections) = keys.counts_opt("rope.dimension_sections")?.filter(|_| rule.sections) {
+        let key = "rope.dimension_sections";
+        // Pairs of three sections in turn; a pair of none does not turn with the text's position.
+        let all = sections.iter().fold(0, |all: usize, n| all.saturating_add(*n as usize)).max(1);
+        let turns = |pair: usize| sections.get(pair % all % 3).is_some_and(|n| pair % all / 3 < *n as usize);
+        if let Some(pair) = (0..turned / 2).find(|pair| !turns(*pair)) {
+            return Err(keys.bad(format!(
+                "{}: {sections:?} leave out pair {pair} of {} that turn",
+                keys.full(key),
+                turned / 2
+            )));
+        }
+        keys.remark(key, "positions of text are the same in every section");
+    }
+    let [key_heads, value_heads] = [keys.size("ssm.group_count")?, keys.size("ssm.time_step_rank")?];
+    let [head_dim, kernel] = [keys.size("ssm.state_size")?, keys.size("ssm.conv_kernel")?];
+    if !value_heads.is_multiple_of(key_heads) {
+        let [of, by] = ["ssm.time_step_rank", "ssm.group_count"].map(|key| keys.full(key));
+        return Err(
+            keys.bad(format!("{of}: a multiple of {key_heads} was expected, which is {by}, found {value_heads}"))
+        );
+    }
+    let inner = keys.size("ssm.inner_size")?;
+    if value_heads.checked_mul(head_dim) != Some(inner) {
+        let key = keys.full("ssm.inner_size");
+        return Err(keys.bad(format!("{key}: {value_heads} heads of {head_dim} were expected, found {inner}")));
+    }
+    Ok(Some(LinearConfig { interval, key_heads, value_heads, head_dim, kernel, tiled: rule.tiled }))
 }
 
 /// What q·k is multiplied by, where it is not 1/√D.

@@ -8,15 +8,27 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::{Config, Ffn, LayerWeights, Model, MoeWeights, Router, SharedExpert};
-use crate::op::{At, Op, Rotation, Stage, Weight};
+use crate::model::{
+    AttentionWeights, Config, Ffn, LayerWeights, LinearConfig, LinearWeights, Mixer, Model, MoeWeights, Router,
+    SharedExpert,
+};
+use crate::op::{At, GateActivation, Op, Rotation, Stage, Weight};
 
-/// One sequence in progress: its KV cache, and how many positions are in it.
+/// One sequence in progress: its caches, and how many positions are in it.
 pub struct Session<T> {
-    /// Per layer: keys after rope and values, each [capacity, kv_heads·D].
-    cache: Vec<(T, T)>,
+    /// One for each layer.
+    cache: Vec<Cache<T>>,
     capacity: usize,
     position: usize,
+}
+
+/// What a layer keeps of earlier positions.
+enum Cache<T> {
+    /// Keys after rope and values, each [capacity, kv_heads·D].
+    Attention { k: T, v: T },
+    /// What the convolution reads and what it gives, each [capacity, C], keys [capacity, Hk·D], decays and betas, each [capacity, Hv]: the state is
+    /// a function of these, and is computed from them.
+    Linear { qkv: T, conv: T, k: T, decay: T, beta: T },
 }
 
 /// Which positions' logits a call is asked for.
@@ -41,9 +53,18 @@ impl<T: Clone> Session<T> {
             )));
         }
         let mut cache = Vec::with_capacity(config.layers);
-        for _ in 0..config.layers {
-            let mut rows = || backend.alloc(&[capacity, config.kv_width()]);
-            cache.push((rows()?, rows()?));
+        for n in 0..config.layers {
+            let mut rows = |width| backend.alloc(&[capacity, width]);
+            cache.push(match config.linear_of(n) {
+                None => Cache::Attention { k: rows(config.kv_width())?, v: rows(config.kv_width())? },
+                Some(c) => Cache::Linear {
+                    qkv: rows(c.channels())?,
+                    conv: rows(c.channels())?,
+                    k: rows(c.key_width())?,
+                    decay: rows(c.value_heads)?,
+                    beta: rows(c.value_heads)?,
+                },
+            });
         }
         Ok(Self { cache, capacity, position: 0 })
     }
@@ -93,7 +114,7 @@ pub fn forward<B: Backend>(
     let mut x = backend.run(At::model(Stage::Embedding, start), &embed)?;
     for (n, layer) in weights.layers.iter().enumerate() {
         let rotation = config.rotation_of(n).with_factors(weights.rope_freqs.as_ref());
-        let residual = attention(backend, config, rotation, layer, n, &session.cache[n], start, x)?;
+        let residual = mixed(backend, config, rotation, layer, n, &session.cache[n], start, x)?;
         x = feed_forward(backend, config, layer, n, start, residual)?;
     }
     let mut first = start; // the position of x's first row
@@ -108,25 +129,55 @@ pub fn forward<B: Backend>(
     Ok(logits)
 }
 
-/// x [T, H] → x + attention(norm(x)) [T, H].
+/// x [T, H] → x + what mixes positions(norm(x)) [T, H].
 #[allow(clippy::too_many_arguments)] // the model's, the layer's, the call's
-fn attention<B: Backend>(
+fn mixed<B: Backend>(
     b: &mut B,
     config: &Config,
     rotation: Rotation<&Arc<Weight>>,
     w: &LayerWeights,
     n: usize,
-    (k_cache, v_cache): &(B::Tensor, B::Tensor),
+    cache: &Cache<B::Tensor>,
     start: usize,
     x: B::Tensor,
 ) -> Result<B::Tensor> {
     let at = |stage| At::layer(n, stage, start);
+    let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
+    let mut out = match (&w.mixer, cache, config.linear) {
+        (Mixer::Attention(w), Cache::Attention { k, v }, _) => attention(b, config, rotation, w, n, [k, v], start, h)?,
+        (Mixer::Linear(w), Cache::Linear { qkv, conv, k, decay, beta }, Some(linear)) => {
+            linear_attention(b, config, linear, w, n, [qkv, conv, k, decay, beta], start, h)?
+        }
+        _ => unreachable!("a layer's weights and its cache are made by one configuration"),
+    };
+    if let Some(weight) = &w.post_norms {
+        out = norm(b, at(Stage::AttnPostNorm), out, &weight.attn, config)?;
+    }
+    b.run(at(Stage::AttnResidual), &Op::Add { a: x, b: out })
+}
+
+/// h [T, H] → attention(h) [T, H].
+#[allow(clippy::too_many_arguments)] // the model's, the layer's, the call's
+fn attention<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    rotation: Rotation<&Arc<Weight>>,
+    w: &AttentionWeights,
+    n: usize,
+    [k_cache, v_cache]: [&B::Tensor; 2],
+    start: usize,
+    h: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
     let (head_dim, scale, window) = (config.head_dim, config.attention_scale, config.window_of(n));
 
-    let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
-    let mut q = matmul(b, at(Stage::QProj), &h, &w.attn_q)?; // [T, heads·D]
-    let mut k = matmul(b, at(Stage::KProj), &h, &w.attn_k)?; // [T, kv_heads·D]
-    let mut v = matmul(b, at(Stage::VProj), &h, &w.attn_v)?; // [T, kv_heads·D]
+    let mut q = matmul(b, at(Stage::QProj), &h, &w.q)?; // [T, heads·D]
+    let gate = match &w.gate {
+        Some(gate) => Some(matmul(b, at(Stage::QGate), &h, gate)?), // [T, heads·D]
+        None => None,
+    };
+    let mut k = matmul(b, at(Stage::KProj), &h, &w.k)?; // [T, kv_heads·D]
+    let mut v = matmul(b, at(Stage::VProj), &h, &w.v)?; // [T, kv_heads·D]
     let mut v_stage = Stage::VProj;
     if let Some(bias) = &w.qkv_bias {
         q = b.run(at(Stage::QBias), &Op::Bias { x: q, weight: &bias.q })?;
@@ -148,15 +199,62 @@ fn attention<B: Backend>(
     let probs = Op::AttnProbs { scores, start, window, sinks: w.sinks.as_ref() };
     let probs = b.run(at(Stage::AttnProbs), &probs)?; // [heads, T, S]
     let context = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim, window };
-    let context = b.run(at(Stage::AttnContext), &context)?; // [T, heads·D]
-    let mut out = matmul(b, at(Stage::AttnOut), &context, &w.attn_output)?; // [T, H]
-    if let Some(weight) = &w.attn_output_bias {
-        out = b.run(at(Stage::AttnOutBias), &Op::Bias { x: out, weight })?;
+    let mut context = b.run(at(Stage::AttnContext), &context)?; // [T, heads·D]
+    if let Some(gate) = gate {
+        let gated = Op::SwiGlu { gate, up: context, activation: GateActivation::Sigmoid };
+        context = b.run(at(Stage::AttnGated), &gated)?; // [T, heads·D]
     }
-    if let Some(weight) = &w.post_norms {
-        out = norm(b, at(Stage::AttnPostNorm), out, &weight.attn, config)?;
+    let out = matmul(b, at(Stage::AttnOut), &context, &w.output)?; // [T, H]
+    match &w.output_bias {
+        Some(weight) => b.run(at(Stage::AttnOutBias), &Op::Bias { x: out, weight }),
+        None => Ok(out),
     }
-    b.run(at(Stage::AttnResidual), &Op::Add { a: x, b: out })
+}
+
+/// h [T, H] → linear attention(h) [T, H]: a gated delta rule.
+#[allow(clippy::too_many_arguments)] // the model's, the layer's, the call's
+fn linear_attention<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    c: LinearConfig,
+    w: &LinearWeights,
+    n: usize,
+    [qkv_cache, conv_cache, k_cache, decay_cache, beta_cache]: [&B::Tensor; 5],
+    start: usize,
+    h: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
+    let (heads, head_dim, eps) = (c.key_heads, c.head_dim, config.eps);
+    let keep = |b: &mut B, stage, cache: &B::Tensor, x: &B::Tensor| {
+        b.run(at(stage), &Op::Store { cache: cache.clone(), x: x.clone(), start }).map(drop)
+    };
+
+    let qkv = matmul(b, at(Stage::LinearAttnQkv), &h, &w.qkv)?; // [T, C]
+    let z = matmul(b, at(Stage::LinearAttnZ), &h, &w.z)?; // [T, Hv·D]
+    let beta = matmul(b, at(Stage::LinearAttnB), &h, &w.b)?; // [T, Hv]
+    let decay = matmul(b, at(Stage::LinearAttnA), &h, &w.a)?; // [T, Hv]
+    keep(b, Stage::LinearAttnQkv, qkv_cache, &qkv)?;
+    let conv = Op::Conv { x: qkv, cache: qkv_cache.clone(), weight: &w.conv, start };
+    let conv = b.run(at(Stage::LinearAttnConv), &conv)?; // [T, C]: q, k and v
+    keep(b, Stage::LinearAttnConv, conv_cache, &conv)?;
+    let q = Op::L2Norm { x: conv.clone(), first: 0, heads, head_dim, eps };
+    let q = b.run(at(Stage::LinearAttnQ), &q)?; // [T, Hk·D]
+    let k = Op::L2Norm { x: conv, first: c.key_width(), heads, head_dim, eps };
+    let k = b.run(at(Stage::LinearAttnK), &k)?; // [T, Hk·D]
+    keep(b, Stage::LinearAttnK, k_cache, &k)?;
+    let beta = b.run(at(Stage::LinearAttnBeta), &Op::RouterProbs { logits: beta, sigmoid: true })?; // [T, Hv]
+    keep(b, Stage::LinearAttnBeta, beta_cache, &beta)?;
+    let decay = b.run(at(Stage::LinearAttnDt), &Op::Bias { x: decay, weight: &w.dt })?; // [T, Hv]
+    let decay = b.run(at(Stage::LinearAttnDecay), &Op::Decay { x: decay, weight: &w.decay })?; // [T, Hv]
+    keep(b, Stage::LinearAttnDecay, decay_cache, &decay)?;
+
+    let (k, v, decay, beta) = (k_cache.clone(), conv_cache.clone(), decay_cache.clone(), beta_cache.clone());
+    let delta = Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled: c.tiled };
+    let delta = b.run(at(Stage::LinearAttnDelta), &delta)?; // [T, Hv·D]
+    let up = norm(b, at(Stage::LinearAttnNorm), delta, &w.norm, config)?; // [T, Hv·D]
+    let gated = Op::SwiGlu { gate: z, up, activation: GateActivation::Silu };
+    let gated = b.run(at(Stage::LinearAttnGated), &gated)?; // [T, Hv·D]
+    matmul(b, at(Stage::LinearAttnOut), &gated, &w.output)
 }
 
 /// x [T, H] → x + ffn(norm(x)) [T, H].

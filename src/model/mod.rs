@@ -18,15 +18,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use arch::{
-    Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, Occurs, QkNorms, Router, Shared, WindowRule,
+    Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, LinearRule, Occurs, QkNorms, Router, Shared, WindowRule,
 };
-pub use config::{Config, MoeConfig};
+pub use config::{Config, LinearConfig, MoeConfig};
 pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
 pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
-pub use weights::{Ffn, LayerWeights, MoeBias, MoeWeights, PostNorms, QkNorm, QkvBias, SharedExpert, Weights};
+pub use weights::{
+    AttentionWeights, Ffn, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights, PostNorms, QkNorm, QkvBias,
+    SharedExpert, Weights,
+};
 
 use crate::backend::Need;
 use crate::error::{Error, Result};

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::Config;
 use super::arch::{QkNorms, Router, Shared};
+use super::{Config, LinearConfig};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::op::{GgmlType, Weight};
@@ -14,12 +14,36 @@ use crate::op::{GgmlType, Weight};
 pub struct LayerWeights {
     /// `[H]`.
     pub attn_norm: Arc<Weight>,
+    /// What mixes positions.
+    pub mixer: Mixer,
+    /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
+    pub post_norms: Option<PostNorms>,
+    /// `[H]`.
+    pub ffn_norm: Arc<Weight>,
+    /// The feed-forward part.
+    pub ffn: Ffn,
+}
+
+/// What mixes the positions of a layer.
+#[derive(Clone)]
+pub enum Mixer {
+    /// Attention over the positions up to one's own, or a window of them.
+    Attention(AttentionWeights),
+    /// A state that each position decays and adds to: a gated delta rule.
+    Linear(LinearWeights),
+}
+
+/// The weights of attention.
+#[derive(Clone)]
+pub struct AttentionWeights {
     /// `[H, heads·D]`.
-    pub attn_q: Arc<Weight>,
+    pub q: Arc<Weight>,
+    /// Of the gate that multiplies what attention gives, `[H, heads·D]`, in models that have it.
+    pub gate: Option<Arc<Weight>>,
     /// `[H, kv_heads·D]`.
-    pub attn_k: Arc<Weight>,
+    pub k: Arc<Weight>,
     /// `[H, kv_heads·D]`.
-    pub attn_v: Arc<Weight>,
+    pub v: Arc<Weight>,
     /// Of q, k and v, in models that have them.
     pub qkv_bias: Option<QkvBias>,
     /// A score for each head, `[heads]`, that takes part in the softmax of attention and has no key, in models that have them.
@@ -27,15 +51,32 @@ pub struct LayerWeights {
     /// Of q and k, in models that have them.
     pub qk_norm: Option<QkNorm>,
     /// `[heads·D, H]`.
-    pub attn_output: Arc<Weight>,
+    pub output: Arc<Weight>,
     /// `[H]`, in models that have it.
-    pub attn_output_bias: Option<Arc<Weight>>,
-    /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
-    pub post_norms: Option<PostNorms>,
-    /// `[H]`.
-    pub ffn_norm: Arc<Weight>,
-    /// The feed-forward part.
-    pub ffn: Ffn,
+    pub output_bias: Option<Arc<Weight>>,
+}
+
+/// The weights of linear attention: Hk key heads and Hv value heads of D, C = 2·Hk·D + Hv·D channels.
+#[derive(Clone)]
+pub struct LinearWeights {
+    /// Queries, keys and values, `[H, C]`.
+    pub qkv: Arc<Weight>,
+    /// The gate of the output, `[H, Hv·D]`.
+    pub z: Arc<Weight>,
+    /// What beta is the sigmoid of, `[H, Hv]`.
+    pub b: Arc<Weight>,
+    /// What the decay is made of, `[H, Hv]`.
+    pub a: Arc<Weight>,
+    /// The convolution's, `[L, C]`.
+    pub conv: Arc<Weight>,
+    /// Added to what the decay is made of, `[Hv]`.
+    pub dt: Arc<Weight>,
+    /// What the decay's logarithm is a multiple of, `[Hv]`.
+    pub decay: Arc<Weight>,
+    /// Of the norm of each head of the output, `[D]`.
+    pub norm: Arc<Weight>,
+    /// `[Hv·D, H]`.
+    pub output: Arc<Weight>,
 }
 
 /// Biases: `[heads·D]`, `[kv_heads·D]` and `[kv_heads·D]`.
@@ -140,14 +181,23 @@ pub struct Weights {
 macro_rules! of_layer {
     ($layer:expr, $iter:ident, $($by:tt)+) => {{
         let layer = $layer;
-        let mut all = vec![
-            $($by)+ layer.attn_norm, $($by)+ layer.attn_q, $($by)+ layer.attn_k, $($by)+ layer.attn_v,
-        ];
-        all.extend(layer.qkv_bias.$iter().flat_map(|b| [$($by)+ b.q, $($by)+ b.k, $($by)+ b.v]));
-        all.extend(layer.qk_norm.$iter().flat_map(|n| [$($by)+ n.q, $($by)+ n.k]));
-        all.extend(layer.sinks.$iter());
-        all.push($($by)+ layer.attn_output);
-        all.extend(layer.attn_output_bias.$iter());
+        let mut all = vec![$($by)+ layer.attn_norm];
+        match $($by)+ layer.mixer {
+            Mixer::Attention(a) => {
+                all.push($($by)+ a.q);
+                all.extend(a.gate.$iter());
+                all.extend([$($by)+ a.k, $($by)+ a.v]);
+                all.extend(a.qkv_bias.$iter().flat_map(|b| [$($by)+ b.q, $($by)+ b.k, $($by)+ b.v]));
+                all.extend(a.qk_norm.$iter().flat_map(|n| [$($by)+ n.q, $($by)+ n.k]));
+                all.extend(a.sinks.$iter());
+                all.push($($by)+ a.output);
+                all.extend(a.output_bias.$iter());
+            }
+            Mixer::Linear(l) => all.extend([
+                $($by)+ l.qkv, $($by)+ l.z, $($by)+ l.b, $($by)+ l.a, $($by)+ l.conv, $($by)+ l.dt, $($by)+ l.decay, $($by)+ l.norm,
+                $($by)+ l.output,
+            ]),
+        }
         let (after_attn, after_ffn) = match $($by)+ layer.post_norms {
             Some(PostNorms { attn, ffn }) => (Some(attn), Some(ffn)),
             None => (None, None),
@@ -263,36 +313,9 @@ impl Loader<'_> {
         }
         Ok(LayerWeights {
             attn_norm: self.vector(&name("attn_norm"), c.hidden)?,
-            attn_q: self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?,
-            attn_k: self.weight(&name("attn_k"), [c.hidden, c.kv_width(), 1])?,
-            attn_v: self.weight(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
-            qkv_bias: match c.qkv_bias {
-                true => Some(QkvBias {
-                    q: self.vector(&bias("attn_q"), c.q_width())?,
-                    k: self.vector(&bias("attn_k"), c.kv_width())?,
-                    v: self.vector(&bias("attn_v"), c.kv_width())?,
-                }),
-                false => None,
-            },
-            qk_norm: match c.architecture.qk_norm {
-                _ if !c.qk_norm => None,
-                QkNorms::No => None,
-                QkNorms::Heads | QkNorms::OfHeadsIfThere => Some([c.head_dim, c.head_dim]),
-                QkNorms::Row => Some([c.q_width(), c.kv_width()]),
-            }
-            .map(|[q, k]| {
-                let (q, k) = (self.vector(&name("attn_q_norm"), q)?, self.vector(&name("attn_k_norm"), k)?);
-                Ok::<_, Error>(QkNorm { q, k })
-            })
-            .transpose()?,
-            sinks: match c.architecture.sinks {
-                true => Some(self.vector(&name("attn_sinks"), c.heads)?),
-                false => None,
-            },
-            attn_output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
-            attn_output_bias: match c.architecture.biases {
-                true => Some(self.vector(&bias("attn_output"), c.hidden)?),
-                false => None,
+            mixer: match c.linear_of(n) {
+                Some(linear) => Mixer::Linear(self.linear(n, c, linear)?),
+                None => Mixer::Attention(self.attention(n, c)?),
             },
             post_norms: match c.architecture.post_norms {
                 true => Some(PostNorms {
@@ -347,6 +370,80 @@ impl Loader<'_> {
         })
     }
 
+    fn attention(&mut self, n: usize, c: &Config) -> Result<AttentionWeights> {
+        let name = |part: &str| format!("blk.{n}.{part}.weight");
+        let bias = |part: &str| format!("blk.{n}.{part}.bias");
+        let (q, gate) = match c.linear {
+            // For each head D rows of q, then D of the gate.
+            Some(_) => {
+                let joint = self.weight(&name("attn_q"), [c.hidden, 2 * c.q_width(), 1])?;
+                let [q, gate] = alternate(&joint, c.head_dim, ["q", "gate"])?;
+                (q, Some(gate))
+            }
+            None => (self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?, None),
+        };
+        Ok(AttentionWeights {
+            q,
+            gate,
+            k: self.weight(&name("attn_k"), [c.hidden, c.kv_width(), 1])?,
+            v: self.weight(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
+            qkv_bias: match c.qkv_bias {
+                true => Some(QkvBias {
+                    q: self.vector(&bias("attn_q"), c.q_width())?,
+                    k: self.vector(&bias("attn_k"), c.kv_width())?,
+                    v: self.vector(&bias("attn_v"), c.kv_width())?,
+                }),
+                false => None,
+            },
+            qk_norm: match c.architecture.qk_norm {
+                _ if !c.qk_norm => None,
+                QkNorms::No => None,
+                QkNorms::Heads | QkNorms::OfHeadsIfThere => Some([c.head_dim, c.head_dim]),
+                QkNorms::Row => Some([c.q_width(), c.kv_width()]),
+            }
+            .map(|[q, k]| {
+                let (q, k) = (self.vector(&name("attn_q_norm"), q)?, self.vector(&name("attn_k_norm"), k)?);
+                Ok::<_, Error>(QkNorm { q, k })
+            })
+            .transpose()?,
+            sinks: match c.architecture.sinks {
+                true => Some(self.vector(&name("attn_sinks"), c.heads)?),
+                false => None,
+            },
+            output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            output_bias: match c.architecture.biases {
+                true => Some(self.vector(&bias("attn_output"), c.hidden)?),
+                false => None,
+            },
+        })
+    }
+
+    fn linear(&mut self, n: usize, c: &Config, linear: &LinearConfig) -> Result<LinearWeights> {
+        let name = |part: &str| format!("blk.{n}.{part}.weight");
+        let heads = linear.value_heads;
+        let [b, a] = match c.architecture.linear.is_some_and(|rule| rule.joint_beta) {
+            true => {
+                let joint = self.weight(&name("ssm_ba"), [c.hidden, 2 * heads, 1])?;
+                alternate(&joint, heads / linear.key_heads, ["beta", "alpha"])?
+            }
+            false => [
+                self.weight(&name("ssm_beta"), [c.hidden, heads, 1])?,
+                self.weight(&name("ssm_alpha"), [c.hidden, heads, 1])?,
+            ],
+        };
+        Ok(LinearWeights {
+            qkv: self.weight(&name("attn_qkv"), [c.hidden, linear.channels(), 1])?,
+            z: self.weight(&name("attn_gate"), [c.hidden, linear.value_width(), 1])?,
+            b,
+            a,
+            conv: self.rows(&name("ssm_conv1d"), [linear.kernel, linear.channels()])?,
+            dt: self.vector(&format!("blk.{n}.ssm_dt.bias"), heads)?,
+            decay: self.vector(&format!("blk.{n}.ssm_a"), heads)?,
+            norm: self.vector(&name("ssm_norm"), linear.head_dim)?,
+            output: self.weight(&name("ssm_out"), [linear.value_width(), c.hidden, 1])?,
+        })
+    }
+
     fn weight(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
         let bad = |what: String| Error::input(format!("{}: tensor {name}: {what}", self.gguf.name()));
         let info = self.gguf.tensor(name).ok_or_else(|| bad("is missing".into()))?;
@@ -391,4 +488,14 @@ impl Loader<'_> {
         }
         Ok(weight)
     }
+}
+
+/// The two matrices of which one has `together` rows of the one, then as many of the other, in turn.
+fn alternate(joint: &Weight, together: usize, parts: [&str; 2]) -> Result<[Arc<Weight>; 2]> {
+    let part = |n: usize| {
+        let rows = (0..joint.rows).filter(|row| row / together % 2 == n);
+        let bytes: Vec<u8> = rows.flat_map(|row| joint.row(0, row).iter().copied()).collect();
+        Weight::from_vec(&format!("{} ({})", joint.name, parts[n]), joint.ty, [joint.cols, joint.rows / 2, 1], bytes)
+    };
+    Ok([part(0)?, part(1)?])
 }

@@ -13,6 +13,8 @@ pub enum GateActivation {
     GeluTanh,
     /// g · sigmoid(1.702·g), g at most 7, and up as 1 + up, up between −7 and 7: gpt-oss's.
     Clamped,
+    /// sigmoid(g): the gate of attention's output.
+    Sigmoid,
 }
 
 /// Of [`GateActivation::Clamped`]: what the gate is multiplied by under the sigmoid, and what gate and up are held to.
@@ -32,6 +34,7 @@ impl GateActivation {
             Self::Silu => "silu",
             Self::GeluTanh => "gelu",
             Self::Clamped => "clamped swish",
+            Self::Sigmoid => "sigmoid",
         }
     }
 
@@ -41,6 +44,7 @@ impl GateActivation {
             Self::Silu => "silu",
             Self::GeluTanh => "gelu, by tanh",
             Self::Clamped => "clamped swish",
+            Self::Sigmoid => "sigmoid",
         }
     }
 }

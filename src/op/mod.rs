@@ -21,6 +21,6 @@ pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp, first_seen};
 pub use rotation::{AngleKey, Pairing, Rotation, Yarn};
 pub use site::{At, Site};
-pub use stage::{Dim, LayerLayout, STAGES, Scope, Stage, StageInfo};
+pub use stage::{Dim, LayerLayout, LinearLayers, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor, unravel};
 pub use weight::{Weight, WeightOwner};

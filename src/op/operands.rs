@@ -319,6 +319,50 @@ impl<T> Op<'_, T> {
                 at.experts(look(ids), weight.rows, &weight.name)?;
                 vec![t, k, n]
             }
+            &Op::Conv { ref x, ref cache, weight, start } => {
+                let channels = weight.rows;
+                if weight.experts != 1 || weight.ty != GgmlType::F32 {
+                    return Err(at.not_f32s(weight, format_args!("an F32 matrix [L, C]")));
+                }
+                let expected = format_args!("[T, {channels}] for {} {:?}", weight.name, weight.dims());
+                let [t, _] = at.axes("x", shape(x), expected, |[_, cols]| cols == channels)?;
+                let seen = at.seen(start, t)?;
+                let expected = format_args!("[S ≥ {seen}, {channels}]");
+                at.axes("cache", shape(cache), expected, |[capacity, cols]| capacity >= seen && cols == channels)?;
+                vec![t, channels]
+            }
+            &Op::L2Norm { ref x, first, heads, head_dim, .. } => {
+                let width = at.head_dim(head_dim)?.checked_mul(heads).filter(|width| *width > 0);
+                let end = width.and_then(|width| first.checked_add(width));
+                let expected = format_args!("[T, ≥ {first} + {heads}·{head_dim}], of at least one head,");
+                let [t, _] = at.axes("x", shape(x), expected, |[_, cols]| end.is_some_and(|end| end <= cols))?;
+                vec![t, heads * head_dim]
+            }
+            Op::Decay { x, weight } => {
+                let n = weight.cols;
+                if weight.rows * weight.experts != 1 || weight.ty != GgmlType::F32 {
+                    return Err(at.not_f32s(weight, format_args!("an F32 vector [N, 1]")));
+                }
+                at.axes("x", shape(x), format_args!("[T, {n}] for {}", weight.name), |[_, cols]| cols == n)?.to_vec()
+            }
+            &Op::DeltaRule { ref q, ref k, ref v, ref decay, ref beta, start, head_dim, .. } => {
+                let [t, key_cols] = at.heads("q", shape(q), at.head_dim(head_dim)?)?;
+                let seen = at.seen(start, t)?;
+                let expected = format_args!("[S ≥ {seen}, {key_cols}], as wide as q,");
+                at.axes("k", shape(k), expected, |[capacity, cols]| capacity >= seen && cols == key_cols)?;
+                let key_heads = key_cols / head_dim;
+                let expected = format_args!("[S ≥ {seen}, value heads], a multiple of the {key_heads} key heads,");
+                let [_, heads] = at.axes("decay", shape(decay), expected, |[capacity, heads]| {
+                    capacity >= seen && heads.is_multiple_of(key_heads)
+                })?;
+                let expected = format_args!("[S ≥ {seen}, {heads}], as decay is,");
+                at.axes("beta", shape(beta), expected, |[capacity, n]| capacity >= seen && n == heads)?;
+                let expected = format_args!("[S ≥ {seen}, ≥ {heads}·{head_dim}]");
+                at.axes("v", shape(v), expected, |[capacity, cols]| {
+                    capacity >= seen && heads.checked_mul(head_dim).is_some_and(|width| width <= cols)
+                })?;
+                vec![t, heads * head_dim]
+            }
             Op::Combine { down, weights } => {
                 let [t, k, n] = at.axes("down", shape(down), format_args!("[T, K, H]"), |_| true)?;
                 at.axes("weights", shape(weights), format_args!("[{t}, {k}]"), |axes| axes == [t, k])?;

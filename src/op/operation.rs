@@ -64,6 +64,18 @@ pub enum Operation<T, W, I> {
     SwiGlu { #[serde(skip)] gate: T, #[serde(skip)] up: T, #[serde(default, skip_serializing_if = "GateActivation::is_silu")] activation: GateActivation },
     /// x · sigmoid(gate), one gate for each row. [T, N], [T, 1] → [T, N]
     SigmoidGate { #[serde(skip)] x: T, #[serde(skip)] gate: T },
+    /// silu(Σ_j weight[c, j] · x[t + j − L + 1, c]): a causal convolution of each channel over the last L positions, of which those before the
+    /// call's come from the cache, and those before the first are 0. [T, C], cache [capacity ≥ S, C], [C, L] → [T, C]
+    Conv { #[serde(skip)] x: T, #[serde(skip)] cache: T, #[serde(skip)] weight: W, start: usize },
+    /// x / √(Σx² + eps) of each of `heads` heads, from column `first` of x on. [T, ≥ first + heads·D] → [T, heads·D]
+    L2Norm { #[serde(skip)] x: T, first: usize, heads: usize, head_dim: usize, eps: f32 },
+    /// weight · ln(1 + eˣ), which is the logarithm of a decay where the weight is below 0. [T, N] × `[N]` → same
+    Decay { #[serde(skip)] x: T, #[serde(skip)] weight: W },
+    /// The gated delta rule: for each value head a state S [D, D], 0 before the first position, and at each position s from 0 on
+    /// S ← e^decay · S, then S ← S + k (beta · (v − Sᵀk))ᵀ, and from `start` on Sᵀq / √D. Value head h has the key head h / (Hv / Hk), or where
+    /// `tiled` h mod Hk; v is the last Hv·D columns of its rows.
+    /// [T, Hk·D], caches [capacity ≥ S, Hk·D], [.., ≥ Hv·D], [.., Hv] twice → [T, Hv·D]
+    DeltaRule { #[serde(skip)] q: T, #[serde(skip)] k: T, #[serde(skip)] v: T, #[serde(skip)] decay: T, #[serde(skip)] beta: T, start: usize, head_dim: usize, #[serde(default, skip_serializing_if = "std::ops::Not::not")] tiled: bool },
     /// Σ_k weights[t, k] · down[t, k, ·], k ascending. [T, K, H], [T, K] → [T, H]
     Combine { #[serde(skip)] down: T, #[serde(skip)] weights: T },
     /// Rows start..start + rows of x. [T, n] → [rows, n]. Makes no stage.
@@ -111,7 +123,9 @@ impl<T, W, I> Operation<T, W, I> {
             Operation::Rope { start, .. }
             | Operation::AttnScores { start, .. }
             | Operation::AttnProbs { start, .. }
-            | Operation::AttnContext { start, .. } => Some(start),
+            | Operation::AttnContext { start, .. }
+            | Operation::Conv { start, .. }
+            | Operation::DeltaRule { start, .. } => Some(start),
             _ => None,
         }
     }
@@ -121,7 +135,9 @@ impl<T, W, I> Operation<T, W, I> {
         if let Operation::Rope { start, .. }
         | Operation::AttnScores { start, .. }
         | Operation::AttnProbs { start, .. }
-        | Operation::AttnContext { start, .. } = &mut self
+        | Operation::AttnContext { start, .. }
+        | Operation::Conv { start, .. }
+        | Operation::DeltaRule { start, .. } = &mut self
         {
             *start = to;
         }
@@ -139,7 +155,9 @@ impl<T, W, I> Operation<T, W, I> {
             | Operation::MatMul { weight, .. }
             | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. }
-            | Operation::ExpertBias { weight, .. } => Some(weight),
+            | Operation::ExpertBias { weight, .. }
+            | Operation::Conv { weight, .. }
+            | Operation::Decay { weight, .. } => Some(weight),
             Operation::Rope { rotation, .. } => rotation.factors,
             Operation::AttnProbs { sinks, .. } => sinks,
             _ => None,
@@ -191,6 +209,26 @@ impl<T, W, I> Operation<T, W, I> {
                 SwiGlu { gate: tensor("gate", gate)?, up: tensor("up", up)?, activation: *activation }
             }
             SigmoidGate { x, gate } => SigmoidGate { x: tensor("x", x)?, gate: tensor("gate", gate)? },
+            Conv { x, cache, weight: w, start } => {
+                Conv { x: tensor("x", x)?, cache: tensor("cache", cache)?, weight: weight(w)?, start: *start }
+            }
+            &L2Norm { ref x, first, heads, head_dim, eps } => {
+                L2Norm { x: tensor("x", x)?, first, heads, head_dim, eps }
+            }
+            Decay { x, weight: w } => Decay { x: tensor("x", x)?, weight: weight(w)? },
+            &DeltaRule { ref q, ref k, ref v, ref decay, ref beta, start, head_dim, tiled } => {
+                let (q, k, v) = (tensor("q", q)?, tensor("k", k)?, tensor("v", v)?);
+                DeltaRule {
+                    q,
+                    k,
+                    v,
+                    decay: tensor("decay", decay)?,
+                    beta: tensor("beta", beta)?,
+                    start,
+                    head_dim,
+                    tiled,
+                }
+            }
             Combine { down, weights } => Combine { down: tensor("down", down)?, weights: tensor("weights", weights)? },
             Rows { x, start, rows } => Rows { x: tensor("x", x)?, start: *start, rows: *rows },
         })
@@ -266,7 +304,9 @@ impl OwnedOp {
             | Operation::MatMul { weight, .. }
             | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. }
-            | Operation::ExpertBias { weight, .. } => Some(weight),
+            | Operation::ExpertBias { weight, .. }
+            | Operation::Conv { weight, .. }
+            | Operation::Decay { weight, .. } => Some(weight),
             Operation::Rope { rotation, .. } => rotation.factors.as_mut(),
             Operation::AttnProbs { sinks, .. } => sinks.as_mut(),
             _ => None,

@@ -13,6 +13,7 @@ pub enum Stage {
     Embedding,
     AttnNorm,
     QProj,
+    QGate,
     KProj,
     VProj,
     QBias,
@@ -25,8 +26,23 @@ pub enum Stage {
     AttnScores,
     AttnProbs,
     AttnContext,
+    AttnGated,
     AttnOut,
     AttnOutBias,
+    LinearAttnQkv,
+    LinearAttnZ,
+    LinearAttnB,
+    LinearAttnA,
+    LinearAttnConv,
+    LinearAttnQ,
+    LinearAttnK,
+    LinearAttnBeta,
+    LinearAttnDt,
+    LinearAttnDecay,
+    LinearAttnDelta,
+    LinearAttnNorm,
+    LinearAttnGated,
+    LinearAttnOut,
     AttnPostNorm,
     AttnResidual,
     FfnNorm,
@@ -86,6 +102,14 @@ pub enum Dim {
     V,
     /// FFN width of the shared expert.
     Shared,
+    /// Channels of the convolution of linear attention: those of its queries, keys and values.
+    Channels,
+    /// Key heads of linear attention × head size.
+    KeyHeads,
+    /// Value heads of linear attention × head size.
+    ValueHeads,
+    /// Value heads of linear attention.
+    Values,
     /// A single number.
     One,
 }
@@ -97,6 +121,12 @@ pub enum Scope {
     Model,
     /// In every layer.
     Layer,
+    /// In layers with attention over all positions, or a window of them.
+    AttentionLayer,
+    /// In those whose attention output has a gate.
+    GatedLayer,
+    /// In layers with linear attention: a gated delta rule.
+    LinearLayer,
     /// In layers whose q, k and v have biases.
     BiasLayer,
     /// In layers whose attention output, router and experts have biases.
@@ -143,6 +173,33 @@ pub struct LayerLayout {
     pub shared_gate: bool,
     /// How many layers, from the first, have a plain FFN for experts.
     pub leading_dense: usize,
+    /// What attention gives is multiplied by the sigmoid of a gate.
+    pub output_gate: bool,
+    /// Which layers have linear attention for attention.
+    pub linear: LinearLayers,
+}
+
+/// Which layers have linear attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinearLayers {
+    /// None.
+    #[default]
+    No,
+    /// Every one but each so-many-th: of a period of 4, not layer 3, 7, 11, …
+    AllButEach(usize),
+    /// All: what [`LayerLayout::of`] says of one that has.
+    All,
+}
+
+impl LinearLayers {
+    /// Whether a layer has linear attention.
+    pub fn has(self, layer: usize) -> bool {
+        match self {
+            Self::No => false,
+            Self::AllButEach(period) => !(layer + 1).is_multiple_of(period),
+            Self::All => true,
+        }
+    }
 }
 
 impl LayerLayout {
@@ -158,21 +215,26 @@ impl LayerLayout {
         choice_bias: false,
         shared_gate: false,
         leading_dense: 0,
+        output_gate: false,
+        linear: LinearLayers::No,
     };
 
     /// That of one layer, or of what is in no layer.
     pub fn of(self, layer: Option<u32>) -> Self {
-        match layer {
-            Some(n) if (n as usize) < self.leading_dense => Self {
+        let Some(n) = layer.map(|n| n as usize) else { return Self { leading_dense: 0, ..self } };
+        let linear = if self.linear.has(n) { LinearLayers::All } else { LinearLayers::No };
+        match n < self.leading_dense {
+            true => Self {
                 moe: false,
                 shared: false,
                 shared_gate: false,
                 choice_bias: false,
                 logits_choose: false,
                 leading_dense: 0,
+                linear,
                 ..self
             },
-            _ => Self { leading_dense: 0, ..self },
+            false => Self { leading_dense: 0, linear, ..self },
         }
     }
 }
@@ -192,6 +254,8 @@ impl std::fmt::Display for LayerLayout {
             (self.biases, ", biases of attention's output, router and experts"),
             (self.logits_choose, ", a softmax over the chosen experts"),
             (self.choice_bias, ", a bias that experts are chosen with"),
+            (self.output_gate, ", a gate of attention's output"),
+            (self.linear != LinearLayers::No, ", linear attention"),
         ] {
             f.write_str(if there { what } else { "" })?;
         }
@@ -209,9 +273,12 @@ impl Scope {
     pub fn occurs(self, layout: LayerLayout) -> bool {
         match self {
             Self::Model | Self::Layer => true,
-            Self::BiasLayer => layout.qkv_bias,
+            Self::AttentionLayer => layout.linear != LinearLayers::All,
+            Self::GatedLayer => layout.output_gate && layout.linear != LinearLayers::All,
+            Self::LinearLayer => layout.linear != LinearLayers::No,
+            Self::BiasLayer => layout.qkv_bias && layout.linear != LinearLayers::All,
             Self::BiasesLayer => layout.biases,
-            Self::QkNormLayer => layout.qk_norm,
+            Self::QkNormLayer => layout.qk_norm && layout.linear != LinearLayers::All,
             Self::MoeLayer => layout.moe,
             Self::ProbsLayer => layout.moe && !layout.logits_choose,
             Self::ChoiceBiasLayer => layout.choice_bias,
@@ -249,8 +316,8 @@ pub struct StageInfo {
 
 use Dim::*;
 use Scope::{
-    BiasLayer, BiasesLayer, ChoiceBiasLayer, DenseLayer, Layer, Model, MoeLayer, PostNormLayer, ProbsLayer,
-    QkNormLayer, SharedGateLayer, SharedLayer,
+    AttentionLayer, BiasLayer, BiasesLayer, ChoiceBiasLayer, DenseLayer, GatedLayer, Layer, LinearLayer, Model,
+    MoeLayer, PostNormLayer, ProbsLayer, QkNormLayer, SharedGateLayer, SharedLayer,
 };
 use Stage::*;
 
@@ -267,21 +334,37 @@ macro_rules! table {
 table! {
     Embedding     "embedding"      ["embd", "inp_embd", "inp_scaled"]                   Model      [T, H]        Embed()                              Some("token_embd.weight"),  "embed";
     AttnNorm      "attn_norm"      ["input_layernorm"]                          Layer      [T, H]        RmsNorm(LayerOut)                    Some("attn_norm.weight"),   "norm";
-    QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       Layer      [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
-    KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
-    VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       Layer      [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
+    QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       AttentionLayer  [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
+    QGate         "q_gate"         ["gate_reshaped"]                             GatedLayer [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
+    KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       AttentionLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
+    VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       AttentionLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
     QBias         "q_bias"         []                                           BiasLayer  [T, Q]        Bias(QProj)                          Some("attn_q.bias"),        "qkv";
     KBias         "k_bias"         []                                           BiasLayer  [T, Kv]       Bias(KProj)                          Some("attn_k.bias"),        "qkv";
     VBias         "v_bias"         []                                           BiasLayer  [T, Kv]       Bias(VProj)                          Some("attn_v.bias"),        "qkv";
     QNorm         "q_norm"         ["Qcur_normed"]                              QkNormLayer [T, Q]        RmsNorm(QProj)                       Some("attn_q_norm.weight"), "qkv";
     KNorm         "k_norm"         ["Kcur_normed"]                              QkNormLayer [T, Kv]       RmsNorm(KProj)                       Some("attn_k_norm.weight"), "qkv";
-    QRope         "q_rope"         ["q_post_rope", "Qcur"]                      Layer      [T, Q]        Rope(QNorm)                          None,                       "rope";
-    KRope         "k_rope"         ["k_post_rope", "Kcur"]                      Layer      [T, Kv]       Rope(KNorm)                          None,                       "rope";
-    AttnScores    "attn_scores"    ["kq"]                                       Layer      [Heads, T, S] AttnScores(QRope, KRope)             None,                       "attn";
-    AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              Layer      [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
-    AttnContext   "attn_context"   ["kqv_out", "attention"]                     Layer      [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
-    AttnOut       "attn_out"       []                                           Layer      [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
+    QRope         "q_rope"         ["q_post_rope", "Qcur"]                      AttentionLayer  [T, Q]        Rope(QNorm)                          None,                       "rope";
+    KRope         "k_rope"         ["k_post_rope", "Kcur"]                      AttentionLayer  [T, Kv]       Rope(KNorm)                          None,                       "rope";
+    AttnScores    "attn_scores"    ["kq"]                                       AttentionLayer  [Heads, T, S] AttnScores(QRope, KRope)             None,                       "attn";
+    AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              AttentionLayer  [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
+    AttnContext   "attn_context"   ["kqv_out", "attention"]                     AttentionLayer  [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
+    AttnGated     "attn_gated"     []                                           GatedLayer [T, Q]        SwiGlu(QGate, AttnContext)           None,                       "attn";
+    AttnOut       "attn_out"       []                                           AttentionLayer  [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
     AttnOutBias   "attn_out_bias"  []                                           BiasesLayer [T, H]       Bias(AttnOut)                        Some("attn_output.bias"),   "out";
+    LinearAttnQkv "linear_attn_qkv" ["linear_attn_qkv_mixed"]                   LinearLayer [T, Channels] MatMul(AttnNorm)                    Some("attn_qkv.weight"),    "qkv";
+    LinearAttnZ   "linear_attn_z"  ["z"]                                        LinearLayer [T, ValueHeads] MatMul(AttnNorm)                  Some("attn_gate.weight"),   "qkv";
+    LinearAttnB   "linear_attn_b"  ["beta"]                                     LinearLayer [T, Values]  MatMul(AttnNorm)                     Some("ssm_beta.weight"),    "qkv";
+    LinearAttnA   "linear_attn_a"  ["alpha"]                                    LinearLayer [T, Values]  MatMul(AttnNorm)                     Some("ssm_alpha.weight"),   "qkv";
+    LinearAttnConv "linear_attn_conv" ["conv_output_silu"]                      LinearLayer [T, Channels] Conv(LinearAttnQkv, LinearAttnQkv)  Some("ssm_conv1d.weight"),  "attn";
+    LinearAttnQ   "linear_attn_q"  []                                           LinearLayer [T, KeyHeads] L2Norm(LinearAttnConv)              None,                       "attn";
+    LinearAttnK   "linear_attn_k"  []                                           LinearLayer [T, KeyHeads] L2Norm(LinearAttnConv)              None,                       "attn";
+    LinearAttnBeta "linear_attn_beta" ["beta_sigmoid"]                          LinearLayer [T, Values]  RouterProbs(LinearAttnB)             None,                       "attn";
+    LinearAttnDt  "linear_attn_dt" []                                           LinearLayer [T, Values]  Bias(LinearAttnA)                    Some("ssm_dt.bias"),        "attn";
+    LinearAttnDecay "linear_attn_decay" ["gate"]                                LinearLayer [T, Values]  Decay(LinearAttnDt)                  Some("ssm_a"),              "attn";
+    LinearAttnDelta "linear_attn_delta" []                                      LinearLayer [T, ValueHeads] DeltaRule(LinearAttnQ, LinearAttnK, LinearAttnConv, LinearAttnDecay, LinearAttnBeta) None, "attn";
+    LinearAttnNorm "linear_attn_norm" []                                        LinearLayer [T, ValueHeads] RmsNorm(LinearAttnDelta)          Some("ssm_norm.weight"),    "attn";
+    LinearAttnGated "linear_attn_gated" ["final_output"]                        LinearLayer [T, ValueHeads] SwiGlu(LinearAttnZ, LinearAttnNorm) None,                     "attn";
+    LinearAttnOut "linear_attn_out" []                                          LinearLayer [T, H]       MatMul(LinearAttnGated)              Some("ssm_out.weight"),     "out";
     AttnPostNorm  "attn_post_norm" []                                           PostNormLayer [T, H]     RmsNorm(AttnOut)                     Some("post_attention_norm.weight"), "out";
     AttnResidual  "attn_residual"  ["ffn_inp", "post_attn_residual", "sa_out"]  Layer      [T, H]        Add(LayerOut, AttnOut)               None,                       "out";
     FfnNorm       "ffn_norm"       ["post_attention_layernorm", "pre_feedforward_layernorm"]                 Layer      [T, H]        RmsNorm(AttnResidual)                Some("ffn_norm.weight"),    "ffn norm";
@@ -322,7 +405,8 @@ static CHAINS: &[&[Stage]] = &[
     &[KProj, KBias, KNorm],
     &[VProj, VBias],
     &[MoeOut, MoeSum, FfnOut, FfnPostNorm],
-    &[AttnOut, AttnOutBias, AttnPostNorm],
+    &[AttnContext, AttnGated],
+    &[AttnOut, AttnOutBias, LinearAttnOut, AttnPostNorm],
     &[RouterLogits, RouterBias, RouterProbs, RouterChoice],
     &[SharedDown, SharedOut],
     &[ExpertGate, ExpertGateBias],
@@ -369,11 +453,11 @@ impl Stage {
             (false, false) => RouterLogits,
         }
     }
-    /// Whether `reader` reads this stage's values from the KV cache, in a model that stores them there.
-    pub fn is_cached_by(self, reader: Stage) -> bool {
-        match reader {
-            AttnScores => self == KRope,
-            AttnContext => matches!(self, VProj | VBias),
+    /// Whether this stage's operation reads its operand number `operand` from a cache of rows, those of earlier calls among them.
+    pub fn reads_cache(self, operand: usize) -> bool {
+        match self {
+            AttnScores | AttnContext | LinearAttnConv => operand == 1,
+            LinearAttnDelta => operand >= 1,
             _ => false,
         }
     }

@@ -6,9 +6,10 @@
 //! - A KV cache is not read. Its rows are collected from what was stored into it, so an entry that the subject stores in the
 //!   wrong place is part of the stage that reads it, as in a comparison.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::case::{FailingCall, KeptRow, Provenance, Slot, cache};
+use super::case::{FailingCall, KeptRow, Provenance, Slot, cache, caches};
 use super::verdict::RerunCheck;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
@@ -163,24 +164,25 @@ struct CallCapture<'b, B: Backend> {
     /// Whether this call is looked at.
     awake: bool,
     captured: Option<Captured>,
-    /// What was stored in the cache that the site reads, by position: [S, n].
-    stored: Option<HostTensor>,
+    /// What was stored in the caches that the site reads, by position, [S, n], and by the stage that it is of.
+    stored: BTreeMap<Stage, HostTensor>,
     ids: Option<B::Tensor>,
 }
 
 impl<'b, B: Backend> CallCapture<'b, B> {
     fn new(inner: &'b mut B, site: Site) -> Self {
-        Self { inner, site, awake: true, captured: None, stored: None, ids: None }
+        Self { inner, site, awake: true, captured: None, stored: BTreeMap::new(), ids: None }
     }
 
-    /// Follows what is stored in the cache that the site reads.
+    /// Follows what is stored in the caches that the site reads.
     fn store(&mut self, site: Site, x: &B::Tensor, start: usize) -> Result<()> {
-        if site.layer != self.site.layer || !site.stage.is_cached_by(self.site.stage) {
+        let read = caches(self.site.stage.info().op).iter().any(|(_, stages)| stages.contains(&site.stage));
+        if site.layer != self.site.layer || !read {
             return Ok(());
         }
         let x = self.inner.read(x)?;
         let cols = x.cols();
-        let stored = self.stored.get_or_insert_with(|| HostTensor {
+        let stored = self.stored.entry(site.stage).or_insert_with(|| HostTensor {
             shape: vec![0, cols],
             data: match x.data {
                 Data::F64(_) => Data::F64(Vec::new()),
@@ -204,12 +206,11 @@ impl<'b, B: Backend> CallCapture<'b, B> {
     fn capture(&mut self, at: At, op: &Op<'_, B::Tensor>, params: OpParams) -> Result<B::Tensor> {
         let mut inputs = Vec::new();
         for (i, tensor) in op.inputs().into_iter().enumerate() {
-            inputs.push(match cache(&params) {
-                Some((cache, stage)) if cache == i => self
-                    .stored
-                    .clone()
-                    .ok_or_else(|| Error::cannot_run(format!("{}: no {stage} was stored before it", self.site)))?,
-                _ => self.inner.read(tensor)?,
+            inputs.push(match cache(params.kind(), i) {
+                Some(stages) => stages.iter().find_map(|stage| self.stored.get(stage).cloned()).ok_or_else(|| {
+                    Error::cannot_run(format!("{}: no {} was stored before it", self.site, stages[0]))
+                })?,
+                None => self.inner.read(tensor)?,
             });
         }
         if let Op::Embed { tokens, .. } = op {

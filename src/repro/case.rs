@@ -6,19 +6,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::op::{At, HostTensor, Op, OpParams, Site, Stage, Weight};
+use crate::op::{At, HostTensor, Op, OpKind, OpParams, Site, Stage, Weight};
 
 /// Positions beyond this are refused: no model's context is that long, and tables of angles grow with it.
 const MOST_POSITIONS: usize = 1 << 20;
 const MOST_EXPERTS: u32 = 1 << 16;
 
-/// The operand that is a KV cache, and the stage at which it is written for a call of a single operation.
-pub fn cache(op: &OpParams) -> Option<(usize, Stage)> {
+/// The operands that are caches, and the stages of which one is written to each; a call of a single operation writes it at the first.
+pub fn caches(op: OpKind) -> &'static [(usize, &'static [Stage])] {
+    use Stage::*;
     match op {
-        OpParams::AttnScores { .. } => Some((1, Stage::KRope)),
-        OpParams::AttnContext { .. } => Some((1, Stage::VProj)),
-        _ => None,
+        OpKind::AttnScores => &[(1, &[KRope])],
+        OpKind::AttnContext => &[(1, &[VProj, VBias])],
+        OpKind::Conv => &[(1, &[LinearAttnQkv])],
+        OpKind::DeltaRule => {
+            &[(1, &[LinearAttnK]), (2, &[LinearAttnConv]), (3, &[LinearAttnDecay]), (4, &[LinearAttnBeta])]
+        }
+        _ => &[],
     }
+}
+
+/// The stages of which one is written to operand number `operand`, where that is a cache.
+pub fn cache(op: OpKind, operand: usize) -> Option<&'static [Stage]> {
+    caches(op).iter().find(|(n, _)| *n == operand).map(|(_, stages)| *stages)
 }
 
 /// A row of the stage that a case still has.
@@ -134,14 +144,10 @@ impl FailingCall {
     /// # Errors
     /// The backend's.
     pub fn run<B: Backend>(&self, backend: &mut B) -> Result<HostTensor> {
-        let cache = cache(&self.params);
-        let mut operand = 0;
-        let op = self.op().try_map(|t| {
-            operand += 1;
-            match cache {
-                Some((at, stage)) if at + 1 == operand => self.stored(backend, t, stage),
-                _ => backend.upload(t),
-            }
+        let mut operands = 0..;
+        let op = self.op().try_map(|t| match operands.next().and_then(|n| cache(self.params.kind(), n)) {
+            Some(stages) => self.stored(backend, t, stages[0]),
+            None => backend.upload(t),
         })?;
         let start = self.kept.rows.first().map_or(0, |row| row.position);
         let result = backend.run(At::new(self.site, start), &op)?;
@@ -185,10 +191,9 @@ impl FailingCall {
         if start > MOST_POSITIONS {
             return Err(format!("the first position is {start} where at most {MOST_POSITIONS} was expected"));
         }
-        if let Some((operand, _)) = cache(&self.params)
-            && self.inputs[operand].shape[0] != start + self.positions()
-        {
-            let (found, seen) = (self.inputs[operand].shape[0], start + self.positions());
+        let seen = start + self.positions();
+        if let Some((operand, _)) = caches(self.params.kind()).iter().find(|(n, _)| self.inputs[*n].shape[0] != seen) {
+            let found = self.inputs[*operand].shape[0];
             return Err(format!("the cache has {found} rows where one for each of {seen} positions was expected"));
         }
         let heads = if self.position_axis() == 1 { self.shape[0] } else { 0 };

@@ -65,6 +65,9 @@ impl FailingCall {
             OpParams::RouterWeights { .. } => &[Rows, Slots],
             OpParams::ExpertMatMul { .. } => &[Rows, Columns, Experts, Blocks],
             OpParams::ExpertBias { .. } => &[Rows],
+            OpParams::Conv { .. } | OpParams::L2Norm { .. } | OpParams::Decay { .. } | OpParams::DeltaRule { .. } => {
+                &[Rows]
+            }
             OpParams::Combine { .. } => &[Rows, Slots, Columns],
             OpParams::Store { .. } | OpParams::Rows { .. } => unreachable!("{:?} makes no stage", self.params.kind()),
         };
@@ -237,6 +240,12 @@ impl FailingCall {
                 let axis = if matches!(self.params, OpParams::AttnScores { .. }) { 0 } else { 1 };
                 new.inputs[0] = self.inputs[0].take(axis, keep);
                 cut_seen(new, self.params, &all(start + to));
+                new.params = self.params.with_start(start + from);
+            }
+            OpParams::Conv { start, .. } | OpParams::DeltaRule { start, .. } => {
+                let (from, to) = (keep[0], keep[keep.len() - 1] + 1);
+                new.inputs[0] = self.inputs[0].take(0, keep);
+                new.inputs[1..].iter_mut().for_each(|cache| *cache = cache.take(0, &all(start + to)));
                 new.params = self.params.with_start(start + from);
             }
             OpParams::Rope { start, .. } => {

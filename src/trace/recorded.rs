@@ -150,6 +150,10 @@ fn width(Site { layer, stage }: Site, model: &Model, tokens: usize) -> Vec<usize
         Dim::V => Some(c.vocab),
         Dim::Shared => moe.map(|m| m.shared),
         Dim::One => Some(1),
+        Dim::Channels => c.linear.map(|linear| linear.channels()),
+        Dim::KeyHeads => c.linear.map(|linear| linear.key_width()),
+        Dim::ValueHeads => c.linear.map(|linear| linear.value_width()),
+        Dim::Values => c.linear.map(|linear| linear.value_heads),
     };
     stage.info().shape.iter().filter_map(length).collect()
 }

@@ -256,6 +256,8 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }
         }
         OpKind::Combine => Contract { inner: dtype, accumulator: dtype, ..stored },
+        // No contract in 16 bits is stated for these: their models compute them in f32.
+        OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => base,
         OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,
         // Weights and inner values are those of a softmax with sinks: gpt-oss takes the largest from scores and sinks in the model's type.

@@ -151,6 +151,7 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
             GateActivation::Silu => kernels.swiglu(gate, up, out),
             GateActivation::GeluTanh => kernels.geglu(gate, up, out),
             GateActivation::Clamped => scalar::clamped(gate, up, out),
+            GateActivation::Sigmoid => scalar::sigmoid_glu(gate, up, out),
         }),
         Op::SigmoidGate { x, gate } => {
             let (n, x, gate) = (x.cols(), f32s(x), f32s(gate));
@@ -186,6 +187,36 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
             pool.for_chunks(down.len() * 2, out, hidden, |t, out| {
                 scalar::combine(&down[t * k * hidden..][..k * hidden], &weights[t * k..][..k], out);
             });
+        }
+        Op::Conv { x, cache, weight, start } => {
+            let (channels, kernel) = (weight.rows, weight.cols);
+            let w: Vec<f32> = weight.f32s().collect(); // [C, L]
+            let (x, cache) = (f32s(x), f32s(cache));
+            pool.for_chunks(out.len() * (kernel + 8), out, channels, |t, out| {
+                let last = start + t;
+                let row = |position: usize| match position.checked_sub(start) {
+                    Some(t) => &x[t * channels..][..channels],
+                    None => &cache[position * channels..][..channels],
+                };
+                let rows: Vec<&[f32]> = ((last + 1).saturating_sub(kernel)..last + 1).map(row).collect();
+                scalar::conv(&rows, &w, out);
+            });
+        }
+        Op::L2Norm { x, first, heads, head_dim, eps } => {
+            let (cols, x) = (x.cols(), f32s(x));
+            pool.for_chunks(out.len() * 2, out, head_dim, |i, out| {
+                scalar::l2_norm(&x[i / heads * cols + first + i % heads * head_dim..][..head_dim], eps, out);
+            });
+        }
+        Op::Decay { x, weight } => {
+            let w: Vec<f32> = weight.f32s().collect(); // [N]
+            let x = f32s(x);
+            pool.for_chunks(out.len() * 16, out, w.len(), |t, out| {
+                scalar::decay(&x[t * w.len()..][..w.len()], &w, out)
+            });
+        }
+        Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled } => {
+            delta_rule(pool, [q, k, v, decay, beta], start, head_dim, tiled, out)?
         }
         Op::Rows { x, start, .. } => out.copy_from_slice(&f32s(x)[start * x.cols()..][..out.len()]),
         Op::Store { .. } | Op::RouterTopK { .. } => unreachable!("`run` does these itself"),
@@ -283,6 +314,39 @@ fn attn_context(
         let probs: Vec<&[f32]> = (head..head + together).map(of_head).collect();
         kernels.attn_context(&probs, &v[first * v_cols + head / group * head_dim..], v_cols, out);
     });
+}
+
+fn delta_rule(
+    pool: &Pool,
+    [q, k, v, decay, beta]: [&HostTensor; 5],
+    start: usize,
+    head_dim: usize,
+    tiled: bool,
+    out: &mut [f32],
+) -> Result<()> {
+    let (rows, d, heads, key_cols, v_cols) = (q.shape[0], head_dim, decay.cols(), q.cols(), v.cols());
+    let (key_heads, first, scale) = (key_cols / d, v_cols - heads * d, scalar::attn_scale(d, None));
+    let [q, k, v, decay, beta] = [q, k, v, decay, beta].map(f32s);
+    let mut of_heads = zeros(&[heads, rows, d])?; // a head's positions follow each other
+    pool.for_chunks((start + rows) * heads * d * d * 4, &mut of_heads, rows * d, |head, out| {
+        let key_head = if tiled { head % key_heads } else { head / (heads / key_heads) };
+        let (mut state, mut delta) = (vec![0.0; d * d], vec![0.0; d]);
+        for s in 0..start + rows {
+            let k = &k[s * key_cols + key_head * d..][..d];
+            let v = &v[s * v_cols + first + head * d..][..d];
+            let [decay, beta] = [decay, beta].map(|x| x[s * heads + head]);
+            scalar::delta_step(&mut state, decay.exp(), beta, k, v, &mut delta);
+            if let Some(t) = s.checked_sub(start) {
+                let out = &mut out[t * d..][..d];
+                scalar::held(&state, &q[t * key_cols + key_head * d..][..d], out);
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+    });
+    for (i, out) in out.chunks_exact_mut(d).enumerate() {
+        out.copy_from_slice(&of_heads[(i % heads * rows + i / heads) * d..][..d]);
+    }
+    Ok(())
 }
 
 /// An operation on two tensors of one shape, element by element; `cost` is what an element takes, in multiplications.

@@ -193,6 +193,72 @@ pub fn clamped(gate: &[f32], up: &[f32], out: &mut [f32]) {
 pub const GELU_SCALE: f32 = 1.595_769_2;
 pub const GELU_CUBE: f32 = 0.044_715;
 
+/// gate's sigmoid · up. All are `[n]`.
+pub fn sigmoid_glu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = up / (1.0 + (-gate).exp());
+    }
+}
+
+/// silu(Σ_j `w[c, j]` · `rows[j][c]`), first row to last. `rows` are those of the last positions that there are, each `[C]`; `w` is [C, L],
+/// of which positions that are not there have the first columns; `out` is `[C]`.
+pub fn conv(rows: &[&[f32]], w: &[f32], out: &mut [f32]) {
+    let kernel = w.len() / out.len();
+    for (c, out) in out.iter_mut().enumerate() {
+        let w = &w[c * kernel..][kernel - rows.len()..kernel];
+        let sum = sum(rows.iter().zip(w).map(|(x, w)| x[c] * w));
+        *out = sum / (1.0 + (-sum).exp());
+    }
+}
+
+/// x / √(Σx² + eps). `x` and `out` are `[D]`.
+pub fn l2_norm(x: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = 1.0 / (sum(x.iter().map(|x| x * x)) + eps).sqrt();
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x * scale;
+    }
+}
+
+/// weight · ln(1 + eˣ). All are `[n]`.
+pub fn decay(x: &[f32], weight: &[f32], out: &mut [f32]) {
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = weight * (x.max(0.0) + (-x.abs()).exp().ln_1p());
+    }
+}
+
+/// One position of a gated delta rule: S ← `fade` · S, then S ← S + k (beta · (v − Sᵀk))ᵀ. `state` is S, [D, D], a row for each element of a key;
+/// `k`, `v` and `delta`, which is written, are `[D]`.
+pub fn delta_step(state: &mut [f32], fade: f32, beta: f32, k: &[f32], v: &[f32], delta: &mut [f32]) {
+    state.iter_mut().for_each(|x| *x *= fade);
+    held(state, k, delta);
+    for (delta, v) in delta.iter_mut().zip(v) {
+        *delta = beta * (v - *delta);
+    }
+    for (row, k) in state.chunks_exact_mut(v.len()).zip(k) {
+        for (x, delta) in row.iter_mut().zip(&*delta) {
+            *x += k * delta;
+        }
+    }
+}
+
+/// What a state holds for a query or a key, Sᵀx: the sums of all columns side by side, each in blocks. `state` is [D, D], `x` and `out` are `[D]`.
+pub fn held(state: &[f32], x: &[f32], out: &mut [f32]) {
+    let d = out.len();
+    let mut group = vec![0.0; d];
+    out.fill(0.0);
+    for (rows, x) in state.chunks(BLOCK * d).zip(x.chunks(BLOCK)) {
+        group.fill(0.0);
+        for (row, x) in rows.chunks_exact(d).zip(x) {
+            for (group, s) in group.iter_mut().zip(row) {
+                *group += s * x;
+            }
+        }
+        for (out, group) in out.iter_mut().zip(&group) {
+            *out += group;
+        }
+    }
+}
+
 /// The softmax of the values at ids. `logits` is `[E]`, `ids` and `out` are `[K]`.
 pub fn softmax_of_chosen(logits: &[f32], ids: &[u32], out: &mut [f32]) {
     let chosen: Vec<f32> = ids.iter().map(|id| logits[*id as usize]).collect();

@@ -331,6 +331,7 @@ impl GpuBackend {
                     GateActivation::Silu => kernels::SWIGLU,
                     GateActivation::GeluTanh => kernels::GEGLU,
                     GateActivation::Clamped => kernels::CLAMPED_SWISH,
+                    GateActivation::Sigmoid => todo!("a sigmoid gate"),
                 };
                 self.elementwise(site, kernel, gate, up, y)
             }
@@ -346,6 +347,7 @@ impl GpuBackend {
             Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),
             Op::Rows { x, start, .. } => self.rows(site, x, *start, y),
+            Op::Conv { .. } | Op::L2Norm { .. } | Op::Decay { .. } | Op::DeltaRule { .. } => todo!("linear attention"),
         }
     }
 

@@ -11,7 +11,7 @@
 //! - Angles, exponentials and roots are f64 as well: rope's frequencies are base^(−2i/D) in f64.
 //!
 //! One file a concern: `dequant` weights, `linear` matrix products, `pointwise` norms, rope, activations and moves,
-//! `attention`, `routing`.
+//! `attention`, `linear_attention`, `routing`.
 
 use std::borrow::Cow;
 use std::cell::{Ref, RefCell};
@@ -27,6 +27,7 @@ pub(crate) mod dequant;
 mod grids;
 mod kept;
 mod linear;
+mod linear_attention;
 mod pointwise;
 mod routing;
 
@@ -66,6 +67,14 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         Op::RouterWeights { probs, ids, softmax: true, .. } => routing::softmax_of_chosen(probs, ids),
         Op::RouterWeights { probs, ids, renormalise, scale, .. } => routing::weights(probs, ids, renormalise, scale),
         Op::Combine { down, weights } => routing::combine(down, weights),
+        Op::Conv { x, cache, weight, start } => linear_attention::conv(x, cache, weight, start)?,
+        Op::L2Norm { x, first, heads, head_dim, eps } => {
+            linear_attention::l2_norm(x, first, heads, head_dim, eps as f64)
+        }
+        Op::Decay { x, weight } => linear_attention::decay(x, weight)?,
+        Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled } => {
+            linear_attention::delta_rule([q, k, v, decay, beta], start, head_dim, tiled)
+        }
     })
 }
 

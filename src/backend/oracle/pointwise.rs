@@ -116,6 +116,7 @@ pub fn gated(gate: &HostTensor, up: &HostTensor, activation: GateActivation) -> 
             let g = if g > 7.0 { 7.0 } else { g };
             g / (1.0 + (-1.702 * g).exp())
         }
+        GateActivation::Sigmoid => 1.0 / (1.0 + (-g).exp()),
     };
     let factor = |u: f64| match activation {
         GateActivation::Clamped => 1.0 + if u.is_nan() { u } else { u.clamp(-7.0, 7.0) },

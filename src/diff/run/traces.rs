@@ -14,7 +14,7 @@ use crate::diff::outcome::{
 };
 use crate::error::{Error, Result};
 use crate::model::{Architecture, QkNorms, Router, Shared};
-use crate::op::{HostTensor, LayerLayout, Site, Stage};
+use crate::op::{HostTensor, LayerLayout, LinearLayers, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::recorded::sites_of;
 use crate::trace::store::Trace;
@@ -120,6 +120,11 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
         choice_bias: architecture.router == Router::BiasedSigmoids,
         shared_gate: architecture.shared_expert == Shared::Gated,
         leading_dense: moe.get("leading_dense").and_then(|n| n.as_u64()).map_or(0, |n| n as usize),
+        output_gate: architecture.linear.is_some(),
+        linear: match said("linear").and_then(|linear| linear.get("interval")?.as_u64()) {
+            Some(interval) => LinearLayers::AllButEach(usize::try_from(interval).ok().filter(|n| *n > 0)?),
+            None => LinearLayers::No,
+        },
     };
     Some((layers, layout))
 }

@@ -35,4 +35,5 @@ pub static GEMMA3: Architecture = Architecture {
     rope_freqs: false,
     yarn_between: false,
     temperature: false,
+    linear: None,
 };

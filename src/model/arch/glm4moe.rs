@@ -31,4 +31,5 @@ pub static GLM4MOE: Architecture = Architecture {
     rope_freqs: false,
     yarn_between: false,
     temperature: false,
+    linear: None,
 };

@@ -37,4 +37,5 @@ pub static GPT_OSS: Architecture = Architecture {
     rope_freqs: false,
     yarn_between: true,
     temperature: false,
+    linear: None,
 };

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Array, Gguf, Value};
 use crate::text::printable;
 
 /// What a file leaves to the definition of its architecture, and what it says that changes nothing.
@@ -119,7 +119,7 @@ impl<'a> Keys<'a> {
         Error::input(format!("{}: {what}", self.gguf.name()))
     }
 
-    fn value(&self, name: &'static str) -> Option<&Value> {
+    fn value(&self, name: &'static str) -> Option<&'a Value> {
         self.read.borrow_mut().insert(name);
         self.gguf.metadata.get(&self.full(name))
     }
@@ -229,6 +229,23 @@ impl<'a> Keys<'a> {
     pub fn bool_or(&self, name: &'static str, default: bool) -> Result<bool> {
         self.value(name);
         Ok(self.gguf.metadata.bool_opt(&self.full(name))?.unwrap_or_else(|| self.default(name, default)))
+    }
+
+    /// An array of bool, if there is one.
+    pub fn bools_opt(&self, name: &'static str) -> Result<Option<&'a [bool]>> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Array(Array::Bool(found))) => Ok(Some(found)),
+            Some(other) => Err(self.bad(format!("{}: an array of bool was expected, found {other}", self.full(name)))),
+        }
+    }
+
+    /// Numbers in an array, if there is one.
+    pub fn counts_opt(&self, name: &'static str) -> Result<Option<Vec<u32>>> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(_) => self.gguf.metadata.u32_array(&self.full(name)).map(Some),
+        }
     }
 
     pub fn str_opt(&self, name: &'static str) -> Result<Option<&'a str>> {

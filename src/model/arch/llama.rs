@@ -29,4 +29,5 @@ pub static LLAMA: Architecture = Architecture {
     rope_freqs: true,
     yarn_between: false,
     temperature: false,
+    linear: None,
 };

@@ -15,7 +15,9 @@ mod olmoe;
 mod qwen2;
 mod qwen2moe;
 mod qwen3;
+mod qwen35;
 mod qwen3moe;
+mod qwen3next;
 
 pub(super) use keys::Keys;
 pub use keys::{DefaultKey, IgnoredKey, KeyRemark, KeyReport};
@@ -72,6 +74,21 @@ pub struct Architecture {
     pub yarn_between: bool,
     /// Whether attention has a temperature that rises beyond the original context, where the file says so.
     pub temperature: bool,
+    /// Linear attention in some layers, whose other ones have a gate of attention's output.
+    pub linear: Option<LinearRule>,
+}
+
+/// Linear attention, a gated delta rule, in all layers but every so-many-th, `full_attention_interval`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearRule {
+    /// The interval, where the file has no `full_attention_interval`.
+    pub interval: usize,
+    /// Value head h has the key head h mod key heads, and not h / (value heads / key heads): converters put the value heads in that order.
+    pub tiled: bool,
+    /// beta and the decay come from one tensor, `ssm_ba`: for each key head the rows of its value heads' beta, then those of their decay.
+    pub joint_beta: bool,
+    /// The file has `rope.dimension_sections`: of text all sections turn alike.
+    pub sections: bool,
 }
 
 /// Sliding windows of `attention.sliding_window` keys: layer n has one unless it is the last of a period, n mod period = period − 1.
@@ -148,7 +165,10 @@ impl Architecture {
         &qwen2::QWEN2,
         &qwen2moe::QWEN2MOE,
         &qwen3::QWEN3,
+        &qwen35::QWEN35,
+        &qwen35::QWEN35MOE,
         &qwen3moe::QWEN3MOE,
+        &qwen3next::QWEN3NEXT,
     ];
 
     /// The architecture that `general.architecture` calls `name`.

@@ -27,4 +27,5 @@ pub static QWEN2: Architecture = Architecture {
     rope_freqs: false,
     yarn_between: false,
     temperature: false,
+    linear: None,
 };

@@ -28,4 +28,5 @@ pub static QWEN3MOE: Architecture = Architecture {
     rope_freqs: false,
     yarn_between: false,
     temperature: false,
+    linear: None,
 };

@@ -8,6 +8,7 @@ use super::super::faulty::HostOp;
 use super::attention::{NOT_FIRST, misplaced, operation};
 use super::{By, FAULT, Fault, FaultySide, Shader};
 use crate::diff::locate::PatternKind as P;
+use crate::model::Mixer;
 use crate::op::{GateActivation, HostTensor, Op, Rotation, Stage, Yarn};
 
 const LLAMA: &[usize] = &[2];
@@ -94,7 +95,10 @@ pub(super) static FAULTS: &[Fault] = &[
         name: "bias-of-k",
         what: "the bias of k is added to v",
         by: By::Operation(|place| {
-            let other = place.weights().qkv_bias.as_ref().map(|bias| Arc::clone(&bias.k));
+            let other = match &place.weights().mixer {
+                Mixer::Attention(w) => w.qkv_bias.as_ref().map(|bias| Arc::clone(&bias.k)),
+                Mixer::Linear(_) => None,
+            };
             Box::new(move |engine, op| match (op, &other) {
                 (Op::Bias { x, .. }, Some(weight)) => engine.run(&Op::Bias { x: x.clone(), weight }),
                 _ => engine.run(op),

@@ -118,6 +118,10 @@ impl Fragment {
                 Dim::K => config.moe.as_ref().map(|moe| moe.used),
                 Dim::Shared => config.moe.as_ref().map(|moe| moe.shared),
                 Dim::One => Some(1),
+                Dim::Channels => config.linear.map(|linear| linear.channels()),
+                Dim::KeyHeads => config.linear.map(|linear| linear.key_width()),
+                Dim::ValueHeads => config.linear.map(|linear| linear.value_width()),
+                Dim::Values => config.linear.map(|linear| linear.value_heads),
                 Dim::F => Some(config.ffn_of(layer.unwrap_or(0) as usize)),
             };
             if expected.is_some_and(|n| n != *found) {
