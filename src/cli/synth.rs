@@ -151,6 +151,7 @@ impl Args {
                 _ => base.window,
             },
             glm: base.glm,
+            linear: base.linear,
         })
     }
 }

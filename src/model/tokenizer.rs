@@ -52,6 +52,16 @@ static PRE: &[BytePre] = &[
         whole_pieces: false,
         add_bos: false,
     },
+    // Qwen 3.5, where marks belong to letters.
+    BytePre {
+        names: &["qwen35"],
+        pattern: Some(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        nfc: true,
+        whole_pieces: false,
+        add_bos: false,
+    },
     // Llama 3.
     BytePre {
         names: &["llama-bpe", "llama3", "llama-v3"],

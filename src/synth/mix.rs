@@ -37,6 +37,10 @@ pub enum Role {
     RopeFreqs,
     /// `ffn_gate_inp`; always F32.
     Router,
+    /// The convolution's weights; always F32.
+    Conv,
+    /// `ssm_a`; always F32.
+    Decay,
 }
 
 const fn mix(name: &'static str, file_type: u32, base: GgmlType) -> Mix {
@@ -94,7 +98,10 @@ impl Mix {
 
     /// The type of the tensor with this role in this layer, were its rows of any length.
     pub(super) fn choose(&self, role: Role, layer: u32, shape: &ModelShape) -> GgmlType {
-        if matches!(role, Role::Norm | Role::Bias | Role::Sinks | Role::RopeFreqs | Role::Router) {
+        if matches!(
+            role,
+            Role::Norm | Role::Bias | Role::Sinks | Role::RopeFreqs | Role::Router | Role::Conv | Role::Decay
+        ) {
             return F32;
         }
         if self.pure || matches!(self.base, F32 | F16 | BF16) {

@@ -21,7 +21,7 @@ use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};
-pub use shape::{Family, FfnShape, GlmShape, ModelShape, Moe};
+pub use shape::{Family, FfnShape, GlmShape, LinearShape, ModelShape, Moe};
 
 /// A model that can be written: all of it but the weights.
 pub struct Plan {
@@ -51,6 +51,8 @@ enum Content {
     ChoiceBias,
     /// A sink for each head, about as large as scores are.
     Sinks,
+    /// Minus what decays are multiples of: from a long memory to hardly any.
+    Decays,
     /// Llama 3's frequency factors for a rotation of this base.
     RopeFreqs { base: f32 },
 }
@@ -112,12 +114,14 @@ impl Plan {
                 | Content::Bias
                 | Content::ChoiceBias
                 | Content::Sinks
+                | Content::Decays
                 | Content::RopeFreqs { .. } => {
                     let n = spec.dims.iter().product();
                     let values = match content {
                         Content::Norm { outliers } => norm_weights(n, key, outliers.then_some(self.seed)),
                         Content::RopeFreqs { base } => rope_freqs(n, base),
                         Content::Sinks => (0..n).map(|i| 1.0 + 2.0 * Rng::new(key, i).normal()).collect(),
+                        Content::Decays => (0..n).map(|i| -(Rng::new(key, i).normal() - 1.0).exp()).collect(),
                         // Beside sigmoids: it changes which of near ones are chosen.
                         Content::ChoiceBias => (0..n).map(|i| 0.1 * Rng::new(key, i).normal()).collect(),
                         _ => (0..n).map(|i| 0.5 * Rng::new(key, i).normal()).collect(),
@@ -204,6 +208,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             Role::Bias if name.ends_with("exp_probs_b.bias") => Content::ChoiceBias,
             Role::Bias => Content::Bias,
             Role::Sinks => Content::Sinks,
+            Role::Decay => Content::Decays,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
         };
@@ -224,7 +229,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     if shape.rope_freqs {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
     }
-    let glm = shape.glm();
+    let (glm, linear) = (shape.glm(), shape.linear());
     let (dense_layers, predicting) = glm.map_or((0, 0), |glm| (glm.dense_layers, glm.predicting_layers));
     for layer in 0..shape.layers + predicting {
         let gpt_oss = shape.family == Family::GptOss;
@@ -248,26 +253,53 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 matrix(format!("blk.{layer}.attn_{part}.bias"), Role::Bias, layer, &[width], 1.0);
             }
         }
+        if let Some(of) = linear.filter(|linear| linear.has(layer)) {
+            let heads = of.value_heads.into();
+            matrix(format!("blk.{layer}.ssm_a"), Role::Decay, layer, &[heads], 1.0);
+            matrix(format!("blk.{layer}.ssm_dt.bias"), Role::Bias, layer, &[heads], 1.0);
+        }
         let mut tensor = |name: &str, role, dims: &[u64], gain| {
             matrix(format!("blk.{layer}.{name}.weight"), role, layer, dims, gain);
         };
-        tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
         let qk_norm = match shape.family {
-            Family::Qwen3 | Family::Gemma3 => Some([head_dim, head_dim]),
+            Family::Qwen3 | Family::Gemma3 | Family::Qwen3Next | Family::Qwen35 => Some([head_dim, head_dim]),
             Family::Olmoe => Some([q, kv]),
             Family::Glm4Moe if glm.is_some_and(|glm| glm.qk_norm) => Some([head_dim, head_dim]),
             _ => None,
         };
-        if let Some([_, k]) = qk_norm {
-            tensor("attn_k_norm", Role::Norm, &[k], 1.0);
+        match linear.filter(|linear| linear.has(layer)) {
+            Some(of) => {
+                let (heads, values) = (u64::from(of.value_heads), of.value_width());
+                tensor("attn_gate", Role::AttnQ, &[hidden, values], 1.0);
+                tensor("attn_norm", Role::Norm, &[hidden], 1.0);
+                tensor("attn_qkv", Role::AttnQ, &[hidden, of.channels()], 1.0);
+                if shape.family == Family::Qwen3Next {
+                    tensor("ssm_ba", Role::AttnQ, &[hidden, 2 * heads], 1.0);
+                } else {
+                    tensor("ssm_alpha", Role::AttnQ, &[hidden, heads], 1.0);
+                    tensor("ssm_beta", Role::AttnQ, &[hidden, heads], 1.0);
+                }
+                tensor("ssm_conv1d", Role::Conv, &[of.kernel.into(), of.channels()], 1.0);
+                tensor("ssm_norm", Role::Norm, &[of.head_dim.into()], 1.0);
+                // silu of a standard normal value has rms 0.6.
+                tensor("ssm_out", Role::AttnOutput, &[values, hidden], to_residual / 0.6);
+            }
+            None => {
+                // A gate for each value of q, beside it.
+                let queries = if linear.is_some() { 2 * q } else { q };
+                tensor("attn_k", Role::AttnK, &[hidden, kv], 1.0);
+                if let Some([_, k]) = qk_norm {
+                    tensor("attn_k_norm", Role::Norm, &[k], 1.0);
+                }
+                tensor("attn_norm", Role::Norm, &[hidden], 1.0);
+                tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
+                tensor("attn_q", Role::AttnQ, &[hidden, queries], 1.0);
+                if let Some([q, _]) = qk_norm {
+                    tensor("attn_q_norm", Role::Norm, &[q], 1.0);
+                }
+                tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
+            }
         }
-        tensor("attn_norm", Role::Norm, &[hidden], 1.0);
-        tensor("attn_output", Role::AttnOutput, &[q, hidden], to_residual);
-        tensor("attn_q", Role::AttnQ, &[hidden, q], 1.0);
-        if let Some([q, _]) = qk_norm {
-            tensor("attn_q_norm", Role::Norm, &[q], 1.0);
-        }
-        tensor("attn_v", Role::AttnV, &[hidden, kv], 1.0);
         if gpt_oss {
             tensor("attn_sinks", Role::Sinks, &[shape.heads as u64], 1.0);
         }
@@ -279,7 +311,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         // as large, so that some are beyond their limits, and what it makes of them has rms 6.4.
         let (inward, rms) = if gpt_oss { (3.0, 6.4) } else { (1.0, 0.596) };
         let down = to_residual * used.sqrt() / rms;
-        let ffn_norm = if gpt_oss || glm.is_some() { "post_attention_norm" } else { "ffn_norm" };
+        let ffn_norm = if gpt_oss || glm.is_some() || linear.is_some() { "post_attention_norm" } else { "ffn_norm" };
         if layer >= shape.layers {
             tensor("nextn.eh_proj", Role::FfnUp, &[2 * hidden, hidden], 1.0);
             tensor("nextn.enorm", Role::Norm, &[hidden], 1.0);
@@ -331,7 +363,7 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let mut set = |key: &str, value| m.set(&format!("{architecture}.{key}"), value);
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
-    let glm = shape.glm();
+    let (glm, linear) = (shape.glm(), shape.linear());
     set("block_count", Value::U32(shape.layers + glm.map_or(0, |glm| glm.predicting_layers)));
     // Qwen's is that of all experts of a token together, the others' that of one.
     let qwen = matches!(shape.family, Family::Qwen3 | Family::Qwen2);
@@ -351,6 +383,21 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
             set("attention.sliding_window_pattern", Value::U32(period));
         }
     }
+    if let Some(linear) = linear {
+        let turned = shape.head_dim / linear.turned;
+        set("rope.dimension_count", Value::U32(turned));
+        if shape.family == Family::Qwen35 {
+            // Pairs of time, height and width in turn.
+            let sections = [0, 1, 2].map(|section| (turned / 2 + 2 - section) as i32 / 3);
+            set("rope.dimension_sections", Value::Array(Array::I32([&sections[..], &[0]].concat())));
+        }
+        set("full_attention_interval", Value::U32(linear.interval));
+        set("ssm.conv_kernel", Value::U32(linear.kernel));
+        set("ssm.state_size", Value::U32(linear.head_dim));
+        set("ssm.group_count", Value::U32(linear.key_heads));
+        set("ssm.time_step_rank", Value::U32(linear.value_heads));
+        set("ssm.inner_size", Value::U32(linear.value_width() as u32));
+    }
     if let Some(factor) = shape.yarn {
         set("rope.scaling.type", text("yarn"));
         set("rope.scaling.factor", Value::F32(factor));
@@ -359,7 +406,7 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if qwen || glm.is_some() || shape.family == Family::GptOss {
+        if qwen || glm.is_some() || linear.is_some() || shape.family == Family::GptOss {
             set("expert_feed_forward_length", Value::U32(moe.width));
         }
         if let Some(glm) = glm {
@@ -382,6 +429,7 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
         Family::Llama => "llama-bpe",
         Family::GptOss => "gpt-4o",
         Family::Glm4Moe => "glm4",
+        Family::Qwen35 => "qwen35",
         _ => "qwen2",
     };
     m.set("tokenizer.ggml.pre", text(pre));

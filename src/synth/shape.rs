@@ -27,6 +27,44 @@ pub struct ModelShape {
     pub window: Option<[u32; 2]>,
     /// What only `glm4moe` has; [`GlmShape::DEFAULT`] where nothing is said.
     pub glm: Option<GlmShape>,
+    /// What families with linear attention have; [`LinearShape::DEFAULT`] where nothing is said.
+    pub linear: Option<LinearShape>,
+}
+
+/// Linear attention in all layers but every so-many-th.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearShape {
+    /// `full_attention_interval`.
+    pub interval: u32,
+    pub key_heads: u32,
+    pub value_heads: u32,
+    /// Of keys and of values.
+    pub head_dim: u32,
+    /// Positions that the convolution sees.
+    pub kernel: u32,
+    /// What part of each head of the other layers turns: one in so many dimensions.
+    pub turned: u32,
+}
+
+impl LinearShape {
+    pub const DEFAULT: Self = Self { interval: 2, key_heads: 2, value_heads: 8, head_dim: 32, kernel: 4, turned: 4 };
+
+    pub(super) fn key_width(&self) -> u64 {
+        u64::from(self.key_heads) * u64::from(self.head_dim)
+    }
+
+    pub(super) fn value_width(&self) -> u64 {
+        u64::from(self.value_heads) * u64::from(self.head_dim)
+    }
+
+    pub(super) fn channels(&self) -> u64 {
+        2 * self.key_width() + self.value_width()
+    }
+
+    /// Whether a layer has linear attention.
+    pub(super) fn has(&self, layer: u32) -> bool {
+        !(layer + 1).is_multiple_of(self.interval)
+    }
 }
 
 /// What `glm4moe` has besides.
@@ -65,15 +103,30 @@ pub enum Family {
     GptOss,
     /// `glm4moe`, with experts and a shared one.
     Glm4Moe,
+    /// `qwen3next`, with linear attention, experts and a shared one.
+    Qwen3Next,
+    /// `qwen35`, with linear attention, and `qwen35moe` with experts and a shared one.
+    Qwen35,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 7] = ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss", "glm4moe"];
+    pub const NAMES: [&str; 9] =
+        ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss", "glm4moe", "qwen3next", "qwen35"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
-        let all = [Self::Qwen3, Self::Llama, Self::Qwen2, Self::Olmoe, Self::Gemma3, Self::GptOss, Self::Glm4Moe];
+        let all = [
+            Self::Qwen3,
+            Self::Llama,
+            Self::Qwen2,
+            Self::Olmoe,
+            Self::Gemma3,
+            Self::GptOss,
+            Self::Glm4Moe,
+            Self::Qwen3Next,
+            Self::Qwen35,
+        ];
         all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
 }
@@ -98,7 +151,7 @@ pub struct Moe {
 
 impl ModelShape {
     /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 15] = [
+    pub const NAMES: [&str; 18] = [
         "tiny",
         "demo",
         "qwen3-30b-a3b",
@@ -114,6 +167,9 @@ impl ModelShape {
         "gpt-oss-120b",
         "glm-4.5-air",
         "glm-4.6",
+        "qwen3-next-80b-a3b",
+        "qwen3.5-35b-a3b",
+        "qwen3.5-0.8b",
     ];
 
     /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
@@ -135,6 +191,7 @@ impl ModelShape {
             yarn: None,
             window: None,
             glm: None,
+            linear: None,
         };
         let demo = ModelShape {
             hidden: 256,
@@ -147,6 +204,7 @@ impl ModelShape {
             context: 4096,
             ..qwen3
         };
+        let qwen35 = LinearShape { interval: 4, key_heads: 16, value_heads: 32, head_dim: 128, kernel: 4, turned: 4 };
         Some(match name {
             "tiny" => {
                 let ffn = FfnShape::Moe(Moe { experts: 16, used: 4, width: 256 });
@@ -284,6 +342,45 @@ impl ModelShape {
                 glm: Some(GlmShape { dense_layers: 3, dense_width: 12_288, ..GlmShape::DEFAULT }),
                 ..qwen3
             },
+            "qwen3-next-80b-a3b" => ModelShape {
+                family: Family::Qwen3Next,
+                heads: 16,
+                kv_heads: 2,
+                head_dim: 256,
+                ffn: FfnShape::Moe(Moe { experts: 512, used: 10, width: 512 }),
+                context: 262_144,
+                rope_base: 1e7,
+                linear: Some(qwen35),
+                ..qwen3
+            },
+            "qwen3.5-35b-a3b" => ModelShape {
+                family: Family::Qwen35,
+                layers: 40,
+                heads: 16,
+                kv_heads: 2,
+                head_dim: 256,
+                ffn: FfnShape::Moe(Moe { experts: 256, used: 8, width: 512 }),
+                vocab: 248_320,
+                context: 262_144,
+                rope_base: 1e7,
+                linear: Some(qwen35),
+                ..qwen3
+            },
+            "qwen3.5-0.8b" => ModelShape {
+                family: Family::Qwen35,
+                hidden: 1024,
+                layers: 24,
+                heads: 8,
+                kv_heads: 2,
+                head_dim: 256,
+                ffn: FfnShape::Dense(3584),
+                vocab: 248_320,
+                context: 262_144,
+                rope_base: 1e7,
+                tied: true,
+                linear: Some(LinearShape { value_heads: 16, ..qwen35 }),
+                ..qwen3
+            },
             _ => return None,
         })
     }
@@ -300,6 +397,9 @@ impl ModelShape {
             (Family::Gemma3, _) => "gemma3",
             (Family::GptOss, _) => "gpt-oss",
             (Family::Glm4Moe, _) => "glm4moe",
+            (Family::Qwen3Next, _) => "qwen3next",
+            (Family::Qwen35, FfnShape::Dense(_)) => "qwen35",
+            (Family::Qwen35, FfnShape::Moe(_)) => "qwen35moe",
         }
     }
 
@@ -323,7 +423,7 @@ impl ModelShape {
         let moe = self.moe()?;
         match self.family {
             Family::Qwen2 => Some(u64::from(moe.width) * u64::from(moe.used)),
-            Family::Glm4Moe => Some(moe.width.into()),
+            Family::Glm4Moe | Family::Qwen3Next | Family::Qwen35 => Some(moe.width.into()),
             _ => None,
         }
     }
@@ -331,6 +431,11 @@ impl ModelShape {
     /// What `glm4moe` has besides, of that family.
     pub fn glm(&self) -> Option<GlmShape> {
         (self.family == Family::Glm4Moe).then(|| self.glm.unwrap_or(GlmShape::DEFAULT))
+    }
+
+    /// Linear attention, of the families that have it.
+    pub fn linear(&self) -> Option<LinearShape> {
+        matches!(self.family, Family::Qwen3Next | Family::Qwen35).then(|| self.linear.unwrap_or(LinearShape::DEFAULT))
     }
 
     /// Width of the query projection, which need not be the hidden size.
@@ -376,7 +481,8 @@ impl ModelShape {
         if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
             return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
         }
-        if matches!(self.family, Family::Olmoe | Family::GptOss | Family::Glm4Moe) && self.moe().is_none() {
+        let with_experts = [Family::Olmoe, Family::GptOss, Family::Glm4Moe, Family::Qwen3Next];
+        if with_experts.contains(&self.family) && self.moe().is_none() {
             return refuse(format!("--family {}: expected experts, found --dense", self.architecture()));
         }
         if self.family == Family::GptOss && self.window.is_some_and(|[_, period]| period != 2) {
@@ -390,6 +496,12 @@ impl ModelShape {
                     self.head_dim
                 ));
             }
+        }
+        if let Some(linear) = self.linear()
+            && !self.head_dim.is_multiple_of(2 * linear.turned)
+        {
+            let (of, found) = (2 * linear.turned, self.head_dim);
+            return refuse(format!("--head-dim: expected a multiple of {of} (a part of it turns), found {found}"));
         }
         if self.rope_freqs && self.family != Family::Llama {
             return refuse(format!("--family: expected llama with rope_freqs.weight, found {}", self.architecture()));
