@@ -78,20 +78,22 @@ impl Model {
 
     /// What a backend must be able to do to run this model.
     pub fn needs(&self) -> Vec<Need> {
-        let attention = Need {
-            op: OpKind::AttnScores,
-            ty: GgmlType::F32,
-            cols: self.config.head_dim,
-            name: format!("{}.attention.key_length", self.config.architecture.name),
+        let heads = |op, cols, key: &str| {
+            let name = format!("{}.{key}", self.config.architecture.name);
+            Need { op, ty: GgmlType::F32, cols, name }
         };
+        let attention = heads(OpKind::AttnScores, self.config.head_dim, "attention.key_length");
+        let linear = self.config.linear.map(|linear| heads(OpKind::DeltaRule, linear.head_dim, "ssm.state_size"));
         let weights = self.weights.all();
         let of_weights = weights.iter().flat_map(|w| {
             let name = strip_layer(&w.name);
-            let ops = STAGES.iter().filter(|s| s.weight == Some(name)).map(|s| s.op);
+            let mut ops: Vec<_> = STAGES.iter().filter(|s| s.weight == Some(name)).map(|s| s.op).collect();
+            // A part of a matrix whose name is no stage's.
+            ops.extend((ops.is_empty() && w.rows > 1).then_some(OpKind::MatMul));
             let tied = (name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
-            ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
+            ops.into_iter().chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
         });
-        std::iter::once(attention).chain(of_weights).collect()
+        std::iter::once(attention).chain(linear).chain(of_weights).collect()
     }
 }
 
@@ -106,7 +108,8 @@ pub fn open_gguf(path: Option<&Path>) -> Result<Gguf> {
     }
 }
 
-/// `attn_q.weight` of `blk.3.attn_q.weight`; other names as they are.
+/// `attn_q.weight` of `blk.3.attn_q.weight`, and of `blk.3.attn_q.weight (gate)`; other names as they are.
 fn strip_layer(name: &str) -> &str {
+    let name = name.split_once(" (").map_or(name, |(tensor, _)| tensor);
     name.strip_prefix("blk.").and_then(|n| n.split_once('.')).map_or(name, |(_, rest)| rest)
 }
