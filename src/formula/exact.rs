@@ -120,6 +120,14 @@ impl Emulation {
                 let weight = &rounded_rows(weight, format, 0..weight.rows)?;
                 evaluate(&Op::ExpertBias { x, ids, weight })
             }
+            Op::Conv { x, cache, weight, start } => {
+                let weight = &rounded_rows(weight, format, 0..weight.rows)?;
+                evaluate(&Op::Conv { x, cache, weight, start })
+            }
+            Op::Decay { x, weight } => {
+                let weight = &rounded_rows(weight, format, 0..1)?;
+                evaluate(&Op::Decay { x, weight })
+            }
             Op::AttnProbs { scores, start, window, sinks: Some(sinks) } => {
                 let sinks = Some(&rounded_rows(sinks, format, 0..1)?);
                 evaluate(&Op::AttnProbs { scores, start, window, sinks })

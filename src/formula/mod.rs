@@ -13,14 +13,16 @@
 //!   weights.
 //! - Apart from the oracle, which judges: only its reading of quantized weights is used here.
 //!
-//! [`sum`] bounds sums, `rounding` what else rounds; `linear`, `embed`, `norm`, `rope`, `attention`, `softmax`, `pointwise` and
-//! `routing` are the formulas.
+//! [`sum`] bounds sums, `rounding` what else rounds; `linear`, `embed`, `norm`, `rope`, `attention`, `softmax`, `linear_attention`, `delta`,
+//! `pointwise` and `routing` are the formulas.
 
 pub(crate) mod attention;
+pub(crate) mod delta;
 pub(crate) mod embed;
 pub mod exact;
 pub mod floor;
 pub(crate) mod linear;
+pub(crate) mod linear_attention;
 pub(crate) mod norm;
 pub(crate) mod point;
 pub(crate) mod pointwise;
@@ -210,7 +212,8 @@ macro_rules! first_of {
         $crate::formula::first_of!(
             @ $op, $x, |$formula| $body,
             linear::Linear, embed::Embedding, norm::Norm, rope::Rope, attention::Scores, softmax::Softmax, attention::Context,
-            pointwise::Sum, routing::ExpertWeights, pointwise::Gated, routing::Combined
+            linear_attention::Convolution, linear_attention::Decay, delta::Delta, pointwise::Sum, routing::ExpertWeights, pointwise::Gated,
+            routing::Combined
         )
     };
     (@ $op:expr, $x:expr, |$formula:ident| $body:expr, $($file:ident::$of:ident),*) => {'found: {

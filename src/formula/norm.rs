@@ -1,4 +1,4 @@
-//! RMS normalisation.
+//! RMS normalisation, and that to length 1.
 
 use super::exact::Emulation;
 use super::rounding::{TINY, division, inner, roundoff, ulp};
@@ -16,6 +16,8 @@ pub(crate) enum Scale {
     InverseRoot,
     /// 1/(√m + eps).
     EpsOutside,
+    /// 1/max(√m, eps).
+    AtLeastEps,
     /// 1.
     One,
 }
@@ -23,7 +25,7 @@ pub(crate) enum Scale {
 /// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
 /// adding eps; then come the inverse root and two products:
 /// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u). Where the normalised value is rounded to a coarser format before it
-/// meets the weight, half a step of that at the normalised value, times |w|.
+/// meets the weight, half a step of that at the normalised value, times |w|. A norm to length 1 is the same with a divisor and a weight of 1.
 #[derive(Clone)]
 pub(crate) struct Norm<'a> {
     pub x: Values<'a>,
@@ -51,19 +53,25 @@ pub(crate) fn values(weight: &Weight) -> Result<Vec<f64>> {
     Ok(w)
 }
 
+/// `width` columns of each row of `cols`, from `first` on.
+pub(crate) fn columns(x: &[f64], cols: usize, first: usize, width: usize) -> Values<'_> {
+    if width == cols {
+        return as_given(x);
+    }
+    x.chunks_exact(cols).flat_map(|row| &row[first..][..width]).copied().collect::<Vec<f64>>().into()
+}
+
 impl<'a> Formula<'a> for Norm<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RmsNorm { weight, eps, .. } = *op else { return Ok(None) };
-        Ok(Some(Self {
-            x: as_given(&x[0]),
-            n: weight.cols,
-            eps: eps as f64,
-            weight: values(weight)?,
-            divisor: weight.cols as f64,
-            times: None,
-            scale: Scale::InverseRoot,
-            centred: false,
-        }))
+        let (x, n, eps, weight, divisor) = match *op {
+            Op::RmsNorm { weight, eps, .. } => (as_given(&x[0]), weight.cols, eps, values(weight)?, weight.cols as f64),
+            Op::L2Norm { x: all, first, heads, head_dim, eps } => {
+                (columns(&x[0], all.cols(), first, heads * head_dim), head_dim, eps, vec![1.0], 1.0)
+            }
+            _ => return Ok(None),
+        };
+        let (eps, scale) = (eps as f64, Scale::InverseRoot);
+        Ok(Some(Self { x, n, eps, weight, divisor, times: None, scale, centred: false }))
     }
     fn emulate(&mut self, how: &Emulation) {
         if let Some(format) = how.weights {
@@ -95,6 +103,7 @@ impl ByRow for Norm<'_> {
         let (scale, inside) = match self.scale {
             Scale::InverseRoot => (1.0 / (square + self.eps).sqrt(), self.eps),
             Scale::EpsOutside => (1.0 / (square.sqrt() + self.eps), 0.0),
+            Scale::AtLeastEps => (1.0 / square.sqrt().max(self.eps), 0.0),
             Scale::One => (1.0, 0.0),
         };
         let relative = contracts.map(|c| {

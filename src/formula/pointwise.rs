@@ -75,7 +75,7 @@ impl ByRow for Sum<'_> {
     }
 }
 
-/// What is done to the gate; an operation has [`Activation::Silu`], [`Activation::GeluByTanh`] or [`Activation::Swish`].
+/// What is done to the gate; an operation has [`Activation::Silu`], [`Activation::Sigmoid`], [`Activation::GeluByTanh`] or [`Activation::Swish`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Activation {
     /// g·σ(g).
@@ -114,7 +114,7 @@ fn twice_z(g: f64) -> f64 {
 impl Activation {
     /// The value, and how much of exp's relative error comes through, in absolute terms. What tanh and erf are off by is
     /// bounded like an error of 1, which they are near.
-    fn of(self, g: f64) -> (f64, f64) {
+    pub(super) fn of(self, g: f64) -> (f64, f64) {
         use std::f64::consts::SQRT_2;
         match self {
             Self::Silu => (g * sigmoid(g), g * sigmoid(g) * sigmoid(-g)),
@@ -161,7 +161,8 @@ fn erf(x: f64) -> f64 {
 /// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
 /// that at silu, times |u|. gelu by tanh is g·σ(2z): an exponential of 2z, which itself is off by 8u of it; a kernel that takes ½g·(1 + tanh z)
 /// loses 2u·|g| where tanh is near −1. g·σ(α·g) has an exponential of α·g, which is off by 2u of it, of α and of the product.
-/// Limits are exact; what is added to up is one rounding more. A sigmoid gate is σ(g)·x, g repeated along x's row: the same without the factor g.
+/// Limits are exact; what is added to up is one rounding more. A sigmoid gate is σ(g)·up, or where a
+/// row has one σ(g)·x, g repeated along it: the same without the factor g.
 pub(crate) struct Gated<'a> {
     pub gate: Values<'a>,
     pub up: Values<'a>,

@@ -48,3 +48,9 @@ pub(crate) fn division(contract: &Contract) -> f64 {
 pub(crate) fn exp_error(distance: f64, contract: &Contract) -> f64 {
     2.0 * roundoff(contract) * distance + (contract.exp_base_ulp + contract.exp_slope_ulp * distance) * ulp(contract)
 }
+
+/// The absolute error of the logarithm of a number that is at least 1. WGSL states 2⁻²¹ up to 2 and 3 ULP beyond, and a libm's is good to its
+/// last place, which near 1 is one of 1's, as what it is taken of was rounded: an ULP of 1, and as many as exp's for each unit of 1 + |ln|.
+pub(crate) fn ln_error(ln: f64, contract: &Contract) -> f64 {
+    (1.0 + contract.exp_base_ulp * (1.0 + ln.abs())) * ulp(contract)
+}

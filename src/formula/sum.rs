@@ -141,9 +141,15 @@ impl Terms {
         let (u, adding) = (roundoff(contract), adding(contract));
         let m = contract.order.depth(self.n) as f64 * adding + (ROUNDINGS + 1) as f64 * u; // 1: the judge's own weights
         let worst = if m < 0.5 { m / (1.0 - m) * self.absolute } else { f64::INFINITY };
-        let few = ROUNDINGS as f64 * (self.squares + self.range * self.range);
-        let likely = lambda * (adding * adding * self.partial_sums(contract.order) + u * u * few).sqrt();
+        let likely = lambda * self.variance(contract).sqrt();
         if worst.is_nan() || likely.is_nan() { f64::NAN } else { worst.min(likely) }
+    }
+
+    /// Σ (u·v_e)² over the sum's roundings, of which the second bound is λ times the root: what a sum brings to an error that it is one part of.
+    pub fn variance(&self, contract: &Contract) -> f64 {
+        let (u, adding) = (roundoff(contract), adding(contract));
+        let few = ROUNDINGS as f64 * (self.squares + self.range * self.range);
+        adding * adding * self.partial_sums(contract.order) + u * u * few
     }
 
     /// [`Terms::bound`] of a sum of squares whose inverse root is taken: infinite, which is no bound, where the sum or a term may be beyond what

@@ -6,21 +6,20 @@
 //! - **Shapes that break kernels**: one block, one row, one token, several tokens, rows and tokens beside every multiple
 //!   of 4, 8, 32 and 64, experts that nobody chose and experts that all chose, heads that share KV heads and heads that do not,
 //!   head sizes that are no power of two, caches with more room than positions, positions far from 0.
-//! - **What must not be read is poisoned**: cache rows beyond the positions seen, and scores above the diagonal, hold large
-//!   numbers.
+//! - **What must not be read is poisoned**: cache rows beyond the positions seen, scores above the diagonal, and columns beside those
+//!   that an operation takes hold large numbers.
 //! - Values are f32, so that a backend takes them exactly; weights are random valid blocks (`quant::random`).
 
 use std::sync::Arc;
 
 use super::Backend;
-use crate::error::{Error, Result};
-use crate::op::{
-    At, GateActivation, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn, first_seen,
-};
-use crate::quant::random::{RandomBlocks, Rng};
+use crate::error::Result;
+use crate::op::{At, GateActivation, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn};
 
+mod make;
 mod table;
 
+use make::Maker;
 pub use table::{bench_table, table};
 
 /// What the numbers of an activation look like.
@@ -172,6 +171,35 @@ pub enum OpShape {
         tokens: usize,
         cols: usize,
     },
+    Conv {
+        tokens: usize,
+        channels: usize,
+        kernel: usize,
+        start: usize,
+        spare: usize,
+    },
+    /// Heads of x [T, cols] from column `first` on.
+    L2Norm {
+        tokens: usize,
+        cols: usize,
+        first: usize,
+        heads: usize,
+        head_dim: usize,
+    },
+    Decay {
+        tokens: usize,
+        heads: usize,
+    },
+    /// `heads` are those of values.
+    DeltaRule {
+        tokens: usize,
+        key_heads: usize,
+        heads: usize,
+        head_dim: usize,
+        start: usize,
+        spare: usize,
+        tiled: bool,
+    },
     Combine {
         tokens: usize,
         k: usize,
@@ -238,6 +266,10 @@ impl OpCase {
             OpShape::ExpertBias { .. } => OpKind::ExpertBias,
             OpShape::SwiGlu { .. } => OpKind::SwiGlu,
             OpShape::SigmoidGate { .. } => OpKind::SigmoidGate,
+            OpShape::Conv { .. } => OpKind::Conv,
+            OpShape::L2Norm { .. } => OpKind::L2Norm,
+            OpShape::Decay { .. } => OpKind::Decay,
+            OpShape::DeltaRule { .. } => OpKind::DeltaRule,
             OpShape::Combine { .. } => OpKind::Combine,
             OpShape::Rows { .. } => OpKind::Rows,
         }
@@ -261,6 +293,8 @@ impl OpCase {
             | OpShape::AttnScores { start, .. }
             | OpShape::AttnProbs { start, .. }
             | OpShape::AttnContext { start, .. }
+            | OpShape::Conv { start, .. }
+            | OpShape::DeltaRule { start, .. }
             | OpShape::Rows { start, .. } => start,
             _ => 0,
         };
@@ -292,6 +326,13 @@ impl OpCase {
             | OpShape::SigmoidGate { tokens, cols }
             | OpShape::SwiGlu { tokens, cols, .. } => tokens * cols,
             OpShape::Rows { cols, rows, .. } => rows * cols,
+            OpShape::Conv { tokens, channels, kernel, .. } => tokens * channels * kernel,
+            OpShape::L2Norm { tokens, heads, head_dim, .. } => tokens * heads * head_dim,
+            OpShape::Decay { tokens, heads } => tokens * heads,
+            // What the state holds for the key, and the key's part of the state, at each position; and for each query what it holds.
+            OpShape::DeltaRule { tokens, heads, head_dim, start, .. } => {
+                heads * head_dim * head_dim * (2 * (start + tokens) + tokens)
+            }
         };
         n as u64
     }
@@ -301,7 +342,7 @@ impl OpCase {
     /// # Errors
     /// If no weights are made of the type.
     pub fn build(&self, seed: u64) -> Result<Operands> {
-        Maker { rng: Rng::new(seed, 0), seed, values: self.values }.build(self.shape)
+        Maker::new(seed, self.values).build(self.shape)
     }
 }
 
@@ -360,6 +401,15 @@ impl Operands {
             OpShape::ExpertMatMul { .. } => Op::ExpertMatMul { x: tensor(0), ids: tensor(1), weight: weight() },
             OpShape::SwiGlu { activation, .. } => Op::SwiGlu { gate: tensor(0), up: tensor(1), activation },
             OpShape::SigmoidGate { .. } => Op::SigmoidGate { x: tensor(0), gate: tensor(1) },
+            OpShape::Conv { start, .. } => Op::Conv { x: tensor(0), cache: tensor(1), weight: weight(), start },
+            OpShape::L2Norm { first, heads, head_dim, .. } => {
+                Op::L2Norm { x: tensor(0), first, heads, head_dim, eps: EPS }
+            }
+            OpShape::Decay { .. } => Op::Decay { x: tensor(0), weight: weight() },
+            OpShape::DeltaRule { head_dim, start, tiled, .. } => {
+                let [q, k, v, decay, beta] = [0, 1, 2, 3, 4].map(tensor);
+                Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled }
+            }
             OpShape::Combine { .. } => Op::Combine { down: tensor(0), weights: tensor(1) },
             OpShape::Rows { start, rows, .. } => Op::Rows { x: tensor(0), start, rows },
         }
@@ -371,14 +421,15 @@ impl Operands {
     /// # Errors
     /// Whatever the backend says.
     pub fn upload<B: Backend>(&self, at: At, backend: &mut B) -> Result<Vec<B::Tensor>> {
-        let cache = match self.shape {
-            OpShape::Store { .. } => Some(0),
-            OpShape::AttnScores { .. } | OpShape::AttnContext { .. } => Some(1),
-            _ => None,
+        let caches = match self.shape {
+            OpShape::Store { .. } => 0..1,
+            OpShape::AttnScores { .. } | OpShape::AttnContext { .. } | OpShape::Conv { .. } => 1..2,
+            OpShape::DeltaRule { .. } => 1..5,
+            _ => 0..0,
         };
         let mut uploaded = Vec::with_capacity(self.tensors.len());
         for (i, tensor) in self.tensors.iter().enumerate() {
-            let handle = if cache == Some(i) {
+            let handle = if caches.contains(&i) {
                 let rows = backend.upload(tensor)?;
                 let cache = backend.alloc(&tensor.shape)?;
                 backend.run(At { start: 0, ..at }, &Op::Store { cache, x: rows, start: 0 })?
@@ -401,194 +452,4 @@ pub fn run<B: Backend>(backend: &mut B, at: At, operands: &Operands) -> Result<H
     let op = operands.op().try_map(|_| Ok(next.next().expect("an upload for each operand").clone()))?;
     let result = backend.run(at, &op)?;
     backend.read(&result)
-}
-
-struct Maker {
-    rng: Rng,
-    seed: u64,
-    values: OpValues,
-}
-
-/// What is written where nothing may read.
-const POISON: f32 = 1e9;
-
-impl Maker {
-    fn build(mut self, shape: OpShape) -> Result<Operands> {
-        let (mut weight, mut tokens) = (None, Vec::new());
-        let tensors = match shape {
-            OpShape::Embed { ty, cols, rows, tokens: t, .. } => {
-                weight = Some(self.weight(ty, [cols, rows, 1])?);
-                tokens = (0..t).map(|_| self.rng.below(rows as u64) as u32).collect();
-                vec![]
-            }
-            OpShape::RmsNorm { tokens, groups, n } => {
-                let scales: Vec<u8> = (0..n).flat_map(|_| (1.0f32 + 0.3 * self.rng.normal()).to_le_bytes()).collect();
-                weight = Some(Weight::from_vec("case.weight", GgmlType::F32, [n, 1, 1], scales)?);
-                vec![self.tensor(&[tokens, groups * n])]
-            }
-            OpShape::MatMul { ty, cols, rows, tokens } => {
-                weight = Some(self.weight(ty, [cols, rows, 1])?);
-                vec![self.tensor(&[tokens, cols])]
-            }
-            OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
-                weight = Some(self.weight(ty, [cols, rows, experts])?);
-                let x = if per_slot { self.tensor(&[tokens, k, cols]) } else { self.tensor(&[tokens, cols]) };
-                vec![x, self.ids(tokens, experts, k, choice)]
-            }
-            OpShape::Bias { tokens, cols } => {
-                let bias: Vec<u8> = (0..cols).flat_map(|_| (2.0 * self.rng.normal()).to_le_bytes()).collect();
-                weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, 1, 1], bias)?);
-                vec![self.tensor(&[tokens, cols])]
-            }
-            OpShape::Rope { tokens, heads, head_dim, factors, dims, .. } => {
-                if factors {
-                    let pairs = dims.unwrap_or(head_dim) / 2;
-                    let bytes: Vec<u8> = (0..pairs).flat_map(|_| (1.0 + 7.0 * self.rng.unit()).to_le_bytes()).collect();
-                    weight = Some(Weight::from_vec("rope_freqs.weight", GgmlType::F32, [pairs, 1, 1], bytes)?);
-                }
-                vec![self.tensor(&[tokens, heads * head_dim])]
-            }
-            OpShape::Store { tokens, cols, capacity, .. } => {
-                vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
-            }
-            OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, .. } => {
-                vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]
-            }
-            OpShape::AttnProbs { tokens, heads, start, window, sinks } => {
-                if sinks {
-                    // About as large as the scores; in one head larger than nearly all of them.
-                    let sink = |head: usize, x: f32| if head % 4 == 3 { 4.0 + x } else { x };
-                    let bytes = (0..heads).flat_map(|head| sink(head, self.number(head)).to_le_bytes()).collect();
-                    weight = Some(Weight::from_vec("case.sinks", GgmlType::F32, [heads, 1, 1], bytes)?);
-                }
-                let mut scores = self.causal(heads, tokens, start, POISON);
-                outside_window(&mut scores, start, window, POISON);
-                vec![scores]
-            }
-            OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window } => {
-                let mut probs = self.causal(heads, tokens, start, 0.0);
-                outside_window(&mut probs, start, window, 0.0);
-                positive(&mut probs, start + tokens);
-                vec![probs, self.cache(start + tokens, spare, kv_heads * head_dim)]
-            }
-            OpShape::Add { tokens, cols } | OpShape::SwiGlu { tokens, cols, .. } => {
-                vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, cols])]
-            }
-            OpShape::SigmoidGate { tokens, cols } => vec![self.tensor(&[tokens, cols]), self.tensor(&[tokens, 1])],
-            OpShape::RouterProbs { tokens, experts, .. } => vec![self.tensor(&[tokens, experts])],
-            OpShape::RouterTopK { tokens, experts, ties, .. } => {
-                let mut probs = self.tensor(&[tokens, experts]);
-                positive(&mut probs, experts);
-                vec![if ties { coarse(&probs) } else { probs }]
-            }
-            OpShape::RouterWeights { tokens, experts, k, softmax, .. } => {
-                let mut probs = self.tensor(&[tokens, experts]);
-                if !softmax {
-                    positive(&mut probs, experts);
-                }
-                vec![probs, self.ids(tokens, experts, k, Choice::Random)]
-            }
-            OpShape::ExpertBias { tokens, k, cols, experts, choice } => {
-                let bias: Vec<u8> = (0..experts * cols).flat_map(|_| (2.0 * self.rng.normal()).to_le_bytes()).collect();
-                weight = Some(Weight::from_vec("case.bias", GgmlType::F32, [cols, experts, 1], bias)?);
-                vec![self.tensor(&[tokens, k, cols]), self.ids(tokens, experts, k, choice)]
-            }
-            OpShape::Combine { tokens, k, hidden } => {
-                let mut weights = self.tensor(&[tokens, k]);
-                positive(&mut weights, k);
-                vec![self.tensor(&[tokens, k, hidden]), weights]
-            }
-            OpShape::Rows { tokens, cols, .. } => vec![self.tensor(&[tokens, cols])],
-        };
-        Ok(Operands { shape, weight, tokens, tensors })
-    }
-
-    fn weight(&mut self, ty: GgmlType, dims: [usize; 3]) -> Result<Arc<Weight>> {
-        let row = ty.row_bytes(dims[0]).ok_or_else(|| {
-            Error::usage(format!("rows of {} weights are not whole {ty} blocks of {}", dims[0], ty.block_len()))
-        })?;
-        let mut bytes = vec![0; row * dims[1] * dims[2]];
-        RandomBlocks::new(ty, 0.05, self.seed)?.fill(0, &mut bytes);
-        Weight::from_vec("case.weight", ty, dims, bytes)
-    }
-
-    fn number(&mut self, channel: usize) -> f32 {
-        let x = self.rng.normal();
-        match self.values {
-            OpValues::Normal => x,
-            OpValues::Offset => x + 3.0,
-            OpValues::Outliers => x * if channel % 64 == 17 { 300.0 } else { 1.0 },
-            OpValues::Small => x * 1e-20,
-            OpValues::Large => x * 40.0,
-            OpValues::Nan => [x, x, x, f32::NAN][self.rng.below(4) as usize],
-        }
-    }
-
-    fn tensor(&mut self, shape: &[usize]) -> HostTensor {
-        let cols = shape.last().copied().unwrap_or(1).max(1);
-        let data = (0..shape.iter().product()).map(|i| self.number(i % cols)).collect();
-        HostTensor::f32(shape, data)
-    }
-
-    /// [positions + spare, cols], the spare rows poisoned.
-    fn cache(&mut self, positions: usize, spare: usize, cols: usize) -> HostTensor {
-        let mut data = self.tensor(&[positions, cols]).to_f32();
-        data.resize((positions + spare) * cols, POISON);
-        HostTensor::f32(&[positions + spare, cols], data)
-    }
-
-    /// [heads, T, S] with `beyond` above the diagonal.
-    fn causal(&mut self, heads: usize, tokens: usize, start: usize, beyond: f32) -> HostTensor {
-        let s = start + tokens;
-        let data = (0..heads * tokens * s).map(|i| {
-            let (token, position) = (i / s % tokens, i % s);
-            if position <= start + token { self.number(position) } else { beyond }
-        });
-        HostTensor::f32(&[heads, tokens, s], data.collect())
-    }
-
-    /// [T, K] ids, different ones in each row.
-    fn ids(&mut self, tokens: usize, experts: usize, k: usize, choice: Choice) -> HostTensor {
-        let mut draw = || {
-            let mut all: Vec<u32> = (0..experts as u32).collect();
-            for i in 0..k {
-                all.swap(i, i + self.rng.below((experts - i) as u64) as usize);
-            }
-            all.truncate(k);
-            all
-        };
-        let ids = match choice {
-            Choice::Random => (0..tokens).flat_map(|_| draw()).collect(),
-            Choice::Same => draw().repeat(tokens),
-        };
-        HostTensor::u32(&[tokens, k], ids)
-    }
-}
-
-/// Writes `what` where a row of [heads, T, S] does not see because of its window.
-fn outside_window(t: &mut HostTensor, start: usize, window: Option<usize>, what: f32) {
-    let (rows, cols, mut values) = (t.shape[1], t.cols(), t.to_f32());
-    for (i, row) in values.chunks_exact_mut(cols).enumerate() {
-        row[..first_seen(start + i % rows, window)].fill(what);
-    }
-    *t = HostTensor::f32(&t.shape, values);
-}
-
-/// Makes each row of `cols` a distribution over its elements that are neither 0 nor NaN.
-fn positive(t: &mut HostTensor, cols: usize) {
-    let mut values = t.to_f32();
-    for row in values.chunks_exact_mut(cols) {
-        let sum: f32 = row.iter().map(|x| x.abs()).filter(|x| !x.is_nan()).sum();
-        for x in row {
-            *x = x.abs() / sum;
-        }
-    }
-    *t = HostTensor::f32(&t.shape, values);
-}
-
-/// The same values in four steps, so that many are equal.
-fn coarse(t: &HostTensor) -> HostTensor {
-    let values = t.to_f32();
-    let max = values.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
-    HostTensor::f32(&t.shape, values.iter().map(|x| (x / max * 4.0).floor() / 4.0).collect())
 }

@@ -136,7 +136,9 @@ pub fn table() -> Vec<OpCase> {
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
         all(KINDS, OpShape::Add { tokens, cols });
         all(KINDS, OpShape::Bias { tokens, cols });
-        for activation in [GateActivation::Silu, GateActivation::GeluTanh, GateActivation::Clamped] {
+        for activation in
+            [GateActivation::Silu, GateActivation::GeluTanh, GateActivation::Clamped, GateActivation::Sigmoid]
+        {
             all(WITH_LARGE, OpShape::SwiGlu { tokens, cols, activation });
         }
         all(WITH_LARGE, OpShape::SigmoidGate { tokens, cols });
@@ -145,7 +147,44 @@ pub fn table() -> Vec<OpCase> {
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens - 1, rows: 1 });
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens / 2, rows: tokens - tokens / 2 });
     }
+    linear_attention(&mut all);
     cases
+}
+
+/// What linear attention has besides the others' operations.
+fn linear_attention(all: &mut impl FnMut(&[OpValues], OpShape)) {
+    use OpValues::*;
+    // Positions, the first of them, spare rows of the cache.
+    for (tokens, start, spare) in [(1, 0, 0), (1, 2, 3), (7, 0, 5), (2, 130, 1), (65, 1, 0)] {
+        // Of the lengths of a kernel, one is beyond all positions of a call.
+        for (channels, kernel) in [(1, 4), (33, 1), (65, 3), (130, 4), (20, 70)] {
+            all(&[Normal, Offset, Small, Large], OpShape::Conv { tokens, channels, kernel, start, spare });
+        }
+    }
+    for (tokens, cols, first, heads, head_dim) in
+        [(1, 16, 0, 1, 16), (3, 6, 0, 2, 3), (7, 260, 64, 3, 64), (2, 513, 256, 2, 128), (65, 70, 1, 4, 17)]
+    {
+        all(&[Normal, Offset, Outliers, Small, Large], OpShape::L2Norm { tokens, cols, first, heads, head_dim });
+    }
+    for (tokens, heads) in [(1, 1), (1, 32), (7, 33), (65, 6)] {
+        // Of large numbers the exponentials end in both directions.
+        all(&[Normal, Offset, Small, Large], OpShape::Decay { tokens, heads });
+    }
+    // Heads of keys and of values, their size.
+    for (key_heads, heads, head_dim) in [(1, 1, 16), (2, 2, 20), (2, 6, 32), (1, 3, 128), (1, 1, 256)] {
+        // Positions, the first of them, spare rows of the caches; fewer where the state is large.
+        let calls: &[_] = if head_dim < 100 {
+            &[(1, 0, 0), (1, 6, 3), (7, 0, 5), (33, 9, 0), (65, 0, 63)]
+        } else {
+            &[(1, 0, 2), (1, 4, 0), (5, 2, 3)]
+        };
+        for &(tokens, start, spare) in calls {
+            for tiled in [false, true] {
+                let shape = OpShape::DeltaRule { tokens, key_heads, heads, head_dim, start, spare, tiled };
+                all(&[Normal, Offset, Small], shape);
+            }
+        }
+    }
 }
 
 /// Cases for the benchmark: the shapes of Qwen3-30B-A3B (hidden 2048, experts of 768, 32 heads of 128 over 4), for one token and

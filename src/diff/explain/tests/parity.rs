@@ -6,10 +6,12 @@ use super::*;
 use crate::backend::Precision;
 use crate::backend::cases;
 use crate::formula::attention::{Context, Scores};
+use crate::formula::delta::Delta;
 use crate::formula::embed::Embedding;
 use crate::formula::exact::exact;
 use crate::formula::floor::floors_of;
 use crate::formula::linear::Linear;
+use crate::formula::linear_attention::{Convolution, Decay};
 use crate::formula::norm::Norm;
 use crate::formula::pointwise::{Gated, Sum};
 use crate::formula::rope::Rope;
@@ -32,6 +34,9 @@ fn stated<'a>(case: &'a Evidence<'a>) -> Option<Variant<'a>> {
         Scores,
         Softmax,
         Context,
+        Convolution,
+        Decay,
+        Delta,
         Sum,
         ChosenExperts,
         ExpertWeights,
