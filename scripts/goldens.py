@@ -199,7 +199,11 @@ def build(path, family):
         tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
 
     def norm(name, width=H):
-        tensor(name, 1 + (0.5 if "linear" in f else 0.2) * rng.normal(size=width))
+        if "linear" in f:
+            # transformers adds 1 to these weights in float32: what it adds is of few bits, as in its bf16 files, so that nothing is rounded.
+            tensor(name, 1 + np.round(0.5 * rng.normal(size=width) * 128) / 128)
+        else:
+            tensor(name, 1 + 0.2 * rng.normal(size=width))
 
     def of_values(name, values, ty=Type.F32, first=0, axis=0):
         """Stores values whose axis `axis` counts value heads from `first` on, as the converter does, and keeps them in transformers' order."""
