@@ -91,7 +91,10 @@ impl Model {
             // A part of a matrix whose name is no stage's.
             ops.extend((ops.is_empty() && w.rows > 1).then_some(OpKind::MatMul));
             let tied = (name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
-            ops.into_iter().chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
+            ops.into_iter()
+                .chain(tied)
+                .map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() })
+                .collect::<Vec<_>>()
         });
         std::iter::once(attention).chain(linear).chain(of_weights).collect()
     }
