@@ -16,7 +16,7 @@ in the file's order: what an engine has that multiplies by the file's weights. K
 family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM, Qwen 2, o200k and GLM 4 cut, by another regex engine.
+patterns of Llama 3, SmolLM, Qwen 2, Qwen 3.5, o200k and GLM 4 cut, by another regex engine.
 """
 
 import io
@@ -588,6 +588,9 @@ def cut(pre, text):
         return [piece for part in parts for piece in regex.findall(GPT2, part)]
     if pre == "gpt-4o":
         return regex.findall(CASES, text)
+    if pre == "qwen35":  # marks belong to letters
+        pattern = (WORDS % "").replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
+        return regex.findall(pattern, unicodedata.normalize("NFC", text))
     if pre == "qwen2":
         return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
     return regex.findall(WORDS % "{1,3}", text)
@@ -638,7 +641,7 @@ def byte_level(path):
             found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
         return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
 
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o", "glm4")}
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "qwen35", "gpt-4o", "glm4")}
 
 
 def sentence_piece(path):
