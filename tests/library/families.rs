@@ -10,9 +10,9 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, Ffn, LogitRows, Model, Session, Tokenizer, forward};
-use twinscope::op::{Pairing, Yarn};
+use twinscope::op::{OpKind, Pairing, Yarn};
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 14] = [
     "llama",
     "llama3",
     "mixtral",
@@ -24,6 +24,9 @@ const FAMILIES: [&str; 11] = [
     "gemma3",
     "gpt-oss",
     "glm4moe",
+    "qwen3next",
+    "qwen35moe",
+    "qwen35",
 ];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
@@ -110,6 +113,26 @@ fn chunked_prefill_and_decode_equal_one_call() {
         };
         let whole = run(golden.tokens.len());
         assert!(run(1) == whole && run(3) == whole, "{family}");
+    }
+}
+
+/// What a backend is asked for before a run names every weight, also those that are parts of a tensor.
+#[test]
+fn every_weight_of_linear_attention_is_needed() {
+    for family in ["qwen3next", "qwen35moe", "qwen35"] {
+        let (model, _) = open(family);
+        let needs = model.needs();
+        let has = |op, name: &str| needs.iter().any(|need| need.op == op && need.name == name);
+        let parts = [("attn_q.weight (q)", 1), ("attn_q.weight (gate)", 1), ("ssm_ba.weight (alpha)", 0)];
+        for (part, layer) in &parts[..if family == "qwen3next" { 3 } else { 2 }] {
+            assert!(has(OpKind::MatMul, &format!("blk.{layer}.{part}")), "{family} {part}: {needs:?}");
+        }
+        let delta_rule = needs.iter().find(|need| need.op == OpKind::DeltaRule).unwrap();
+        let head_dim = model.config.linear.unwrap().head_dim;
+        assert_eq!((delta_rule.cols, delta_rule.name.clone()), (head_dim, format!("{family}.ssm.state_size")));
+        let all = model.weights.all();
+        let missing: Vec<_> = all.iter().filter(|w| !needs.iter().any(|need| need.name == w.name)).collect();
+        assert!(missing.is_empty(), "{family}: {missing:?}");
     }
 }
 
