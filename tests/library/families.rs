@@ -9,7 +9,7 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
-use twinscope::model::{Config, Ffn, LogitRows, Model, Session, Tokenizer, forward};
+use twinscope::model::{Config, Ffn, LogitRows, Mixer, Model, Session, Tokenizer, forward};
 use twinscope::op::{OpKind, Pairing, Yarn};
 
 const FAMILIES: [&str; 14] = [
@@ -285,7 +285,8 @@ fn windows_yarn_and_tensors_of_gpt_oss() {
     }
     let (model, _) = open("gpt-oss");
     let layer = &model.weights.layers[1];
-    assert_eq!(layer.sinks.as_ref().unwrap().cols, 4);
+    let Mixer::Attention(attention) = &layer.mixer else { panic!("gpt-oss has attention in each layer") };
+    assert_eq!(attention.sinks.as_ref().unwrap().cols, 4);
     assert_eq!(layer.ffn_norm.name, "blk.1.post_attention_norm.weight");
 }
 
