@@ -10,9 +10,9 @@ use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, Ffn, LogitRows, Mixer, Model, Session, Tokenizer, forward};
-use twinscope::op::{Pairing, Weight, Yarn};
+use twinscope::op::{OpKind, Pairing, Weight, Yarn};
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 14] = [
     "llama",
     "llama3",
     "mixtral",
@@ -24,6 +24,9 @@ const FAMILIES: [&str; 11] = [
     "gemma3",
     "gpt-oss",
     "glm4moe",
+    "qwen3next",
+    "qwen35moe",
+    "qwen35",
 ];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
@@ -110,6 +113,26 @@ fn chunked_prefill_and_decode_equal_one_call() {
         };
         let whole = run(golden.tokens.len());
         assert!(run(1) == whole && run(3) == whole, "{family}");
+    }
+}
+
+/// What a backend is asked for before a run names every weight, also those that are parts of a tensor.
+#[test]
+fn every_weight_of_linear_attention_is_needed() {
+    for family in ["qwen3next", "qwen35moe", "qwen35"] {
+        let (model, _) = open(family);
+        let needs = model.needs();
+        let has = |op, name: &str| needs.iter().any(|need| need.op == op && need.name == name);
+        let parts = [("attn_q.weight (q)", 1), ("attn_q.weight (gate)", 1), ("ssm_ba.weight (alpha)", 0)];
+        for (part, layer) in &parts[..if family == "qwen3next" { 3 } else { 2 }] {
+            assert!(has(OpKind::MatMul, &format!("blk.{layer}.{part}")), "{family} {part}: {needs:?}");
+        }
+        let delta_rule = needs.iter().find(|need| need.op == OpKind::DeltaRule).unwrap();
+        let head_dim = model.config.linear.unwrap().head_dim;
+        assert_eq!((delta_rule.cols, delta_rule.name.clone()), (head_dim, format!("{family}.ssm.state_size")));
+        let all = model.weights.all();
+        let missing: Vec<_> = all.iter().filter(|w| !needs.iter().any(|need| need.name == w.name)).collect();
+        assert!(missing.is_empty(), "{family}: {missing:?}");
     }
 }
 
@@ -262,7 +285,8 @@ fn windows_yarn_and_tensors_of_gpt_oss() {
     }
     let (model, _) = open("gpt-oss");
     let layer = &model.weights.layers[1];
-    assert_eq!(layer.sinks.as_ref().unwrap().cols, 4);
+    let Mixer::Attention(attention) = &layer.mixer else { panic!("gpt-oss has attention in each layer") };
+    assert_eq!(attention.sinks.as_ref().unwrap().cols, 4);
     assert_eq!(layer.ffn_norm.name, "blk.1.post_attention_norm.weight");
 }
 
