@@ -113,6 +113,16 @@ fn chunked_prefill_and_decode_equal_one_call() {
         };
         let whole = run(golden.tokens.len());
         assert!(run(1) == whole && run(3) == whole, "{family}");
+        // Other tokens from a position on, and back to it: nothing of them is left.
+        let mut backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+        let mut session = Session::new(&mut backend, &model.config, golden.tokens.len()).unwrap();
+        let (first, rest) = golden.tokens.split_at(4);
+        let mut last = None;
+        for part in [first, &[1, 2], rest] {
+            session.rewind(4);
+            last = Some(forward(&mut backend, &model, &mut session, part, LogitRows::Last).unwrap());
+        }
+        assert!(backend.read(&last.unwrap()).unwrap() == whole, "{family}");
     }
 }
 
