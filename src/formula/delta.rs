@@ -34,9 +34,9 @@ use crate::backend::Contract;
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
 
-/// Sizes of the stage.
+/// DeltaSizes of the stage.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
+pub(crate) struct DeltaSizes {
     /// Of values, Hv.
     pub heads: usize,
     /// Of queries and keys, Hk.
@@ -51,22 +51,17 @@ pub(crate) struct Sizes {
     pub value_cols: usize,
 }
 
-impl Sizes {
+impl DeltaSizes {
     /// The key head of a value head.
     pub fn key_head(&self, head: usize, tiled: bool) -> usize {
         if tiled { head % self.key_heads } else { head / (self.heads / self.key_heads) }
-    }
-
-    /// Positions so far, S.
-    pub fn keys(&self) -> usize {
-        self.start + self.tokens
     }
 }
 
 /// Sᵀq·scale of a state S that each position decays and corrects. [T, Hv·D]
 #[derive(Clone)]
 pub(crate) struct Delta<'a> {
-    pub sizes: Sizes,
+    pub sizes: DeltaSizes,
     /// [T, Hk·D]
     pub q: Values<'a>,
     /// [capacity ≥ S, Hk·D]
@@ -95,7 +90,7 @@ impl<'a> Formula<'a> for Delta<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::DeltaRule { q, v, decay, start, head_dim, tiled, .. } = *op else { return Ok(None) };
         let (heads, key_heads, tokens, value_cols) = (decay.cols(), q.cols() / head_dim, q.shape[0], v.cols());
-        let sizes = Sizes { heads, key_heads, head_dim, tokens, start, value_cols };
+        let sizes = DeltaSizes { heads, key_heads, head_dim, tokens, start, value_cols };
         let key_head: Vec<usize> = (0..heads).map(|head| sizes.key_head(head, tiled)).collect();
         let beta = as_given(&x[4]);
         Ok(Some(Self {
@@ -125,7 +120,7 @@ impl<'a> Formula<'a> for Delta<'a> {
         contracts: [&Contract; N],
         put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()> {
-        let Sizes { heads, head_dim: d, .. } = self.sizes;
+        let DeltaSizes { heads, head_dim: d, .. } = self.sizes;
         let mut of_heads = vec![Vec::new(); heads]; // places, and which element is asked for there
         match indices {
             Some(indices) => indices.iter().enumerate().for_each(|(at, i)| of_heads[i / d % heads].push((at, *i))),
@@ -200,13 +195,13 @@ impl<'f, 'a, const N: usize> Head<'f, 'a, N> {
 
     /// `[D]`
     fn key(&self, position: usize) -> &'f [f64] {
-        let Sizes { head_dim: d, key_heads, .. } = self.of.sizes;
+        let DeltaSizes { head_dim: d, key_heads, .. } = self.of.sizes;
         &self.of.k[(position * key_heads + self.of.key_head[1][self.head]) * d..][..d]
     }
 
     /// `[D]`, and what the products with it are multiplied by.
     fn query(&self, t: usize) -> (&'f [f64], f64) {
-        let Sizes { head_dim: d, key_heads, heads, .. } = self.of.sizes;
+        let DeltaSizes { head_dim: d, key_heads, heads, .. } = self.of.sizes;
         let times = self.of.times.as_ref().map_or(1.0, |times| times[t * heads + self.head]);
         (&self.of.q[(t * key_heads + self.of.key_head[0][self.head]) * d..][..d], self.of.scale * times)
     }
@@ -232,7 +227,7 @@ impl<'f, 'a, const N: usize> Head<'f, 'a, N> {
 
     /// At `indices` of the stage's elements, which are of this head and ascend.
     fn elements(&self, indices: &[usize]) -> Vec<Bounded<N>> {
-        let Sizes { heads, head_dim: d, .. } = self.of.sizes;
+        let DeltaSizes { heads, head_dim: d, .. } = self.of.sizes;
         let rows: Vec<(usize, Vec<usize>)> = indices
             .chunk_by(|a, b| a / (heads * d) == b / (heads * d))
             .map(|row| (row[0] / (heads * d), row.iter().map(|i| i % d).collect()))
@@ -301,7 +296,7 @@ impl<'f, 'a, const N: usize> Head<'f, 'a, N> {
 
     /// Runs the columns' states from position 0 up to `last`, and shows each position's steps and states, [column][D].
     fn run(&self, columns: &[usize], last: Option<usize>, mut show: impl FnMut(usize, Vec<Step<N>>, &[Vec<f64>])) {
-        let Sizes { head_dim: d, value_cols, .. } = self.of.sizes;
+        let DeltaSizes { head_dim: d, value_cols, .. } = self.of.sizes;
         let mut states = vec![vec![0.0; d]; columns.len()];
         for position in 0..last.map_or(0, |last| last + 1) {
             let (k, fade, [of_value, of_held]) = (self.key(position), self.decay(position).exp(), self.beta(position));

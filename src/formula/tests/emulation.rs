@@ -328,6 +328,11 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 put(wide, inner(g * sigmoid) * inner(1.0 + u));
             }
         }
+        Op::SwiGlu { activation: GateActivation::Sigmoid, .. } => {
+            for (g, u) in x[0].iter().zip(&x[1]) {
+                put(*u as f64 / (1.0 + (-*g as f64).exp()), inner(1.0 / (1.0 + (-g).exp())) * u);
+            }
+        }
         Op::SwiGlu { .. } => {
             for (g, u) in x[0].iter().zip(&x[1]) {
                 let wide = *g as f64 / (1.0 + (-*g as f64).exp()) * *u as f64;
@@ -350,6 +355,40 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                     put(wide, (0..k).fold(0.0, add));
                 }
             }
+        }
+        Op::Conv { weight, start, .. } => {
+            for (i, _) in x[0].iter().enumerate() {
+                let (t, channel) = (i / weight.rows, i % weight.rows);
+                let (w, _) = weights(weight, 0, channel, c.weights);
+                let read = |j: usize| match (start + t + j + 1).checked_sub(weight.cols) {
+                    Some(position) if position >= start => x[0][(position - start) * weight.rows + channel],
+                    Some(position) => x[1][position * weight.rows + channel],
+                    None => 0.0,
+                };
+                let sum = dot(&(0..weight.cols).map(read).collect::<Vec<f32>>(), &w, c.accumulator);
+                put(sum.exact / (1.0 + (-sum.exact).exp()), sum.f32 / (1.0 + (-sum.f32).exp()));
+            }
+        }
+        Op::L2Norm { x: all, first, heads, head_dim, eps } => {
+            for row in x[0].chunks(all.cols()) {
+                for head in row[first..][..heads * head_dim].chunks(head_dim) {
+                    let squares = dot(head, head, Precision::F32);
+                    let (wide, narrow) = ((squares.exact + eps as f64).sqrt(), (squares.f32 + eps).sqrt());
+                    head.iter().for_each(|x| put(*x as f64 / wide, x / narrow));
+                }
+            }
+        }
+        Op::Decay { weight, .. } => {
+            let (w, _) = weights(weight, 0, 0, c.weights);
+            for (x, w) in x[0].iter().zip(w.iter().cycle()) {
+                // As ggml has it, without ln_1p.
+                let narrow = if *x > 20.0 { *x } else { (1.0 + x.exp()).ln() };
+                put(((*x as f64).exp().ln_1p()) * *w as f64, narrow * w);
+            }
+        }
+        Op::DeltaRule { .. } => {
+            let exact = crate::backend::oracle::evaluate(op).unwrap().to_f64();
+            exact.into_iter().zip(super::linear_attention::in_chunks(op)).for_each(|(wide, narrow)| put(wide, narrow));
         }
         Op::RouterTopK { .. } | Op::Store { .. } | Op::Rows { .. } => return None,
     }

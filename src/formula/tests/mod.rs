@@ -1,4 +1,5 @@
 mod emulation;
+mod linear_attention;
 
 use super::Point;
 use super::exact::exact;

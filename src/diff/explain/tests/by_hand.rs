@@ -69,7 +69,7 @@ fn norms() {
         assert!(e.nearest.as_ref().is_none_or(|next| next.residual > 2.0), "{e}");
     }
     explained(&w, site, x, "norm-missing", "the input itself");
-    let other = &w.model.weights.layers[2].qk_norm.as_ref().unwrap().k;
+    let other = &w.attention(2).qk_norm.as_ref().unwrap().k;
     explained(&w, site, &of(Op::RmsNorm { x, weight: other, eps: 1e-6 }), "norm-other-weight", "blk.2.attn_k_norm");
     let ones = vec![1f32; 512].iter().flat_map(|x| x.to_le_bytes()).collect();
     let ones = Weight::from_vec("ones", GgmlType::F32, [512, 1, 1], ones).unwrap();

@@ -2,7 +2,7 @@
 //! what is Gemma's, what is gpt-oss's and what is GLM's.
 
 use super::*;
-use crate::op::{GateActivation, Pairing, Yarn};
+use crate::op::{Pairing, Yarn};
 
 /// The rotation of q in layer 1 with another rotation.
 fn turned<'w>(w: &'w World, change: impl Fn(&mut Rotation<&'w std::sync::Arc<Weight>>)) -> HostTensor {

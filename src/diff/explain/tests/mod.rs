@@ -15,8 +15,10 @@ use crate::backend::Order;
 use crate::backend::oracle::{OracleBackend, evaluate};
 use crate::formula::floor::floor_of;
 use crate::gguf::Gguf;
-use crate::model::{Ffn, LogitRows, Model, MoeWeights, Router, Session, forward};
-use crate::op::{At, Rotation, Weight};
+use crate::model::{
+    AttentionWeights, Ffn, LinearWeights, LogitRows, Mixer, Model, MoeWeights, Router, Session, forward,
+};
+use crate::op::{At, GateActivation, Rotation, Weight};
 use crate::synth::{Family, FfnShape, Mix, ModelShape, Moe, Plan};
 use crate::trace::{StageObserver, Traced};
 
@@ -109,6 +111,20 @@ impl World {
         }
     }
 
+    fn attention(&self, layer: usize) -> &AttentionWeights {
+        match &self.model.weights.layers[layer].mixer {
+            Mixer::Attention(attention) => attention,
+            Mixer::Linear(_) => panic!("layer {layer} has linear attention"),
+        }
+    }
+
+    fn linear(&self, layer: usize) -> &LinearWeights {
+        match &self.model.weights.layers[layer].mixer {
+            Mixer::Linear(linear) => linear,
+            Mixer::Attention(_) => panic!("layer {layer} has attention"),
+        }
+    }
+
     fn rotation(&self, layer: usize) -> Rotation<&std::sync::Arc<Weight>> {
         self.model.config.rotation_of(layer).with_factors(self.model.weights.rope_freqs.as_ref())
     }
@@ -123,19 +139,22 @@ impl World {
             };
         };
         let l = &w.layers[n];
-        let bias = || l.qkv_bias.as_ref().unwrap();
+        let attention = || self.attention(n);
+        let linear = || self.linear(n);
+        let bias = || attention().qkv_bias.as_ref().unwrap();
+        let qk_norm = || attention().qk_norm.as_ref().unwrap();
         let moe = || self.moe(n);
         match site.stage {
             Stage::AttnNorm => &l.attn_norm,
-            Stage::QProj => &l.attn_q,
-            Stage::KProj => &l.attn_k,
-            Stage::VProj => &l.attn_v,
+            Stage::QProj => &attention().q,
+            Stage::KProj => &attention().k,
+            Stage::VProj => &attention().v,
             Stage::QBias => &bias().q,
             Stage::KBias => &bias().k,
             Stage::VBias => &bias().v,
-            Stage::QNorm => &l.qk_norm.as_ref().unwrap().q,
-            Stage::KNorm => &l.qk_norm.as_ref().unwrap().k,
-            Stage::AttnOut => &l.attn_output,
+            Stage::QNorm => &qk_norm().q,
+            Stage::KNorm => &qk_norm().k,
+            Stage::AttnOut => &attention().output,
             Stage::FfnNorm => &l.ffn_norm,
             Stage::AttnPostNorm => &l.post_norms.as_ref().unwrap().attn,
             Stage::FfnPostNorm => &l.post_norms.as_ref().unwrap().ffn,
@@ -144,11 +163,21 @@ impl World {
             Stage::ExpertGate => &moe().gate,
             Stage::ExpertUp => &moe().up,
             Stage::ExpertDown => &moe().down,
-            Stage::AttnOutBias => l.attn_output_bias.as_ref().unwrap(),
+            Stage::AttnOutBias => attention().output_bias.as_ref().unwrap(),
             Stage::RouterBias => &moe().bias.as_ref().unwrap().router,
             Stage::ExpertGateBias => &moe().bias.as_ref().unwrap().gate,
             Stage::ExpertUpBias => &moe().bias.as_ref().unwrap().up,
             Stage::ExpertDownBias => &moe().bias.as_ref().unwrap().down,
+            Stage::QGate => attention().gate.as_ref().unwrap(),
+            Stage::LinearAttnQkv => &linear().qkv,
+            Stage::LinearAttnZ => &linear().z,
+            Stage::LinearAttnB => &linear().b,
+            Stage::LinearAttnA => &linear().a,
+            Stage::LinearAttnConv => &linear().conv,
+            Stage::LinearAttnDt => &linear().dt,
+            Stage::LinearAttnDecay => &linear().decay,
+            Stage::LinearAttnNorm => &linear().norm,
+            Stage::LinearAttnOut => &linear().output,
             Stage::SharedDown => &moe().shared.as_ref().unwrap().down,
             stage => panic!("{stage} has no weight"),
         }
@@ -173,13 +202,14 @@ impl World {
                 Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale: c.attention_scale, window }
             }
             OpKind::AttnProbs => {
-                let sinks = self.model.weights.layers[layer].sinks.as_ref();
+                let sinks = self.attention(layer).sinks.as_ref();
                 Op::AttnProbs { scores: input(0), start, window, sinks }
             }
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => {
-                Op::RouterProbs { logits: input(0), sigmoid: self.moe(layer).by == Router::BiasedSigmoids }
+                let sigmoid = site.stage == Stage::LinearAttnBeta || self.moe(layer).by == Router::BiasedSigmoids;
+                Op::RouterProbs { logits: input(0), sigmoid }
             }
             OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
             OpKind::RouterWeights => {
@@ -190,7 +220,28 @@ impl World {
             }
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: self.weight(site) },
             OpKind::ExpertBias => Op::ExpertBias { x: input(0), ids: input(1), weight: self.weight(site) },
-            OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: c.architecture.activation },
+            OpKind::SwiGlu => {
+                let activation = match site.stage {
+                    Stage::AttnGated => GateActivation::Sigmoid,
+                    Stage::LinearAttnGated => GateActivation::Silu,
+                    _ => c.architecture.activation,
+                };
+                Op::SwiGlu { gate: input(0), up: input(1), activation }
+            }
+            OpKind::Conv => Op::Conv { x: input(0), cache: input(1), weight: self.weight(site), start },
+            OpKind::L2Norm => {
+                let linear = c.linear.unwrap();
+                let first = if site.stage == Stage::LinearAttnQ { 0 } else { linear.key_width() };
+                let (heads, head_dim) = (linear.key_heads, linear.head_dim);
+                Op::L2Norm { x: input(0), first, heads, head_dim, eps: c.eps }
+            }
+            OpKind::Decay => Op::Decay { x: input(0), weight: self.weight(site) },
+            OpKind::DeltaRule => {
+                let linear = c.linear.unwrap();
+                let (k, v, decay, beta) = (input(1), input(2), input(3), input(4));
+                let (head_dim, tiled) = (linear.head_dim, linear.tiled);
+                Op::DeltaRule { q: input(0), k, v, decay, beta, start, head_dim, tiled }
+            }
             OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
@@ -221,13 +272,7 @@ impl World {
     fn explain_op(&self, site: Site, op: &Op<'_, Rc<HostTensor>>, output: &HostTensor) -> Explanation {
         let (exact, floor) = judge(op);
         let earlier = self.earlier(site);
-        let start = match op {
-            Op::Rope { start, .. }
-            | Op::AttnScores { start, .. }
-            | Op::AttnProbs { start, .. }
-            | Op::AttnContext { start, .. } => *start,
-            _ => 0,
-        };
+        let start = op.start().unwrap_or(0);
         let scene = StageEval {
             site,
             start,
