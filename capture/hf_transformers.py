@@ -236,10 +236,10 @@ class Recorder:
         if self.permuted_dim and stage in PERMUTED_STAGES:
             values = values.unflatten(-1, (-1, 2, self.permuted_dim // 2)).transpose(-1, -2).flatten(-3)
         if self.tiled and stage in TILED_STAGES:
-            keys, each, first = self.tiled
-            first = first if stage in MIXED_STAGES else 0
-            heads = values[..., first:].unflatten(-1, (keys, each, -1)).transpose(-2, -3).flatten(-3)
-            values = torch.cat((values[..., :first], heads), dim=-1)
+            keys, each, before = self.tiled
+            before = before if stage in MIXED_STAGES else 0
+            heads = values[..., before:].unflatten(-1, (keys, each, -1)).transpose(-2, -3).flatten(-3)
+            values = torch.cat((values[..., :before], heads), dim=-1)
         whole = f"{name}@{len(self.calls) - 1}"
         self.tensors[whole] = {"call": len(self.calls) - 1, "positions": [first + i for i in kept]}
         self.writer.add(whole, *flat(values))

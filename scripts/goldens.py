@@ -16,7 +16,7 @@ in the file's order: what an engine has that multiplies by the file's weights. K
 family allows it.
 
 SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM, Qwen 2, o200k and GLM 4 cut, by another regex engine.
+patterns of Llama 3, SmolLM, Qwen 2, Qwen 3.5, o200k and GLM 4 cut, by another regex engine.
 """
 
 import io
@@ -199,7 +199,11 @@ def build(path, family):
         tensor(name, rng.normal(size=shape) * gain / np.sqrt(shape[-1]), ty, heads)
 
     def norm(name, width=H):
-        tensor(name, 1 + (0.5 if "linear" in f else 0.2) * rng.normal(size=width))
+        if "linear" in f:
+            # transformers adds 1 to these weights in float32: what it adds is of few bits, as in its bf16 files, so that nothing is rounded.
+            tensor(name, 1 + np.round(0.5 * rng.normal(size=width) * 128) / 128)
+        else:
+            tensor(name, 1 + 0.2 * rng.normal(size=width))
 
     def of_values(name, values, ty=Type.F32, first=0, axis=0):
         """Stores values whose axis `axis` counts value heads from `first` on, as the converter does, and keeps them in transformers' order."""
@@ -584,6 +588,9 @@ def cut(pre, text):
         return [piece for part in parts for piece in regex.findall(GPT2, part)]
     if pre == "gpt-4o":
         return regex.findall(CASES, text)
+    if pre == "qwen35":  # marks belong to letters
+        pattern = (WORDS % "").replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
+        return regex.findall(pattern, unicodedata.normalize("NFC", text))
     if pre == "qwen2":
         return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
     return regex.findall(WORDS % "{1,3}", text)
@@ -634,7 +641,7 @@ def byte_level(path):
             found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
         return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
 
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "gpt-4o", "glm4")}
+    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "qwen35", "gpt-4o", "glm4")}
 
 
 def sentence_piece(path):

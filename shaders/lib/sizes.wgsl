@@ -12,6 +12,9 @@ const MATVEC_ROWS: u32 = 4 * GROUPS;
 // Threads over D / 4 in a workgroup of attn_context.
 const COLUMNS: u32 = 16;
 
+// Quads of a column of delta_rule's state that a thread holds at most; LANES threads share a column.
+const STATE_QUADS: u32 = 4;
+
 // Keys whose scores a workgroup of attention keeps; of more it makes them again.
 const KEPT: u32 = 2048;
 

@@ -54,12 +54,12 @@ pub struct BackendInfo {
     pub contract: String,
 }
 
-/// An operation that a run is going to need, checked before it starts: on the rows of a weight, or of attention on heads.
+/// An operation that a run is going to need, checked before it starts: on the rows of a weight, or of attention and of a delta rule on heads.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Need {
     /// The operation.
     pub op: OpKind,
-    /// The weight's type; F32 for attention.
+    /// The weight's type; F32 for heads.
     pub ty: GgmlType,
     /// The length of the weight's rows, or head_dim.
     pub cols: usize,

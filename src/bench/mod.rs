@@ -12,6 +12,7 @@
 
 pub mod compare;
 pub mod limits;
+pub mod op_cases;
 pub mod ops;
 pub mod overhead;
 pub mod stages;

@@ -34,7 +34,7 @@ pub use weights::{
 use crate::backend::Need;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{GgmlType, OpKind, STAGES};
+use crate::op::{GgmlType, OpKind, STAGES, Stage, StageInfo};
 
 /// The model that is used when none is named: four layers of Qwen3-MoE, trained on the Rust documentation.
 pub const BUNDLED_NAME: &str = "demo-moe-Q4_K_M";
@@ -78,20 +78,20 @@ impl Model {
 
     /// What a backend must be able to do to run this model.
     pub fn needs(&self) -> Vec<Need> {
-        let attention = Need {
-            op: OpKind::AttnScores,
-            ty: GgmlType::F32,
-            cols: self.config.head_dim,
-            name: format!("{}.attention.key_length", self.config.architecture.name),
+        let heads = |op, cols, key: &str| {
+            let name = format!("{}.{key}", self.config.architecture.name);
+            Need { op, ty: GgmlType::F32, cols, name }
         };
+        let attention = heads(OpKind::AttnScores, self.config.head_dim, "attention.key_length");
+        let linear = self.config.linear.map(|linear| heads(OpKind::DeltaRule, linear.head_dim, "ssm.state_size"));
         let weights = self.weights.all();
         let of_weights = weights.iter().flat_map(|w| {
-            let name = strip_layer(&w.name);
-            let ops = STAGES.iter().filter(|s| s.weight == Some(name)).map(|s| s.op);
-            let tied = (name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
+            let ops = stages_of_weight(&w.name).map(|s| s.op);
+            let tied =
+                (w.name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
             ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
         });
-        std::iter::once(attention).chain(of_weights).collect()
+        std::iter::once(attention).chain(linear).chain(of_weights).collect()
     }
 }
 
@@ -109,4 +109,23 @@ pub fn open_gguf(path: Option<&Path>) -> Result<Gguf> {
 /// `attn_q.weight` of `blk.3.attn_q.weight`; other names as they are.
 fn strip_layer(name: &str) -> &str {
     name.strip_prefix("blk.").and_then(|n| n.split_once('.')).map_or(name, |(_, rest)| rest)
+}
+
+/// The weights that are parts of a tensor, and the stages that each is the weight of.
+const PARTS: [(&str, Stage); 4] = [
+    ("attn_q.weight (q)", Stage::QProj),
+    ("attn_q.weight (gate)", Stage::QGate),
+    ("ssm_ba.weight (beta)", Stage::LinearAttnB),
+    ("ssm_ba.weight (alpha)", Stage::LinearAttnA),
+];
+
+/// The stages that a weight of this name may be the weight of. A gate in `attn_q.weight` is a weight by itself.
+pub fn stages_of_weight(name: &str) -> impl Iterator<Item = &'static StageInfo> {
+    let name = strip_layer(name);
+    let part = PARTS.iter().find(|(part, _)| *part == name).map(|(_, stage)| *stage);
+    let whole = name.to_string();
+    STAGES.iter().filter(move |row| match part {
+        Some(stage) => row.stage == stage,
+        None => row.weight == Some(&whole) && row.stage != Stage::QGate,
+    })
 }

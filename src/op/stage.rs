@@ -360,7 +360,7 @@ table! {
     LinearAttnK   "linear_attn_k"  []                                           LinearLayer [T, KeyHeads] L2Norm(LinearAttnConv)              None,                       "attn";
     LinearAttnBeta "linear_attn_beta" ["beta_sigmoid"]                          LinearLayer [T, Values]  RouterProbs(LinearAttnB)             None,                       "attn";
     LinearAttnDt  "linear_attn_dt" []                                           LinearLayer [T, Values]  Bias(LinearAttnA)                    Some("ssm_dt.bias"),        "attn";
-    LinearAttnDecay "linear_attn_decay" ["gate"]                                LinearLayer [T, Values]  Decay(LinearAttnDt)                  Some("ssm_a"),              "attn";
+    LinearAttnDecay "linear_attn_decay" []                                LinearLayer [T, Values]  Decay(LinearAttnDt)                  Some("ssm_a"),              "attn";
     LinearAttnDelta "linear_attn_delta" []                                      LinearLayer [T, ValueHeads] DeltaRule(LinearAttnQ, LinearAttnK, LinearAttnConv, LinearAttnDecay, LinearAttnBeta) None, "attn";
     LinearAttnNorm "linear_attn_norm" []                                        LinearLayer [T, ValueHeads] RmsNorm(LinearAttnDelta)          Some("ssm_norm.weight"),    "attn";
     LinearAttnGated "linear_attn_gated" ["final_output"]                        LinearLayer [T, ValueHeads] SwiGlu(LinearAttnZ, LinearAttnNorm) None,                     "attn";

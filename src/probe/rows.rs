@@ -19,7 +19,8 @@ struct Axes {
 fn axes(op: &OpParams, n: usize) -> Axes {
     let axes = |rows, seen| Axes { rows, seen };
     match (op, n) {
-        (OpParams::AttnScores { .. }, 1) | (OpParams::AttnContext { .. }, 1) => axes(None, Some(0)),
+        (OpParams::AttnScores { .. } | OpParams::AttnContext { .. } | OpParams::Conv { .. }, 1) => axes(None, Some(0)),
+        (OpParams::DeltaRule { .. }, 1..) => axes(None, Some(0)),
         (OpParams::AttnProbs { .. }, _) | (OpParams::AttnContext { .. }, 0) => axes(Some(1), Some(2)),
         _ => axes(Some(0), None),
     }
@@ -61,8 +62,15 @@ pub(super) fn bytes(short: &FailingCall, options: &ProbeOptions) -> Option<(u64,
 /// If the operands do not belong together, which they do in the captured call.
 pub(super) fn grown(short: &FailingCall, options: &ProbeOptions) -> Result<FailingCall> {
     let params = short.params.with_start(options.start);
-    let inputs: Vec<HostTensor> =
+    let mut inputs: Vec<HostTensor> =
         short.inputs.iter().enumerate().map(|(n, _)| operand(short, n, options)).collect::<Result<_>>()?;
+    if let (OpParams::Conv { .. }, [x, cache]) = (&params, &mut inputs[..])
+        && let (Data::F32(x), Data::F32(cache)) = (&x.data, &mut cache.data)
+    {
+        // The call's own rows are in the cache, too: a later row that stands alone reads them there.
+        let before = cache.len() - x.len();
+        cache[before..].copy_from_slice(x);
+    }
     let slots = |t: usize| -> Vec<Slot> {
         if !short.per_slot() {
             return Vec::new();
@@ -103,7 +111,10 @@ fn operand(short: &FailingCall, n: usize, options: &ProbeOptions) -> Result<Host
             out.par_chunks_mut(cols.max(1)).enumerate().for_each(|(r, row)| {
                 let mut rng = Rng::new(seed, r as u64);
                 let from = rng.below(have as u64) as usize * cols;
-                row.iter_mut().zip(&values[from..]).for_each(|(y, x)| *y = x * (0.5 + rng.unit()));
+                // A longer key would make the state of a delta rule grow without end.
+                let size =
+                    |unit: f32| if matches!(short.params, OpParams::DeltaRule { .. }) { 1.0 } else { 0.5 + unit };
+                row.iter_mut().zip(&values[from..]).for_each(|(y, x)| *y = x * size(rng.unit()));
             });
         }
     }

@@ -59,6 +59,8 @@ pub(super) fn work_of_a_row(call: &FailingCall) -> f64 {
         (Some(w), OpParams::MatMul { .. } | OpParams::ExpertMatMul { .. }) => elements * w.cols as f64,
         (_, OpParams::AttnScores { head_dim, .. }) => elements * *head_dim as f64,
         (_, OpParams::AttnContext { .. }) => elements * call.inputs[1].shape[0] as f64,
+        // A row that stands alone has the state of all before it.
+        (_, OpParams::DeltaRule { head_dim, .. }) => elements * (3 * head_dim * call.inputs[1].shape[0]) as f64,
         // Angles of a rotation are worked out anew for a row that stands alone.
         _ => elements * 16.0,
     }

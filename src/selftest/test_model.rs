@@ -1,8 +1,8 @@
 //! The models that faults are planted on. By number: 0 the bundled model, 1 the wide one, 2 the `llama`, 3 the `qwen2`, 4 the
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
 //! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
-//! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots. From 11 on each has all its
-//! matrices in another type.
+//! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, 11 the `qwen3next` and 12 the
+//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type.
 
 use std::sync::Arc;
 
@@ -34,10 +34,10 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 11 + TYPES.len();
+    pub const COUNT: usize = 13 + TYPES.len();
 
     /// Those of other types.
-    pub const OF_TYPES: &[usize] = &[11, 12, 13, 14, 15];
+    pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
 
     /// Experts that a position has, on the models of `qwen3moe` with the short prompt.
     pub fn experts_used(test_model: usize) -> usize {
@@ -81,6 +81,8 @@ impl TestModel {
             Self::synthetic_in("gpt-oss", &gpt_oss, "MXFP4")?,
             Self::synthetic("glm4moe", &ModelShape { family: Family::Glm4Moe, ..moe })?,
             Self::long()?,
+            Self::synthetic("qwen3next", &ModelShape { family: Family::Qwen3Next, ..moe })?,
+            Self::synthetic("qwen35moe", &ModelShape { family: Family::Qwen35, ..moe })?,
             a?,
             b?,
             c?,

@@ -75,6 +75,10 @@ fn every_family_agrees_on_cpu_and_gpu() {
         ("qwen2", 2 * 20 + 3),
         // A layer without experts and two with some.
         ("glm4moe", 22 + 2 * 33 + 3),
+        // A layer of linear attention and one of attention, whose output has a gate.
+        ("qwen3next", 34 + 33 + 3),
+        ("qwen35moe", 34 + 33 + 3),
+        ("qwen35", 2 * 22 + 21 + 3),
     ] {
         let model = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
         for subject in ["cpu", "gpu"] {

@@ -75,6 +75,9 @@ fn params(op: OpKind, config: &Config) -> OpParams {
         OpKind::ExpertMatMul => OpParams::ExpertMatMul { x: (), ids: (), weight: () },
         OpKind::SwiGlu => OpParams::SwiGlu { gate: (), up: (), activation: twinscope::op::GateActivation::Silu },
         OpKind::ExpertBias => OpParams::ExpertBias { x: (), ids: (), weight: () },
+        OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => {
+            unreachable!("no model that is looked at here has linear attention")
+        }
         OpKind::SigmoidGate => OpParams::SigmoidGate { x: (), gate: () },
         OpKind::Combine => OpParams::Combine { down: (), weights: () },
         OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => {

@@ -9,10 +9,10 @@ use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
-use twinscope::model::{Config, Ffn, LogitRows, Model, Session, Tokenizer, forward};
-use twinscope::op::{Pairing, Yarn};
+use twinscope::model::{Config, Ffn, LogitRows, Mixer, Model, Session, Tokenizer, forward};
+use twinscope::op::{OpKind, Pairing, Weight, Yarn};
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 14] = [
     "llama",
     "llama3",
     "mixtral",
@@ -24,6 +24,9 @@ const FAMILIES: [&str; 11] = [
     "gemma3",
     "gpt-oss",
     "glm4moe",
+    "qwen3next",
+    "qwen35moe",
+    "qwen35",
 ];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
@@ -110,6 +113,36 @@ fn chunked_prefill_and_decode_equal_one_call() {
         };
         let whole = run(golden.tokens.len());
         assert!(run(1) == whole && run(3) == whole, "{family}");
+        // Other tokens from a position on, and back to it: nothing of them is left.
+        let mut backend = CpuBackend::new(Some(Level::Scalar), Some(1)).unwrap();
+        let mut session = Session::new(&mut backend, &model.config, golden.tokens.len()).unwrap();
+        let (first, rest) = golden.tokens.split_at(4);
+        let mut last = None;
+        for part in [first, &[1, 2], rest] {
+            session.rewind(4);
+            last = Some(forward(&mut backend, &model, &mut session, part, LogitRows::Last).unwrap());
+        }
+        assert!(backend.read(&last.unwrap()).unwrap() == whole, "{family}");
+    }
+}
+
+/// What a backend is asked for before a run names every weight, also those that are parts of a tensor.
+#[test]
+fn every_weight_of_linear_attention_is_needed() {
+    for family in ["qwen3next", "qwen35moe", "qwen35"] {
+        let (model, _) = open(family);
+        let needs = model.needs();
+        let has = |op, name: &str| needs.iter().any(|need| need.op == op && need.name == name);
+        let parts = [("attn_q.weight (q)", 1), ("attn_q.weight (gate)", 1), ("ssm_ba.weight (alpha)", 0)];
+        for (part, layer) in &parts[..if family == "qwen3next" { 3 } else { 2 }] {
+            assert!(has(OpKind::MatMul, &format!("blk.{layer}.{part}")), "{family} {part}: {needs:?}");
+        }
+        let delta_rule = needs.iter().find(|need| need.op == OpKind::DeltaRule).unwrap();
+        let head_dim = model.config.linear.unwrap().head_dim;
+        assert_eq!((delta_rule.cols, delta_rule.name.clone()), (head_dim, format!("{family}.ssm.state_size")));
+        let all = model.weights.all();
+        let missing: Vec<_> = all.iter().filter(|w| !needs.iter().any(|need| need.name == w.name)).collect();
+        assert!(missing.is_empty(), "{family}: {missing:?}");
     }
 }
 
@@ -262,7 +295,8 @@ fn windows_yarn_and_tensors_of_gpt_oss() {
     }
     let (model, _) = open("gpt-oss");
     let layer = &model.weights.layers[1];
-    assert_eq!(layer.sinks.as_ref().unwrap().cols, 4);
+    let Mixer::Attention(attention) = &layer.mixer else { panic!("gpt-oss has attention in each layer") };
+    assert_eq!(attention.sinks.as_ref().unwrap().cols, 4);
     assert_eq!(layer.ffn_norm.name, "blk.1.post_attention_norm.weight");
 }
 
@@ -375,6 +409,71 @@ fn a_key_that_is_not_read_is_harmless_or_refused() {
 }
 
 #[test]
+fn linear_attention_of_qwen35_and_qwen3next() {
+    let u32 = |x| Some(Value::U32(x));
+    let bools = |all: &[bool]| Some(Value::Array(Array::Bool(all.to_vec())));
+    let i32s = |all: &[i32]| Some(Value::Array(Array::I32(all.to_vec())));
+    for (family, interval, tiled, heads) in
+        [("qwen3next", 2, false, 6), ("qwen35moe", 2, true, 6), ("qwen35", 2, true, 4)]
+    {
+        let (model, _) = open(family);
+        let linear = model.config.linear.unwrap();
+        assert_eq!((linear.interval, linear.tiled, linear.value_heads), (interval, tiled, heads), "{family}");
+        for (n, layer) in model.weights.layers.iter().enumerate() {
+            assert_eq!(matches!(layer.mixer, Mixer::Linear(_)), n % 2 == 0, "{family} {n}");
+        }
+    }
+    // The rows of q and of the gate lie in turn, D of each; those of beta and of the decay, as many as a key head has value heads.
+    let (model, _) = open("qwen3next");
+    let rows =
+        |weight: &Weight, rows: &[usize]| rows.iter().flat_map(|r| weight.row(0, *r).to_vec()).collect::<Vec<u8>>();
+    let joint = |name: &str| model.gguf.data(model.gguf.tensor(name).unwrap()).to_vec();
+    let (Mixer::Linear(linear), Mixer::Attention(attention)) =
+        (&model.weights.layers[0].mixer, &model.weights.layers[1].mixer)
+    else {
+        panic!("a layer of each kind")
+    };
+    let gate = attention.gate.as_ref().unwrap();
+    let all = joint("blk.1.attn_q.weight");
+    let sixteen = 16 * gate.row_bytes();
+    assert!(
+        all[..sixteen] == rows(&attention.q, &Vec::from_iter(0..16))
+            && all[sixteen..][..sixteen] == rows(gate, &Vec::from_iter(0..16))
+    );
+    assert!(all[2 * sixteen..][..sixteen] == rows(&attention.q, &Vec::from_iter(16..32)));
+    let all = joint("blk.0.ssm_ba.weight");
+    let three = 3 * linear.b.row_bytes();
+    assert!(all[..three] == rows(&linear.b, &[0, 1, 2]) && all[three..][..three] == rows(&linear.a, &[0, 1, 2]));
+    assert!(all[2 * three..][..three] == rows(&linear.b, &[3, 4, 5]));
+    assert_eq!(
+        (linear.b.name.as_str(), gate.name.as_str()),
+        ("blk.0.ssm_ba.weight (beta)", "blk.1.attn_q.weight (gate)")
+    );
+
+    // The array counts, and says the interval, too; without it the definition's is 4.
+    let interval = |changes: &[(&str, Option<Value>)]| with_keys("qwen35", changes).map(|c| c.linear.unwrap().interval);
+    assert_eq!(interval(&[("attention.recurrent_layers", bools(&[true; 3]))]), Ok(4));
+    assert_eq!(interval(&[("attention.recurrent_layers", bools(&[true, true, false]))]), Ok(3));
+    assert_eq!(interval(&[("attention.recurrent_layers", None)]), Ok(4));
+    assert_eq!(interval(&[("attention.recurrent_layers", None), ("full_attention_interval", u32(2))]), Ok(2));
+    for (key, value, words) in [
+        ("attention.recurrent_layers", bools(&[false, true, false]), "false was expected of layer 1"),
+        ("attention.recurrent_layers", bools(&[true]), "true was expected of layer 1, "),
+        ("attention.recurrent_layers", u32(2), "an array of bool was expected, found 2"),
+        ("full_attention_interval", u32(0), "is 0"),
+        ("ssm.group_count", u32(3), "ssm.time_step_rank: a multiple of 3 was expected"),
+        ("ssm.inner_size", u32(96), "4 heads of 32 were expected, found 96"),
+        ("ssm.state_size", None, "ssm.state_size"),
+        ("rope.dimension_sections", i32s(&[1, 1, 1, 0]), "leave out"),
+        ("rope.dimension_count", u32(7), "an even number up to 16"),
+        ("attention.sliding_window", u32(8), "could change the result"),
+    ] {
+        let e = with_keys("qwen35", &[(key, value)]).unwrap_err();
+        assert!(e.contains(words), "{key}: {e}");
+    }
+}
+
+#[test]
 fn a_value_for_each_layer_is_one_value_if_they_are_equal() {
     let array = |values: &[i32]| Some(Value::Array(Array::I32(values.to_vec())));
     let config = with_keys("llama", &[("attention.head_count_kv", array(&[2, 2]))]).unwrap();
@@ -393,7 +492,10 @@ fn tokens_equal_the_goldens() {
     let expected = std::fs::read_to_string(path("tokens", "json")).unwrap();
     let expected: std::collections::BTreeMap<String, Vec<(String, Vec<u32>)>> =
         serde_json::from_str(&expected).unwrap();
-    assert_eq!(expected.keys().collect::<Vec<_>>(), ["glm4", "gpt-4o", "llama", "llama-bpe", "qwen2", "smollm"]);
+    assert_eq!(
+        expected.keys().collect::<Vec<_>>(),
+        ["glm4", "gpt-4o", "llama", "llama-bpe", "qwen2", "qwen35", "smollm"]
+    );
     for (name, texts) in expected {
         let file = if name == "llama" { "sentencepiece" } else { "byte-level" };
         let mut gguf = Gguf::open(&path(file, "gguf")).unwrap();

@@ -26,6 +26,10 @@ fn are_refused_alike_by_every_backend() {
     let (norm, matrix) = (weight("norm", [4, 1, 1]), weight("matrix", [4, 2, 1]));
     let (good, bad, none) = (x(&[2, 8]), x(&[2, 7]), x(&[0, 8]));
     let (cache, few, cube, pair) = (x(&[4, 8]), x(&[2, 1]), x(&[2, 3, 5]), ids(&[2, 1], &[0, 1]));
+    let (kernel, rates) = (weight("kernel", [4, 8, 1]), weight("rates", [8, 1, 1]));
+    let delta =
+        |q, k, v, decay, beta, head_dim| Op::DeltaRule { q, k, v, decay, beta, start: 1, head_dim, tiled: true };
+    let (keys, heads, odd) = (x(&[3, 8]), x(&[3, 4]), x(&[3, 3]));
     let (three, long) = (x(&[3, 1, 8]), ids(&[3, 1], &[0, 1, 0]));
     let cases = [
         (Op::Embed { table: &w, tokens: &[], scale: 1.0 }, "tokens is [] where at least one token"),
@@ -121,6 +125,35 @@ fn are_refused_alike_by_every_backend() {
             Op::ExpertBias { x: &three, ids: &long, weight: &stack },
             "exps is F32 [8, 4, 2] where an F32 matrix [N, experts]",
         ),
+        (Op::Conv { x: &bad, cache: &cache, weight: &kernel, start: 0 }, "x is [2, 7] where [T, 8] for kernel [4, 8]"),
+        (Op::Conv { x: &good, cache: &cache, weight: &kernel, start: 3 }, "cache is [4, 8] where [S ≥ 5, 8]"),
+        (Op::Conv { x: &good, cache: &few, weight: &kernel, start: 0 }, "cache is [2, 1] where [S ≥ 2, 8]"),
+        (
+            Op::Conv { x: &good, cache: &cache, weight: &stack, start: 0 },
+            "exps is F32 [8, 4, 2] where an F32 matrix [L, C]",
+        ),
+        (Op::Conv { x: &good, cache: &cache, weight: &kernel, start: usize::MAX }, "a position with room for 2 below"),
+        (
+            Op::L2Norm { x: &good, first: 1, heads: 2, head_dim: 4, eps: 0.0 },
+            "x is [2, 8] where [T, ≥ 1 + 2·4], of at least one head,",
+        ),
+        (
+            Op::L2Norm { x: &good, first: 0, heads: 0, head_dim: 4, eps: 0.0 },
+            "x is [2, 8] where [T, ≥ 0 + 0·4], of at least one head,",
+        ),
+        (Op::L2Norm { x: &good, first: usize::MAX, heads: 2, head_dim: 4, eps: 0.0 }, "x is [2, 8] where [T, ≥ "),
+        (Op::L2Norm { x: &good, first: 0, heads: 2, head_dim: 0, eps: 0.0 }, "head_dim is 0 where at least 1"),
+        (Op::Decay { x: &bad, weight: &rates }, "x is [2, 7] where [T, 8] for rates"),
+        (Op::Decay { x: &good, weight: &w }, "w is F32 [8, 4] where an F32 vector [N, 1]"),
+        (delta(&bad, &keys, &keys, &heads, &heads, 4), "q is [2, 7] where [T, heads·4]"),
+        (delta(&good, &good, &keys, &heads, &heads, 4), "k is [2, 8] where [S ≥ 3, 8], as wide as q,"),
+        (
+            delta(&good, &keys, &keys, &odd, &heads, 4),
+            "decay is [3, 3] where [S ≥ 3, value heads], a multiple of the 2 key heads,",
+        ),
+        (delta(&good, &keys, &keys, &heads, &odd, 4), "beta is [3, 3] where [S ≥ 3, 4], as decay is,"),
+        (delta(&good, &keys, &keys, &heads, &heads, 4), "v is [3, 8] where [S ≥ 3, ≥ 4·4]"),
+        (delta(&good, &keys, &keys, &heads, &heads, 0), "head_dim is 0 where at least 1"),
         (Op::Combine { down: &good, weights: &few }, "down is [2, 8] where [T, K, H]"),
         (Op::Combine { down: &three, weights: &few }, "weights is [2, 1] where [3, 1]"),
         (Op::Rows { x: &good, start: 1, rows: 2 }, "x is [2, 8] where [T ≥ 1 + 2, n]"),

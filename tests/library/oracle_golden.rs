@@ -71,6 +71,9 @@ impl Run<'_> {
             OpKind::ExpertMatMul => Op::ExpertMatMul { x: input(0), ids: input(1), weight: weight() },
             OpKind::SwiGlu => Op::SwiGlu { gate: input(0), up: input(1), activation: GateActivation::Silu },
             OpKind::ExpertBias => unreachable!("the bundled model has no biases"),
+            OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => {
+                unreachable!("the bundled model has no linear attention")
+            }
             OpKind::SigmoidGate => Op::SigmoidGate { x: input(0), gate: input(1) },
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),

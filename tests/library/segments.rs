@@ -60,7 +60,8 @@ fn judged_of(model: &Model, name: &str, contract: Option<&str>) -> Comparison {
 /// What transformers 5.24 computed of each family in float32, its own code, as `capture/hf_transformers.py --gguf` took it.
 #[test]
 fn transformers_is_within_float32_in_every_family() {
-    for name in ["llama", "mixtral", "mistral3", "qwen2moe", "qwen3-yarn", "olmoe", "gemma3", "gpt-oss", "glm4moe"] {
+    let names = ["llama", "mixtral", "mistral3", "qwen2moe", "qwen3-yarn", "olmoe", "gemma3", "gpt-oss", "glm4moe"];
+    for name in names.into_iter().chain(["qwen3next", "qwen35moe", "qwen35"]) {
         let found = judged_of(&family(name), &format!("families/{name}"), None);
         let (compared, _) = found.counts();
         assert!(found.agrees() && compared >= 37, "{name}: {compared} compared, {:?}", found.fault());

@@ -420,6 +420,31 @@ fn glm_shapes_are_models() {
     }
 }
 
+/// `qwen3next` and `qwen35`: linear attention in all layers but every fourth, sections of rope that cover what turns.
+#[test]
+fn shapes_with_linear_attention_are_models() {
+    for (name, architecture) in
+        [("qwen3-next-80b-a3b", "qwen3next"), ("qwen3.5-35b-a3b", "qwen35moe"), ("qwen3.5-0.8b", "qwen35")]
+    {
+        let named = ModelShape::named(name).unwrap();
+        let ffn = match named.ffn {
+            FfnShape::Moe(moe) => FfnShape::Moe(Moe { width: 64, experts: 16, ..moe }),
+            FfnShape::Dense(_) => FfnShape::Dense(96),
+        };
+        let shape = ModelShape { layers: 4, vocab: 300, ffn, heads: 4, hidden: 256, ..named };
+        let plan = Plan::new(name, &shape, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+        let gguf = Gguf::from_bytes(name, std::sync::Arc::new(plan.to_bytes().unwrap())).unwrap();
+        let model = Model::from_gguf(gguf).unwrap();
+        let (c, linear) = (&model.config, model.config.linear.unwrap());
+        assert_eq!((c.architecture.name, c.layers, c.rotation.dims), (architecture, 4, Some(64)));
+        assert_eq!((linear.interval, linear.key_heads, linear.head_dim, linear.kernel), (4, 16, 128, 4), "{name}");
+        assert!(model.tokenizer().is_ok(), "{name}");
+        let heads = ModelShape { head_dim: 12, ..shape };
+        let error = Plan::new(name, &heads, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap().to_string();
+        assert!(error.contains("--head-dim: expected a multiple of 8"), "{error}");
+    }
+}
+
 #[test]
 fn command_line_refuses_what_it_cannot_make() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+mod delta;
 mod int8;
 mod kernels;
 mod level;
@@ -41,6 +42,7 @@ pub struct CpuBackend {
     pool: Pool,
     tickets: HostTickets,
     angles: ops::AngleCache,
+    states: delta::States,
 }
 
 impl CpuBackend {
@@ -68,6 +70,7 @@ impl CpuBackend {
             pool: Pool::new(kernels.level, threads)?,
             tickets: HostTickets::default(),
             angles: ops::AngleCache::default(),
+            states: delta::States::default(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
-use super::{CpuBackend, CpuTensor, Pool, scalar, zeros};
+use super::{CpuBackend, CpuTensor, Pool, delta, scalar, zeros};
 use crate::op::{AngleKey, Data, GateActivation, HostTensor, Op, Rotation, Site, Weight, first_seen};
 use crate::quant;
 use crate::{Error, Result};
@@ -54,11 +54,25 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
             return Err(Error::usage(format!("{site} (Store): x is the cache itself")));
         }
         drop(held);
+        backend.states.written(cache, *start);
         let x = x.values();
         f32s_mut(&mut cache.values_mut())[start * shape[1]..][..x.len()].copy_from_slice(f32s(&x));
         return Ok(cache.clone());
     }
     let values = match on_host {
+        Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled } => {
+            let Op::DeltaRule { k: k_cache, v: v_cache, decay: decay_cache, beta: beta_cache, .. } = op else {
+                unreachable!("the same operation")
+            };
+            let caches = [k_cache, v_cache, decay_cache, beta_cache].map(Clone::clone);
+            let (key_heads, value_heads) = (q.cols() / head_dim, decay.cols());
+            let sizes = delta::Sizes { head_dim, key_heads, value_heads, tiled };
+            let [q, k, decay, beta] = [q, k, decay, beta].map(f32s);
+            let rows = delta::Rows { q, k, v: f32s(v), v_cols: v.cols(), decay, beta };
+            let mut out = zeros(&shape)?;
+            delta::run(&backend.pool, &mut backend.states, caches, &rows, start, sizes, &mut out)?;
+            HostTensor::f32(&shape, out)
+        }
         Op::RouterTopK { probs, .. } => HostTensor::u32(&shape, router_topk(&backend.pool, probs, &shape)),
         _ => {
             let mut out = zeros(&shape)?;
@@ -215,11 +229,8 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 scalar::decay(&x[t * w.len()..][..w.len()], &w, out)
             });
         }
-        Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled } => {
-            delta_rule(pool, [q, k, v, decay, beta], start, head_dim, tiled, out)?
-        }
         Op::Rows { x, start, .. } => out.copy_from_slice(&f32s(x)[start * x.cols()..][..out.len()]),
-        Op::Store { .. } | Op::RouterTopK { .. } => unreachable!("`run` does these itself"),
+        Op::Store { .. } | Op::RouterTopK { .. } | Op::DeltaRule { .. } => unreachable!("`run` does these itself"),
     }
     Ok(())
 }
@@ -314,39 +325,6 @@ fn attn_context(
         let probs: Vec<&[f32]> = (head..head + together).map(of_head).collect();
         kernels.attn_context(&probs, &v[first * v_cols + head / group * head_dim..], v_cols, out);
     });
-}
-
-fn delta_rule(
-    pool: &Pool,
-    [q, k, v, decay, beta]: [&HostTensor; 5],
-    start: usize,
-    head_dim: usize,
-    tiled: bool,
-    out: &mut [f32],
-) -> Result<()> {
-    let (rows, d, heads, key_cols, v_cols) = (q.shape[0], head_dim, decay.cols(), q.cols(), v.cols());
-    let (key_heads, first, scale) = (key_cols / d, v_cols - heads * d, scalar::attn_scale(d, None));
-    let [q, k, v, decay, beta] = [q, k, v, decay, beta].map(f32s);
-    let mut of_heads = zeros(&[heads, rows, d])?; // a head's positions follow each other
-    pool.for_chunks((start + rows) * heads * d * d * 4, &mut of_heads, rows * d, |head, out| {
-        let key_head = if tiled { head % key_heads } else { head / (heads / key_heads) };
-        let (mut state, mut delta) = (vec![0.0; d * d], vec![0.0; d]);
-        for s in 0..start + rows {
-            let k = &k[s * key_cols + key_head * d..][..d];
-            let v = &v[s * v_cols + first + head * d..][..d];
-            let [decay, beta] = [decay, beta].map(|x| x[s * heads + head]);
-            scalar::delta_step(&mut state, decay.exp(), beta, k, v, &mut delta);
-            if let Some(t) = s.checked_sub(start) {
-                let out = &mut out[t * d..][..d];
-                scalar::held(&state, &q[t * key_cols + key_head * d..][..d], out);
-                out.iter_mut().for_each(|x| *x *= scale);
-            }
-        }
-    });
-    for (i, out) in out.chunks_exact_mut(d).enumerate() {
-        out.copy_from_slice(&of_heads[(i % heads * rows + i / heads) * d..][..d]);
-    }
-    Ok(())
 }
 
 /// An operation on two tensors of one shape, element by element; `cost` is what an element takes, in multiplications.

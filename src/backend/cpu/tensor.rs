@@ -33,6 +33,11 @@ impl CpuTensor {
         self.0.borrow_mut()
     }
 
+    /// Whether nobody else has a handle to the values.
+    pub(super) fn is_last(&self) -> bool {
+        Rc::strong_count(&self.0) == 1
+    }
+
     /// Whether both handles are to the same values.
     pub(super) fn same(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)

@@ -140,8 +140,14 @@ kernels! {
         "combine" [COMBINED] [THREADS, 1], 0;
     COMBINE_ADD: Combine [Read, Read, Read, Write]
         "combine_add" [COMBINED] [THREADS, 1], 0;
+    CONV: Conv [Read, Read, Read, Write]
+        "conv" [NUMERIC] [THREADS, 1], 0;
     COPY: Copy [Read, Write]
         "copy" [] [THREADS, 1], 0;
+    DECAY: Decay [Read, Read, Write]
+        "decay" [NUMERIC] [THREADS, 1], 0;
+    DELTA_RULE: DeltaRule [Read, Read, Read, Read, Read, Write]
+        "delta_rule" [NUMERIC] [COLUMNS, LANES], 2 * 4 * LANES * COLUMNS;
     EMBED: Embed [Weights, Read, Write]
         "embed" [] [THREADS, 1], 0;
     EXPERT_BIAS: ExpertBias [Read, Read, Read, Write]
@@ -156,6 +162,8 @@ kernels! {
         "expert_plan" [] [THREADS, 1], 0;
     GEGLU: Elementwise [Read, Read, Write]
         "geglu" [NUMERIC] [THREADS, 1], 0;
+    L2_NORM: L2Norm [Read, Write]
+        "l2_norm" [ROW] [THREADS, 1], 4 * THREADS;
     MATMUL: Matmul [Weights, Activations, Write]
         "matmul" [DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
         "matmul_lanes" [DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
@@ -187,6 +195,8 @@ kernels! {
         "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
     SIGMOID_GATE: SigmoidGate [Read, Read, Write]
         "sigmoid_gate" [NUMERIC] [THREADS, 1], 0;
+    SIGMOID_GLU: Elementwise [Read, Read, Write]
+        "sigmoid_glu" [NUMERIC] [THREADS, 1], 0;
     SWIGLU: Elementwise [Read, Read, Write]
         "swiglu" [NUMERIC] [THREADS, 1], 0;
 }

@@ -21,6 +21,7 @@ mod experts;
 mod fuse;
 mod kernels;
 mod layout;
+mod linear_attention;
 mod ops;
 mod params;
 mod poison;
@@ -215,6 +216,7 @@ impl GpuBackend {
                     attention::QUAD
                 )
             }),
+            OpKind::DeltaRule => linear_attention::refusal(name, cols),
             OpKind::Rope => None, // its factors become part of a table on the host
             OpKind::RmsNorm if ty != GgmlType::F32 => {
                 Some(format!("tensor {name}: the GPU has norms with F32 weights, not {ty}"))
@@ -368,9 +370,10 @@ impl Backend for GpuBackend {
     }
 
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        // Weights of one row are those of norms, and experts' biases are read as these are.
+        // Weights of one row are those of norms, and experts' biases and the weights of convolutions are read as these are.
         let lanes = self.lanes;
-        let texture = |w: &Weight| lanes && w.rows * w.experts > 1 && !w.name.ends_with(".bias");
+        let plain = |name: &str| name.ends_with(".bias") || name.ends_with("conv1d.weight");
+        let texture = |w: &Weight| lanes && w.rows * w.experts > 1 && !plain(&w.name);
         let mut bytes = 0;
         for weight in weights {
             let planned = GpuWeight::plan(weight, self.weight_binding, false)?;

@@ -12,6 +12,7 @@ use super::device::Bound;
 use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
+use super::linear_attention;
 use super::params::{self, Params};
 use super::tensor::{GpuTensor, Pooled};
 use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
@@ -38,9 +39,11 @@ pub fn contract(op: OpKind) -> Contract {
         // gemv.wgsl, tile.wgsl and lanes.wgsl: at most 8·⌈pairs / 16⌉ + 6, 10 + pairs and 10 + pairs additions, pairs = n / 32.
         // All are within 32 + n / 32, which is what blocks of 32 come to.
         OpKind::MatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
-        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: THREADS },
+        OpKind::RmsNorm | OpKind::L2Norm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: THREADS },
         OpKind::AttnScores => Order::Lanes { lanes: QUAD as u32 },
-        OpKind::AttnContext => Order::Lanes { lanes: LANES },
+        // Of delta_rule.wgsl, whose threads take quads in turn and then add the four sums of one: ⌈D / 64⌉ + 2 + 4 additions at most, and
+        // while D is below 64 fewer threads have any.
+        OpKind::AttnContext | OpKind::DeltaRule => Order::Lanes { lanes: LANES },
         _ => Order::Sequential,
     })
 }
@@ -159,14 +162,16 @@ impl GpuBackend {
                     "{site}: the GPU has attention with a head_dim that is a multiple of {QUAD}, not {head_dim}"
                 )));
             }
+            &Op::DeltaRule { head_dim, .. } if linear_attention::refusal(site, head_dim).is_some() => {
+                return Err(Error::cannot_run(linear_attention::refusal(site, head_dim).unwrap_or_default()));
+            }
             _ => GpuTensor::new(shape, op.kind() == OpKind::RouterTopK, None, false),
         };
         // Rope's factors are in its table of angles.
         if let Some(weight) = op.weight().filter(|_| op.kind() != OpKind::Rope) {
             // Whether it can be uploaded is said now, not when the operation has waited.
-            let vector =
-                matches!(op, Op::RmsNorm { .. } | Op::Bias { .. } | Op::ExpertBias { .. } | Op::AttnProbs { .. });
-            self.upload_weight(weight, self.lanes && !vector)?;
+            let matrix = matches!(op, Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul { .. });
+            self.upload_weight(weight, self.lanes && matrix)?;
         }
         if fuse::waits(op.kind()) {
             self.waiting.push(Waiting { site, op: op.keep(), result: result.clone() });
@@ -331,7 +336,7 @@ impl GpuBackend {
                     GateActivation::Silu => kernels::SWIGLU,
                     GateActivation::GeluTanh => kernels::GEGLU,
                     GateActivation::Clamped => kernels::CLAMPED_SWISH,
-                    GateActivation::Sigmoid => todo!("a sigmoid gate"),
+                    GateActivation::Sigmoid => kernels::SIGMOID_GLU,
                 };
                 self.elementwise(site, kernel, gate, up, y)
             }
@@ -347,7 +352,14 @@ impl GpuBackend {
             Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),
             Op::Rows { x, start, .. } => self.rows(site, x, *start, y),
-            Op::Conv { .. } | Op::L2Norm { .. } | Op::Decay { .. } | Op::DeltaRule { .. } => todo!("linear attention"),
+            &Op::Conv { ref x, ref cache, weight, start } => self.conv(site, x, cache, weight, start, y),
+            &Op::L2Norm { ref x, first, heads, head_dim, eps } => {
+                self.l2_norm(site, x, first, [heads, head_dim], eps, y)
+            }
+            Op::Decay { x, weight } => self.decay(site, x, weight, y),
+            &Op::DeltaRule { ref q, ref k, ref v, ref decay, ref beta, start, head_dim, tiled } => {
+                self.delta_rule(site, [q, k, v, decay, beta], [start, head_dim], tiled, y)
+            }
         }
     }
 

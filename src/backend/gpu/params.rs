@@ -61,14 +61,18 @@ params! {
     Bias { n: u32, cols: u32 }
     /// Of `combine` and `combine_add`.
     Combine { n: u32, cols: u32, k: u32 }
+    Conv { n: u32, channels: u32, kernel: u32, stride: u32, first: u32, count: u32, start: u32 }
     Copy { words: u32, y_cols: u32, x_cols: u32, from_: u32, to: u32 }
-    /// Of `add`, `swiglu`, `geglu` and `clamped_swish`.
+    Decay { n: u32, cols: u32 }
+    DeltaRule { quads: u32, heads: u32, key_heads: u32, tiled: u32, start: u32, seen: u32, v_cols: u32, v_first: u32, scale: f32 }
+    /// Of `add`, `swiglu`, `geglu`, `clamped_swish` and `sigmoid_glu`.
     Elementwise { n: u32 }
     Embed { piece: Piece, cols: u32, scale: f32 }
     ExpertBias { n: u32, cols: u32, stride: u32, first: u32, count: u32, experts: u32 }
     ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32, first_tile: u32 }
     ExpertMatvec { piece: Piece, experts: u32, shared_by: u32 }
     ExpertPlan { slots: u32, experts: u32, tiles: u32 }
+    L2Norm { n: u32, groups: u32, heads: u32, cols: u32, first: u32, eps: f32 }
     Matmul { piece: Piece, positions: u32 }
     Matvec { piece: Piece }
     NormRope { n: u32, groups: u32, heads: u32, start: u32, eps: f32 }

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{OutputArgs, SubjectArgs};
 use crate::backend::OpenOptions;
-use crate::bench::ops::{OpBenchCase, of_model, of_shape, ops};
+use crate::bench::op_cases::{OpBenchCase, of_model, of_shape};
+use crate::bench::ops::ops;
 use crate::bench::subject::BenchSubject;
 use crate::cli::common::{ModelArg, ONE_BY_ONE, progress_bar, tell};
 use crate::cli::synth::parse_mix;

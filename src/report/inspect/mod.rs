@@ -185,7 +185,7 @@ pub struct SplitPart {
     pub bindings: Option<u64>,
 }
 
-/// Keys and values of every layer, as f32.
+/// Keys and values of every layer, or what linear attention computes its state from, as f32.
 #[derive(Serialize)]
 pub struct KvCache {
     pub bytes_per_position: u64,
@@ -402,20 +402,38 @@ fn gpu_memory<'t>(tensors: impl IntoIterator<Item = &'t TensorInfo>, adapter: Op
     plan
 }
 
+/// Bytes that all layers keep of a position; `None` if they are beyond counting.
+fn cached_bytes(c: &Config) -> Option<u64> {
+    let wide = |n: usize| n as u128;
+    let attention = (wide(c.kv_heads) * wide(c.head_dim)).checked_mul(2)?;
+    let (full, linear) = match c.linear {
+        None => (c.layers, 0),
+        // Keys fit into a width that was checked, that of the values. The convolution's input and output, keys, decays and betas are kept.
+        Some(linear) => {
+            let [keys, values] =
+                [linear.key_heads, linear.value_heads].map(|heads| wide(heads) * wide(linear.head_dim));
+            (c.layers / linear.interval, 2 * (2 * keys + values) + keys + 2 * wide(linear.value_heads))
+        }
+    };
+    let linear = linear.checked_mul(wide(c.layers - full))?;
+    let values = attention.checked_mul(wide(full))?.checked_add(linear)?;
+    values.checked_mul(4)?.try_into().ok()
+}
+
 fn kv_cache(gguf: &Gguf) -> Option<KvCache> {
-    let sizes = match Config::from_gguf(gguf) {
-        Ok(c) => [c.layers, c.kv_heads, c.head_dim, c.head_dim, c.context].map(|n| n as u64),
+    let [bytes_per_position, context_length] = match Config::from_gguf(gguf) {
+        Ok(c) => [cached_bytes(&c)?, c.context as u64],
         // An architecture that is not known here has keys of the same names.
         Err(_) => {
             let architecture = gguf.metadata.str("general.architecture").ok()?;
             let get = |key: &str| gguf.metadata.u64(&format!("{architecture}.{key}")).ok();
             let heads = get("attention.head_count_kv")?;
             let (keys, values) = (get("attention.key_length")?, get("attention.value_length")?);
-            [get("block_count")?, heads, keys, values, get("context_length")?]
+            let bytes =
+                get("block_count")?.checked_mul(heads)?.checked_mul(keys.checked_add(values)?)?.checked_mul(4)?;
+            [bytes, get("context_length")?]
         }
     };
-    let [layers, heads, keys, values, context_length] = sizes;
-    let bytes_per_position = layers.checked_mul(heads)?.checked_mul(keys.checked_add(values)?)?.checked_mul(4)?;
     let bytes_at_context_length = bytes_per_position.checked_mul(context_length)?;
     Some(KvCache { bytes_per_position, context_length, bytes_at_context_length })
 }

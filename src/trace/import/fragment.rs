@@ -270,12 +270,20 @@ pub fn fit(stage: Stage, shape: &[usize], rows: Option<usize>) -> Result<Vec<usi
     if let (Stage::RouterWeights, [_, _, 1]) = (stage, shape) {
         fitted.pop();
     }
+    // Its numbers of value heads are a column for each, [T, Hv, 1], or [Hv, 1] of one position.
+    if let ([_, Dim::Values], [.., 1]) = (dims, shape)
+        && shape.len() > 1
+        && !(shape.len() == 2 && rows == Some(shape[0]))
+    {
+        fitted.pop();
+    }
     // One position of several heads, [1, heads, D], is not a batch of one.
-    let heads_apart = matches!((dims, shape), ([_, Dim::Q | Dim::Kv], [1, n, _]) if rows == Some(1) && *n != 1);
+    let of_heads = matches!(dims, [_, Dim::Q | Dim::Kv | Dim::KeyHeads | Dim::ValueHeads]);
+    let heads_apart = of_heads && matches!(shape, [1, n, _] if rows == Some(1) && *n != 1);
     while fitted.len() > dims.len() && fitted[0] == 1 && !heads_apart {
         fitted.remove(0);
     }
-    if let ([_, Dim::Q | Dim::Kv], &[t, heads, size]) = (dims, &fitted[..]) {
+    if let (true, &[t, heads, size]) = (of_heads, &fitted[..]) {
         let width = heads.checked_mul(size).ok_or_else(|| format!("shape {shape:?} is too large"))?;
         fitted = vec![t, width];
     }

@@ -78,6 +78,8 @@ enum Means {
     UnscaledScores,
     /// q, k or v: the projection, that with its bias, and rope, all of the same name.
     Projection(Stage, Stage, Option<Stage>),
+    /// Of layers with linear attention, and of others.
+    LinearOr(Stage, Stage),
     /// The norm before the FFN, or in models that have one, that of what attention adds.
     AfterAttention,
     /// The softmax over all experts, where there is one.
@@ -112,6 +114,30 @@ static NODES: &[(&str, Means)] = &[
     ("ffn_gate_up", GateUp),
     ("ffn_moe_gate_up", GateUp),
     ("ffn_shexp_gate", Nothing("the sigmoid of ffn_shexp_gate_inp")),
+    ("input_embed", Is(Stage::Embedding)),
+    ("Qcur_reshaped", Is(Stage::QProj)),
+    ("Qcur_view", Is(Stage::QProj)),
+    ("Qcur_full", Nothing("q and the gate of attention's output in one, head by head")),
+    ("attn_pregate", Is(Stage::AttnContext)),
+    ("attn_output", LinearOr(Stage::LinearAttnDelta, Stage::AttnOut)),
+    ("gate", LinearOr(Stage::LinearAttnDecay, Stage::QGate)),
+    ("gate_sigmoid", Nothing("the sigmoid of the gate of attention's output")),
+    ("shared_expert_gate_sigmoid", Nothing("the sigmoid of shared_expert_gate")),
+    ("h_nextn", Nothing("the values of result_norm")),
+    ("q_conv_predelta", Is(Stage::LinearAttnQ)),
+    ("k_conv_predelta", Is(Stage::LinearAttnK)),
+    ("linear_attn_mixed_ba", Nothing("linear_attn_b and linear_attn_a in one, by key heads")),
+    ("a_softplus", Nothing("softplus, not yet multiplied by ssm_a")),
+    ("conv_output_raw", Nothing("the convolution, not yet through silu")),
+    ("q_conv", Nothing("columns of conv_output_silu")),
+    ("k_conv", Nothing("columns of conv_output_silu")),
+    ("v_conv", Nothing("columns of conv_output_silu")),
+    ("v_conv_predelta", Nothing("columns of conv_output_silu")),
+    ("conv_input", Nothing("rows of linear_attn_qkv_mixed with those of earlier calls")),
+    ("conv_states", Nothing("the rows that the convolution keeps of earlier calls")),
+    ("conv_state_last", Nothing("the rows that the convolution keeps for the next call")),
+    ("state_predelta", Nothing("the state of linear attention, before this call")),
+    ("new_state", Nothing("the state of linear attention, after this call")),
     ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
     ("kqv", Nothing("the values of kqv_out, head by head")),
     ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
@@ -129,6 +155,10 @@ static NODES: &[(&str, Means)] = &[
 /// What each expert has a module of its own under, in versions of transformers that compute them one by one.
 const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
 
+/// Why modules inside linear attention are no stages.
+const OTHER_ORDER: &str =
+    "its heads are in transformers' order, and not in the file's, as capture/hf_transformers.py writes them";
+
 /// transformers' modules within a layer. A module with several outputs counts them: `mlp.gate.1`.
 static LAYER_MODULES: &[(&str, Means)] = &[
     ("", Is(Stage::LayerOut)),
@@ -144,6 +174,16 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("self_attn.attn_weights", Is(Stage::AttnProbs)),
     ("self_attn.1", Is(Stage::AttnProbs)),
     ("self_attn.rotary_emb", Nothing("cosines and sines of the angles")),
+    ("linear_attn", Is(Stage::LinearAttnOut)),
+    ("linear_attn.out_proj", Is(Stage::LinearAttnOut)),
+    ("linear_attn.in_proj_qkv", Nothing(OTHER_ORDER)),
+    ("linear_attn.in_proj_qkvz", Nothing(OTHER_ORDER)),
+    ("linear_attn.in_proj_z", Nothing(OTHER_ORDER)),
+    ("linear_attn.in_proj_b", Nothing(OTHER_ORDER)),
+    ("linear_attn.in_proj_a", Nothing(OTHER_ORDER)),
+    ("linear_attn.in_proj_ba", Nothing(OTHER_ORDER)),
+    ("linear_attn.conv1d", Nothing(OTHER_ORDER)),
+    ("linear_attn.norm", Nothing(OTHER_ORDER)),
     ("post_attention_layernorm", AfterAttention),
     ("mlp", FeedForward),
     ("mlp.gate", Is(Stage::RouterLogits)),
@@ -286,6 +326,11 @@ impl<'l> Name<'l> {
                 Err("the experts' weights before they are scaled, which ffn_moe_weights_scaled are".into())
             }
             NormedWeights => one(Stage::RouterWeights),
+            LinearOr(linear, other) => match sizes.linear_of(self.layer) {
+                Some(true) => one(*linear),
+                Some(false) => one(*other),
+                None => Err(format!("{linear} or {other}: nothing says which layers have linear attention")),
+            },
             AfterAttention => one(if sizes.post_norms { Stage::AttnPostNorm } else { Stage::FfnNorm }),
             FeedForward => match sizes.moe_of(self.layer) {
                 Some(true) if sizes.shared == Some(true) => one(Stage::MoeSum),

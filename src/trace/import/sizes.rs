@@ -4,6 +4,7 @@ use super::names::Name;
 use super::rules::Rules;
 use super::{About, ImportOptions, Item};
 use crate::model::{Architecture, Occurs, Router, Shared};
+use crate::op::LinearLayers;
 
 /// The sizes of a model that a capture's names and shapes leave open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
@@ -31,6 +32,8 @@ pub struct ModelSizes {
     pub logits_choose: Option<bool>,
     /// How many layers, from the first, have a plain FFN for experts.
     pub leading_dense: Option<usize>,
+    /// Which layers have no linear attention, every so-many-th; 0 where all are such.
+    pub linear_interval: Option<usize>,
     /// Whether every token uses one more expert, and whether that has a gate.
     pub shared: Option<bool>,
     pub shared_gate: Option<bool>,
@@ -49,6 +52,7 @@ impl ModelSizes {
                 ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
                 plain_ffn: Some(config.ffn),
                 leading_dense: Some(config.layout().leading_dense),
+                linear_interval: Some(config.linear.map_or(0, |linear| linear.interval)),
                 shared: Some(config.layout().shared),
                 shared_gate: Some(config.layout().shared_gate),
                 weights_scaled: Some(config.moe.as_ref().is_some_and(|moe| moe.scale != 1.0)),
@@ -91,6 +95,8 @@ impl ModelSizes {
         let shared_gate = known.shared_gate.or(architecture.map(|a| a.shared_expert == Shared::Gated));
         let weights_scaled = known.weights_scaled.or(has("ffn_moe_weights_scaled").then_some(true));
         let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
+        let without = |a: &Architecture| a.linear.is_none().then_some(0);
+        let linear_interval = known.linear_interval.or(architecture.and_then(without));
         let (head_dim, moe) = (known.head_dim.or(head_dim), known.moe.or(moe));
         Self {
             head_dim,
@@ -103,6 +109,7 @@ impl ModelSizes {
             shared_gate,
             weights_scaled,
             leading_dense,
+            linear_interval,
             ..known
         }
     }
@@ -119,6 +126,15 @@ impl ModelSizes {
             (false, _) => Some(false),
             (true, None) => Some(true),
             (true, Some(n)) => self.leading_dense.map(|dense| n as usize >= dense),
+        }
+    }
+
+    /// Whether a layer has linear attention.
+    pub fn linear_of(&self, layer: Option<u32>) -> Option<bool> {
+        match (self.linear_interval?, layer) {
+            (0, _) => Some(false),
+            (interval, Some(n)) => Some(LinearLayers::AllButEach(interval).has(n as usize)),
+            _ => None,
         }
     }
 
