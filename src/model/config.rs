@@ -7,7 +7,7 @@ use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms, Router, Shared
 use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{LayerLayout, LinearLayers, Rotation};
+use crate::op::{LayerLayout, LinearLayers, Rotation, Scope, Stage};
 
 /// What a layer's router chooses among, as [`Router`] says.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -117,6 +117,11 @@ impl Config {
     /// Width of a row of k or v: kv_heads·D.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+    /// D of a stage: that of attention's heads, or of linear attention's.
+    pub fn head_dim_of(&self, stage: Stage) -> usize {
+        let linear = self.linear.filter(|_| stage.info().scope == Scope::LinearLayer);
+        linear.map_or(self.head_dim, |linear| linear.head_dim)
     }
     /// How many keys a position sees in a layer; `None`: all up to its own.
     pub fn window_of(&self, layer: usize) -> Option<usize> {

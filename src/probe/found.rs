@@ -63,7 +63,7 @@ impl WrongRows {
             shape: &output.shape,
             start,
             ids: Some(&ids),
-            head_dim: Some(model.config.head_dim),
+            head_dim: Some(model.config.head_dim_of(case.site.stage)),
             qtype: case.weight.as_ref().map(|w| w.ty),
         };
         // Where among the wrong rows they are was found above; here it is where in a row.

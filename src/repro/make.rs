@@ -88,7 +88,7 @@ pub fn make<S: Subject, R: Backend>(
     // Before anything is run, so that a wrong place costs no time.
     let dir = AtomicDir::create(dir.0, KIND, dir.1)?;
     let found = find(subject, model, calls, target)?;
-    let head_dim = model.config.head_dim;
+    let head_dim = model.config.head_dim_of(found.case.site.stage);
     let mut made = Made {
         verdict: ReproVerdict::Ok,
         in_the_run: InTheRun::new(&found, head_dim),
@@ -149,7 +149,7 @@ impl Parts<'_> {
         }
         made.shape = case.shape().to_vec();
         made.alone = Some(judged.figures(&case));
-        made.pattern = judged.pattern(&case, origin.model.config.head_dim);
+        made.pattern = judged.pattern(&case, origin.model.config.head_dim_of(case.site.stage));
         let written = Written {
             reference: Reference { info: reference.info(), figures: other.figures(&case) },
             shrinking,

@@ -64,7 +64,7 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
         shape: &scene.output.shape,
         start: scene.start,
         ids: case.ids().map(|ids| ids.ids()),
-        head_dim: Some(scene.config.head_dim),
+        head_dim: Some(scene.config.head_dim_of(scene.site.stage)),
         qtype: scene.op.weight().map(|w| w.ty),
     };
     let regions = regions(&geometry, &case.wrong);

@@ -123,7 +123,7 @@ pub fn l2_norm<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         }),
         ("a norm with the mean subtracted first", |n| n.centred = true),
     ])?;
-    for (what, factor) in [("1/√D", 1.0 / d.sqrt()), ("1/D", 1.0 / d)] {
+    for (what, factor) in [("√D", d.sqrt()), ("1/√D", 1.0 / d.sqrt()), ("1/D", 1.0 / d)] {
         let what = format!("the norm times {what}");
         all.extend(case.changed(what, |n: &mut Norm<'a>| n.weight = vec![factor])?);
     }

@@ -40,7 +40,7 @@ pub fn divisor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 /// One norm of the whole row where each head has its own, and the other way round.
 pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(Norm { n, .. }) = case.stated()? else { return Ok(vec![]) };
-    let (cols, head_dim) = (case.cols(), case.scene.config.head_dim);
+    let (cols, head_dim) = (case.cols(), case.scene.config.head_dim_of(case.scene.site.stage));
     let mut all = Vec::new();
     if n < cols {
         let what = "one norm over the whole row instead of one for each head";

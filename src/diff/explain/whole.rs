@@ -56,7 +56,7 @@ pub fn factor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let fitted = xy / xx;
     if fitted.is_finite() && fitted != 0.0 {
         let config = case.scene.config;
-        let roots = [("√D", config.head_dim as f64), ("√hidden", config.hidden as f64)];
+        let roots = [("√D", config.head_dim_of(case.scene.site.stage) as f64), ("√hidden", config.hidden as f64)];
         for (name, n) in roots {
             all.push(with(n.sqrt(), format!("{name} times the right values")));
             all.push(with(1.0 / n.sqrt(), format!("1/{name} times the right values")));
@@ -158,7 +158,7 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.push(moved(case, "the rows in reverse", move |i| Some((rows - 1 - i / cols) * cols + i % cols)));
         all.push(moved(case, "the result written by columns", move |i| Some(i % rows * cols + i / rows)));
     }
-    let d = case.scene.config.head_dim;
+    let d = case.scene.config.head_dim_of(case.scene.site.stage);
     if !case.is_attention_matrix() && rows > 1 && d > 0 && cols.is_multiple_of(d) && cols > d {
         let heads = cols / d;
         // [heads, T, D] where [T, heads, D] belongs.

@@ -61,7 +61,7 @@ impl Layout {
             expert: ids.map_or(0, |ids| ids[r] as usize),
             head: along(Dim::Heads, r),
         };
-        let of_heads = matches!(info.shape.last(), Some(Dim::Q | Dim::Kv));
+        let of_heads = matches!(info.shape.last(), Some(Dim::Q | Dim::Kv | Dim::KeyHeads | Dim::ValueHeads));
         Self {
             rows: (0..n_rows).map(row).collect(),
             cols,

@@ -11,6 +11,7 @@ mod experts;
 mod families;
 mod glm4moe;
 mod gpt_oss;
+mod linear_attention;
 mod matrices;
 mod missed;
 mod reported;
@@ -148,6 +149,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         families::FAULTS,
         gpt_oss::FAULTS,
         glm4moe::FAULTS,
+        linear_attention::FAULTS,
     ];
     tables.into_iter().flatten()
 }

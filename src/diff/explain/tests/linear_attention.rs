@@ -87,13 +87,22 @@ fn norms_and_decays() {
             x.to_f32().chunks(x.cols()).flat_map(|row| row[first..][..heads * head_dim].to_vec()).collect();
         let shape = [x.shape[0], heads * head_dim];
         explained(&w, site, &HostTensor::f32(&shape, part.clone()), "l2-norm", "the head itself");
-        let right = made(&op).to_f32();
-        let rms = right.iter().map(|x| x * (head_dim as f32).sqrt()).collect();
-        explained(&w, site, &HostTensor::f32(&shape, rms), "l2-norm", "RMS norm");
+        // With eps in the mean and, as a kernel that scales what is right, in the sum.
+        let d = head_dim as f64;
+        let rms = |sum: &dyn Fn(f64) -> f64| {
+            let heads = part.chunks(head_dim).flat_map(|head| {
+                let root = sum(head.iter().map(|x| f64::from(*x).powi(2)).sum()).sqrt();
+                head.iter().map(move |x| (f64::from(*x) * d.sqrt() / root) as f32)
+            });
+            HostTensor::f32(&shape, heads.collect())
+        };
+        let eps_of = f64::from(*eps);
+        explained(&w, site, &rms(&|sum| sum + d * eps_of), "l2-norm", "RMS norm");
+        explained(&w, site, &rms(&|sum| sum + eps_of), "l2-norm", "times √D");
         let whole: Vec<f32> = part
             .chunks(heads * head_dim)
             .flat_map(|row| {
-                let length = (row.iter().map(|x| f64::from(x * x)).sum::<f64>() + f64::from(*eps)).sqrt();
+                let length = (row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() + eps_of).sqrt();
                 row.iter().map(move |x| (f64::from(*x) / length) as f32)
             })
             .collect();

@@ -422,7 +422,7 @@ impl<'m> ComparisonBuilder<'m> {
             shape: &wrong.shape,
             start: o.at.start,
             ids: ids.as_ref().map(|ids| ids.ids()),
-            head_dim: Some(self.config.head_dim),
+            head_dim: Some(self.config.head_dim_of(stage)),
             qtype: result.qtype(),
         };
         result.pattern = locate::find(&geometry, &expected, &found, Some(floor));
