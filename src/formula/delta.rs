@@ -22,6 +22,10 @@
 //! is taken at its worst, Σ_τ ρ(τ)·|∂y/∂ln f(τ)|, and that derivative is w′(τ)ᵀp(τ) = Σ_{σ<τ} a(σ)·δ_j(σ): y is Σ_σ a(σ)·δ_j(σ), of which
 //! what was there before τ is a part. So no gradient needs a state here either.
 //!
+//! Where nobody states an order of sums, it may be that of a kernel which takes a prompt in chunks, as llama.cpp and transformers do, 64 positions at a time. It
+//! adds the decays' logarithms up from a chunk's start and takes exponentials of differences, so that a position's decay is off by u times the
+//! sum up to it, relative. That is bounded by the decays of as many positions, wherever a chunk begins.
+//!
 //! Last come the sum sᵀq and the scale, as in [`Scores`](super::attention::Scores). Where a gradient has shrunk below 2⁻⁷⁰ of what it was the state before counts
 //! as wrong altogether, and nothing before it is looked at: what a head forgets costs nothing.
 //!
@@ -30,7 +34,7 @@
 use super::rounding::{TINY, TO_F32, exp_error, roundoff};
 use super::sum::{Terms, confidence};
 use super::{Bounded, Formula, Values, as_given, in_parallel};
-use crate::backend::Contract;
+use crate::backend::{Contract, Order};
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
 
@@ -181,6 +185,9 @@ fn size(x: &[f64]) -> f64 {
 /// A gradient that has shrunk by this counts as none.
 const FORGOTTEN: f64 = 8.5e-22; // 2^-70
 
+/// Positions that an engine takes at once, at the most.
+const CHUNK: usize = 64;
+
 /// One value head.
 struct Head<'f, 'a, const N: usize> {
     of: &'f Delta<'a>,
@@ -217,7 +224,15 @@ impl<'f, 'a, const N: usize> Head<'f, 'a, N> {
     /// What a decay may be off by, relative. What keeps nothing keeps nothing.
     fn decay_errors(&self, position: usize) -> [f64; N] {
         let decay = self.decay(position);
-        self.contracts.map(|c| if decay == f64::NEG_INFINITY { 0.0 } else { exp_error(decay.abs(), c) })
+        if decay == f64::NEG_INFINITY {
+            return [0.0; N];
+        }
+        let before = (position + 1).saturating_sub(CHUNK)..=position;
+        let running: f64 = before.map(|position| self.decay(position).abs()).filter(|size| size.is_finite()).sum();
+        self.contracts.map(|c| {
+            let in_chunks = if c.order == Order::Unknown { roundoff(c) * running } else { 0.0 };
+            exp_error(decay.abs(), c) + in_chunks
+        })
     }
 
     /// The position whose state a row reads; `None` where there is none yet.

@@ -143,12 +143,14 @@ pub(crate) struct Decay<'a> {
     pub w: Vec<f64>,
     /// Stated, [`Growth::Softplus`].
     pub growth: Growth,
+    /// The exponential of that; stated, no.
+    pub exponential: bool,
 }
 
 impl<'a> Formula<'a> for Decay<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::Decay { weight, .. } = *op else { return Ok(None) };
-        Ok(Some(Self { x: as_given(&x[0]), w: values(weight)?, growth: Growth::Softplus }))
+        Ok(Some(Self { x: as_given(&x[0]), w: values(weight)?, growth: Growth::Softplus, exponential: false }))
     }
     fn emulate(&mut self, how: &Emulation) {
         how.round_weight(&mut self.w);
@@ -179,6 +181,10 @@ impl ByRow for Decay<'_> {
                 };
                 w.abs() * off + u * y.abs() + TINY * (1.0 + w.abs())
             };
+            if self.exponential {
+                let kept = y.exp();
+                return (kept, contracts.map(|c| (floor(c) + exp_error(y.abs(), c)) * kept + TINY));
+            }
             (y, contracts.map(floor))
         };
         Ok(columns.iter().map(element).collect())

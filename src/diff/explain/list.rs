@@ -5,8 +5,8 @@
 //! named first. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
 use super::{
-    Hypothesis, attention, bytes, linear, norm, pointwise, precision, range, reduction, rope, routing, tokens, weights,
-    whole, wrapped,
+    Hypothesis, attention, bytes, delta, linear, linear_attention, norm, pointwise, precision, range, reduction, rope,
+    routing, tokens, weights, whole, wrapped,
 };
 use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
@@ -36,6 +36,10 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::ExpertBias,
     OpKind::SwiGlu,
     OpKind::SigmoidGate,
+    OpKind::Conv,
+    OpKind::L2Norm,
+    OpKind::Decay,
+    OpKind::DeltaRule,
     OpKind::Combine,
 ];
 
@@ -147,8 +151,21 @@ list! {
     "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
     "softmax-sum" "something added to the softmax's sum" &[OpKind::AttnProbs, OpKind::RouterProbs], heads, 0, attention::softmax_sum;
 
+    "conv-kernel" "a convolution's kernel reversed, a position early or late, with weights missing, or another's" &[OpKind::Conv], elements, 0, linear_attention::kernel;
+    "conv-state" "rows of earlier calls that a convolution finds empty, shifted or in reverse" &[OpKind::Conv], rows, 0, linear_attention::conv_state;
+    "conv-activation" "a convolution without its silu, or with another activation" &[OpKind::Conv], elements, 0, linear_attention::conv_activation;
+    "l2-norm" "no L2 norm, an RMS norm, another eps, over other values, or of others" &[OpKind::L2Norm], heads, 0, linear_attention::l2_norm;
+    "decay" "a decay's logarithm without softplus, without its bias, or with another weight" &[OpKind::Decay], elements, 0, linear_attention::decay;
+    "delta-heads" "another head's keys, queries, values or gates in a delta rule" &[OpKind::DeltaRule], rows, 0, delta::heads;
+    "delta-decay" "a state without its decay, or decayed at another time" &[OpKind::DeltaRule], heads, 0, delta::decay;
+    "delta-beta" "a delta rule without beta, with it on one term, or without its correction" &[OpKind::DeltaRule], heads, 0, delta::beta;
+    "delta-state" "a state that begins anew, is read before its update, or is read by rows" &[OpKind::DeltaRule], heads, 0, delta::state;
+    "delta-scale" "a delta rule's output without the scale 1/√D, or with it twice" &[OpKind::DeltaRule], heads, 0, delta::scale;
+    "delta-operand" "queries, keys or values of the position before, before their norm, or one for another" &[OpKind::DeltaRule], heads, 0, delta::operand;
+
     "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
     "other-weight" "another tensor of the same shape: gate for up, the layer beside" PRODUCT, tiles, 0, linear::other_weight;
+    "joint-rows" "a weight that holds two projections taken apart by halves or by single rows" &[OpKind::MatMul], tiles, 0, linear_attention::joint_rows;
     "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
     "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
     "weight-row" "another row's weights" PRODUCT, tiles, 0, weights::other_row;
@@ -182,6 +199,8 @@ list! {
     "gate-up" "gate and up swapped, or one of them left out" &[OpKind::SwiGlu], tiles, 0, pointwise::gate_and_up;
     "clamp" "limits of gate or up left out, others or another's, 1 not added to up, another factor under the sigmoid" &[OpKind::SwiGlu], slots, 0, pointwise::clamps;
     "activation" "another of silu, gelu by tanh, gelu by erf, relu and sigmoid, or nothing" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
+    "gate-place" "the output's gate of another head or position" &[OpKind::SwiGlu], heads, 0, linear_attention::gate_place;
+    "head-bias" "the bias of another head" &[OpKind::Bias], rows, 0, linear_attention::head_bias;
     "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 

@@ -19,8 +19,10 @@
 mod attention;
 mod bytes;
 mod case;
+mod delta;
 mod fit;
 mod linear;
+mod linear_attention;
 mod list;
 mod norm;
 mod pointwise;

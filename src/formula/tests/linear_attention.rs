@@ -31,7 +31,6 @@ fn scalar_kernels_stay_below_their_floors_and_near_them() {
             let result = cases::run(&mut backend, case.at(), &operands).unwrap();
             let checked = check_against_oracle(&operands.op(), &backend.contract(case.kind()), &result).unwrap();
             assert!(checked.ratio.max <= 1.0, "{case}, seed {seed}: {:?}", checked.ratio);
-            println!("{case}, seed {seed}: {:.4}", checked.ratio.max);
             ratios.entry(case.kind()).or_default().push(checked.ratio.max);
         }
     }
@@ -121,7 +120,6 @@ fn a_delta_rule_in_chunks_stays_below_its_floor() {
             let exact = exact(&op, &contract).unwrap();
             let result = HostTensor::f32(&exact.shape, result);
             let checked = check_against_oracle(&op, &contract, &result).unwrap();
-            println!("{case}, seed {seed}: {:.4}", checked.ratio.max);
             ratios.push(checked.ratio.max);
         }
     }

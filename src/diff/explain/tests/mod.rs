@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod families;
+mod linear_attention;
 mod parity;
 mod ranked;
 mod sweep;
