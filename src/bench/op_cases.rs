@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::backend::cases::{OpCase, OpShape, OpValues};
 use crate::error::{Error, Result};
-use crate::model::{LinearConfig, Model, stages_of_weight};
+use crate::model::{LinearConfig, Model, parts_of_tensor, stages_of_weight};
 use crate::op::{GateActivation, GgmlType, OpKind, Stage, Weight};
 use crate::quant::random::RandomBlocks;
 use crate::synth::{Family, FfnShape, Mix, ModelShape, Plan};
@@ -159,30 +159,33 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
         [shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, ffn].map(|n| n as usize);
     let gpt_oss = shape.family == Family::GptOss;
     let glm = shape.glm();
-    let turned = glm.map(|_| head_dim / 2);
+    let linear = shape.linear().map(|of| {
+        let [interval, key_heads, value_heads, head_dim, kernel] =
+            [of.interval, of.key_heads, of.value_heads, of.head_dim, of.kernel].map(|n| n as usize);
+        // Each architecture has its own order of value heads.
+        let tiled = shape.family == Family::Qwen35;
+        LinearConfig { interval, key_heads, value_heads, head_dim, kernel, tiled }
+    });
+    let turned = match shape.linear() {
+        Some(linear) => Some(head_dim / linear.turned as usize),
+        None => glm.map(|_| head_dim / 2),
+    };
     let scale = glm.map_or(1.0, |glm| glm.weights_scale.into());
     let (logits_choose, sinks, sigmoid) = (gpt_oss, gpt_oss, glm.is_some());
-    let widths = Widths {
-        hidden,
-        heads,
-        kv_heads,
-        head_dim,
-        ffn,
-        moe,
-        logits_choose,
-        sigmoid,
-        scale,
-        turned,
-        sinks,
-        linear: None,
-    };
+    let widths =
+        Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose, sigmoid, scale, turned, sinks, linear };
     let mut groups: BTreeMap<_, Vec<Stage>> = BTreeMap::new();
     for planned in plan.tensors() {
         let mut dims = [1; 3];
         for (slot, d) in dims.iter_mut().zip(&planned.spec.dims) {
             *slot = *d as usize;
         }
-        for (stage, op) in made_by(&planned.spec.name) {
+        let mut names: Vec<&str> = linear.iter().flat_map(|_| parts_of_tensor(&planned.spec.name)).collect();
+        if names.is_empty() {
+            names.push(&planned.spec.name);
+        }
+        dims[1] /= names.len();
+        for (stage, op) in names.into_iter().flat_map(made_by) {
             let stages: &mut Vec<Stage> =
                 groups.entry((op, planned.spec.ty, dims, per_slot(stage), groups_of(stage, &widths))).or_default();
             if !stages.contains(&stage) {
@@ -409,6 +412,17 @@ mod tests {
             assert!(names.iter().any(|n| n == name), "{name}: {names:#?}");
         }
     }
+    #[test]
+    fn the_gate_in_the_tensor_of_queries_is_a_product_of_its_own() {
+        let shape = ModelShape::named("qwen3-next-80b-a3b").unwrap();
+        let cases = of_shape(&shape, &Mix::from_name("Q4_K_M").unwrap(), &[1], 0).unwrap();
+        let name = |stage| cases.iter().find(|case| case.stages.contains(&stage)).map(OpBenchCase::name).unwrap();
+        assert_eq!(name(Stage::QGate), "mat_mul Q4_K [2048, 4096] T=1");
+        assert_eq!(name(Stage::QGate), name(Stage::QProj));
+        assert_eq!(name(Stage::LinearAttnDelta), "delta_rule 32 heads of 128 over 16, S = 1 T=1");
+        assert_eq!(name(Stage::LinearAttnNorm), "rms_norm F32 32×128 T=1");
+    }
+
     /// An operation of each stage that has no weight, or one that the operation table makes.
     #[test]
     fn linear_attention_has_its_own_cases() {

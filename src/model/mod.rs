@@ -119,6 +119,12 @@ const PARTS: [(&str, Stage); 4] = [
     ("ssm_ba.weight (alpha)", Stage::LinearAttnA),
 ];
 
+/// The names of the weights that are parts of this tensor, of a file in which it has any.
+pub fn parts_of_tensor(name: &str) -> impl Iterator<Item = &'static str> {
+    let start = format!("{} (", strip_layer(name));
+    PARTS.iter().map(|(part, _)| *part).filter(move |part| part.starts_with(&start))
+}
+
 /// The stages that a weight of this name may be the weight of. A gate in `attn_q.weight` is a weight by itself.
 pub fn stages_of_weight(name: &str) -> impl Iterator<Item = &'static StageInfo> {
     let name = strip_layer(name);
