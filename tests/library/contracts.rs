@@ -80,9 +80,6 @@ fn params(op: OpKind, config: &Config) -> OpParams {
         }
         OpKind::SigmoidGate => OpParams::SigmoidGate { x: (), gate: () },
         OpKind::Combine => OpParams::Combine { down: (), weights: () },
-        OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => {
-            unreachable!("{op:?} is of no engine here")
-        }
         OpKind::Embed | OpKind::Store | OpKind::Rows => unreachable!("{op:?} makes no stage that is looked at here"),
     }
 }
