@@ -450,11 +450,12 @@ fn linear_attention_of_qwen35_and_qwen3next() {
         ("blk.0.ssm_ba.weight (beta)", "blk.1.attn_q.weight (gate)")
     );
 
-    // The array counts, and says the interval, too; without it the definition's is 4.
+    // The array counts, and says the interval, too; without it the definition's is 4, so that layer 1 would have linear attention.
     let interval = |changes: &[(&str, Option<Value>)]| with_keys("qwen35", changes).map(|c| c.linear.unwrap().interval);
-    assert_eq!(interval(&[("attention.recurrent_layers", bools(&[true; 3]))]), Ok(4));
-    assert_eq!(interval(&[("attention.recurrent_layers", bools(&[true, true, false]))]), Ok(3));
-    assert_eq!(interval(&[("attention.recurrent_layers", None)]), Ok(4));
+    for layers in [bools(&[true; 3]), bools(&[true, true, false]), None] {
+        let e = interval(&[("attention.recurrent_layers", layers)]).unwrap_err();
+        assert!(e.contains("tensor blk.1.") && e.contains("is missing"), "{e}");
+    }
     assert_eq!(interval(&[("attention.recurrent_layers", None), ("full_attention_interval", u32(2))]), Ok(2));
     for (key, value, words) in [
         ("attention.recurrent_layers", bools(&[false, true, false]), "false was expected of layer 1"),

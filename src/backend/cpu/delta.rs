@@ -17,14 +17,14 @@ struct KeptState {
     /// Of keys, values, decays and betas.
     caches: [CpuTensor; 4],
     position: usize,
-    sizes: Sizes,
+    sizes: StateSizes,
     /// [Hv, D, D]
     states: Vec<f32>,
 }
 
 /// What a call is besides its operands.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) struct Sizes {
+pub(super) struct StateSizes {
     pub head_dim: usize,
     pub key_heads: usize,
     pub value_heads: usize,
@@ -38,14 +38,14 @@ impl States {
     }
 
     /// The state before `position`, which is taken out.
-    fn take(&mut self, caches: &[CpuTensor; 4], position: usize, sizes: Sizes) -> Option<Vec<f32>> {
+    fn take(&mut self, caches: &[CpuTensor; 4], position: usize, sizes: StateSizes) -> Option<Vec<f32>> {
         let of = |kept: &KeptState| kept.caches.iter().zip(caches).all(|(own, other)| own.same(other));
         let at = self.0.iter().position(of)?;
         let kept = self.0.swap_remove(at);
         (kept.position == position && kept.sizes == sizes).then_some(kept.states)
     }
 
-    fn keep(&mut self, caches: [CpuTensor; 4], position: usize, sizes: Sizes, states: Vec<f32>) {
+    fn keep(&mut self, caches: [CpuTensor; 4], position: usize, sizes: StateSizes, states: Vec<f32>) {
         self.0.retain(|kept| !kept.caches[0].is_last()); // of sequences that are done
         self.0.push(KeptState { caches, position, sizes, states });
     }
@@ -73,10 +73,10 @@ pub(super) fn run(
     caches: [CpuTensor; 4],
     rows: &Rows<'_>,
     start: usize,
-    sizes: Sizes,
+    sizes: StateSizes,
     out: &mut [f32],
 ) -> Result<()> {
-    let Sizes { head_dim: d, key_heads, value_heads: heads, tiled } = sizes;
+    let StateSizes { head_dim: d, key_heads, value_heads: heads, tiled } = sizes;
     let (key_cols, first, scale) = (key_heads * d, rows.v_cols - heads * d, scalar::attn_scale(d, None));
     let positions = rows.q.len() / key_cols;
     // The state before position `from`.

@@ -66,7 +66,7 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
             };
             let caches = [k_cache, v_cache, decay_cache, beta_cache].map(Clone::clone);
             let (key_heads, value_heads) = (q.cols() / head_dim, decay.cols());
-            let sizes = delta::Sizes { head_dim, key_heads, value_heads, tiled };
+            let sizes = delta::StateSizes { head_dim, key_heads, value_heads, tiled };
             let [q, k, decay, beta] = [q, k, decay, beta].map(f32s);
             let rows = delta::Rows { q, k, v: f32s(v), v_cols: v.cols(), decay, beta };
             let mut out = zeros(&shape)?;
