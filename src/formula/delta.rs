@@ -38,7 +38,7 @@ use crate::backend::{Contract, Order};
 use crate::error::Result;
 use crate::op::{HostTensor, Op};
 
-/// DeltaSizes of the stage.
+/// Sizes of the stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeltaSizes {
     /// Of values, Hv.
