@@ -129,7 +129,7 @@ fn norms_and_decays() {
     );
 }
 
-type Read = dyn Fn(&[f64], &[f64], &[f64], usize) -> f64;
+type Read<'r> = dyn Fn(&[f64], &[f64], &[f64], usize) -> f64 + 'r;
 
 /// A delta rule whose step and reading are given: [key, value] states.
 struct Rule<'r> {
@@ -137,7 +137,7 @@ struct Rule<'r> {
     /// From what the state holds for the key before and after its decay, v and beta: what is added to it times the key.
     delta: &'r dyn Fn(f64, f64, f64, f64) -> f64,
     /// The value of a column of the output from the state before and after the position, the query, its decay and the column.
-    read: &'r Read,
+    read: &'r Read<'r>,
     key_head: &'r dyn Fn(usize) -> usize,
 }
 
