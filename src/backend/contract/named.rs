@@ -15,6 +15,7 @@
 //! - `src/llama-graph.cpp`, `build_attn_mha`: without flash attention K·Q and V·P are matrix products over the cache, whose type
 //!   (f16 by default) decides what q and the probabilities become; `ggml_compute_forward_flash_attn_ext_f16_one_chunk` rounds q to the
 //!   cache's vec_dot type and sums V in f16 when V is f16.
+//! - `src/models/delta-net-base.cpp`, `build_delta_net_chunking`: a prompt's positions in chunks of 64, which is the delta rule's sums in another order.
 //! - `ggml-cuda/CMakeLists.txt`: `-use_fast_math`, so the intrinsics of the CUDA C++ Programming Guide's table of mathematical
 //!   functions: `__expf` 2 + ⌊|1.173·x|⌋ ULP, division 2 ULP, `rsqrtf` 2 ULP, `__sinf` and `__cosf` 2⁻²¹·⁴ on [−π, π].
 //! - Vulkan specification, *Precision and Operation of SPIR-V Instructions*: exp 3 + 2·|x| ULP, division 2.5 ULP, inverse square root
@@ -256,7 +257,7 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }
         }
         OpKind::Combine => Contract { inner: dtype, accumulator: dtype, ..stored },
-        // No contract in 16 bits is stated for these: their models compute them in f32.
+        // Nothing in 16 bits is stated for linear attention: it is f32 in part, and no capture of its models in 16 bits is made.
         OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => base,
         OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,

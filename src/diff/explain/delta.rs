@@ -163,7 +163,7 @@ pub fn state<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for n in [64, 32, 16, 128, 256, 8, 4, 2].into_iter().filter(|n| *n < sizes.start + tokens) {
         all.extend(anew(format!("a state that begins anew every {n} positions"), &|position| position % n == 0)?);
         if start % n != 0 && n < tokens {
-            let of_call = |position: usize| position >= start && (position - start) % n == 0 && position > start;
+            let of_call = |position: usize| position > start && (position - start).is_multiple_of(n);
             all.extend(anew(format!("a state that begins anew every {n} positions of the call"), &of_call)?);
         }
     }

@@ -129,13 +129,15 @@ fn norms_and_decays() {
     );
 }
 
+type Read<'r> = dyn Fn(&[f64], &[f64], &[f64], usize) -> f64 + 'r;
+
 /// A delta rule whose step and reading are given: [key, value] states.
 struct Rule<'r> {
     decay: &'r dyn Fn(f64) -> f64,
     /// From what the state holds for the key before and after its decay, v and beta: what is added to it times the key.
     delta: &'r dyn Fn(f64, f64, f64, f64) -> f64,
     /// The value of a column of the output from the state before and after the position, the query, its decay and the column.
-    read: &'r dyn Fn(&[f64], &[f64], &[f64], usize) -> f64,
+    read: &'r Read<'r>,
     key_head: &'r dyn Fn(usize) -> usize,
 }
 
@@ -255,7 +257,7 @@ fn gates_and_joint_weights() {
     let Mixer::Attention(attention) = &w.model.weights.layers[1].mixer else { unreachable!() };
     let (q, gate) = (&attention.q, attention.gate.as_ref().unwrap());
     let row = |joint: usize| {
-        let of = if joint / d % 2 == 0 { q } else { gate };
+        let of = [q, gate][joint / d % 2];
         of.row(0, joint / (2 * d) * d + joint % d).to_vec()
     };
     let half = (0..q.rows).flat_map(row).collect();
