@@ -460,7 +460,7 @@ fn linear_attention_of_qwen35_and_qwen3next() {
     for (key, value, words) in [
         ("attention.recurrent_layers", bools(&[false, true, false]), "false was expected of layer 1"),
         ("attention.recurrent_layers", bools(&[true]), "true was expected of layer 1, "),
-        ("attention.recurrent_layers", u32(2), "an array of bool was expected, found 2"),
+        ("attention.recurrent_layers", u32(2), "an array of bool was expected, found u32 2"),
         ("full_attention_interval", u32(0), "is 0"),
         ("ssm.group_count", u32(3), "ssm.time_step_rank: a multiple of 3 was expected"),
         ("ssm.inner_size", u32(96), "4 heads of 32 were expected, found 96"),

@@ -74,9 +74,9 @@ impl Backend for FewRows {
         if matches!(op, Op::Store { .. } | Op::Rows { .. }) {
             return Ok(whole);
         }
-        let (kind, mut operands) = (op.kind(), Vec::new());
+        let mut operands = Vec::new();
         op.try_map(|t| {
-            let cache = is_cache(kind, operands.len());
+            let cache = at.site.stage.reads_cache(operands.len());
             operands.push(if cache { None } else { Some(self.inner.read(t)?) });
             Ok(())
         })?;
@@ -167,11 +167,6 @@ pub(super) fn first_rows(stage: Stage, values: &HostTensor, start: usize, few: u
         Some(keys) => rows.take(keys, &Vec::from_iter(0..start + few)),
         None => rows,
     }
-}
-
-/// Whether an operand, counted from 0, is a KV cache.
-fn is_cache(kind: OpKind, operand: usize) -> bool {
-    matches!((kind, operand), (OpKind::AttnScores | OpKind::AttnContext, 1))
 }
 
 fn weight_type(op: &Op<'_, AnyTensor>) -> Option<&'static str> {
