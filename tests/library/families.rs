@@ -465,7 +465,7 @@ fn linear_attention_of_qwen35_and_qwen3next() {
         ("ssm.group_count", u32(3), "ssm.time_step_rank: a multiple of 3 was expected"),
         ("ssm.inner_size", u32(96), "4 heads of 32 were expected, found 96"),
         ("ssm.state_size", None, "ssm.state_size"),
-        ("rope.dimension_sections", i32s(&[1, 1, 1, 0]), "leave out"),
+        ("rope.dimension_sections", i32s(&[1, 1, 1, 1]), "leave out pair 3 of 4"),
         ("rope.dimension_count", u32(7), "an even number up to 16"),
         ("attention.sliding_window", u32(8), "could change the result"),
     ] {
