@@ -166,7 +166,7 @@ impl Config {
             shared_gate: self.architecture.shared_expert == Shared::Gated,
             leading_dense: self.moe.as_ref().map_or(0, |moe| moe.leading_dense),
             output_gate: self.linear.is_some(),
-            linear: self.linear.map_or(LinearLayers::No, |linear| LinearLayers::AllButEach(linear.interval)),
+            linear: self.linear.map_or(LinearLayers::No, |linear| LinearLayers::of(linear.interval, self.layers)),
         }
     }
 
@@ -305,8 +305,9 @@ fn linear(architecture: &Architecture, keys: &Keys<'_>, [layers, turned]: [usize
         let key = "rope.dimension_sections";
         // Pairs of three sections in turn; a pair of none does not turn with the text's position.
         let all = sections.iter().fold(0, |all: usize, n| all.saturating_add(*n as usize)).max(1);
-        let turns = |pair: usize| sections.get(pair % all % 3).is_some_and(|n| pair % all / 3 < *n as usize);
-        if let Some(pair) = (0..turned / 2).find(|pair| !turns(*pair)) {
+        let behind = |section: usize| (sections.get(section).map_or(0, |n| *n as usize)).saturating_mul(3) + section;
+        let pair = [0, 1, 2].map(behind).into_iter().min().unwrap_or(0);
+        if pair < all.min(turned / 2) {
             return Err(keys.bad(format!(
                 "{}: {sections:?} leave out pair {pair} of {} that turn",
                 keys.full(key),

@@ -34,7 +34,7 @@ pub use weights::{
 use crate::backend::Need;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{GgmlType, OpKind, STAGES, Stage, StageInfo};
+use crate::op::{GgmlType, LinearLayers, OpKind, STAGES, Stage, StageInfo};
 
 /// The model that is used when none is named: four layers of Qwen3-MoE, trained on the Rust documentation.
 pub const BUNDLED_NAME: &str = "demo-moe-Q4_K_M";
@@ -82,8 +82,11 @@ impl Model {
             let name = format!("{}.{key}", self.config.architecture.name);
             Need { op, ty: GgmlType::F32, cols, name }
         };
-        let attention = heads(OpKind::AttnScores, self.config.head_dim, "attention.key_length");
-        let linear = self.config.linear.map(|linear| heads(OpKind::DeltaRule, linear.head_dim, "ssm.state_size"));
+        let layers = self.config.layout().linear;
+        let attention = (layers != LinearLayers::All)
+            .then(|| heads(OpKind::AttnScores, self.config.head_dim, "attention.key_length"));
+        let linear = self.config.linear.filter(|_| layers != LinearLayers::No);
+        let linear = linear.map(|linear| heads(OpKind::DeltaRule, linear.head_dim, "ssm.state_size"));
         let weights = self.weights.all();
         let of_weights = weights.iter().flat_map(|w| {
             let ops = stages_of_weight(&w.name).map(|s| s.op);
@@ -91,7 +94,7 @@ impl Model {
                 (w.name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
             ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
         });
-        std::iter::once(attention).chain(linear).chain(of_weights).collect()
+        attention.into_iter().chain(linear).chain(of_weights).collect()
     }
 }
 

@@ -376,7 +376,14 @@ impl Loader<'_> {
         let (q, gate) = match c.linear {
             // For each head D rows of q, then D of the gate.
             Some(_) => {
-                let joint = self.weight(&name("attn_q"), [c.hidden, 2 * c.q_width(), 1])?;
+                let rows = c.q_width().checked_mul(2).ok_or_else(|| {
+                    Error::input(format!(
+                        "{}: {} rows of q and as many of its gate are no size",
+                        self.gguf.name(),
+                        c.q_width()
+                    ))
+                })?;
+                let joint = self.weight(&name("attn_q"), [c.hidden, rows, 1])?;
                 let [q, gate] = alternate(&joint, c.head_dim, ["q", "gate"])?;
                 (q, Some(gate))
             }
@@ -421,6 +428,15 @@ impl Loader<'_> {
     fn linear(&mut self, n: usize, c: &Config, linear: &LinearConfig) -> Result<LinearWeights> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let heads = linear.value_heads;
+        if self.gguf.tensor(&name("ssm_in")).is_some() {
+            return Err(Error::input(format!(
+                "{}: tensor {} is in the layout of older files; {} and {} are supported",
+                self.gguf.name(),
+                name("ssm_in"),
+                name("attn_qkv"),
+                name("attn_gate")
+            )));
+        }
         let [b, a] = match c.architecture.linear.is_some_and(|rule| rule.joint_beta) {
             true => {
                 let joint = self.weight(&name("ssm_ba"), [c.hidden, 2 * heads, 1])?;

@@ -192,6 +192,15 @@ pub enum LinearLayers {
 }
 
 impl LinearLayers {
+    /// All of `layers` but each `interval`-th, which may be none of them, or all.
+    pub fn of(interval: usize, layers: usize) -> Self {
+        match interval {
+            1 => Self::No,
+            _ if interval > layers => Self::All,
+            _ => Self::AllButEach(interval),
+        }
+    }
+
     /// Whether a layer has linear attention.
     pub fn has(self, layer: usize) -> bool {
         match self {

@@ -34,7 +34,8 @@ pub(super) struct StateSizes {
 impl States {
     /// Forgets what depends on rows of `cache` from `start` on, which are written.
     pub fn written(&mut self, cache: &CpuTensor, start: usize) {
-        self.0.retain(|kept| start >= kept.position || !kept.caches.iter().any(|own| own.same(cache)));
+        let holds = |kept: &KeptState| start >= kept.position || !kept.caches.iter().any(|own| own.same(cache));
+        self.0.retain(|kept| holds(kept) && !kept.caches[0].is_last()); // nor of sequences that are done
     }
 
     /// The state before `position`, which is taken out.
@@ -104,10 +105,10 @@ pub(super) fn run(
             }
         }
     });
-    let mut ends = Vec::with_capacity(heads * of_state);
-    for (head, all) in all.chunks_exact(of_head).enumerate() {
+    let mut ends = zeros(&[heads, d, d])?;
+    for (head, (all, end)) in all.chunks_exact(of_head).zip(ends.chunks_exact_mut(of_state)).enumerate() {
         let (state, of_rows) = all.split_at(of_state);
-        ends.extend_from_slice(state);
+        end.copy_from_slice(state);
         for (t, row) in of_rows.chunks_exact(d).enumerate() {
             out[(t * heads + head) * d..][..d].copy_from_slice(row);
         }

@@ -247,19 +247,26 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// The other weights of the model that have the shape of `weight`: those of this layer, and the same of the layers beside.
+    /// The other weights of the model that have the shape of `weight`: those of this layer, and the same of the nearest layers that have it.
     pub fn other_weights(&self, weight: &Weight) -> Vec<&'a Weight> {
         let layer = |l: &'a LayerWeights| l.all().into_iter().map(|w| &**w).collect::<Vec<_>>();
         let all = |n: usize| self.scene.weights.layers.get(n).map(layer).unwrap_or_default();
         let whole = [&*self.scene.weights.token_embd, &*self.scene.weights.output, &*self.scene.weights.output_norm];
-        let kind = |w: &Weight| w.name.rsplit_once('.').map_or(w.name.clone(), |(stem, _)| stem.to_string());
-        let stem = |w: &Weight| kind(w).rsplit('.').next().unwrap_or_default().to_string();
+        // `attn_q (gate)` of `blk.3.attn_q.weight (gate)`, and `attn_k` of its weight and of its bias.
+        let stem = |w: &Weight| {
+            let in_layer = w.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+            in_layer.map_or(&*w.name, |(_, name)| name).replace(".weight", "").replace(".bias", "")
+        };
+        let named = |n: usize| -> Option<Vec<&'a Weight>> {
+            let same: Vec<_> = all(n).into_iter().filter(|w| stem(w) == stem(weight)).collect();
+            (!same.is_empty()).then_some(same)
+        };
         let mut found: Vec<&Weight> = Vec::new();
         if let Some(n) = self.scene.site.layer.map(|n| n as usize) {
             found.extend(all(n));
-            for beside in [n.checked_sub(1), n.checked_add(1)].into_iter().flatten() {
-                found.extend(all(beside).into_iter().filter(|w| stem(w) == stem(weight)));
-            }
+            let last = self.scene.weights.layers.len();
+            found.extend((0..n.min(last)).rev().find_map(named).into_iter().flatten());
+            found.extend((n.saturating_add(1)..last).find_map(named).into_iter().flatten());
         } else {
             found.extend(self.scene.weights.layers.last().map(layer).unwrap_or_default());
         }

@@ -122,7 +122,7 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
         leading_dense: moe.get("leading_dense").and_then(|n| n.as_u64()).map_or(0, |n| n as usize),
         output_gate: architecture.linear.is_some(),
         linear: match said("linear").and_then(|linear| linear.get("interval")?.as_u64()) {
-            Some(interval) => LinearLayers::AllButEach(usize::try_from(interval).ok().filter(|n| *n > 0)?),
+            Some(interval) => LinearLayers::of(usize::try_from(interval).ok().filter(|n| *n > 0)?, layers),
             None => LinearLayers::No,
         },
     };

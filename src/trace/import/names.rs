@@ -353,6 +353,9 @@ impl<'l> Name<'l> {
                     if experts { [Stage::ExpertGate, Stage::ExpertUp] } else { [Stage::FfnGate, Stage::FfnUp] };
                 split(self.layer, &stages, &[ffn, ffn])
             }
+            UnscaledScores if sizes.linear_of(self.layer) == Some(true) => {
+                Err("products of keys and queries inside a chunk of linear attention".into())
+            }
             UnscaledScores => {
                 let dim = sizes.head_dim.filter(|d| *d > 0);
                 let dim = dim.ok_or(
