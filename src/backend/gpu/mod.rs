@@ -400,6 +400,15 @@ impl Backend for GpuBackend {
 
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
+        let (limit, row) = (self.device.limits.max_storage_buffer_binding_size, shape[1..].iter().product::<usize>());
+        // Of a cache no smaller calls make less.
+        if let Some(&rows) = shape.first().filter(|rows| (**rows as u64).saturating_mul(4 * row as u64) > limit) {
+            return Err(Error::cannot_run(format!(
+                "a cache of {rows} positions of {row} values is over the adapter's max_storage_buffer_binding_size of {limit}, which holds {} of \
+                 them",
+                limit / (4 * row as u64)
+            )));
+        }
         let memory = self.tensor_memory("a cache", shape)?;
         // What nobody has stored is nobody's to read.
         match self.device.poison {
