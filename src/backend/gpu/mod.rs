@@ -400,13 +400,16 @@ impl Backend for GpuBackend {
 
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
-        let (limit, row) = (self.device.limits.max_storage_buffer_binding_size, shape[1..].iter().product::<usize>());
+        let limit = self.device.limits.max_storage_buffer_binding_size;
+        let bytes = |axes: &[usize]| axes.iter().fold(4u64, |bytes, n| bytes.saturating_mul(*n as u64));
         // Of a cache no smaller calls make less.
-        if let Some(&rows) = shape.first().filter(|rows| (**rows as u64).saturating_mul(4 * row as u64) > limit) {
+        if let [rows, row @ ..] = shape
+            && bytes(shape) > limit
+        {
+            let (row, fit) = (bytes(row), limit.checked_div(bytes(row)).unwrap_or(0));
             return Err(Error::cannot_run(format!(
-                "a cache of {rows} positions of {row} values is over the adapter's max_storage_buffer_binding_size of {limit}, which holds {} of \
-                 them",
-                limit / (4 * row as u64)
+                "a cache of {rows} positions of {row} bytes is over the adapter's max_storage_buffer_binding_size of {limit}, which holds {fit} \
+                 of them"
             )));
         }
         let memory = self.tensor_memory("a cache", shape)?;
