@@ -227,8 +227,10 @@ pub struct OperandSource {
 
 /// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
 pub fn sources(site: Site, layout: LayerLayout) -> Vec<OperandSource> {
-    let of =
-        |(n, input): (usize, Stage)| OperandSource { site: producer(site, input), cache: site.stage.reads_cache(n) };
+    let of = |(n, input): (usize, Stage)| OperandSource {
+        site: producer(site, input),
+        cache: site.stage.cached(n).is_some(),
+    };
     site.stage.inputs(layout.of(site.layer)).enumerate().map(of).collect()
 }
 

@@ -95,6 +95,15 @@ impl OpKind {
     /// Every operation.
     pub const ALL: &'static [OpKind] = Self::VARIANTS;
 
+    /// Whether its operand number `operand` is a cache of rows, those of earlier calls among them.
+    pub fn reads_cache(self, operand: usize) -> bool {
+        match self {
+            Self::AttnScores | Self::AttnContext | Self::Conv => operand == 1,
+            Self::DeltaRule => operand >= 1,
+            _ => false,
+        }
+    }
+
     /// `rms_norm` for [`OpKind::RmsNorm`].
     pub fn name(self) -> &'static str {
         self.into()

@@ -462,13 +462,12 @@ impl Stage {
             (false, false) => RouterLogits,
         }
     }
-    /// Whether this stage's operation reads its operand number `operand` from a cache of rows, those of earlier calls among them.
-    pub fn reads_cache(self, operand: usize) -> bool {
-        match self {
-            AttnScores | AttnContext | LinearAttnConv => operand == 1,
-            LinearAttnDelta => operand >= 1,
-            _ => false,
-        }
+    /// Where operand number `operand` of this stage's operation is a cache, the stages of which one is stored there: the last that a layer has.
+    pub fn cached(self, operand: usize) -> Option<&'static [Stage]> {
+        let StageInfo { op, inputs, .. } = self.info();
+        let input = inputs.get(operand).filter(|_| op.reads_cache(operand))?;
+        let chain = CHAINS.iter().find(|chain| chain.contains(input));
+        Some(chain.copied().unwrap_or(std::slice::from_ref(input)))
     }
     /// Whether the values are expert ids (u32) rather than numbers.
     pub fn is_ids(self) -> bool {

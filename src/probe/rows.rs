@@ -19,8 +19,7 @@ struct Axes {
 fn axes(op: &OpParams, n: usize) -> Axes {
     let axes = |rows, seen| Axes { rows, seen };
     match (op, n) {
-        (OpParams::AttnScores { .. } | OpParams::AttnContext { .. } | OpParams::Conv { .. }, 1) => axes(None, Some(0)),
-        (OpParams::DeltaRule { .. }, 1..) => axes(None, Some(0)),
+        (op, n) if op.kind().reads_cache(n) => axes(None, Some(0)),
         (OpParams::AttnProbs { .. }, _) | (OpParams::AttnContext { .. }, 0) => axes(Some(1), Some(2)),
         _ => axes(Some(0), None),
     }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::case::{FailingCall, KeptRow, Provenance, Slot, cache, caches};
+use super::case::{FailingCall, KeptRow, Provenance, Slot};
 use super::verdict::RerunCheck;
 use crate::backend::{Backend, pass_on};
 use crate::error::{Error, Result};
@@ -176,7 +176,9 @@ impl<'b, B: Backend> CallCapture<'b, B> {
 
     /// Follows what is stored in the caches that the site reads.
     fn store(&mut self, site: Site, x: &B::Tensor, start: usize) -> Result<()> {
-        let read = caches(self.site.stage.info().op).iter().any(|(_, stages)| stages.contains(&site.stage));
+        let target = self.site.stage;
+        let mut caches = (0..target.info().inputs.len()).filter_map(|n| target.cached(n));
+        let read = caches.any(|stages| stages.contains(&site.stage));
         if site.layer != self.site.layer || !read {
             return Ok(());
         }
@@ -206,7 +208,7 @@ impl<'b, B: Backend> CallCapture<'b, B> {
     fn capture(&mut self, at: At, op: &Op<'_, B::Tensor>, params: OpParams) -> Result<B::Tensor> {
         let mut inputs = Vec::new();
         for (i, tensor) in op.inputs().into_iter().enumerate() {
-            inputs.push(match cache(params.kind(), i) {
+            inputs.push(match self.site.stage.cached(i) {
                 Some(stages) => stages.iter().find_map(|stage| self.stored.get(stage).cloned()).ok_or_else(|| {
                     Error::cannot_run(format!("{}: no {} was stored before it", self.site, stages[0]))
                 })?,

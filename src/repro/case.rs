@@ -6,30 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::op::{At, HostTensor, Op, OpKind, OpParams, Site, Stage, Weight};
+use crate::op::{At, HostTensor, Op, OpParams, Site, Stage, Weight};
 
 /// Positions beyond this are refused: no model's context is that long, and tables of angles grow with it.
 const MOST_POSITIONS: usize = 1 << 20;
 const MOST_EXPERTS: u32 = 1 << 16;
-
-/// The operands that are caches, and the stages of which one is written to each; a call of a single operation writes it at the first.
-pub fn caches(op: OpKind) -> &'static [(usize, &'static [Stage])] {
-    use Stage::*;
-    match op {
-        OpKind::AttnScores => &[(1, &[KRope])],
-        OpKind::AttnContext => &[(1, &[VProj, VBias])],
-        OpKind::Conv => &[(1, &[LinearAttnQkv])],
-        OpKind::DeltaRule => {
-            &[(1, &[LinearAttnK]), (2, &[LinearAttnConv]), (3, &[LinearAttnDecay]), (4, &[LinearAttnBeta])]
-        }
-        _ => &[],
-    }
-}
-
-/// The stages of which one is written to operand number `operand`, where that is a cache.
-pub fn cache(op: OpKind, operand: usize) -> Option<&'static [Stage]> {
-    caches(op).iter().find(|(n, _)| *n == operand).map(|(_, stages)| *stages)
-}
 
 /// A row of the stage that a case still has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,7 +126,7 @@ impl FailingCall {
     /// The backend's.
     pub fn run<B: Backend>(&self, backend: &mut B) -> Result<HostTensor> {
         let mut operands = 0..;
-        let op = self.op().try_map(|t| match operands.next().and_then(|n| cache(self.params.kind(), n)) {
+        let op = self.op().try_map(|t| match operands.next().and_then(|n| self.site.stage.cached(n)) {
             Some(stages) => self.stored(backend, t, stages[0]),
             None => backend.upload(t),
         })?;
@@ -192,8 +173,9 @@ impl FailingCall {
             return Err(format!("the first position is {start} where at most {MOST_POSITIONS} was expected"));
         }
         let seen = start + self.positions();
-        if let Some((operand, _)) = caches(self.params.kind()).iter().find(|(n, _)| self.inputs[*n].shape[0] != seen) {
-            let found = self.inputs[*operand].shape[0];
+        let cached = |(n, x): &(usize, &HostTensor)| self.params.kind().reads_cache(*n) && x.shape[0] != seen;
+        if let Some((_, cache)) = self.inputs.iter().enumerate().find(cached) {
+            let found = cache.shape[0];
             return Err(format!("the cache has {found} rows where one for each of {seen} positions was expected"));
         }
         let heads = if self.position_axis() == 1 { self.shape[0] } else { 0 };

@@ -15,7 +15,7 @@ pub mod faults;
 pub mod faulty;
 mod generate;
 pub mod shader;
-pub(crate) mod test_model;
+mod test_model;
 
 use std::cell::RefCell;
 use std::rc::Rc;

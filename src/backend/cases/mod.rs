@@ -421,15 +421,11 @@ impl Operands {
     /// # Errors
     /// Whatever the backend says.
     pub fn upload<B: Backend>(&self, at: At, backend: &mut B) -> Result<Vec<B::Tensor>> {
-        let caches = match self.shape {
-            OpShape::Store { .. } => 0..1,
-            OpShape::AttnScores { .. } | OpShape::AttnContext { .. } | OpShape::Conv { .. } => 1..2,
-            OpShape::DeltaRule { .. } => 1..5,
-            _ => 0..0,
-        };
+        let kind = self.op().kind();
+        let is_cache = |n: usize| kind.reads_cache(n) || kind == OpKind::Store && n == 0;
         let mut uploaded = Vec::with_capacity(self.tensors.len());
         for (i, tensor) in self.tensors.iter().enumerate() {
-            let handle = if caches.contains(&i) {
+            let handle = if is_cache(i) {
                 let rows = backend.upload(tensor)?;
                 let cache = backend.alloc(&tensor.shape)?;
                 backend.run(At { start: 0, ..at }, &Op::Store { cache, x: rows, start: 0 })?

@@ -400,6 +400,18 @@ impl Backend for GpuBackend {
 
     fn alloc(&mut self, shape: &[usize]) -> Result<GpuTensor> {
         self.device.check()?;
+        let limit = self.device.limits.max_storage_buffer_binding_size;
+        let bytes = |axes: &[usize]| axes.iter().fold(4u64, |bytes, n| bytes.saturating_mul(*n as u64));
+        // Of a cache no smaller calls make less.
+        if let [rows, row @ ..] = shape
+            && bytes(shape) > limit
+        {
+            let (row, fit) = (bytes(row), limit.checked_div(bytes(row)).unwrap_or(0));
+            return Err(Error::cannot_run(format!(
+                "a cache of {rows} positions of {row} bytes is over the adapter's max_storage_buffer_binding_size of {limit}, which holds {fit} \
+                 of them"
+            )));
+        }
         let memory = self.tensor_memory("a cache", shape)?;
         // What nobody has stored is nobody's to read.
         match self.device.poison {

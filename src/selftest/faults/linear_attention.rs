@@ -13,10 +13,10 @@ use crate::op::{HostTensor, Op, Stage, Weight};
 const LINEAR: &[usize] = &[11, 12];
 const QWEN3NEXT: &[usize] = &[11];
 
-/// Some heads, of some positions.
-const SOME_HEADS: &[P] = &[P::Heads, P::Head, P::AllButHead, P::Scattered, P::WholeTensor];
+/// Value heads that have another key head in the other order.
+const SOME_HEADS: &[P] = &[P::Heads];
 /// All but the first position, where the state is empty.
-const LATER: &[P] = &[P::PositionRange, P::AllButPosition, P::Scattered, P::WholeTensor];
+const LATER: &[P] = &[P::PositionRange];
 
 /// Rows of a cache moved on by one position, of which the first is zeros.
 fn later(t: &HostTensor) -> HostTensor {

@@ -76,7 +76,7 @@ impl Backend for FewRows {
         }
         let mut operands = Vec::new();
         op.try_map(|t| {
-            let cache = at.site.stage.reads_cache(operands.len());
+            let cache = op.kind().reads_cache(operands.len());
             operands.push(if cache { None } else { Some(self.inner.read(t)?) });
             Ok(())
         })?;
