@@ -14,6 +14,7 @@
 //!   or a mistake ([`crate::diff::explain`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -176,18 +177,20 @@ impl Step {
         self.value.shape[self.at.site.stage.position_axis()]
     }
 
-    /// The same for the first `rows` rows of a call, which do not depend on what comes after them.
-    pub fn prefix(&self, rows: usize, layout: LayerLayout) -> Step {
+    /// The same for `rows` of the call's rows: the first ones do not depend on what comes after them, and others on those before them
+    /// only through a cache.
+    fn part(&self, rows: Range<usize>, layout: LayerLayout) -> Step {
         let At { site, start } = self.at;
-        let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows);
+        let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows.clone());
         let sources = sources(site, layout);
         let mut next = sources.iter();
-        let mut op = self.op.with_operands(|t| match next.next() {
+        let op = self.op.with_operands(|t| match next.next() {
             Some(source) if !source.cache => Rc::new(cut(source.site.stage, t)),
             _ => t.clone(),
         });
+        let mut op = op.with_start(start + rows.start);
         if let OwnedOp::Embed { tokens, .. } = &mut op {
-            tokens.truncate(rows);
+            *tokens = tokens[rows.clone()].to_vec();
         }
         let floor = if self.floor.is_empty() {
             self.floor.clone()
@@ -195,25 +198,27 @@ impl Step {
             let floor = HostTensor::f64(&self.value.shape, self.floor.to_vec());
             Rc::new(cut(site.stage, &floor).to_f64())
         };
+        let of_part = |(row, ids): &(usize, Vec<u32>)| rows.contains(row).then(|| (row - rows.start, ids.clone()));
         Step {
-            at: self.at,
+            at: At { site, start: start + rows.start },
             op,
             value: Rc::new(cut(site.stage, &self.value)),
             exact: Rc::new(cut(site.stage, &self.exact)),
             floor,
             shown: match &self.shown {
-                Shown::Rows(shown) => Shown::Rows(shown[..rows].to_vec()),
+                Shown::Rows(shown) => Shown::Rows(shown[rows.clone()].to_vec()),
                 shown => shown.clone(),
             },
-            alternatives: self.alternatives.iter().filter(|(row, _)| *row < rows).cloned().collect(),
+            alternatives: self.alternatives.iter().filter_map(of_part).collect(),
         }
     }
 }
 
-/// The first `rows` rows of a stage's values, and of an attention matrix the keys that they see.
-pub fn cut(stage: Stage, t: &HostTensor, start: usize, rows: usize) -> HostTensor {
-    let t = t.take(stage.position_axis(), &Vec::from_iter(0..rows));
-    if stage.is_attention_matrix() { t.take(2, &Vec::from_iter(0..start + rows)) } else { t }
+/// `rows` of the rows of a stage's values, and of an attention matrix the keys that they see.
+pub fn cut(stage: Stage, t: &HostTensor, start: usize, rows: Range<usize>) -> HostTensor {
+    let seen = start + rows.end;
+    let t = t.take(stage.position_axis(), &Vec::from_iter(rows));
+    if stage.is_attention_matrix() { t.take(2, &Vec::from_iter(0..seen)) } else { t }
 }
 
 /// Where an operand comes from.
@@ -308,7 +313,7 @@ impl Segment {
         /// Weights that are kept as f32, all together: 512 MiB.
         const MOST: usize = 1 << 27;
         let target = log.steps.last().map_or(0, Step::rows);
-        let steps: Vec<Step> = log.segment().iter().map(|step| step.prefix(target, log.layout)).collect();
+        let steps: Vec<Step> = log.segment().iter().map(|step| step.part(0..target, log.layout)).collect();
         let mut room = MOST;
         let plain = steps.iter().map(|step| {
             let weight = step.op.weight_ref()?;
@@ -324,8 +329,27 @@ impl Segment {
 
     /// The same for the first `rows` rows of the call.
     pub fn prefix(&self, rows: usize) -> Self {
-        let steps = self.steps.iter().map(|step| step.prefix(rows, self.layout)).collect();
+        let steps = self.steps.iter().map(|step| step.part(0..rows, self.layout)).collect();
         Self { steps, plain: self.plain.clone(), layout: self.layout }
+    }
+
+    /// The same as far as its last row needs it: all rows of what goes into a cache, of the rest the last one alone.
+    pub fn last_row(&self) -> Self {
+        let last = self.target().rows() - 1;
+        let into_caches = self.into_caches();
+        let steps = self.steps.iter().zip(into_caches);
+        let part = |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layout);
+        Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layout: self.layout }
+    }
+
+    /// Which steps make what a later step of the segment reads from a cache.
+    pub fn into_caches(&self) -> Vec<bool> {
+        let mut found = BTreeSet::new();
+        for step in self.steps.iter().rev() {
+            let whole = found.contains(&step.at.site);
+            found.extend(sources(step.at.site, self.layout).into_iter().filter(|s| s.cache || whole).map(|s| s.site));
+        }
+        self.steps.iter().map(|step| found.contains(&step.at.site)).collect()
     }
 
     /// The oracle's result of step `n` as `op` runs it.
@@ -353,7 +377,7 @@ impl Segment {
     }
 
     /// The operation of step `n` where the values before it are `changed`; `None` if none of its operands is.
-    fn with(&self, n: usize, changed: &Changed) -> Option<OwnedOp> {
+    pub fn with(&self, n: usize, changed: &Changed) -> Option<OwnedOp> {
         let step = &self.steps[n];
         let sources = sources(step.at.site, self.layout);
         if !sources.iter().any(|s| changed.contains_key(&s.site)) {
@@ -362,11 +386,16 @@ impl Segment {
         let mut next = sources.iter();
         Some(step.op.with_operands(|t| match next.next().and_then(|s| changed.get(&s.site).map(|v| (s, v))) {
             Some((source, value)) if source.cache => {
+                let made = self.steps.iter().find(|s| s.at.site == source.site);
                 let mut cache = HostTensor::f64(&t.shape, t.to_f64());
-                write_rows(&mut cache, value, step.at.start);
+                write_rows(&mut cache, value, made.unwrap_or(step).at.start);
                 Rc::new(cache)
             }
-            Some((_, value)) => value.clone(),
+            Some((source, value)) => {
+                let axis = source.site.stage.position_axis();
+                let (has, takes) = (value.shape[axis], t.shape[axis]);
+                if has == takes { value.clone() } else { Rc::new(value.take(axis, &Vec::from_iter(has - takes..has))) }
+            }
             None => t.clone(),
         }))
     }

@@ -156,7 +156,10 @@ fn check_shown(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) ->
     let located = comparison.fault().is_some_and(|found| {
         let expert = done[place].expert.is_none_or(|expert| found.expert == Some(expert));
         let position = done[place].position.is_none_or(|position| found.position == Some(position));
-        stands_for(found, first.side, case.seen_at(first)) && (expert && position || found.segment.is_some())
+        // Of both sides at one place, either may be met first: what shows more is judged earlier.
+        let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(first));
+        let stands = here.any(|f| stands_for(found, f.side, case.seen_at(f)));
+        stands && (expert && position || found.segment.is_some())
     });
     let all_found = case.faults.iter().all(|f| at(f).is_some_and(|s| s.verdict.is_fault()));
     let side_ok = case.faults.iter().all(|fault| {

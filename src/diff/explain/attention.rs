@@ -140,8 +140,8 @@ pub fn window<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     );
     widths.sort_unstable();
     widths.dedup();
-    // One of as many keys as there are is none.
-    widths.retain(|width| (1..keys).contains(width) && Some(*width) != stated);
+    // One of as many keys as there are is none: but of the first rows of a call, none so far.
+    widths.retain(|width| (1..keys + usize::from(case.unseen)).contains(width) && Some(*width) != stated);
     let mut seen: Vec<(Seen, String)> = widths
         .into_iter()
         .map(|width| {
