@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::backend::Backend;
+use crate::backend::{AnyBackend, Backend};
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::cli::{Outcome, output};
 use crate::model::{Calls, LogitRows, Model, Runner, Tokenizer};
@@ -41,6 +41,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let software = if info.software { " (software adapter)" } else { "" };
     output::remark(&format!("{} · {}{software}", info.backend, info.adapter));
 
+    for remark in model.remarks() {
+        output::remark(&format!("note: {remark}"));
+    }
     for tensor in model.weights.not_finite() {
         output::remark(&format!(
             "warning: {}: tensor {tensor}; what is computed with it means nothing",
@@ -52,8 +55,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     while runner.position() < prompt.tokens.len() {
         runner.step(&mut backend)?;
     }
-    let mut next = runner.choice(&mut backend)?;
+    let mut next = choice(&mut runner, &mut backend, &model)?;
     let prefill = began.elapsed();
+    let logits = runner.logits(&mut backend)?;
+    if logits.len() > 1 && logits.iter().all(|x| *x == logits[0]) {
+        output::remark("warning: all logits are equal: nothing that the model computes is in them");
+    }
     let began = Instant::now();
     for i in 0..args.n {
         if !stream.push(next)? {
@@ -63,7 +70,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             break;
         }
         runner.step(&mut backend)?;
-        next = runner.choice(&mut backend)?;
+        next = choice(&mut runner, &mut backend, &model)?;
     }
     output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
@@ -74,6 +81,19 @@ pub fn run(args: &Args) -> Result<Outcome> {
         output::remark(&format!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed())));
     }
     Ok(Outcome::Ok)
+}
+
+/// The token that follows. Where there is none because a weight of the file is not finite, that is named.
+fn choice(runner: &mut Runner<'_, AnyBackend>, backend: &mut AnyBackend, model: &Model) -> Result<u32> {
+    if runner.logits(backend)?.iter().any(|x| x.is_nan())
+        && let Some(place) = model.weights.first_not_finite()?
+    {
+        return Err(Error::input(format!(
+            "{}: {place} is not finite, nor are the logits: there is no next token",
+            model.gguf.name()
+        )));
+    }
+    runner.choice(backend)
 }
 
 /// Prints text as tokens arrive, holding back bytes that are not yet whole characters.

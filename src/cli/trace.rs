@@ -98,6 +98,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let first = writer(args, &model, &prompts[0])?;
     let mut backend = args.backends.open(&args.backend)?;
     prepare(&mut backend, &model)?;
+    model.remarks().iter().for_each(|said| remark(&format!("note: {said}")));
     let mut writers = vec![first];
     for prompt in &prompts {
         let writer = writers.pop().map_or_else(|| writer(args, &model, prompt), Ok)?;
@@ -163,6 +164,11 @@ fn one<'m>(
     bar.finish_and_clear();
     if let Some(why) = &captured.stopped {
         remark(&format!("note: {why}"));
+    }
+    if captured.recorder.not_finite.is_some()
+        && let Some(place) = model.weights.first_not_finite()?
+    {
+        remark(&format!("note: the file's {place} is not finite"));
     }
     let statistics: Vec<_> = captured.recorder.statistics.sites().collect();
     let saved = match (captured.recorder.writer.take(), target(args, prompt)) {

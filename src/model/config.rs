@@ -398,7 +398,7 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
     // llama.cpp's graphs of the others have it written out.
     if renormalise != architecture.renormalise && architecture.router == Router::Softmax {
         let is = if architecture.renormalise { "divided by their sum" } else { "not divided by their sum" };
-        keys.remark(
+        keys.differs(
             "expert_weights_norm",
             format!("followed, as transformers follows norm_topk_prob; llama.cpp reads no such key of {}: there weights are {is}", architecture.name),
         );

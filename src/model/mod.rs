@@ -63,6 +63,19 @@ impl Model {
         Self::from_gguf(open_gguf(path)?)
     }
 
+    /// What is to be known before its numbers are held against another engine's.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = self.config.keys.elsewhere();
+        if let Some(first) = self.weights.zero_biases.first() {
+            let more = match self.weights.zero_biases.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            remarks.push(format!("{first}{more}: zero, and not added"));
+        }
+        remarks
+    }
+
     /// The model in a file that has been read.
     pub fn from_gguf(gguf: Gguf) -> Result<Self> {
         let config = Config::from_gguf(&gguf)?;

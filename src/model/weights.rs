@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::arch::{QkNorms, Router, Shared};
+use rayon::prelude::*;
+
+use super::arch::{Occurs, QkNorms, Router, Shared};
 use super::{Config, LinearConfig};
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::op::{GgmlType, Weight};
+use crate::quant::{dequantize, first_not_finite};
 
 /// The weights of one layer.
 #[derive(Clone)]
@@ -175,6 +178,8 @@ pub struct Weights {
     pub output_norm: Arc<Weight>,
     /// [V, H]; `token_embd` itself where the file has no `output.weight`.
     pub output: Arc<Weight>,
+    /// Tensors of the file that the architecture does not add, and which are zero.
+    pub zero_biases: Vec<String>,
 }
 
 /// The one list of a layer's weights, in the order of the forward pass, borrowed by `&` and `iter` or by `&mut` and `iter_mut`.
@@ -259,6 +264,16 @@ impl Weights {
         self.all().into_iter().filter(|w| w.ty == GgmlType::F32).filter_map(words).collect()
     }
 
+    /// The first weight in the order of the forward pass that is not finite, and where; `None` if all are. Reads all of them.
+    ///
+    /// # Errors
+    /// A type that cannot be read.
+    pub fn first_not_finite(&self) -> Result<Option<String>> {
+        let words = |w: &Arc<Weight>| Ok(first_not_finite(w)?.map(|place| format!("{}, {place}", w.name)));
+        let all = self.all();
+        all.par_iter().map(words).find_first(|found| !matches!(found, Ok(None))).unwrap_or(Ok(None))
+    }
+
     /// Finds every tensor, each of the shape that the hyperparameters say.
     ///
     /// # Errors
@@ -279,8 +294,14 @@ impl Weights {
             Some(_) => load.weight("output.weight", [c.hidden, c.vocab, 1])?,
             None => token_embd.clone(),
         };
-        let unused = |name: &str| !load.used.contains(name) && !c.is_predicting(name);
-        if let Some(extra) = gguf.tensors().iter().find(|t| unused(&t.name)) {
+        // A bias of zeros that no architecture here adds changes nothing.
+        let unused = |t: &&TensorInfo| !load.used.contains(&t.name) && !c.is_predicting(&t.name);
+        let mut zero_biases = Vec::new();
+        for extra in gguf.tensors().iter().filter(unused) {
+            if extra.name.ends_with(".bias") && is_zero(gguf, extra)? {
+                zero_biases.push(extra.name.clone());
+                continue;
+            }
             return Err(Error::input(format!(
                 "{}: tensor {} is not part of {} as it is computed here, and leaving it out would change the result",
                 gguf.name(),
@@ -288,7 +309,27 @@ impl Weights {
                 c.architecture.name
             )));
         }
-        Ok(Self { token_embd, rope_freqs, layers, output_norm, output })
+        Ok(Self { token_embd, rope_freqs, layers, output_norm, output, zero_biases })
+    }
+}
+
+/// Whether every value of a tensor is 0.
+fn is_zero(gguf: &Gguf, tensor: &TensorInfo) -> Result<bool> {
+    let mut values = vec![0.0; tensor.ty.block_len()];
+    for block in gguf.data(tensor).chunks(tensor.ty.block_bytes()) {
+        dequantize(tensor.ty, block, &mut values).map_err(|e| e.map(|m| format!("{}: {m}", tensor.name)))?;
+        if values.iter().any(|x| *x != 0.0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A bias of q, k or v. Where an architecture may have biases, a file may have some of them: those that are not there are zero.
+fn qkv_bias(load: &mut Loader<'_>, name: &str, len: usize, always: bool) -> Result<Arc<Weight>> {
+    match load.gguf.tensor(name) {
+        None if !always => Weight::from_vec(name, GgmlType::F32, [len, 1, 1], vec![0; 4 * len]),
+        _ => load.vector(name, len),
     }
 }
 
@@ -389,6 +430,7 @@ impl Loader<'_> {
             }
             None => (self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?, None),
         };
+        let always = c.architecture.qkv_bias == Occurs::Always;
         Ok(AttentionWeights {
             q,
             gate,
@@ -396,9 +438,9 @@ impl Loader<'_> {
             v: self.weight(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
             qkv_bias: match c.qkv_bias {
                 true => Some(QkvBias {
-                    q: self.vector(&bias("attn_q"), c.q_width())?,
-                    k: self.vector(&bias("attn_k"), c.kv_width())?,
-                    v: self.vector(&bias("attn_v"), c.kv_width())?,
+                    q: qkv_bias(self, &bias("attn_q"), c.q_width(), always)?,
+                    k: qkv_bias(self, &bias("attn_k"), c.kv_width(), always)?,
+                    v: qkv_bias(self, &bias("attn_v"), c.kv_width(), always)?,
                 }),
                 false => None,
             },

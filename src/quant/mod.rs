@@ -17,6 +17,7 @@ pub(crate) mod random;
 pub(crate) mod ternary;
 
 use crate::op::GgmlType::{self, *};
+use crate::op::Weight;
 
 /// Whether [`dequantize`] knows `ty`. The others are integers, f64, and the types that only activations have.
 pub fn dequantizable(ty: GgmlType) -> bool {
@@ -41,6 +42,22 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> crate::Result<
     let dequantize = dequantizer(ty).ok_or_else(|| crate::Error::input(format!("{ty} has no dequantization")))?;
     dequantize(bytes, out);
     Ok(())
+}
+
+/// Where a weight is first not finite, in words; `None` if it is finite everywhere.
+///
+/// # Errors
+/// As [`dequantize`].
+pub fn first_not_finite(weight: &Weight) -> crate::Result<Option<String>> {
+    let mut values = vec![0.0; weight.cols];
+    for (expert, row) in (0..weight.experts).flat_map(|expert| (0..weight.rows).map(move |row| (expert, row))) {
+        dequantize(weight.ty, weight.row(expert, row), &mut values)?;
+        if let Some(column) = values.iter().position(|w| !w.is_finite()) {
+            let of = if weight.experts > 1 { format!("expert {expert}, ") } else { String::new() };
+            return Ok(Some(format!("{of}row {row}, column {column}")));
+        }
+    }
+    Ok(None)
 }
 
 /// A loop over whole blocks, which trusts that the lengths of its arguments belong together.

@@ -60,7 +60,7 @@ pub fn render(document: &VaryDocument<'_>, what: &Vary) -> String {
             Vary::Rows(_) => "itself, each stage with all rows".into(),
             Vary::Length(_) => "itself on the whole prompt".into(),
             Vary::Repeat(_) => "its first run".into(),
-            Vary::Reuse => "itself, freshly opened".to_string(),
+            Vary::Reuse | Vary::Order => "itself, freshly opened".to_string(),
         }
     );
     let width = document.variations.iter().map(|v| v.name.len()).max().unwrap_or(0).max(10);

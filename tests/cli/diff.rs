@@ -146,6 +146,22 @@ fn a_weight_that_is_not_finite_is_named_as_such() {
     }
 }
 
+/// What no kernel can do is said before anything is run.
+#[test]
+fn a_head_of_another_size_is_refused_before_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wide.gguf");
+    let path = path.to_str().unwrap();
+    let shape =
+        ["--shape", "tiny", "--layers", "1", "--heads", "1", "--kv-heads", "1", "--head-dim", "2050", "--quant", "F32"];
+    expect(0, &[&["synth", path][..], &shape].concat());
+    refused(125, &["diff", path, "--tokens", "1,2"], &["2050"]);
+    let document = valid("inspect.schema.json", &expect(0, &["inspect", path, "--json"]));
+    let gpu =
+        document["runnable"].as_array().unwrap().iter().find(|r| r["backend"].as_str().unwrap().starts_with("gpu"));
+    assert!(gpu.is_some_and(|gpu| gpu.to_string().contains("2050")), "{document}");
+}
+
 #[test]
 fn weights_streamed_through_a_budget_change_nothing() {
     let agreed = |more: &[&str]| {
@@ -315,6 +331,11 @@ fn a_backend_equals_itself() {
         "{text}"
     );
     assert!(text.ends_with("AGREE  every stage of every run is equal to the bit\n"), "{text}");
+    let text = expect(0, &["diff", "--vary", "order", "--prompt", "fn main() {"]);
+    assert!(
+        text.contains("after a shorter prompt 99 of 99 stages") && text.contains("after a longer prompt  99 of 99"),
+        "{text}"
+    );
     let text = expect(0, &["diff", "--vary", "threads=1,1", "--subject", "cpu", "--prompt", "fn main() {"]);
     assert!(text.contains("against    itself with threads=1") && text.contains("99 of 99 stages"), "{text}");
     refused(2, &["diff", "--vary", "threads=1,2"], &["--vary threads", "gpu", "only a CPU backend"]);

@@ -278,6 +278,98 @@ fn no_control_character_of_a_file_reaches_the_terminal() {
     }
 }
 
+/// The same of a model's names and tokens, and of a member of an npz file.
+#[test]
+fn nor_does_one_of_a_model() {
+    use twinscope::gguf::{self, Array, Gguf, TensorSpec, Value as Entry};
+    let dir = tempfile::tempdir().unwrap();
+    let nasty = "a\u{1b}[2J\u{7}\nb\r\u{9b}\u{202e}";
+    let demo = Gguf::open(Path::new("models/demo-moe-Q4_K_M.gguf")).unwrap();
+    let path = dir.path().join("nasty.gguf");
+    let path = path.to_str().unwrap();
+    let quiet = |args: &[&str]| {
+        let out = twinscope(args);
+        for text in [&out.stdout, &out.stderr] {
+            let text = String::from_utf8_lossy(text);
+            assert!(text.chars().all(|c| c == '\n' || !c.is_control() && c != '\u{202e}'), "{args:?}: {text:?}");
+        }
+        out.status.code()
+    };
+    let write = |change: &dyn Fn(&mut gguf::Metadata, &mut Vec<TensorSpec>)| {
+        let mut metadata = demo.metadata.clone();
+        let mut specs: Vec<_> = demo.tensors().iter().map(|t| TensorSpec::new(&t.name, t.ty, &t.dims)).collect();
+        change(&mut metadata, &mut specs);
+        gguf::write(Path::new(path), &metadata, &specs, |spec, sink| {
+            let tensor = demo.tensors().iter().find(|t| t.name == spec.name || nasty == spec.name).unwrap();
+            sink.put(demo.data(tensor))
+        })
+        .unwrap();
+    };
+    let strings = |key: &str, at: usize| {
+        let Some(Entry::Array(Array::String(all))) = demo.metadata.get(key) else { panic!("{key}") };
+        let mut all = all.clone();
+        all[at] = nasty.into();
+        Entry::Array(Array::String(all))
+    };
+    // A tensor's name, an unknown key's text, a merge.
+    let first = demo.tensors()[0].clone();
+    write(&|_, specs| specs.push(TensorSpec::new(nasty, first.ty, &first.dims)));
+    assert_eq!((quiet(&["inspect", path]), quiet(&["diff", path])), (Some(0), Some(2)));
+    write(&|metadata, _| metadata.set("qwen3moe.other", Entry::String(nasty.into())));
+    assert_eq!((quiet(&["inspect", path]), quiet(&["diff", path])), (Some(0), Some(2)));
+    write(&|metadata, _| metadata.set("general.name", Entry::String(nasty.into())));
+    assert_eq!(
+        (quiet(&["inspect", path]), quiet(&["diff", path, "--tokens", "1", "--decode", "0"])),
+        (Some(0), Some(0))
+    );
+    write(&|metadata, _| metadata.set("tokenizer.ggml.merges", strings("tokenizer.ggml.merges", 0)));
+    assert_eq!(quiet(&["run", path, "--prompt", "fn", "-n", "1"]), Some(2));
+    // Text that is generated: every token has such a name, so that whichever is chosen is printed, but for its line feeds.
+    let all = demo.metadata.str_array("tokenizer.ggml.tokens").unwrap().len();
+    let tokens = (0..all).map(|n| format!("{n}\u{9b}\u{202e}")).collect();
+    write(&|metadata, _| metadata.set("tokenizer.ggml.tokens", Entry::Array(Array::String(Vec::clone(&tokens)))));
+    quiet(&["run", path, "--tokens", "1,2", "-n", "2"]);
+    // A member of an archive.
+    let npz = dir.path().join("nasty.npz");
+    std::fs::write(&npz, stored_zip(nasty, b"no array")).unwrap();
+    assert_eq!(
+        quiet(&["import", "npz", npz.to_str().unwrap(), "--tokens", "1", "--out", &format!("{path}.d")]),
+        Some(2)
+    );
+}
+
+/// A zip file of one member that is stored as it is.
+fn stored_zip(name: &str, data: &[u8]) -> Vec<u8> {
+    let crc = data.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 })
+    });
+    let (len, crc) = ((data.len() as u32).to_le_bytes(), (!crc).to_le_bytes());
+    let common =
+        [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc, &len, &len, &(name.len() as u16).to_le_bytes(), &[0, 0]].concat();
+    let local = [b"PK\x03\x04", &common[..], name.as_bytes(), data].concat();
+    let central = [b"PK\x01\x02\x14\x00", &common[..], &[0; 14], name.as_bytes()].concat();
+    let (size, at) = ((central.len() as u32).to_le_bytes(), (local.len() as u32).to_le_bytes());
+    let end = [b"PK\x05\x06", &[0, 0, 0, 0, 1, 0, 1, 0][..], &size, &at, &[0, 0]].concat();
+    [local, central, end].concat()
+}
+
+/// What may not be read or written is a lack of the machine, not of the models' agreement.
+#[cfg(unix)]
+#[test]
+fn a_file_that_may_not_be_read_is_an_error_of_one_line() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::copy("models/demo-moe-Q4_K_M.gguf", &path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    if std::fs::File::open(&path).is_ok() {
+        eprintln!("not tested: permissions, which this user stands above");
+        return;
+    }
+    let (code, text) = code(&twinscope(&["diff", path.to_str().unwrap(), "--tokens", "1"]));
+    assert_eq!((code, text.lines().count()), (Some(125), 1), "{text}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_of_one_line() {

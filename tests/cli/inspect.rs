@@ -76,6 +76,7 @@ fn demo_model_as_json() {
     assert_eq!((d["totals"]["bytes"].as_u64(), by_type), (Some(total), total));
     assert_eq!(d["totals"]["elements"], 8_661_760, "gguf-py's sum of n_elements");
     assert_eq!(d["memory"]["cpu"]["mapped_bytes"], g.file_len());
+    assert!(d["memory"]["cpu"]["machine_bytes"].as_u64().is_none_or(|all| all > 1 << 28), "{}", d["memory"]["cpu"]);
     // The file's tensors and the GPU's rows differ by padding only: at most 15 bytes a row.
     let rows: u64 = g.tensors().iter().map(|t| t.dims[1..].iter().product::<u64>()).sum();
     let uploaded = d["memory"]["gpu"]["uploaded_bytes"].as_u64().unwrap();

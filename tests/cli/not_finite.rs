@@ -66,6 +66,51 @@ fn a_run_names_a_vector_that_is_not_finite_though_no_value_shows_it() {
     assert!(text.contains("warning: ") && text.contains("blk.1.exp_probs_b.bias: [3] is NaN"), "{text}");
 }
 
+/// A scale of a block makes 256 weights NaN: the tensor and the place are named, and that the file is at fault.
+#[test]
+fn a_matrix_that_is_not_finite_is_named_by_run_and_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nan.gguf");
+    let gguf = Gguf::open(Path::new(DEMO)).unwrap();
+    let q = gguf.tensor("blk.1.attn_q.weight").unwrap();
+    assert_eq!(q.ty.name(), "Q4_K");
+    let mut bytes = std::fs::read(DEMO).unwrap();
+    bytes[q.offset as usize..][..2].copy_from_slice(&[0, 0x7e]); // the first block's scale, an f16
+    std::fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    let out = twinscope(&["run", path, "--tokens", "1,2", "-n", "1"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{text}");
+    assert!(text.contains("blk.1.attn_q.weight, row 0, column 0 is not finite"), "{text}");
+    let out = twinscope(&["trace", path, "--tokens", "1,2"]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.contains("note: the file's blk.1.attn_q.weight, row 0, column 0 is not finite"), "{text}");
+}
+
+/// Logits that are all equal are numbers, and say nothing.
+#[test]
+fn uniform_logits_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("zero.gguf");
+    let gguf = Gguf::open(Path::new(DEMO)).unwrap();
+    let norm = gguf.tensor("output_norm.weight").unwrap();
+    let mut bytes = std::fs::read(DEMO).unwrap();
+    bytes[norm.offset as usize..][..norm.bytes as usize].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let path = path.to_str().unwrap();
+    let out = twinscope(&["diff", path, "--tokens", "1,2,3", "--decode", "0", "--subject", "cpu"]);
+    let text = words(&String::from_utf8_lossy(&out.stdout));
+    assert_eq!(out.status.code(), Some(0), "{text}");
+    let ln = (gguf.metadata.str_array("tokenizer.ggml.tokens").unwrap().len() as f64).ln();
+    for side in ["reference", "subject"] {
+        let said =
+            format!("the {side}'s logits are all equal at 3 of 3 positions: every token has the logarithm −{ln:.4}");
+        assert!(text.contains(&said), "{text}");
+    }
+    let out = twinscope(&["run", path, "--tokens", "1,2", "-n", "1"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("warning: all logits are equal"));
+}
+
 #[test]
 fn keys_that_are_not_finite_are_printed_as_what_they_are() {
     let dir = tempfile::tempdir().unwrap();

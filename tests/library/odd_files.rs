@@ -138,3 +138,81 @@ fn computed_as_llama_cpp_does_or_refused_by_name() {
         println!("{oracle:8.1e} {scalar:8.1e}  {name}");
     }
 }
+
+/// `base` with other metadata and more tensors of f32, every value of which is the one given.
+fn rewritten(
+    base: &Gguf,
+    set: &[(&str, Value)],
+    tensors: &[(&str, u64, f32)],
+    path: &Path,
+) -> twinscope::Result<Model> {
+    let mut metadata = base.metadata.clone();
+    set.iter().for_each(|(key, value)| metadata.set(key, value.clone()));
+    let mut specs: Vec<_> = base.tensors().iter().map(|t| TensorSpec::new(&t.name, t.ty, &t.dims)).collect();
+    specs.extend(tensors.iter().map(|(name, len, _)| TensorSpec::new(name, GgmlType::F32, &[*len])));
+    gguf::write(path, &metadata, &specs, |spec, sink| match base.tensor(&spec.name) {
+        Some(tensor) => sink.put(base.data(tensor)),
+        None => {
+            let (_, len, value) = tensors.iter().find(|(name, ..)| *name == spec.name).unwrap();
+            sink.put(&value.to_le_bytes().repeat(*len as usize))
+        }
+    })
+    .unwrap();
+    Model::open(Some(path))
+}
+
+#[test]
+fn what_says_the_same_in_other_words_is_taken() {
+    let plan: Json = serde_json::from_slice(&std::fs::read(data("cases.json")).unwrap()).unwrap();
+    let base = base(&plan, &Json::Null);
+    let architecture = "qwen3moe";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd.gguf");
+    let own = rewritten(&base, &[], &[], &path).unwrap();
+    let layers = own.config.layers;
+    let tokens = [1, 2, 3];
+    let expected = logits(OracleBackend::new(), &own, &tokens);
+    let key = |name: &str| format!("{architecture}.{name}");
+    let number = |name: &str| base.metadata.f32(&key(name)).unwrap();
+    let same = |x: f32| Value::Array(Array::F32(vec![x; layers]));
+
+    let (base_key, eps, window, shared) = (
+        key("rope.freq_base"),
+        key("attention.layer_norm_rms_epsilon"),
+        key("attention.sliding_window"),
+        key("expert_shared_count"),
+    );
+    let set = [
+        (&base_key[..], same(number("rope.freq_base"))),
+        (&eps[..], same(number("attention.layer_norm_rms_epsilon"))),
+        (&window[..], Value::Array(Array::U32(vec![0; layers]))),
+        (&shared[..], Value::Array(Array::I32(vec![0; layers]))),
+    ];
+    for one in &set {
+        let model = rewritten(&base, std::slice::from_ref(one), &[], &path).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(logits(OracleBackend::new(), &model, &tokens), expected, "{}", one.0);
+    }
+    let mut other = vec![number("rope.freq_base"); layers];
+    other[layers - 1] *= 2.0;
+    let refused = rewritten(&base, &[(&base_key, Value::Array(Array::F32(other)))], &[], &path).err().unwrap();
+    assert!(refused.to_string().contains("rope.freq_base"), "{refused}");
+
+    // Biases of zeros, which are not added, and said; others are refused.
+    let hidden = own.config.hidden as u64;
+    let zeros = [("blk.0.attn_output.bias", hidden, 0.0), ("blk.1.attn_output.bias", hidden, -0.0)];
+    let model = rewritten(&base, &[], &zeros, &path).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(logits(OracleBackend::new(), &model, &tokens), expected);
+    assert_eq!(model.remarks(), ["blk.0.attn_output.bias and 1 more: zero, and not added"]);
+    let refused = rewritten(&base, &[], &[("blk.0.attn_output.bias", hidden, 1e-3)], &path).err().unwrap();
+    assert!(refused.to_string().contains("blk.0.attn_output.bias"), "{refused}");
+
+    // A bias of k alone: those of q and v are zero.
+    let (q, kv) = (own.config.q_width() as u64, own.config.kv_width() as u64);
+    let of_k = ("blk.0.attn_k.bias", kv, 0.5);
+    let alone = rewritten(&base, &[], &[of_k], &path).unwrap_or_else(|e| panic!("{e}"));
+    let alone = logits(OracleBackend::new(), &alone, &tokens);
+    let of_all = [of_k, ("blk.0.attn_q.bias", q, 0.0), ("blk.0.attn_v.bias", kv, 0.0)];
+    let of_all = rewritten(&base, &[], &of_all, &path).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(alone, logits(OracleBackend::new(), &of_all, &tokens));
+    assert_ne!(alone, expected);
+}

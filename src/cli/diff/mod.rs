@@ -85,7 +85,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["prompts", "vary", "chunk"])]
     cover: bool,
     /// Hold the subject against itself instead: rows or rows=1,4 (which stages depend on how many rows a call has), chunk or chunk=1,7,64 (prefill
-    /// chunk sizes), length=3..9 (shorter prompts), threads=1,2, repeat=3 (runs), reuse (a backend that has run something else)
+    /// chunk sizes), length=3..9 (shorter prompts), threads=1,2, repeat=3 (runs), reuse (a backend that has run something else), order (the prompt and its first half, in either order)
     #[arg(long, value_name = "WHAT", conflicts_with_all = ["reference", "contract", "shows", "decode", "chunk", "tol", "no_oracle", "routing", "layers", "stages", "stop_at", "require", "full", "report"])]
     vary: Option<Vary>,
     /// Every stage, not only the worst; in a document every position and router, too

@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
-use crate::environment::Environment;
+use crate::environment::{Environment, memory_bytes};
 use crate::model::{self, Model};
 use crate::report::inspect::{self, Adapter, InspectDocument};
 
@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         Environment::used_backend(&gpu.info());
     }
     let runnable = runnable::runnable(&needs, &gpu);
-    let document = InspectDocument::new(&gguf, runnable, gpu.ok().as_ref().map(Adapter::of));
+    let document = InspectDocument::new(&gguf, runnable, gpu.ok().as_ref().map(Adapter::of), memory_bytes());
     if args.json {
         output::print_json(&document)?;
     } else {

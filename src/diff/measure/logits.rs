@@ -35,6 +35,9 @@ pub struct LogitsAt {
     pub delta_p: f64,
     /// Share of the reference's [`TOP_K`] most probable tokens (all, in a smaller vocabulary) among the subject's.
     pub top_k_overlap: f64,
+    /// ln V of a side whose logits are all equal, of the reference and the subject: nothing that was computed reaches them.
+    #[serde(skip)]
+    pub uniform: [Option<f64>; 2],
 }
 
 /// All positions.
@@ -100,6 +103,20 @@ pub fn compare_logits(
 }
 
 impl LogitsComparison {
+    /// What is to be said of sides whose logits are all equal.
+    pub fn uniform(&self) -> Vec<String> {
+        let of = |(n, side): (usize, &str)| {
+            let ln_v = self.at.iter().find_map(|at| at.uniform[n])?;
+            let positions = self.at.iter().filter(|at| at.uniform[n].is_some()).count();
+            Some(format!(
+                "the {side}'s logits are all equal at {positions} of {} positions: every token has the logarithm −{ln_v:.4}, which is −ln V, and \
+                 nothing that the model computes is in them",
+                self.positions
+            ))
+        };
+        ["reference", "subject"].into_iter().enumerate().filter_map(of).collect()
+    }
+
     /// Aggregates positions.
     ///
     /// # Panics
@@ -144,6 +161,7 @@ fn position(position: usize, a: &[f64], b: &[f64], next: Option<u32>) -> LogitsA
     let (top_a, top_b) = (top(a, TOP_K), top(b, TOP_K));
     let token = next.unwrap_or(top_a[0]);
     let i = token as usize;
+    let uniform = |x: &[f64]| (x.len() > 1 && x.iter().all(|value| *value == x[0])).then(|| (x.len() as f64).ln());
     LogitsAt {
         position,
         kld,
@@ -153,6 +171,7 @@ fn position(position: usize, a: &[f64], b: &[f64], next: Option<u32>) -> LogitsA
         token_is_next: next.is_some(),
         delta_p: zb.log_prob(b[i]).exp() - za.log_prob(a[i]).exp(),
         top_k_overlap: top_a.iter().filter(|id| top_b.contains(id)).count() as f64 / top_a.len() as f64,
+        uniform: [uniform(a), uniform(b)],
     }
 }
 

@@ -234,6 +234,8 @@ pub(super) fn compare(
     (comparison.stages, comparison.routing) = (found.stages, found.routing);
     comparison.notes.extend(found.notes);
     comparison.logits = (!found.logits.is_empty()).then(|| LogitsComparison::from_positions(found.logits));
+    comparison.notes.extend(comparison.logits.iter().flat_map(LogitsComparison::uniform));
+    comparison.notes.extend(model.remarks());
     let one_call = options.tokens.len() <= options.chunk;
     if shares && one_call && !options.reference_is_recorded {
         share::fill(model, sides.reference, &options.tokens, &found.injections, &mut comparison)?;

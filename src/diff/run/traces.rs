@@ -206,6 +206,7 @@ fn stage(
             l.at.iter_mut().zip(&positions).for_each(|(at, p)| at.position = *p);
             l
         });
+        comparison.notes.extend(comparison.logits.iter().flat_map(LogitsComparison::uniform));
     }
     let mut result = StageResult::new(0, site, &g.shape, total);
     let passed = match &result.total {

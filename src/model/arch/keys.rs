@@ -50,6 +50,17 @@ pub struct KeyRemark {
     pub key: String,
     /// It.
     pub remark: String,
+    /// Other engines compute something else.
+    #[serde(skip)]
+    pub differs: bool,
+}
+
+impl KeyReport {
+    /// Of keys by which other engines compute something else, what is to be known.
+    pub fn elsewhere(&self) -> Vec<String> {
+        let differ = self.remarks.iter().filter(|remark| remark.differs);
+        differ.map(|remark| format!("{}: {}", remark.key, remark.remark)).collect()
+    }
 }
 
 /// Keys that no architecture here computes with.
@@ -126,7 +137,12 @@ impl<'a> Keys<'a> {
 
     /// Notes what there is to know of `name`, which is read.
     pub fn remark(&self, name: &str, remark: impl Into<String>) {
-        self.remarks.borrow_mut().push(KeyRemark { key: name.into(), remark: remark.into() });
+        self.remarks.borrow_mut().push(KeyRemark { key: name.into(), remark: remark.into(), differs: false });
+    }
+
+    /// Notes of `name`, which is read, that other engines compute something else.
+    pub fn differs(&self, name: &str, remark: impl Into<String>) {
+        self.remarks.borrow_mut().push(KeyRemark { key: name.into(), remark: remark.into(), differs: true });
     }
 
     /// Notes that `value` stands for an absent key.
@@ -184,8 +200,10 @@ impl<'a> Keys<'a> {
 
     /// A finite number above 0, if the file says one.
     pub fn positive_opt(&self, name: &'static str) -> Result<Option<f32>> {
-        self.value(name);
-        let value = self.gguf.metadata.f32_opt(&self.full(name))?;
+        let value = match self.value(name).and_then(same_in_all) {
+            Some(x) => Some(x as f32),
+            None => self.gguf.metadata.f32_opt(&self.full(name))?,
+        };
         match value {
             Some(x) if !(x.is_finite() && x > 0.0) => {
                 Err(self.bad(format!("{} is {x}; a positive number is expected", self.full(name))))
@@ -274,6 +292,21 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// The number of an array in which it is the same for every layer.
+fn same_in_all(value: &Value) -> Option<f64> {
+    let Value::Array(array) = value else { return None };
+    let mut numbers: Box<dyn Iterator<Item = f64> + '_> = match array {
+        Array::F32(all) => Box::new(all.iter().map(|x| *x as f64)),
+        Array::F64(all) => Box::new(all.iter().copied()),
+        Array::U32(all) => Box::new(all.iter().map(|x| *x as f64)),
+        Array::I32(all) => Box::new(all.iter().map(|x| *x as f64)),
+        Array::Bool(all) => Box::new(all.iter().map(|x| f64::from(u8::from(*x)))),
+        _ => return None,
+    };
+    let first = numbers.next()?;
+    numbers.all(|x| x == first).then_some(first)
+}
+
 /// Why a key that is not read changes nothing; `None` if it could.
 fn harmless(key: &str, value: &Value) -> Option<&'static str> {
     if let Some((_, why)) = INFORMATION.iter().find(|(name, _)| *name == key) {
@@ -283,6 +316,7 @@ fn harmless(key: &str, value: &Value) -> Option<&'static str> {
         Value::F32(x) => Some(x as f64),
         Value::F64(x) => Some(x),
         Value::Bool(x) => Some(x.into()),
+        Value::Array(_) => same_in_all(value),
         _ => value.as_integer().map(|x| x as f64),
     };
     const OFF: &str = "its value switches it off";

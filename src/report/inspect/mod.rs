@@ -148,6 +148,8 @@ pub struct Memory {
 pub struct CpuMemory {
     /// The files, mapped: pages come in as they are read and can be dropped again. Nothing is copied.
     pub mapped_bytes: u64,
+    /// The memory of this machine; `None` where it does not say.
+    pub machine_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -195,7 +197,7 @@ pub struct KvCache {
 }
 
 impl InspectDocument {
-    pub fn new(gguf: &Gguf, runnable: Vec<Runnable>, adapter: Option<Adapter>) -> Self {
+    pub fn new(gguf: &Gguf, runnable: Vec<Runnable>, adapter: Option<Adapter>, machine: Option<u64>) -> Self {
         let text = |key: &str| match gguf.metadata.get(key) {
             Some(Value::String(s)) => Some(s.clone()),
             _ => None, // of another type: the metadata list shows it
@@ -232,7 +234,11 @@ impl InspectDocument {
             not_utf8: gguf.metadata.not_utf8().to_vec(),
             tensors: gguf.tensors().iter().map(tensor).collect(),
             totals: totals(gguf.tensors()),
-            memory: Memory { cpu: CpuMemory { mapped_bytes: gguf.file_len() }, gpu, kv_cache: kv_cache(gguf) },
+            memory: Memory {
+                cpu: CpuMemory { mapped_bytes: gguf.file_len(), machine_bytes: machine },
+                gpu,
+                kv_cache: kv_cache(gguf),
+            },
             runnable,
             architecture,
         }
@@ -477,7 +483,7 @@ mod tests {
         m.set("a.big", Value::F32(1e7));
         m.set("a.nan", Value::F32(f32::NAN));
         m.set("a.list", Value::Array(Array::F64(vec![0.5, f64::INFINITY])));
-        let d = InspectDocument::new(&file(&m, &[]), vec![], None);
+        let d = InspectDocument::new(&file(&m, &[]), vec![], None, None);
         assert_eq!(
             serde_json::to_string(&d.hyperparameters).unwrap(),
             r#"{"eps":1e-6,"big":10000000.0,"nan":"NaN","list":[0.5,"inf"]}"#
@@ -497,12 +503,15 @@ mod tests {
         ] {
             m.set(&format!("a.{key}"), Value::U32(value));
         }
-        assert!(InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "no context length");
+        assert!(
+            InspectDocument::new(&file(&m, &[]), vec![], None, None).memory.kv_cache.is_none(),
+            "no context length"
+        );
         m.set("a.context_length", Value::U64(40_960));
-        let kv = InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.unwrap();
+        let kv = InspectDocument::new(&file(&m, &[]), vec![], None, None).memory.kv_cache.unwrap();
         assert_eq!(kv.bytes_per_position, 48 * 2 * 4 * 128 * 4);
         assert_eq!(kv.bytes_at_context_length, kv.bytes_per_position * 40_960);
         m.set("a.block_count", Value::U64(u64::MAX));
-        assert!(InspectDocument::new(&file(&m, &[]), vec![], None).memory.kv_cache.is_none(), "overflow");
+        assert!(InspectDocument::new(&file(&m, &[]), vec![], None, None).memory.kv_cache.is_none(), "overflow");
     }
 }

@@ -155,7 +155,11 @@ fn tokenizer(t: &TokenizerInfo) -> Table {
 fn memory(d: &InspectDocument) -> Table {
     let mut rows = table(&[], &[]);
     let (cpu, gpu) = (&d.memory.cpu, &d.memory.gpu);
-    rows.add_row(["CPU".to_string(), format!("{} mapped, read in place", HumanBytes(cpu.mapped_bytes))]);
+    let of = cpu.machine_bytes.map_or(String::new(), |all| {
+        let less = if all < cpu.mapped_bytes { ", which is less: pages are read again and again" } else { "" };
+        format!("; this machine has {}{less}", HumanBytes(all))
+    });
+    rows.add_row(["CPU".to_string(), format!("{} mapped, read in place{of}", HumanBytes(cpu.mapped_bytes))]);
     let adapter = gpu.adapter.as_ref().map_or("no adapter here".to_string(), |a| printable(a));
     let limit = HumanBytes(gpu.binding_limit);
     let fits = if gpu.split.is_empty() {

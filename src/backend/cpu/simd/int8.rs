@@ -1,16 +1,31 @@
 //! Products of byte codes with int8 activations, over the primitives of a level.
 
+/// What the products of unpacked codes depend on.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    /// Weights that share a scale.
+    pub span: usize,
+    /// A minimum is taken away from each span.
+    pub mins: bool,
+    /// Codes are moved up, which the sums begin with.
+    pub offset: bool,
+    /// Sums of two neighbours' products that are added before they are widened; 0 where nothing is widened, or where codes keep their sign,
+    /// whose sums are widened one by one.
+    pub fit: usize,
+}
+
 /// Writes the products of many tokens into a level's module, each function with the attribute `features`.
 ///
 /// The module has what `lane_kernels` asks for, the type `I` of 16 whole numbers, `to_f32` of it, and `span_dot`: the sums of span `s`,
 /// whose codes are at `w` and `codes`, for `R` times 16 rows and `T` tokens. `rows` is the `R` that goes with the most tokens of the list; `moved`
-/// says whether all codes are moved up, or only those that then fit into seven bits.
+/// says whether all codes are moved up, or only those that then fit into seven bits. Many types' unpacked codes are of the same [`Form`] and
+/// have their kernel in common: `fits` is how many sums of two neighbours' products it may have to tell apart.
 ///
 /// The order of sums: each span's products in whole numbers, times its scale; eight spans, first to last; beside them the mins times
 /// the codes' sums; their difference times the activations' scale; these, first to last. No term goes through more than 9 + K/256
 /// roundings, or 9 + K/128 where a span is 16.
 macro_rules! int8_kernels {
-    (#[$features:meta], rows: $rows:literal, tokens: [$($tokens:literal),+], moved: $moved:literal) => {
+    (#[$features:meta], rows: $rows:literal, tokens: [$($tokens:literal),+], moved: $moved:literal, fits: [$($fit:literal),+]) => {
         /// The kernels for a type.
         pub(in crate::backend::cpu::simd) const fn kernels<F: Codes>() -> Int8Kernels {
             Int8Kernels {
@@ -20,7 +35,22 @@ macro_rules! int8_kernels {
                 quantize,
                 gemv: gemv::<F>,
                 unpack: unpack::<F, $moved>,
-                panel: panel::<F>,
+                panel: const { panel_of(form::<F>()) },
+            }
+        }
+
+        /// The kernel for codes of a form.
+        const fn panel_of(form: Form) -> Int8Panel {
+            match (form.span, form.mins, form.offset, form.fit) {
+                $(
+                    (16, false, false, $fit) => panel::<16, false, false, $fit>,
+                    (16, false, true, $fit) => panel::<16, false, true, $fit>,
+                    (16, true, false, $fit) => panel::<16, true, false, $fit>,
+                    (32, false, false, $fit) => panel::<32, false, false, $fit>,
+                    (32, false, true, $fit) => panel::<32, false, true, $fit>,
+                    (32, true, false, $fit) => panel::<32, true, false, $fit>,
+                )+
+                _ => panic!("codes of a form that has no kernel"),
             }
         }
 
@@ -31,11 +61,11 @@ macro_rules! int8_kernels {
 
         /// See [`Int8Panel`](crate::backend::cpu::kernels::Int8Panel).
         #[$features]
-        fn panel<F: Codes>(w: &CodePanel, rows: usize, x: &Activations, tokens: &[usize], out: &mut [f32]) {
+        fn panel<const SPAN: usize, const MINS: bool, const OFFSET: bool, const FIT: usize>(w: &CodePanel, rows: usize, x: &Activations, tokens: &[usize], out: &mut [f32]) {
             assert!(out.len() == rows * tokens.len() && w.codes.len() == rows.div_ceil(16) * (x.k / 4));
             for (tokens, out) in tokens.chunks(TOKENS).zip(out.chunks_mut((TOKENS * rows).max(1))) {
                 match tokens.len() {
-                    $($tokens => strip::<F, $tokens>(w, x, std::array::from_fn(|t| tokens[t]), rows, out),)+
+                    $($tokens => strip::<SPAN, MINS, OFFSET, FIT, $tokens>(w, x, std::array::from_fn(|t| tokens[t]), rows, out),)+
                     n => unreachable!("a chunk of {n} tokens"),
                 }
             }
@@ -43,23 +73,29 @@ macro_rules! int8_kernels {
 
         /// All rows against `T` tokens; `out` is [T, rows].
         #[$features]
-        fn strip<F: Codes, const T: usize>(w: &CodePanel, x: &Activations, tokens: [usize; T], rows: usize, out: &mut [f32]) {
-            let (quads, spans) = (x.k / 4, x.k / span::<F>());
+        fn strip<const SPAN: usize, const MINS: bool, const OFFSET: bool, const FIT: usize, const T: usize>(
+            w: &CodePanel,
+            x: &Activations,
+            tokens: [usize; T],
+            rows: usize,
+            out: &mut [f32],
+        ) {
+            let (quads, spans) = (x.k / 4, x.k / SPAN);
             let x = tokens.map(|t| x.row(t));
             let groups = rows.div_ceil(16);
             let group = |g: usize| Group {
                 codes: bytemuck::cast_slice(&w.codes[g * quads..][..quads]),
                 scales: &w.scales[g * spans..][..spans],
-                mins: if F::MINS { &w.mins[g * spans..][..spans] } else { &[] },
+                mins: if MINS { &w.mins[g * spans..][..spans] } else { &[] },
             };
             let mut first = 0;
             while groups - first >= $rows {
-                let sums = tile::<F, $rows, T>(std::array::from_fn(|r| group(first + r)), &x);
+                let sums = tile::<SPAN, MINS, OFFSET, FIT, $rows, T>(std::array::from_fn(|r| group(first + r)), &x);
                 put::<$rows, T>(sums, first, rows, out);
                 first += $rows;
             }
             for g in first..groups {
-                put::<1, T>(tile::<F, 1, T>([group(g)], &x), g, rows, out);
+                put::<1, T>(tile::<SPAN, MINS, OFFSET, FIT, 1, T>([group(g)], &x), g, rows, out);
             }
         }
 
@@ -89,8 +125,11 @@ macro_rules! int8_kernels {
         /// The sums of `R` groups with `T` tokens.
         #[inline]
         #[$features]
-        fn tile<F: Codes, const R: usize, const T: usize>(w: [Group<'_>; R], x: &[CodedRow<'_>; T]) -> [[V; R]; T] {
-            let quads = span::<F>() / 4;
+        fn tile<const SPAN: usize, const MINS: bool, const OFFSET: bool, const FIT: usize, const R: usize, const T: usize>(
+            w: [Group<'_>; R],
+            x: &[CodedRow<'_>; T],
+        ) -> [[V; R]; T] {
+            let quads = SPAN / 4;
             let spans = x[0].sums.len();
             let mut codes = [&[][..]; T];
             for t in 0..T {
@@ -106,7 +145,10 @@ macro_rules! int8_kernels {
                 let mut sums = [[splat(0.0); R]; T];
                 for s in these.clone() {
                     // SAFETY: every operand has `spans` spans.
-                    let whole = unsafe { span_dot::<F, R, T>(w.map(|w| w.codes.as_ptr().add(s * quads)), codes.map(|x| x.as_ptr().add(s * quads)), x, s) };
+                    let whole = unsafe {
+                        let (w, codes) = (w.map(|w| w.codes.as_ptr().add(s * quads)), codes.map(|x| x.as_ptr().add(s * quads)));
+                        span_dot::<SPAN, OFFSET, FIT, R, T>(w, codes, x, s)
+                    };
                     for r in 0..R {
                         let scale = load(&w[r].scales[s].0);
                         for t in 0..T {
@@ -114,7 +156,7 @@ macro_rules! int8_kernels {
                         }
                     }
                 }
-                if F::MINS {
+                if MINS {
                     let mut mins = [[splat(0.0); R]; T];
                     for s in these {
                         for r in 0..R {

@@ -39,12 +39,14 @@ pub enum Vary {
     Repeat(usize),
     /// The same run on a backend that has run the prompt and decoded, and on one that has run another prompt.
     Reuse,
+    /// The prompt and its first half, in either order on one backend.
+    Order,
 }
 
 impl Vary {
     /// Whether the kernels are the same in every run, so that every bit has to be.
     pub fn is_exact(&self) -> bool {
-        matches!(self, Self::Repeat(_) | Self::Threads(_) | Self::Reuse)
+        matches!(self, Self::Repeat(_) | Self::Threads(_) | Self::Reuse | Self::Order)
     }
 }
 
@@ -57,12 +59,12 @@ const DECODED: usize = 2;
 impl std::str::FromStr for Vary {
     type Err = Error;
 
-    /// `chunk=1,7,64`, `rows=1,2`, `length=3..9`, `threads=1,2`, `repeat=3`, `reuse`; `chunk` and `rows` have sizes of their own.
+    /// `chunk=1,7,64`, `rows=1,2`, `length=3..9`, `threads=1,2`, `repeat=3`, `reuse`, `order`; `chunk` and `rows` have sizes of their own.
     fn from_str(text: &str) -> Result<Self> {
         let bad = |what: &str| {
             Error::usage(format!(
                 "--vary {text:?}: {what}; expected chunk[=N,N,…] or threads=N,N,… with at least two numbers, rows[=N,…], length=A..B, \
-                 repeat=N with N ≥ 2, or reuse"
+                 repeat=N with N ≥ 2, reuse, or order"
             ))
         };
         let number = |v: &str| -> Result<usize> {
@@ -74,6 +76,7 @@ impl std::str::FromStr for Vary {
                 "chunk" => Ok(Self::Chunk(std::iter::once(WHOLE).chain(SIZES).collect())),
                 "rows" => Ok(Self::Rows(SIZES.to_vec())),
                 "reuse" => Ok(Self::Reuse),
+                "order" => Ok(Self::Order),
                 "threads" | "length" | "repeat" => Err(bad("no '='")),
                 _ => Err(bad(&format!("unknown kind {text:?}"))),
             };
@@ -91,7 +94,7 @@ impl std::str::FromStr for Vary {
             ("rows", _) => Ok(Self::Rows(numbers)),
             ("repeat", [n]) if *n >= 2 => Ok(Self::Repeat(*n)),
             ("repeat", _) => Err(bad("not a number of runs")),
-            ("reuse", _) => Err(bad("it takes no number")),
+            ("reuse" | "order", _) => Err(bad("it takes no number")),
             _ => Err(bad(&format!("unknown kind {kind:?}"))),
         }
     }
@@ -206,6 +209,8 @@ pub fn vary(
             return Ok(Varied { variations, stages });
         }
         Vary::Reuse => return Ok(Varied { variations: reuse(model, tokens, open)?, stages: Vec::new() }),
+        Vary::Order if tokens.len() < 2 => return Err(nothing(tokens)),
+        Vary::Order => return Ok(Varied { variations: order(model, tokens, open)?, stages: Vec::new() }),
         Vary::Chunk(sizes) => {
             let named = |&chunk: &usize| Setting { chunk, ..plain(format!("chunk={chunk}")) };
             // A chunk as long as the prompt is one chunk, whatever its size: the same run again.
@@ -266,6 +271,25 @@ fn reuse(
         while runner.step(&mut lent)? {}
         let run = record(model, tokens, WHOLE, &mut used)?;
         variations.push(against(name.into(), &base, &run, tokens.len(), true));
+    }
+    Ok(variations)
+}
+
+/// The prompt after its first half, and the half after the whole, each against itself on a fresh backend: what is kept from one run to the
+/// next has another size in each order.
+fn order(
+    model: &Model,
+    tokens: &[u32],
+    mut open: impl FnMut(Option<usize>) -> Result<AnyBackend>,
+) -> Result<Vec<Variation>> {
+    let half = &tokens[..tokens.len() / 2];
+    let mut variations = Vec::new();
+    for (name, prompts) in [("after a shorter prompt", [half, tokens]), ("after a longer prompt", [tokens, half])] {
+        let fresh = record(model, prompts[1], WHOLE, &mut open(None)?)?;
+        let mut used = open(None)?;
+        record(model, prompts[0], WHOLE, &mut used)?;
+        let run = record(model, prompts[1], WHOLE, &mut used)?;
+        variations.push(against(name.into(), &fresh, &run, prompts[1].len(), true));
     }
     Ok(variations)
 }
@@ -440,6 +464,7 @@ mod tests {
         assert_eq!("threads=1,2".parse::<Vary>().unwrap(), Vary::Threads(vec![1, 2]));
         assert_eq!("repeat=3".parse::<Vary>().unwrap(), Vary::Repeat(3));
         assert_eq!("reuse".parse::<Vary>().unwrap(), Vary::Reuse);
+        assert_eq!("order".parse::<Vary>().unwrap(), Vary::Order);
         for bad in [
             "chunk=4",
             "chunk=0,1",
@@ -454,6 +479,7 @@ mod tests {
             "threads=2",
             "rows=",
             "reuse=1",
+            "order=2",
         ] {
             let message = bad.parse::<Vary>().unwrap_err().to_string();
             assert!(message.contains(bad) && message.contains("expected chunk[="), "{message}");

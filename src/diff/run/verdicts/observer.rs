@@ -12,7 +12,7 @@ use crate::diff::run::lockstep::{Observation, PairObserver};
 use crate::error::Result;
 use crate::formula::worst::Unbounded;
 use crate::op::{At, HostTensor, Stage, unravel};
-use crate::quant;
+use crate::quant::first_not_finite;
 
 impl PairObserver for ComparisonBuilder<'_> {
     fn begin(&mut self, at: At) {
@@ -202,17 +202,8 @@ impl ComparisonBuilder<'_> {
     /// Says so if the weight of the first stage that is not finite is not finite itself.
     fn name_weight(&mut self, o: &Observation<'_>) -> Result<()> {
         let Some(weight) = o.op_subject.weight() else { return Ok(()) };
-        let mut values = vec![0.0; weight.cols];
-        for (expert, row) in (0..weight.experts).flat_map(|expert| (0..weight.rows).map(move |row| (expert, row))) {
-            quant::dequantize(weight.ty, weight.row(expert, row), &mut values)?;
-            if let Some(column) = values.iter().position(|w| !w.is_finite()) {
-                let of = if weight.experts > 1 { format!("expert {expert}, ") } else { String::new() };
-                self.found.notes.push(format!(
-                    "{}: the file's {} is not finite, first at {of}row {row}, column {column}",
-                    o.at.site, weight.name
-                ));
-                break;
-            }
+        if let Some(place) = first_not_finite(weight)? {
+            self.found.notes.push(format!("{}: the file's {} is not finite, first at {place}", o.at.site, weight.name));
         }
         Ok(())
     }

@@ -13,14 +13,14 @@ use std::arch::x86_64::*;
 use super::codes::{Codes, reduce, scale};
 use super::{V, fma, load, prefetch, splat, store, store_tail, sub};
 use crate::backend::cpu::int8::{Activations, BLOCK, CodePanel, CodedRow, CodedRowMut};
-use crate::backend::cpu::kernels::Int8Kernels;
+use crate::backend::cpu::kernels::{Int8Kernels, Int8Panel};
 use crate::backend::cpu::simd::Line;
-use crate::backend::cpu::simd::int8::int8_kernels;
+use crate::backend::cpu::simd::int8::{Form, int8_kernels};
 
 /// 16 whole numbers.
 type I = [__m256i; 2];
 
-int8_kernels!(#[target_feature(enable = "avx2,fma,f16c")], rows: 1, tokens: [1, 2, 3], moved: false);
+int8_kernels!(#[target_feature(enable = "avx2,fma,f16c")], rows: 1, tokens: [1, 2, 3], moved: false, fits: [0, 1, 2, 4, 8]);
 
 /// Weights that share a scale.
 pub(in crate::backend::cpu::simd) const fn span<F: Codes>() -> usize {
@@ -32,16 +32,20 @@ const fn keeps_sign<F: Codes>() -> bool {
     F::SPREAD > i8::MAX as i32
 }
 
-/// Sums of two neighbours' products that 16 bits hold, of those that a span has.
-const fn fit<F: Codes>() -> usize {
+/// Codes that keep their sign have no offset, and their products, of up to 128 · 127, are widened one sum at a time.
+const fn form<F: Codes>() -> Form {
+    let (span, mins) = (span::<F>(), F::MINS);
+    if keeps_sign::<F>() {
+        return Form { span, mins, offset: false, fit: 0 };
+    }
     let most = (i16::MAX as i32 / (2 * 127 * F::SPREAD)) as usize;
-    let quads = span::<F>() / 4;
-    match most {
-        8.. => quads,
+    let fit = match most {
+        8.. => span / 4,
         4.. => 4,
         2.. => 2,
         _ => 1,
-    }
+    };
+    Form { span, mins, offset: F::LEAST != 0, fit }
 }
 
 #[inline]
@@ -56,7 +60,7 @@ fn to_f32(whole: I) -> V {
 /// A span's codes are behind each pointer.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn span_dot<F: Codes, const R: usize, const T: usize>(
+unsafe fn span_dot<const SPAN: usize, const OFFSET: bool, const FIT: usize, const R: usize, const T: usize>(
     w: [*const [u8; 64]; R],
     codes: [*const [i8; 4]; T],
     x: &[CodedRow<'_>; T],
@@ -65,13 +69,14 @@ unsafe fn span_dot<F: Codes, const R: usize, const T: usize>(
     let ones = _mm256_set1_epi16(1);
     let mut sums = [[[_mm256_setzero_si256(); 2]; R]; T];
     for t in 0..T {
-        if F::LEAST != 0 && !keeps_sign::<F>() {
+        if OFFSET {
             sums[t] = [[_mm256_set1_epi32(x[t].starts[s]); 2]; R];
         }
     }
-    for first in (0..span::<F>() / 4).step_by(fit::<F>()) {
+    let fit = FIT.max(1);
+    for first in (0..SPAN / 4).step_by(fit) {
         let mut pairs = [[[_mm256_setzero_si256(); 2]; R]; T];
-        for q in first..first + fit::<F>() {
+        for q in first..first + fit {
             for r in 0..R {
                 for half in 0..2 {
                     // SAFETY: half of 64 bytes of the span; no alignment is asked for.
@@ -79,7 +84,7 @@ unsafe fn span_dot<F: Codes, const R: usize, const T: usize>(
                     for t in 0..T {
                         // SAFETY: four bytes of the span.
                         let four = _mm256_set1_epi32(bytemuck::cast(unsafe { *codes[t].add(q) }));
-                        let products = if keeps_sign::<F>() {
+                        let products = if FIT == 0 {
                             _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four, w))
                         } else {
                             _mm256_maddubs_epi16(w, four)

@@ -5,17 +5,22 @@ use std::arch::x86_64::*;
 
 use super::{V, fma, load, splat, store, store_tail, sub};
 use crate::backend::cpu::int8::{Activations, BLOCK, CodePanel, CodedRow};
-use crate::backend::cpu::kernels::Int8Kernels;
+use crate::backend::cpu::kernels::{Int8Kernels, Int8Panel};
 use crate::backend::cpu::simd::Line;
 use crate::backend::cpu::simd::avx2::codes::Codes;
 use crate::backend::cpu::simd::avx2::int8::{gemv, quantize, span, unpack};
-use crate::backend::cpu::simd::int8::int8_kernels;
+use crate::backend::cpu::simd::int8::{Form, int8_kernels};
 
 /// 16 whole numbers.
 type I = __m512i;
 
 // 32 rows meet six tokens: 24 of the 32 registers are sums.
-int8_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: 2, tokens: [1, 2, 3, 4, 5, 6], moved: true);
+int8_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: 2, tokens: [1, 2, 3, 4, 5, 6], moved: true, fits: [0]);
+
+/// Four products are added into 32 bits at once.
+const fn form<F: Codes>() -> Form {
+    Form { span: span::<F>(), mins: F::MINS, offset: F::LEAST != 0, fit: 0 }
+}
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
@@ -29,7 +34,7 @@ fn to_f32(whole: I) -> V {
 /// A span's codes are behind each pointer.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn span_dot<F: Codes, const R: usize, const T: usize>(
+unsafe fn span_dot<const SPAN: usize, const OFFSET: bool, const FIT: usize, const R: usize, const T: usize>(
     w: [*const [u8; 64]; R],
     codes: [*const [i8; 4]; T],
     x: &[CodedRow<'_>; T],
@@ -37,11 +42,11 @@ unsafe fn span_dot<F: Codes, const R: usize, const T: usize>(
 ) -> [[I; R]; T] {
     let mut sums = [[_mm512_setzero_si512(); R]; T];
     for t in 0..T {
-        if F::LEAST != 0 {
+        if OFFSET {
             sums[t] = [_mm512_set1_epi32(x[t].starts[s]); R];
         }
     }
-    for q in 0..span::<F>() / 4 {
+    for q in 0..SPAN / 4 {
         let mut rows = [_mm512_setzero_si512(); R];
         for r in 0..R {
             // SAFETY: 64 bytes of the span; no alignment is asked for.
