@@ -171,6 +171,7 @@ fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// The memory of this machine, where the system says it.
 pub fn memory_bytes() -> Option<u64> {
     meminfo("MemTotal:")
 }

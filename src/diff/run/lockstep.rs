@@ -15,7 +15,7 @@
 //! - Where only some stages are asked about, the others are run by both sides and no more: neither replayed, nor judged. What an
 //!   asked one needs of them is read when it does; in its own layer all are read, as its cause may lie in any of them.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use crate::diff::segment::{self, Draws};
 use crate::error::{Error, Result};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
-use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Stage, Weight};
+use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Stage, Weight, unravel};
 use crate::trace::select::Selected;
 
 /// One value of the model, as each party has it.
@@ -36,12 +36,29 @@ pub struct Lane {
     /// g(x_g), on the subject.
     subject: AnyTensor,
     /// The subject's value, uploaded to the reference: an operand for replays. Empty until one needs it.
-    replay: OnceCell<AnyTensor>,
+    replay: RefCell<Option<AnyTensor>>,
     /// Both sides' values on the host: the reference's, the subject's. Empty until they are needed; behind a cell because a KV cache
     /// is written in place.
     host: RefCell<Option<[Rc<HostTensor>; 2]>>,
     /// What is not known of each side's value; `None` where it is shown.
     draws: RefCell<[Option<Draws>; 2]>,
+    /// The number among the stages run of the one that made it, where the subject's own value was read then.
+    made: Option<usize>,
+}
+
+/// An operand of the subject that no longer holds what was read when it was made: something has written over it.
+pub struct Overwritten {
+    /// Its number among the operation's inputs.
+    pub operand: usize,
+    /// The stage that made it.
+    pub site: Site,
+    /// What it holds.
+    pub values: Rc<HostTensor>,
+    /// Elements that are others, and the first.
+    pub elements: usize,
+    pub first: Vec<usize>,
+    /// The stages that have been run since, one of which has written there.
+    pub since: Vec<Site>,
 }
 
 impl Lane {
@@ -51,7 +68,7 @@ impl Lane {
     }
     /// The operand of a replay, which [`Lockstep::look`] has uploaded.
     fn replay(&self) -> AnyTensor {
-        self.replay.get().expect("operands are uploaded before they are replayed").clone()
+        self.replay.borrow().clone().expect("operands are uploaded before they are replayed")
     }
 }
 
@@ -88,6 +105,8 @@ pub struct Observation<'a> {
     /// What the rest of the run computes with, the reference and the subject: their results, unless expert ids were put in
     /// the place of theirs.
     pub next: [Rc<HostTensor>; 2],
+    /// Reads the subject's operands again: those that are others by now. The run goes on with what they hold.
+    pub reread: &'a mut dyn FnMut() -> Result<Vec<Overwritten>>,
 }
 
 /// Receives each stage as it is made.
@@ -121,6 +140,8 @@ pub struct Lockstep<'s> {
     options: LockstepOptions,
     observer: &'s mut dyn PairObserver,
     tickets: HostTickets,
+    /// Every stage that was run, in order.
+    ran: Vec<Site>,
     stopped: bool,
 }
 
@@ -137,7 +158,16 @@ impl<'s> Lockstep<'s> {
         observer: &'s mut dyn PairObserver,
     ) -> Self {
         assert!(judged_by.is_some() || !options.reference_is_recorded, "a recorded reference cannot replay");
-        Self { reference, subject, judged_by, options, observer, tickets: HostTickets::default(), stopped: false }
+        Self {
+            reference,
+            subject,
+            judged_by,
+            options,
+            observer,
+            tickets: HostTickets::default(),
+            ran: Vec::new(),
+            stopped: false,
+        }
     }
 
     /// Whether the observer ended the run, which then ended in an error that nobody needs to read.
@@ -169,8 +199,8 @@ impl<'s> Lockstep<'s> {
                 let read = [self.reference.read(&lane.reference)?, self.subject.read(&lane.subject)?];
                 *lane.host.borrow_mut() = Some(read.map(Rc::new));
             }
-            if lane.replay.get().is_none() && !self.options.reference_is_recorded {
-                let _ = lane.replay.set(self.reference.upload(&lane.host(1))?); // it was empty
+            if lane.replay.borrow().is_none() && !self.options.reference_is_recorded {
+                *lane.replay.borrow_mut() = Some(self.reference.upload(&lane.host(1))?);
             }
         }
         Ok(())
@@ -183,9 +213,11 @@ impl<'s> Lockstep<'s> {
         subject: AnyTensor,
         host: [Rc<HostTensor>; 2],
         draws: [Option<Draws>; 2],
+        made: Option<usize>,
     ) -> Result<Rc<Lane>> {
-        let replay = OnceCell::from(self.reference.upload(&host[1])?);
-        Ok(Rc::new(Lane { reference, subject, replay, host: RefCell::new(Some(host)), draws: RefCell::new(draws) }))
+        let replay = RefCell::new(Some(self.reference.upload(&host[1])?));
+        let (host, draws) = (RefCell::new(Some(host)), RefCell::new(draws));
+        Ok(Rc::new(Lane { reference, subject, replay, host, draws, made }))
     }
 
     /// The oracle on the inputs of side `i`, and the draws of a result that is hidden.
@@ -277,6 +309,9 @@ impl<'s> Lockstep<'s> {
             _ => results,
         };
 
+        let made = (shown[1] == Shown::All).then(|| self.ran.len() - 1);
+        let (backend, ran) = (&mut *self.subject, &self.ran);
+        let mut reread = || overwritten(backend, op, ran);
         let goes_on = self.observer.observe(Observation {
             at,
             op_reference: host(0)?,
@@ -287,12 +322,13 @@ impl<'s> Lockstep<'s> {
             replayed,
             exact,
             next: next.clone(),
+            reread: &mut reread,
         })?;
         if !goes_on {
             self.stopped = true;
             return Err(Error::usage("stopped"));
         }
-        self.go_on([reference, subject], [host_reference, host_subject], next, draws)
+        self.go_on([reference, subject], [host_reference, host_subject], next, draws, made)
     }
 
     /// A lane of the sides' own results where they are what the run goes on with, of what it does otherwise.
@@ -302,6 +338,7 @@ impl<'s> Lockstep<'s> {
         results: [Rc<HostTensor>; 2],
         next: [Rc<HostTensor>; 2],
         draws: [Option<Draws>; 2],
+        made: Option<usize>,
     ) -> Result<Rc<Lane>> {
         if !Rc::ptr_eq(&next[0], &results[0]) {
             reference = self.reference.upload(&next[0])?;
@@ -309,7 +346,7 @@ impl<'s> Lockstep<'s> {
         if !Rc::ptr_eq(&next[1], &results[1]) {
             subject = self.subject.upload(&next[1])?;
         }
-        self.lane(reference, subject, next, draws)
+        self.lane(reference, subject, next, draws, made)
     }
 
     /// An operation that makes a stage that is not asked about.
@@ -320,7 +357,7 @@ impl<'s> Lockstep<'s> {
         let choice = at.site.stage == Stage::RouterIds;
         if !choice && !self.is_read(at.site) {
             let (replay, host, draws) = Default::default();
-            return Ok(Rc::new(Lane { reference, subject, replay, host, draws }));
+            return Ok(Rc::new(Lane { reference, subject, replay, host, draws, made: None }));
         }
         let ticket = self.subject.fetch(&subject)?;
         let read_reference = self.reference.read(&reference)?;
@@ -334,7 +371,7 @@ impl<'s> Lockstep<'s> {
         };
         let replaced = !self.options.force_routing && (0..2).any(|i| !Rc::ptr_eq(&next[i], &results[i]));
         self.observer.pass(at, &next, replaced);
-        self.go_on([reference, subject], results, next, [None, None])
+        self.go_on([reference, subject], results, next, [None, None], None)
     }
 
     /// The expert ids that each side goes on with, of what both chose among `experts`.
@@ -359,8 +396,8 @@ impl<'s> Lockstep<'s> {
         }
         self.look(op)?;
         let replay = match self.options.reference_is_recorded {
-            true => OnceCell::new(),
-            false => OnceCell::from(self.reference.run(at, &op.try_map(|l| Ok(l.replay()))?)?),
+            true => RefCell::default(),
+            false => RefCell::new(Some(self.reference.run(at, &op.try_map(|l| Ok(l.replay()))?)?)),
         };
         match op {
             Op::Store { cache, x, start } => {
@@ -383,11 +420,36 @@ impl<'s> Lockstep<'s> {
                 let host = [0, 1].map(|i| Rc::new(taken(&x.host(i))));
                 let draws = x.draws.borrow().clone().map(|d| d.map(|d| Rc::new(d.iter().map(taken).collect())));
                 let (host, draws) = (RefCell::new(Some(host)), RefCell::new(draws));
-                Ok(Rc::new(Lane { reference, subject, replay, host, draws }))
+                Ok(Rc::new(Lane { reference, subject, replay, host, draws, made: None }))
             }
             _ => unreachable!("every other operation makes a stage"),
         }
     }
+}
+
+/// The subject's operands that are others than when they were made, which their lanes then have.
+fn overwritten(subject: &mut AnyBackend, op: &Op<'_, Rc<Lane>>, ran: &[Site]) -> Result<Vec<Overwritten>> {
+    let mut found = Vec::new();
+    for (operand, lane) in op.inputs().into_iter().enumerate() {
+        let Some(made) = lane.made else { continue };
+        let (then, values) = (lane.host(1), Rc::new(subject.read(&lane.subject)?));
+        let (was, is) = (then.to_f64(), values.to_f64());
+        let others: Vec<usize> = (0..was.len()).filter(|i| was[*i].to_bits() != is[*i].to_bits()).collect();
+        let Some(first) = others.first() else { continue };
+        if let Some(host) = &mut *lane.host.borrow_mut() {
+            host[1] = values.clone();
+        }
+        *lane.replay.borrow_mut() = None;
+        found.push(Overwritten {
+            operand,
+            site: ran[made],
+            elements: others.len(),
+            first: unravel(*first, &values.shape),
+            values,
+            since: ran[made + 1..].to_vec(),
+        });
+    }
+    Ok(found)
 }
 
 /// Rows start.. of `cache` [capacity, n] become `x` [T, n].
@@ -431,15 +493,16 @@ impl Backend for Lockstep<'_> {
         Ok(Rc::new(Lane {
             reference: self.reference.alloc(shape)?,
             subject: self.subject.alloc(shape)?,
-            replay: OnceCell::from(self.reference.alloc(shape)?),
+            replay: RefCell::new(Some(self.reference.alloc(shape)?)),
             host: RefCell::new(Some([zeros.clone(), zeros])),
             draws: RefCell::default(),
+            made: None,
         }))
     }
     fn upload(&mut self, values: &HostTensor) -> Result<Rc<Lane>> {
         let (reference, subject) = (self.reference.upload(values)?, self.subject.upload(values)?);
         let host = Rc::new(values.clone());
-        self.lane(reference, subject, [host.clone(), host], [None, None])
+        self.lane(reference, subject, [host.clone(), host], [None, None], None)
     }
     fn shape(&self, tensor: &Rc<Lane>) -> Vec<usize> {
         self.subject.shape(&tensor.subject)
@@ -449,6 +512,7 @@ impl Backend for Lockstep<'_> {
             return self.moved(at, op);
         }
         self.observer.begin(at);
+        self.ran.push(at.site);
         if self.is_asked(at.site) { self.stage(at, op) } else { self.pass(at, op) }
     }
     /// The reference's values: the teacher's, where a run is continued from its own logits.

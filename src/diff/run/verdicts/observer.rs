@@ -7,9 +7,12 @@ use super::{ComparisonBuilder, OracleView, row_bits};
 use crate::backend::Shown;
 use crate::diff::measure::metrics::{Mask, Mismatch, Side, measure};
 use crate::diff::measure::router::{Routing, compare_routing};
-use crate::diff::outcome::{Measured, Overflow, StageResult, Verdict, WeightSummary};
-use crate::diff::run::lockstep::{Observation, PairObserver};
+use crate::diff::outcome::{Cause, Measured, Overflow, StageResult, Verdict, WeightSummary};
+use crate::diff::run::lockstep::{Observation, Overwritten, PairObserver};
 use crate::error::Result;
+use crate::formula::Point;
+use crate::formula::exact::exact;
+use crate::formula::floor::floor_of;
 use crate::formula::worst::Unbounded;
 use crate::op::{At, HostTensor, Stage, unravel};
 use crate::quant::first_not_finite;
@@ -117,6 +120,10 @@ impl PairObserver for ComparisonBuilder<'_> {
             }
             if result.verdict.is_fault() {
                 self.explained(&o, &mut result, view)?;
+                if shows[1] && result.segment.is_none() && result.verdict != Verdict::ReferenceWrong {
+                    let operands = (o.reread)()?;
+                    self.overwritten(&o, &mut result, &operands)?;
+                }
             }
         }
         result.spread = self.spread(&o, &visible, &result, view.as_ref());
@@ -197,6 +204,47 @@ impl ComparisonBuilder<'_> {
             let at = unravel(*first, &o.subject.shape);
             self.found.notes.push(format!("{}: {NO_BOUND}, the first at {at:?}", o.at.site));
         }
+    }
+
+    /// Names what has written over an operand as the cause, if the stage is right on what the operand holds.
+    fn overwritten(&self, o: &Observation<'_>, result: &mut StageResult, operands: &[Overwritten]) -> Result<()> {
+        let Some(first) = operands.first() else { return Ok(()) };
+        let mut inputs = 0..;
+        let op = o.op_subject.try_map(|t| {
+            let n = inputs.next();
+            Ok(operands
+                .iter()
+                .find(|operand| Some(operand.operand) == n)
+                .map_or_else(|| &**t, |operand| &*operand.values))
+        })?;
+        let contract = self.contracts[1].get(op.kind());
+        let value = exact(&op, contract)?;
+        let floor = floor_of(&op, contract, &value)?;
+        let points = value.to_f64().into_iter().zip(floor).map(|(value, floor)| Point::new(value, floor));
+        let residual = points.zip(o.subject.to_f64()).map(|(point, x)| point.residual(x)).fold(0.0, f64::max);
+        if residual > 1.0 {
+            return Ok(());
+        }
+        let since: Vec<&str> = first.since.iter().map(|site| site.stage.name()).collect();
+        result.cause = Some(Cause {
+            reproduced: true,
+            id: "overwritten",
+            also: Vec::new(),
+            name: format!(
+                "what {} holds by now: {} of its {} elements, the first {:?}, were written over after it was made, by one of {}",
+                first.site.stage.name(),
+                first.elements,
+                first.values.len(),
+                first.first,
+                since.join(", ")
+            ),
+            residual_ratio: residual,
+            removes: None,
+            next_best: None,
+            stages: Vec::new(),
+            others: Vec::new(),
+        });
+        Ok(())
     }
 
     /// Says so if the weight of the first stage that is not finite is not finite itself.
