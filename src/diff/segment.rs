@@ -338,7 +338,8 @@ impl Segment {
         let last = self.target().rows() - 1;
         let into_caches = self.into_caches();
         let steps = self.steps.iter().zip(into_caches);
-        let part = |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layout);
+        let part =
+            |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layout);
         Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layout: self.layout }
     }
 

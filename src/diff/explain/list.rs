@@ -6,7 +6,7 @@
 
 use super::{
     Hypothesis, attention, bytes, delta, linear, linear_attention, norm, pointwise, precision, range, reduction, rope,
-    routing, tokens, weights, whole, wrapped,
+    routing, stride, tokens, weights, whole, wrapped,
 };
 use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
@@ -15,6 +15,8 @@ const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
 const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul];
 const ATTENTION: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnProbs, OpKind::AttnContext];
 const READS_CACHE: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnContext];
+/// What reads rows of heads, or of gate and up.
+const STRIDED: &[OpKind] = &[OpKind::RmsNorm, OpKind::Rope, OpKind::AttnScores, OpKind::AttnContext, OpKind::SwiGlu];
 /// Products of two operands, or of one and a weight.
 const PRODUCTS: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext];
 
@@ -165,7 +167,8 @@ list! {
 
     "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
     "other-weight" "another tensor of the same shape: gate for up, the layer beside" PRODUCT, tiles, 0, linear::other_weight;
-    "joint-rows" "a weight that holds two projections taken apart by halves or by single rows" &[OpKind::MatMul], tiles, 0, linear_attention::joint_rows;
+    "joint-rows" "a weight that holds several projections taken apart by other rows: halves, turns, groups of heads" PRODUCT, tiles, 0, stride::joint_rows;
+    "row-stride" "rows read at the stride of another head count, or of a tensor that holds several operands" STRIDED, rows, 0, stride::other_rows;
     "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
     "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
     "weight-row" "another row's weights" PRODUCT, tiles, 0, weights::other_row;
@@ -174,7 +177,7 @@ list! {
     "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
     "scale-bits" "sub-block scales without their high bits, offset or sign, or the block's" READS_WEIGHT, tiles, 0, weights::scale_bits;
     "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, experts, 0, bytes::subnormal;
-    "weight-codes" "codes without their high bits or offset, or nibbles in another order" READS_WEIGHT, tiles, 0, weights::codes;
+    "weight-codes" "codes without their high bits or offset, nibbles in another order, or rows interleaved by another width" READS_WEIGHT, tiles, 0, weights::codes;
     "weight-words" "packed words through a float buffer: those that are NaN come back as another NaN" READS_WEIGHT, tiles, 0, bytes::canonical_nan;
     "other-input" "another stage's value, or the input before its norm" PRODUCT, tiles, 0, linear::other_input;
     "input-row" "another row's or slot's input" PRODUCT, tiles, 0, linear::other_row;

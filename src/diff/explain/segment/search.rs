@@ -100,9 +100,8 @@ pub fn hold(whole: &Scope<'_>, near: Vec<(f64, Mistake)>) -> Result<Vec<(Mistake
         let run = whole.run(&mistake)?;
         let (mut residual, left) = whole.residual(whole.end(&run), &whole.allowed);
         if residual > 1.0 && residual <= NEAR {
-            let floor = whole
-                .segment
-                .allowed(whole.eval.contracts, |n, op, changed| whole.made(&mistake, n, op, changed))?;
+            let floor =
+                whole.segment.allowed(whole.eval.contracts, |n, op, changed| whole.made(&mistake, n, op, changed))?;
             let floor: Vec<f64> = floor.iter().zip(&whole.allowed).map(|(own, right)| own.max(*right)).collect();
             residual = whole.residual(whole.end(&run), &floor).0;
         }
