@@ -17,8 +17,15 @@ const ATTENTION: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnProbs, OpKind::At
 const READS_CACHE: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnContext];
 /// What reads rows of heads, or of gate and up.
 const STRIDED: &[OpKind] = &[OpKind::RmsNorm, OpKind::Rope, OpKind::AttnScores, OpKind::AttnContext, OpKind::SwiGlu];
-/// Products of two operands, or of one and a weight.
-const PRODUCTS: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext];
+/// Sums of products of two operands, or of one and a weight, and of exponentials.
+const SUMS: &[OpKind] = &[
+    OpKind::MatMul,
+    OpKind::ExpertMatMul,
+    OpKind::AttnScores,
+    OpKind::AttnContext,
+    OpKind::AttnProbs,
+    OpKind::RouterProbs,
+];
 
 /// Every operation that makes a stage.
 pub(super) const ANY: &[OpKind] = &[
@@ -150,7 +157,7 @@ list! {
     "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
     "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
     "attention-sink" "sinks left out, of another head or layer, scaled, or added without the largest score taken from them" &[OpKind::AttnProbs], heads, 0, attention::sinks;
-    "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
+    "attention-softmax" "a softmax without division, without subtracting the largest or with one not below some number, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
     "softmax-sum" "something added to the softmax's sum" &[OpKind::AttnProbs, OpKind::RouterProbs], heads, 0, attention::softmax_sum;
 
     "conv-kernel" "a convolution's kernel reversed, a position early or late, with weights missing, or another's" &[OpKind::Conv], elements, 0, linear_attention::kernel;
@@ -210,7 +217,7 @@ list! {
     "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;
     "input-precision" "operands rounded to f16 or bf16, each alone or all, to nearest or cut off" ROUNDS, sums, 0, precision::inputs;
     "output-precision" "the result rounded to f16 or bf16" ANY, anywhere, 0, precision::output;
-    "sum-precision" "sums in f16 or bf16" PRODUCTS, sums, 0, precision::sums;
+    "sum-precision" "sums in f16 or bf16, and exponentials of a softmax" SUMS, sums, 0, precision::sums;
 
     "zero" "zeros: nothing written" ANY, anywhere, -3, whole::zero;
     "misplaced" "right values in other rows, columns or heads; written by columns" ANY, anywhere, 2, whole::misplaced;
