@@ -431,7 +431,7 @@ pub fn softmax_kind<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// A search for the largest score that begins at a finite number, and keeps it where every score is below. What is subtracted cancels in the
-/// division, but for exponentials that vanish: in f32 those of scores that are 87 less and more, in f16 those that are 10 less.
+/// division, but for exponentials that are no normal numbers: in f32 those of scores that lie 87 below it, in f16 those that lie 10 below.
 fn largest_from<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     /// 0 as memory is cleared to, and what kernels write for −∞: −1e4, and of the most negative half one half and the whole.
     const STARTS: [f64; 4] = [0.0, -1e4, -32752.0, -65504.0];

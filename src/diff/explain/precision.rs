@@ -268,7 +268,7 @@ fn divisors(
         let in_row = std::iter::from_fn(|| wrong.next_if(|i| **i / cols == row)).count();
         if in_row > 0 {
             let rounding = case.scene.floor[row * cols + begin + largest] / case.exact[row * cols + begin + largest];
-            nats += (format.u / rounding).ln().max(0.0);
+            nats += (format.u / (2.0 * rounding)).ln().max(0.0);
         }
         found.push(divisor);
     }

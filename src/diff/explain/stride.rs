@@ -34,14 +34,16 @@ impl Rows {
     }
 }
 
-/// The heads in a row of q, of k and v, and of all three in one tensor, without `own`; and what that is called.
-fn strides(heads: usize, kv_heads: usize, own: usize) -> Vec<(usize, &'static str)> {
+/// The heads in a row of q, of k and v, and of all three in one tensor, without `own`; and what that is called. Inside a segment, where each
+/// takes a run of the rest of it, not the last.
+fn strides(case: &Evidence<'_>, heads: usize, kv_heads: usize, own: usize) -> Vec<(usize, &'static str)> {
     let all = [
         (heads, "the query heads'"),
         (kv_heads, "the KV heads'"),
         (heads + 2 * kv_heads, "that of q, k and v in one tensor"),
     ];
-    let mut found: Vec<(usize, &'static str)> = all.into_iter().filter(|(n, _)| *n != own).collect();
+    let tried = if case.unseen { &all[..2] } else { &all[..] };
+    let mut found: Vec<(usize, &'static str)> = tried.iter().copied().filter(|(n, _)| *n != own).collect();
     found.dedup_by_key(|(n, _)| *n);
     found
 }
@@ -60,7 +62,7 @@ fn attention<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     if let Some(Scores { sizes, cache, .. }) = case.stated::<Scores<'a>>()? {
         let Sizes { heads, kv_heads, head_dim: d, tokens, keys, .. } = sizes;
-        for (stride, of) in strides(heads, kv_heads, heads) {
+        for (stride, of) in strides(case, heads, kv_heads, heads) {
             let rows = Rows { start: 0, rows: tokens, cols: heads * d, stride: stride * d };
             let unknown = move |i: usize| {
                 let (head, token) = (i / keys / tokens, i / keys % tokens);
@@ -73,7 +75,7 @@ fn attention<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             let what = format!("q in rows of {stride} heads, {of}, for {heads}");
             all.extend(case.changed(what, change)?.map(|variant| variant.unknown_at(unknown)));
         }
-        for (stride, of) in strides(heads, kv_heads, kv_heads) {
+        for (stride, of) in strides(case, heads, kv_heads, kv_heads) {
             let (rows, len) =
                 (Rows { start: 0, rows: keys, cols: kv_heads * d, stride: stride * d }, keys * kv_heads * d);
             let kv_head = cache.kv_head.clone();
@@ -88,7 +90,7 @@ fn attention<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     if let Some(Context { sizes, cache, .. }) = case.stated::<Context<'a>>()? {
         let Sizes { heads, kv_heads, head_dim: d, keys, .. } = sizes;
-        for (stride, of) in strides(heads, kv_heads, kv_heads) {
+        for (stride, of) in strides(case, heads, kv_heads, kv_heads) {
             let (rows, len) =
                 (Rows { start: 0, rows: keys, cols: kv_heads * d, stride: stride * d }, keys * kv_heads * d);
             let (seen, kv_head) = (cache.seen, cache.kv_head.clone());
@@ -124,7 +126,7 @@ fn heads<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         _ => case.changed(what, |n: &mut Norm<'a>| n.x = x.into()),
     };
     let mut all = Vec::new();
-    for (stride, of) in strides(config.heads, config.kv_heads, cols / d) {
+    for (stride, of) in strides(case, config.heads, config.kv_heads, cols / d) {
         let rows = Rows { start: 0, rows: tokens, cols, stride: stride * d };
         let what = format!("rows of {stride} heads, {of}, for {}", cols / d);
         let unknown = move |i: usize| !rows.within(i / cols, (i % cols / group + 1) * group, len);
@@ -170,7 +172,8 @@ fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             read(&halves, &|part, i| both(i / cols, 2 * (i % cols) + part)),
         ),
     ];
-    if len > cols {
+    let several = len > cols && !case.unseen;
+    if several {
         ways.push((
             "gate and up as the halves of one tensor, read in rows of a half",
             read(&halves, &|part, i| part * cols + i),
@@ -180,7 +183,7 @@ fn gate_and_up<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for (what, [gate, up]) in ways {
         all.extend(case.changed(what, |g: &mut Gated<'a>| (g.gate, g.up) = (gate.into(), up.into()))?);
     }
-    if len > cols {
+    if several {
         let rows = Rows { start: 0, rows: len / cols, cols, stride: 2 * cols };
         let what = "gate and up in rows twice as long, those of one tensor of both";
         let change = |g: &mut Gated<'a>| (g.gate, g.up) = (rows.of(&g.gate).into(), rows.of(&g.up).into());

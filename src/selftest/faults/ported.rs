@@ -87,7 +87,8 @@ pub static FAULTS: &[Fault] = &[
         subject: FaultySide::Cpu,
         stage: Stage::QProj,
         models: ONE_TYPE,
-        patterns: &[P::Heads, P::ColumnRange],
+        // Heads 4 to 7 of 8.
+        patterns: &[P::Heads, P::ColumnRange, P::ColumnBlock],
         explained: &["joint-rows"],
         ..FAULT
     },
