@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::exact::Emulation;
+use super::precision::FloatFormat;
 use super::rounding::{TINY, division, exp_error, half_step, roundoff};
 use super::routing::largest;
 use super::sum::{Terms, confidence};
@@ -109,6 +110,12 @@ pub(crate) struct Softmax<'a> {
     pub sinks: Option<Vec<f64>>,
     /// What it is to the others; stated, [`SinkPlace::Entry`].
     pub sink: SinkPlace,
+    /// Of [`Form::Softmax`]: where the search for the largest entry begins; stated, at −∞.
+    pub least: f64,
+    /// Of [`Form::Softmax`]: what exponentials are rounded to; stated, nothing.
+    pub exponentials: Option<FloatFormat>,
+    /// Of [`Form::Softmax`], for each row: what exponentials are divided by; stated, their sum.
+    pub divisors: Option<Vec<f64>>,
 }
 
 impl<'a> Formula<'a> for Softmax<'a> {
@@ -123,20 +130,8 @@ impl<'a> Formula<'a> for Softmax<'a> {
             _ => return Ok(None),
         };
         let x = as_given(&x[0]);
-        Ok(Some(Self {
-            x,
-            cols,
-            tokens,
-            seen,
-            written: seen,
-            among: None,
-            factor: 1.0,
-            form,
-            times: None,
-            plus: 0.0,
-            sinks: sinks.map(|sinks| sinks.f32s().map(f64::from).collect()),
-            sink: SinkPlace::Entry,
-        }))
+        let sinks = sinks.map(|sinks| sinks.f32s().map(f64::from).collect());
+        Ok(Some(Self { tokens, sinks, ..Self::of(form, x, cols, seen) }))
     }
     fn emulate(&mut self, how: &Emulation) {
         self.sinks.iter_mut().for_each(|sinks| how.round_weight(sinks));
@@ -180,7 +175,9 @@ impl ByRow for Softmax<'_> {
             times.iter_mut().for_each(|times| times.push(1.0));
         }
         let times = times.as_deref();
+        let in_steps = self.least > f64::NEG_INFINITY || self.exponentials.is_some() || self.divisors.is_some();
         let mut points = match self.form {
+            Form::Softmax if in_steps => self.in_steps(row, &x, lambda, contracts),
             Form::Softmax if chosen.is_none() => softmax_over(&x, times, self.plus, moved, lambda, contracts),
             form => form.of(&x, moved, lambda, contracts),
         };
@@ -193,6 +190,77 @@ impl ByRow for Softmax<'_> {
         };
         let element = |i: &usize| point(i).unwrap_or((0.0, [0.0; N]));
         Ok(columns.iter().map(element).collect())
+    }
+}
+
+impl<'a> Softmax<'a> {
+    /// As `form` says, over what is `seen`, of rows that have neither heads nor sinks.
+    pub fn of(form: Form, x: Values<'a>, cols: usize, seen: Seen) -> Self {
+        Self {
+            x,
+            cols,
+            tokens: 1,
+            seen,
+            written: seen,
+            among: None,
+            factor: 1.0,
+            form,
+            times: None,
+            plus: 0.0,
+            sinks: None,
+            sink: SinkPlace::Entry,
+            least: f64::NEG_INFINITY,
+            exponentials: None,
+            divisors: None,
+        }
+    }
+
+    /// The entries that a row sees, its sink last.
+    pub fn entries(&self, row: usize) -> Vec<f64> {
+        let seen = self.seen.of(row % self.tokens, self.cols);
+        let sink = self.sinks.as_ref().map(|sinks| sinks[row / self.tokens]);
+        self.x[row * self.cols..][seen].iter().copied().chain(sink).collect()
+    }
+
+    /// exp(x − max), max not below `least`, rounded to a format, over a divisor that is given, or over their sum in the contract's arithmetic. Where
+    /// an exponential lies so near to the middle of two numbers of the format that its own error decides, it may be either; and if each is less
+    /// than half of f32's smallest number, 0/0 comes out.
+    fn in_steps<const N: usize>(
+        &self,
+        row: usize,
+        x: &[f64],
+        lambda: f64,
+        contracts: [&Contract; N],
+    ) -> Vec<Bounded<N>> {
+        const VANISHES: f64 = f32::MIN_POSITIVE as f64 * f32::EPSILON as f64 / 2.0;
+        let max = x.iter().copied().fold(self.least, f64::max);
+        let exponential = |x: &f64| -> Bounded<N> {
+            let e = (x - max).exp();
+            let off = contracts.map(|c| if e == 0.0 { TINY } else { exp_error(max - x, c) * e + TINY });
+            let Some(format) = self.exponentials else { return (if e < VANISHES { 0.0 } else { e }, off) };
+            let rounded = (format.round)(e);
+            let either = |off: f64| {
+                let steps = [e - off, e + off].map(|e| ((format.round)(e) - rounded).abs());
+                steps[0].max(steps[1])
+            };
+            (rounded, off.map(either))
+        };
+        let all: Vec<Bounded<N>> = x.iter().map(exponential).collect();
+        let given = self.divisors.as_ref().map(|divisors| divisors[row]);
+        let sum = given.unwrap_or_else(|| all.iter().map(|(e, _)| e).sum());
+        if sum == 0.0 {
+            return vec![(f64::NAN, [0.0; N]); x.len()];
+        }
+        let terms = Terms::one_sign(all.iter().map(|(e, _)| *e));
+        let of_sum: [f64; N] = std::array::from_fn(|n| match given {
+            Some(_) => 0.0,
+            None => (all.iter().map(|(_, off)| off[n]).sum::<f64>() + terms.bound(contracts[n], lambda)) / sum,
+        });
+        let element = |(e, off): &Bounded<N>| {
+            let p = e / sum;
+            (p, std::array::from_fn(|n| off[n] / sum + p * (of_sum[n] + division(contracts[n])) + TINY))
+        };
+        all.iter().map(element).collect()
     }
 }
 

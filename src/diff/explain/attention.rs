@@ -4,6 +4,7 @@ use super::case::{Evidence, Variant};
 use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::attention::{Cache, Context, Scores, Sizes};
+use crate::formula::precision::FORMATS;
 use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::formula::{Formula, Point};
 use crate::op::{LayerLayout, Op, OpKind, Stage};
@@ -417,11 +418,34 @@ pub fn sinks<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
+/// A softmax that is none, or not over the largest score.
 pub fn softmax_kind<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    case.each_changed::<Softmax<'a>, _>([
+    let mut all = case.each_changed::<Softmax<'a>, _>([
         ("a softmax without its division by the sum", |s| s.form = Form::Undivided),
         ("no softmax: the scores themselves", |s| s.form = Form::Itself),
         ("a softmax that does not subtract the largest score, overflowing", |s| s.form = Form::Unguarded),
         ("equal weights for every key seen", |s| s.form = Form::Equal),
-    ])
+    ])?;
+    all.extend(largest_from(case)?);
+    Ok(all)
+}
+
+/// A search for the largest score that begins at a finite number, and keeps it where every score is below. What is subtracted cancels in the
+/// division, but for exponentials that are no normal numbers: in f32 those of scores that lie 87 below it, in f16 those that lie 10 below.
+fn largest_from<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    /// 0 as memory is cleared to, and what kernels write for −∞: −1e4, and of the most negative half one half and the whole.
+    const STARTS: [f64; 4] = [0.0, -1e4, -32752.0, -65504.0];
+    let Some(stated) = case.stated::<Softmax<'a>>()? else { return Ok(vec![]) };
+    let largest = |row: usize| stated.entries(row).into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let least = (0..case.output.len() / case.cols()).map(largest).fold(f64::INFINITY, f64::min);
+    let mut all = Vec::new();
+    for start in STARTS.into_iter().filter(|start| least < *start) {
+        let what = format!("a largest score that is not below {start}");
+        let coarse = format!("{what}, and exponentials in f16");
+        // Its floor is wide where exponentials nearly vanish.
+        all.extend(case.changed(what, |s: &mut Softmax<'a>| s.least = start)?.map(Variant::loosely));
+        let change = |s: &mut Softmax<'a>| (s.least, s.exponentials) = (start, Some(FORMATS[0]));
+        all.extend(case.changed(coarse, change)?);
+    }
+    Ok(all)
 }

@@ -6,7 +6,7 @@
 
 use super::{
     Hypothesis, attention, bytes, delta, linear, linear_attention, norm, pointwise, precision, range, reduction, rope,
-    routing, tokens, weights, whole, wrapped,
+    routing, stride, tokens, weights, whole, wrapped,
 };
 use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
@@ -15,8 +15,17 @@ const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
 const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul];
 const ATTENTION: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnProbs, OpKind::AttnContext];
 const READS_CACHE: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnContext];
-/// Products of two operands, or of one and a weight.
-const PRODUCTS: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::AttnScores, OpKind::AttnContext];
+/// What reads rows of heads, or of gate and up.
+const STRIDED: &[OpKind] = &[OpKind::RmsNorm, OpKind::Rope, OpKind::AttnScores, OpKind::AttnContext, OpKind::SwiGlu];
+/// Sums of products of two operands, or of one and a weight, and of exponentials.
+const SUMS: &[OpKind] = &[
+    OpKind::MatMul,
+    OpKind::ExpertMatMul,
+    OpKind::AttnScores,
+    OpKind::AttnContext,
+    OpKind::AttnProbs,
+    OpKind::RouterProbs,
+];
 
 /// Every operation that makes a stage.
 pub(super) const ANY: &[OpKind] = &[
@@ -148,7 +157,7 @@ list! {
     "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
     "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
     "attention-sink" "sinks left out, of another head or layer, scaled, or added without the largest score taken from them" &[OpKind::AttnProbs], heads, 0, attention::sinks;
-    "attention-softmax" "a softmax without division, without subtracting the largest, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
+    "attention-softmax" "a softmax without division, without subtracting the largest or with one not below some number, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
     "softmax-sum" "something added to the softmax's sum" &[OpKind::AttnProbs, OpKind::RouterProbs], heads, 0, attention::softmax_sum;
 
     "conv-kernel" "a convolution's kernel reversed, a position early or late, with weights missing, or another's" &[OpKind::Conv], elements, 0, linear_attention::kernel;
@@ -165,7 +174,8 @@ list! {
 
     "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
     "other-weight" "another tensor of the same shape: gate for up, the layer beside" PRODUCT, tiles, 0, linear::other_weight;
-    "joint-rows" "a weight that holds two projections taken apart by halves or by single rows" &[OpKind::MatMul], tiles, 0, linear_attention::joint_rows;
+    "joint-rows" "a weight that holds several projections taken apart by other rows: halves, turns, groups of heads" PRODUCT, tiles, 0, stride::joint_rows;
+    "row-stride" "rows read at the stride of another head count, or of a tensor that holds several operands" STRIDED, rows, 0, stride::other_rows;
     "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
     "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
     "weight-row" "another row's weights" PRODUCT, tiles, 0, weights::other_row;
@@ -174,7 +184,7 @@ list! {
     "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
     "scale-bits" "sub-block scales without their high bits, offset or sign, or the block's" READS_WEIGHT, tiles, 0, weights::scale_bits;
     "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, experts, 0, bytes::subnormal;
-    "weight-codes" "codes without their high bits or offset, or nibbles in another order" READS_WEIGHT, tiles, 0, weights::codes;
+    "weight-codes" "codes without their high bits or offset, nibbles in another order, or rows interleaved by another width" READS_WEIGHT, tiles, 0, weights::codes;
     "weight-words" "packed words through a float buffer: those that are NaN come back as another NaN" READS_WEIGHT, tiles, 0, bytes::canonical_nan;
     "other-input" "another stage's value, or the input before its norm" PRODUCT, tiles, 0, linear::other_input;
     "input-row" "another row's or slot's input" PRODUCT, tiles, 0, linear::other_row;
@@ -207,7 +217,7 @@ list! {
     "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;
     "input-precision" "operands rounded to f16 or bf16, each alone or all, to nearest or cut off" ROUNDS, sums, 0, precision::inputs;
     "output-precision" "the result rounded to f16 or bf16" ANY, anywhere, 0, precision::output;
-    "sum-precision" "sums in f16 or bf16" PRODUCTS, sums, 0, precision::sums;
+    "sum-precision" "sums in f16 or bf16, and exponentials of a softmax" SUMS, sums, 0, precision::sums;
 
     "zero" "zeros: nothing written" ANY, anywhere, -3, whole::zero;
     "misplaced" "right values in other rows, columns or heads; written by columns" ANY, anywhere, 2, whole::misplaced;

@@ -33,6 +33,7 @@ mod rope;
 mod routing;
 mod search;
 pub mod segment;
+mod stride;
 mod tokens;
 mod weights;
 mod whole;

@@ -15,7 +15,7 @@ use crate::formula::pointwise::{Gated, Sum};
 use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row, cut_to_bf16, cut_to_f16};
 use crate::formula::rope::Rope;
 use crate::formula::routing::Combined;
-use crate::formula::softmax::Softmax;
+use crate::formula::softmax::{Form, Softmax};
 use crate::op::Op;
 
 /// How an operand is rounded: to which format, and in words.
@@ -165,6 +165,9 @@ pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 /// not for all, since a sum that lies between two values of the format falls to one side or the other by an f32 rounding. If it is
 /// another, f16 sums still leave a mark: they are multiples of 2⁻²⁴, the smallest half, which f32 sums are only by chance.
 pub fn sums<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    if let Some(stated) = case.stated::<Softmax<'a>>()? {
+        return softmax_sums(case, &stated);
+    }
     let mut all = Vec::new();
     for format in FORMATS {
         let contract = Contract { accumulator: format.precision, ..case.scene.contract };
@@ -210,6 +213,66 @@ fn on_the_grid_of_halves<'a>(case: &'a Evidence<'a>, bound: Variant<'a>) -> Opti
     let what = "f16 sums (every wrong value is a multiple of the smallest half, and off by what such sums may be)";
     let variant = Variant::new(what, move |indices| bound.at(indices));
     Some(variant.with_evidence(spare as f64 * std::f64::consts::LN_2))
+}
+
+/// Exponentials of a softmax in a coarse format, their sum, or both. Whatever the order of the sum was, it is a number of its format, and the
+/// output says which.
+fn softmax_sums<'a>(case: &'a Evidence<'a>, stated: &Softmax<'a>) -> Result<Vec<Variant<'a>>> {
+    let mut all = Vec::new();
+    if stated.form != Form::Softmax {
+        return Ok(all);
+    }
+    for format in FORMATS {
+        let name = format.name;
+        let what = format!("a softmax of exponentials rounded to {name}");
+        all.extend(case.changed(what, |s: &mut Softmax<'a>| s.exponentials = Some(format))?);
+        for exponentials in [None, Some(format)] {
+            let Some((divisors, evidence)) = divisors(case, stated, exponentials, format) else { continue };
+            let also = if exponentials.is_some() { "exponentials and their sum" } else { "the exponentials' sum" };
+            let change = |s: &mut Softmax<'a>| (s.exponentials, s.divisors) = (exponentials, Some(divisors));
+            let what = format!("a softmax with {also} in {name}");
+            all.extend(case.changed(what, change)?.map(|variant| variant.with_evidence(evidence)));
+        }
+    }
+    Ok(all)
+}
+
+/// For each row of a softmax, by its largest share, what its exponentials were divided by, if that is a number of `format` that so many
+/// roundings of a sum may lead to. And what speaks for it, in nats: any other divisor would lie as near to a number of the format only by
+/// chance, which is the share of the step between two of them that the output's rounding takes up.
+fn divisors(
+    case: &Evidence<'_>,
+    stated: &Softmax<'_>,
+    exponentials: Option<FloatFormat>,
+    format: FloatFormat,
+) -> Option<(Vec<f64>, f64)> {
+    if case.unseen {
+        return None;
+    }
+    let (cols, round) = (stated.cols, |e: f64| exponentials.map_or(e, |format| (format.round)(e)));
+    let mut found = Vec::with_capacity(case.output.len() / cols);
+    let mut nats = 0.0;
+    let mut wrong = case.wrong.iter().peekable();
+    for (row, output) in case.output.chunks(cols).enumerate() {
+        let entries = stated.entries(row);
+        let max = entries.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let all: Vec<f64> = entries.iter().map(|x| round((x - max).exp())).collect();
+        let (begin, sum) = (stated.seen.of(row % stated.tokens, cols).start, all.iter().sum::<f64>());
+        let shown = entries.len() - usize::from(stated.sinks.is_some());
+        let largest = (0..shown).max_by(|a, b| entries[*a].total_cmp(&entries[*b]))?;
+        let divisor = (format.round)(all[largest] / output[begin + largest]);
+        let may_be_off = all.len() as f64 * format.u * sum;
+        if divisor.is_nan() || (divisor - sum).abs() > may_be_off {
+            return None;
+        }
+        let in_row = std::iter::from_fn(|| wrong.next_if(|i| **i / cols == row)).count();
+        if in_row > 0 {
+            let rounding = case.scene.floor[row * cols + begin + largest] / case.exact[row * cols + begin + largest];
+            nats += (format.u / (2.0 * rounding)).ln().max(0.0);
+        }
+        found.push(divisor);
+    }
+    Some((found, nats))
 }
 
 /// The orders in which kernels sum.

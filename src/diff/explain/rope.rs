@@ -323,27 +323,31 @@ pub fn precision<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 }
 
 /// Each pair of each position turned further by an angle that is the same in every head and no larger than f32 arithmetic leaves open. One
-/// number for each, fitted: what speaks for it are the heads.
+/// number for each, fitted: what speaks for it are the heads. Of one head alone nothing is said: its own numbers would fit whatever its pairs are
+/// turned by, and no other head could contradict them.
 fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
     /// How well an angle can be measured in f32 values.
     const MEASURED: f64 = 2.4e-7;
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(None) };
     let (cols, d) = (stated.cols, stated.head_dim);
     let (half, heads) = (stated.turned / 2, cols / d);
-    if heads < 2 || stated.pairing != Pairing::Neox {
+    if heads < 2 {
         return Ok(None);
     }
-    let pair = |token: usize, head: usize, pair: usize| {
-        let at = token * cols + head * d + pair;
-        (at, at + half)
-    };
+    // Of each dimension that turns: its pair, the other dimension of it, and the sign of that one's part.
+    let pairing = stated.pairing;
+    let mut of_dimension = vec![None; d];
+    for pair in 0..half {
+        let [a, b] = pairing.dims(pair, half);
+        (of_dimension[a], of_dimension[b]) = (Some((pair, b, -1.0)), Some((pair, a, 1.0)));
+    }
     // The angle between output and oracle, over all heads.
     let mut turns = vec![0.0; stated.positions.len() * half];
     for (n, turn) in turns.iter_mut().enumerate() {
         let (token, i) = (n / half, n % half);
         let (mut re, mut im) = (0.0, 0.0);
         for head in 0..heads {
-            let (a, b) = pair(token, head, i);
+            let [a, b] = pairing.dims(i, half).map(|dimension| token * cols + head * d + dimension);
             re += case.exact[a] * case.output[a] + case.exact[b] * case.output[b];
             im += case.exact[a] * case.output[b] - case.exact[b] * case.output[a];
         }
@@ -356,11 +360,9 @@ fn turned<'a>(case: &'a Evidence<'a>) -> Result<Option<Variant<'a>>> {
     }
     let value = move |i: usize| {
         let (token, within) = (i / cols, i % cols % d);
-        if within >= 2 * half {
-            return (i, case.exact[i]);
-        }
-        let turn = turns[token * half + within % half];
-        let (partner, sign) = if within < half { (i + half, -1.0) } else { (i - half, 1.0) };
+        let Some((pair, other, sign)) = of_dimension[within] else { return (i, case.exact[i]) };
+        let turn = turns[token * half + pair];
+        let partner = i - within + other;
         (partner, case.exact[i] * turn.cos() + sign * case.exact[partner] * turn.sin())
     };
     let energy =

@@ -5,7 +5,7 @@ use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::pointwise::Sum;
 use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, largest};
-use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
+use crate::formula::softmax::{Form, Seen, Softmax};
 use crate::formula::{Formula, Point};
 use crate::model::{Ffn, MoeWeights};
 use crate::op::{Op, Stage};
@@ -204,22 +204,7 @@ fn of_logits<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<ExpertWeights<'a>>()? else { return Ok(all) };
     let (k, experts) = (stated.k.max(1), stated.experts);
     let made = |form: Form| -> Result<Vec<Point>> {
-        let (x, seen) = (stated.p.clone(), Seen::All);
-        let (among, times, sinks) = (None, None, None);
-        let of_all = Softmax {
-            x,
-            cols: experts,
-            tokens: 1,
-            seen,
-            written: seen,
-            among,
-            factor: 1.0,
-            form,
-            times,
-            plus: 0.0,
-            sinks,
-            sink: SinkPlace::Entry,
-        };
+        let of_all = Softmax::of(form, stated.p.clone(), experts, Seen::All);
         of_all.points(&Vec::from_iter(0..of_all.len()), &case.scene.contract)
     };
     if let Some(logits) = without_bias(case) {

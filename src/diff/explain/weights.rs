@@ -377,5 +377,58 @@ pub fn codes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             })?);
         }
     }
+    all.extend(interleaved_codes(case, weight)?);
+    Ok(all)
+}
+
+/// Where a block of a type that engines repack has its codes: first byte and number of bytes of each part.
+fn code_parts(ty: GgmlType) -> &'static [(usize, usize)] {
+    use GgmlType::*;
+    match ty {
+        Q4_0 | IQ4_NL => &[(2, 16)],
+        MXFP4 => &[(1, 16)],
+        Q8_0 => &[(2, 32)],
+        Q2_K => &[(16, 64)],
+        Q4_K => &[(16, 128)],
+        Q5_K => &[(16, 32), (48, 128)],
+        Q6_K => &[(0, 128), (128, 64)],
+        _ => &[],
+    }
+}
+
+/// Codes of rows that are repacked together, read with another width than they were written with. llama.cpp repacks 4 or 8 rows at a time for the
+/// processor that it finds (`make_block_q4_0x4`, `make_block_q4_Kx8` and their like in ggml-cpu's repack.cpp): their scales side by side, and of
+/// their bytes of codes 4 or 8 of each row in turn, which is `blck_size_interleave`. A kernel for the other width (4x4 for 4x8, 8x4 for 8x8)
+/// finds the right scales, and mostly bytes of other rows of the same few.
+fn interleaved_codes<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant<'a>>> {
+    let parts = code_parts(weight.ty);
+    // An embedding's rows are read one by one, from the file's own blocks.
+    if parts.is_empty() || matches!(case.scene.op, Op::Embed { .. }) {
+        return Ok(vec![]);
+    }
+    let mut all = Vec::new();
+    for together in [8, 4].into_iter().filter(|n| weight.rows.is_multiple_of(*n) && !(case.unseen && *n == 4)) {
+        for [read, written] in [[4, 8], [8, 4]] {
+            let what = format!("codes of {together} rows interleaved by {written} bytes, read as if by {read}");
+            let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+                let (first, own) = (row / together * together, row % together);
+                let mut bytes = weight.row(expert, row).to_vec();
+                for (n, block) in bytes.chunks_exact_mut(weight.ty.block_bytes()).enumerate() {
+                    let at = n * weight.ty.block_bytes();
+                    for &(from, len) in parts {
+                        for byte in 0..len {
+                            // Where it is looked for among the bytes of all these rows, and what was written there.
+                            let place = byte / read * read * together + own * read + byte % read;
+                            let (run, of) = (written * together, place / written % together);
+                            let source = place / run * written + place % written;
+                            block[from + byte] = weight.row(expert, first + of)[at + from + source];
+                        }
+                    }
+                }
+                dequant::each(weight.ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
+            });
+            all.extend(with(case, what, decode)?);
+        }
+    }
     Ok(all)
 }

@@ -1,7 +1,10 @@
 //! Indices that wrap around, or stop at a table's end: of positions, tokens, rows and offsets.
 
+use std::sync::Arc;
+
 use super::case::{Evidence, Variant};
 use super::{tokens, weights};
+use crate::backend::oracle::dequant;
 use crate::error::Result;
 use crate::formula::attention::{Cache, Context, Scores};
 use crate::formula::linear::{Decode, Linear, as_it_is};
@@ -96,6 +99,61 @@ fn product<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant
         let x: Vec<f64> = rows.flat_map(|row| &stated.x[row * k % modulus..][..k]).copied().collect();
         let what = format!("the input at an offset modulo {modulus}");
         all.extend(case.changed(what, |l: &mut Linear<'a>| l.x = x.into())?);
+    }
+    all.extend(offsets(case, weight, &stated)?);
+    Ok(all)
+}
+
+/// Where a row of the weight begins, or an expert, as an offset that wraps: counted in elements, bytes or words of 4 bytes, modulo a power of two.
+/// An index that has 16 bits, or a float that is exact up to 2²⁴, or 32 bits of a larger tensor. What does not begin at a whole block is
+/// unknown: there something is read that is no weight.
+fn offsets<'a>(case: &'a Evidence<'a>, weight: &'a Weight, stated: &Linear<'a>) -> Result<Vec<Variant<'a>>> {
+    /// Moduli tried for each way of counting.
+    const MOST: usize = 4;
+    let (ty, rows) = (weight.ty, weight.rows);
+    let (row_bytes, block) = (weight.row_bytes(), ty.block_bytes());
+    if case.unseen || weight.bytes().len() <= row_bytes {
+        return Ok(vec![]);
+    }
+    let slots: Arc<[usize]> = stated.slots.iter().map(|slot| slot.1).collect();
+    let (mut all, mut tried) = (Vec::new(), Vec::new());
+    // How many bytes some units are, and how many units they are.
+    let units = [("elements", block, ty.block_len()), ("bytes", 1, 1), ("words of 4 bytes", 4, 1)];
+    for (of, per_expert) in [("rows", false), ("experts", true)] {
+        if per_expert && weight.experts < 2 {
+            continue;
+        }
+        // What is asked for begins at so many bytes.
+        let begin = move |expert: usize, row: usize| (expert * rows + if per_expert { 0 } else { row }) * row_bytes;
+        let first = case.wrong.iter().map(|i| begin(slots[i / rows], i % rows)).min().unwrap_or(0);
+        for (unit, bytes, count) in units {
+            // No offset below the modulus is wrong, and one that is as large is.
+            let powers = (0..usize::BITS - 8).rev().map(|bits| 1usize << bits);
+            let fitting = powers.filter(|n| (n * bytes).is_multiple_of(count) && n * bytes / count <= first);
+            for modulus in fitting.take(MOST).filter(|n| n * bytes / count >= row_bytes) {
+                let wraps = modulus * bytes / count;
+                let place = move |expert: usize, row: usize| {
+                    let begin = begin(expert, row);
+                    let within = if per_expert { row * row_bytes } else { 0 };
+                    let at = begin % wraps + within;
+                    at.is_multiple_of(block).then_some(at).filter(|at| at + row_bytes <= weight.bytes().len())
+                };
+                // Whole rows of a matrix are known under a simpler name, and two ways of counting may come to the same.
+                if weight.experts == 1 && wraps.is_multiple_of(row_bytes) || tried.contains(&(wraps, per_expert)) {
+                    continue;
+                }
+                tried.push((wraps, per_expert));
+                let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
+                    let Some(at) = place(expert, row) else { return as_it_is(weight)(expert, row, product, offset) };
+                    let bytes = &weight.bytes()[at..][..row_bytes];
+                    dequant::each(ty, bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
+                });
+                let slots = slots.clone();
+                let unknown = move |i: usize| place(slots[i / rows], i % rows).is_none();
+                let what = format!("the weights of {of} at an offset modulo {modulus} {unit}");
+                all.extend(weights::with(case, what, decode)?.map(|variant| variant.unknown_at(unknown)));
+            }
+        }
     }
     Ok(all)
 }

@@ -320,7 +320,7 @@ pub static FAULTS: &[Fault] = &[
 ];
 
 /// Rounding that spares the first position, whose value is exact: one key, or an angle of 0.
-const NOT_FIRST: &[P] =
+pub(super) const NOT_FIRST: &[P] =
     &[P::WholeTensor, P::Scattered, P::AllButPosition, P::PositionRange, P::WithinHead, P::Heads, P::ColumnRange];
 
 const NAN_WORDS: &[super::super::shader::Edit] = &[

@@ -14,6 +14,7 @@ mod gpt_oss;
 mod linear_attention;
 mod matrices;
 mod missed;
+mod ported;
 mod reported;
 mod unlisted;
 
@@ -145,6 +146,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         experts::FAULTS,
         reported::FAULTS,
         missed::FAULTS,
+        ported::FAULTS,
         unlisted::FAULTS,
         families::FAULTS,
         gpt_oss::FAULTS,

@@ -272,14 +272,14 @@ fn residuals() {
 }
 
 /// The product of x [T, K] with rows of f64 weights [N, K].
-fn product(x: &[f64], rows: &[f64], k: usize, term: impl Fn(usize) -> f64) -> Vec<f64> {
+pub(super) fn product(x: &[f64], rows: &[f64], k: usize, term: impl Fn(usize) -> f64) -> Vec<f64> {
     let (t, n) = (x.len() / k, rows.len() / k);
     let sum = |t: usize, n: usize| (0..k).map(|i| term(i) * x[t * k + i] * rows[n * k + i]).sum();
     (0..t * n).map(|i| sum(i / n, i % n)).collect()
 }
 
 /// A weight's values.
-fn values(w: &Weight) -> Vec<f64> {
+pub(super) fn values(w: &Weight) -> Vec<f64> {
     let mut all = vec![0.0; w.rows * w.cols];
     crate::backend::oracle::dequant::row(w.ty, w.bytes(), &mut all).unwrap();
     all

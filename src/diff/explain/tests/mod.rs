@@ -5,6 +5,7 @@ mod families;
 mod linear_attention;
 mod parity;
 mod ranked;
+mod stride;
 mod sweep;
 
 use std::collections::HashMap;
