@@ -120,6 +120,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [2, 1],
         step: 1,
         explained: &["lanes"],
+        says: &["only lanes 0–6 of 8", "only lanes 0–3 of "],
         ..FAULT
     },
     Fault {

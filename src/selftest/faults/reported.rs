@@ -144,6 +144,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: &[P::WholeTensor, P::Scattered, P::PositionRange, P::Heads, P::WithinHead, P::ColumnRange],
         explained: &["lanes", "k-skipped"],
+        says: &["only the first 4 of 8 keys", "only lanes 0–3 of "],
         ..FAULT
     },
     Fault {
