@@ -232,7 +232,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["k-past"],
-        says: &["each sum reads on, 32 terms"],
+        says: &["each sum reads on, 32 terms", "each sum reads on, 256 terms"],
         ..FAULT
     },
     Fault {
