@@ -4,13 +4,16 @@ use crate::Result;
 use crate::backend::gpu::AdapterSelector;
 use crate::cli::common::{ONE_BY_ONE, progress_bar, tell};
 use crate::cli::{Outcome, output};
+use crate::error::Error;
+use crate::report::selftest::MadeUp;
 use crate::selftest::calibrate::{self, calibrate};
 use crate::selftest::faults::FaultySide;
-use crate::selftest::{SelfTestOptions, list, run as plant};
+use crate::selftest::{BESIDES, SelfTestOptions, list, run as plant};
 use crate::trace::select::stages_in;
 
 /// Plant faults in the kernels and check that each is located; or measure the rounding floors.
 ///
+/// A run of the whole table plants a few besides that it makes up, other ones each time, and says how to plant them again.
 /// Exit code 0 only if every fault is detected at its stage and on its side, and nothing else is blamed.
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,9 +32,9 @@ pub struct Args {
     /// Make up so many faults instead of those listed: kinds of mistakes with numbers, places and strengths from --seed
     #[arg(long, value_name = "N", conflicts_with_all = ["calibrate", "shows"], value_parser = clap::value_parser!(u32).range(1..=10_000))]
     generate: Option<u32>,
-    /// What --generate makes up
-    #[arg(long, value_name = "S", default_value_t = 1, requires = "generate")]
-    seed: u64,
+    /// What --generate makes up, or a run of the whole table besides it [default: of --generate 1, else another each time]
+    #[arg(long, value_name = "S", conflicts_with = "calibrate")]
+    seed: Option<u64>,
     /// The adapter to plant on: a number or a name, as `devices` lists them
     #[arg(long, value_name = "ADAPTER")]
     adapter: Option<String>,
@@ -63,8 +66,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
     }
     let shows = args.shows.as_deref().map(stages_in).transpose()?;
-    let generate = args.generate.map(|n| (n as usize, args.seed));
-    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows, generate };
+    let (listed, made_up) = (args.generate.is_none(), made_up(args)?);
+    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows, listed, made_up };
     if args.list {
         return print_list(&options, args.json);
     }
@@ -78,6 +81,26 @@ pub fn run(args: &Args) -> Result<Outcome> {
         output::print(&report.render())?;
     }
     Ok(if report.passed() { Outcome::Ok } else { Outcome::Diverged })
+}
+
+/// What is made up: what is asked for, or besides the whole table a few.
+fn made_up(args: &Args) -> Result<Option<MadeUp>> {
+    if let Some(count) = args.generate {
+        return Ok(Some(MadeUp { count: count as usize, seed: args.seed.unwrap_or(1) }));
+    }
+    let whole = args.only.is_none() && args.shows.is_none() && !args.list;
+    match args.seed {
+        Some(_) if !whole => Err(Error::usage(
+            "--seed says what is made up: by --generate, or by a run of the whole table, without --only, --shows and --list",
+        )),
+        seed => Ok(whole.then(|| MadeUp { count: BESIDES, seed: seed.unwrap_or_else(of_the_clock) })),
+    }
+}
+
+/// A seed that is another in each run, and short enough to be typed again.
+fn of_the_clock() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64 % 1_000_000_000)
 }
 
 fn print_list(options: &SelfTestOptions, json: bool) -> Result<Outcome> {

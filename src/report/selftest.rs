@@ -15,6 +15,15 @@ use crate::report::format::short;
 pub struct SelftestReport {
     pub faults: Vec<FaultResult>,
     pub controls: Vec<Control>,
+    /// What some of the faults were made up from.
+    pub made_up: Option<MadeUp>,
+}
+
+/// From what faults are made up that are in no table: the same again from the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MadeUp {
+    pub count: usize,
+    pub seed: u64,
 }
 
 /// One planted run.
@@ -33,6 +42,8 @@ pub struct FaultResult {
     pub strength: Option<f64>,
     /// The planted error over the floor of the side that errs.
     pub planted_ratio: f64,
+    /// It is in no table.
+    pub made_up: bool,
     pub outcome: TrialOutcome,
 }
 
@@ -140,6 +151,7 @@ impl SelftestReport {
             "passed": self.passed(),
             "faults": self.faults.iter().map(fault_json).collect::<Vec<_>>(),
             "controls": self.controls,
+            "made_up": self.made_up,
             "false_alarms": self.false_alarms(),
             "evaluations": self.evaluations(),
             "totals": {
@@ -156,57 +168,18 @@ impl SelftestReport {
         })
     }
 
-    /// For people: a line for each run, then what went wrong.
+    /// For people: a line for each run, what is made up apart, then what went wrong.
     pub fn render(&self) -> String {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header([
-            "fault",
-            "model",
-            "on",
-            "planted at",
-            "× floor",
-            "seen",
-            "located",
-            "side",
-            "geometry",
-            "cause",
-        ]);
-        for f in &self.faults {
-            let o = &f.outcome;
-            let strength = match (f.strength, f.planted_ratio) {
-                (Some(times), _) => short(times),
-                (None, r) if r.is_finite() => short(r),
-                _ => "—".into(),
-            };
-            let mark = |ok: bool| match (&o.unseen, ok) {
-                (Some(_), _) => "—",
-                (None, true) => "yes",
-                (None, false) => "NO",
-            };
-            let mark = |ok| mark(ok).to_string();
-            table.add_row([
-                f.name.to_string(),
-                f.model.to_string(),
-                f.subject.to_string(),
-                f.place(),
-                strength,
-                mark(o.detected),
-                mark(o.located),
-                mark(o.side_ok),
-                mark(o.pattern_ok),
-                mark(o.explained_ok),
-            ]);
-        }
-        if let Some(column) = table.column_mut(4) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
         let mut out = String::new();
         // Writing to a String cannot fail.
-        for line in table.lines() {
-            let _ = writeln!(out, "{}", line.trim_end());
+        let (made_up, listed): (Vec<_>, Vec<_>) = self.faults.iter().partition(|f| f.made_up);
+        if !listed.is_empty() {
+            let _ = writeln!(out, "{}", table(&listed));
         }
-        let _ = writeln!(out);
+        if let Some(MadeUp { count, seed }) = self.made_up.filter(|_| !made_up.is_empty()) {
+            let _ = writeln!(out, "made up: `selftest --generate {count} --seed {seed}` plants the same again\n");
+            let _ = writeln!(out, "{}", table(&made_up));
+        }
         for (f, why) in self.faults.iter().filter_map(|f| f.outcome.unseen.as_ref().map(|why| (f, why))) {
             let _ = writeln!(out, "{} on {} at {} is not to be seen: {why}", f.name, f.model, f.place());
         }
@@ -255,6 +228,44 @@ impl SelftestReport {
     }
 }
 
+/// A line for each run.
+fn table(faults: &[&FaultResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["fault", "model", "on", "planted at", "× floor", "seen", "located", "side", "geometry", "cause"]);
+    for f in faults {
+        let o = &f.outcome;
+        let strength = match (f.strength, f.planted_ratio) {
+            (Some(times), _) => short(times),
+            (None, r) if r.is_finite() => short(r),
+            _ => "—".into(),
+        };
+        let mark = |ok: bool| match (&o.unseen, ok) {
+            (Some(_), _) => "—",
+            (None, true) => "yes",
+            (None, false) => "NO",
+        };
+        let mark = |ok| mark(ok).to_string();
+        table.add_row([
+            f.name.to_string(),
+            f.model.to_string(),
+            f.subject.to_string(),
+            f.place(),
+            strength,
+            mark(o.detected),
+            mark(o.located),
+            mark(o.side_ok),
+            mark(o.pattern_ok),
+            mark(o.explained_ok),
+        ]);
+    }
+    if let Some(column) = table.column_mut(4) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+    lines.collect()
+}
+
 fn finite(x: f64) -> Option<f64> {
     x.is_finite().then_some(x)
 }
@@ -265,6 +276,7 @@ fn fault_json(f: &FaultResult) -> Json {
         "name": f.name,
         "model": f.model,
         "subject": f.subject,
+        "made_up": f.made_up,
         "layer": f.layer,
         "stage": f.stage.name(),
         "step": f.step,

@@ -5,7 +5,8 @@
 //!   WGSL of a real kernel. `case` says what must be found, and whether it was.
 //! - Every fault is planted on two models (`test_model`), or on the one whose family has what it spoils; those that have a strength at 8 and 64 times the rounding floor too, and
 //!   some together.
-//! - `generate` makes up others from a seed: a kind of mistake, with numbers, a place and a strength that nobody listed.
+//! - `generate` makes up others from a seed: a kind of mistake, with numbers, a place and a strength that nobody listed. A run of the whole
+//!   table plants some besides, from a seed that is another each time and is said.
 //! - Nothing else may be blamed: runs without a fault must agree, and in runs with one every other stage must be innocent.
 //! - [`calibrate`] measures the floors themselves: what correct kernels come to, over many operands.
 
@@ -29,7 +30,7 @@ use crate::diff::run::driver::{DiffOptions, Sides, diff};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::op::Stage;
-use crate::report::selftest::{Control, FaultResult, SelftestReport, TrialOutcome};
+use crate::report::selftest::{Control, FaultResult, MadeUp, SelftestReport, TrialOutcome};
 use crate::trace::select::{glob, nearest};
 use case::{Trial, cases, check, describe};
 use faults::FaultySide;
@@ -46,9 +47,14 @@ pub struct SelfTestOptions {
     pub adapter: AdapterSelector,
     /// The stages of the subject that can be seen; all of them if absent.
     pub shows: Option<Vec<Stage>>,
-    /// So many faults that are made up, from a seed, instead of those of the table.
-    pub generate: Option<(usize, u64)>,
+    /// Plant the faults of the table.
+    pub listed: bool,
+    /// Faults that are made up, from a seed.
+    pub made_up: Option<MadeUp>,
 }
+
+/// How many faults a run of the whole table makes up besides.
+pub const BESIDES: usize = 6;
 
 impl SelfTestOptions {
     /// The cases chosen, in order.
@@ -57,7 +63,11 @@ impl SelfTestOptions {
     /// If there are none.
     fn cases(&self) -> Result<Vec<Trial>> {
         let pattern = self.only.as_deref().unwrap_or("*");
-        let all = || self.generate.map_or_else(cases, |(n, seed)| generate::trials(n, seed));
+        let all = || {
+            let listed = if self.listed { cases() } else { Vec::new() };
+            let made_up = self.made_up.iter().flat_map(|made_up| generate::trials(made_up.count, made_up.seed));
+            listed.into_iter().chain(made_up).collect::<Vec<Trial>>()
+        };
         let named: Vec<Trial> = all().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
         if named.is_empty() {
             let known = nearest(pattern, all().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
@@ -234,7 +244,7 @@ pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usiz
     configurations.sort();
     configurations.dedup();
     let total = configurations.len() + cases.len();
-    let mut report = SelftestReport::default();
+    let mut report = SelftestReport { made_up: options.made_up, ..SelftestReport::default() };
     for (n, (test_model, subject, decode, tied)) in configurations.into_iter().enumerate() {
         progress(&format!("control, {}", test_models[test_model].name), n, total);
         report.controls.push(backends.control(&mut test_models[test_model], subject, decode, tied)?);
@@ -261,6 +271,7 @@ pub fn run(options: &SelfTestOptions, mut progress: impl FnMut(&str, usize, usiz
                 Strength::Floors(times) | Strength::UpTo(times) => Some(times),
             },
             planted_ratio: done[place].ratio,
+            made_up: case.made_up,
             outcome,
         });
     }

@@ -2,14 +2,16 @@
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
 //! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
 //! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, 11 the `qwen3next` and 12 the
-//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type.
+//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type; the last, 18, has a weight whose
+//! scales are subnormal halves, and one with codes of -128.
 
 use std::sync::Arc;
 
+use crate::backend::oracle::dequant;
 use crate::environment::Environment;
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::model::{Ffn, Model};
+use crate::model::{Ffn, Mixer, Model};
 use crate::op::{GgmlType, Weight};
 use crate::synth::{Family, FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
 
@@ -34,7 +36,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 13 + TYPES.len();
+    pub const COUNT: usize = 14 + TYPES.len();
 
     /// Those of other types.
     pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
@@ -88,6 +90,7 @@ impl TestModel {
             c?,
             d?,
             e?,
+            Self::extremes(&moe)?,
         ])
     }
 
@@ -141,6 +144,21 @@ impl TestModel {
         Ok(Self { tokens, ..Self::synthetic("long", &shape)? })
     }
 
+    /// A synthetic model with numbers at the ends of their ranges: in layer 0 every third row of q has subnormal scales, in layer 1 every ninth
+    /// has codes of -128.
+    ///
+    /// # Errors
+    /// If the model cannot be made, which would be a defect.
+    fn extremes(shape: &ModelShape) -> Result<Self> {
+        let mut made = Self::synthetic("extremes", shape)?;
+        for (layer, change) in made.model.weights.layers.iter_mut().zip([subnormal as Change, least_codes]) {
+            if let Mixer::Attention(attention) = &mut layer.mixer {
+                attention.q = change(&attention.q)?;
+            }
+        }
+        Ok(made)
+    }
+
     /// Exchanges the router of a layer for one whose experts are equal in threes, so that every position has a tie at the
     /// boundary of 2 or of 8 experts unless a pair is left over; gives back the router that was there.
     ///
@@ -161,4 +179,39 @@ impl TestModel {
             moe.router = router;
         }
     }
+}
+
+/// Makes a weight of another of the same shape.
+type Change = fn(&Weight) -> Result<Arc<Weight>>;
+
+/// Q4_K, of which every third row has subnormal halves for scale and minimum.
+fn subnormal(weight: &Weight) -> Result<Arc<Weight>> {
+    debug_assert_eq!(weight.ty, GgmlType::Q4_K);
+    let mut bytes = weight.bytes().to_vec();
+    for row in bytes.chunks_exact_mut(weight.row_bytes()).step_by(3) {
+        for block in row.chunks_exact_mut(weight.ty.block_bytes()) {
+            block[..2].copy_from_slice(&0x0123u16.to_le_bytes());
+            block[2..4].copy_from_slice(&0x0071u16.to_le_bytes());
+        }
+    }
+    Weight::from_vec(&weight.name, weight.ty, [weight.cols, weight.rows, 1], bytes)
+}
+
+/// The same values as Q8_0, but for a code of -128 in each block of every ninth row.
+fn least_codes(weight: &Weight) -> Result<Arc<Weight>> {
+    let (mut bytes, mut values) = (Vec::new(), vec![0.0; weight.cols]);
+    for row in 0..weight.rows {
+        dequant::row(weight.ty, weight.row(0, row), &mut values)?;
+        for block in values.chunks(GgmlType::Q8_0.block_len()) {
+            let largest = block.iter().fold(0f64, |m, x| m.max(x.abs()));
+            let scale = half::f16::from_f64(largest.max(1e-3) / 127.0);
+            bytes.extend(scale.to_le_bytes());
+            let code = |(i, x): (usize, &f64)| match (row % 9, i) {
+                (0, 0) => i8::MIN,
+                _ => (x / scale.to_f64()).round() as i8,
+            };
+            bytes.extend(block.iter().enumerate().map(code).map(|code| code as u8));
+        }
+    }
+    Weight::from_vec(&weight.name, GgmlType::Q8_0, [weight.cols, weight.rows, 1], bytes)
 }

@@ -149,6 +149,9 @@ pub struct Tried {
     pub removes: Option<f64>,
 }
 
+/// Between the words of causes that cannot be told apart.
+pub const SAME_AS: &str = ", which here is the same as ";
+
 /// What came of looking for a cause.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Explanation {
@@ -189,7 +192,8 @@ impl Explanation {
         let ties = &self.fits[1..self.ties()];
         let mut name = best.what.clone();
         for other in ties.iter().take(2) {
-            name += &format!(", which here is the same as {}", other.what);
+            name += SAME_AS;
+            name += &other.what;
         }
         if self.undecided {
             name += " (too little is wrong to tell this from chance)";

@@ -53,6 +53,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [1, 1],
         patterns: &[P::PositionRange, P::AllButPosition, P::WithinHead],
         explained: &["rope-base"],
+        says: &["rope with base 10000 for"],
         ..FAULT
     },
     Fault {
@@ -69,6 +70,7 @@ pub static FAULTS: &[Fault] = &[
         step: 1,
         patterns: &[P::WholeTensor, P::WithinHead],
         explained: &["rope-position"],
+        says: &["rope with positions off by -1"],
         ..FAULT
     },
     Fault {
@@ -82,6 +84,7 @@ pub static FAULTS: &[Fault] = &[
         step: 1,
         patterns: LAST_KEY,
         explained: &["kv-cache"],
+        says: &["a cache to which this call's rows were not written", "a cache whose row 7 is empty"],
         ..FAULT
     },
     Fault {
@@ -98,6 +101,7 @@ pub static FAULTS: &[Fault] = &[
         step: 1,
         patterns: LAST_KEY,
         explained: &["kv-cache"],
+        says: &["this call's rows written one row early"],
         ..FAULT
     },
     Fault {
@@ -112,6 +116,7 @@ pub static FAULTS: &[Fault] = &[
         step: 2,
         patterns: &[P::WholeTensor, P::Scattered],
         explained: &["kv-cache"],
+        says: &["a cache to which this call's rows were not written", "a cache whose row 8 is empty"],
         ..FAULT
     },
     Fault {
@@ -125,6 +130,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [1, 0],
         patterns: &[P::Diagonal],
         explained: &["mask"],
+        says: &["a mask that lets one later key through"],
         ..FAULT
     },
     Fault {
@@ -138,6 +144,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [2, 1],
         patterns: NOT_FIRST,
         explained: &["mask"],
+        says: &["a mask that hides a position's own key"],
         ..FAULT
     },
     Fault {
@@ -152,6 +159,7 @@ pub static FAULTS: &[Fault] = &[
         step: 1,
         patterns: HEADS,
         explained: &["kv-head"],
+        says: &["KV head h mod kv_heads"],
         ..FAULT
     },
     Fault {
@@ -165,6 +173,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [3, 1],
         patterns: HEADS,
         explained: &["kv-head"],
+        says: &["KV head h mod kv_heads"],
         ..FAULT
     },
     Fault {
@@ -179,6 +188,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: &[P::WholeTensor, P::Scattered],
         explained: &["attention-scale"],
+        says: &["no scale at all"],
         ..FAULT
     },
     Fault {
@@ -196,6 +206,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::AttnScores,
         layers: [3, 1],
         explained: &["attention-scale"],
+        says: &["the scale applied twice"],
         ..FAULT
     },
     Fault {
@@ -210,6 +221,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Row(5),
         patterns: &[P::Head, P::Heads, P::Position],
         explained: &["kv-head"],
+        says: &["KV head h mod kv_heads"],
         ..FAULT
     },
 ];

@@ -22,6 +22,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [2, 1],
         patterns: &[P::WholeTensor, P::Scattered],
         explained: &["router-softmax"],
+        says: &["a softmax over the chosen experts instead of all"],
         ..FAULT
     },
     Fault {
@@ -36,6 +37,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: &[P::WholeTensor, P::Scattered],
         explained: &["renormalisation"],
+        says: &["weights that are not renormalised"],
         ..FAULT
     },
     Fault {
@@ -51,6 +53,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [3, 1],
         explained: &["renormalisation"],
+        says: &["a softmax over the chosen experts' probabilities"],
         ..FAULT
     },
     Fault {
@@ -69,6 +72,7 @@ pub static FAULTS: &[Fault] = &[
         tied: true,
         patterns: EVERYWHERE,
         explained: &["router-ties"],
+        says: &["ties to the higher expert id"],
         ..FAULT
     },
     Fault {
@@ -83,6 +87,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
+        says: &["the weights of expert e + 1"],
         ..FAULT
     },
     Fault {
@@ -98,6 +103,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
+        says: &["the weights of expert e + 1"],
         ..FAULT
     },
     Fault {
@@ -126,6 +132,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::ExpertOnce,
         patterns: &[P::Expert, P::Position, P::LastPosition],
         explained: &["expert-offset"],
+        says: &["the weights of expert e + 1"],
         ..FAULT
     },
     Fault {
@@ -176,6 +183,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::ExpertAct,
         layers: [0, 1],
         explained: &["gate-up"],
+        says: &["gate and up swapped"],
         ..FAULT
     },
     Fault {
@@ -186,6 +194,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::ExpertGate,
         layers: [3, 0],
         explained: &["other-weight"],
+        says: &["the product with blk.3.ffn_up_exps.weight", "the product with blk.0.ffn_up_exps.weight"],
         ..FAULT
     },
     Fault {
@@ -204,6 +213,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::MoeOut,
         layers: [2, 0],
         explained: &["combine"],
+        says: &["the weights in reverse order of the slots"],
         ..FAULT
     },
     Fault {
@@ -213,6 +223,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::AttnResidual,
         layers: [2, 1],
         explained: &["residual"],
+        says: &["the residual dropped"],
         ..FAULT
     },
     Fault {
@@ -222,6 +233,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::LayerOut,
         layers: [3, 1],
         explained: &["residual"],
+        says: &["only the residual"],
         ..FAULT
     },
 ];

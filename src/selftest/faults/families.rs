@@ -48,6 +48,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::KRope,
         patterns: &[P::PositionRange, P::AllButPosition, P::WithinHead],
         explained: &["rope-scaling"],
+        says: &["rope without its frequency factors"],
         ..FAULT
     },
     Fault {
@@ -66,6 +67,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: NOT_FIRST,
         explained: &["rope-scaling"],
+        says: &["rope with a linear scaling by 4"],
         ..FAULT
     },
     Fault {
@@ -76,6 +78,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QBias,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -89,6 +92,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::VBias,
         patterns: NOT_FIRST,
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -109,6 +113,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::VBias,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["blk.1.attn_k.bias as the bias"],
         ..FAULT
     },
     Fault {
@@ -119,6 +124,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QRope,
         layers: [0, 1],
         explained: &["rope-scaling"],
+        says: &["YaRN without its magnitude"],
         ..FAULT
     },
     Fault {
@@ -130,6 +136,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::KRope,
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
+        says: &["every pair scaled by 4, without YaRN's ramp"],
         ..FAULT
     },
     Fault {
@@ -143,6 +150,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
+        says: &["YaRN with an original context of 16384 for 4096"],
         ..FAULT
     },
     Fault {
@@ -154,6 +162,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QRope,
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
+        says: &["frequencies that YaRN does not scale"],
         ..FAULT
     },
     Fault {
@@ -164,6 +173,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::SharedOut,
         layers: [0, 1],
         explained: &["shared-gate"],
+        says: &["the shared expert times its gate, without the sigmoid"],
         ..FAULT
     },
     Fault {
@@ -179,6 +189,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: QWEN2MOE,
         stage: Stage::SharedOut,
         explained: &["shared-gate"],
+        says: &["the shared expert without its gate"],
         ..FAULT
     },
     Fault {
@@ -189,6 +200,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::SharedOut,
         patterns: NOT_FIRST,
         explained: &["shared-gate"],
+        says: &["the shared expert with the gate of the call's first position"],
         ..FAULT
     },
     Fault {
@@ -205,6 +217,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::MoeSum,
         layers: [0, 1],
         explained: &["residual"],
+        says: &["the shared expert left out"],
         ..FAULT
     },
     Fault {
@@ -222,6 +235,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [0, 1],
         explained: &["renormalisation"],
+        says: &["weights that are renormalised"],
         ..FAULT
     },
     Fault {
@@ -254,6 +268,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GEMMA3,
         stage: Stage::Embedding,
         explained: &["embedding-scale"],
+        says: &["the embedding with no scale"],
         ..FAULT
     },
     Fault {
@@ -269,6 +284,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GEMMA3,
         stage: Stage::Embedding,
         explained: &["embedding-scale"],
+        says: &["the embedding with its scale applied twice"],
         ..FAULT
     },
     Fault {
@@ -286,6 +302,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnProbs,
         patterns: BEYOND_WINDOW,
         explained: &["window"],
+        says: &["no window: every key seen"],
         ..FAULT
     },
     Fault {
@@ -299,6 +316,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnProbs,
         patterns: BEYOND_WINDOW,
         explained: &["window"],
+        says: &["a window of 5 keys"],
         ..FAULT
     },
     Fault {
@@ -319,6 +337,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: BEYOND_WINDOW,
         explained: &["window"],
+        says: &["a window of 4 keys"],
         ..FAULT
     },
     Fault {
@@ -336,6 +355,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QRope,
         patterns: WITHIN_HEADS,
         explained: &["rope-base"],
+        says: &["rope with base 1000000 for"],
         ..FAULT
     },
     Fault {
@@ -353,6 +373,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::FfnAct,
         layers: [0, 1],
         explained: &["activation"],
+        says: &["gelu, by erf,"],
         ..FAULT
     },
     Fault {
@@ -367,6 +388,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GEMMA3,
         stage: Stage::FfnAct,
         explained: &["activation"],
+        says: &["silu for gelu"],
         ..FAULT
     },
     Fault {
@@ -383,6 +405,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnPostNorm,
         layers: [0, 1],
         explained: &["norm-missing"],
+        says: &["no norm: the input itself"],
         ..FAULT
     },
     Fault {
@@ -392,6 +415,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GEMMA3,
         stage: Stage::FfnPostNorm,
         explained: &["norm-weight"],
+        says: &["the norm with 1 + weight"],
         ..FAULT
     },
 ];

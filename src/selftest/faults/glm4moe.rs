@@ -35,6 +35,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterProbs,
         layers: [0, 1],
         explained: &["router-softmax"],
+        says: &["a softmax over all experts instead of sigmoids"],
         ..FAULT
     },
     Fault {
@@ -48,6 +49,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterProbs,
         layers: [0, 1],
         explained: &["router-softmax"],
+        says: &["the sigmoid of the logit with its sign turned"],
         ..FAULT
     },
     Fault {
@@ -67,6 +69,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterProbs,
         layers: [0, 1],
         explained: &["choice-bias"],
+        says: &["the bias of the choice added to the logits"],
         ..FAULT
     },
     Fault {
@@ -77,6 +80,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterChoice,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -95,6 +99,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterChoice,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["the bias subtracted"],
         ..FAULT
     },
     Fault {
@@ -150,6 +155,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [0, 1],
         explained: &["weights-scale"],
+        says: &["weights that are not multiplied by"],
         ..FAULT
     },
     Fault {
@@ -163,6 +169,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [0, 1],
         explained: &["weights-scale"],
+        says: &["weights multiplied by"],
         ..FAULT
     },
     Fault {
@@ -180,6 +187,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [0, 1],
         explained: &["renormalisation"],
+        says: &["weights that are not renormalised"],
         ..FAULT
     },
     Fault {
@@ -197,6 +205,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::QRope,
         patterns: TURNED,
         explained: &["rope-part"],
+        says: &["rope on all 64 dimensions of a head, of which"],
         ..FAULT
     },
     Fault {
@@ -220,6 +229,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: TURNED,
         explained: &["rope-part"],
+        says: &["rope on the last 32 of a head's 64 dimensions"],
         ..FAULT
     },
     Fault {
@@ -240,6 +250,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: TURNED,
         explained: &["rope-part", "rope-exponent", "rope-base"],
+        says: &["rope with exponents 2i/64 for 2i/32"],
         ..FAULT
     },
     Fault {
@@ -269,6 +280,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::MoeSum,
         layers: [0, 1],
         explained: &["residual"],
+        says: &["the shared expert left out"],
         ..FAULT
     },
     Fault {
@@ -284,6 +296,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::SharedAct,
         layers: [0, 1],
         explained: &["activation"],
+        says: &["gelu, by tanh,"],
         ..FAULT
     },
     Fault {
@@ -293,6 +306,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GLM4MOE,
         stage: Stage::FfnAct,
         explained: &["gate-up"],
+        says: &["silu(gate) without up"],
         ..FAULT
     },
 ];

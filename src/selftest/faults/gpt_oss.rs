@@ -27,6 +27,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: SEEN,
         explained: &["attention-sink"],
+        says: &["no sinks"],
         ..FAULT
     },
     Fault {
@@ -40,6 +41,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnProbs,
         patterns: SEEN,
         explained: &["attention-sink"],
+        says: &["the sink of the next head"],
         ..FAULT
     },
     Fault {
@@ -54,6 +56,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: SEEN,
         explained: &["attention-sink"],
+        says: &["a sink that is added to the sum without the largest score taken from it"],
         ..FAULT
     },
     Fault {
@@ -67,6 +70,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnProbs,
         patterns: BEYOND_WINDOW,
         explained: &["window"],
+        says: &["a window of 5 keys"],
         ..FAULT
     },
     Fault {
@@ -83,6 +87,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::ExpertAct,
         patterns: HERE_AND_THERE,
         explained: &["clamp"],
+        says: &["gate and up without their limits"],
         ..FAULT
     },
     Fault {
@@ -97,6 +102,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: HERE_AND_THERE,
         explained: &["clamp"],
+        says: &["up held to at most 7, not to ±7"],
         ..FAULT
     },
     Fault {
@@ -107,6 +113,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::ExpertAct,
         layers: [0, 1],
         explained: &["clamp"],
+        says: &["silu: the sigmoid of the gate"],
         ..FAULT
     },
     Fault {
@@ -126,6 +133,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GPT_OSS,
         stage: Stage::ExpertAct,
         explained: &["clamp"],
+        says: &["up without 1 added"],
         ..FAULT
     },
     Fault {
@@ -140,6 +148,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GPT_OSS,
         stage: Stage::ExpertAct,
         explained: &["clamp"],
+        says: &["silu(gate) · up, without limits and without 1 added to up"],
         ..FAULT
     },
     Fault {
@@ -156,6 +165,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnOutBias,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -165,6 +175,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GPT_OSS,
         stage: Stage::RouterBias,
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -181,6 +192,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::ExpertGateBias,
         layers: [0, 1],
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -193,6 +205,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: GPT_OSS,
         stage: Stage::ExpertDownBias,
         explained: &["expert-bias"],
+        says: &["the bias of the expert 1 higher"],
         ..FAULT
     },
     Fault {
@@ -208,6 +221,7 @@ pub(super) static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-bias"],
+        says: &["the bias of the expert 1 higher"],
         ..FAULT
     },
     Fault {
@@ -226,6 +240,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::ExpertGateBias,
         patterns: &[P::WholeTensor, P::Expert, P::Scattered, P::Slot, P::Position],
         explained: &["expert-bias"],
+        says: &["the bias of the slot's number"],
         ..FAULT
     },
     Fault {
@@ -249,6 +264,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::RouterWeights,
         layers: [0, 1],
         explained: &["renormalisation"],
+        says: &["a softmax over all experts, of which the chosen have their shares"],
         ..FAULT
     },
     Fault {
@@ -260,6 +276,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
+        says: &["YaRN's ramp with its ends rounded to whole pairs"],
         ..FAULT
     },
 ];

@@ -46,6 +46,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnConv,
         explained: &["conv-kernel"],
+        says: &["the kernel reversed in time"],
         ..FAULT
     },
     Fault {
@@ -64,6 +65,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnConv,
         explained: &["conv-kernel"],
+        says: &["a convolution that is a position late"],
         ..FAULT
     },
     Fault {
@@ -73,6 +75,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnConv,
         explained: &["conv-activation"],
+        says: &["a convolution without its silu"],
         ..FAULT
     },
     Fault {
@@ -86,6 +89,10 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnConv,
         step: 1,
         explained: &["conv-state", "conv-kernel"],
+        says: &[
+            "a convolution that begins anew with the call",
+            "no convolution: the position's own values times the last weight",
+        ],
         ..FAULT
     },
     Fault {
@@ -98,6 +105,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnQ,
         explained: &["l2-norm"],
+        says: &["an RMS norm"],
         ..FAULT
     },
     Fault {
@@ -113,6 +121,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnK,
         explained: &["l2-norm"],
+        says: &["the norm of the queries"],
         ..FAULT
     },
     Fault {
@@ -125,6 +134,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnDecay,
         explained: &["decay"],
+        says: &["exp(x) for softplus(x)"],
         ..FAULT
     },
     Fault {
@@ -141,6 +151,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnDecay,
         explained: &["decay"],
+        says: &["−softplus"],
         ..FAULT
     },
     Fault {
@@ -150,6 +161,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnDt,
         explained: &["bias"],
+        says: &["the bias left out"],
         ..FAULT
     },
     Fault {
@@ -163,6 +175,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnDelta,
         patterns: SOME_HEADS,
         explained: &["delta-heads"],
+        says: &["key head h "],
         ..FAULT
     },
     Fault {
@@ -176,6 +189,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnDelta,
         patterns: LATER,
         explained: &["delta-decay"],
+        says: &["no decay of the state"],
         ..FAULT
     },
     Fault {
@@ -192,6 +206,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnDelta,
         patterns: LATER,
         explained: &["delta-beta"],
+        says: &["beta on the values alone"],
         ..FAULT
     },
     Fault {
@@ -205,6 +220,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnDelta,
         patterns: LATER,
         explained: &["delta-beta"],
+        says: &["no correction: beta · v"],
         ..FAULT
     },
     Fault {
@@ -214,6 +230,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnDelta,
         explained: &["delta-scale", "factor"],
+        says: &["no scale 1/√D", "8 times the right values", "√D times"],
         ..FAULT
     },
     Fault {
@@ -232,6 +249,7 @@ pub(super) static FAULTS: &[Fault] = &[
         models: LINEAR,
         stage: Stage::LinearAttnDelta,
         explained: &["delta-state"],
+        says: &["the output of the state before the position's update"],
         ..FAULT
     },
     Fault {
@@ -252,6 +270,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnDelta,
         step: 1,
         explained: &["delta-state"],
+        says: &["a state that begins anew with the call", "a state of the position alone"],
         ..FAULT
     },
     Fault {
@@ -262,6 +281,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::AttnGated,
         layers: [1, 1],
         explained: &["activation"],
+        says: &["silu for "],
         ..FAULT
     },
     Fault {
@@ -286,6 +306,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [1, 1],
         patterns: &[P::AllButHead, P::Heads],
         explained: &["joint-rows"],
+        says: &["the joint weight's halves, where the rows of heads take turns"],
         ..FAULT
     },
     Fault {
@@ -308,6 +329,7 @@ pub(super) static FAULTS: &[Fault] = &[
         stage: Stage::LinearAttnB,
         patterns: &[P::ColumnRange, P::ColumnBlock],
         explained: &["joint-rows"],
+        says: &["the joint weight's halves, where the rows of heads take turns"],
         ..FAULT
     },
 ];

@@ -19,6 +19,10 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::Embedding,
         patterns: &[P::ColumnBlock, P::SubBlock],
         explained: &["scale-one", "scale-neighbour"],
+        says: &[
+            "sub-block 3 of every block with the scale of the one after",
+            "each sub-block with the scale of the one after",
+        ],
         ..FAULT
     },
     Fault {
@@ -33,6 +37,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: NOWHERE,
         explained: &["scale-one", "scale-neighbour"],
+        says: &["sub-block 3 of every block with the scale of the one after"],
         ..FAULT
     },
     Fault {
@@ -42,6 +47,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::AttnNorm,
         patterns: NOWHERE,
         explained: &["norm-eps"],
+        says: &["the norm with eps 1e-5 for"],
         ..FAULT
     },
     Fault {
@@ -52,6 +58,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: NOWHERE,
         explained: &["norm-eps"],
+        says: &["the norm with eps 1e-3 for"],
         ..FAULT
     },
     Fault {
@@ -67,6 +74,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::FfnNorm,
         layers: [2, 1],
         explained: &["lanes"],
+        says: &["only lanes 0–7 of 64 summed"],
         ..FAULT
     },
     Fault {
@@ -79,6 +87,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::QNorm,
         layers: [1, 1],
         explained: &["norm-missing"],
+        says: &["no norm: the input itself"],
         ..FAULT
     },
     Fault {
@@ -91,6 +100,7 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::RouterLogits,
         layers: [0, 0],
         explained: &["k-skipped"],
+        says: &["only the first 224 of 256"],
         ..FAULT
     },
     Fault {
@@ -110,6 +120,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [2, 1],
         step: 1,
         explained: &["lanes"],
+        says: &["only lanes 0–6 of 8", "only lanes 0–3 of "],
         ..FAULT
     },
     Fault {
@@ -180,6 +191,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: NOWHERE,
         explained: &["sum-precision"],
+        says: &["f16 sums"],
         ..FAULT
     },
     Fault {
@@ -192,6 +204,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: NOWHERE,
         explained: &["input-precision"],
+        says: &["inputs rounded to bf16"],
         ..FAULT
     },
     Fault {
@@ -204,6 +217,7 @@ pub static FAULTS: &[Fault] = &[
         graded: true,
         patterns: NOWHERE,
         explained: &["int8-activations"],
+        says: &["inputs as int8 with one scale per 256"],
         ..FAULT
     },
     Fault {
@@ -215,6 +229,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [1, 0],
         patterns: NOWHERE,
         explained: &["int8-activations"],
+        says: &["inputs as int8 with one scale per 256"],
         ..FAULT
     },
     Fault {
@@ -225,6 +240,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [0, 0],
         patterns: &[P::WholeTensor, P::Scattered, P::ColumnRange, P::Experts, P::AllButExpert, P::ColumnResidue],
         explained: &["weight-type"],
+        says: &["Q4_K weights read as Q6_K"],
         ..FAULT
     },
     Fault {
@@ -234,6 +250,7 @@ pub static FAULTS: &[Fault] = &[
         subject: FaultySide::Cpu,
         stage: Stage::Logits,
         explained: &["weight-transposed"],
+        says: &["the weight transposed"],
         ..FAULT
     },
     Fault {
@@ -246,6 +263,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Row(4),
         patterns: &[P::Position],
         explained: &["input-precision"],
+        says: &["inputs rounded to bf16"],
         ..FAULT
     },
 ];

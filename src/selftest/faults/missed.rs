@@ -1,7 +1,7 @@
 //! Kinds of mistakes that were once told badly: located, but without a cause, with a wrong one, or in a place that is too wide. Some need
 //! the long prompt, for more than a tile of positions or of an expert's slots.
 
-use super::super::shader::Shader;
+use super::super::shader::{Edit, Shader};
 use super::reported::{EVERYWHERE, ROUNDED_TO_F16, misplaced};
 use super::{By, FAULT, Fault, FaultySide};
 use crate::diff::locate::PatternKind as P;
@@ -10,6 +10,8 @@ use crate::op::{HostTensor, Op, Stage};
 
 /// The test model with the long prompt.
 const LONG: &[usize] = &[10];
+/// The one with scales and codes at the ends of their ranges.
+const EXTREMES: &[usize] = &[18];
 
 pub static FAULTS: &[Fault] = &[
     Fault {
@@ -27,6 +29,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: NOT_FIRST,
         explained: &["input-precision"],
+        says: &["probabilities rounded to f16"],
         ..FAULT
     },
     Fault {
@@ -41,6 +44,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: EVERYWHERE,
         explained: &["input-precision"],
+        says: &["q rounded to f16"],
         ..FAULT
     },
     Fault {
@@ -69,6 +73,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [1, 1],
         patterns: NOT_FIRST,
         explained: &["rope-precision"],
+        says: &["rope with frequencies in f16"],
         ..FAULT
     },
     Fault {
@@ -86,6 +91,7 @@ pub static FAULTS: &[Fault] = &[
         models: LONG,
         patterns: &[P::PositionRange, P::PositionResidue, P::Position, P::LastPosition, P::Scattered],
         explained: &["rope-precision"],
+        says: &["rope with positions cut off to bf16"],
         ..FAULT
     },
     Fault {
@@ -100,6 +106,7 @@ pub static FAULTS: &[Fault] = &[
         models: LONG,
         patterns: &[P::PositionRange, P::WithinHead],
         explained: &["rope-table"],
+        says: &["rope with positions from 256 on taken as 255"],
         ..FAULT
     },
     Fault {
@@ -123,6 +130,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionResidue, P::PositionRange, P::Scattered],
         explained: &["combine"],
+        says: &["the weights in reverse order of the slots", "the weights of the next slot"],
         ..FAULT
     },
     Fault {
@@ -146,6 +154,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::Column, P::ColumnRange, P::ColumnResidue, P::WithinHead, P::Scattered],
         explained: &["offset"],
+        says: &["0.01 added to the right values"],
         ..FAULT
     },
     Fault {
@@ -169,6 +178,7 @@ pub static FAULTS: &[Fault] = &[
         models: LONG,
         patterns: &[P::PositionRange],
         explained: &["wrapped"],
+        says: &["the input of rows modulo 32"],
         ..FAULT
     },
     Fault {
@@ -195,6 +205,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: &[P::Position],
         explained: &["embedding-row"],
+        says: &["the row after the token's"],
         ..FAULT
     },
     Fault {
@@ -221,6 +232,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["k-past"],
+        says: &["each sum reads on, 32 terms", "each sum reads on, 256 terms"],
         ..FAULT
     },
     Fault {
@@ -235,6 +247,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["weight-words"],
+        says: &["packed codes read as f16: the low half of words"],
         ..FAULT
     },
     Fault {
@@ -278,6 +291,7 @@ pub static FAULTS: &[Fault] = &[
         models: LONG,
         patterns: &[P::PositionRange],
         explained: &["k-skipped", "lanes"],
+        says: &["only the first 128 of"],
         ..FAULT
     },
     Fault {
@@ -303,6 +317,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["norm-eps"],
+        says: &["the norm with eps 1e-5 for"],
         ..FAULT
     },
     Fault {
@@ -315,15 +330,116 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["norm-eps"],
+        says: &["the norm with eps 1e-5 for"],
+        ..FAULT
+    },
+    Fault {
+        name: "logits-tail",
+        what: "the last 40 logits are zero",
+        by: By::Shader(&[
+            Shader {
+                kernel: "matmul",
+                edits: &[("= sums[j][k];", "= select(sums[j][k], 0.0, r + 40u >= p.piece.count);")],
+            },
+            Shader {
+                kernel: "matmul_lanes",
+                edits: &[("= sums[j][k];", "= select(sums[j][k], 0.0, row + 8u * j + 40u >= p.piece.count);")],
+            },
+        ]),
+        stage: Stage::Logits,
+        patterns: &[P::ColumnRange, P::ColumnBlock, P::LastPartialTile],
+        explained: &["zero"],
+        ..FAULT
+    },
+    Fault {
+        name: "rows-stale",
+        what: "the last eighth of the head's rows is not run, and holds what was in the buffer before",
+        by: By::Operation(|_| {
+            Box::new(|engine, op| {
+                let Op::MatMul { ref x, .. } = *op else { return Err(misplaced(op)) };
+                let right = engine.run(op)?;
+                let (n, before) = (right.cols(), x.to_f32());
+                let stale = |(i, y)| if i % n < n - n / 8 { y } else { before[i % before.len()] };
+                let values = right.to_f32().into_iter().enumerate().map(stale);
+                Ok(HostTensor::f32(&right.shape, values.collect()))
+            })
+        }),
+        stage: Stage::Logits,
+        patterns: &[P::ColumnRange, P::ColumnBlock, P::LastPartialTile],
+        ..FAULT
+    },
+    Fault {
+        name: "scales-flushed",
+        what: "scales and minimums that are subnormal halves are read as 0",
+        by: By::Shader(&[
+            Shader { kernel: "matmul", edits: &[FLUSHED] },
+            Shader { kernel: "matmul_lanes", edits: &[FLUSHED] },
+        ]),
+        stage: Stage::QProj,
+        layers: [0, 0],
+        models: EXTREMES,
+        patterns: &[P::ColumnResidue, P::Scattered],
+        explained: &["scale-subnormal"],
+        ..FAULT
+    },
+    Fault {
+        name: "code-turned",
+        what: "the code -128 is read as 128",
+        by: By::Shader(&[
+            Shader { kernel: "matmul", edits: &[TURNED_CODE] },
+            Shader { kernel: "matmul_lanes", edits: &[TURNED_CODE] },
+        ]),
+        stage: Stage::QProj,
+        layers: [0, 1],
+        models: EXTREMES,
+        patterns: &[P::ColumnResidue],
+        ..FAULT
+    },
+    Fault {
+        name: "rope-angles-f32",
+        what: "rope's angles as the product of a position and a frequency in f32",
+        by: By::Operation(|_| {
+            Box::new(|_, op| {
+                let Op::Rope { ref x, start, head_dim, rotation } = *op else { return Err(misplaced(op)) };
+                let (half, cols, values) = (head_dim / 2, x.cols(), x.to_f32());
+                let frequency = |i: usize| rotation.base.powf(-2.0 * i as f64 / head_dim as f64) as f32;
+                let turned = |n: usize| {
+                    let (row, within) = (n / cols, n % head_dim);
+                    let (sin, cos) = f64::from((start + row) as f32 * frequency(within % half)).sin_cos();
+                    let (sin, cos) = (sin as f32, cos as f32);
+                    match within < half {
+                        true => values[n] * cos - values[n + half] * sin,
+                        false => values[n] * cos + values[n - half] * sin,
+                    }
+                };
+                Ok(HostTensor::f32(&x.shape, (0..values.len()).map(turned).collect()))
+            })
+        }),
+        subject: FaultySide::Cpu,
+        stage: Stage::QRope,
+        layers: [0, 0],
+        models: LONG,
+        patterns: &[P::PositionRange, P::WithinHead, P::Scattered, P::WholeTensor, P::AllButPosition],
+        explained: &["rope-precision"],
         ..FAULT
     },
 ];
+
+/// Subnormal halves read as 0, where scales are unpacked.
+const FLUSHED: Edit = ("bitcast<u32>(f32(mantissa) * 5.9604644775390625e-8) | sign", "sign");
+
+/// Bytes as numbers, of which the least changes its sign.
+const TURNED_CODE: Edit = (
+    "return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));",
+    "let codes = vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
+    return select(codes, -codes, codes == vec4<f32>(-128.0));",
+);
 
 /// Rounding that spares the first position, whose value is exact: one key, or an angle of 0.
 pub(super) const NOT_FIRST: &[P] =
     &[P::WholeTensor, P::Scattered, P::AllButPosition, P::PositionRange, P::WithinHead, P::Heads, P::ColumnRange];
 
-const NAN_WORDS: &[super::super::shader::Edit] = &[
+const NAN_WORDS: &[Edit] = &[
     (
         "fn weights(s: Block, c: u32, h: u32)",
         "fn through_f16(w: vec4<u32>) -> vec4<u32> {

@@ -14,6 +14,8 @@ mod gpt_oss;
 mod linear_attention;
 mod matrices;
 mod missed;
+#[cfg(test)]
+mod once_missed;
 mod ported;
 mod reported;
 mod unlisted;
@@ -98,6 +100,9 @@ pub struct Fault {
     pub patterns: &'static [PatternKind],
     /// Hypotheses of which one must be named; none: no explanation is right.
     pub explained: &'static [&'static str],
+    /// Words of which the cause that is named must have one, where a hypothesis has variants that are different mistakes; none: that it is
+    /// this hypothesis says enough.
+    pub says: &'static [&'static str],
     /// So little may be wrong that nothing can be told from chance: none is right as well.
     pub may_be_open: bool,
 }
@@ -120,6 +125,7 @@ pub(super) const FAULT: Fault = Fault {
     tied: false,
     patterns: &[PatternKind::WholeTensor],
     explained: &[],
+    says: &[],
     may_be_open: false,
 };
 
@@ -156,12 +162,17 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
     tables.into_iter().flatten()
 }
 
-/// Faults that are planted together in one run.
+/// Faults that are planted together in one run: in other stages, layers, steps, or on both sides.
 pub static TOGETHER: &[(&str, &[&str])] = &[
     ("two-stages", &["rope-pairing", "expert-offset"]),
     ("two-sides", &["int8-reference", "residual-dropped"]),
     ("both-wrong", &["int8-reference", "down-k-tail"]),
     ("both-eps", &["eps-subject", "eps-reference"]),
+    // In three layers of the demo model, each on its own stage.
+    ("three-stages", &["scale-missing", "rope-pairing", "expert-offset"]),
+    ("three-sides", &["gate-up-swapped", "int8-reference", "residual-dropped"]),
+    // In the prompt, at the first decoded token and at the second.
+    ("three-steps", &["k-tail", "kv-stale", "down-k-tail-decode"]),
 ];
 
 /// The fault called `name`.

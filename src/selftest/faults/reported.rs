@@ -37,6 +37,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::Head, P::Heads],
         explained: &["kv-head"],
+        says: &["KV head h / 3, up to the last"],
         ..FAULT
     },
     Fault {
@@ -52,6 +53,7 @@ pub static FAULTS: &[Fault] = &[
         tied: true,
         patterns: &[P::WholeTensor, P::Scattered, P::Slot, P::PositionRange, P::Position],
         explained: &["router-ties"],
+        says: &["ties dropped: of equal experts only the lowest id is taken"],
         ..FAULT
     },
     Fault {
@@ -69,6 +71,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["input-precision"],
+        says: &["k rounded to f16"],
         ..FAULT
     },
     Fault {
@@ -89,6 +92,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: EVERYWHERE,
         explained: &["input-precision"],
+        says: &["v rounded to f16"],
         ..FAULT
     },
     Fault {
@@ -106,6 +110,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: EVERYWHERE,
         explained: &["input-precision"],
+        says: &["k cut off to bf16"],
         ..FAULT
     },
     Fault {
@@ -123,6 +128,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionRange],
         explained: &["window"],
+        says: &["a window of 4 keys"],
         ..FAULT
     },
     Fault {
@@ -138,6 +144,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: &[P::WholeTensor, P::Scattered, P::PositionRange, P::Heads, P::WithinHead, P::ColumnRange],
         explained: &["lanes", "k-skipped"],
+        says: &["only the first 4 of 8 keys", "only lanes 0–3 of "],
         ..FAULT
     },
     Fault {
@@ -149,6 +156,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionRange],
         explained: &["k-skipped", "lanes"],
+        says: &["only the first 4 of"],
         ..FAULT
     },
     Fault {
@@ -163,6 +171,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: EVERYWHERE,
         explained: &["renormalisation"],
+        says: &["weights divided by their sum plus 1e-3"],
         ..FAULT
     },
     Fault {
@@ -177,6 +186,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::Slot],
         explained: &["renormalisation"],
+        says: &["only slot 0 renormalised"],
         ..FAULT
     },
     Fault {
@@ -191,6 +201,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionRange],
         explained: &["wrapped"],
+        says: &["the first slot's outputs at the offset modulo 1024"],
         ..FAULT
     },
     Fault {
@@ -217,6 +228,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::ColumnRange, P::AllButHead],
         explained: &["wrapped", "misplaced"],
+        says: &["the weights of rows modulo 64", "the columns of columns modulo 64"],
         ..FAULT
     },
     Fault {
@@ -233,6 +245,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: &[P::PositionRange, P::PositionResidue, P::Scattered],
         explained: &["wrapped"],
+        says: &["the rows of tokens modulo 256"],
         ..FAULT
     },
     Fault {
@@ -247,6 +260,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionRange, P::WithinHead],
         explained: &["rope-table"],
+        says: &["rope with positions from 4 on taken as 3"],
         ..FAULT
     },
     Fault {
@@ -261,6 +275,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: EVERYWHERE,
         explained: &["k-skipped"],
+        says: &["only the first 224 of 256 squares"],
         ..FAULT
     },
     Fault {
@@ -275,6 +290,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: &[P::PositionResidue],
         explained: &["factor"],
+        says: &["0.5 times the right values"],
         ..FAULT
     },
 ];

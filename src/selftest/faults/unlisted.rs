@@ -43,6 +43,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: &[P::PositionRange],
         explained: &["misplaced"],
+        says: &["rows 2 and 3 exchanged"],
         ..FAULT
     },
     Fault {
@@ -61,6 +62,7 @@ pub static FAULTS: &[Fault] = &[
         layers: [3, 0],
         patterns: &[P::Column],
         explained: &["misplaced"],
+        says: &["the first row in every row"],
         ..FAULT
     },
     Fault {

@@ -2,7 +2,8 @@
 
 use std::rc::Rc;
 
-use super::{Draw, Kind, by, changed, each, in_kernels, misplaced};
+use super::{Draw, Kind, by, changed, each, in_kernels, misplaced, place};
+use crate::diff::locate::PatternKind as P;
 use crate::op::{HostTensor, Op, Stage};
 use crate::selftest::faulty::FaultScope;
 use crate::selftest::test_model::POSITIONS;
@@ -41,8 +42,12 @@ pub(super) fn chosen(draw: &mut Draw) -> Kind {
     let which = if all { format!("expert {off}") } else { format!("expert e + {off}") };
     let kind = Kind::new(format!("{which} at {stage}, rows from {from}"), stage, mistake, &["expert-offset"]);
     let scope = if from == 0 && !all && draw.one_in(2) { FaultScope::Expert } else { FaultScope::All };
-    Kind { scope, ..kind }.graded()
+    let patterns = if scope == FaultScope::Expert { ONE_EXPERT } else { kind.patterns };
+    Kind { scope, patterns, ..kind }.graded()
 }
+
+/// What says that only one expert is wrong: its rows may be a position's, or a slot's.
+const ONE_EXPERT: &[P] = &[P::Expert, P::Position, P::LastPosition, P::Slot];
 
 /// Experts' outputs with other weights, at some positions.
 pub(super) fn combined(draw: &mut Draw) -> Kind {
@@ -112,5 +117,6 @@ pub(super) fn activated(draw: &mut Draw) -> Kind {
     let explained: &'static [&'static str] = if exchanged { &["gate-up"] } else { &["activation"] };
     let kind = Kind::new(format!("{what} at {stage}"), stage, mistake, explained).graded().in_decoding_too();
     let scope = if draw.one_in(3) { FaultScope::Row(draw.below(POSITIONS)) } else { FaultScope::All };
-    Kind { scope, decoded: scope == FaultScope::All, ..kind }
+    let patterns = if scope == FaultScope::All { kind.patterns } else { place::ROWS };
+    Kind { scope, patterns, decoded: scope == FaultScope::All, ..kind }
 }

@@ -1,4 +1,4 @@
-//! Faults that nobody listed: a kind of mistake, with numbers, a place, a strength, a side and a model drawn from a seed; one, or two at once.
+//! Faults that nobody listed: a kind of mistake, with numbers, a place, a strength, a side and a model drawn from a seed; one, or two or three at once.
 //!
 //! - Each kind says, as a row of the table does, which hypotheses explain it rightly. A fault is remade from its seed alone, and its name says
 //!   what was drawn.
@@ -28,7 +28,7 @@ use crate::quant::random::Rng;
 
 /// `n` trials from a seed; the first of them are those of a smaller `n`.
 pub fn trials(n: usize, seed: u64) -> Vec<Trial> {
-    (0..n).map(|i| trial(i, &mut Draw { rng: Rng::new(seed, i as u64), test_model: 0 })).collect()
+    (0..n).map(|i| trial(seed, i)).collect()
 }
 
 /// What is drawn from, for a model.
@@ -69,13 +69,27 @@ struct Kind {
     may_be_open: bool,
     /// It leaves every value finite.
     finite: bool,
+    /// Where it is confined to a part, the kinds of geometry that say so; else any.
+    patterns: &'static [PatternKind],
 }
 
 impl Kind {
     fn new(what: impl Into<String>, stage: Stage, by: By, explained: &'static [&'static str]) -> Self {
         let what = what.into();
         let scope = FaultScope::All;
-        Self { what, stage, by, explained, scope, graded: false, decoded: false, may_be_open: false, finite: true }
+        let (graded, decoded, may_be_open, finite) = (false, false, false, true);
+        Self {
+            what,
+            stage,
+            by,
+            explained,
+            scope,
+            graded,
+            decoded,
+            may_be_open,
+            finite,
+            patterns: PatternKind::VARIANTS,
+        }
     }
     fn graded(self) -> Self {
         Self { graded: true, ..self }
@@ -101,8 +115,7 @@ impl Kind {
             layers,
             step,
             scope: self.scope,
-            // What is drawn is a place, but which words are right for it depends on what else is wrong there: that there are some is all that is asked.
-            patterns: PatternKind::VARIANTS,
+            patterns: self.patterns,
             explained: self.explained,
             may_be_open,
             ..FAULT
@@ -133,15 +146,18 @@ const KINDS: [fn(&mut Draw) -> Kind; 20] = [
     experts::activated,
 ];
 
-fn trial(i: usize, draw: &mut Draw) -> Trial {
+fn trial(seed: u64, i: usize) -> Trial {
+    let draw = &mut Draw { rng: Rng::new(seed, i as u64), test_model: 0 };
     draw.test_model = if draw.one_in(3) { draw.of(TestModel::OF_TYPES) } else { draw.below(2) };
-    let first = KINDS[i % KINDS.len()](draw);
+    // Every kind in its turn; the seed says which begins, so that a few trials of many seeds have them all.
+    let turn = (seed % KINDS.len() as u64) as usize + i;
+    let first = KINDS[turn % KINDS.len()](draw);
     let mut kinds = vec![first];
-    if draw.one_in(6) {
-        let mut other = KINDS[draw.below(KINDS.len())](draw);
+    // With one in six comes another, and with every second of these a third.
+    while kinds.len() < 3 && draw.one_in(if kinds.len() == 1 { 6 } else { 2 }) {
+        let other = KINDS[draw.below(KINDS.len())](draw);
         // What is not finite hides whatever comes after it.
-        other.graded &= kinds[0].graded;
-        if other.stage != kinds[0].stage && kinds[0].finite && other.finite {
+        if kinds.iter().all(|kind| other.stage != kind.stage && kind.finite && other.finite) {
             kinds.push(other);
         }
     }
@@ -150,6 +166,10 @@ fn trial(i: usize, draw: &mut Draw) -> Trial {
         0 if graded => Strength::UpTo(draw.of(&[24.0, 64.0, 200.0])),
         _ => Strength::Full,
     };
+    // Of an error that was made small the floor may hide the most, and with it its place.
+    if strength != Strength::Full {
+        kinds.iter_mut().for_each(|kind| kind.patterns = PatternKind::VARIANTS);
+    }
     let shader = kinds.iter().any(Kind::is_shader);
     let subject = if shader || draw.one_in(2) { FaultySide::Gpu } else { FaultySide::Cpu };
     let step = usize::from(kinds.iter().all(|kind| kind.decoded) && draw.one_in(6));
@@ -168,7 +188,7 @@ fn trial(i: usize, draw: &mut Draw) -> Trial {
         .collect();
     let decoding = if step > 0 { ", in decoding" } else { "" };
     let name: &'static str = format!("{i}: {}{decoding}", whats.join("; and ")).leak();
-    Trial { name, faults, test_model: draw.test_model, strength }
+    Trial { name, faults, test_model: draw.test_model, strength, made_up: true }
 }
 
 /// A mistake made by running operations.

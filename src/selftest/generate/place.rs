@@ -1,6 +1,7 @@
 //! Which part of a result is wrong.
 
 use super::Draw;
+use crate::diff::locate::PatternKind as P;
 use crate::selftest::test_model::POSITIONS;
 
 /// A part of a result [T, (K,) columns].
@@ -80,6 +81,18 @@ impl Place {
         matches!(self, Self::Cell(..) | Self::Column(_) | Self::TwoColumns(..) | Self::Corner(..))
     }
 
+    /// Kinds of geometry that restrict what it restricts: one must be among those named.
+    pub fn patterns(self) -> &'static [P] {
+        match self {
+            Self::Row(_) | Self::RowsFrom(_) | Self::RowsOf(..) => ROWS,
+            Self::Slot(_) => &[P::Slot],
+            Self::Column(_) | Self::TwoColumns(..) | Self::ColumnsFrom(_) | Self::ColumnsOf(..) | Self::Block(..) => {
+                COLUMNS
+            }
+            Self::Cell(..) | Self::Corner(..) => ROWS_AND_COLUMNS,
+        }
+    }
+
     pub fn words(self) -> String {
         match self {
             Self::Row(n) => format!("position {n}"),
@@ -96,3 +109,23 @@ impl Place {
         }
     }
 }
+
+/// What says that only some positions are wrong.
+pub(super) const ROWS: &[P] =
+    &[P::Position, P::LastPosition, P::PositionRange, P::AllButPosition, P::PositionResidue, P::LastPartialTile];
+/// What says that only some columns are. Heads are columns.
+const COLUMNS: &[P] = &[
+    P::Column,
+    P::ColumnRange,
+    P::AllButColumn,
+    P::ColumnBlock,
+    P::SubBlock,
+    P::ColumnResidue,
+    P::LastPartialTile,
+    P::Head,
+    P::Heads,
+    P::AllButHead,
+    P::WithinHead,
+];
+/// A part of a position, which either may say.
+const ROWS_AND_COLUMNS: &[P] = &[P::Element, P::Position, P::LastPosition, P::Column, P::ColumnRange, P::ColumnBlock];

@@ -55,6 +55,7 @@ pub(super) fn written(draw: &mut Draw) -> Kind {
         graded,
         decoded: place.in_every_call(),
         may_be_open: place.is_small(),
+        patterns: place.patterns(),
         finite,
         ..Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, explained)
     }
@@ -192,5 +193,6 @@ pub(super) fn residual(draw: &mut Draw) -> Kind {
         Ok(sum)
     });
     let kind = Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, &["residual"]);
-    Kind { graded: true, decoded: place.in_every_call(), may_be_open: place.is_small(), ..kind }
+    let (may_be_open, patterns) = (place.is_small(), place.patterns());
+    Kind { graded: true, decoded: place.in_every_call(), may_be_open, patterns, ..kind }
 }
