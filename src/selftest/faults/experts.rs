@@ -103,7 +103,8 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
-        says: &["the weights of expert e + 1"],
+        // Of one expert of one token the two are one.
+        says: &["the weights of expert e + 1", "the weights of expert 3 for whatever was chosen"],
         ..FAULT
     },
     Fault {

@@ -56,7 +56,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: SEEN,
         explained: &["attention-sink"],
-        says: &["a sink that is added to the sum without the largest score taken from it"],
+        says: &["a sink that is added to the sum without the largest of scores and sink taken from it"],
         ..FAULT
     },
     Fault {
@@ -221,7 +221,8 @@ pub(super) static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-bias"],
-        says: &["the bias of the expert 1 higher"],
+        // Of one expert the two are one.
+        says: &["the bias of the expert 1 higher", "the bias of expert 2 for every expert"],
         ..FAULT
     },
     Fault {

@@ -2,7 +2,7 @@
 
 /// What the products of unpacked codes depend on.
 #[derive(Clone, Copy)]
-pub(super) struct Form {
+pub(super) struct CodeForm {
     /// Weights that share a scale.
     pub span: usize,
     /// A minimum is taken away from each span.
@@ -18,7 +18,7 @@ pub(super) struct Form {
 ///
 /// The module has what `lane_kernels` asks for, the type `I` of 16 whole numbers, `to_f32` of it, and `span_dot`: the sums of span `s`,
 /// whose codes are at `w` and `codes`, for `R` times 16 rows and `T` tokens. `rows` is the `R` that goes with the most tokens of the list; `moved`
-/// says whether all codes are moved up, or only those that then fit into seven bits. Many types' unpacked codes are of the same [`Form`] and
+/// says whether all codes are moved up, or only those that then fit into seven bits. Many types' unpacked codes are of the same [`CodeForm`] and
 /// have their kernel in common: `fits` is how many sums of two neighbours' products it may have to tell apart.
 ///
 /// The order of sums: each span's products in whole numbers, times its scale; eight spans, first to last; beside them the mins times
@@ -40,7 +40,7 @@ macro_rules! int8_kernels {
         }
 
         /// The kernel for codes of a form.
-        const fn panel_of(form: Form) -> Int8Panel {
+        const fn panel_of(form: CodeForm) -> Int8Panel {
             match (form.span, form.mins, form.offset, form.fit) {
                 $(
                     (16, false, false, $fit) => panel::<16, false, false, $fit>,

@@ -25,7 +25,7 @@ use crate::formula::Point;
 use crate::model::{Config, Weights};
 use crate::op::{HostTensor, Site};
 
-use scope::{Mistake, Part, Scope};
+use scope::{HiddenMistake, MistakePart, SegmentScope};
 use search::{capture, hold, shared_expert, try_all};
 
 /// Everything that is known of a segment whose end is wrong.
@@ -128,17 +128,17 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let Some(&first) = rows.first() else { return Ok(explanation) };
 
     let segment = Segment::new(eval.log, eval.contracts);
-    let scope = Scope::new(eval, segment.prefix(first + 1));
-    let mut parts = vec![Part::Whole];
+    let scope = SegmentScope::new(eval, segment.prefix(first + 1));
+    let mut parts = vec![MistakePart::Whole];
     if rows.len() < all_rows {
-        parts.push(Part::Rows(rows.clone()));
+        parts.push(MistakePart::Rows(rows.clone()));
         if rows.len() > 1 {
-            parts.push(Part::Rows([first].into()));
+            parts.push(MistakePart::Rows([first].into()));
         }
-        parts.extend(shared_expert(eval.ids, &rows).map(Part::Expert));
+        parts.extend(shared_expert(eval.ids, &rows).map(MistakePart::Expert));
     }
-    let whole = Scope::new(eval, segment);
-    let mut fits: Vec<(Mistake, f64, Changed)> = Vec::new();
+    let whole = SegmentScope::new(eval, segment);
+    let mut fits: Vec<(HiddenMistake, f64, Changed)> = Vec::new();
     // What is done to weights and numbers is by far the most to try. Nothing of it gives by chance what a mistake in the model's structure
     // gives, so it is tried where none of those does; or only at scattered rows, where structure makes no mistakes.
     for structural in [true, false] {

@@ -1,7 +1,7 @@
 //! A segment with mistakes made in it: what a variant at one of its steps, or at several, gives at its end.
 //!
 //! Hundreds of variants are tried on segments of hundreds of rows, and nearly none comes near. So each is computed first as far as one row
-//! needs it ([`Scope::may_fit`]): the last row of its own stage, unless that goes into a cache, and of all that follows.
+//! needs it ([`SegmentScope::may_fit`]): the last row of its own stage, unless that goes into a cache, and of all that follows.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ pub const NEAR: f64 = 50.0;
 
 /// Where in a stage a mistake is made.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Part {
+pub enum MistakePart {
     Whole,
     /// In these rows of the call.
     Rows(BTreeSet<usize>),
@@ -28,25 +28,27 @@ pub enum Part {
     Expert(u32),
 }
 
-impl Part {
+impl MistakePart {
     /// Rows that are no range.
     pub fn is_scattered(&self) -> bool {
         match self {
-            Part::Rows(rows) => rows.last().zip(rows.first()).is_some_and(|(last, first)| last - first >= rows.len()),
-            Part::Whole | Part::Expert(_) => false,
+            MistakePart::Rows(rows) => {
+                rows.last().zip(rows.first()).is_some_and(|(last, first)| last - first >= rows.len())
+            }
+            MistakePart::Whole | MistakePart::Expert(_) => false,
         }
     }
 
     pub fn words(&self, start: usize) -> String {
         match self {
-            Part::Whole => String::new(),
-            Part::Rows(rows) => {
+            MistakePart::Whole => String::new(),
+            MistakePart::Rows(rows) => {
                 let names: Vec<String> = rows.iter().take(6).map(|row| (start + row).to_string()).collect();
                 let more = if rows.len() > 6 { ", …" } else { "" };
                 let s = if rows.len() == 1 { "" } else { "s" };
                 format!(", at position{s} {}{more} only", names.join(", "))
             }
-            Part::Expert(expert) => format!(", in expert {expert} only"),
+            MistakePart::Expert(expert) => format!(", in expert {expert} only"),
         }
     }
 
@@ -62,14 +64,14 @@ impl Part {
         let axis = site.stage.position_axis();
         let (rows, inner) = (right.shape[axis], right.shape[axis + 1..].iter().product::<usize>().max(1));
         let inside = |i: usize| match self {
-            Part::Whole => true,
-            Part::Rows(set) => set.contains(&(first + i / inner % rows)),
-            Part::Expert(expert) => {
+            MistakePart::Whole => true,
+            MistakePart::Rows(set) => set.contains(&(first + i / inner % rows)),
+            MistakePart::Expert(expert) => {
                 let cols = right.cols().max(1);
                 ids.is_some_and(|ids| ids.ids().get(i / cols) == Some(expert))
             }
         };
-        if *self == Part::Whole {
+        if *self == MistakePart::Whole {
             return changed;
         }
         if right.dtype() == "u32" {
@@ -83,58 +85,60 @@ impl Part {
 
 /// A variant at one or several steps.
 #[derive(Clone)]
-pub struct Mistake {
+pub struct HiddenMistake {
     pub hypothesis: &'static Hypothesis,
     pub what: String,
     pub steps: Vec<usize>,
-    pub part: Part,
+    pub part: MistakePart,
 }
 
-impl Mistake {
+impl HiddenMistake {
     /// The less the simpler: a part is a choice, and scattered rows are many.
     pub fn complexity(&self) -> usize {
-        usize::from(self.part != Part::Whole) + usize::from(self.part.is_scattered())
+        usize::from(self.part != MistakePart::Whole) + usize::from(self.part.is_scattered())
     }
 }
 
 /// The rows of a stage that are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
+pub enum WantedRows {
     All,
     Last,
 }
 
-impl Rows {
+impl WantedRows {
     /// The elements of a stage's values, in order.
     fn elements(self, stage: Stage, shape: &[usize]) -> Vec<usize> {
         let axis = stage.position_axis();
         let (rows, inner) = (shape[axis], shape[axis + 1..].iter().product::<usize>());
         let outer: usize = shape[..axis].iter().product();
         match self {
-            Rows::All => (0..outer * rows * inner).collect(),
-            Rows::Last => (0..outer).flat_map(|o| (o + 1) * rows * inner - inner..(o + 1) * rows * inner).collect(),
+            WantedRows::All => (0..outer * rows * inner).collect(),
+            WantedRows::Last => {
+                (0..outer).flat_map(|o| (o + 1) * rows * inner - inner..(o + 1) * rows * inner).collect()
+            }
         }
     }
     /// These rows of a stage's values.
     fn of(self, stage: Stage, t: &HostTensor) -> HostTensor {
         let axis = stage.position_axis();
         match self {
-            Rows::All => t.clone(),
-            Rows::Last => t.take(axis, &[t.shape[axis] - 1]),
+            WantedRows::All => t.clone(),
+            WantedRows::Last => t.take(axis, &[t.shape[axis] - 1]),
         }
     }
 }
 
 /// Computes a variant's values at some rows.
-type Values<'v> = dyn Fn(Rows) -> Result<HostTensor> + 'v;
+type Values<'v> = dyn Fn(WantedRows) -> Result<HostTensor> + 'v;
 
 /// A segment over some first rows of the call, with what mistakes in it may look at.
-pub struct Scope<'a> {
+pub struct SegmentScope<'a> {
     pub eval: &'a SegmentEval<'a>,
     pub segment: Segment,
     /// The same as far as its last row needs it, and the rows that it has of each step.
     last: Segment,
-    has: Vec<Rows>,
+    has: Vec<WantedRows>,
     /// All values of the log, cut to the same rows: for mistakes that take one for another.
     values: Vec<(Site, Rc<HostTensor>)>,
     ids: Option<HostTensor>,
@@ -143,14 +147,14 @@ pub struct Scope<'a> {
     pub allowed: Vec<f64>,
 }
 
-impl<'a> Scope<'a> {
+impl<'a> SegmentScope<'a> {
     pub fn new(eval: &'a SegmentEval<'a>, segment: Segment) -> Self {
         let rows = segment.target().rows();
         let (site, start) = (segment.target().at.site, segment.target().at.start);
         let of_target = |t: &HostTensor| cut(site.stage, t, start, 0..rows);
         let values =
             eval.log.steps.iter().map(|s| (s.at.site, Rc::new(cut(s.at.site.stage, &s.value, start, 0..rows))));
-        let has = |whole: bool| if whole { Rows::All } else { Rows::Last };
+        let has = |whole: bool| if whole { WantedRows::All } else { WantedRows::Last };
         Self {
             eval,
             last: segment.last_row(),
@@ -207,11 +211,11 @@ impl<'a> Scope<'a> {
                 if variant.fitted > 0 || variant.loose {
                     continue;
                 }
-                let values = |rows: Rows| -> Result<HostTensor> {
+                let values = |rows: WantedRows| -> Result<HostTensor> {
                     let elements = rows.elements(stage, &right.shape);
                     let values = variant.at(&elements)?.into_iter().map(|p| p.value);
                     let mut shape = right.shape.clone();
-                    if rows == Rows::Last {
+                    if rows == WantedRows::Last {
                         shape[stage.position_axis()] = 1;
                     }
                     Ok(match stage.is_ids() {
@@ -231,13 +235,13 @@ impl<'a> Scope<'a> {
     pub fn in_part(
         &self,
         n: usize,
-        part: &Part,
+        part: &MistakePart,
         right: &HostTensor,
-        rows: Rows,
+        rows: WantedRows,
         values: &Values<'_>,
     ) -> Result<HostTensor> {
         let site = self.segment.steps[n].at.site;
-        let first = if rows == Rows::Last { self.segment.target().rows() - 1 } else { 0 };
+        let first = if rows == WantedRows::Last { self.segment.target().rows() - 1 } else { 0 };
         let ids = self.ids.as_ref().map(|ids| rows.of(Stage::RouterIds, ids));
         Ok(part.of(site, first, ids.as_ref(), &rows.of(site.stage, right), values(rows)?))
     }
@@ -245,12 +249,12 @@ impl<'a> Scope<'a> {
     /// The values of a mistake at step `n`, as `op` runs it; `None` if it is not one that can be made there.
     fn altered(
         &self,
-        mistake: &Mistake,
+        mistake: &HiddenMistake,
         n: usize,
         op: &OwnedOp,
         changed: &Changed,
         right: &HostTensor,
-        rows: Rows,
+        rows: WantedRows,
     ) -> Result<Option<HostTensor>> {
         let upstream = self.upstream(n, changed);
         let mut found = None;
@@ -264,21 +268,27 @@ impl<'a> Scope<'a> {
     }
 
     /// The values of a mistake at step `n`, as `op` runs it, where it is made there.
-    pub fn made(&self, mistake: &Mistake, n: usize, op: &OwnedOp, changed: &Changed) -> Result<Option<HostTensor>> {
+    pub fn made(
+        &self,
+        mistake: &HiddenMistake,
+        n: usize,
+        op: &OwnedOp,
+        changed: &Changed,
+    ) -> Result<Option<HostTensor>> {
         if !mistake.steps.contains(&n) {
             return Ok(None);
         }
         let right = self.segment.exact(n, op, self.eval.contracts)?;
-        self.altered(mistake, n, op, changed, &right, Rows::All)
+        self.altered(mistake, n, op, changed, &right, WantedRows::All)
     }
 
     /// Runs the segment with a mistake in it.
-    pub fn run(&self, mistake: &Mistake) -> Result<Changed> {
+    pub fn run(&self, mistake: &HiddenMistake) -> Result<Changed> {
         self.segment.rerun(self.eval.contracts, |n, op, changed| self.made(mistake, n, op, changed))
     }
 
     /// Whether a variant of step `n` comes near at the last row, if it is made in a part; no if it changes nothing there.
-    pub fn may_fit(&self, n: usize, part: &Part, right: &HostTensor, values: &Values<'_>) -> Result<bool> {
+    pub fn may_fit(&self, n: usize, part: &MistakePart, right: &HostTensor, values: &Values<'_>) -> Result<bool> {
         let here = self.in_part(n, part, right, self.has[n], values)?;
         if here.data == self.has[n].of(self.segment.steps[n].at.site.stage, right).data {
             return Ok(false);
@@ -288,7 +298,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Whether a mistake made at several steps comes near at the last row.
-    pub fn run_may_fit(&self, mistake: &Mistake) -> Result<bool> {
+    pub fn run_may_fit(&self, mistake: &HiddenMistake) -> Result<bool> {
         let contracts = self.eval.contracts;
         let end = self.last.rerun(contracts, |n, op, changed| {
             if !mistake.steps.contains(&n) {
@@ -299,8 +309,8 @@ impl<'a> Scope<'a> {
             let all = self.segment.with(n, &changed);
             let all = all.as_ref().unwrap_or(&self.segment.steps[n].op);
             let right = match self.has[n] {
-                Rows::All => self.segment.exact(n, all, contracts)?,
-                Rows::Last => {
+                WantedRows::All => self.segment.exact(n, all, contracts)?,
+                WantedRows::Last => {
                     let site = self.segment.steps[n].at.site;
                     (*self.padded(site, &Rc::new(self.last.exact(n, op, contracts)?))).clone()
                 }
@@ -316,7 +326,7 @@ impl<'a> Scope<'a> {
         if value.shape == step.value.shape {
             return value.clone();
         }
-        let places = Rows::Last.elements(site.stage, &step.value.shape);
+        let places = WantedRows::Last.elements(site.stage, &step.value.shape);
         Rc::new(if site.stage.is_ids() {
             let mut all = step.value.ids().to_vec();
             places.iter().zip(value.ids()).for_each(|(at, id)| all[*at] = *id);
@@ -332,8 +342,8 @@ impl<'a> Scope<'a> {
     fn is_near_at_last(&self, end: &Changed) -> bool {
         let target = self.segment.target();
         let Some(end) = end.get(&target.at.site) else { return false };
-        let output = Rows::Last.of(target.at.site.stage, &self.output).to_f64();
-        let places = Rows::Last.elements(target.at.site.stage, &self.exact.shape);
+        let output = WantedRows::Last.of(target.at.site.stage, &self.output).to_f64();
+        let places = WantedRows::Last.elements(target.at.site.stage, &self.exact.shape);
         let mut points = end.to_f64().into_iter().zip(places).map(|(end, at)| Point::new(end, self.allowed[at]));
         output.into_iter().all(|output| points.next().is_some_and(|p| p.residual(output) <= NEAR))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::scope::{Mistake, NEAR, Part, Rows, Scope};
+use super::scope::{HiddenMistake, MistakePart, NEAR, SegmentScope, WantedRows};
 use crate::diff::explain::Hypothesis;
 use crate::diff::explain::fit::UNACCOUNTED;
 use crate::diff::explain::list::HYPOTHESES;
@@ -33,13 +33,13 @@ fn is_numeric(hypothesis: &Hypothesis) -> bool {
 
 /// Every mistake that comes near to what the side shows: on the first rows or, if it lets rows see later ones, on all.
 pub fn try_all(
-    [first, whole]: [&Scope<'_>; 2],
-    parts: &[Part],
+    [first, whole]: [&SegmentScope<'_>; 2],
+    parts: &[MistakePart],
     structural: bool,
     tried: &mut usize,
-) -> Result<Vec<(f64, Mistake)>> {
+) -> Result<Vec<(f64, HiddenMistake)>> {
     let contracts = first.eval.contracts;
-    let mut near: Vec<(f64, Mistake)> = Vec::new();
+    let mut near: Vec<(f64, HiddenMistake)> = Vec::new();
     let mut seen: Vec<(&'static Hypothesis, String, Vec<usize>)> = Vec::new();
     let sees_later = |hypothesis: &Hypothesis| hypothesis.id == "mask";
     let steps = first.segment.steps.len();
@@ -55,23 +55,24 @@ pub fn try_all(
                 None => seen.push((hypothesis, what.to_string(), vec![n])),
             }
             let mut whole_fits = false;
-            for part in parts.iter().filter(|part| has_experts || !matches!(part, Part::Expert(_))) {
+            for part in parts.iter().filter(|part| has_experts || !matches!(part, MistakePart::Expert(_))) {
                 // Where the mistake fits as a whole, a part of it says no more.
-                if *part != Part::Whole && whole_fits {
+                if *part != MistakePart::Whole && whole_fits {
                     break;
                 }
                 *tried += 1;
                 if !later && !scope.may_fit(n, part, right, values)? {
                     continue;
                 }
-                let here = scope.in_part(n, part, right, Rows::All, values)?;
+                let here = scope.in_part(n, part, right, WantedRows::All, values)?;
                 if here.data == right.data {
                     continue;
                 }
                 let end = scope.segment.rerun(contracts, |m, _, _| Ok((m == n).then(|| here.clone())))?;
-                let mistake = || Mistake { hypothesis, what: what.to_string(), steps: vec![n], part: part.clone() };
+                let mistake =
+                    || HiddenMistake { hypothesis, what: what.to_string(), steps: vec![n], part: part.clone() };
                 let residual = scope.comes_near(scope.end(&end));
-                whole_fits |= *part == Part::Whole && residual.is_some_and(|residual| residual <= 1.0);
+                whole_fits |= *part == MistakePart::Whole && residual.is_some_and(|residual| residual <= 1.0);
                 near.extend(residual.map(|residual| (residual, mistake())));
             }
             Ok(true)
@@ -80,7 +81,7 @@ pub fn try_all(
     for (hypothesis, what, steps) in seen.into_iter().filter(|(.., steps)| steps.len() > 1) {
         *tried += 1;
         let scope = if sees_later(hypothesis) { whole } else { first };
-        let mistake = Mistake { hypothesis, what, steps, part: Part::Whole };
+        let mistake = HiddenMistake { hypothesis, what, steps, part: MistakePart::Whole };
         if sees_later(hypothesis) || scope.run_may_fit(&mistake)? {
             let end = scope.run(&mistake)?;
             near.extend(scope.comes_near(scope.end(&end)).map(|residual| (residual, mistake)));
@@ -94,8 +95,8 @@ pub fn try_all(
 }
 
 /// Those that give what the side shows on all rows, within the floor that the segment has with them in it.
-pub fn hold(whole: &Scope<'_>, near: Vec<(f64, Mistake)>) -> Result<Vec<(Mistake, f64, Changed)>> {
-    let mut fits: Vec<(Mistake, f64, Changed)> = Vec::new();
+pub fn hold(whole: &SegmentScope<'_>, near: Vec<(f64, HiddenMistake)>) -> Result<Vec<(HiddenMistake, f64, Changed)>> {
+    let mut fits: Vec<(HiddenMistake, f64, Changed)> = Vec::new();
     for (_, mistake) in near {
         let run = whole.run(&mistake)?;
         let (mut residual, left) = whole.residual(whole.end(&run), &whole.allowed);
@@ -124,7 +125,7 @@ pub fn shared_expert(ids: Option<&HostTensor>, rows: &BTreeSet<usize>) -> Option
 
 /// Hidden stages to be captured next. Where several mistakes fit, those at which most pairs of them differ; where none does, the one at
 /// about half of the segment, of the width of the residual stream, where there is one.
-pub fn capture(scope: &Scope<'_>, fits: &[(Mistake, f64, Changed)]) -> Vec<Site> {
+pub fn capture(scope: &SegmentScope<'_>, fits: &[(HiddenMistake, f64, Changed)]) -> Vec<Site> {
     let steps = &scope.segment.steps;
     let hidden = &steps[..steps.len() - 1];
     if fits.len() > 1 {

@@ -15,7 +15,7 @@ use super::{V, fma, load, prefetch, splat, store, store_tail, sub};
 use crate::backend::cpu::int8::{Activations, BLOCK, CodePanel, CodedRow, CodedRowMut};
 use crate::backend::cpu::kernels::{Int8Kernels, Int8Panel};
 use crate::backend::cpu::simd::Line;
-use crate::backend::cpu::simd::int8::{Form, int8_kernels};
+use crate::backend::cpu::simd::int8::{CodeForm, int8_kernels};
 
 /// 16 whole numbers.
 type I = [__m256i; 2];
@@ -33,10 +33,10 @@ const fn keeps_sign<F: Codes>() -> bool {
 }
 
 /// Codes that keep their sign have no offset, and their products, of up to 128 · 127, are widened one sum at a time.
-const fn form<F: Codes>() -> Form {
+const fn form<F: Codes>() -> CodeForm {
     let (span, mins) = (span::<F>(), F::MINS);
     if keeps_sign::<F>() {
-        return Form { span, mins, offset: false, fit: 0 };
+        return CodeForm { span, mins, offset: false, fit: 0 };
     }
     let most = (i16::MAX as i32 / (2 * 127 * F::SPREAD)) as usize;
     let fit = match most {
@@ -45,7 +45,7 @@ const fn form<F: Codes>() -> Form {
         2.. => 2,
         _ => 1,
     };
-    Form { span, mins, offset: F::LEAST != 0, fit }
+    CodeForm { span, mins, offset: F::LEAST != 0, fit }
 }
 
 #[inline]

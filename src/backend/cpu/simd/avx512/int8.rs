@@ -9,7 +9,7 @@ use crate::backend::cpu::kernels::{Int8Kernels, Int8Panel};
 use crate::backend::cpu::simd::Line;
 use crate::backend::cpu::simd::avx2::codes::Codes;
 use crate::backend::cpu::simd::avx2::int8::{gemv, quantize, span, unpack};
-use crate::backend::cpu::simd::int8::{Form, int8_kernels};
+use crate::backend::cpu::simd::int8::{CodeForm, int8_kernels};
 
 /// 16 whole numbers.
 type I = __m512i;
@@ -18,8 +18,8 @@ type I = __m512i;
 int8_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")], rows: 2, tokens: [1, 2, 3, 4, 5, 6], moved: true, fits: [0]);
 
 /// Four products are added into 32 bits at once.
-const fn form<F: Codes>() -> Form {
-    Form { span: span::<F>(), mins: F::MINS, offset: F::LEAST != 0, fit: 0 }
+const fn form<F: Codes>() -> CodeForm {
+    CodeForm { span: span::<F>(), mins: F::MINS, offset: F::LEAST != 0, fit: 0 }
 }
 
 #[inline]
