@@ -336,15 +336,15 @@ impl Segment {
     /// The same as far as its last row needs it: all rows of what goes into a cache, of the rest the last one alone.
     pub fn last_row(&self) -> Self {
         let last = self.target().rows() - 1;
-        let into_caches = self.into_caches();
-        let steps = self.steps.iter().zip(into_caches);
+        let feeds_cache = self.feeds_cache();
+        let steps = self.steps.iter().zip(feeds_cache);
         let part =
             |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layout);
         Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layout: self.layout }
     }
 
     /// Which steps make what a later step of the segment reads from a cache.
-    pub fn into_caches(&self) -> Vec<bool> {
+    pub fn feeds_cache(&self) -> Vec<bool> {
         let mut found = BTreeSet::new();
         for step in self.steps.iter().rev() {
             let whole = found.contains(&step.at.site);

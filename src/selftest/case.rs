@@ -9,7 +9,7 @@ use crate::diff::explain::SAME_AS;
 use crate::diff::locate::{Pattern, PatternKind};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::{Comparison, Measured, StageResult, Verdict};
-use crate::op::{Scope as Layers, Site, Stage};
+use crate::op::{OpKind, Scope as Layers, Site, Stage};
 use crate::report::selftest::{FoundFault, TrialOutcome};
 
 /// A fault or several, on one of the models, at one strength.
@@ -147,9 +147,10 @@ fn check_shown(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) ->
         comparison.stages.iter().find(|s| stands_for(s, fault.side, case.seen_at(fault)))
     };
     let segments = comparison.hidden() > 0;
-    // A value that is wrong in a hidden cache is met again at each later token.
+    // A value that is wrong in a cache is met again at each later token: where what is stored is hidden, or the storing itself is wrong.
     let planted = |s: &StageResult| {
-        let again = |f: &&Fault| segments && (0..s.step).any(|step| case.seen_at(f).0 == step);
+        let cached = |f: &Fault| segments || f.op() == OpKind::Store;
+        let again = |f: &&Fault| cached(f) && (0..s.step).any(|step| case.seen_at(f).0 == step);
         case.faults.iter().any(|f| {
             stands_for(s, f.side, case.seen_at(f)) || again(f) && stands_for(s, f.side, (s.step, case.seen_at(f).1))
         })

@@ -98,7 +98,8 @@ pub static FAULTS: &[Fault] = &[
         by: By::Operation(|place| {
             let Ffn::Moe(moe) = &place.weights().ffn else { return nothing_of_the_kind() };
             let (gate, up) = (&moe.gate, &moe.up);
-            let row = |expert: usize, row: usize| if row % 2 == 0 { gate } else { up }.row(expert, row / 2).to_vec();
+            let row =
+                |expert: usize, row: usize| if row.is_multiple_of(2) { gate } else { up }.row(expert, row / 2).to_vec();
             let places = (0..gate.experts).flat_map(|expert| (0..gate.rows).map(move |r| (expert, r)));
             let bytes = places.flat_map(|(expert, r)| row(expert, r)).collect();
             with(gate.ty, [gate.cols, gate.rows, gate.experts], bytes)

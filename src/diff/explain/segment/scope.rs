@@ -158,7 +158,7 @@ impl<'a> SegmentScope<'a> {
         Self {
             eval,
             last: segment.last_row(),
-            has: segment.into_caches().into_iter().map(has).collect(),
+            has: segment.feeds_cache().into_iter().map(has).collect(),
             values: values.collect(),
             ids: eval.ids.map(|ids| ids.take(0, &Vec::from_iter(0..rows))),
             output: of_target(eval.output),
