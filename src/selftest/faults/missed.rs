@@ -421,6 +421,7 @@ pub static FAULTS: &[Fault] = &[
         models: LONG,
         patterns: &[P::PositionRange, P::WithinHead, P::Scattered, P::WholeTensor, P::AllButPosition],
         explained: &["rope-precision"],
+        says: &["rope with angles as an f32 position times an f32 frequency"],
         ..FAULT
     },
 ];
