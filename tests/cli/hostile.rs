@@ -361,7 +361,7 @@ fn a_file_that_may_not_be_read_is_an_error_of_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::copy("models/demo-moe-Q4_K_M.gguf", &path).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::File::open(&path).is_ok() {
         eprintln!("not tested: permissions, which this user stands above");
         return;

@@ -62,11 +62,11 @@ const ROWS: &[(&str, &str, HeldBy)] = &[
     ("renorm-eps1e-6", "weights divided by their sum and 1e-6", Planted("renormalised-tiny-eps")),
     (
         "clobber",
-        "a kernel writes over another's output: the kernel named, not who reads it next",
+        "something writes over a value that is still needed: named as the cause where it is read, and who reads it is not blamed",
         Tested(
-            "tests/cli/poison.rs",
-            "a_kernel_that_goes_too_far_is_named",
-            "a stage whose inputs were overwritten is right about what it was given: guard words tell who wrote, not a comparison",
+            "src/diff/run/tests.rs",
+            "an_operand_that_was_written_over_is_named",
+            "what is planted changes a stage's own result, and no other stage's",
         ),
     ),
 ];
