@@ -200,9 +200,13 @@ impl<'a> Keys<'a> {
 
     /// A finite number above 0, if the file says one.
     pub fn positive_opt(&self, name: &'static str) -> Result<Option<f32>> {
-        let value = match self.value(name).and_then(same_in_all) {
-            Some(x) => Some(x as f32),
+        let value = match self.value(name) {
+            Some(all @ Value::Array(Array::F32(_) | Array::F64(_))) => same_in_all(all).map(|x| x as f32),
+            _ => None,
+        };
+        let value = match value {
             None => self.gguf.metadata.f32_opt(&self.full(name))?,
+            value => value,
         };
         match value {
             Some(x) if !(x.is_finite() && x > 0.0) => {
