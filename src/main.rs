@@ -2,6 +2,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_drivers();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    keep_memory();
     #[cfg(unix)]
     end_on_lost_pages();
     twinscope::cli::main()
@@ -13,6 +15,19 @@ fn quiet_drivers() {
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: called first thing in main, while the process has one thread.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
+}
+
+/// A run makes the same tensors for every layer, of megabytes each. As glibc has it, one that is dropped goes back to the system, and the next
+/// is of new pages, which the kernel clears: up to a third of a prompt's time. Here such memory stays in the process.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_memory() {
+    const LARGEST: libc::c_int = 1 << 30;
+    // SAFETY: called while the process has one thread; the options are those of glibc's manual, and an allocator that refuses one goes on as it is.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LARGEST);
+        libc::mallopt(libc::M_TOP_PAD, 16 << 20);
     }
 }
 
