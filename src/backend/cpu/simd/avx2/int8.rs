@@ -116,24 +116,27 @@ pub(in crate::backend::cpu::simd) fn unpack<F: Codes, const MOVED: bool>(
 ) {
     let blocks = row_bytes / size_of::<F::Block>();
     let (rows, groups) = (w.len() / row_bytes.max(1), blocks * F::GROUPS);
-    let row = |r: usize| bytemuck::cast_slice::<u8, F::Block>(&w[r * row_bytes..][..row_bytes]);
     let up = _mm256_set1_epi8(if MOVED || !keeps_sign::<F>() { F::LEAST.wrapping_neg() as i8 } else { 0 });
     let parts = if F::HALVES { 2 } else { 1 };
     for first in (0..rows).step_by(16) {
         let here = (rows - first).min(16);
+        // Of rows that are not there the scales are zero, and the codes those of the last.
+        let mut of_rows: [&[F::Block]; 16] = [&[]; 16];
+        for r in 0..16 {
+            of_rows[r] = &bytemuck::cast_slice(&w[(first + r.min(here - 1)) * row_bytes..][..row_bytes])[..blocks];
+        }
         let codes = &mut panel.codes[first / 16 * groups * 8..][..groups * 8];
         let codes: &mut [[u8; 64]] = bytemuck::cast_slice_mut(codes);
         let scales = &mut panel.scales[first / 16 * groups * parts..][..groups * parts];
         let mins = if F::MINS { &mut panel.mins[first / 16 * groups * parts..][..groups * parts] } else { &mut [] };
         for b in 0..blocks {
-            // Of rows that are not there the scales are zero, and the codes anything.
             let spans = b * F::GROUPS * parts..(b + 1) * F::GROUPS * parts;
             for r in 0..16 {
                 let mut scales = scales[spans.clone()].iter_mut();
                 let mut mins = if F::MINS { mins[spans.clone()].iter_mut() } else { [].iter_mut() };
                 if r < here {
                     // SAFETY: this function has the features.
-                    let head = unsafe { F::head(&row(first + r)[b]) };
+                    let head = unsafe { F::head(&of_rows[r][b]) };
                     scales.zip(head.scales).for_each(|(line, scale)| line.0[r] = scale);
                     mins.zip(head.mins).for_each(|(line, min)| line.0[r] = min);
                 } else {
@@ -144,13 +147,13 @@ pub(in crate::backend::cpu::simd) fn unpack<F: Codes, const MOVED: bool>(
             for g in 0..F::GROUPS {
                 let lines = &mut codes[(b * F::GROUPS + g) * 8..][..8];
                 for half in 0..2 {
-                    let mut of_rows = [_mm256_setzero_si256(); 8];
-                    for r in 0..8.min(here.saturating_sub(half * 8)) {
+                    let mut eight = [_mm256_setzero_si256(); 8];
+                    for r in 0..8 {
                         // SAFETY: as above; a block has GROUPS groups.
-                        let these = unsafe { F::codes(&row(first + half * 8 + r)[b], g) };
-                        of_rows[r] = _mm256_add_epi8(these, up);
+                        let these = unsafe { F::codes(&of_rows[half * 8 + r][b], g) };
+                        eight[r] = _mm256_add_epi8(these, up);
                     }
-                    let quads = transposed(of_rows);
+                    let quads = transposed(eight);
                     for q in 0..8 {
                         // SAFETY: half of 64 bytes; no alignment is asked for.
                         unsafe { _mm256_storeu_si256(lines[q].as_mut_ptr().add(half * 32).cast(), quads[q]) };
