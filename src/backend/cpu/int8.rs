@@ -21,6 +21,7 @@ pub(super) const BLOCK: usize = 256;
 pub(super) const ONE_ROW: usize = 128;
 
 /// Rows of activations as codes.
+#[derive(Default)]
 pub(super) struct Activations {
     /// K, the length of a row.
     pub k: usize,
@@ -38,11 +39,14 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    /// Codes of zero for `rows` rows of `k`.
-    pub fn new(rows: usize, k: usize, span: usize, least: i32) -> Self {
+    /// Makes it room for `rows` rows of `k`; what is in them is anything.
+    pub fn make_room(&mut self, rows: usize, k: usize, span: usize, least: i32) {
         let (blocks, spans) = (rows * k.div_ceil(BLOCK), rows * (k / span));
-        let (codes, scales) = (vec![0; rows * k], vec![0.0; blocks]);
-        Self { k, span, least, codes, scales, sums: vec![0.0; spans], starts: vec![0; spans] }
+        (self.k, self.span, self.least) = (k, span, least);
+        self.codes.resize(rows * k, 0);
+        self.scales.resize(blocks, 0.0);
+        self.sums.resize(spans, 0.0);
+        self.starts.resize(spans, 0);
     }
 
     /// A row's codes, scales and sums.

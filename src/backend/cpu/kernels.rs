@@ -7,9 +7,11 @@
 //! - Kernels work on slices and know neither tensors nor threads.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 use super::int8::{self, Activations, CodePanel};
-use super::simd::{self, exp};
+use super::packed::{Packed, pack};
+use super::simd::{self, Line, exp};
 use super::{Level, scalar};
 use crate::backend::{Contract, Order, Precision};
 use crate::op::{GgmlType, OpKind};
@@ -23,8 +25,8 @@ pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
 /// Writes x, `[K]`, as a [`Gemv`] wants it.
 pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
-/// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
-pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]);
+/// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`, which is in strips of the level's tokens; `out` is [tokens, rows].
+pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]);
 /// See [`scalar::attn_context`].
 type AttnContext = unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]);
 
@@ -69,6 +71,8 @@ pub(super) struct Kernels {
     /// For int8 activations: `None` where all are f32.
     int8: Option<fn(GgmlType) -> Option<Int8Kernels>>,
     panel: Panel,
+    /// Tokens in a strip of `panel`.
+    strip: usize,
     rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
     attn_context: AttnContext,
@@ -82,6 +86,7 @@ static SCALAR: Kernels = Kernels {
     blocks: |_| None,
     int8: None,
     panel: scalar::panel,
+    strip: 1,
     rms_norm: scalar::rms_norm,
     softmax: scalar::softmax,
     attn_context: scalar::attn_context,
@@ -98,6 +103,7 @@ macro_rules! table {
             blocks: $($module)::+::blocks,
             int8: $int8,
             panel: $($module)::+::panel,
+            strip: $($module)::+::TOKENS,
             rms_norm: $($module)::+::rms_norm,
             softmax: $($module)::+::softmax,
             attn_context: $($module)::+::attn_context,
@@ -235,10 +241,31 @@ impl Kernels {
         self.int8.and_then(|of| of(ty)).map(Int8)
     }
 
-    /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`; `out` is [x.len(), rows].
-    pub fn panel(&self, w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
+    /// How many tokens [`Self::packed_panel`] wants side by side.
+    pub fn strip(&self) -> usize {
+        self.strip
+    }
+
+    /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`, which is in strips of [`Self::strip`]; `out` is [tokens, rows].
+    pub fn packed_panel(&self, w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
         // SAFETY: `of` has checked the processor.
         unsafe { (self.panel)(w, stride, rows, x, out) }
+    }
+
+    /// The same for rows of x, of one length, as they are.
+    pub fn panel(&self, w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
+        thread_local! {
+            static LINES: RefCell<Vec<Line>> = RefCell::default();
+        }
+        let k = x.first().map_or(0, |x| x.len());
+        assert!(x.iter().all(|x| x.len() == k));
+        LINES.with_borrow_mut(|lines| {
+            lines.resize(lines.len().max(x.len() * Packed::lines_of(k)), Line([0.0; 16]));
+            let lines = &mut lines[..x.len() * Packed::lines_of(k)];
+            let strips = lines.chunks_mut((self.strip * Packed::lines_of(k)).max(1));
+            x.chunks(self.strip).zip(strips).for_each(|(x, out)| pack(x, out));
+            self.packed_panel(w, stride, rows, Packed::new(k, x.len(), self.strip, lines), out);
+        });
     }
 
     /// See [`scalar::rms_norm`].
@@ -315,9 +342,9 @@ impl Direct {
 pub(super) struct Int8(Int8Kernels);
 
 impl Int8 {
-    /// Room for `rows` rows of `k` activations.
-    pub fn activations(self, rows: usize, k: usize) -> Activations {
-        Activations::new(rows, k, self.0.span, self.0.least)
+    /// Makes `all` room for `rows` rows of `k` activations.
+    pub fn make_room(self, all: &mut Activations, rows: usize, k: usize) {
+        all.make_room(rows, k, self.0.span, self.0.least);
     }
 
     /// A row of activations as codes: see [`Activations`].

@@ -7,7 +7,7 @@
 //!   their number nor the threads change a bit.
 //! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel; for more, a task unpacks its
 //!   rows into a buffer that stays in the second-level cache (64 rows of 2048 are 512 KiB).
-//! - With int8 activations x is made codes of once, for all jobs.
+//! - What all tasks of a job read of x is made once: strips of tokens side by side ([`Packed`]), and with int8 activations codes.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use super::Pool;
 use super::int8::{Activations, CodePanel, ONE_ROW};
 use super::kernels::{Direct, Int8, Kernels};
+use super::packed::{Packed, pack};
 use super::simd::Line;
 use crate::Result;
 use crate::op::Weight;
@@ -50,9 +51,38 @@ pub(super) fn run(
     jobs: &[Job],
     out: &mut [f32],
 ) -> Result<()> {
-    let int8 = kernels.int8(weight.ty).map(|int8| (int8, quantized(int8, pool, x, weight.cols)));
+    let int8 = kernels.int8(weight.ty);
     let direct = kernels.direct(weight.ty, weight.cols).filter(|_| int8.is_none());
-    let jobs: Vec<Ready<'_>> = jobs.iter().map(|job| Ready::new(job, x, weight.cols, direct, int8.as_ref())).collect();
+    OPERANDS.with_borrow_mut(|Operands { lines, codes }| {
+        let jobs: Vec<Ready<'_>> = match int8 {
+            Some(int8) => {
+                quantize(int8, pool, x, weight.cols, codes);
+                jobs.iter().map(|job| Ready { job, how: How::Int8(int8, codes) }).collect()
+            }
+            None => {
+                let packed = packed(kernels, pool, x, weight.cols, jobs, direct, lines);
+                let ready = |(job, packed)| Ready::new(job, x, weight.cols, direct, packed);
+                jobs.iter().zip(packed).map(ready).collect()
+            }
+        };
+        all(kernels, pool, weight, &jobs, out)
+    })
+}
+
+thread_local! {
+    /// Kept from one product to the next.
+    static OPERANDS: RefCell<Operands> = RefCell::default();
+}
+
+/// Rows of x as all tasks read them.
+#[derive(Default)]
+struct Operands {
+    lines: Vec<Line>,
+    codes: Activations,
+}
+
+/// All tasks of all jobs.
+fn all(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Ready<'_>], out: &mut [f32]) -> Result<()> {
     // Of few rows the tasks are smaller, so that every thread has some.
     let fair = jobs.len() * weight.rows / (pool.threads() * TASKS_A_THREAD);
     let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job, fair)).collect();
@@ -68,19 +98,57 @@ pub(super) fn run(
 }
 
 /// All rows of x as int8 codes.
-fn quantized(int8: Int8, pool: &Pool, x: &[f32], k: usize) -> Activations {
-    let mut all = int8.activations(x.len() / k.max(1), k);
+fn quantize(int8: Int8, pool: &Pool, x: &[f32], k: usize, all: &mut Activations) {
+    int8.make_room(all, x.len() / k.max(1), k);
     let mut rows: Vec<_> = all.rows_mut().collect();
     pool.for_chunks(x.len(), &mut rows, 1, |n, rows| {
         rows.iter_mut().for_each(|row| int8.quantize(&x[n * k..][..k], row));
     });
-    all
+}
+
+/// The rows of x of each job side by side; of a job that reads blocks none.
+fn packed<'l>(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &[f32],
+    k: usize,
+    jobs: &[Job],
+    direct: Option<Direct>,
+    lines: &'l mut Vec<Line>,
+) -> Vec<Packed<'l>> {
+    let (each, strip) = (Packed::lines_of(k), kernels.strip());
+    let tokens = |job: &Job| if direct.is_some() && job.x.len() == 1 { 0 } else { job.x.len() };
+    let total: usize = jobs.iter().map(tokens).sum();
+    let lines = at_least(lines, total * each, Line([0.0; 16]));
+    let mut strips: Vec<(&[usize], &mut [Line])> = Vec::new();
+    let mut rest = &mut *lines;
+    for job in jobs {
+        for rows in job.x[..tokens(job)].chunks(strip) {
+            let (these, others) = rest.split_at_mut(rows.len() * each);
+            strips.push((rows, these));
+            rest = others;
+        }
+    }
+    pool.for_chunks(total * k, &mut strips, 1, |_, strips| {
+        for (rows, out) in strips {
+            let rows: Vec<&[f32]> = rows.iter().map(|row| &x[row * k..][..k]).collect();
+            pack(&rows, out);
+        }
+    });
+    drop(strips);
+    let mut from = 0;
+    let of_job = |job: &Job| {
+        let first = from;
+        from += tokens(job) * each;
+        Packed::new(k, tokens(job), strip, &lines[first..from])
+    };
+    jobs.iter().map(of_job).collect()
 }
 
 /// How a job's products are made.
 enum How<'a> {
-    /// From f32 weights, unpacked for all of its rows of x, which are `[K]` each.
-    Unpacked(Vec<&'a [f32]>),
+    /// From f32 weights, unpacked for all of its rows of x.
+    Unpacked(Packed<'a>),
     /// For its one row of x from blocks, with x as the kernel wants it.
     Direct(Direct, Cow<'a, [f32]>),
     /// With x as int8 codes.
@@ -94,18 +162,10 @@ struct Ready<'a> {
 }
 
 impl<'a> Ready<'a> {
-    fn new(
-        job: &'a Job,
-        x: &'a [f32],
-        k: usize,
-        direct: Option<Direct>,
-        int8: Option<&'a (Int8, Activations)>,
-    ) -> Self {
-        let row = |row: usize| &x[row * k..][..k];
-        let how = match (int8, direct, &job.x[..]) {
-            (Some((int8, x)), ..) => How::Int8(*int8, x),
-            (None, Some(direct), [x]) => How::Direct(direct, direct.prepare(row(*x))),
-            _ => How::Unpacked(job.x.iter().map(|x| row(*x)).collect()),
+    fn new(job: &'a Job, x: &'a [f32], k: usize, direct: Option<Direct>, packed: Packed<'a>) -> Self {
+        let how = match (direct, &job.x[..]) {
+            (Some(direct), [row]) => How::Direct(direct, direct.prepare(&x[row * k..][..k])),
+            _ => How::Unpacked(packed),
         };
         Self { job, how }
     }
@@ -164,7 +224,7 @@ impl<'a> Task<'a> {
                     let lines = at_least(unpacked, (self.rows * cols).div_ceil(16), Line([0.0; 16]));
                     let unpacked = &mut bytemuck::cast_slice_mut(lines)[..self.rows * cols]; // [rows, K]
                     kernels.unpack(weight.ty, blocks, unpacked)?;
-                    kernels.panel(unpacked, cols, self.rows, x, results);
+                    kernels.packed_panel(unpacked, cols, self.rows, *x, results);
                 }
             }
             for (results, row) in results.chunks_exact(self.rows).zip(&job.out) {

@@ -18,6 +18,7 @@ mod kernels;
 mod level;
 mod matmul;
 mod ops;
+mod packed;
 #[cfg(feature = "cli")]
 pub(crate) mod probe;
 pub(crate) mod scalar;
@@ -30,8 +31,9 @@ pub use kernels::{INT8, contract, int8_contract};
 pub use level::Level;
 use team::Team;
 pub use tensor::CpuTensor;
+use tensor::Tickets;
 
-use super::{Backend, BackendInfo, Contract, HostTickets, Need, Ticket};
+use super::{Backend, BackendInfo, Contract, Need, Ticket};
 use crate::op::{At, HostTensor, Op, OpKind, Weight};
 use crate::quant;
 use crate::{Error, Result};
@@ -40,7 +42,7 @@ use crate::{Error, Result};
 pub struct CpuBackend {
     kernels: &'static Kernels,
     pool: Pool,
-    tickets: HostTickets,
+    tickets: Tickets,
     angles: ops::AngleCache,
     states: delta::States,
 }
@@ -68,7 +70,7 @@ impl CpuBackend {
         Ok(Self {
             kernels,
             pool: Pool::new(kernels.level, threads)?,
-            tickets: HostTickets::default(),
+            tickets: Tickets::default(),
             angles: ops::AngleCache::default(),
             states: delta::States::default(),
         })
@@ -147,7 +149,7 @@ impl Backend for CpuBackend {
     }
 
     fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {
-        Ok(self.tickets.put(tensor.values().clone()))
+        Ok(self.tickets.put(tensor))
     }
 
     fn take(&mut self, ticket: Ticket) -> Result<HostTensor> {

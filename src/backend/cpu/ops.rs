@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
+use super::tensor::room;
 use super::{CpuBackend, CpuTensor, Pool, delta, scalar, zeros};
 use crate::op::{AngleKey, Data, GateActivation, HostTensor, Op, Rotation, Site, Weight, first_seen};
 use crate::quant;
@@ -55,6 +56,7 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
         }
         drop(held);
         backend.states.written(cache, *start);
+        backend.tickets.before_write(cache);
         let x = x.values();
         f32s_mut(&mut cache.values_mut())[start * shape[1]..][..x.len()].copy_from_slice(f32s(&x));
         return Ok(cache.clone());
@@ -69,13 +71,13 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
             let sizes = delta::StateSizes { head_dim, key_heads, value_heads, tiled };
             let [q, k, decay, beta] = [q, k, decay, beta].map(f32s);
             let rows = delta::Rows { q, k, v: f32s(v), v_cols: v.cols(), decay, beta };
-            let mut out = zeros(&shape)?;
+            let mut out = room(&shape)?;
             delta::run(&backend.pool, &mut backend.states, caches, &rows, start, sizes, &mut out)?;
             HostTensor::f32(&shape, out)
         }
         Op::RouterTopK { probs, .. } => HostTensor::u32(&shape, router_topk(&backend.pool, probs, &shape)),
         _ => {
-            let mut out = zeros(&shape)?;
+            let mut out = room(&shape)?;
             compute(backend, &on_host, &mut out)?;
             HostTensor::f32(&shape, out)
         }
@@ -98,7 +100,7 @@ fn f32s_mut(t: &mut HostTensor) -> &mut [f32] {
     }
 }
 
-/// Writes the result of an operation on operands that belong together into `out`, which is zeroed.
+/// Writes the result of an operation on operands that belong together into all of `out`.
 fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) -> Result<()> {
     let (pool, kernels) = (&backend.pool, backend.kernels);
     match *op {
@@ -145,6 +147,8 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 let position = start + i % rows;
                 let visible = first_seen(position, window)..position + 1;
                 let x = &scores[i * seen..][visible.clone()];
+                out[..visible.start].fill(0.0);
+                out[visible.end..].fill(0.0);
                 match &sinks {
                     None => kernels.softmax(x, &mut out[visible]),
                     Some(sinks) => {
@@ -287,13 +291,15 @@ fn attn_scores(
         let mut products = Vec::new();
         for run in queries.chunk_by(|a, b| a.0 / group == b.0 / group) {
             let x: Vec<&[f32]> = run.iter().map(|(h, t)| &q[t * q_cols + h * head_dim..][..head_dim]).collect();
-            // As many keys as the last of these sees; the others' scores beyond their own position stay 0.
+            // As many keys as the last of these sees; scores beyond one's own position are 0.
             let keys = run.iter().map(|(_, t)| start + t + 1).max().unwrap_or(0);
             products.resize(run.len() * keys, 0.0); // [run, keys]
             kernels.panel(&k[run[0].0 / group * head_dim..], k_cols, keys, &x, &mut products);
             // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
             for (((_, t), products), out) in run.iter().zip(products.chunks_exact(keys)).zip(out.by_ref()) {
                 let visible = first_seen(start + t, window)..start + t + 1;
+                out[..visible.start].fill(0.0);
+                out[visible.end..].fill(0.0);
                 for (out, product) in out[visible.clone()].iter_mut().zip(&products[visible]) {
                     *out = product * scale;
                 }

@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 
+use super::packed::Packed;
 use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, Pairing, Rotation, Weight};
 
 /// Terms to an accumulator in every sum.
@@ -37,9 +38,10 @@ pub fn dot(x: &[f32], w: &[f32]) -> f32 {
     sum(x.iter().zip(w).map(|(x, w)| x * w))
 }
 
-/// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times `[n]`, `out` is [T, rows].
-pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
-    for (t, x) in x.iter().enumerate() {
+/// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times `[n]` in strips of one, `out` is [T, rows].
+pub(super) fn panel(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
+    for (t, (line, _)) in x.strips().enumerate() {
+        let x = &bytemuck::cast_slice::<_, f32>(line)[..x.k()];
         for r in 0..rows {
             out[t * rows + r] = dot(x, &w[r * stride..][..x.len()]);
         }

@@ -9,7 +9,7 @@
 macro_rules! lane_kernels {
     (#[$features:meta], tokens: [$($tokens:literal),+]) => {
         /// Tokens that share the loads of weights.
-        const TOKENS: usize = [$($tokens),+].len();
+        pub const TOKENS: usize = [$($tokens),+].len();
         /// Registers of a sum after which the next rows have their turn: of six tokens 12 KiB.
         const PART: usize = 32;
         /// Times `ROWS` rows whose sums are held at once.
@@ -17,32 +17,21 @@ macro_rules! lane_kernels {
 
         /// x · wᵀ for unpacked weights: see [`Panel`](crate::backend::cpu::kernels::Panel).
         #[$features]
-        pub fn panel(w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
-            let k = x.first().map_or(0, |x| x.len());
-            assert!(x.iter().all(|x| x.len() == k) && out.len() == rows * x.len());
-            for (x, out) in x.chunks(TOKENS).zip(out.chunks_mut((TOKENS * rows).max(1))) {
-                match x.len() {
+        pub fn panel(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
+            assert!(out.len() == rows * x.tokens());
+            let k = x.k();
+            for ((x, tokens), out) in x.strips().zip(out.chunks_mut((TOKENS * rows).max(1))) {
+                match tokens {
                     $($tokens => strip::<$tokens>(w, stride, rows, k, x, out),)+
-                    n => unreachable!("a chunk of {n} tokens"),
+                    n => unreachable!("a strip of {n} tokens"),
                 }
             }
         }
 
-        /// All rows against `T` tokens; `out` is [T, rows].
+        /// All rows against `T` tokens, [K/16][T]; `out` is [T, rows].
         #[$features]
-        fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[&[f32]], out: &mut [f32]) {
-            // The tokens side by side, [K/16, T, 16], where every register is in one line of the cache.
-            let mut packed = vec![Line([0.0; 16]); k.div_ceil(16) * T];
-            for t in 0..T {
-                let (chunks, tail) = x[t].as_chunks::<16>();
-                for (i, chunk) in chunks.iter().enumerate() {
-                    packed[i * T + t].0 = *chunk;
-                }
-                if !tail.is_empty() {
-                    packed[chunks.len() * T + t].0[..tail.len()].copy_from_slice(tail);
-                }
-            }
-            let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(&packed).as_chunks::<T>().0.split_at(k / 16);
+        fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[Line], out: &mut [f32]) {
+            let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<T>().0.split_at(k / 16);
             let grouped = rows - rows % ROWS;
             let mut sums = [[[splat(0.0); ROWS]; T]; GROUPS];
             for first in (0..grouped).step_by(GROUPS * ROWS) {
@@ -60,15 +49,15 @@ macro_rules! lane_kernels {
                     }
                 }
                 for (group, sums) in sums.iter_mut().enumerate() {
+                    let row = first + group * ROWS;
                     for t in 0..T {
-                        for r in 0..ROWS {
-                            let row = first + group * ROWS + r;
-                            if let [x] = x_tail {
-                                let w = load_tail(&w[row * stride..][k / 16 * 16..k]);
+                        if let [x] = x_tail {
+                            for r in 0..ROWS {
+                                let w = load_tail(&w[(row + r) * stride..][k / 16 * 16..k]);
                                 sums[t][r] = fma(load(&x[t]), w, sums[t][r]);
                             }
-                            out[t * rows + row] = reduce(sums[t][r]);
                         }
+                        out[t * rows + row..][..ROWS].copy_from_slice(&reduce_all(sums[t]));
                     }
                 }
             }

@@ -42,6 +42,8 @@ pub(super) mod avx512;
 #[cfg(test)]
 pub(super) mod plain;
 
+use super::packed::Packed;
+
 /// Sixteen values in one line of the cache: buffers of these are read with one access a register.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]

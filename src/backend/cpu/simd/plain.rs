@@ -3,6 +3,7 @@
 use std::array::from_fn;
 
 use super::Line;
+use super::Packed;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use super::unblocked::unblocked_formats;
@@ -89,6 +90,10 @@ fn reduce(v: V) -> f32 {
     let eight: [f32; 8] = from_fn(|i| v[i] + v[i + 8]);
     let four: [f32; 4] = from_fn(|i| eight[i] + eight[i + 4]);
     (four[0] + four[2]) + (four[1] + four[3])
+}
+
+fn reduce_all(v: [V; ROWS]) -> [f32; ROWS] {
+    v.map(reduce)
 }
 
 fn from_f16(bytes: &[Bytes; 2]) -> V {

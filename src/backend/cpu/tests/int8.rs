@@ -3,6 +3,7 @@
 
 use super::simd::{bits, blocks, types};
 use super::*;
+use crate::backend::cpu::int8::Activations;
 use crate::backend::cpu::kernels::Int8;
 
 /// The backends of the levels that this processor has; those that it lacks are said.
@@ -35,7 +36,8 @@ fn activations_become_the_codes_of_q8_k() {
             if k > 300 {
                 x[256..].fill(if k == 512 { 0.0 } else { 1e-42 });
             }
-            let mut found = int8.activations(1, k);
+            let mut found = Activations::default();
+            int8.make_room(&mut found, 1, k);
             found.rows_mut().for_each(|mut row| int8.quantize(&x, &mut row));
             for (b, x) in x.chunks(256).enumerate() {
                 // ggml's quantize_row_q8_K_ref.

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Line;
+use super::Packed;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use super::unblocked::unblocked_formats;
@@ -180,6 +181,13 @@ fn times_two_to_the(n: V, x: V) -> V {
         _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
     };
     [times(n[0], x[0]), times(n[1], x[1])]
+}
+
+/// [`reduce`] of two.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn reduce_all(v: [V; ROWS]) -> [f32; ROWS] {
+    [reduce(v[0]), reduce(v[1])]
 }
 
 /// The sum of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Line;
+use super::Packed;
 use super::avx2::of_codes;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
@@ -151,6 +152,24 @@ fn round(x: V) -> V {
 #[target_feature(enable = "avx512f")]
 fn times_two_to_the(n: V, x: V) -> V {
     _mm512_scalef_ps(x, n)
+}
+
+/// [`reduce`] of four, whose trees are climbed side by side.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl")]
+fn reduce_all(v: [V; ROWS]) -> [f32; ROWS] {
+    // Halves of two, then quarters of four, in one register: 8 + 8 and 4 + 4.
+    let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[0], v[1]), _mm512_shuffle_f32x4::<0xEE>(v[0], v[1]));
+    let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(v[2], v[3]), _mm512_shuffle_f32x4::<0xEE>(v[2], v[3]));
+    let v = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xDD>(ab, cd));
+    // 2 + 2 and 1 + 1 in each quarter, whose first lane is the sum.
+    let v = _mm512_add_ps(v, _mm512_permute_ps::<0b1110>(v));
+    let v = _mm512_add_ps(v, _mm512_movehdup_ps(v));
+    let firsts = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), v);
+    let mut out = [0.0; ROWS];
+    // SAFETY: four floats; no alignment is asked for.
+    unsafe { _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(firsts)) };
+    out
 }
 
 /// The sum of the lanes: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
