@@ -18,22 +18,17 @@ converter reorders for `qwen35` and `qwen35moe` (`tiled`), with the joint rows o
 in the file's order: what an engine has that multiplies by the file's weights. Keys with a default in llama.cpp are left out where a
 family allows it.
 
-SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM, Qwen 2, Qwen 3.5, o200k and GLM 4 cut, by another regex engine.
+The tokenizers are in goldens_tokens.py.
 """
 
-import io
 import json
 import sys
-import unicodedata
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import regex
-import sentencepiece
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, quants
+from goldens_tokens import byte_level, sentence_piece, write
 from safetensors.numpy import save_file
 
 H, LAYERS, HEADS, D, V = 64, 2, 4, 16, 96
@@ -712,111 +707,6 @@ def run(family, w):
     x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"], eps)
     stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T
     return stages
-
-
-TEXTS = [
-    "Hello world", " two  spaces   and\ttabs", "fn main() {\n    let x = 12345;\n}\n", "don't WE'LL stop", "3.14159 + 2 = 5, 1000000",
-    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ", "theForest QUICKBrown //fox/\n don'T Ärger",
-]
-CORPUS = ("the quick brown fox jumps over the lazy dog and then the dog sleeps while the fox runs through the forest. fn main() { let x = 1; }"
-          " don't stop, we'll see what 12345 and 67890 and 123 make of it; naïve café, Größe. 123 123 123 12 345 345").split(" ")
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CASES = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def cut(pre, text):
-    if pre == "smollm":  # digits apart, then GPT-2's pattern
-        parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
-        return [piece for part in parts for piece in regex.findall(GPT2, part)]
-    if pre == "gpt-4o":
-        return regex.findall(CASES, text)
-    if pre == "qwen35":  # marks belong to letters
-        pattern = (WORDS % "").replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
-        return regex.findall(pattern, unicodedata.normalize("NFC", text))
-    if pre == "qwen2":
-        return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
-    return regex.findall(WORDS % "{1,3}", text)
-
-
-def byte_characters():
-    """GPT-2's characters for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-def bpe(piece, ranks):
-    while len(piece) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in zip(piece, piece[1:])]
-        best = min(range(len(pairs)), key=pairs.__getitem__)
-        if pairs[best] == len(ranks):
-            break
-        piece = piece[:best] + [piece[best] + piece[best + 1]] + piece[best + 2:]
-    return piece
-
-
-def byte_level(path):
-    """A byte-level vocabulary of all merges that the corpus has, and the tokens of the texts under each pre-tokenizer."""
-    characters = byte_characters()
-    word = lambda text: [characters[b] for b in text.encode()]
-    pieces = [word(p) for w in CORPUS for p in cut("llama-bpe", " " + w)]
-    ranks = {}
-    while counts := Counter(pair for piece in pieces for pair in zip(piece, piece[1:])):
-        ranks[min(counts, key=lambda pair: (-counts[pair], pair))] = len(ranks)
-        pieces = [bpe(piece, ranks) for piece in pieces]
-    # A token that no merge makes: Llama 3's tokenizer takes it for a piece that is just that, the others do not.
-    tokens = characters + ["".join(pair) for pair in ranks] + ["".join(word(" main")), "<|bos|>", "<|eos|>"]
-    ids = {token: i for i, token in enumerate(tokens)}
-    writer = GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - 2) + [3, 3])
-    writer.add_token_merges([" ".join(pair) for pair in ranks])
-    writer.add_bos_token_id(ids["<|bos|>"])
-    writer.add_eos_token_id(ids["<|eos|>"])
-    write(writer)
-
-    def encode(pre, text):
-        found = []
-        for piece in cut(pre, text):
-            whole = "".join(word(piece))
-            found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
-        return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
-
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "qwen35", "gpt-4o", "glm4")}
-
-
-def sentence_piece(path):
-    """A SentencePiece model as Llama 2's is made, and the tokens of the texts."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(CORPUS[i:i + 8]) for i in range(0, len(CORPUS), 4)]), model_writer=model, model_type="bpe",
-        vocab_size=420, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        add_dummy_prefix=True, minloglevel=2)
-    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
-    count = range(sp.vocab_size())
-    writer = GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([sp.id_to_piece(i) for i in count])
-    writer.add_token_scores([sp.get_score(i) for i in count])
-    writer.add_token_types([kind(i) for i in count])
-    writer.add_bos_token_id(sp.bos_id())
-    writer.add_eos_token_id(sp.eos_id())
-    writer.add_unk_token_id(sp.unk_id())
-    write(writer)
-    return {"llama": [[text, [sp.bos_id()] + sp.encode(text)] for text in TEXTS]}
-
-
-def write(writer):
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def main():

@@ -495,7 +495,7 @@ fn tokens_equal_the_goldens() {
         serde_json::from_str(&expected).unwrap();
     assert_eq!(
         expected.keys().collect::<Vec<_>>(),
-        ["glm4", "gpt-4o", "llama", "llama-bpe", "qwen2", "qwen35", "smollm"]
+        ["deepseek-llm", "deepseek-v3", "glm4", "gpt-4o", "kimi-k2", "llama", "llama-bpe", "qwen2", "qwen35", "smollm"]
     );
     for (name, texts) in expected {
         let file = if name == "llama" { "sentencepiece" } else { "byte-level" };
