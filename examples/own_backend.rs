@@ -133,7 +133,7 @@ impl Backend for Engine {
                 let rows = tokens.iter().map(|t| weights(table, 0, *t as usize)).collect::<Result<Vec<_>>>()?;
                 tensor(&[tokens.len(), table.cols], rows.concat())
             }
-            Op::RmsNorm { x, weight, eps } => {
+            Op::RmsNorm { x, weight, eps, keep: 0 } => {
                 let w = weights(weight, 0, 0)?;
                 let group = |x: &[f32]| {
                     let scale = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
@@ -211,7 +211,7 @@ impl Backend for Engine {
                 y.chunks_exact_mut(cols(logits)).for_each(softmax);
                 tensor(&shape(logits), y)
             }
-            Op::RouterTopK { probs, k } => {
+            Op::RouterTopK { probs, k, groups: None } => {
                 let (t, mut ids) = (shape(probs)[0], Vec::new());
                 for row in v(probs).chunks_exact(cols(probs)) {
                     let mut order: Vec<u32> = (0..row.len() as u32).collect();

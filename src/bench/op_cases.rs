@@ -303,7 +303,11 @@ fn cases(
                 ));
             }
             plain.extend([
-                (vec![Stage::RouterIds], of.clone(), OpShape::RouterTopK { tokens, experts, k, ties: false }),
+                (
+                    vec![Stage::RouterIds],
+                    of.clone(),
+                    OpShape::RouterTopK { tokens, experts, k, ties: false, groups: None },
+                ),
                 (
                     vec![Stage::RouterWeights],
                     of,

@@ -165,7 +165,7 @@ fn time<B: Backend>(
         OpKind::RmsNorm => {
             let groups: usize = case.shape.split('×').next().and_then(|n| n.parse().ok()).unwrap_or(1);
             let x = upload(backend, &[tokens, groups * cols])?;
-            all.extend(weights.iter().map(|weight| Op::RmsNorm { x: x.clone(), weight, eps: EPS }));
+            all.extend(weights.iter().map(|weight| Op::RmsNorm { x: x.clone(), weight, eps: EPS, keep: 0 }));
         }
         OpKind::Bias => {
             let x = upload(backend, &[tokens, cols])?;

@@ -108,9 +108,9 @@ impl Emulation {
         let op = &self.apply(op)?;
         let Some(format) = self.weights else { return evaluate(op) };
         match *op {
-            Op::RmsNorm { x, weight, eps } => {
+            Op::RmsNorm { x, weight, eps, keep } => {
                 let weight = &rounded_rows(weight, format, 0..1)?;
-                evaluate(&Op::RmsNorm { x, weight, eps })
+                evaluate(&Op::RmsNorm { x, weight, eps, keep })
             }
             Op::Bias { x, weight } => {
                 let weight = &rounded_rows(weight, format, 0..1)?;

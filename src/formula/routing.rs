@@ -30,7 +30,7 @@ pub(crate) struct ChosenExperts<'a> {
 
 impl<'a> Formula<'a> for ChosenExperts<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RouterTopK { probs, k } = *op else { return Ok(None) };
+        let Op::RouterTopK { probs, k, .. } = *op else { return Ok(None) };
         Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest }))
     }
     by_row!();

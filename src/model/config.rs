@@ -4,10 +4,11 @@
 //! made up gives a model that is wrong in a way that is hard to see. `attention.layer_norm_rms_epsilon`, for one, has none.
 
 use super::arch::{Architecture, KeyReport, Keys, Occurs, QkNorms, Router, Shared};
+use super::mla::MlaConfig;
 use super::rotation::{SlidingWindow, rotation, window};
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{LayerLayout, LinearLayers, Rotation, Scope, Stage};
+use crate::op::{GroupScore, Groups, LayerLayout, LinearLayers, Mla, Rotation, Scope, Stage};
 
 /// What a layer's router chooses among, as [`Router`] says.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -26,6 +27,15 @@ pub struct MoeConfig {
     pub shared: usize,
     /// How many layers, from the first, have a plain FFN, `leading_dense_block_count`.
     pub leading_dense: usize,
+    /// How experts are chosen and weighed: [`Router::Stated`] is what the file says.
+    #[serde(skip)]
+    pub router: Router,
+    /// Whether a bias is added for the choice.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub choice_bias: bool,
+    /// Groups of experts, of which some are chosen from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Groups>,
 }
 
 /// Linear attention: a gated delta rule behind a convolution.
@@ -104,6 +114,9 @@ pub struct Config {
     /// Layers with linear attention, in models that have some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub linear: Option<LinearConfig>,
+    /// Multi-head latent attention, in models that have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mla: Option<MlaConfig>,
     /// Keys that the file lacks, and those that are not read.
     #[serde(skip)]
     pub keys: KeyReport,
@@ -114,14 +127,30 @@ impl Config {
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
-    /// Width of a row of k or v: kv_heads·D.
+    /// Width of a row of k or v, kv_heads·D, or of what latent attention stores.
     pub fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
+        self.mla.map_or(self.kv_heads * self.head_dim, |mla| mla.row())
+    }
+    /// Width of a row of what attention gives: heads·D of values.
+    pub fn context_width(&self) -> usize {
+        self.heads * self.mla.map_or(self.head_dim, |mla| mla.value_dim)
+    }
+    /// Widths of a row of keys and of values in the caches.
+    pub fn cache_widths(&self) -> [usize; 2] {
+        match self.mla {
+            None => [self.kv_width(); 2],
+            Some(mla) if mla.form == Mla::Absorbed => [mla.row(), mla.rank],
+            Some(_) => [self.q_width(), self.context_width()],
+        }
     }
     /// D of a stage: that of attention's heads, or of linear attention's.
     pub fn head_dim_of(&self, stage: Stage) -> usize {
         let linear = self.linear.filter(|_| stage.info().scope == Scope::LinearLayer);
-        linear.map_or(self.head_dim, |linear| linear.head_dim)
+        match (linear, self.mla) {
+            (Some(linear), _) => linear.head_dim,
+            (None, Some(mla)) => mla.head_dim_of(stage, self.head_dim),
+            (None, None) => self.head_dim,
+        }
     }
     /// How many keys a position sees in a layer; `None`: all up to its own.
     pub fn window_of(&self, layer: usize) -> Option<usize> {
@@ -161,12 +190,14 @@ impl Config {
             post_norms: self.architecture.post_norms,
             biases: self.architecture.biases,
             logits_choose: self.architecture.router == Router::ChosenSoftmax,
-            choice_bias: self.architecture.router == Router::BiasedSigmoids,
+            choice_bias: self.moe.as_ref().is_some_and(|moe| moe.choice_bias),
             shared: self.moe.as_ref().is_some_and(|moe| moe.shared > 0),
             shared_gate: self.architecture.shared_expert == Shared::Gated,
             leading_dense: self.moe.as_ref().map_or(0, |moe| moe.leading_dense),
             output_gate: self.linear.is_some(),
             linear: self.linear.map_or(LinearLayers::No, |linear| LinearLayers::of(linear.interval, self.layers)),
+            mla: self.mla.map_or(Mla::No, |mla| mla.form),
+            q_rank: self.mla.is_some_and(|mla| mla.q_rank.is_some()),
         }
     }
 
@@ -197,6 +228,7 @@ impl Config {
         }
         let layers = all_layers - predicting_layers;
         let heads = keys.size("attention.head_count")?;
+        let mla = if architecture.latent { Some(MlaConfig::read(&keys)?) } else { None };
         let kv_heads = keys.size_or("attention.head_count_kv", || Ok(heads))?;
         let per_head = || match hidden.is_multiple_of(heads) && hidden > 0 {
             true => Ok(hidden / heads),
@@ -206,8 +238,14 @@ impl Config {
                 keys.full("embedding_length")
             ))),
         };
-        let head_dim = keys.size_or("attention.key_length", per_head)?;
-        let value_dim = keys.size_or("attention.value_length", per_head)?;
+        let head_dim = match mla {
+            Some((_, head_dim)) => head_dim,
+            None => keys.size_or("attention.key_length", per_head)?,
+        };
+        let value_dim = match mla {
+            Some(_) => head_dim,
+            None => keys.size_or("attention.value_length", per_head)?,
+        };
         if value_dim != head_dim {
             return Err(bad(format!(
                 "{} is {value_dim} and {} is {head_dim}; {found} has heads of one size",
@@ -221,6 +259,12 @@ impl Config {
         if head_dim % 2 != 0 {
             return Err(bad(format!("{} is {head_dim}; rope rotates pairs", keys.full("attention.key_length"))));
         }
+        // What latent attention stores is read by all heads, or each has its own of it.
+        let expected_kv = mla.map(|(mla, _)| if mla.form == Mla::Absorbed { 1 } else { heads });
+        if let Some(expected) = expected_kv.filter(|expected| *expected != kv_heads) {
+            let key = keys.full("attention.head_count_kv");
+            return Err(bad(format!("{key}: {expected} was expected of latent attention, found {kv_heads}")));
+        }
         let turned = keys.size_or("rope.dimension_count", || Ok(head_dim))?;
         let part = architecture.partial_rope && turned < head_dim && turned % 2 == 0;
         if turned != head_dim && !part {
@@ -232,9 +276,13 @@ impl Config {
             return Err(bad(format!("{key}: {expected} was expected, found {turned}")));
         }
 
-        let moe = moe(architecture, &keys, layers)?;
+        let there = |name: &str| gguf.tensor(&format!("blk.{}.{name}", layers - 1)).is_some();
+        let moe = moe(architecture, &keys, layers, there("exp_probs_b.bias"))?;
         let rotation = rotation(architecture, &keys, gguf.tensor("rope_freqs.weight").is_some())?;
-        let rotation = Rotation { dims: part.then_some(turned), ..rotation };
+        let (rotation, scale) = match mla {
+            Some((mla, head_dim)) => mla.rotation(&keys, rotation, head_dim)?,
+            None => (Rotation { dims: part.then_some(turned), ..rotation }, None),
+        };
         let mut context = keys.size("context_length")?;
         if architecture.temperature && keys.positive_or_off("attention.temperature_scale")?.is_some() {
             context = context.min(keys.size("rope.scaling.original_context_length")?);
@@ -255,7 +303,7 @@ impl Config {
             context,
             rotation,
             window: window(architecture, &keys, rotation)?,
-            attention_scale: attention_scale(architecture, &keys, [layers, hidden, heads])?,
+            attention_scale: scale.or(attention_scale(architecture, &keys, [layers, hidden, heads])?),
             embedding_scale: if architecture.scaled_embedding { (hidden as f64).sqrt() } else { 1.0 },
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             ffn: match &moe {
@@ -274,6 +322,7 @@ impl Config {
                 QkNorms::OfHeadsIfThere => ["attn_q_norm.weight", "attn_k_norm.weight"].into_iter().any(there),
             },
             linear: linear(architecture, &keys, [layers, turned])?,
+            mla: mla.map(|(mla, _)| mla),
             keys: keys.finish()?,
         })
     }
@@ -345,7 +394,8 @@ fn attention_scale(
 }
 
 /// The experts of each layer, if it has some; of `layers`, some of the first may have none.
-fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Option<MoeConfig>> {
+/// `bias`: the file has one for the choice.
+fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize, bias: bool) -> Result<Option<MoeConfig>> {
     let experts = match architecture.experts {
         Occurs::Never => 0,
         Occurs::Optional => keys.count("expert_count")?,
@@ -359,6 +409,7 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
         Router::Softmax => None, // `keys` has what it may be
         Router::ChosenSoftmax => Some((3, "3, a softmax over the chosen")),
         Router::BiasedSigmoids => Some((2, "2, sigmoids")),
+        Router::Stated => None, // below
     };
     if let Some((number, expected)) = gating {
         let func = keys.count("expert_gating_func")?;
@@ -367,6 +418,18 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
             return Err(keys.bad(format!("{key} is {func}; {expected}, is expected")));
         }
     }
+    let router = match architecture.router {
+        Router::Stated => match keys.count("expert_gating_func")? {
+            0 | 1 => Router::Softmax,
+            2 => Router::BiasedSigmoids,
+            func => {
+                let key = keys.full("expert_gating_func");
+                return Err(keys.bad(format!("{key} is {func}; 1, a softmax, or 2, sigmoids, is expected")));
+            }
+        },
+        router => router,
+    };
+    let stated = architecture.router == Router::Stated;
     let used = keys.size("expert_used_count")?;
     if used > experts {
         let (key, of) = (keys.full("expert_used_count"), keys.full("expert_count"));
@@ -404,7 +467,7 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
         );
     }
     let scale = match architecture.router {
-        Router::BiasedSigmoids => keys.scale_or_one("expert_weights_scale")?,
+        Router::BiasedSigmoids | Router::Stated => keys.scale_or_one("expert_weights_scale")?,
         _ => 1.0,
     };
     let leading_dense = if architecture.leading_dense { keys.count("leading_dense_block_count")? } else { 0 };
@@ -412,5 +475,36 @@ fn moe(architecture: &Architecture, keys: &Keys<'_>, layers: usize) -> Result<Op
         let key = keys.full("leading_dense_block_count");
         return Err(keys.bad(format!("{key} is {leading_dense} of {layers} layers, which leaves none with experts")));
     }
-    Ok(Some(MoeConfig { experts, used, ffn, renormalise, scale, shared, leading_dense }))
+    let choice_bias = if stated { bias } else { router == Router::BiasedSigmoids };
+    let groups = if stated { groups(keys, experts, used, router)? } else { None };
+    Ok(Some(MoeConfig { experts, used, ffn, renormalise, scale, shared, leading_dense, router, choice_bias, groups }))
+}
+
+/// The groups of a layer's experts, if the file has some, of which not all are used.
+fn groups(keys: &Keys<'_>, experts: usize, chosen: usize, router: Router) -> Result<Option<Groups>> {
+    let names = ["expert_group_count", "expert_group_used_count"];
+    let [count, used] = [keys.count(names[0])?, keys.count(names[1])?];
+    if count <= 1 {
+        return Ok(None);
+    }
+    let [of, by] = names.map(|name| keys.full(name));
+    if !experts.is_multiple_of(count) || experts / count < 2 {
+        return Err(keys.bad(format!("{of} is {count}: groups of two or more of {experts} experts are expected")));
+    }
+    // What one group's score is: of a softmax its largest share, of sigmoids the sum of the two largest.
+    let score = if router == Router::Softmax { GroupScore::Max } else { GroupScore::TopTwo };
+    let groups = Groups { count, used, by: score };
+    if used == 0 || used > count || chosen > groups.left(experts) {
+        return Err(keys.bad(format!("{by} is {used}: 1 to {count}, with {chosen} experts or more, is expected")));
+    }
+    if used == count {
+        return Ok(None);
+    }
+    if score == GroupScore::Max {
+        keys.differs(
+            names[0],
+            "groups are kept by their largest share, as transformers' group_limited_greedy has it; llama.cpp takes the sum of the two largest",
+        );
+    }
+    Ok(Some(groups))
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{
-    AttentionWeights, Config, Ffn, LayerWeights, LinearConfig, LinearWeights, Mixer, Model, MoeWeights, Router,
-    SharedExpert,
+    AttentionWeights, Config, Ffn, LatentHeads, LatentWeights, LayerWeights, LinearConfig, LinearWeights, Mixer, Model,
+    MoeWeights, Router, SharedExpert,
 };
 use crate::op::{At, GateActivation, Op, Rotation, Stage, Weight};
 
@@ -24,7 +24,7 @@ pub struct Session<T> {
 
 /// What a layer keeps of earlier positions.
 enum Cache<T> {
-    /// Keys after rope and values, each [capacity, kv_heads·D].
+    /// Keys after rope and values, each [capacity, kv_heads·D], or latents with the part of a key that turns and latents.
     Attention { k: T, v: T },
     /// What the convolution reads and what it gives, each [capacity, C], keys [capacity, Hk·D], decays and betas, each [capacity, Hv]: the state is
     /// a function of these, and is computed from them.
@@ -56,7 +56,10 @@ impl<T: Clone> Session<T> {
         for n in 0..config.layers {
             let mut rows = |width| backend.alloc(&[capacity, width]);
             cache.push(match config.linear_of(n) {
-                None => Cache::Attention { k: rows(config.kv_width())?, v: rows(config.kv_width())? },
+                None => {
+                    let [k, v] = config.cache_widths();
+                    Cache::Attention { k: rows(k)?, v: rows(v)? }
+                }
                 Some(c) => Cache::Linear {
                     qkv: rows(c.channels())?,
                     conv: rows(c.channels())?,
@@ -145,6 +148,9 @@ fn mixed<B: Backend>(
     let h = norm(b, at(Stage::AttnNorm), x.clone(), &w.attn_norm, config)?; // [T, H]
     let mut out = match (&w.mixer, cache, config.linear) {
         (Mixer::Attention(w), Cache::Attention { k, v }, _) => attention(b, config, rotation, w, n, [k, v], start, h)?,
+        (Mixer::Latent(w), Cache::Attention { k, v }, _) => {
+            latent_attention(b, config, rotation, w, n, [k, v], start, h)?
+        }
         (Mixer::Linear(w), Cache::Linear { qkv, conv, k, decay, beta }, Some(linear)) => {
             linear_attention(b, config, linear, w, n, [qkv, conv, k, decay, beta], start, h)?
         }
@@ -209,6 +215,70 @@ fn attention<B: Backend>(
         Some(weight) => b.run(at(Stage::AttnOutBias), &Op::Bias { x: out, weight }),
         None => Ok(out),
     }
+}
+
+/// h [T, H] → latent attention(h) [T, H].
+#[allow(clippy::too_many_arguments)] // the model's, the layer's, the call's
+fn latent_attention<B: Backend>(
+    b: &mut B,
+    config: &Config,
+    rotation: Rotation<&Arc<Weight>>,
+    w: &LatentWeights,
+    n: usize,
+    [k_cache, v_cache]: [&B::Tensor; 2],
+    start: usize,
+    h: B::Tensor,
+) -> Result<B::Tensor> {
+    let at = |stage| At::layer(n, stage, start);
+    let head_dim = |stage| config.head_dim_of(stage);
+    let (rank, row) = (w.kv_norm.cols, w.kv_a.rows);
+    let (scale, window) = (config.attention_scale.or(Some(1.0 / (config.head_dim as f64).sqrt())), None);
+
+    let kv = matmul(b, at(Stage::KvA), &h, &w.kv_a)?; // [T, rank + turned]
+    let norm_latent = Op::RmsNorm { x: kv, weight: &w.kv_norm, eps: config.eps, keep: row - rank };
+    let kv = b.run(at(Stage::KvNorm), &norm_latent)?; // [T, rank + turned]
+    let q = match &w.q_a {
+        Some([q_a, weight]) => {
+            let x = matmul(b, at(Stage::QA), &h, q_a)?; // [T, q rank]
+            norm(b, at(Stage::QANorm), x, weight, config)?
+        }
+        None => h,
+    };
+    let q = matmul(b, at(Stage::QProj), &q, &w.q)?; // [T, heads·D]
+    let turn = |x, stage| {
+        let head_dim = head_dim(stage);
+        Op::Rope { x, start, head_dim, rotation: Rotation { first: head_dim - rotation.turned(head_dim), ..rotation } }
+    };
+    let q = b.run(at(Stage::QRope), &turn(q, Stage::QRope))?; // [T, heads·D]
+    let k = b.run(at(Stage::KRope), &turn(kv.clone(), Stage::KRope))?; // [T, rank + turned]
+
+    let up = |b: &mut B, stage, x: &B::Tensor, weight, head_dim, keep| {
+        b.run(at(stage), &Op::HeadMatMul { x: x.clone(), weight, head_dim, keep })
+    };
+    let (q, context, d) = match &w.heads {
+        LatentHeads::Absorbed { q: absorb, .. } => {
+            b.run(at(Stage::KRope), &Op::Store { cache: k_cache.clone(), x: k, start })?;
+            b.run(at(Stage::KvNorm), &Op::Store { cache: v_cache.clone(), x: kv, start })?; // the latents
+            let q = up(b, Stage::QAbsorbed, &q, absorb, config.head_dim, true)?; // [T, heads·(rank + turned)]
+            (q, Stage::AttnLatent, row)
+        }
+        LatentHeads::Plain { k: of_k, v: of_v } => {
+            let key = up(b, Stage::KUp, &k, of_k, row, true)?; // [T, heads·D]
+            let value = up(b, Stage::VUp, &k, of_v, row, false)?; // [T, heads·value_dim]
+            b.run(at(Stage::KUp), &Op::Store { cache: k_cache.clone(), x: key, start })?;
+            b.run(at(Stage::VUp), &Op::Store { cache: v_cache.clone(), x: value, start })?;
+            (q, Stage::AttnContext, config.head_dim)
+        }
+    };
+    let scores = Op::AttnScores { q, k: k_cache.clone(), start, head_dim: d, scale, window };
+    let scores = b.run(at(Stage::AttnScores), &scores)?; // [heads, T, S]
+    let probs = b.run(at(Stage::AttnProbs), &Op::AttnProbs { scores, start, window, sinks: None })?; // [heads, T, S]
+    let sum = Op::AttnContext { probs, v: v_cache.clone(), start, head_dim: head_dim(context), window };
+    let mut sum = b.run(at(context), &sum)?; // [T, heads·rank] or [T, heads·value_dim]
+    if let LatentHeads::Absorbed { v, .. } = &w.heads {
+        sum = up(b, Stage::AttnContext, &sum, v, rank, false)?; // [T, heads·value_dim]
+    }
+    matmul(b, at(Stage::AttnOut), &sum, &w.output)
 }
 
 /// h [T, H] → linear attention(h) [T, H]: a gated delta rule.
@@ -308,7 +378,8 @@ fn experts<B: Backend>(
         Some(weight) => b.run(at(Stage::RouterChoice), &Op::Bias { x: probs.clone(), weight })?, // [T, E]
         None => probs.clone(),
     };
-    let ids = b.run(at(Stage::RouterIds), &Op::RouterTopK { probs: choice, k: w.used })?; // [T, K]
+    let choice = Op::RouterTopK { probs: choice, k: w.used, groups: w.groups };
+    let ids = b.run(at(Stage::RouterIds), &choice)?; // [T, K]
     let (renormalise, scale) = (w.renormalise, w.scale.into());
     let weights = Op::RouterWeights { probs, ids: ids.clone(), renormalise, softmax, scale };
     let weights = b.run(at(Stage::RouterWeights), &weights)?; // [T, K]
@@ -354,7 +425,7 @@ fn shared_expert<B: Backend>(
 }
 
 fn norm<B: Backend>(b: &mut B, at: At, x: B::Tensor, weight: &Arc<Weight>, config: &Config) -> Result<B::Tensor> {
-    b.run(at, &Op::RmsNorm { x, weight, eps: config.eps })
+    b.run(at, &Op::RmsNorm { x, weight, eps: config.eps, keep: 0 })
 }
 
 fn matmul<B: Backend>(b: &mut B, at: At, x: &B::Tensor, weight: &Arc<Weight>) -> Result<B::Tensor> {

@@ -8,6 +8,8 @@ mod arch;
 mod config;
 mod exchange;
 mod forward;
+mod load;
+mod mla;
 mod rotation;
 mod run;
 #[cfg_attr(not(feature = "tokenizer"), path = "no_tokenizer.rs")]
@@ -23,12 +25,13 @@ pub use arch::{
 pub use config::{Config, LinearConfig, MoeConfig};
 pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
+pub use mla::MlaConfig;
 pub use rotation::SlidingWindow;
 pub use run::{Calls, Runner};
 pub use tokenizer::Tokenizer;
 pub use weights::{
-    AttentionWeights, Ffn, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights, PostNorms, QkNorm, QkvBias,
-    SharedExpert, Weights,
+    AttentionWeights, Ffn, LatentHeads, LatentWeights, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights,
+    PostNorms, QkNorm, QkvBias, SharedExpert, Weights,
 };
 
 use crate::backend::Need;

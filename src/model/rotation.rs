@@ -9,7 +9,7 @@ pub(super) fn rotation(architecture: &Architecture, keys: &Keys<'_>, factors: bo
     let base = keys.positive_or("rope.freq_base", architecture.rope_base)? as f64;
     let factors = (architecture.rope_freqs && factors).then_some(());
     let (scale, yarn) = scaling(architecture, keys)?;
-    Ok(Rotation { pairing: architecture.pairing, base, dims: None, scale, factors, yarn })
+    Ok(Rotation { pairing: architecture.pairing, base, dims: None, first: 0, scale, factors, yarn })
 }
 
 /// What layers with a sliding window have of their own.
@@ -47,7 +47,7 @@ pub(super) fn window(
     let rotation = match rule.rope_base {
         Some(base) => {
             let base = f64::from(keys.positive_or("rope.freq_base_swa", base)?);
-            Rotation { pairing: architecture.pairing, base, dims: others.dims, scale: 1.0, factors: None, yarn: None }
+            Rotation { base, scale: 1.0, factors: None, yarn: None, ..others }
         }
         None => {
             let base = keys.positive_opt("rope.freq_base_swa")?.map_or(others.base, f64::from);
@@ -72,7 +72,7 @@ fn scaling(architecture: &Architecture, keys: &Keys<'_>) -> Result<(f64, Option<
         "none" => Ok((1.0, None)),
         "linear" => Ok((1.0 / factor, None)),
         "yarn" => {
-            let yarn = yarn(keys, factor)?;
+            let yarn = yarn(architecture, keys, factor)?;
             Ok((1.0 / factor, Some(Yarn { between: architecture.yarn_between, ..yarn })))
         }
         other => {
@@ -82,12 +82,13 @@ fn scaling(architecture: &Architecture, keys: &Keys<'_>) -> Result<(f64, Option<
     }
 }
 
-fn yarn(keys: &Keys<'_>, factor: f64) -> Result<Yarn> {
+fn yarn(architecture: &Architecture, keys: &Keys<'_>, factor: f64) -> Result<Yarn> {
     let context = keys.size_or("rope.scaling.original_context_length", || keys.size("context_length"))? as f64;
     // 1 + m·0.1·ln factor, of which llama.cpp takes the ratio for m = 1 and m = `yarn_log_multiplier`, where a file has that.
     let stretch = |m: f64| if factor <= 1.0 { 1.0 } else { 1.0 + 0.1 * m * factor.ln() };
     let less = keys.positive_or_off("rope.scaling.yarn_log_multiplier")?.map_or(1.0, |m| stretch(m.into()));
-    let magnitude = stretch(1.0) / less;
+    // With latent attention both are one number, and q·k is multiplied by it ([`MlaConfig::rotation`](super::MlaConfig)).
+    let magnitude = if architecture.latent { 1.0 } else { stretch(1.0) / less };
     // transformers takes this in place of its own number, llama.cpp takes its own: a model is certain where they are equal.
     if let Some(stated) = keys.positive_opt("rope.scaling.yarn_attn_factor")?
         && (f64::from(stated) / magnitude - 1.0).abs() > 1e-5

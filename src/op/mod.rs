@@ -7,6 +7,7 @@
 
 mod activation;
 mod ggml_type;
+mod groups;
 mod operands;
 mod operation;
 mod rotation;
@@ -17,10 +18,11 @@ mod weight;
 
 pub use activation::{CLAMPED_ALPHA, CLAMPED_LIMIT, GateActivation};
 pub use ggml_type::GgmlType;
+pub use groups::{GroupScore, Groups};
 pub use operands::{Elements, Operand};
 pub use operation::{Op, OpKind, OpParams, Operation, OwnedOp, first_seen};
 pub use rotation::{AngleKey, Pairing, Rotation, Yarn};
 pub use site::{At, Site};
-pub use stage::{Dim, LayerLayout, LinearLayers, STAGES, Scope, Stage, StageInfo};
+pub use stage::{Dim, LayerLayout, LinearLayers, Mla, STAGES, Scope, Stage, StageInfo};
 pub use tensor::{Data, HostTensor, unravel};
 pub use weight::{Weight, WeightOwner};

@@ -11,7 +11,7 @@
 use std::fmt::{Arguments, Debug};
 
 use crate::error::{Error, Result};
-use crate::op::{Data, GgmlType, HostTensor, Op, OpKind, Site, Weight};
+use crate::op::{Data, GgmlType, Groups, HostTensor, Op, OpKind, Site, Weight};
 
 /// What the rules look at in a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -202,19 +202,36 @@ impl<T> Op<'_, T> {
                 }
                 vec![tokens.len(), cols]
             }
-            Op::RmsNorm { x, weight, .. } => {
+            &Op::RmsNorm { ref x, weight, keep, .. } => {
                 let n = weight.cols;
                 if weight.rows * weight.experts != 1 {
                     return Err(at.wrong(&weight.name, weight.dims(), format_args!("a vector [cols, 1]")));
                 }
-                let expected = format_args!("[T, groups·{n}] for {}", weight.name);
-                at.axes("x", shape(x), expected, |[_, cols]| cols.is_multiple_of(n))?.to_vec()
+                let fits = |[_, cols]: [usize; 2]| cols > keep && (cols - keep).is_multiple_of(n);
+                match keep {
+                    0 => at.axes("x", shape(x), format_args!("[T, groups·{n}] for {}", weight.name), fits),
+                    _ => at.axes("x", shape(x), format_args!("[T, groups·{n} + {keep}] for {}", weight.name), fits),
+                }?
+                .to_vec()
             }
             Op::MatMul { x, weight } => {
                 let [k, n] = at.matrix(weight)?;
                 let expected = format_args!("[T, {k}] for {} {:?}", weight.name, weight.dims());
                 let [t, _] = at.axes("x", shape(x), expected, |[_, cols]| cols == k)?;
                 vec![t, n]
+            }
+            &Op::HeadMatMul { ref x, weight, head_dim, keep } => {
+                let [k, n, heads] = [weight.cols, weight.rows, weight.experts];
+                if at.head_dim(head_dim)? < k {
+                    let expected = format_args!("at least {k} for {} {:?}", weight.name, weight.dims());
+                    return Err(at.wrong("head_dim", head_dim, expected));
+                }
+                let expected =
+                    format_args!("[T, {heads}·{head_dim}] or [T, {head_dim}] for {} {:?}", weight.name, weight.dims());
+                let [t, _] = at.axes("x", shape(x), expected, |[_, cols]| {
+                    cols == head_dim || heads.checked_mul(head_dim) == Some(cols)
+                })?;
+                vec![t, heads * (n + if keep { head_dim - k } else { 0 })]
             }
             Op::Bias { x, weight } => {
                 let n = weight.cols;
@@ -237,14 +254,19 @@ impl<T> Op<'_, T> {
                 if turned == 0 || turned % 2 != 0 || turned > head_dim {
                     return Err(at.wrong("dims", turned, format_args!("an even number from 2 to {head_dim}")));
                 }
+                if rotation.first > head_dim - turned {
+                    let expected = format_args!("at most {}", head_dim - turned);
+                    return Err(at.wrong("the first dimension that turns", rotation.first, expected));
+                }
                 let [t, cols] = at.heads("x", shape(x), head_dim)?;
                 at.seen(start, t)?;
                 vec![t, cols]
             }
             &Op::Store { ref cache, ref x, start } => {
                 let [capacity, n] = at.axes("cache", shape(cache), format_args!("[capacity, n]"), |_| true)?;
-                let expected = format_args!("[T ≤ {}, {n}] at {start} of {capacity}", capacity.saturating_sub(start));
-                at.axes("x", shape(x), expected, |[t, cols]| cols == n && t <= capacity.saturating_sub(start))?;
+                let room = capacity.saturating_sub(start);
+                let expected = format_args!("[T ≤ {room}, ≥ {n}] at {start} of {capacity}");
+                at.axes("x", shape(x), expected, |[t, cols]| cols >= n && t <= room)?;
                 vec![capacity, n]
             }
             &Op::AttnScores { ref q, ref k, start, head_dim, window, .. } => {
@@ -281,10 +303,21 @@ impl<T> Op<'_, T> {
             Op::RouterProbs { logits, .. } => {
                 at.axes("logits", shape(logits), format_args!("[T, E]"), |[_, _]| true)?.to_vec()
             }
-            &Op::RouterTopK { ref probs, k } => {
+            &Op::RouterTopK { ref probs, k, groups } => {
                 let [t, experts] = at.axes("probs", shape(probs), format_args!("[T, E]"), |_| true)?;
                 if !(1..=experts).contains(&k) {
                     return Err(at.wrong("k", k, format_args!("1 to {experts}, as many as there are experts,")));
+                }
+                if let Some(groups @ Groups { count, used, .. }) = groups {
+                    // Two of a group at least, as its score may be that of two.
+                    if count == 0 || !experts.is_multiple_of(count) || experts / count < 2 {
+                        let expected = format_args!("a number of groups of two or more of {experts} experts");
+                        return Err(at.wrong("groups", count, expected));
+                    }
+                    if used == 0 || used > count || k > groups.left(experts) {
+                        let expected = format_args!("1 to {count} groups, with {k} experts or more,");
+                        return Err(at.wrong("groups used", used, expected));
+                    }
                 }
                 vec![t, k]
             }

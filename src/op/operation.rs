@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use strum::VariantArray;
 
 use crate::error::{Error, Result};
-use crate::op::rotation::{is_one, one};
-use crate::op::{Data, GateActivation, HostTensor, Rotation, Weight};
+use crate::op::rotation::{is_one, is_zero, one};
+use crate::op::{Data, GateActivation, Groups, HostTensor, Rotation, Weight};
 
 /// An operation over tensors `T`, a weight `W` and token ids `I`. A backend runs an [`Op`]; without operands it is an
 /// [`OpParams`]. As JSON it is its name and its scalars, whatever the operands are.
@@ -29,15 +29,19 @@ use crate::op::{Data, GateActivation, HostTensor, Rotation, Weight};
 pub enum Operation<T, W, I> {
     /// Row `tokens[t]` of `table`, dequantized, times `scale`. → [T, H]
     Embed { #[serde(skip)] table: W, #[serde(skip)] tokens: I, #[serde(default = "one", skip_serializing_if = "is_one")] scale: f64 },
-    /// x / √(mean(x²) + eps) · weight, over each group of `weight.cols` values (a whole row, or one head). [T, G·n] → same
-    RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32 },
+    /// x / √(mean(x²) + eps) · weight, over each group of `weight.cols` values (a whole row, or one head); the last `keep` columns stay as
+    /// they are. [T, G·n + keep] → same
+    RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32, #[serde(default, skip_serializing_if = "is_zero")] keep: usize },
     /// x · weightᵀ. [T, K] × [N, K] → [T, N]
     MatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W },
+    /// For each head h the first K of its `head_dim` columns of x · weight[h]ᵀ, and where `keep` its others after them; x has a head for each
+    /// matrix, [T, heads·D], or one that all read, [T, D]. [K, N, heads] → [T, heads·(N + (D − K where `keep`))]
+    HeadMatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W, head_dim: usize, #[serde(default, skip_serializing_if = "std::ops::Not::not")] keep: bool },
     /// x + weight, which is a row, on every row. [T, N] → same
     Bias { #[serde(skip)] x: T, #[serde(skip)] weight: W },
     /// Rotary embedding: each pair of each head turns by the angle of position start + t ([`Rotation`]). [T, heads·D] → same
     Rope { #[serde(skip)] x: T, start: usize, head_dim: usize, #[serde(flatten)] rotation: Rotation<W> },
-    /// Writes x [T, n] over rows start.. of `cache` [capacity, n], in place, and returns the cache. Makes no stage.
+    /// Writes the first n columns of x [T, ≥ n] over rows start.. of `cache` [capacity, n], in place, and returns the cache. Makes no stage.
     Store { #[serde(skip)] cache: T, #[serde(skip)] x: T, start: usize },
     /// q·k · scale, or / √D where there is none, for each query head and its KV head (query head h reads KV head h / (heads / kv_heads));
     /// 0 where s > start + t, and where s ≤ start + t − window.
@@ -52,8 +56,9 @@ pub enum Operation<T, W, I> {
     Add { #[serde(skip)] a: T, #[serde(skip)] b: T },
     /// Softmax over all experts, or the sigmoid of each logit. [T, E] → same
     RouterProbs { #[serde(skip)] logits: T, #[serde(default, skip_serializing_if = "std::ops::Not::not")] sigmoid: bool },
-    /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. [T, E] → [T, K] u32
-    RouterTopK { #[serde(skip)] probs: T, k: usize },
+    /// The `k` largest, by weight descending; ties to the lower expert id; NaN first. With [`Groups`], of the experts of the best groups.
+    /// [T, E] → [T, K] u32
+    RouterTopK { #[serde(skip)] probs: T, k: usize, #[serde(default, skip_serializing_if = "Option::is_none")] groups: Option<Groups> },
     /// probs at ids, divided by their sum when `renormalise`, times `scale`; where `softmax`, their softmax. [T, E], [T, K] u32 → [T, K]
     RouterWeights { #[serde(skip)] probs: T, #[serde(skip)] ids: T, renormalise: bool, #[serde(default, skip_serializing_if = "std::ops::Not::not")] softmax: bool, #[serde(default = "one", skip_serializing_if = "is_one")] scale: f64 },
     /// For token t and slot k, x · weight[ids[t, k]]ᵀ; x is shared by the slots, [T, n], or one per slot, [T, K, n]. → [T, K, N]
@@ -162,6 +167,7 @@ impl<T, W, I> Operation<T, W, I> {
             Operation::Embed { table: weight, .. }
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
+            | Operation::HeadMatMul { weight, .. }
             | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. }
             | Operation::ExpertBias { weight, .. }
@@ -185,8 +191,13 @@ impl<T, W, I> Operation<T, W, I> {
         use Operation::*;
         Ok(match self {
             Embed { table, tokens: ids, scale } => Embed { table: weight(table)?, tokens: tokens(ids)?, scale: *scale },
-            RmsNorm { x, weight: w, eps } => RmsNorm { x: tensor("x", x)?, weight: weight(w)?, eps: *eps },
+            RmsNorm { x, weight: w, eps, keep } => {
+                RmsNorm { x: tensor("x", x)?, weight: weight(w)?, eps: *eps, keep: *keep }
+            }
             MatMul { x, weight: w } => MatMul { x: tensor("x", x)?, weight: weight(w)? },
+            HeadMatMul { x, weight: w, head_dim, keep } => {
+                HeadMatMul { x: tensor("x", x)?, weight: weight(w)?, head_dim: *head_dim, keep: *keep }
+            }
             Bias { x, weight: w } => Bias { x: tensor("x", x)?, weight: weight(w)? },
             Rope { x, start, head_dim, rotation } => {
                 Rope { x: tensor("x", x)?, start: *start, head_dim: *head_dim, rotation: rotation.try_map(weight)? }
@@ -204,7 +215,7 @@ impl<T, W, I> Operation<T, W, I> {
             }
             Add { a, b } => Add { a: tensor("a", a)?, b: tensor("b", b)? },
             &RouterProbs { ref logits, sigmoid } => RouterProbs { logits: tensor("logits", logits)?, sigmoid },
-            RouterTopK { probs, k } => RouterTopK { probs: tensor("probs", probs)?, k: *k },
+            &RouterTopK { ref probs, k, groups } => RouterTopK { probs: tensor("probs", probs)?, k, groups },
             &RouterWeights { ref probs, ref ids, renormalise, softmax, scale } => {
                 RouterWeights { probs: tensor("probs", probs)?, ids: tensor("ids", ids)?, renormalise, softmax, scale }
             }
@@ -311,6 +322,7 @@ impl OwnedOp {
             Operation::Embed { table: weight, .. }
             | Operation::RmsNorm { weight, .. }
             | Operation::MatMul { weight, .. }
+            | Operation::HeadMatMul { weight, .. }
             | Operation::Bias { weight, .. }
             | Operation::ExpertMatMul { weight, .. }
             | Operation::ExpertBias { weight, .. }

@@ -53,9 +53,12 @@ pub struct Rotation<W> {
     pub pairing: Pairing,
     /// Base of the frequencies.
     pub base: f64,
-    /// How many of a head's first dimensions turn, the others staying as they are; `None`: all. D below is that number then.
+    /// How many of a head's dimensions turn, the others staying as they are; `None`: all. D below is that number then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dims: Option<usize>,
+    /// The first of these: 0, or behind those of a head that have no position, as MLA has it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first: usize,
     /// What every angle is multiplied by: 1 / factor of a linear scaling.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub scale: f64,
@@ -112,6 +115,10 @@ pub(super) fn one() -> f64 {
     1.0
 }
 
+pub(super) fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 pub(super) fn is_one(x: &f64) -> bool {
     *x == 1.0
 }
@@ -119,7 +126,7 @@ pub(super) fn is_one(x: &f64) -> bool {
 impl<W> Rotation<W> {
     /// NEOX pairing, unscaled.
     pub fn neox(base: f64) -> Self {
-        Self { pairing: Pairing::Neox, base, dims: None, scale: 1.0, factors: None, yarn: None }
+        Self { pairing: Pairing::Neox, base, dims: None, first: 0, scale: 1.0, factors: None, yarn: None }
     }
 
     /// The same with what `weight` makes of the factors, where there are some.
@@ -127,14 +134,14 @@ impl<W> Rotation<W> {
     /// # Errors
     /// Those of `weight`.
     pub fn try_map<'s, W2>(&'s self, weight: impl FnOnce(&'s W) -> Result<W2>) -> Result<Rotation<W2>> {
-        let Self { pairing, base, dims, scale, ref factors, yarn } = *self;
-        Ok(Rotation { pairing, base, dims, scale, factors: factors.as_ref().map(weight).transpose()?, yarn })
+        let Self { pairing, base, dims, first, scale, ref factors, yarn } = *self;
+        Ok(Rotation { pairing, base, dims, first, scale, factors: factors.as_ref().map(weight).transpose()?, yarn })
     }
 
     /// The same with these factors.
     pub fn with_factors<W2>(&self, factors: Option<W2>) -> Rotation<W2> {
-        let Self { pairing, base, dims, scale, yarn, .. } = *self;
-        Rotation { pairing, base, dims, scale, factors, yarn }
+        let Self { pairing, base, dims, first, scale, yarn, .. } = *self;
+        Rotation { pairing, base, dims, first, scale, factors, yarn }
     }
 
     /// How many of the dimensions of a head of `head_dim` turn.

@@ -12,6 +12,10 @@ use super::OpKind;
 pub enum Stage {
     Embedding,
     AttnNorm,
+    KvA,
+    KvNorm,
+    QA,
+    QANorm,
     QProj,
     QGate,
     KProj,
@@ -23,8 +27,12 @@ pub enum Stage {
     KNorm,
     QRope,
     KRope,
+    QAbsorbed,
+    KUp,
+    VUp,
     AttnScores,
     AttnProbs,
+    AttnLatent,
     AttnContext,
     AttnGated,
     AttnOut,
@@ -90,8 +98,16 @@ pub enum Dim {
     Heads,
     /// Query heads × head_dim.
     Q,
-    /// KV heads × head_dim.
+    /// Width of a row of keys or values: KV heads × head_dim, or under MLA what is stored of a position, its latent and the part of a key that turns.
     Kv,
+    /// Width of a row of what attention gives: query heads × head_dim of values.
+    Context,
+    /// Rank of the queries' projection.
+    QRank,
+    /// Query heads × Kv, queries that read latents.
+    Absorbed,
+    /// Query heads × rank of the latent.
+    Latent,
     /// Experts.
     E,
     /// Experts used per token.
@@ -123,6 +139,16 @@ pub enum Scope {
     Layer,
     /// In layers with attention over all positions, or a window of them.
     AttentionLayer,
+    /// In those of them that project keys and values each from the input.
+    KvLayer,
+    /// In those with multi-head latent attention.
+    MlaLayer,
+    /// In those where the latents are what queries read.
+    AbsorbedLayer,
+    /// In those where keys and values are made of the latents.
+    ExpandedLayer,
+    /// In those whose queries are projected in two steps.
+    QRankLayer,
     /// In those whose attention output has a gate.
     GatedLayer,
     /// In layers with linear attention: a gated delta rule.
@@ -177,6 +203,23 @@ pub struct LayerLayout {
     pub output_gate: bool,
     /// Which layers have linear attention for attention.
     pub linear: LinearLayers,
+    /// Multi-head latent attention, and how it is computed.
+    pub mla: Mla,
+    /// Queries are projected in two steps.
+    pub q_rank: bool,
+}
+
+/// How multi-head latent attention is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mla {
+    /// It is another attention.
+    #[default]
+    No,
+    /// Queries are taken to where the latents are, which are all heads' keys and values.
+    Absorbed,
+    /// Each head's keys and values are made of the latents.
+    Plain,
 }
 
 /// Which layers have linear attention.
@@ -226,6 +269,8 @@ impl LayerLayout {
         leading_dense: 0,
         output_gate: false,
         linear: LinearLayers::No,
+        mla: Mla::No,
+        q_rank: false,
     };
 
     /// That of one layer, or of what is in no layer.
@@ -265,6 +310,8 @@ impl std::fmt::Display for LayerLayout {
             (self.choice_bias, ", a bias that experts are chosen with"),
             (self.output_gate, ", a gate of attention's output"),
             (self.linear != LinearLayers::No, ", linear attention"),
+            (self.mla == Mla::Absorbed, ", latent attention"),
+            (self.mla == Mla::Plain, ", latent attention with keys and values of each head"),
         ] {
             f.write_str(if there { what } else { "" })?;
         }
@@ -283,6 +330,11 @@ impl Scope {
         match self {
             Self::Model | Self::Layer => true,
             Self::AttentionLayer => layout.linear != LinearLayers::All,
+            Self::KvLayer => layout.mla == Mla::No && layout.linear != LinearLayers::All,
+            Self::MlaLayer => layout.mla != Mla::No,
+            Self::AbsorbedLayer => layout.mla == Mla::Absorbed,
+            Self::ExpandedLayer => layout.mla == Mla::Plain,
+            Self::QRankLayer => layout.q_rank,
             Self::GatedLayer => layout.output_gate && layout.linear != LinearLayers::All,
             Self::LinearLayer => layout.linear != LinearLayers::No,
             Self::BiasLayer => layout.qkv_bias && layout.linear != LinearLayers::All,
@@ -325,8 +377,9 @@ pub struct StageInfo {
 
 use Dim::*;
 use Scope::{
-    AttentionLayer, BiasLayer, BiasesLayer, ChoiceBiasLayer, DenseLayer, GatedLayer, Layer, LinearLayer, Model,
-    MoeLayer, PostNormLayer, ProbsLayer, QkNormLayer, SharedGateLayer, SharedLayer,
+    AbsorbedLayer, AttentionLayer, BiasLayer, BiasesLayer, ChoiceBiasLayer, DenseLayer, ExpandedLayer, GatedLayer,
+    KvLayer, Layer, LinearLayer, MlaLayer, Model, MoeLayer, PostNormLayer, ProbsLayer, QRankLayer, QkNormLayer,
+    SharedGateLayer, SharedLayer,
 };
 use Stage::*;
 
@@ -343,10 +396,14 @@ macro_rules! table {
 table! {
     Embedding     "embedding"      ["embd", "inp_embd", "inp_scaled"]                   Model      [T, H]        Embed()                              Some("token_embd.weight"),  "embed";
     AttnNorm      "attn_norm"      ["input_layernorm"]                          Layer      [T, H]        RmsNorm(LayerOut)                    Some("attn_norm.weight"),   "norm";
+    KvA           "kv_a"           ["kv_cmpr_pe"]                               MlaLayer   [T, Kv]       MatMul(AttnNorm)                     Some("attn_kv_a_mqa.weight"), "qkv";
+    KvNorm        "kv_norm"        []                                           MlaLayer   [T, Kv]       RmsNorm(KvA)                         Some("attn_kv_a_norm.weight"), "qkv";
+    QA            "q_a"            []                                           QRankLayer [T, QRank]    MatMul(AttnNorm)                     Some("attn_q_a.weight"),    "qkv";
+    QANorm        "q_a_norm"       []                                           QRankLayer [T, QRank]    RmsNorm(QA)                          Some("attn_q_a_norm.weight"), "qkv";
     QProj         "q_proj"         ["qkv_matmul", "Qcur"]                       AttentionLayer  [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
     QGate         "q_gate"         ["gate_reshaped"]                             GatedLayer [T, Q]        MatMul(AttnNorm)                     Some("attn_q.weight"),      "qkv";
-    KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       AttentionLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
-    VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       AttentionLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
+    KProj         "k_proj"         ["qkv_matmul", "Kcur"]                       KvLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_k.weight"),      "qkv";
+    VProj         "v_proj"         ["qkv_matmul", "Vcur"]                       KvLayer  [T, Kv]       MatMul(AttnNorm)                     Some("attn_v.weight"),      "qkv";
     QBias         "q_bias"         []                                           BiasLayer  [T, Q]        Bias(QProj)                          Some("attn_q.bias"),        "qkv";
     KBias         "k_bias"         []                                           BiasLayer  [T, Kv]       Bias(KProj)                          Some("attn_k.bias"),        "qkv";
     VBias         "v_bias"         []                                           BiasLayer  [T, Kv]       Bias(VProj)                          Some("attn_v.bias"),        "qkv";
@@ -354,9 +411,13 @@ table! {
     KNorm         "k_norm"         ["Kcur_normed"]                              QkNormLayer [T, Kv]       RmsNorm(KProj)                       Some("attn_k_norm.weight"), "qkv";
     QRope         "q_rope"         ["q_post_rope", "Qcur"]                      AttentionLayer  [T, Q]        Rope(QNorm)                          None,                       "rope";
     KRope         "k_rope"         ["k_post_rope", "Kcur"]                      AttentionLayer  [T, Kv]       Rope(KNorm)                          None,                       "rope";
+    QAbsorbed     "q_absorbed"     []                                           AbsorbedLayer [T, Absorbed] HeadMatMul(QRope)                 Some("attn_k_b.weight"),    "attn";
+    KUp           "k_up"           []                                           ExpandedLayer [T, Q]      HeadMatMul(KRope)                   Some("attn_kv_b.weight"),   "attn";
+    VUp           "v_up"           []                                           ExpandedLayer [T, Context] HeadMatMul(KRope)                  Some("attn_kv_b.weight"),   "attn";
     AttnScores    "attn_scores"    ["kq"]                                       AttentionLayer  [Heads, T, S] AttnScores(QRope, KRope)             None,                       "attn";
     AttnProbs     "attn_probs"     ["kq_soft_max", "attn_softmax"]              AttentionLayer  [Heads, T, S] AttnProbs(AttnScores)                None,                       "attn";
-    AttnContext   "attn_context"   ["kqv_out", "attention"]                     AttentionLayer  [T, Q]        AttnContext(AttnProbs, VProj)        None,                       "attn";
+    AttnLatent    "attn_latent"    []                                           AbsorbedLayer [T, Latent]  AttnContext(AttnProbs, VProj)      None,                       "attn";
+    AttnContext   "attn_context"   ["kqv_out", "attention"]                     AttentionLayer  [T, Context]        AttnContext(AttnProbs, VProj)        None,                       "attn";
     AttnGated     "attn_gated"     []                                           GatedLayer [T, Q]        SwiGlu(QGate, AttnContext)           None,                       "attn";
     AttnOut       "attn_out"       []                                           AttentionLayer  [T, H]        MatMul(AttnContext)                  Some("attn_output.weight"), "out";
     AttnOutBias   "attn_out_bias"  []                                           BiasesLayer [T, H]       Bias(AttnOut)                        Some("attn_output.bias"),   "out";
@@ -410,9 +471,12 @@ table! {
 
 /// Stages that make one value step by step, or one in place of another: who reads one reads the last that occurs before itself.
 static CHAINS: &[&[Stage]] = &[
+    &[AttnNorm, QANorm],
     &[QProj, QBias, QNorm],
-    &[KProj, KBias, KNorm],
-    &[VProj, VBias],
+    &[KProj, KBias, KNorm, KvA, KvNorm],
+    &[VProj, VBias, KvNorm, VUp],
+    &[QRope, QAbsorbed],
+    &[KRope, KUp],
     &[MoeOut, MoeSum, FfnOut, FfnPostNorm],
     &[AttnContext, AttnGated],
     &[AttnOut, AttnOutBias, LinearAttnOut, AttnPostNorm],
@@ -445,13 +509,20 @@ impl Stage {
     }
     /// The stages that its operation reads in a layer of this layout, in the order of the operands.
     pub fn inputs(self, layout: LayerLayout) -> impl Iterator<Item = Stage> {
-        self.info().inputs.iter().map(move |input| {
+        // Of latents, what attention gives is made of their weighted sums.
+        let latent = self == AttnContext && layout.mla == Mla::Absorbed;
+        let inputs = if latent { &[AttnLatent] } else { self.info().inputs };
+        inputs.iter().map(move |input| {
             let Some(chain) = CHAINS.iter().find(|chain| chain.contains(input)) else { return *input };
             // What is added for the choice is not in the weights.
             let other = |s: Stage| (self, s) == (RouterWeights, RouterChoice);
             let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout) && !other(**s);
             *chain.iter().rfind(before).unwrap_or(input)
         })
+    }
+    /// Whether operation `op` makes this stage, in some layout: what attention gives is made of latents where these are what queries read.
+    pub fn is_made_by(self, op: OpKind) -> bool {
+        op == self.info().op || self == AttnContext && op == OpKind::HeadMatMul
     }
     /// The numbers from which the experts follow, the largest or those of the largest shares, in a layer of this layout: the router's logits, or
     /// what the choice is made by.

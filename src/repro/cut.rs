@@ -53,6 +53,7 @@ impl FailingCall {
             OpParams::Embed { .. } => &[Rows, Blocks],
             OpParams::RmsNorm { .. } => &[Rows, Heads, Blocks],
             OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
+            OpParams::HeadMatMul { .. } => &[Rows],
             OpParams::Bias { .. } => &[Rows],
             OpParams::Rope { .. } => &[Rows, Heads],
             // Sinks stay with their heads.

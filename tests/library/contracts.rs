@@ -55,7 +55,8 @@ struct Fared {
 fn params(op: OpKind, config: &Config) -> OpParams {
     let moe = config.moe.as_ref().unwrap();
     match op {
-        OpKind::RmsNorm => OpParams::RmsNorm { x: (), weight: (), eps: config.eps },
+        OpKind::HeadMatMul => OpParams::HeadMatMul { x: (), weight: (), head_dim: config.head_dim, keep: false },
+        OpKind::RmsNorm => OpParams::RmsNorm { x: (), weight: (), eps: config.eps, keep: 0 },
         OpKind::Bias => OpParams::Bias { x: (), weight: () },
         OpKind::MatMul => OpParams::MatMul { x: (), weight: () },
         OpKind::Rope => OpParams::Rope { x: (), start: 0, head_dim: config.head_dim, rotation: config.rotation },
@@ -68,7 +69,7 @@ fn params(op: OpKind, config: &Config) -> OpParams {
         }
         OpKind::Add => OpParams::Add { a: (), b: () },
         OpKind::RouterProbs => OpParams::RouterProbs { logits: (), sigmoid: false },
-        OpKind::RouterTopK => OpParams::RouterTopK { probs: (), k: moe.used },
+        OpKind::RouterTopK => OpParams::RouterTopK { probs: (), k: moe.used, groups: None },
         OpKind::RouterWeights => {
             OpParams::RouterWeights { probs: (), ids: (), renormalise: moe.renormalise, softmax: false, scale: 1.0 }
         }

@@ -49,7 +49,8 @@ impl Run<'_> {
         let (start, head_dim) = (0, config.head_dim);
         match row.op {
             OpKind::Embed => Op::Embed { table: weight(), tokens: self.tokens, scale: 1.0 },
-            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: config.eps },
+            OpKind::HeadMatMul => unreachable!("no stage of the bundled model"),
+            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: config.eps, keep: 0 },
             OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
             OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: config.rotation.with_factors(None) },
@@ -60,7 +61,7 @@ impl Run<'_> {
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0), sigmoid: false },
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: moe().used },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: moe().used, groups: None },
             OpKind::RouterWeights => Op::RouterWeights {
                 probs: input(0),
                 ids: input(1),

@@ -30,14 +30,18 @@ impl Maker {
                 tokens = (0..t).map(|_| self.rng.below(rows as u64) as u32).collect();
                 vec![]
             }
-            OpShape::RmsNorm { tokens, groups, n } => {
+            OpShape::RmsNorm { tokens, groups, n, keep } => {
                 let scales: Vec<u8> = (0..n).flat_map(|_| (1.0f32 + 0.3 * self.rng.normal()).to_le_bytes()).collect();
                 weight = Some(Weight::from_vec("case.weight", GgmlType::F32, [n, 1, 1], scales)?);
-                vec![self.tensor(&[tokens, groups * n])]
+                vec![self.tensor(&[tokens, groups * n + keep])]
             }
             OpShape::MatMul { ty, cols, rows, tokens } => {
                 weight = Some(self.weight(ty, [cols, rows, 1])?);
                 vec![self.tensor(&[tokens, cols])]
+            }
+            OpShape::HeadMatMul { ty, cols, rows, heads, head_dim, tokens, shared, .. } => {
+                weight = Some(self.weight(ty, [cols, rows, heads])?);
+                vec![self.tensor(&[tokens, if shared { head_dim } else { heads * head_dim }])]
             }
             OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
                 weight = Some(self.weight(ty, [cols, rows, experts])?);

@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use super::Backend;
 use crate::error::Result;
-use crate::op::{At, GateActivation, GgmlType, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn};
+use crate::op::{
+    At, GateActivation, GgmlType, Groups, HostTensor, Op, OpKind, Pairing, Rotation, STAGES, Stage, Weight, Yarn,
+};
 
 mod make;
 mod table;
@@ -62,6 +64,19 @@ pub enum OpShape {
         tokens: usize,
         groups: usize,
         n: usize,
+        /// Columns after the groups that stay as they are.
+        keep: usize,
+    },
+    /// `shared`: x has one head, which all read.
+    HeadMatMul {
+        ty: GgmlType,
+        cols: usize,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+        tokens: usize,
+        keep: bool,
+        shared: bool,
     },
     MatMul {
         ty: GgmlType,
@@ -86,6 +101,8 @@ pub enum OpShape {
         yarn: Option<Yarn>,
         /// How many of a head's dimensions turn, where it is not all.
         dims: Option<usize>,
+        /// The first of these.
+        first: usize,
     },
     Store {
         tokens: usize,
@@ -135,6 +152,8 @@ pub enum OpShape {
         experts: usize,
         k: usize,
         ties: bool,
+        /// Of which some are chosen from.
+        groups: Option<Groups>,
     },
     RouterWeights {
         tokens: usize,
@@ -226,6 +245,7 @@ impl OpShape {
             scale: 1.0,
             factors: false,
             yarn: None,
+            first: 0,
             dims: None,
         }
     }
@@ -252,6 +272,7 @@ impl OpCase {
             OpShape::Embed { .. } => OpKind::Embed,
             OpShape::RmsNorm { .. } => OpKind::RmsNorm,
             OpShape::MatMul { .. } => OpKind::MatMul,
+            OpShape::HeadMatMul { .. } => OpKind::HeadMatMul,
             OpShape::Bias { .. } => OpKind::Bias,
             OpShape::Rope { .. } => OpKind::Rope,
             OpShape::Store { .. } => OpKind::Store,
@@ -278,7 +299,10 @@ impl OpCase {
     /// The type of its weight, where a choice of types is part of the case.
     pub fn ty(&self) -> Option<GgmlType> {
         match self.shape {
-            OpShape::Embed { ty, .. } | OpShape::MatMul { ty, .. } | OpShape::ExpertMatMul { ty, .. } => Some(ty),
+            OpShape::Embed { ty, .. }
+            | OpShape::MatMul { ty, .. }
+            | OpShape::HeadMatMul { ty, .. }
+            | OpShape::ExpertMatMul { ty, .. } => Some(ty),
             _ => None,
         }
     }
@@ -305,7 +329,8 @@ impl OpCase {
     pub fn work(&self) -> u64 {
         let n = match self.shape {
             OpShape::Embed { cols, tokens, .. } => cols * tokens,
-            OpShape::RmsNorm { tokens, groups, n } => tokens * groups * n,
+            OpShape::RmsNorm { tokens, groups, n, keep } => tokens * (groups * n + keep),
+            OpShape::HeadMatMul { cols, rows, heads, tokens, .. } => cols * rows * heads * tokens,
             OpShape::MatMul { cols, rows, tokens, .. } => cols * rows * tokens,
             OpShape::Rope { tokens, heads, head_dim, .. } => tokens * heads * head_dim,
             OpShape::AttnScores { tokens, heads, head_dim, start, .. }
@@ -374,11 +399,14 @@ impl Operands {
         let weight = || self.weight.as_ref().expect("made with a weight");
         match self.shape {
             OpShape::Embed { scale, .. } => Op::Embed { table: weight(), tokens: &self.tokens, scale },
-            OpShape::RmsNorm { .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS },
+            OpShape::RmsNorm { keep, .. } => Op::RmsNorm { x: tensor(0), weight: weight(), eps: EPS, keep },
+            OpShape::HeadMatMul { head_dim, keep, .. } => {
+                Op::HeadMatMul { x: tensor(0), weight: weight(), head_dim, keep }
+            }
             OpShape::MatMul { .. } => Op::MatMul { x: tensor(0), weight: weight() },
             OpShape::Bias { .. } => Op::Bias { x: tensor(0), weight: weight() },
-            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, dims, .. } => {
-                let rotation = Rotation { pairing, base, dims, scale, factors: factors.then(weight), yarn };
+            OpShape::Rope { start, head_dim, base, pairing, scale, factors, yarn, dims, first, .. } => {
+                let rotation = Rotation { pairing, base, dims, first, scale, factors: factors.then(weight), yarn };
                 Op::Rope { x: tensor(0), start, head_dim, rotation }
             }
             OpShape::Store { start, .. } => Op::Store { cache: tensor(0), x: tensor(1), start },
@@ -393,7 +421,7 @@ impl Operands {
             }
             OpShape::Add { .. } => Op::Add { a: tensor(0), b: tensor(1) },
             OpShape::RouterProbs { sigmoid, .. } => Op::RouterProbs { logits: tensor(0), sigmoid },
-            OpShape::RouterTopK { k, .. } => Op::RouterTopK { probs: tensor(0), k },
+            OpShape::RouterTopK { k, groups, .. } => Op::RouterTopK { probs: tensor(0), k, groups },
             OpShape::RouterWeights { renormalise, softmax, scale, .. } => {
                 Op::RouterWeights { probs: tensor(0), ids: tensor(1), renormalise, softmax, scale }
             }

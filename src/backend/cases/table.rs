@@ -2,7 +2,7 @@
 
 use super::{Choice, OpCase, OpShape, OpValues};
 use crate::backend::oracle::dequant;
-use crate::op::{GateActivation, GgmlType, Pairing, Yarn};
+use crate::op::{GateActivation, GgmlType, GroupScore, Groups, Pairing, Yarn};
 
 /// Every weight type that a model stores, in ggml's order.
 fn types() -> impl Iterator<Item = GgmlType> {
@@ -47,6 +47,19 @@ pub fn table() -> Vec<OpCase> {
         for tokens in [1, 17] {
             all(&KINDS[1..], OpShape::MatMul { ty, cols: cols(ty, 3), rows: 40, tokens });
         }
+        // Blocks a row, rows, heads, columns of a head beyond those, tokens, whether they follow, whether all read one head.
+        let shapes = [
+            (1, 1, 1, 0, 1, false, false),
+            (2, 33, 4, 16, 1, true, false),
+            (1, 64, 3, 2, 7, true, true),
+            (1, 36, 5, 64, 33, false, true),
+            (3, 20, 2, 8, 70, true, false),
+        ];
+        for (blocks, rows, heads, beyond, tokens, keep, shared) in shapes {
+            let cols = cols(ty, blocks);
+            let head_dim = cols + beyond;
+            all(NORMAL, OpShape::HeadMatMul { ty, cols, rows, heads, head_dim, tokens, keep, shared });
+        }
         // Blocks a row, rows, experts, tokens, chosen, one x per slot, which.
         let shapes = [
             (1, 1, 1, 1, 1, false, Choice::Random),
@@ -63,7 +76,10 @@ pub fn table() -> Vec<OpCase> {
     }
 
     for (tokens, groups, n) in [(1, 1, 32), (1, 1, 2048), (3, 1, 256), (7, 8, 64), (65, 4, 128), (2, 3, 80)] {
-        all(KINDS, OpShape::RmsNorm { tokens, groups, n });
+        all(KINDS, OpShape::RmsNorm { tokens, groups, n, keep: 0 });
+    }
+    for (tokens, groups, n, keep) in [(1, 1, 32, 16), (5, 1, 512, 64), (66, 2, 96, 2)] {
+        all(KINDS, OpShape::RmsNorm { tokens, groups, n, keep });
     }
     for (tokens, heads, head_dim, start, base) in [
         (1, 1, 64, 0, 1e6),
@@ -82,10 +98,10 @@ pub fn table() -> Vec<OpCase> {
             (Pairing::Norm, 0.125, true, Some(yarn)),
             (Pairing::Neox, 0.03125, false, Some(Yarn { between: true, ..yarn })),
         ] {
-            for dims in [None, Some(head_dim / 2)] {
+            for (dims, first) in [(None, 0), (Some(head_dim / 2), 0), (Some(head_dim / 4), head_dim - head_dim / 4)] {
                 all(
                     NORMAL,
-                    OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn, dims },
+                    OpShape::Rope { tokens, heads, head_dim, start, base, pairing, scale, factors, yarn, dims, first },
                 );
             }
         }
@@ -117,7 +133,21 @@ pub fn table() -> Vec<OpCase> {
             all(WITH_LARGE, OpShape::RouterProbs { tokens, experts, sigmoid });
         }
         for ties in [false, true] {
-            all(&[OpValues::Normal, OpValues::Nan], OpShape::RouterTopK { tokens, experts, k, ties });
+            all(&[OpValues::Normal, OpValues::Nan], OpShape::RouterTopK { tokens, experts, k, ties, groups: None });
+        }
+        for (count, used) in [(4, 2), (2, 1), (8, 4)] {
+            for by in [GroupScore::Max, GroupScore::TopTwo] {
+                let groups = Groups { count, used, by };
+                if experts / count >= 2 && experts.is_multiple_of(count) && k <= groups.left(experts) {
+                    for ties in [false, true] {
+                        let groups = Some(groups);
+                        all(
+                            &[OpValues::Normal, OpValues::Nan],
+                            OpShape::RouterTopK { tokens, experts, k, ties, groups },
+                        );
+                    }
+                }
+            }
         }
         for renormalise in [true, false] {
             for scale in [1.0, 2.5] {
@@ -202,13 +232,13 @@ pub fn bench_table() -> Vec<OpCase> {
         }
         let (heads, kv_heads, head_dim, start, spare) = (32, 4, 128, 448, 0);
         shapes.extend([
-            OpShape::RmsNorm { tokens, groups: 1, n: 2048 },
+            OpShape::RmsNorm { tokens, groups: 1, n: 2048, keep: 0 },
             OpShape::neox(tokens, heads, head_dim, start, 1e6),
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, scale: None, window: None },
             OpShape::AttnProbs { tokens, heads, start, window: None, sinks: false },
             OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare, window: None },
             OpShape::RouterProbs { tokens, experts: 128, sigmoid: false },
-            OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false },
+            OpShape::RouterTopK { tokens, experts: 128, k: 8, ties: false, groups: None },
             OpShape::SwiGlu { tokens, cols: 8 * 768, activation: GateActivation::Silu },
             OpShape::Combine { tokens, k: 8, hidden: 2048 },
             OpShape::Add { tokens, cols: 2048 },

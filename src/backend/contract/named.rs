@@ -251,7 +251,9 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
     match op {
         // Rows of a table that is in the model's type already: nothing more is rounded.
         OpKind::Embed => Contract { weights: dtype, ..base },
-        OpKind::MatMul | OpKind::ExpertMatMul => Contract { activations: dtype, weights: dtype, ..stored },
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
+            Contract { activations: dtype, weights: dtype, ..stored }
+        }
         OpKind::RmsNorm => Contract { weights: dtype, inner: dtype, ..stored },
         OpKind::AttnScores | OpKind::AttnContext => {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }

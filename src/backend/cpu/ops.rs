@@ -7,7 +7,7 @@ use super::kernels::Kernels;
 use super::matmul::{self, Job};
 use super::tensor::room;
 use super::{CpuBackend, CpuTensor, Pool, delta, scalar, zeros};
-use crate::op::{AngleKey, Data, GateActivation, HostTensor, Op, Rotation, Site, Weight, first_seen};
+use crate::op::{AngleKey, Data, GateActivation, Groups, HostTensor, Op, Rotation, Site, Weight, first_seen};
 use crate::quant;
 use crate::{Error, Result};
 
@@ -58,7 +58,10 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
         backend.states.written(cache, *start);
         backend.tickets.before_write(cache);
         let x = x.values();
-        f32s_mut(&mut cache.values_mut())[start * shape[1]..][..x.len()].copy_from_slice(f32s(&x));
+        let n = shape[1];
+        let mut cache_values = cache.values_mut();
+        let rows = f32s_mut(&mut cache_values)[start * n..].chunks_exact_mut(n);
+        rows.zip(f32s(&x).chunks_exact(x.cols())).for_each(|(row, x)| row.copy_from_slice(&x[..n]));
         return Ok(cache.clone());
     }
     let values = match on_host {
@@ -75,7 +78,9 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
             delta::run(&backend.pool, &mut backend.states, caches, &rows, start, sizes, &mut out)?;
             HostTensor::f32(&shape, out)
         }
-        Op::RouterTopK { probs, .. } => HostTensor::u32(&shape, router_topk(&backend.pool, probs, &shape)),
+        Op::RouterTopK { probs, groups, .. } => {
+            HostTensor::u32(&shape, router_topk(&backend.pool, probs, groups, &shape))
+        }
         _ => {
             let mut out = room(&shape)?;
             compute(backend, &on_host, &mut out)?;
@@ -110,11 +115,12 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 out.iter_mut().for_each(|x| *x *= scale as f32);
             }
         }
-        Op::RmsNorm { x, weight, eps } => rms_norm(kernels, pool, x, weight, eps, out)?,
+        Op::RmsNorm { x, weight, eps, keep } => rms_norm(kernels, pool, x, weight, eps, keep, out)?,
         Op::MatMul { x, weight } => {
             let rows = || (0..x.shape[0]).collect();
             matmul::run(kernels, pool, weight, f32s(x), &[Job { expert: 0, x: rows(), out: rows() }], out)?;
         }
+        Op::HeadMatMul { x, weight, head_dim, keep } => head_matmul(kernels, pool, x, weight, head_dim, keep, out)?,
         Op::ExpertMatMul { x, ids, weight } => expert_matmul(kernels, pool, x, ids, weight, out)?,
         Op::Bias { x, weight } => {
             let bias: Vec<f32> = weight.f32s().collect(); // [N]
@@ -131,6 +137,7 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
                 scalar::rope(
                     &x[i * head_dim..][..head_dim],
                     rotation.pairing,
+                    rotation.first,
                     &angles[i / heads * half..][..half],
                     out,
                 );
@@ -239,12 +246,63 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
     Ok(())
 }
 
-fn rms_norm(kernels: &Kernels, pool: &Pool, x: &HostTensor, weight: &Weight, eps: f32, out: &mut [f32]) -> Result<()> {
+fn rms_norm(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &HostTensor,
+    weight: &Weight,
+    eps: f32,
+    keep: usize,
+    out: &mut [f32],
+) -> Result<()> {
     let n = weight.cols;
     let mut scale = zeros(&[n])?; // [n]
     quant::dequantize(weight.ty, weight.bytes(), &mut scale)?;
-    let x = f32s(x);
-    pool.for_chunks(out.len() * 2, out, n, |i, out| kernels.rms_norm(&x[i * n..][..n], &scale, eps, out));
+    let (cols, x) = (x.cols(), f32s(x));
+    if keep == 0 {
+        pool.for_chunks(out.len() * 2, out, n, |i, out| kernels.rms_norm(&x[i * n..][..n], &scale, eps, out));
+        return Ok(());
+    }
+    pool.for_chunks(out.len() * 2, out, cols, |t, out| {
+        let (x, x_kept) = x[t * cols..][..cols].split_at(cols - keep);
+        let (out, out_kept) = out.split_at_mut(cols - keep);
+        x.chunks_exact(n).zip(out.chunks_exact_mut(n)).for_each(|(x, out)| kernels.rms_norm(x, &scale, eps, out));
+        out_kept.copy_from_slice(x_kept);
+    });
+    Ok(())
+}
+
+fn head_matmul(
+    kernels: &Kernels,
+    pool: &Pool,
+    x: &HostTensor,
+    weight: &Weight,
+    head_dim: usize,
+    keep: bool,
+    out: &mut [f32],
+) -> Result<()> {
+    let (k, n, heads) = (weight.cols, weight.rows, weight.experts);
+    let (rows, cols, x) = (x.shape[0], x.cols(), f32s(x));
+    let of_x = cols / head_dim; // heads, or 1
+    let kept = if keep { head_dim - k } else { 0 };
+    let head = |row: usize, h: usize| &x[row * cols + h % of_x * head_dim..][..head_dim];
+    let read: Vec<f32> = (0..rows * of_x).flat_map(|i| &head(i / of_x, i % of_x)[..k]).copied().collect(); // [T, of_x, K]
+    let jobs: Vec<Job> = (0..heads)
+        .map(|h| Job {
+            expert: h,
+            x: (0..rows).map(|t| t * of_x + h % of_x).collect(),
+            out: (0..rows).map(|t| t * heads + h).collect(),
+        })
+        .collect();
+    if kept == 0 {
+        return matmul::run(kernels, pool, weight, &read, &jobs, out);
+    }
+    let mut products = zeros(&[rows, heads, n])?;
+    matmul::run(kernels, pool, weight, &read, &jobs, &mut products)?;
+    pool.for_chunks(out.len(), out, n + kept, |i, out| {
+        out[..n].copy_from_slice(&products[i * n..][..n]);
+        out[n..].copy_from_slice(&head(i / heads, i % heads)[k..]);
+    });
     Ok(())
 }
 
@@ -350,12 +408,12 @@ fn zip(
 }
 
 /// [T, K].
-fn router_topk(pool: &Pool, probs: &HostTensor, shape: &[usize]) -> Vec<u32> {
+fn router_topk(pool: &Pool, probs: &HostTensor, groups: Option<Groups>, shape: &[usize]) -> Vec<u32> {
     let (experts, k) = (probs.cols(), shape[1]);
     let probs = f32s(probs);
     let mut out = vec![0; shape[0] * k];
     pool.for_chunks(probs.len() * 64, &mut out, k, |t, out| {
-        scalar::router_topk(&probs[t * experts..][..experts], out);
+        scalar::router_topk(&probs[t * experts..][..experts], groups, out);
     });
     out
 }

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use super::packed::Packed;
-use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, Pairing, Rotation, Weight};
+use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, GroupScore, Groups, Pairing, Rotation, Weight};
 
 /// Terms to an accumulator in every sum.
 pub const BLOCK: usize = 32;
@@ -76,16 +76,18 @@ pub fn rope_frequencies(head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> V
     }
 }
 
-/// Rotates the pairs of one head, which are those of its first dimensions where `angles`, one for each, are fewer than D/2; the other
-/// dimensions are copied. `x` and `out` are `[D]`.
-pub fn rope(x: &[f32], pairing: Pairing, angles: &[[f32; 2]], out: &mut [f32]) {
+/// Rotates the pairs of one head, which are those of its dimensions `from` on, as many as `angles` has; the other dimensions are copied.
+/// `x` and `out` are `[D]`.
+pub fn rope(x: &[f32], pairing: Pairing, from: usize, angles: &[[f32; 2]], out: &mut [f32]) {
     for (i, &[cos, sin]) in angles.iter().enumerate() {
-        let [first, second] = pairing.dims(i, angles.len());
+        let [first, second] = pairing.dims(i, angles.len()).map(|i| from + i);
         let (a, b) = (x[first], x[second]);
         out[first] = a * cos - b * sin;
         out[second] = a * sin + b * cos;
     }
-    out[2 * angles.len()..].copy_from_slice(&x[2 * angles.len()..]);
+    let behind = from + 2 * angles.len();
+    out[..from].copy_from_slice(&x[..from]);
+    out[behind..].copy_from_slice(&x[behind..]);
 }
 
 /// What q·k is multiplied by: `scale`, or else 1 / √D.
@@ -133,15 +135,35 @@ pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
 /// The ids of the `out.len()` largest of `probs`, descending; ties to the lower id. `probs` is `[E]`, `out` is `[K]`.
 ///
 /// NaN comes before every number, so that it is chosen and stays visible downstream rather than vanishing here.
-pub fn router_topk(probs: &[f32], out: &mut [u32]) {
-    let rank = |id: u32| {
-        let p = probs[id as usize];
-        (p.is_nan(), p)
-    };
+pub fn router_topk(probs: &[f32], groups: Option<Groups>, out: &mut [u32]) {
     let mut ids: Vec<u32> = (0..probs.len() as u32).collect();
-    // A stable sort keeps equal probabilities in order of id. `partial_cmp` is None only between two NaNs: they tie.
-    ids.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    if let Some(Groups { count, used, by }) = groups {
+        let size = probs.len() / count;
+        let score = |group: &[f32]| {
+            let mut best: Vec<u32> = (0..size as u32).collect();
+            sort_descending(group, &mut best);
+            match by {
+                GroupScore::Max => group[best[0] as usize],
+                GroupScore::TopTwo => group[best[0] as usize] + group[best[1] as usize],
+            }
+        };
+        let scores: Vec<f32> = probs.chunks_exact(size).map(score).collect(); // [count]
+        let mut best: Vec<u32> = (0..count as u32).collect();
+        sort_descending(&scores, &mut best);
+        ids.retain(|id| best[..used].contains(&(id / size as u32)));
+    }
+    sort_descending(probs, &mut ids);
     out.copy_from_slice(&ids[..out.len()]);
+}
+
+/// Sorts ids by their values, the largest first, NaN before all; of equal ones as they are.
+fn sort_descending(values: &[f32], ids: &mut [u32]) {
+    let rank = |id: u32| {
+        let value = values[id as usize];
+        (value.is_nan(), value)
+    };
+    // A stable sort keeps equal values in order of id. `partial_cmp` is None only between two NaNs: they tie.
+    ids.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
 }
 
 /// The sigmoid of each logit. `logits` and `out` are `[E]`.

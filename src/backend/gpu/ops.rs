@@ -241,7 +241,8 @@ impl GpuBackend {
                     Some(store) => self.in_cache(store).expect("only such stores join"),
                     None => result(rope).binding(),
                 };
-                let (Op::RmsNorm { x, weight, eps }, Op::Rope { start, head_dim, rotation, .. }) = (op(norm), op(rope))
+                let (Op::RmsNorm { x, weight, eps, .. }, Op::Rope { start, head_dim, rotation, .. }) =
+                    (op(norm), op(rope))
                 else {
                     unreachable!("a norm and a rotation")
                 };
@@ -315,7 +316,7 @@ impl GpuBackend {
         self.make(site, y)?;
         match op {
             Op::Embed { table, tokens, scale } => self.embed(site, table, tokens, *scale, y),
-            Op::RmsNorm { x, weight, eps } => self.rms_norm(site, x, weight, *eps, y),
+            Op::RmsNorm { x, weight, eps, .. } => self.rms_norm(site, x, weight, *eps, y),
             Op::MatMul { x, weight } => self.matmul(site, y.shape(), x, weight, y.binding()),
             Op::Bias { x, weight } => self.bias(site, x, weight, y.binding()),
             Op::Rope { x, start, head_dim, rotation } => self.rope(site, x, *start, *head_dim, rotation, y.binding()),
@@ -348,6 +349,7 @@ impl GpuBackend {
             Op::RouterWeights { probs, ids, renormalise, scale, .. } => {
                 self.router_weights(site, probs, ids, (*renormalise, *scale as f32), y)
             }
+            Op::HeadMatMul { .. } => Err(Error::cannot_run(format!("{site}: the GPU has no products by heads yet"))),
             Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight, y),
             Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),

@@ -60,6 +60,26 @@ pub fn expert_matmul(x: &HostTensor, ids: &HostTensor, weight: &Weight) -> Resul
     Ok(HostTensor::f64(&[t, k, weight.rows], out))
 }
 
+/// For each head its first K columns · weight[head]ᵀ, and where `keep` its others; x is [T, heads·D], or [T, D] for all heads
+/// → [T, heads·(N + (D − K where `keep`))].
+pub fn head_matmul(x: &HostTensor, weight: &Weight, head_dim: usize, keep: bool) -> Result<HostTensor> {
+    let (k, n, heads) = (weight.cols, weight.rows, weight.experts);
+    let ((t, cols), x) = (matrix(x), values(x));
+    let width = n + if keep { head_dim - k } else { 0 };
+    let mut out = vec![0.0; t * heads * width];
+    for h in 0..heads {
+        let from = if cols == head_dim { 0 } else { h * head_dim };
+        let of_head = |token: usize| &x[token * cols + from..][..head_dim];
+        let read: Vec<f64> = (0..t).flat_map(|token| &of_head(token)[..k]).copied().collect(); // [T, K]
+        let all: Vec<usize> = (0..t).collect();
+        product(weight, h, &read, &all, &mut |token, row, y| out[(token * heads + h) * width + row] = y)?;
+        for token in (0..t).filter(|_| keep) {
+            out[(token * heads + h) * width + n..][..width - n].copy_from_slice(&of_head(token)[k..]);
+        }
+    }
+    Ok(HostTensor::f64(&[t, heads * width], out))
+}
+
 /// Calls `put(j, row, x[inputs[j]] · weight[expert][row])` for every row and input; each row is dequantized once.
 fn product(
     weight: &Weight,

@@ -6,13 +6,17 @@ use super::{dequant, matrix, values};
 use crate::error::Result;
 use crate::op::{Data, GateActivation, HostTensor, Pairing, Rotation, Weight, Yarn};
 
-/// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values. [T, G·n] → same.
-pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64) -> Result<HostTensor> {
+/// x / √(mean(x²) + eps) · weight over groups of `weight.cols` values, but for the last `keep` columns. [T, G·n + keep] → same.
+pub fn rms_norm(x: &HostTensor, weight: &Weight, eps: f64, keep: usize) -> Result<HostTensor> {
     let n = weight.cols;
     let mut w = vec![0.0; n];
     dequant::row(weight.ty, weight.row(0, 0), &mut w)?;
     let mut out = values(x).into_owned();
-    for group in out.chunks_exact_mut(n) {
+    let groups = out.chunks_exact_mut(x.cols()).flat_map(|row| {
+        let normed = row.len() - keep;
+        row[..normed].chunks_exact_mut(n)
+    });
+    for group in groups {
         let mean = group.iter().map(|x| x * x).sum::<f64>() / n as f64;
         let scale = 1.0 / (mean + eps).sqrt();
         for (x, w) in group.iter_mut().zip(&w) {
@@ -62,8 +66,9 @@ fn interpolated(yarn: &Yarn, i: usize, head_dim: usize, base: f64) -> f64 {
     1.0 - yarn.ramp * (1.0 - along.clamp(0.0, 1.0))
 }
 
-/// Rope: in each head, of its first `dims` dimensions, which are D here, (i, i + D/2) or (2i, 2i + 1) turn by (start + t) · scale · base^(−2i/D) / factors\[i\]; under YaRN only a part of
-/// the frequency is scaled, and what turns is stretched. \[T, heads·D\] → same.
+/// Rope: in each head, of its `dims` dimensions from `first` on, which are D here, (i, i + D/2) or (2i, 2i + 1) turn by
+/// (start + t) · scale · base^(−2i/D) / factors\[i\]; under YaRN only a part of the frequency is scaled, and what turns is stretched.
+/// \[T, heads·D\] → same.
 pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&Arc<Weight>>) -> Result<HostTensor> {
     let (t, cols) = matrix(x);
     let turned = rotation.dims.unwrap_or(head_dim);
@@ -88,6 +93,7 @@ pub fn rope(x: &HostTensor, start: usize, head_dim: usize, rotation: &Rotation<&
             let stretch = rotation.yarn.map_or(1.0, |yarn| yarn.magnitude);
             let (sin, cos) = (angle.sin() * stretch, angle.cos() * stretch);
             for head in out[token * cols..][..cols].chunks_exact_mut(head_dim) {
+                let head = &mut head[rotation.first..];
                 let (a, b) = (head[first], head[second]);
                 head[first] = a * cos - b * sin;
                 head[second] = b * cos + a * sin;
@@ -142,11 +148,14 @@ pub fn store(cache: &HostTensor, x: &HostTensor, start: usize) -> HostTensor {
     out
 }
 
-/// Writes x [T, n] over rows start.. of the f64 tensor `cache` [capacity, n].
+/// Writes the first n columns of x over rows start.. of the f64 tensor `cache` [capacity, n].
 pub fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
     let n = cache.cols();
     match &mut cache.data {
-        Data::F64(all) => all[start * n..][..x.len()].copy_from_slice(&values(x)),
+        Data::F64(all) => {
+            let rows = all[start * n..].chunks_exact_mut(n);
+            rows.zip(values(x).chunks_exact(x.cols())).for_each(|(row, x)| row.copy_from_slice(&x[..n]));
+        }
         other => unreachable!("the oracle's numbers are f64, not {other:?}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::attention::softmax;
 use super::{matrix, values};
-use crate::op::HostTensor;
+use crate::op::{GroupScore, Groups, HostTensor};
 
 /// Softmax over all experts. [T, E] → same.
 pub fn probs(logits: &HostTensor) -> HostTensor {
@@ -19,23 +19,45 @@ pub fn sigmoids(logits: &HostTensor) -> HostTensor {
     HostTensor::f64(&logits.shape, values(logits).iter().map(sigmoid).collect())
 }
 
-/// The k largest, by weight descending, ties to the lower id. [T, E] → [T, K].
+/// The k largest, by weight descending, ties to the lower id; with groups, of the experts in those of the largest scores. [T, E] → [T, K].
 ///
 /// A NaN is above every number: it is chosen, and so stays visible in what follows.
-pub fn topk(probs: &HostTensor, k: usize) -> HostTensor {
+pub fn topk(probs: &HostTensor, k: usize, groups: Option<Groups>) -> HostTensor {
     let (t, experts) = matrix(probs);
     let probs = values(probs);
     let mut out = Vec::with_capacity(t * k);
     for row in probs.chunks_exact(experts) {
-        let rank = |e: u32| {
-            let p = row[e as usize];
-            if p.is_nan() { (true, 0.0) } else { (false, p) }
-        };
-        let mut order: Vec<u32> = (0..experts as u32).collect();
-        order.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).expect("no NaN is left").then(a.cmp(&b)));
+        let mut order = descending(row);
+        if let Some(groups) = groups {
+            let size = experts / groups.count;
+            let scores: Vec<f64> = row.chunks_exact(size).map(|group| score(group, groups.by)).collect();
+            let kept = &descending(&scores)[..groups.used];
+            order.retain(|e| kept.contains(&(e / size as u32)));
+        }
         out.extend(&order[..k]);
     }
     HostTensor::u32(&[t, k], out)
+}
+
+/// The places of values, the largest first, NaN before all, of equal ones the first.
+fn descending(values: &[f64]) -> Vec<u32> {
+    let rank = |i: u32| {
+        let value = values[i as usize];
+        if value.is_nan() { (true, 0.0) } else { (false, value) }
+    };
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    order.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).expect("no NaN is left").then(a.cmp(&b)));
+    order
+}
+
+/// What a group of experts is kept by.
+fn score(group: &[f64], by: GroupScore) -> f64 {
+    let order = descending(group);
+    let taken = match by {
+        GroupScore::Max => 1,
+        GroupScore::TopTwo => 2,
+    };
+    order[..taken].iter().map(|i| group[*i as usize]).sum()
 }
 
 /// probs at ids, divided by their sum if `renormalise`, times `scale`. [T, E], [T, K] → [T, K].

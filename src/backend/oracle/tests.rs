@@ -65,7 +65,7 @@ fn rope_turns_pairs_half_a_head_apart() {
 #[test]
 fn ties_go_to_the_lower_expert_and_nan_is_first() {
     let p = f64s(&[3, 3], &[0.2, 0.4, 0.4, f64::NAN, 0.1, 0.0, -0.0, 0.0, -1.0]);
-    let ids = evaluate(&Op::RouterTopK { probs: &p, k: 2 }).unwrap();
+    let ids = evaluate(&Op::RouterTopK { probs: &p, k: 2, groups: None }).unwrap();
     assert_eq!(ids.ids(), [1, 2, 0, 1, 0, 1]);
 }
 

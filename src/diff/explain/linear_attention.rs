@@ -230,6 +230,7 @@ fn joint<'a>(case: &'a Evidence<'a>) -> Option<([&'a Weight; 2], usize)> {
     let config = case.scene.config;
     let (pair, together) = match &case.scene.weights.layers.get(case.scene.site.layer? as usize)?.mixer {
         Mixer::Attention(w) => ([&*w.q, w.gate.as_deref()?], config.head_dim),
+        Mixer::Latent(_) => return None,
         Mixer::Linear(w) => {
             let linear = config.linear.filter(|_| config.architecture.linear.is_some_and(|rule| rule.joint_beta))?;
             ([&*w.b, &*w.a], linear.value_heads / linear.key_heads)

@@ -14,7 +14,7 @@ use crate::diff::outcome::{
 };
 use crate::error::{Error, Result};
 use crate::model::{Architecture, QkNorms, Router, Shared};
-use crate::op::{HostTensor, LayerLayout, LinearLayers, Site, Stage};
+use crate::op::{HostTensor, LayerLayout, LinearLayers, Mla, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::recorded::sites_of;
 use crate::trace::store::Trace;
@@ -117,7 +117,8 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
         post_norms: architecture.post_norms,
         biases: architecture.biases,
         logits_choose: architecture.router == Router::ChosenSoftmax,
-        choice_bias: architecture.router == Router::BiasedSigmoids,
+        choice_bias: architecture.router == Router::BiasedSigmoids
+            || moe.get("choice_bias").and_then(|there| there.as_bool()).unwrap_or(false),
         shared_gate: architecture.shared_expert == Shared::Gated,
         leading_dense: moe.get("leading_dense").and_then(|n| n.as_u64()).map_or(0, |n| n as usize),
         output_gate: architecture.linear.is_some(),
@@ -125,6 +126,15 @@ pub fn model_of(trace: &Trace) -> Option<(usize, LayerLayout)> {
             Some(interval) => LinearLayers::of(usize::try_from(interval).ok().filter(|n| *n > 0)?, layers),
             None => LinearLayers::No,
         },
+        mla: match said("mla") {
+            None => Mla::No,
+            Some(mla) => match mla.get("form")?.as_str()? {
+                "absorbed" => Mla::Absorbed,
+                "plain" => Mla::Plain,
+                _ => return None,
+            },
+        },
+        q_rank: said("mla").and_then(|mla| mla.get("q_rank")).is_some_and(|rank| !rank.is_null()),
     };
     Some((layers, layout))
 }

@@ -163,6 +163,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
             let slots = slots.map(|(slot, id)| (if per_slot { slot } else { slot / ids.cols() }, *id as usize));
             product(weight, &mut { slots });
         }
+        Op::HeadMatMul { .. } => return None,
         Op::RmsNorm { weight, eps, .. } => {
             let (w, _) = weights(weight, 0, 0, c.weights);
             for x in x[0].chunks(w.len()) {

@@ -128,7 +128,7 @@ fn a_sum_beyond_its_accumulator_has_no_bound() {
         [1f32; 2].iter().flat_map(|w| w.to_le_bytes()).collect(),
     );
     let x = f32s(&[2, 2], &[1.5e19, 1.5e19, 3.0, 4.0]);
-    let op = Op::RmsNorm { x: &x, weight: &weight.unwrap(), eps: 1e-6 };
+    let op = Op::RmsNorm { x: &x, weight: &weight.unwrap(), eps: 1e-6, keep: 0 };
     let single = Contract::ieee_f32(Order::Sequential);
     assert_eq!(
         floor(&op, &single).unwrap().iter().map(|f| f.is_infinite()).collect::<Vec<_>>(),
@@ -145,7 +145,7 @@ fn a_sum_beyond_its_accumulator_has_no_bound() {
     assert!(sum(&[f64::INFINITY, 1.0], &single).is_nan(), "what came in is no overflow of the sum");
     // A norm's weight of 0 makes 0 of whatever comes out of it.
     let none = Weight::from_vec("w", crate::op::GgmlType::F32, [2, 1, 1], vec![0; 8]).unwrap();
-    let op = Op::RmsNorm { x: &x, weight: &none, eps: 1e-6 };
+    let op = Op::RmsNorm { x: &x, weight: &none, eps: 1e-6, keep: 0 };
     assert!(floor(&op, &single).unwrap()[0].is_infinite());
 }
 

@@ -36,4 +36,5 @@ pub static GEMMA3: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

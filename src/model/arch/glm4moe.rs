@@ -32,4 +32,5 @@ pub static GLM4MOE: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -38,4 +38,5 @@ pub static GPT_OSS: Architecture = Architecture {
     yarn_between: true,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -125,6 +125,11 @@ impl<'a> Keys<'a> {
         format!("{}.{name}", self.architecture)
     }
 
+    /// The architecture's name.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
     /// An error that names the file.
     pub fn bad(&self, what: String) -> Error {
         Error::input(format!("{}: {what}", self.gguf.name()))

@@ -30,4 +30,5 @@ pub static LLAMA: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -5,6 +5,7 @@
 //! - What a file does not say is what the architecture's definition says, here or in [`keys`].
 //! - A key that nobody here knows is refused by name, unless its value switches it off: it could change the result.
 
+mod deepseek2;
 mod gemma3;
 mod glm4moe;
 mod gptoss;
@@ -76,6 +77,8 @@ pub struct Architecture {
     pub temperature: bool,
     /// Linear attention in some layers, whose other ones have a gate of attention's output.
     pub linear: Option<LinearRule>,
+    /// Whether attention is multi-head latent attention.
+    pub latent: bool,
 }
 
 /// Linear attention, a gated delta rule, in all layers but every so-many-th, `full_attention_interval`.
@@ -129,6 +132,8 @@ pub enum Router {
     ChosenSoftmax,
     /// By their logits' sigmoids, which are the weights, plus a bias, which is not in these.
     BiasedSigmoids,
+    /// As the file says: by a softmax over all or by sigmoids, plus a bias where it has one, and of some groups of experts.
+    Stated,
 }
 
 /// An expert that every token uses.
@@ -156,6 +161,7 @@ pub enum Occurs {
 impl Architecture {
     /// Every architecture.
     pub const ALL: &'static [&'static Architecture] = &[
+        &deepseek2::DEEPSEEK2,
         &gemma3::GEMMA3,
         &glm4moe::GLM4MOE,
         &gptoss::GPT_OSS,

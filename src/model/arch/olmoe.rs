@@ -29,4 +29,5 @@ pub static OLMOE: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -28,4 +28,5 @@ pub static QWEN2: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -29,4 +29,5 @@ pub static QWEN3: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -29,4 +29,5 @@ pub static QWEN3MOE: Architecture = Architecture {
     yarn_between: false,
     temperature: false,
     linear: None,
+    latent: false,
 };

@@ -101,7 +101,7 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Operation(|place| {
             let other = match &place.weights().mixer {
                 Mixer::Attention(w) => w.qkv_bias.as_ref().map(|bias| Arc::clone(&bias.k)),
-                Mixer::Linear(_) => None,
+                Mixer::Linear(_) | Mixer::Latent(_) => None,
             };
             Box::new(move |engine, op| match (op, &other) {
                 (Op::Bias { x, .. }, Some(weight)) => engine.run(&Op::Bias { x: x.clone(), weight }),
@@ -244,7 +244,7 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Operation(|place| {
             let head_dim = place.model.config.head_dim;
             Box::new(move |_, op| {
-                let Op::RmsNorm { x, weight, eps } = op else { return Err(misplaced(op)) };
+                let Op::RmsNorm { x, weight, eps, .. } = op else { return Err(misplaced(op)) };
                 let weights: Vec<f32> = weight.f32s().collect();
                 let mut out = x.to_f32();
                 for (i, head) in out.chunks_exact_mut(head_dim).enumerate() {

@@ -108,10 +108,10 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Operation(|place| {
             let bias = bias_of(place.model, place.layer);
             Box::new(move |engine, op| {
-                let Op::RouterTopK { probs, k } = op else { return Err(misplaced(op)) };
+                let Op::RouterTopK { probs, k, groups } = op else { return Err(misplaced(op)) };
                 let values = probs.to_f32().into_iter().zip(bias.iter().cycle()).map(|(x, b)| x - b).collect();
                 let probs = HostTensor::f32(&probs.shape, values).into();
-                engine.run(&Op::RouterTopK { probs, k: *k })
+                engine.run(&Op::RouterTopK { probs, k: *k, groups: *groups })
             })
         }),
         subject: FaultySide::Cpu,

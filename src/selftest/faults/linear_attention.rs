@@ -293,7 +293,7 @@ pub(super) static FAULTS: &[Fault] = &[
                     let head_dim = place.model.config.head_dim;
                     w.gate.as_ref().and_then(|gate| first_half([&w.q, gate], head_dim).ok())
                 }
-                Mixer::Linear(_) => None,
+                Mixer::Linear(_) | Mixer::Latent(_) => None,
             };
             Box::new(move |engine, op| match (op, &half) {
                 (Op::MatMul { x, .. }, Some(weight)) => engine.run(&Op::MatMul { x: x.clone(), weight }),

@@ -212,15 +212,15 @@ pub(super) fn normalised(draw: &mut Draw) -> Kind {
     let wrong = draw.of(&[1e-3f32, 2e-3, 5e-2, 0.1, 1e-4, 0.37]);
     let kind = draw.below(4);
     let mistake = by(move |engine, op| {
-        let Op::RmsNorm { ref x, weight, eps } = *op else { return Err(misplaced(op)) };
+        let Op::RmsNorm { ref x, weight, eps, keep } = *op else { return Err(misplaced(op)) };
         let other = |f: fn(f32) -> f32| {
             let values = decoded_as(weight, |_, term| term.value())?;
             of_values(weight, weight.cols, &values.into_iter().map(f).collect::<Vec<_>>())
         };
         match kind {
-            0 | 1 => engine.run(&Op::RmsNorm { x: x.clone(), weight, eps: wrong }),
-            2 => engine.run(&Op::RmsNorm { x: x.clone(), weight: &other(|_| 1.0)?, eps }),
-            _ => engine.run(&Op::RmsNorm { x: x.clone(), weight: &other(|w| w + 1.0)?, eps }),
+            0 | 1 => engine.run(&Op::RmsNorm { x: x.clone(), weight, eps: wrong, keep }),
+            2 => engine.run(&Op::RmsNorm { x: x.clone(), weight: &other(|_| 1.0)?, eps, keep }),
+            _ => engine.run(&Op::RmsNorm { x: x.clone(), weight: &other(|w| w + 1.0)?, eps, keep }),
         }
     });
     let (what, explained): (_, &'static [&'static str]) = match kind {

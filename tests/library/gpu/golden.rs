@@ -94,7 +94,8 @@ impl Model {
         let (start, head_dim) = (0, HEAD_DIM);
         match row.op {
             OpKind::Embed => Op::Embed { table: weight(), tokens: &golden.tokens, scale: 1.0 },
-            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: self.eps },
+            OpKind::HeadMatMul => unreachable!("no stage of the bundled model"),
+            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: weight(), eps: self.eps, keep: 0 },
             OpKind::Bias => Op::Bias { x: input(0), weight: weight() },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: weight() },
             OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: Rotation::neox(self.rope_base) },
@@ -105,7 +106,7 @@ impl Model {
             OpKind::AttnContext => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window: None },
             OpKind::Add => Op::Add { a: input(0), b: input(1) },
             OpKind::RouterProbs => Op::RouterProbs { logits: input(0), sigmoid: false },
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: USED },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: USED, groups: None },
             OpKind::RouterWeights => {
                 Op::RouterWeights { probs: input(0), ids: input(1), renormalise: true, softmax: false, scale: 1.0 }
             }

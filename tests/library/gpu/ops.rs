@@ -117,7 +117,7 @@ fn norms() {
     for (positions, groups, n) in [(1, 1, 1), (2, 1, 63), (3, 4, 64), (1, 1, 2048), (33, 5, 100)] {
         let x = r.tensor(&[positions, groups * n]);
         let weight = r.weight(GgmlType::F32, [n, 1, 1]);
-        let op = Op::RmsNorm { x: &x, weight: &weight, eps: 1e-6 };
+        let op = Op::RmsNorm { x: &x, weight: &weight, eps: 1e-6, keep: 0 };
         let contract = gpu.contract(OpKind::RmsNorm);
         // Half of the relative error of mean + eps (squares, sum, division, sum), the root, two multiplications.
         let under_root = contract.order.depth(n) as f64 + 1.0 + contract.div_ulp + 1.0;
@@ -127,7 +127,7 @@ fn norms() {
     }
     let zeros = HostTensor::f32(&[1, 64], vec![0.0; 64]);
     let weight = r.weight(GgmlType::F32, [64, 1, 1]);
-    let got = run(&mut gpu, &Op::RmsNorm { x: &zeros, weight: &weight, eps: 1e-6 });
+    let got = run(&mut gpu, &Op::RmsNorm { x: &zeros, weight: &weight, eps: 1e-6, keep: 0 });
     assert!(got.to_f32().iter().all(|v| *v == 0.0));
 }
 
@@ -243,7 +243,7 @@ fn router() {
                 + f64::from(f32::MIN_POSITIVE)
         };
         within(&format!("probs, {what}"), &probs, &want, bound);
-        let op = Op::RouterTopK { probs: &probs, k };
+        let op = Op::RouterTopK { probs: &probs, k, groups: None };
         let ids = run(&mut gpu, &op);
         let want: Vec<u32> = exact(&op).iter().map(|v| *v as u32).collect();
         assert_eq!(ids.ids(), want, "{what}");
@@ -262,7 +262,7 @@ fn top_k_takes_nan_first_and_ties_go_to_the_lower_id() {
     let mut gpu = gpu();
     let mut top = |values: &[f32], k: usize| {
         let probs = HostTensor::f32(&[1, values.len()], values.to_vec());
-        run(&mut gpu, &Op::RouterTopK { probs: &probs, k }).ids().to_vec()
+        run(&mut gpu, &Op::RouterTopK { probs: &probs, k, groups: None }).ids().to_vec()
     };
     assert_eq!(top(&[0.25; 100], 5), [0, 1, 2, 3, 4]);
     assert_eq!(top(&[0.1, 0.3, 0.2, 0.3, 0.2, 0.1], 6), [1, 3, 2, 4, 0, 5]);
@@ -287,7 +287,7 @@ fn nan_never_vanishes() {
         let x = poisoned(&r.tensor(&[positions, 256]), 256 + 9);
         for op in [
             Op::MatMul { x: &x, weight: &weight },
-            Op::RmsNorm { x: &x, weight: &norm, eps: 1e-6 },
+            Op::RmsNorm { x: &x, weight: &norm, eps: 1e-6, keep: 0 },
             Op::RouterProbs { logits: &x, sigmoid: false },
         ] {
             let got = run(&mut gpu, &op);
@@ -393,7 +393,7 @@ fn values_that_somebody_holds_are_made() {
         };
         let before = gpu.dispatches();
         let y = step(&mut gpu, Op::MatMul { x, weight: &matrix });
-        let y = step(&mut gpu, Op::RmsNorm { x: y, weight: &weight, eps: 1e-6 });
+        let y = step(&mut gpu, Op::RmsNorm { x: y, weight: &weight, eps: 1e-6, keep: 0 });
         let y = step(&mut gpu, Op::Rope { x: y, start, head_dim, rotation: Rotation::neox(base) });
         step(&mut gpu, Op::Store { cache: cache.clone(), x: y, start });
         gpu.sync().unwrap();
@@ -439,7 +439,7 @@ fn reading_in_between_changes_nothing() {
         for _ in 0..100 {
             let y = gpu.run(at(), &Op::MatMul { x: t.clone(), weight: &weight }).unwrap();
             let y = gpu.run(at(), &Op::Add { a: t, b: y }).unwrap();
-            t = gpu.run(at(), &Op::RmsNorm { x: y, weight: &norm, eps: 1e-6 }).unwrap();
+            t = gpu.run(at(), &Op::RmsNorm { x: y, weight: &norm, eps: 1e-6, keep: 0 }).unwrap();
             if read {
                 gpu.read(&t).unwrap();
             }

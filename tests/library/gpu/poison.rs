@@ -127,7 +127,7 @@ fn a_kernel_that_leaves_something_out_is_named_with_the_element() {
     // Fewer experts than were asked for: the ids that nobody chose would be those of no expert.
     let probs = HostTensor::f32(&[1, 8], (0..8).map(|i| i as f32 / 28.0).collect());
     let mut gpu = planted(false, "router_topk", "top_k(group.x, id.x);", "");
-    let found = fault(&mut gpu, &Op::RouterTopK { probs: &probs, k: 2 });
+    let found = fault(&mut gpu, &Op::RouterTopK { probs: &probs, k: 2, groups: None });
     assert!(found.contains("kernel router_topk left 2 of the 2 elements"), "{found}");
 }
 
@@ -224,7 +224,8 @@ fn a_fused_kernel_is_named() {
     let q = gpu.upload(&r.tensor(&[2, 24])).unwrap();
     let rotation = Rotation::neox(1e4);
     let result = {
-        let y = gpu.run(At::layer(1, Stage::QNorm, 0), &Op::RmsNorm { x: q, weight: &norm, eps: 1e-6 }).unwrap();
+        let y =
+            gpu.run(At::layer(1, Stage::QNorm, 0), &Op::RmsNorm { x: q, weight: &norm, eps: 1e-6, keep: 0 }).unwrap();
         gpu.run(At::layer(1, Stage::QRope, 0), &Op::Rope { x: y, start: 0, head_dim: 8, rotation }).map(drop)
     };
     let found = told(result.and_then(|()| gpu.sync()));

@@ -145,7 +145,7 @@ fn norm_swiglu_and_combine(mut b: CpuBackend) {
     let (n, groups) = (40, 3);
     let (x, w, eps) = (values(6, 2 * groups * n), values(7, n), 1e-6f32);
     let x_t = up(&mut b, &[2, groups * n], &x);
-    let norm = b.run(AT, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps }).unwrap();
+    let norm = b.run(AT, &Op::RmsNorm { x: x_t, weight: &weight("n", [n, 1, 1], &w), eps, keep: 0 }).unwrap();
     let norm = f32s(&mut b, &norm);
     // Σx² to γ(1 + depth), mean and + eps one each, and √ halves their sum; then √, division and two products.
     let bound = gamma((depth(&b, OpKind::RmsNorm, n) + 2).div_ceil(2) + 4);
@@ -255,7 +255,7 @@ fn router_breaks_ties_by_the_lower_id_and_keeps_nan_in_sight() {
         nan, nan, nan, nan, nan,
     ];
     let p = up(&mut b, &[4, 5], &probs);
-    let ids = b.run(AT, &Op::RouterTopK { probs: p.clone(), k: 3 }).unwrap();
+    let ids = b.run(AT, &Op::RouterTopK { probs: p.clone(), k: 3, groups: None }).unwrap();
     assert_eq!(b.read(&ids).unwrap().ids(), [1, 2, 0, 0, 1, 2, 2, 4, 1, 0, 1, 2]);
     let w = b
         .run(

@@ -59,22 +59,28 @@ fn norms() {
     let site = Site::layer(2, Stage::QNorm);
     let op = w.op(site);
     let Op::RmsNorm { x, weight, .. } = &op else { unreachable!() };
-    explained(&w, site, &of(Op::RmsNorm { x, weight, eps: 3.5e-3 }), "norm-eps", "eps 3.5e-3");
+    explained(&w, site, &of(Op::RmsNorm { x, weight, eps: 3.5e-3, keep: 0 }), "norm-eps", "eps 3.5e-3");
     // Values so small that an eps of 1e-6 matters.
     let small = Rc::new(HostTensor::f32(&x.shape, x.to_f32().iter().map(|x| x * 1e-3).collect()));
-    let stated = Op::RmsNorm { x: small.clone(), weight, eps: 1e-6 };
+    let stated = Op::RmsNorm { x: small.clone(), weight, eps: 1e-6, keep: 0 };
     for (eps, words) in [(1e-5, "eps 1e-5 for 1e-6"), (0.0, "eps 0e0"), (2.5e-7, "eps 2.5e-7 ")] {
-        let e = w.explain_op(site, &stated, &of(Op::RmsNorm { x: &small, weight, eps }));
+        let e = w.explain_op(site, &stated, &of(Op::RmsNorm { x: &small, weight, eps, keep: 0 }));
         assert!(e.reproduced() && e.fits[0].what.contains(words), "{e}");
         assert!(e.nearest.as_ref().is_none_or(|next| next.residual > 2.0), "{e}");
     }
     explained(&w, site, x, "norm-missing", "the input itself");
     let other = &w.attention(2).qk_norm.as_ref().unwrap().k;
-    explained(&w, site, &of(Op::RmsNorm { x, weight: other, eps: 1e-6 }), "norm-other-weight", "blk.2.attn_k_norm");
+    explained(
+        &w,
+        site,
+        &of(Op::RmsNorm { x, weight: other, eps: 1e-6, keep: 0 }),
+        "norm-other-weight",
+        "blk.2.attn_k_norm",
+    );
     let ones = vec![1f32; 512].iter().flat_map(|x| x.to_le_bytes()).collect();
     let ones = Weight::from_vec("ones", GgmlType::F32, [512, 1, 1], ones).unwrap();
     // One norm over the row, then each head's weight.
-    let whole = evaluate(&Op::RmsNorm { x, weight: &ones, eps: 1e-6 }).unwrap().to_f64();
+    let whole = evaluate(&Op::RmsNorm { x, weight: &ones, eps: 1e-6, keep: 0 }).unwrap().to_f64();
     let one = weight.bytes().as_chunks::<4>().0;
     let weighed = whole.iter().enumerate().map(|(i, x)| x * f32::from_le_bytes(one[i % 64]) as f64).collect();
     explained(&w, site, &f32s(HostTensor::f64(&x.shape, weighed)), "norm-group", "whole row");
@@ -154,7 +160,7 @@ fn routers() {
     // Two equal leaders at every position.
     let mut tied = probs.to_f32();
     tied.chunks_exact_mut(8).enumerate().for_each(|(t, row)| (row[t % 7], row[t % 7 + 1]) = (2.0, 2.0));
-    let tied = Op::RouterTopK { probs: Rc::new(HostTensor::f32(&probs.shape, tied)), k: 1 };
+    let tied = Op::RouterTopK { probs: Rc::new(HostTensor::f32(&probs.shape, tied)), k: 1, groups: None };
     let higher = HostTensor::u32(&[probs.shape[0], 1], (0..probs.shape[0] as u32).map(|t| t % 7 + 1).collect());
     let e = w.explain_op(site, &tied, &higher);
     assert!(e.reproduced() && e.fits[0].id == "router-ties", "{e}");

@@ -341,7 +341,7 @@ fn biases_and_weights_of_gpt_oss() {
     let unbiased = w.value(site, Stage::RouterLogits);
     explained(&w, site, &of(&unbiased, true, true), "renormalisation", "logits without their bias");
     let site = Site::layer(1, Stage::RouterIds);
-    let chosen = evaluate(&Op::RouterTopK { probs: &*unbiased, k: 4 }).unwrap();
+    let chosen = evaluate(&Op::RouterTopK { probs: &*unbiased, k: 4, groups: None }).unwrap();
     explained(&w, site, &chosen, "router-choice", "logits without their bias");
     let site = Site::layer(1, Stage::QRope);
     let whole = turned(&w, |r| r.yarn.iter_mut().for_each(|yarn| yarn.between = false));
@@ -371,7 +371,7 @@ fn routers_and_rope_of_glm4moe() {
     explained(&w, at, &biased(&right, -1.0), "bias", "the bias subtracted");
     explained(&w, at, &biased(&logits, 1.0), "choice-bias", "not to their sigmoids");
     let at = site(Stage::RouterIds);
-    let unbiased = evaluate(&Op::RouterTopK { probs: &*right, k: 3 }).unwrap();
+    let unbiased = evaluate(&Op::RouterTopK { probs: &*right, k: 3, groups: None }).unwrap();
     explained(&w, at, &unbiased, "choice-bias", "without the bias");
     let at = site(Stage::RouterWeights);
     let Op::RouterWeights { probs, ids, renormalise: true, softmax: false, scale } = w.op(at) else { unreachable!() };

@@ -116,14 +116,14 @@ impl World {
     fn attention(&self, layer: usize) -> &AttentionWeights {
         match &self.model.weights.layers[layer].mixer {
             Mixer::Attention(attention) => attention,
-            Mixer::Linear(_) => panic!("layer {layer} has linear attention"),
+            Mixer::Linear(_) | Mixer::Latent(_) => panic!("layer {layer} has another attention"),
         }
     }
 
     fn linear(&self, layer: usize) -> &LinearWeights {
         match &self.model.weights.layers[layer].mixer {
             Mixer::Linear(linear) => linear,
-            Mixer::Attention(_) => panic!("layer {layer} has attention"),
+            Mixer::Attention(_) | Mixer::Latent(_) => panic!("layer {layer} has attention"),
         }
     }
 
@@ -196,7 +196,8 @@ impl World {
         let window = c.window_of(layer);
         match row.op {
             OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens, scale: c.embedding_scale },
-            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps },
+            OpKind::HeadMatMul => todo!("latent attention"),
+            OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps, keep: 0 },
             OpKind::Bias => Op::Bias { x: input(0), weight: self.weight(site) },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
             OpKind::Rope => Op::Rope { x: input(0), start, head_dim, rotation: self.rotation(layer) },
@@ -213,7 +214,7 @@ impl World {
                 let sigmoid = site.stage == Stage::LinearAttnBeta || self.moe(layer).by == Router::BiasedSigmoids;
                 Op::RouterProbs { logits: input(0), sigmoid }
             }
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used },
+            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used, groups: None },
             OpKind::RouterWeights => {
                 let moe = self.moe(layer);
                 let (renormalise, softmax, scale) =

@@ -168,7 +168,7 @@ fn norms_lose_lanes_tails_and_range() {
     let w = world();
     let site = Site::layer(1, Stage::AttnNorm);
     let op = w.op(site);
-    let Op::RmsNorm { x, weight, eps } = &op else { unreachable!() };
+    let Op::RmsNorm { x, weight, eps, .. } = &op else { unreachable!() };
     let (n, xs) = (x.cols(), x.to_f64());
     let weights: Vec<f64> = weight.bytes().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b) as f64).collect();
     let norm = |counted: &dyn Fn(usize) -> bool| {
@@ -191,7 +191,7 @@ fn norms_lose_lanes_tails_and_range() {
     let large = Rc::new(HostTensor::f32(&x.shape, large));
     let sums: Vec<f32> = large.to_f32().chunks(n).map(|row| row.iter().map(|x| x * x).sum()).collect();
     assert!(sums.iter().enumerate().all(|(row, sum)| (*sum > 65504.0) == (row == 1)), "{sums:?}");
-    let beyond = Op::RmsNorm { x: large, weight, eps: *eps };
+    let beyond = Op::RmsNorm { x: large, weight, eps: *eps, keep: 0 };
     let mut output = made(&beyond).to_f32();
     output[n..2 * n].fill(0.0);
     named(&w, site, &beyond, &HostTensor::f32(&x.shape, output), "overflow", "Σx² beyond the range of f16", &[]);
@@ -200,7 +200,7 @@ fn norms_lose_lanes_tails_and_range() {
     let mut large = x.to_f32();
     large[n..2 * n].iter_mut().for_each(|x| *x *= 1e22);
     let large = Rc::new(HostTensor::f32(&x.shape, large));
-    let beyond = Op::RmsNorm { x: large, weight, eps: *eps };
+    let beyond = Op::RmsNorm { x: large, weight, eps: *eps, keep: 0 };
     let mut output = made(&beyond).to_f32();
     output[n..2 * n].fill(0.0);
     let e = w.explain_op(site, &beyond, &HostTensor::f32(&x.shape, output));
@@ -211,12 +211,12 @@ fn norms_lose_lanes_tails_and_range() {
 fn routers_with_ties_and_sums() {
     let w = world();
     let site = Site::layer(1, Stage::RouterIds);
-    let Op::RouterTopK { probs, k } = w.op(site) else { unreachable!() };
+    let Op::RouterTopK { probs, k, .. } = w.op(site) else { unreachable!() };
     // At every position the leader has an equal.
     let mut tied = probs.to_f32();
     tied.chunks_exact_mut(8).enumerate().for_each(|(t, row)| (row[t % 5], row[t % 5 + 2]) = (2.0, 2.0));
     let tied = HostTensor::f32(&probs.shape, tied);
-    let right = evaluate(&Op::RouterTopK { probs: &tied, k }).unwrap();
+    let right = evaluate(&Op::RouterTopK { probs: &tied, k, groups: None }).unwrap();
     let next = |t: usize| {
         let row = &tied.to_f32()[t * 8..][..8];
         (0..8u32)
@@ -224,7 +224,7 @@ fn routers_with_ties_and_sums() {
             .max_by(|a, b| row[*a as usize].total_cmp(&row[*b as usize]))
             .unwrap()
     };
-    let op = Op::RouterTopK { probs: Rc::new(tied.clone()), k };
+    let op = Op::RouterTopK { probs: Rc::new(tied.clone()), k, groups: None };
     let ids = |of: &dyn Fn(usize, u32, u32) -> [u32; 2]| {
         let all = right.ids().chunks_exact(2).enumerate().flat_map(|(t, ids)| of(t, ids[0], ids[1]));
         HostTensor::u32(&right.shape, all.collect())

@@ -35,13 +35,13 @@ fn rows_at_the_stride_of_another_head_count() {
 
     // q read in rows of its own length from a tensor whose rows have q, k and v.
     let norm = Site::layer(1, Stage::QNorm);
-    let Op::RmsNorm { x, weight, eps } = w.op(norm) else { unreachable!() };
+    let Op::RmsNorm { x, weight, eps, .. } = w.op(norm) else { unreachable!() };
     let parts = [Stage::QProj, Stage::KProj, Stage::VProj].map(|s| w.values[&Site::layer(1, s).key()].to_f32());
     let joint: Vec<f32> = (0..t)
         .flat_map(|t| parts.iter().zip([512, 128, 128]).flat_map(move |(p, n)| p[t * n..][..n].to_vec()))
         .collect();
     let read = HostTensor::f32(&x.shape, joint[..x.len()].to_vec());
-    let normed = f32s(evaluate(&Op::RmsNorm { x: &read, weight, eps }).unwrap());
+    let normed = f32s(evaluate(&Op::RmsNorm { x: &read, weight, eps, keep: 0 }).unwrap());
     explained(&w, norm, &normed, "row-stride", "its own stride in a tensor that has q, k and v");
 
     let act = Site::layer(2, Stage::ExpertAct);
