@@ -142,12 +142,12 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         })
     };
     match &all[first].op {
-        Operation::RmsNorm { weight, .. } => {
+        Operation::RmsNorm { weight, keep, .. } => {
             let rope = hidden_in(all, first)?;
             let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
             // The kernel turns whole heads.
             let whole = *head_dim == weight.cols && rotation.turned(*head_dim) == *head_dim;
-            (whole && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
+            (whole && *keep == 0 && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
                 norm: first,
                 rope,
                 store: into_cache(rope),
@@ -162,7 +162,7 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         }
         Operation::Add { .. } => {
             let norm = users(all, first).next()?;
-            matches!(all[norm].op, Operation::RmsNorm { .. }).then_some(Launch::AddNorm { add: first, norm })
+            matches!(all[norm].op, Operation::RmsNorm { keep: 0, .. }).then_some(Launch::AddNorm { add: first, norm })
         }
         Operation::AttnScores { start, head_dim, window, .. } => {
             let probs = hidden_in(all, first)?;
@@ -185,7 +185,8 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         Operation::RouterProbs { sigmoid: false, .. } => {
             let mut users = users(all, first);
             let (ids, weights) = (users.next()?, users.next()?);
-            let Operation::RouterTopK { .. } = all[ids].op else { return None };
+            // So have groups.
+            let Operation::RouterTopK { groups: None, .. } = all[ids].op else { return None };
             let Operation::RouterWeights { ids: chosen, .. } = &all[weights].op else { return None };
             chosen.same(&all[ids].result).then_some(Launch::Router { probs: first, ids, weights })
         }
