@@ -44,6 +44,10 @@ LAYER_MODULES = {
     "self_attn.v_proj": "v_proj",
     "self_attn.q_norm": "q_norm",
     "self_attn.k_norm": "k_norm",
+    "self_attn.kv_a_proj_with_mqa": "kv_a",
+    "self_attn.q_a_proj": "q_a",
+    "self_attn.q_a_layernorm": "q_a_norm",
+    "self_attn.q_b_proj": "q_proj",
     "self_attn.o_proj": "attn_out",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate": "router_logits",
@@ -83,7 +87,7 @@ BIASED = {"q_proj": "q_bias", "k_proj": "k_bias", "v_proj": "v_bias", "attn_out"
 ROLES = {"block_sparse_moe": "mlp", "mlp.router": "mlp.gate", "mlp.shared_experts": "mlp.shared_expert"}
 # model_type -> `general.architecture` of its GGUF files, where that is not the same without underscores.
 ARCHITECTURES = {"mistral": "llama", "mixtral": "llama", "ministral3": "mistral3", "gemma3_text": "gemma3", "gpt_oss": "gpt-oss",
-                 "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe"}
+                 "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe", "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 # Models of which llama.cpp's converter reorders the rows of q and k (`permute`), so that GGUF's rope turns neighbours. A
 # capture is held against such a file, so its q and k are written in that order.
 PERMUTED = ("llama", "mistral", "mixtral", "ministral3")
@@ -95,11 +99,14 @@ TILED = ("qwen3_5_text", "qwen3_5_moe_text")
 GATED = ("qwen3_next", *TILED)
 TILED_STAGES = tuple(f"linear_attn_{part}" for part in "qkv z b a conv beta dt decay delta norm gated".split())
 MIXED_STAGES = ("linear_attn_qkv", "linear_attn_conv")  # whose first columns are those of key heads
+# Models with latent attention, and the function that turns q and the one key: the first gives halves of pairs that are neighbours.
+LATENT = {"deepseek_v3": "apply_rotary_pos_emb_interleave", "deepseek_v2": "apply_rotary_emb"}
 # Where transformers computes otherwise than the contracts transformers-bf16 and -f16 say: model_type -> in which types, and what.
 OTHERWISE = {
     "gemma3_text": (("bfloat16", "float16"), "the scale of its embedding is rounded, and its norms keep their weights in float32"),
     "glm4_moe": (("bfloat16", "float16"), "its router is computed in float32"),
     "gpt_oss": (("float16",), "its norms keep their weights in float32"),
+    **dict.fromkeys(LATENT, (("bfloat16", "float16"), "its router is computed in float32")),
     **dict.fromkeys(GATED, (("bfloat16", "float16"),
                             "its norms keep their weights in float32, and the delta rule is computed in it")),
 }
@@ -197,6 +204,10 @@ class Recorder:
             self.tiled = (keys, config.linear_num_value_heads // keys, 2 * keys * config.linear_key_head_dim)
         self.products = {}  # what functions and modules of the running linear attention gave, by their name
         self.gate = None  # the sigmoid of the running attention's gate
+        # Of latent attention: the columns of the latent, what turns is after them. The file says whether keys and values are made.
+        self.rank = config.kv_lora_rank if kind in LATENT else None
+        self.halves = kind == "deepseek_v3"
+        self.makes_keys = getattr(model, "makes_keys", False)
         self.heads_first = kind.startswith("gemma")  # whose norms of q and k get [1, heads, T, D]
         # Per layer the roles that it has, which say what some of them are.
         self.roles = {}
@@ -290,7 +301,7 @@ class Recorder:
         def hook(module, args, kwargs):
             self.inside.append((layer, within, module))
             stage = None if layer is None else self.input_of(layer, within)
-            if within == "linear_attn":
+            if within == "linear_attn" or (within == "self_attn" and self.rank):
                 self.products = {}
             if within == "linear_attn.norm" and args and self.calls:  # a row for each head
                 self.keep(layer, stage, args[0].reshape(self.calls[-1]["tokens"], -1))
@@ -342,12 +353,17 @@ class Recorder:
                 first = first.transpose(1, 2)
             if within in ("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"):
                 self.joint(layer, within, first)
+            elif within == "self_attn.kv_a_layernorm":
+                latent = self.products["latent"] = rows_of(first)
+                self.keep(layer, "kv_norm", torch.cat((latent, self.products["kv_a"][:, self.rank:]), dim=-1))
             elif stage == "q_proj" and self.gated_dim:
                 q, gate = rows_of(first).unflatten(-1, (-1, 2, self.gated_dim)).unbind(-2)
                 self.keep(layer, "q_proj", q.flatten(1))
                 self.keep(layer, "q_gate", gate.flatten(1))
             elif stage is not None:
                 self.keep(layer, stage, rows_of(first))
+                if self.rank and stage in ("q_proj", "kv_a"):
+                    self.products[stage] = rows_of(first)
             elif self.modules is not None and self.modules.search(name):
                 self.keep(layer, name, rows_of(first))
             if within == "self_attn" and len(outputs) > 1 and isinstance(outputs[1], torch.Tensor):
@@ -425,6 +441,10 @@ class Recorder:
             elif args[1] is self.gate:
                 self.keep(layer, "attn_context", rows_of(args[0]))
         elif within == "self_attn":
+            if name == "matmul" and self.makes_keys:  # of all keys [1, heads, D, S], and then of all values [1, heads, S, D]
+                stage, values = ("v_up", args[1][0]) if "k_up" in self.products else ("k_up", args[1][0].transpose(1, 2))
+                self.products[stage] = values
+                self.keep(layer, stage, values[:, -self.calls[-1]["tokens"]:].transpose(0, 1).flatten(1))
             sinks = hasattr(module, "sinks")
             if name == "softmax" and not sinks and args[0].dim() == 4:
                 self.scores(layer, args[0][0])
@@ -435,6 +455,10 @@ class Recorder:
             if within == "mlp.gate" and name == "linear":
                 # The product itself: routers of transformers 5.0 give probabilities for it.
                 self.keep(layer, self.output_of(layer, within, module), rows_of(output))
+            elif self.rank and not self.choice_bias:
+                if name == "softmax":  # DeepSeek V2 asks for the largest in any order, as GLM does
+                    self.choice = rows_of(output)
+                    self.keep(layer, "router_probs", self.choice)
             elif self.choice_bias:
                 if name == "sigmoid":
                     self.keep(layer, "router_probs", rows_of(output))
@@ -453,9 +477,23 @@ class Recorder:
     def rope(self, q, k):
         """Queries and keys after rope: [1, heads, T, D]."""
         layer = next((layer for layer, _, _ in reversed(self.inside) if layer is not None), None)
+        if self.rank and layer is not None:
+            return self.latent_rope(layer, q, k)
         for stage, x in (("q_rope", q), ("k_rope", k)):
             if layer is not None and x.dim() == 4:
                 self.keep(layer, stage, x[0].transpose(0, 1).flatten(1))
+
+
+    def latent_rope(self, layer, q, k):
+        """What turns of queries [1, heads, T, pe] and of the one key [1, 1, T, pe], after rope: the last columns of each head of q,
+        and those after the latent."""
+        import torch
+
+        if self.halves:
+            q, k = (x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) for x in (q, k))
+        heads = self.products["q_proj"].unflatten(-1, (q.shape[1], -1))[..., :-q.shape[-1]]
+        self.keep(layer, "q_rope", torch.cat((heads, q[0].transpose(0, 1)), dim=-1).flatten(1))
+        self.keep(layer, "k_rope", torch.cat((self.products["latent"], k[0, 0]), dim=-1))
 
 
 class Experts:
@@ -551,6 +589,8 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     if kind in ("glm4v_moe", "glm4v_moe_text", "solar_open"):
         raise SystemExit(f"{kind}: nobody has seen whether its router's numbers are where the hooks look for them; capture it "
                          "with a rules file of your own (see capture/README.md)")
+    if kind == "deepseek_v3" and not model.config.rope_interleave:
+        raise SystemExit(f"{kind} without rope_interleave: its rope turns halves, and that of GGUF files turns neighbours")
     types, why = OTHERWISE.get(kind, ((), ""))
     if dtype in types:
         raise SystemExit(f"{kind} in {dtype}: {why}, which no contract says; capture it in float32")
@@ -572,22 +612,23 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
         handles.append(module.register_forward_pre_hook(recorder.enter(layer, within), with_kwargs=True))
         handles.append(module.register_forward_hook(recorder.leave(layer, within), with_kwargs=True))
         source = sys.modules.get(type(module).__module__)
-        rope = getattr(source, "apply_rotary_pos_emb", None)
-        if rope is not None and not any(s is source for s, _ in patched):
+        function = LATENT.get(kind, "apply_rotary_pos_emb")
+        rope = getattr(source, function, None)
+        if rope is not None and not any(s is source for s, _, _ in patched):
             def shown(*args, rope=rope, **kwargs):
                 q, k = rope(*args, **kwargs)
                 recorder.rope(q, k)
                 return q, k
-            source.apply_rotary_pos_emb = shown
-            patched.append((source, rope))
+            setattr(source, function, shown)
+            patched.append((source, function, rope))
     try:
         with torch.no_grad(), Functions():
             yield recorder
     finally:
         for handle in handles:
             handle.remove()
-        for source, rope in patched:
-            source.apply_rotary_pos_emb = rope
+        for source, function, rope in patched:
+            setattr(source, function, rope)
     if not writer.tensors:
         raise ValueError("nothing was captured: no stage of this model is reached by the hooks, or none was selected")
     tokens = [int(t) for t in tokens]
@@ -634,6 +675,8 @@ CLASSES = {
     "qwen3next": ("Qwen3NextConfig", "Qwen3NextForCausalLM"),
     "qwen35moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM"),
     "qwen35": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM"),
+    "deepseek2": ("DeepseekV2Config", "DeepseekV2ForCausalLM"),
+    "deepseek3": ("DeepseekV3Config", "DeepseekV3ForCausalLM"),  # which is deepseek2 whose experts are chosen by sigmoids
 }
 # Those with linear attention.
 LINEAR = ("qwen3next", "qwen35moe", "qwen35")
@@ -641,6 +684,12 @@ LINEAR = ("qwen3next", "qwen35moe", "qwen35")
 CENTRED = ("gemma3", *LINEAR)
 # What llama.cpp has for a rope base that a file does not say.
 ROPE_BASES = {"gemma3": 1e6}
+
+
+def divided_by_a_tenth(value):
+    """A float32 by 0.1 in float32, as llama.cpp divides it: what was multiplied by 0.1 to be written is there again."""
+    single = lambda x: struct.unpack("<f", struct.pack("<f", x))[0]
+    return single(single(value) / single(0.1))
 
 
 class GgufModel:
@@ -653,7 +702,11 @@ class GgufModel:
         self.reader = GGUFReader(path)
         self.tensors = {t.name: t for t in self.reader.tensors}
         self.architecture = self.field("general.architecture")
-        self.kind = "mixtral" if self.architecture == "llama" and self.get("expert_count") else self.architecture
+        self.kind = self.architecture
+        if self.architecture == "llama" and self.get("expert_count"):
+            self.kind = "mixtral"
+        elif self.architecture == "deepseek2" and self.get("expert_gating_func") == 2:
+            self.kind = "deepseek3"
         if self.kind not in CLASSES:
             raise self.refused(f"--gguf understands {', '.join(CLASSES)}, found {self.architecture}")
         self.layers = self.get("block_count") - self.get("nextn_predict_layers", 0)  # these guess further tokens
@@ -707,7 +760,12 @@ class GgufModel:
                              ("beta_slow", "yarn_beta_slow"), ("mscale_all_dim", "yarn_log_multiplier")]:
             if self.get(f"rope.scaling.{ours}") is not None:
                 yarn[theirs] = self.get(f"rope.scaling.{ours}")
-        if "mscale_all_dim" in yarn:
+        if self.architecture == "deepseek2":
+            # The file has a tenth of it, and models have as much of the other: the rotation is not stretched, the scale of q·k is.
+            if "mscale_all_dim" not in yarn:
+                raise self.refused("rope.scaling.yarn_log_multiplier is missing, without which nobody knows the scale of q·k")
+            yarn["mscale_all_dim"] = yarn["mscale"] = divided_by_a_tenth(yarn["mscale_all_dim"])
+        elif "mscale_all_dim" in yarn:
             yarn["mscale"] = 1.0  # the file has the denominator of the two
         if self.kind == "gpt-oss":
             yarn["truncate"] = False  # no key says so, the definition does
@@ -779,6 +837,28 @@ class GgufModel:
                 "n_group": self.get("expert_group_count", 1), "topk_group": self.get("expert_group_used_count", 1),
                 "attention_bias": self.has("attn_q.bias"), "use_qk_norm": self.has("attn_q_norm.weight"),
             }
+        elif self.architecture == "deepseek2":
+            if abs(config["rms_norm_eps"] - 1e-6) > 1e-12:
+                raise self.refused("attention.layer_norm_rms_epsilon is not 1e-6, which transformers' norms of latents always add")
+            k, v = ("key_length_mla", "value_length_mla") if self.has("attn_k_b.weight") else ("key_length", "value_length")
+            turned, normed = self.get("rope.dimension_count"), bool(self.get("expert_weights_norm", False))
+            groups, used_groups = self.get("expert_group_count", 1), self.get("expert_group_used_count", 1)
+            config |= {
+                "num_key_value_heads": self.heads, "q_lora_rank": self.get("attention.q_lora_rank"),
+                "kv_lora_rank": self.get("attention.kv_lora_rank"), "qk_rope_head_dim": turned,
+                "qk_nope_head_dim": self.get(f"attention.{k}") - turned, "v_head_dim": self.get(f"attention.{v}"),
+                "n_routed_experts": experts, "moe_intermediate_size": self.get("expert_feed_forward_length"),
+                "n_shared_experts": self.get("expert_shared_count"), "first_k_dense_replace": self.get("leading_dense_block_count", 0),
+                "norm_topk_prob": normed, "routed_scaling_factor": self.get("expert_weights_scale", 0.0) or 1.0,
+                "n_group": groups, "topk_group": used_groups,
+            }
+            del config["head_dim"]  # which is what turns
+            if self.kind == "deepseek3":
+                config |= {"rope_interleave": True, "num_mtp_layers": 0}
+            elif normed:
+                raise self.refused("expert_weights_norm is true, and transformers' DeepSeek V2 never divides by the sum")
+            else:
+                config["topk_method"] = "group_limited_greedy" if groups > 1 else "greedy"
         elif self.kind in LINEAR:
             if abs(config["rms_norm_eps"] - 1e-6) > 1e-12:
                 raise self.refused("attention.layer_norm_rms_epsilon is not 1e-6, which transformers' L2 norm of q and k always adds")
@@ -842,6 +922,21 @@ class GgufModel:
         }
         return {f"linear_attn.{name}": values for name, values in found.items()}
 
+    def latent_attention(self, n):
+        """A layer's weights of latent attention by transformers' names within the layer, but those of q and of what attention gives."""
+        import torch
+
+        weight = lambda name: self.weight(f"blk.{n}.{name}.weight")
+        parts = {"kv_a_proj_with_mqa": "attn_kv_a_mqa", "kv_a_layernorm": "attn_kv_a_norm"}
+        if f"blk.{n}.attn_q_a.weight" in self.tensors:
+            parts |= {"q_a_proj": "attn_q_a", "q_a_layernorm": "attn_q_a_norm", "q_b_proj": "attn_q_b"}
+        found = {theirs: weight(ours) for theirs, ours in parts.items()}
+        if self.has("attn_k_b.weight"):  # for each head what makes its key, transposed, and what makes its value
+            found["kv_b_proj"] = torch.cat((weight("attn_k_b").transpose(1, 2), weight("attn_v_b")), dim=1).flatten(0, 1)
+        else:
+            found["kv_b_proj"] = weight("attn_kv_b")
+        return {f"self_attn.{name}.weight": values for name, values in found.items()}
+
     def weight(self, name, heads=None):
         """A tensor's values in transformers' order, as gguf-py dequantizes them; `heads`: the converter reordered its rows."""
         import torch
@@ -879,6 +974,8 @@ class GgufModel:
             take(f"{theirs}.weight", f"{ours}.weight")
         if self.kind in CENTRED:  # the file has 1 + weight; in float64 the difference is exact
             found |= {name: values.double() - 1 for name, values in found.items() if name.endswith("norm.weight")}
+        if f"blk.{n}.attn_kv_a_mqa.weight" in self.tensors:
+            found |= self.latent_attention(n)
         if f"blk.{n}.ssm_a" in self.tensors:
             found |= self.linear_attention(n)
         mlp = "block_sparse_moe" if any(name.startswith("block_sparse_moe.") for name in names) else "mlp"
@@ -925,6 +1022,8 @@ def from_gguf(path, dtype, attention):
         raise file.refused(f"{file.architecture}: transformers {transformers.__version__} has no {CLASSES[file.kind][1]}")
     model = model_class(config_class(**file.config(attention)))
     model = model.to(torch.promote_types(dtype, torch.float32))  # rounding to 16 bits comes last
+    # What an engine of the file makes of latents: keys and values, where it has the weight of both.
+    model.makes_keys = file.has("attn_kv_b.weight")
     # With biases of q, k and v comes one of attention's output, which no GGUF file of these has.
     if file.kind in ("qwen3", "qwen3moe"):
         for layer in model.model.layers:

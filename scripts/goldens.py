@@ -8,29 +8,27 @@ what they make of some texts.
 The stages are computed here in numpy, from the definitions that transformers has (modeling_llama.py, modeling_mixtral.py,
 modeling_qwen2.py, modeling_qwen3.py, modeling_ministral3.py, modeling_qwen2_moe.py,
 modeling_olmoe.py, modeling_gemma3.py, modeling_gpt_oss.py, modeling_glm4_moe.py, modeling_qwen3_next.py, modeling_qwen3_5_moe.py,
-modeling_qwen3_5.py), on weights in transformers' order that gguf-py dequantized; nothing is taken from the program that is tested. What
+modeling_qwen3_5.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py), on weights in transformers' order that gguf-py dequantized;
+nothing is taken from the program that is tested. What
 llama.cpp's converter does to q and k of `llama` (`permute`) is done on the way into the file and undone on the way out, so rope is
-transformers' `rotate_half` for every family, whatever GGUF stores. So it is with the value heads of linear attention, which the
-converter reorders for `qwen35` and `qwen35moe` (`tiled`), and with the joint rows of `qwen3next`, which it takes apart. The stages are
+transformers' `rotate_half` for every family, whatever GGUF stores, but for DeepSeek's, which turns neighbours in transformers, too. So it
+is with the value heads of linear attention, which the
+converter reorders for `qwen35` and `qwen35moe` (`tiled`), with the joint rows of `qwen3next`, which it takes apart, and with
+`kv_b_proj` of latent attention, whose rows it takes apart and transposes those that make keys. The stages are
 in the file's order: what an engine has that multiplies by the file's weights. Keys with a default in llama.cpp are left out where a
 family allows it.
 
-SentencePiece itself says what the tokens of its model are. For byte-level BPE it is a plain loop over the merges, on pieces that the
-patterns of Llama 3, SmolLM, Qwen 2, Qwen 3.5, o200k and GLM 4 cut, by another regex engine.
+The tokenizers are in goldens_tokens.py.
 """
 
-import io
 import json
 import sys
-import unicodedata
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import regex
-import sentencepiece
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, quants
+from goldens_tokens import byte_level, sentence_piece, write
 from safetensors.numpy import save_file
 
 H, LAYERS, HEADS, D, V = 64, 2, 4, 16, 96
@@ -79,6 +77,16 @@ FAMILIES = {
     # plain FFNs.
     "qwen35": dict(arch="qwen35", kv_heads=2, ffn=96, tied=True, qk_norm=True, turned=8, eps=1e-6, sections=[2, 1, 1, 0],
                    linear=dict(keys=2, values=4, state=32, kernel=4, recurrent=[True, False, True]), layers=3, seed=14),
+    # Latent attention as today's converter writes it, with one KV head and q absorbed by what would make keys; q has a rank, too; YaRN that
+    # is in the scale of q·k and not in the rotation. Experts in 4 groups, of which the 2 with the largest sum of two are chosen from.
+    "deepseek3": dict(arch="deepseek2", kv_heads=1, ffn=96, expert_ffn=32, plain_shared=1, base=1e4, experts=12, used=3, groups=(4, 2),
+                      leading=1, sigmoid=True, weights_scale=2.5, turned=16, eps=1e-6, context=16384,
+                      yarn=dict(factor=4.0, context=4096, beta_fast=32.0, beta_slow=1.0, log_multiplier=0.1),
+                      latent=dict(rank=64, q_rank=64, nope=32, values=32, absorbed=True), seed=15),
+    # The same as converters wrote it before, with the weight that makes keys and values, and no rank of q. Experts chosen by a softmax from
+    # the 2 groups of the largest expert, their weights as they are, and two shared experts.
+    "deepseek2": dict(arch="deepseek2", kv_heads=4, ffn=96, expert_ffn=32, plain_shared=2, experts=12, used=4, groups=(4, 2), plain=True,
+                      turned=16, eps=1e-6, latent=dict(rank=32, nope=32, values=32, absorbed=False), seed=23),
 }
 # Families whose value heads of linear attention the converter reorders.
 TILED = ("qwen35moe", "qwen35")
@@ -95,6 +103,12 @@ def permute(w, heads):
 
 def unpermute(w, heads):
     return w.reshape(heads, w.shape[0] // heads // 2, 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+
+
+def ffn_norm(f):
+    """What the file calls the norm before the FFN."""
+    named_after_attention = f.get("oss") or f["arch"] == "glm4moe" or "linear" in f
+    return "post_attention_norm.weight" if named_after_attention else "ffn_norm.weight"
 
 
 def is_linear(family, n):
@@ -162,11 +176,26 @@ def build(path, family):
         out.add_uint32(f"{arch}.expert_used_count", f["used"])
     if "expert_ffn" in f:
         out.add_uint32(f"{arch}.expert_feed_forward_length", f["expert_ffn"])
-    if f.get("sigmoid"):
+    if "latent" in f:
+        # As a cache of latents has them, and then, of today's files, as heads have them: what makes keys is absorbed by q there.
+        a = f["latent"]
+        heads, one = (a["nope"] + f["turned"], a["values"]), (a["rank"] + f["turned"], a["rank"])
+        for key, value in zip(("key_length", "value_length"), one if a["absorbed"] else heads):
+            out.add_uint32(f"{arch}.attention.{key}", value)
+        for key, value in zip(("key_length_mla", "value_length_mla"), heads if a["absorbed"] else ()):
+            out.add_uint32(f"{arch}.attention.{key}", value)
+        for key, value in [("attention.kv_lora_rank", a["rank"]), ("attention.q_lora_rank", a.get("q_rank")), ("rope.dimension_count", f["turned"]),
+                           ("vocab_size", V), ("expert_shared_count", f["plain_shared"]), ("leading_dense_block_count", f.get("leading")),
+                           ("expert_group_count", f["groups"][0]), ("expert_group_used_count", f["groups"][1]),
+                           ("expert_gating_func", 2 if f.get("sigmoid") else None)]:
+            if value is not None:
+                out.add_uint32(f"{arch}.{key}", value)
+    elif f.get("sigmoid"):
         for key, value in [("attention.key_length", D), ("attention.value_length", D), ("rope.dimension_count", f["turned"]),
                            ("expert_shared_count", f["plain_shared"]), ("leading_dense_block_count", f["leading"]), ("expert_gating_func", 2),
                            ("expert_group_count", 1), ("expert_group_used_count", 1), ("nextn_predict_layers", f["predicting"])]:
             out.add_uint32(f"{arch}.{key}", value)
+    if f.get("sigmoid"):
         out.add_float32(f"{arch}.expert_weights_scale", f["weights_scale"])
         out.add_bool(f"{arch}.expert_weights_norm", True)
     if "shared" in f:
@@ -243,6 +272,28 @@ def build(path, family):
         norm(b + "ssm_norm.weight", state)
         of_values(b + "ssm_out.weight", drawn(H, values * state), Type.Q8_0, axis=1)
 
+    def latent_attention(b):
+        """modeling_deepseek_v3.py, `DeepseekV3Attention`; of `kv_b_proj` the rows of each head together, those of its key first."""
+        a = f["latent"]
+        rank, nope, values, turned = a["rank"], a["nope"], a["values"], f["turned"]
+        if "q_rank" in a:
+            matrix(b + "attn_q_a.weight", a["q_rank"], H)
+            norm(b + "attn_q_a_norm.weight", a["q_rank"])
+            matrix(b + "attn_q_b.weight", HEADS * (nope + turned), a["q_rank"], gain=2)
+        else:
+            matrix(b + "attn_q.weight", HEADS * (nope + turned), H, gain=2)
+        matrix(b + "attn_kv_a_mqa.weight", rank + turned, H, gain=2)
+        norm(b + "attn_kv_a_norm.weight", rank)
+        if a["absorbed"]:
+            tensor(b + "attn_k_b.weight", rng.normal(size=(HEADS, rank, nope)) / np.sqrt(rank), Type.Q8_0)
+            matrix(b + "attn_v_b.weight", HEADS, values, rank, ty=Type.Q5_0)
+            k, v = weights[b + "attn_k_b.weight"].transpose(0, 2, 1), weights[b + "attn_v_b.weight"]
+            weights[b + "kv_b_proj"] = np.concatenate([k, v], axis=1).reshape(-1, rank)
+        else:
+            matrix(b + "attn_kv_b.weight", HEADS * (nope + values), rank)
+            weights[b + "kv_b_proj"] = weights[b + "attn_kv_b.weight"]
+        matrix(b + "attn_output.weight", H, HEADS * values)
+
     turned = (HEADS, kv) if arch in PERMUTED else (None, None)
     # Gemma multiplies it by √H.
     matrix("token_embd.weight", V, H, gain=1.0 if f.get("gemma") else np.sqrt(H), ty=Type.F16)
@@ -256,6 +307,8 @@ def build(path, family):
         norm(b + "attn_norm.weight")
         if is_linear(family, n):
             linear_attention(b)
+        elif "latent" in f:
+            latent_attention(b)
         else:
             # modeling_qwen3_next.py, `Qwen3NextAttention`: rows of each head are D of q and then D of its gate.
             matrix(b + "attn_q.weight", HEADS * D * (2 if "linear" in f else 1), H, gain=2, heads=turned[0])
@@ -269,7 +322,7 @@ def build(path, family):
                 norm(b + "attn_q_norm.weight", HEADS * D if row else D)
                 norm(b + "attn_k_norm.weight", kv * D if row else D)
             matrix(b + "attn_output.weight", H, HEADS * D)
-        norm(b + ("post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") or "linear" in f else "ffn_norm.weight"))
+        norm(b + ffn_norm(f))
         if n >= f.get("layers", LAYERS):
             matrix(b + "nextn.eh_proj.weight", H, 2 * H)
             for part in ("enorm", "hnorm", "shared_head_norm"):
@@ -294,6 +347,7 @@ def build(path, family):
                 tensor(b + "ffn_down_exps.bias", rng.normal(size=(e, H)))
             if f.get("sigmoid"):
                 tensor(b + "exp_probs_b.bias", 0.2 * rng.normal(size=e))
+            if "plain_shared" in f:
                 matrix(b + "ffn_gate_shexp.weight", width * f["plain_shared"], H)
                 matrix(b + "ffn_up_shexp.weight", width * f["plain_shared"], H)
                 matrix(b + "ffn_down_shexp.weight", H, width * f["plain_shared"])
@@ -356,17 +410,30 @@ def delta_rule(q, k, v, decay, beta):
     return out
 
 
+def yarn_mscale(factor, m):
+    """modeling_deepseek_v3.py, `yarn_get_mscale`."""
+    return 0.1 * m * np.log(factor) + 1
+
+
+def mscale_all_dim(f):
+    """Of latent attention the file has a tenth of it, for which llama.cpp's converter gives its history as the reason. Divided in f32, as
+    llama.cpp does, what was written is there again."""
+    return np.float64(np.float32(f["yarn"]["log_multiplier"]) / np.float32(0.1))
+
+
 def yarn(f, inv_freq):
     """modeling_rope_utils.py, `_compute_yarn_parameters`: the frequencies, and what cosines and sines are multiplied by."""
-    y, base = f["yarn"], np.float64(np.float32(f.get("base", 1e4)))
-    mscale = lambda m: 0.1 * m * np.log(y["factor"]) + 1
+    y, base, turned = f["yarn"], np.float64(np.float32(f.get("base", 1e4))), 2 * len(inv_freq)
+    mscale = lambda m: yarn_mscale(y["factor"], m)
     attention_factor = mscale(1) / mscale(y["log_multiplier"]) if "log_multiplier" in y else mscale(1)
-    dim = lambda rotations: D * np.log(y["context"] / (rotations * 2 * np.pi)) / (2 * np.log(base))
+    if "latent" in f:  # DeepSeek's files have `mscale` as large as `mscale_all_dim`
+        attention_factor = 1.0
+    dim = lambda rotations: turned * np.log(y["context"] / (rotations * 2 * np.pi)) / (2 * np.log(base))
     low, high = dim(y.get("beta_fast", 32)), dim(y.get("beta_slow", 1))
     if y.get("truncate", True):
         low, high = np.floor(low), np.ceil(high)
-    low, high = max(low, 0), min(high, D - 1)
-    extrapolation = 1 - np.clip((np.arange(D // 2) - low) / (high - low), 0, 1)
+    low, high = max(low, 0), min(high, turned - 1)
+    extrapolation = 1 - np.clip((np.arange(turned // 2) - low) / (high - low), 0, 1)
     return inv_freq / y["factor"] * (1 - extrapolation) + inv_freq * extrapolation, attention_factor
 
 
@@ -380,6 +447,27 @@ def rotated(x, cos, sin):
     turned = cos.shape[-1]
     x, passed = x[..., :turned], x[..., turned:]
     return np.concatenate([x * cos + rotate_half(x) * sin, passed], axis=-1)
+
+
+def chosen(choice, k, groups, softmax):
+    """The k experts of each token, the largest first. modeling_deepseek_v3.py, `DeepseekV3TopkRouter`, and modeling_deepseek_v2.py: of
+    the groups of experts only some are chosen from, those of the largest sum of two experts, or of the largest expert."""
+    largest = lambda x, k: np.argsort(-x, axis=-1, kind="stable")[..., :k]
+    if groups is None:
+        return largest(choice, k)
+
+    def within(score):
+        by_group = choice.reshape(len(choice), groups[0], -1)
+        kept = np.zeros(by_group.shape[:2], bool)
+        np.put_along_axis(kept, largest(score(np.sort(by_group, axis=-1)), groups[1]), True, axis=-1)
+        return largest(np.where(kept[..., None], by_group, -np.inf).reshape(choice.shape), k)
+
+    one, two = within(lambda x: x[..., -1]), within(lambda x: x[..., -2:].sum(axis=-1))
+    ids = one if softmax else two
+    # Without the groups, or by the other's score, or by the sum of all, it would be others.
+    every = within(lambda x: x.sum(axis=-1))
+    assert all((np.sort(ids) != np.sort(other)).any() for other in (largest(choice, k), two if softmax else one, every))
+    return ids
 
 
 def run(family, w):
@@ -453,6 +541,58 @@ def run(family, w):
         kept("norm", normed), kept("gated", gated)
         return keep("linear_attn_out", gated @ weight("ssm_out.weight").T)
 
+    def latent_attention(h, keep, weight, sliding):
+        """modeling_deepseek_v3.py, `DeepseekV3Attention.forward`, and modeling_deepseek_v2.py; in the other order of sums of an engine that
+        has q absorbed by what makes keys, the same values within the rounding of float64."""
+        a = f["latent"]
+        rank, nope, values = a["rank"], a["nope"], a["values"]
+
+        def rotated(x):
+            """modeling_deepseek_v2.py, `apply_rotary_emb`: neighbours are the two parts of a complex number. [T, n, pe]"""
+            turns = np.exp(1j * np.outer(np.arange(t), inv_freq))[:, None, :] * stretch
+            turned = np.stack([x[..., ::2], x[..., 1::2]], axis=-1) @ [1, 1j] * turns
+            return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
+
+        kv_a = keep("kv_a", h @ weight("attn_kv_a_mqa.weight").T)
+        latent = rms_norm(kv_a[:, :rank], weight("attn_kv_a_norm.weight"), eps)
+        keep("kv_norm", np.concatenate([latent, kv_a[:, rank:]], axis=1))
+        if "q_rank" in a:
+            q_a = keep("q_a", h @ weight("attn_q_a.weight").T)
+            q_a = keep("q_a_norm", rms_norm(q_a, weight("attn_q_a_norm.weight"), eps))
+            q = q_a @ weight("attn_q_b.weight").T
+        else:
+            q = h @ weight("attn_q.weight").T
+        q = keep("q_proj", q).reshape(t, HEADS, -1)
+        q_pe, k_pe = rotated(q[..., nope:]), rotated(kv_a[:, None, rank:])
+        q = np.concatenate([q[..., :nope], q_pe], axis=-1)
+        keep("q_rope", q.reshape(t, -1)), keep("k_rope", np.concatenate([latent, k_pe[:, 0]], axis=1))
+
+        kv = (latent @ weight("kv_b_proj").T).reshape(t, HEADS, nope + values)
+        k = np.concatenate([kv[..., :nope], np.repeat(k_pe, HEADS, axis=1)], axis=-1)
+        v = kv[..., nope:]
+        # `yarn_apply_mscale`
+        scale = (nope + f["turned"]) ** -0.5 * (yarn_mscale(f["yarn"]["factor"], mscale_all_dim(f)) ** 2 if "yarn" in f else 1.0)
+        seen = np.tril(np.ones((t, t), bool))
+        scores = np.einsum("thd,shd->hts", q, k) * scale
+        probs = softmax(np.where(seen, scores, -np.inf))
+        context = np.einsum("hts,shd->thd", probs, v)
+        scores = np.where(seen, scores, 0.0)
+        if a["absorbed"]:
+            # The rows of `k_b` are columns of those of `kv_b_proj` that make keys. One key and one value for all heads: the latent.
+            absorbed = np.concatenate([np.einsum("thn,hrn->thr", q[..., :nope], weight("attn_k_b.weight")), q_pe], axis=-1)
+            one = np.concatenate([latent, k_pe[:, 0]], axis=-1)
+            theirs = np.where(seen, np.einsum("thd,sd->hts", absorbed, one) * scale, 0.0)
+            probs_of_them = softmax(np.where(seen, theirs, -np.inf))
+            attended = np.einsum("hts,sr->thr", probs_of_them, latent)
+            context_of_them = np.einsum("thr,hvr->thv", attended, weight("attn_v_b.weight"))
+            assert all(np.abs(x - y).max() <= 1e-12 for x, y in ((scores, theirs), (probs, probs_of_them), (context, context_of_them)))
+            keep("q_absorbed", absorbed.reshape(t, -1)), keep("attn_scores", scores), keep("attn_probs", probs)
+            keep("attn_latent", np.einsum("hts,sr->thr", probs, latent).reshape(t, -1))
+        else:
+            keep("k_up", k.reshape(t, -1)), keep("v_up", v.reshape(t, -1)), keep("attn_scores", scores), keep("attn_probs", probs)
+        context = keep("attn_context", context.reshape(t, -1))
+        return keep("attn_out", context @ weight("attn_output.weight").T)
+
     def attention(h, keep, weight, sliding):
         cos, sin = local if sliding else everywhere
         q, k, v = (h @ weight(f"attn_{part}.weight").T for part in "qkv")
@@ -508,10 +648,10 @@ def run(family, w):
             return w[f"blk.{n}.{name}"]
 
         h = keep("attn_norm", rms_norm(x, weight("attn_norm.weight"), eps))
-        out = linear_attention(h, keep, weight) if is_linear(family, n) else attention(h, keep, weight, sliding)
+        attend = latent_attention if "latent" in f else attention
+        out = linear_attention(h, keep, weight) if is_linear(family, n) else attend(h, keep, weight, sliding)
         x = keep("attn_residual", x + out)
-        ffn_norm = "post_attention_norm.weight" if f.get("oss") or f.get("sigmoid") or joint else "ffn_norm.weight"
-        h = keep("ffn_norm", rms_norm(x, weight(ffn_norm), eps))
+        h = keep("ffn_norm", rms_norm(x, weight(ffn_norm(f)), eps))
         if "experts" in f and n >= f.get("leading", 0):
             # modeling_mixtral.py: a softmax over all experts, the largest of them, divided by their sum.
             logits = keep("router_logits", h @ weight("ffn_gate_inp.weight").T)
@@ -520,14 +660,14 @@ def run(family, w):
                 probs = keep("router_bias", logits + weight("ffn_gate_inp.bias"))
             else:
                 probs = keep("router_probs", sigmoid(logits) if f.get("sigmoid") else softmax(logits))
-            # modeling_glm4_moe.py, `route_tokens_to_experts`: the bias is for the choice; there is one group of experts.
+            # modeling_glm4_moe.py, `route_tokens_to_experts`: the bias is for the choice.
             choice = keep("router_choice", probs + weight("exp_probs_b.bias")) if f.get("sigmoid") else probs
-            ids = np.argsort(-choice, axis=-1, kind="stable")[:, :f["used"]]
+            ids = chosen(choice, f["used"], f.get("groups"), softmax=not f.get("sigmoid"))
             keep("router_ids", ids.astype(np.int32))
-            chosen = np.take_along_axis(probs, ids, axis=-1)
-            # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false.
-            weighed = softmax(chosen) if f.get("oss") else chosen if f.get("plain") else chosen / chosen.sum(axis=-1, keepdims=True)
-            chosen = keep("router_weights", weighed * np.float64(np.float32(f.get("weights_scale", 1.0))))
+            weights = np.take_along_axis(probs, ids, axis=-1)
+            # modeling_qwen2_moe.py, modeling_olmoe.py: `norm_topk_prob` is false. modeling_deepseek_v2.py has none.
+            weighed = softmax(weights) if f.get("oss") else weights if f.get("plain") else weights / weights.sum(axis=-1, keepdims=True)
+            weights = keep("router_weights", weighed * np.float64(np.float32(f.get("weights_scale", 1.0))))
             of = lambda part: weight(f"ffn_{part}_exps.weight")[ids]  # [T, K, rows, cols]
             gate = keep("expert_gate", np.einsum("tkfh,th->tkf", of("gate"), h))
             up = keep("expert_up", np.einsum("tkfh,th->tkf", of("up"), h))
@@ -539,10 +679,11 @@ def run(family, w):
             down = keep("expert_down", np.einsum("tkhf,tkf->tkh", of("down"), act))
             if f.get("oss"):
                 down = keep("expert_down_bias", down + weight("ffn_down_exps.bias")[ids])
-            out = keep("moe_out", (chosen[..., None] * down).sum(axis=1))
+            out = keep("moe_out", (weights[..., None] * down).sum(axis=1))
             if f.get("sigmoid"):
-                # modeling_glm4_moe.py, `Glm4MoeMoE`: added as it is.
                 assert (np.sort(ids) != np.sort(np.argsort(-probs, axis=-1)[:, :f["used"]])).any()
+            if "plain_shared" in f:
+                # modeling_glm4_moe.py, `Glm4MoeMoE`: added as it is.
                 gate = keep("shared_gate", h @ weight("ffn_gate_shexp.weight").T)
                 up = keep("shared_up", h @ weight("ffn_up_shexp.weight").T)
                 act = keep("shared_act", silu(gate) * up)
@@ -566,111 +707,6 @@ def run(family, w):
     x = stages["final_norm"] = rms_norm(x, w["output_norm.weight"], eps)
     stages["logits"] = x @ w.get("output.weight", w["token_embd.weight"]).T
     return stages
-
-
-TEXTS = [
-    "Hello world", " two  spaces   and\ttabs", "fn main() {\n    let x = 12345;\n}\n", "don't WE'LL stop", "3.14159 + 2 = 5, 1000000",
-    "Größe, naïve café, Å", "你好 мир 🦀", "a\r\n\r\n  b", "", "▁under the line", "ends with a space ", "theForest QUICKBrown //fox/\n don'T Ärger",
-]
-CORPUS = ("the quick brown fox jumps over the lazy dog and then the dog sleeps while the fox runs through the forest. fn main() { let x = 1; }"
-          " don't stop, we'll see what 12345 and 67890 and 123 make of it; naïve café, Größe. 123 123 123 12 345 345").split(" ")
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CASES = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def cut(pre, text):
-    if pre == "smollm":  # digits apart, then GPT-2's pattern
-        parts = regex.findall(r"\p{N}|[^\p{N}]+", text)
-        return [piece for part in parts for piece in regex.findall(GPT2, part)]
-    if pre == "gpt-4o":
-        return regex.findall(CASES, text)
-    if pre == "qwen35":  # marks belong to letters
-        pattern = (WORDS % "").replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
-        return regex.findall(pattern, unicodedata.normalize("NFC", text))
-    if pre == "qwen2":
-        return regex.findall(WORDS % "", unicodedata.normalize("NFC", text))
-    return regex.findall(WORDS % "{1,3}", text)
-
-
-def byte_characters():
-    """GPT-2's characters for the 256 bytes."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-def bpe(piece, ranks):
-    while len(piece) > 1:
-        pairs = [ranks.get(pair, len(ranks)) for pair in zip(piece, piece[1:])]
-        best = min(range(len(pairs)), key=pairs.__getitem__)
-        if pairs[best] == len(ranks):
-            break
-        piece = piece[:best] + [piece[best] + piece[best + 1]] + piece[best + 2:]
-    return piece
-
-
-def byte_level(path):
-    """A byte-level vocabulary of all merges that the corpus has, and the tokens of the texts under each pre-tokenizer."""
-    characters = byte_characters()
-    word = lambda text: [characters[b] for b in text.encode()]
-    pieces = [word(p) for w in CORPUS for p in cut("llama-bpe", " " + w)]
-    ranks = {}
-    while counts := Counter(pair for piece in pieces for pair in zip(piece, piece[1:])):
-        ranks[min(counts, key=lambda pair: (-counts[pair], pair))] = len(ranks)
-        pieces = [bpe(piece, ranks) for piece in pieces]
-    # A token that no merge makes: Llama 3's tokenizer takes it for a piece that is just that, the others do not.
-    tokens = characters + ["".join(pair) for pair in ranks] + ["".join(word(" main")), "<|bos|>", "<|eos|>"]
-    ids = {token: i for i, token in enumerate(tokens)}
-    writer = GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - 2) + [3, 3])
-    writer.add_token_merges([" ".join(pair) for pair in ranks])
-    writer.add_bos_token_id(ids["<|bos|>"])
-    writer.add_eos_token_id(ids["<|eos|>"])
-    write(writer)
-
-    def encode(pre, text):
-        found = []
-        for piece in cut(pre, text):
-            whole = "".join(word(piece))
-            found += [whole] if pre == "llama-bpe" and whole in ids else bpe(word(piece), ranks)
-        return ([ids["<|bos|>"]] if pre == "llama-bpe" else []) + [ids[token] for token in found]
-
-    return {pre: [[text, encode(pre, text)] for text in TEXTS] for pre in ("llama-bpe", "smollm", "qwen2", "qwen35", "gpt-4o", "glm4")}
-
-
-def sentence_piece(path):
-    """A SentencePiece model as Llama 2's is made, and the tokens of the texts."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([" ".join(CORPUS[i:i + 8]) for i in range(0, len(CORPUS), 4)]), model_writer=model, model_type="bpe",
-        vocab_size=420, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
-        add_dummy_prefix=True, minloglevel=2)
-    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1
-    count = range(sp.vocab_size())
-    writer = GGUFWriter(path, "llama")
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([sp.id_to_piece(i) for i in count])
-    writer.add_token_scores([sp.get_score(i) for i in count])
-    writer.add_token_types([kind(i) for i in count])
-    writer.add_bos_token_id(sp.bos_id())
-    writer.add_eos_token_id(sp.eos_id())
-    writer.add_unk_token_id(sp.unk_id())
-    write(writer)
-    return {"llama": [[text, [sp.bos_id()] + sp.encode(text)] for text in TEXTS]}
-
-
-def write(writer):
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def main():

@@ -10,9 +10,11 @@
 transformers are built from the GGUF file, as `capture/hf_transformers.py --gguf` builds them, run on the golden's tokens with
 eager attention and eager experts, and what its hooks show is compared with what `goldens.py` wrote. The weights are
 gguf-py's, in transformers' order; q and k, and the value heads of linear attention, are compared in the file's order, which is
-what the goldens have.
+what the goldens have. Where a file has q absorbed by what makes keys, transformers makes the keys: `q_absorbed` and `attn_latent` are
+what no hook reaches there, and what follows from them, the scores and the context, is compared.
 
-transformers asks for float32 in places whatever a model's type: norms, softmax of attention and router, GLM's router, cosines
+transformers asks for float32 in places whatever a model's type: norms, softmax of attention and router, the routers of GLM and
+DeepSeek, cosines
 and sines, the frequencies of rope, the delta rule. All of these requests are met in float64 (see `Float64`), so what is left is the rounding of
 float64 and the definitions.
 
@@ -50,7 +52,8 @@ class Float64(TorchFunctionMode):
 
     In transformers 5.24 these are asked for by: all RMSNorms (`to(torch.float32)`, Gemma's `float()`); all rotary embeddings
     (`arange(dtype=torch.float)` and `position_ids.float()`); `linear_ramp_factor` of YaRN; `eager_attention_forward`
-    (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's (`type(torch.float32)`); the decay of linear
+    (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's and DeepSeek's (`type(torch.float32)`); the
+    rope of DeepSeek V2 (`float()`, before numbers are complex); the decay of linear
     attention (`float()`), its delta rule, chunked or by token (`to(torch.float32, memory_format=…)`), and its gated norm."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

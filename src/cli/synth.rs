@@ -152,6 +152,7 @@ impl Args {
             },
             glm: base.glm,
             linear: base.linear,
+            latent: base.latent,
         })
     }
 }

@@ -30,8 +30,8 @@ use crate::gguf::Gguf;
 struct BytePre {
     /// As `tokenizer.ggml.pre` has it.
     names: &'static [&'static str],
-    /// How text is cut before the merges; `None`: each digit apart, the rest as GPT-2 cuts it.
-    pattern: Option<&'static str>,
+    /// How text is cut before the merges: each of these cuts what those before it left. None: each digit apart, the rest as GPT-2 cuts it.
+    patterns: &'static [&'static str],
     /// Whether text is brought into Unicode's form C first.
     nfc: bool,
     /// Whether a piece that is a token as a whole is that token, whatever the merges make of it.
@@ -45,9 +45,9 @@ static PRE: &[BytePre] = &[
     // Qwen 2 and 3.
     BytePre {
         names: &["qwen2"],
-        pattern: Some(
+        patterns: &[
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        ],
         nfc: true,
         whole_pieces: false,
         add_bos: false,
@@ -55,9 +55,9 @@ static PRE: &[BytePre] = &[
     // Qwen 3.5, where marks belong to letters.
     BytePre {
         names: &["qwen35"],
-        pattern: Some(
+        patterns: &[
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        ],
         nfc: true,
         whole_pieces: false,
         add_bos: false,
@@ -65,9 +65,9 @@ static PRE: &[BytePre] = &[
     // Llama 3.
     BytePre {
         names: &["llama-bpe", "llama3", "llama-v3"],
-        pattern: Some(
+        patterns: &[
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        ],
         nfc: false,
         whole_pieces: true,
         add_bos: true,
@@ -75,9 +75,9 @@ static PRE: &[BytePre] = &[
     // GLM 4, which cuts as Llama 3 does.
     BytePre {
         names: &["glm4", "chatglm-bpe"],
-        pattern: Some(
+        patterns: &[
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        ],
         nfc: false,
         whole_pieces: false,
         add_bos: false,
@@ -85,14 +85,51 @@ static PRE: &[BytePre] = &[
     // gpt-oss: OpenAI's o200k.
     BytePre {
         names: &["gpt-4o"],
-        pattern: Some(
+        patterns: &[
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
+        ],
         nfc: false,
         whole_pieces: false,
         add_bos: false,
     },
-    BytePre { names: &["smollm"], pattern: None, nfc: false, whole_pieces: false, add_bos: false },
+    // DeepSeek V3 and R1.
+    BytePre {
+        names: &["deepseek-v3"],
+        patterns: &[
+            r"\p{N}{1,3}",
+            r"[一-龥぀-ゟ゠-ヿ]+",
+            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+        ],
+        nfc: false,
+        whole_pieces: false,
+        add_bos: false,
+    },
+    // DeepSeek V2, whose tokenizer takes each digit apart: llama.cpp takes them together, and its vocabulary has no merges of digits.
+    BytePre {
+        names: &["deepseek-llm"],
+        patterns: &[
+            r"[\r\n]",
+            r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            r"[一-龥ࠀ-一가-퟿]+",
+            r"\p{N}",
+        ],
+        nfc: false,
+        whole_pieces: false,
+        add_bos: false,
+    },
+    // Kimi K2: o200k, with Chinese characters apart from other letters.
+    BytePre {
+        names: &["kimi-k2"],
+        patterns: &[
+            r"\p{Han}+|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])*(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?(?:(?!\p{Han})[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}])+(?:(?!\p{Han})[\p{Ll}\p{Lm}\p{Lo}\p{M}])*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+        nfc: false,
+        whole_pieces: false,
+        add_bos: false,
+    },
+    BytePre { names: &["smollm"], patterns: &[], nfc: false, whole_pieces: false, add_bos: false },
 ];
 
 /// Whether SentencePiece's text begins with a beginning-of-text token, and with a space, where the file does not say.
@@ -209,17 +246,21 @@ impl<'a> Lists<'a> {
             .map_err(|e| self.bad(format!("tokenizer.ggml.merges: {e}")))?;
 
         let mut inner = tokenizers::Tokenizer::new(bpe);
-        let cut = match pre.pattern {
-            Some(pattern) => Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false)
+        let cut = |pattern: &&str| {
+            Split::new(SplitPattern::Regex((*pattern).into()), SplitDelimiterBehavior::Isolated, false)
                 .map(PreTokenizerWrapper::Split)
-                .map_err(|e| self.bad(format!("pre-tokenizer: {e}")))?,
-            None => PreTokenizerWrapper::Digits(Digits::new(true)),
+                .map_err(|e| self.bad(format!("pre-tokenizer: {e}")))
         };
-        let byte_level = ByteLevel::new(false, false, pre.pattern.is_none());
+        let mut cuts = pre.patterns.iter().map(cut).collect::<Result<Vec<_>>>()?;
+        if pre.patterns.is_empty() {
+            cuts.push(PreTokenizerWrapper::Digits(Digits::new(true)));
+        }
+        let byte_level = ByteLevel::new(false, false, pre.patterns.is_empty());
+        cuts.push(PreTokenizerWrapper::ByteLevel(byte_level));
         if pre.nfc {
             inner.with_normalizer(Some(NFC));
         }
-        inner.with_pre_tokenizer(Some(Sequence::new(vec![cut, PreTokenizerWrapper::ByteLevel(byte_level)])));
+        inner.with_pre_tokenizer(Some(Sequence::new(cuts)));
         inner.with_decoder(Some(byte_level));
         Ok((inner, pre.add_bos))
     }

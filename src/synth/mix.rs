@@ -24,6 +24,8 @@ pub enum Role {
     AttnK,
     AttnV,
     AttnOutput,
+    /// A matrix for each head.
+    Heads,
     FfnGate,
     FfnUp,
     FfnDown,
@@ -118,9 +120,13 @@ impl Mix {
             return if matches!(self.base, MXFP4 | Q8_0) { Q8_0 } else { Q6_K };
         }
         if self.base == MXFP4 {
-            let expert =
-                matches!(role, Role::FfnGate | Role::FfnUp | Role::FfnDown) && moe.is_some_and(|m| m.experts > 1);
-            return if expert { MXFP4 } else { Q8_0 };
+            // llama.cpp goes by the number of matrices in a tensor, whatever they are for.
+            let several = match role {
+                Role::FfnGate | Role::FfnUp | Role::FfnDown => moe.is_some_and(|m| m.experts > 1),
+                Role::Heads => shape.heads > 1,
+                _ => false,
+            };
+            return if several { MXFP4 } else { Q8_0 };
         }
         match (role, self.name) {
             (Role::TokenEmbd, "TQ1_0" | "TQ2_0") => Q4_K,

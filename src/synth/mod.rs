@@ -10,6 +10,7 @@
 //!   that all norms amplify 5 to 20 times, routing that differs from token to token, logits with a clear first.
 
 mod mix;
+mod named;
 mod shape;
 mod vocab;
 
@@ -21,7 +22,7 @@ use crate::op::GgmlType;
 use crate::quant::random::{RandomBlocks, Rng};
 
 pub use mix::{MIXES, Mix, Role};
-pub use shape::{Family, FfnShape, GlmShape, LinearShape, ModelShape, Moe};
+pub use shape::{Family, FfnShape, GlmShape, LatentShape, LinearShape, ModelShape, Moe};
 
 /// A model that can be written: all of it but the weights.
 pub struct Plan {
@@ -203,7 +204,8 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         let ty = mix::fitting(wanted, dims[0]);
         let content = match role {
             Role::Norm => {
-                Content::Norm { outliers: dims[0] == hidden && !name.contains("_k_norm") && !name.contains("_q_norm") }
+                let of_heads = ["_k_norm", "_q_norm", "_a_norm"].iter().any(|part| name.contains(part));
+                Content::Norm { outliers: dims[0] == hidden && !of_heads }
             }
             Role::Bias if name.ends_with("exp_probs_b.bias") => Content::ChoiceBias,
             Role::Bias => Content::Bias,
@@ -229,8 +231,10 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     if shape.rope_freqs {
         matrix("rope_freqs.weight".into(), Role::RopeFreqs, 0, &[head_dim / 2], 1.0);
     }
-    let (glm, linear) = (shape.glm(), shape.linear());
-    let (dense_layers, predicting) = glm.map_or((0, 0), |glm| (glm.dense_layers, glm.predicting_layers));
+    let (glm, linear, latent) = (shape.glm(), shape.linear(), shape.latent());
+    let predicting = glm.map_or(0, |glm| glm.predicting_layers);
+    let [dense_layers, dense_width] = shape.dense().unwrap_or([0, 0]);
+    let biased_choice = glm.is_some() || latent.is_some_and(|latent| latent.sigmoid);
     for layer in 0..shape.layers + predicting {
         let gpt_oss = shape.family == Family::GptOss;
         if gpt_oss {
@@ -245,7 +249,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 matrix(format!("blk.{layer}.{part}"), Role::Bias, layer, dims, 1.0);
             }
         }
-        if let (true, Some(moe)) = (glm.is_some() && layer >= dense_layers, shape.moe()) {
+        if let (true, Some(moe)) = (biased_choice && layer >= dense_layers, shape.moe()) {
             matrix(format!("blk.{layer}.exp_probs_b.bias"), Role::Bias, layer, &[moe.experts.into()], 1.0);
         }
         if gpt_oss || glm.is_some() || shape.family == Family::Qwen2 {
@@ -268,6 +272,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             _ => None,
         };
         match linear.filter(|linear| linear.has(layer)) {
+            _ if latent.is_some() => latent_attention(shape, to_residual, &mut tensor),
             Some(of) => {
                 let (heads, values) = (u64::from(of.value_heads), of.value_width());
                 tensor("attn_gate", Role::AttnQ, &[hidden, values], 1.0);
@@ -319,11 +324,11 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             tensor("nextn.shared_head_norm", Role::Norm, &[hidden], 1.0);
         }
         // Weights that are multiplied by a number say as much together as those that are not.
-        let down = down / glm.map_or(1.0, |glm| glm.weights_scale);
-        let dense = glm.filter(|_| layer < dense_layers).map(|glm| FfnShape::Dense(glm.dense_width));
-        match dense.unwrap_or(shape.ffn) {
+        let down = down / glm.map_or(1.0, |glm| glm.weights_scale) / latent.map_or(1.0, |latent| latent.weights_scale);
+        let ffn = if layer < dense_layers { FfnShape::Dense(dense_width) } else { shape.ffn };
+        match ffn {
             FfnShape::Dense(width) => {
-                let (width, down) = (width.into(), if glm.is_some() { to_residual / rms } else { down });
+                let (width, down) = (width.into(), if layer < dense_layers { to_residual / rms } else { down });
                 tensor("ffn_down", Role::FfnDown, &[width, hidden], down);
                 tensor("ffn_gate", Role::FfnGate, &[hidden, width], 1.0);
                 tensor(ffn_norm, Role::Norm, &[hidden], 1.0);
@@ -339,7 +344,7 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
                 tensor("ffn_up_exps", Role::FfnUp, &[hidden, width, experts], inward);
                 if let Some(width) = shape.shared_width() {
                     tensor("ffn_down_shexp", Role::FfnDown, &[width, hidden], to_residual / 0.596);
-                    if glm.is_none() {
+                    if glm.is_none() && latent.is_none() {
                         tensor("ffn_gate_inp_shexp", Role::Router, &[hidden], 1.0);
                     }
                     tensor("ffn_gate_shexp", Role::FfnGate, &[hidden, width], 1.0);
@@ -349,6 +354,28 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
         }
     }
     out
+}
+
+/// Latent attention as llama.cpp's converter writes it today: q is multiplied by what would make keys, so that the latent is the one key.
+fn latent_attention(shape: &ModelShape, to_residual: f32, tensor: &mut impl FnMut(&str, Role, &[u64], f32)) {
+    let Some(of) = shape.latent() else { return };
+    let [hidden, heads, rank] = [shape.hidden, shape.heads, of.rank].map(u64::from);
+    let [nope, pe, values] = [of.nope, of.pe, of.values].map(u64::from);
+    // A key is a sum over the latent, though the rows of this are of the other axis.
+    tensor("attn_k_b", Role::Heads, &[nope, rank, heads], (nope as f32 / rank as f32).sqrt());
+    tensor("attn_kv_a_mqa", Role::AttnQ, &[hidden, rank + pe], 1.0);
+    tensor("attn_kv_a_norm", Role::Norm, &[rank], 1.0);
+    tensor("attn_norm", Role::Norm, &[hidden], 1.0);
+    tensor("attn_output", Role::AttnOutput, &[heads * values, hidden], to_residual);
+    match of.q_rank.map(u64::from) {
+        Some(q_rank) => {
+            tensor("attn_q_a", Role::AttnQ, &[hidden, q_rank], 1.0);
+            tensor("attn_q_a_norm", Role::Norm, &[q_rank], 1.0);
+            tensor("attn_q_b", Role::AttnQ, &[q_rank, heads * (nope + pe)], 1.0);
+        }
+        None => tensor("attn_q", Role::AttnQ, &[hidden, heads * (nope + pe)], 1.0),
+    }
+    tensor("attn_v_b", Role::Heads, &[rank, values, heads], 1.0);
 }
 
 /// The keys that files of the family have.
@@ -363,17 +390,29 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
     let mut set = |key: &str, value| m.set(&format!("{architecture}.{key}"), value);
     set("context_length", Value::U32(shape.context));
     set("embedding_length", Value::U32(shape.hidden));
-    let (glm, linear) = (shape.glm(), shape.linear());
+    let (glm, linear, latent) = (shape.glm(), shape.linear(), shape.latent());
     set("block_count", Value::U32(shape.layers + glm.map_or(0, |glm| glm.predicting_layers)));
     // Qwen's is that of all experts of a token together, the others' that of one.
     let qwen = matches!(shape.family, Family::Qwen3 | Family::Qwen2);
     let all_used = shape.moe().filter(|_| qwen).map_or(1, |m| m.used);
-    let ffn_width = glm.map_or(shape.ffn_width().saturating_mul(all_used), |glm| glm.dense_width);
+    let ffn_width = shape.dense().map_or(shape.ffn_width().saturating_mul(all_used), |[_, width]| width);
     set("feed_forward_length", Value::U32(ffn_width));
     set("attention.head_count", Value::U32(shape.heads));
-    set("attention.head_count_kv", Value::U32(shape.kv_heads));
-    set("attention.key_length", Value::U32(shape.head_dim));
-    set("attention.value_length", Value::U32(shape.head_dim));
+    // Of latent attention: what one key and one value for all heads have, and then what heads would have.
+    let widths = latent.map(|of| [of.rank + of.pe, of.rank]).unwrap_or([shape.head_dim; 2]);
+    set("attention.head_count_kv", Value::U32(latent.map_or(shape.kv_heads, |_| 1)));
+    set("attention.key_length", Value::U32(widths[0]));
+    set("attention.value_length", Value::U32(widths[1]));
+    if let Some(of) = latent {
+        set("vocab_size", Value::U32(shape.vocab));
+        set("attention.key_length_mla", Value::U32(of.nope + of.pe));
+        set("attention.value_length_mla", Value::U32(of.values));
+        set("attention.kv_lora_rank", Value::U32(of.rank));
+        if let Some(q_rank) = of.q_rank {
+            set("attention.q_lora_rank", Value::U32(q_rank));
+        }
+        set("rope.dimension_count", Value::U32(of.pe));
+    }
     set("attention.layer_norm_rms_epsilon", Value::F32(shape.eps));
     set("rope.freq_base", Value::F32(shape.rope_base));
     let windows = matches!(shape.family, Family::Gemma3 | Family::GptOss);
@@ -402,11 +441,16 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
         set("rope.scaling.type", text("yarn"));
         set("rope.scaling.factor", Value::F32(factor));
         set("rope.scaling.original_context_length", Value::U32((shape.context as f32 / factor) as u32));
+        if let Some(of) = latent {
+            set("rope.scaling.yarn_beta_fast", Value::F32(32.0));
+            set("rope.scaling.yarn_beta_slow", Value::F32(1.0));
+            set("rope.scaling.yarn_log_multiplier", Value::F32(0.1 * of.mscale)); // a tenth, as the converter has it
+        }
     }
     if let Some(moe) = shape.moe() {
         set("expert_count", Value::U32(moe.experts));
         set("expert_used_count", Value::U32(moe.used));
-        if qwen || glm.is_some() || linear.is_some() || shape.family == Family::GptOss {
+        if qwen || glm.is_some() || linear.is_some() || latent.is_some() || shape.family == Family::GptOss {
             set("expert_feed_forward_length", Value::U32(moe.width));
         }
         if let Some(glm) = glm {
@@ -419,6 +463,16 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
             set("expert_group_count", Value::U32(1));
             set("expert_group_used_count", Value::U32(1));
             set("nextn_predict_layers", Value::U32(glm.predicting_layers));
+        } else if let Some(of) = latent {
+            set("expert_shared_count", Value::U32(of.shared));
+            set("leading_dense_block_count", Value::U32(of.dense_layers));
+            set("expert_gating_func", Value::U32(if of.sigmoid { 2 } else { 1 }));
+            set("expert_weights_scale", Value::F32(of.weights_scale));
+            if of.sigmoid {
+                set("expert_weights_norm", Value::Bool(true));
+            }
+            set("expert_group_count", Value::U32(of.groups[0]));
+            set("expert_group_used_count", Value::U32(of.groups[1]));
         } else if let Some(width) = shape.shared_width() {
             set("expert_shared_feed_forward_length", Value::U32(width as u32));
         }
@@ -430,6 +484,8 @@ fn metadata(name: &str, shape: &ModelShape, mix: &Mix) -> Metadata {
         Family::GptOss => "gpt-4o",
         Family::Glm4Moe => "glm4",
         Family::Qwen35 => "qwen35",
+        Family::DeepSeek2 if latent.is_some_and(|of| of.sigmoid) => "deepseek-v3",
+        Family::DeepSeek2 => "deepseek-llm",
         _ => "qwen2",
     };
     m.set("tokenizer.ggml.pre", text(pre));

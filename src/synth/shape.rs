@@ -1,4 +1,4 @@
-//! The dimensions of a synthetic model: named shapes, and what dimensions must satisfy.
+//! The dimensions of a synthetic model, and what they must satisfy.
 
 use super::vocab;
 use crate::{Error, Result};
@@ -29,6 +29,53 @@ pub struct ModelShape {
     pub glm: Option<GlmShape>,
     /// What families with linear attention have; [`LinearShape::DEFAULT`] where nothing is said.
     pub linear: Option<LinearShape>,
+    /// What only `deepseek2` has; [`LatentShape::DEFAULT`] where nothing is said.
+    pub latent: Option<LatentShape>,
+}
+
+/// Latent attention, and what else `deepseek2` has. Heads are of these widths, whatever [`ModelShape::head_dim`] is, and one KV head is
+/// in the file: the latent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentShape {
+    /// Of queries, where they have one.
+    pub q_rank: Option<u32>,
+    /// Of keys and values.
+    pub rank: u32,
+    /// The columns of a head that do not turn, and those that do.
+    pub nope: u32,
+    pub pe: u32,
+    /// Width of a head's values.
+    pub values: u32,
+    /// Groups of experts, and how many of them a token's are chosen from.
+    pub groups: [u32; 2],
+    /// Experts are chosen by sigmoids and a bias, and their weights divided by their sum. Else by a softmax, and they are as they are.
+    pub sigmoid: bool,
+    /// What the experts' weights are multiplied by.
+    pub weights_scale: f32,
+    /// Experts that every token uses.
+    pub shared: u32,
+    /// The first layers, which have a plain FFN, and its width.
+    pub dense_layers: u32,
+    pub dense_width: u32,
+    /// With YaRN, how much of it is in the scale of q·k (`mscale_all_dim`).
+    pub mscale: f32,
+}
+
+impl LatentShape {
+    pub const DEFAULT: Self = Self {
+        q_rank: Some(128),
+        rank: 128,
+        nope: 64,
+        pe: 32,
+        values: 64,
+        groups: [4, 2],
+        sigmoid: true,
+        weights_scale: 2.5,
+        shared: 1,
+        dense_layers: 1,
+        dense_width: 512,
+        mscale: 1.0,
+    };
 }
 
 /// Linear attention in all layers but every so-many-th.
@@ -107,12 +154,14 @@ pub enum Family {
     Qwen3Next,
     /// `qwen35`, with linear attention, and `qwen35moe` with experts and a shared one.
     Qwen35,
+    /// `deepseek2`, with latent attention, experts and shared ones.
+    DeepSeek2,
 }
 
 impl Family {
     /// What [`Family::named`] knows.
-    pub const NAMES: [&str; 9] =
-        ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss", "glm4moe", "qwen3next", "qwen35"];
+    pub const NAMES: [&str; 10] =
+        ["qwen3", "llama", "qwen2", "olmoe", "gemma3", "gpt-oss", "glm4moe", "qwen3next", "qwen35", "deepseek2"];
 
     /// A family by name.
     pub fn named(name: &str) -> Option<Self> {
@@ -126,6 +175,7 @@ impl Family {
             Self::Glm4Moe,
             Self::Qwen3Next,
             Self::Qwen35,
+            Self::DeepSeek2,
         ];
         all.into_iter().zip(Self::NAMES).find(|(_, n)| *n == name).map(|(f, _)| f)
     }
@@ -150,241 +200,6 @@ pub struct Moe {
 }
 
 impl ModelShape {
-    /// What [`ModelShape::named`] knows.
-    pub const NAMES: [&str; 18] = [
-        "tiny",
-        "demo",
-        "qwen3-30b-a3b",
-        "qwen3-235b-a22b",
-        "qwen3-8b-128k",
-        "llama-3.2-1b",
-        "mixtral-8x7b",
-        "qwen2.5-0.5b",
-        "qwen1.5-moe-a2.7b",
-        "olmoe-1b-7b",
-        "gemma-3-1b",
-        "gpt-oss-20b",
-        "gpt-oss-120b",
-        "glm-4.5-air",
-        "glm-4.6",
-        "qwen3-next-80b-a3b",
-        "qwen3.5-35b-a3b",
-        "qwen3.5-0.8b",
-    ];
-
-    /// A shape by name: `tiny`, for tests of everything but quality; `demo`, the bundled model's; and published ones.
-    pub fn named(name: &str) -> Option<Self> {
-        let qwen3 = ModelShape {
-            family: Family::Qwen3,
-            hidden: 2048,
-            layers: 48,
-            heads: 32,
-            kv_heads: 4,
-            head_dim: 128,
-            ffn: FfnShape::Moe(Moe { experts: 128, used: 8, width: 768 }),
-            vocab: 151_936,
-            context: 40_960,
-            rope_base: 1e6,
-            eps: 1e-6,
-            tied: false,
-            rope_freqs: false,
-            yarn: None,
-            window: None,
-            glm: None,
-            linear: None,
-        };
-        let demo = ModelShape {
-            hidden: 256,
-            layers: 4,
-            heads: 8,
-            kv_heads: 2,
-            head_dim: 64,
-            ffn: FfnShape::Moe(Moe { experts: 8, used: 2, width: 256 }),
-            vocab: 2048,
-            context: 4096,
-            ..qwen3
-        };
-        let qwen35 = LinearShape { interval: 4, key_heads: 16, value_heads: 32, head_dim: 128, kernel: 4, turned: 4 };
-        Some(match name {
-            "tiny" => {
-                let ffn = FfnShape::Moe(Moe { experts: 16, used: 4, width: 256 });
-                ModelShape { layers: 2, ffn, vocab: 512, context: 1024, ..demo }
-            }
-            "demo" => demo,
-            "qwen3-30b-a3b" => qwen3,
-            "qwen3-235b-a22b" => {
-                let ffn = FfnShape::Moe(Moe { experts: 128, used: 8, width: 1536 });
-                ModelShape { hidden: 4096, layers: 94, heads: 64, ffn, ..qwen3 }
-            }
-            "qwen3-8b-128k" => ModelShape {
-                hidden: 4096,
-                layers: 36,
-                kv_heads: 8,
-                ffn: FfnShape::Dense(12_288),
-                context: 131_072,
-                yarn: Some(4.0),
-                ..qwen3
-            },
-            "llama-3.2-1b" => ModelShape {
-                family: Family::Llama,
-                layers: 16,
-                kv_heads: 8,
-                head_dim: 64,
-                ffn: FfnShape::Dense(8192),
-                vocab: 128_256,
-                context: 131_072,
-                rope_base: 5e5,
-                eps: 1e-5,
-                tied: true,
-                rope_freqs: true,
-                ..qwen3
-            },
-            "mixtral-8x7b" => ModelShape {
-                family: Family::Llama,
-                hidden: 4096,
-                layers: 32,
-                kv_heads: 8,
-                ffn: FfnShape::Moe(Moe { experts: 8, used: 2, width: 14_336 }),
-                vocab: 32_000,
-                context: 32_768,
-                eps: 1e-5,
-                ..qwen3
-            },
-            "qwen2.5-0.5b" => ModelShape {
-                family: Family::Qwen2,
-                hidden: 896,
-                layers: 24,
-                heads: 14,
-                kv_heads: 2,
-                head_dim: 64,
-                ffn: FfnShape::Dense(4864),
-                context: 32_768,
-                tied: true,
-                ..qwen3
-            },
-            "qwen1.5-moe-a2.7b" => ModelShape {
-                family: Family::Qwen2,
-                layers: 24,
-                heads: 16,
-                kv_heads: 16,
-                ffn: FfnShape::Moe(Moe { experts: 60, used: 4, width: 1408 }),
-                context: 8192,
-                ..qwen3
-            },
-            "olmoe-1b-7b" => ModelShape {
-                family: Family::Olmoe,
-                layers: 16,
-                heads: 16,
-                kv_heads: 16,
-                ffn: FfnShape::Moe(Moe { experts: 64, used: 8, width: 1024 }),
-                vocab: 50_304,
-                context: 4096,
-                rope_base: 1e4,
-                eps: 1e-5,
-                ..qwen3
-            },
-            "gemma-3-1b" => ModelShape {
-                family: Family::Gemma3,
-                hidden: 1152,
-                layers: 26,
-                heads: 4,
-                kv_heads: 1,
-                head_dim: 256,
-                ffn: FfnShape::Dense(6912),
-                vocab: 262_144,
-                context: 32_768,
-                tied: true,
-                window: Some([512, 6]),
-                ..qwen3
-            },
-            "gpt-oss-20b" | "gpt-oss-120b" => {
-                let [layers, experts] = if name == "gpt-oss-20b" { [24, 32] } else { [36, 128] };
-                ModelShape {
-                    family: Family::GptOss,
-                    hidden: 2880,
-                    layers,
-                    heads: 64,
-                    kv_heads: 8,
-                    head_dim: 64,
-                    ffn: FfnShape::Moe(Moe { experts, used: 4, width: 2880 }),
-                    vocab: 201_088,
-                    context: 131_072,
-                    rope_base: 1.5e5,
-                    eps: 1e-5,
-                    yarn: Some(32.0),
-                    window: Some([128, 2]),
-                    ..qwen3
-                }
-            }
-            "glm-4.5-air" => ModelShape {
-                family: Family::Glm4Moe,
-                hidden: 4096,
-                layers: 46,
-                heads: 96,
-                kv_heads: 8,
-                ffn: FfnShape::Moe(Moe { experts: 128, used: 8, width: 1408 }),
-                vocab: 151_552,
-                context: 131_072,
-                eps: 1e-5,
-                glm: Some(GlmShape { dense_width: 10_944, qk_norm: false, weights_scale: 1.0, ..GlmShape::DEFAULT }),
-                ..qwen3
-            },
-            "glm-4.6" => ModelShape {
-                family: Family::Glm4Moe,
-                hidden: 5120,
-                layers: 92,
-                heads: 96,
-                kv_heads: 8,
-                ffn: FfnShape::Moe(Moe { experts: 160, used: 8, width: 1536 }),
-                vocab: 151_552,
-                context: 202_752,
-                eps: 1e-5,
-                glm: Some(GlmShape { dense_layers: 3, dense_width: 12_288, ..GlmShape::DEFAULT }),
-                ..qwen3
-            },
-            "qwen3-next-80b-a3b" => ModelShape {
-                family: Family::Qwen3Next,
-                heads: 16,
-                kv_heads: 2,
-                head_dim: 256,
-                ffn: FfnShape::Moe(Moe { experts: 512, used: 10, width: 512 }),
-                context: 262_144,
-                rope_base: 1e7,
-                linear: Some(qwen35),
-                ..qwen3
-            },
-            "qwen3.5-35b-a3b" => ModelShape {
-                family: Family::Qwen35,
-                layers: 40,
-                heads: 16,
-                kv_heads: 2,
-                head_dim: 256,
-                ffn: FfnShape::Moe(Moe { experts: 256, used: 8, width: 512 }),
-                vocab: 248_320,
-                context: 262_144,
-                rope_base: 1e7,
-                linear: Some(qwen35),
-                ..qwen3
-            },
-            "qwen3.5-0.8b" => ModelShape {
-                family: Family::Qwen35,
-                hidden: 1024,
-                layers: 24,
-                heads: 8,
-                kv_heads: 2,
-                head_dim: 256,
-                ffn: FfnShape::Dense(3584),
-                vocab: 248_320,
-                context: 262_144,
-                rope_base: 1e7,
-                tied: true,
-                linear: Some(LinearShape { value_heads: 16, ..qwen35 }),
-                ..qwen3
-            },
-            _ => return None,
-        })
-    }
-
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         match (self.family, self.ffn) {
@@ -400,6 +215,7 @@ impl ModelShape {
             (Family::Qwen3Next, _) => "qwen3next",
             (Family::Qwen35, FfnShape::Dense(_)) => "qwen35",
             (Family::Qwen35, FfnShape::Moe(_)) => "qwen35moe",
+            (Family::DeepSeek2, _) => "deepseek2",
         }
     }
 
@@ -418,12 +234,13 @@ impl ModelShape {
         }
     }
 
-    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5, or of one, as in GLM.
+    /// FFN width of the shared expert: that of as many experts as a token uses, as in Qwen 1.5, of one, as in GLM, or of some, as in DeepSeek.
     pub(super) fn shared_width(&self) -> Option<u64> {
         let moe = self.moe()?;
         match self.family {
             Family::Qwen2 => Some(u64::from(moe.width) * u64::from(moe.used)),
             Family::Glm4Moe | Family::Qwen3Next | Family::Qwen35 => Some(moe.width.into()),
+            Family::DeepSeek2 => self.latent().map(|latent| u64::from(moe.width) * u64::from(latent.shared)),
             _ => None,
         }
     }
@@ -436,6 +253,17 @@ impl ModelShape {
     /// Linear attention, of the families that have it.
     pub fn linear(&self) -> Option<LinearShape> {
         matches!(self.family, Family::Qwen3Next | Family::Qwen35).then(|| self.linear.unwrap_or(LinearShape::DEFAULT))
+    }
+
+    /// Latent attention, of the family that has it.
+    pub fn latent(&self) -> Option<LatentShape> {
+        (self.family == Family::DeepSeek2).then(|| self.latent.unwrap_or(LatentShape::DEFAULT))
+    }
+
+    /// The first layers, which have a plain FFN where the others have experts, and its width.
+    pub(super) fn dense(&self) -> Option<[u32; 2]> {
+        let latent = self.latent().map(|latent| [latent.dense_layers, latent.dense_width]);
+        self.glm().map(|glm| [glm.dense_layers, glm.dense_width]).or(latent)
     }
 
     /// Width of the query projection, which need not be the hidden size.
@@ -481,15 +309,26 @@ impl ModelShape {
         if self.window.is_some_and(|[keys, period]| keys == 0 || period == 0) {
             return refuse("a sliding window: expected at least one key, and a period of at least one layer".into());
         }
-        let with_experts = [Family::Olmoe, Family::GptOss, Family::Glm4Moe, Family::Qwen3Next];
+        let with_experts = [Family::Olmoe, Family::GptOss, Family::Glm4Moe, Family::Qwen3Next, Family::DeepSeek2];
         if with_experts.contains(&self.family) && self.moe().is_none() {
             return refuse(format!("--family {}: expected experts, found --dense", self.architecture()));
         }
         if self.family == Family::GptOss && self.window.is_some_and(|[_, period]| period != 2) {
             return refuse("a sliding window: expected one in every other layer of gpt-oss".into());
         }
-        if let Some(glm) = self.glm() {
-            range("layers", self.layers, glm.dense_layers + 1, 4096)?;
+        if let Some([dense_layers, _]) = self.dense() {
+            range("layers", self.layers, dense_layers + 1, 4096)?;
+        }
+        if let (Some(LatentShape { groups: [groups, used], .. }), Some(moe)) = (self.latent(), self.moe()) {
+            if !moe.experts.is_multiple_of(groups) || moe.experts < 2 * groups {
+                let found = moe.experts;
+                return refuse(format!(
+                    "--experts: expected a multiple of {groups} groups, of 2 at least, found {found}"
+                ));
+            }
+            range("experts-used", moe.used, 1, moe.experts / groups * used)?;
+        }
+        if self.glm().is_some() {
             if !self.head_dim.is_multiple_of(4) {
                 return refuse(format!(
                     "--head-dim: expected a multiple of 4 (half of it turns), found {}",

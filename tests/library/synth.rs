@@ -9,7 +9,7 @@ use twinscope::gguf::Gguf;
 use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{At, GgmlType, HostTensor, Site, Stage};
 use twinscope::quant::dequantize;
-use twinscope::synth::{FfnShape, GlmShape, MIXES, Mix, ModelShape, Moe, Plan, Role};
+use twinscope::synth::{Family, FfnShape, GlmShape, LatentShape, MIXES, Mix, ModelShape, Moe, Plan, Role};
 use twinscope::trace::{StageObserver, Traced};
 
 fn write(path: &Path, shape: &ModelShape, mix: &Mix, seed: u64) {
@@ -141,6 +141,7 @@ fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
                 Role::AttnOutput => expected[5],
                 Role::FfnGate | Role::FfnUp => expected[6],
                 Role::FfnDown => expected[7],
+                Role::Heads => unreachable!("the demo model has no latent attention"),
                 Role::Norm | Role::Sinks | Role::Bias | Role::RopeFreqs | Role::Router | Role::Conv | Role::Decay => {
                     F32
                 }
@@ -444,6 +445,86 @@ fn shapes_with_linear_attention_are_models() {
         let heads = ModelShape { head_dim: 12, ..shape };
         let error = Plan::new(name, &heads, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap().to_string();
         assert!(error.contains("--head-dim: expected a multiple of 8"), "{error}");
+    }
+}
+
+/// `deepseek2`: tensors of the published sizes, and cut to a layer of experts, a model.
+#[test]
+fn deepseek_shapes_are_models() {
+    use GgmlType::*;
+    for (name, total, queries) in [
+        (
+            "deepseek-v3",
+            671e9,
+            [("blk.3.attn_q_a.weight", Q4_K, &[7168, 1536][..]), ("blk.3.attn_q_b.weight", Q4_K, &[1536, 24_576])],
+        ),
+        (
+            "deepseek-v2-lite",
+            15.7e9,
+            [("blk.3.attn_q.weight", Q4_K, &[2048, 3072][..]), ("blk.3.ffn_up_shexp.weight", Q4_K, &[2048, 2816])],
+        ),
+    ] {
+        let named = ModelShape::named(name).unwrap();
+        let plan = Plan::new(name, &named, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+        let weights: u64 = plan.tensors().iter().map(|t| t.spec.dims.iter().product::<u64>()).sum();
+        assert!((weights as f64 / total - 1.0).abs() < 0.005, "{name}: {weights} weights");
+        let all = types(&plan);
+        let heads = u64::from(named.heads);
+        // Rows of 128 are no whole blocks of Q4_K.
+        let both = [
+            ("blk.3.attn_k_b.weight", Q5_0, &[128, 512, heads][..]),
+            ("blk.3.attn_v_b.weight", Q4_K, &[512, 128, heads]),
+        ];
+        for expected in queries.into_iter().chain(both) {
+            assert!(all.contains(&expected), "{name}: {expected:?}");
+        }
+
+        let of = named.latent().unwrap();
+        let latent = LatentShape {
+            q_rank: of.q_rank.map(|_| 96),
+            rank: 64,
+            nope: 32,
+            pe: 16,
+            values: 32,
+            dense_width: 96,
+            ..of
+        };
+        let FfnShape::Moe(moe) = named.ffn else { unreachable!() };
+        let ffn = FfnShape::Moe(Moe { width: 64, experts: 32, ..moe });
+        let layers = of.dense_layers + 1;
+        let shape = ModelShape { layers, vocab: 300, ffn, heads: 4, hidden: 256, latent: Some(latent), ..named };
+        let plan = Plan::new(name, &shape, &Mix::from_name("Q4_K_M").unwrap(), 0).unwrap();
+        let gguf = Gguf::from_bytes(name, std::sync::Arc::new(plan.to_bytes().unwrap())).unwrap();
+        let model = Model::from_gguf(gguf).unwrap();
+        assert_eq!((model.config.architecture.name, model.config.layers), ("deepseek2", layers as usize));
+        assert!(model.tokenizer().is_ok(), "{name}");
+    }
+    let tiny = ModelShape { family: Family::DeepSeek2, ..ModelShape::named("tiny").unwrap() };
+    let moe = |experts, used| ModelShape { ffn: FfnShape::Moe(Moe { experts, used, width: 64 }), ..tiny };
+    for (shape, message) in [
+        (moe(18, 4), "--experts: expected a multiple of 4 groups, of 2 at least, found 18"),
+        (moe(16, 9), "--experts-used: expected 1 to 8, found 9"),
+        (ModelShape { layers: 1, ..tiny }, "--layers: expected 2 to 4096, found 1"),
+        (ModelShape { ffn: FfnShape::Dense(64), ..tiny }, "--family deepseek2: expected experts, found --dense"),
+    ] {
+        let error = Plan::new("t", &shape, &Mix::from_name("Q8_0").unwrap(), 0).err().unwrap();
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+/// Latent attention adds to the stream what other attention does.
+#[test]
+fn latent_activations_neither_die_nor_explode() {
+    let tiny = ModelShape { family: Family::DeepSeek2, layers: 16, vocab: 300, ..ModelShape::named("tiny").unwrap() };
+    for latent in
+        [LatentShape::DEFAULT, LatentShape { sigmoid: false, groups: [1, 1], q_rank: None, ..LatentShape::DEFAULT }]
+    {
+        let kept = run(&ModelShape { latent: Some(latent), ..tiny }, "Q4_K_M");
+        for (layer, (part, stream)) in kept.of(Stage::AttnOut).zip(kept.of(Stage::LayerOut)).enumerate() {
+            assert!((0.9..4.0).contains(&rms(stream)), "layer {layer}: rms {}", rms(stream));
+            let share = rms(part) / rms(stream);
+            assert!((0.02..0.5).contains(&share), "layer {layer}: attention is {share} of the stream");
+        }
     }
 }
 
