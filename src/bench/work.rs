@@ -53,6 +53,10 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
         Operation::Embed { table, tokens, .. } => (tokens.len() * table.row_bytes(), 0),
         Operation::RmsNorm { weight, .. } | Operation::Bias { weight, .. } => (weight.row_bytes(), 0),
         Operation::MatMul { x, weight } => (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols),
+        Operation::HeadMatMul { x, weight, .. } => {
+            let matrices = weight.experts * weight.rows;
+            (matrices * weight.row_bytes(), 2 * rows(x) * matrices * weight.cols)
+        }
         Operation::ExpertMatMul { ids, weight, .. } => {
             let slots: usize = shape(ids).iter().product();
             (experts * weight.rows * weight.row_bytes(), 2 * slots * weight.rows * weight.cols)

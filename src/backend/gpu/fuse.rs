@@ -164,21 +164,22 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
             let norm = users(all, first).next()?;
             matches!(all[norm].op, Operation::RmsNorm { keep: 0, .. }).then_some(Launch::AddNorm { add: first, norm })
         }
-        Operation::AttnScores { start, head_dim, window, .. } => {
+        Operation::AttnScores { k, start, head_dim, window, .. } => {
             let probs = hidden_in(all, first)?;
             // Sinks have a kernel of their own.
             let Operation::AttnProbs { start: from, window: in_probs, sinks: None, .. } = &all[probs].op else {
                 return None;
             };
             let context = hidden_in(all, probs)?;
-            let Operation::AttnContext { probs: weights, start: at, head_dim: d, window: in_context, .. } =
+            let Operation::AttnContext { probs: weights, v, start: at, head_dim: d, window: in_context } =
                 &all[context].op
             else {
                 return None;
             };
             let one = weights.same(&all[probs].result)
                 && (from, at, d) == (start, start, head_dim)
-                && (in_probs, in_context) == (window, window);
+                && (in_probs, in_context) == (window, window)
+                && k.shape().last() == v.shape().last(); // as many KV heads
             (one && *d <= MOST_HEAD_DIM).then_some(Launch::Attention { scores: first, probs, context })
         }
         // Sigmoids have kernels of their own.
