@@ -8,7 +8,7 @@ use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
-use crate::op::{HostTensor, Op};
+use crate::op::{GroupScore, Groups, HostTensor, Op};
 
 /// The `k` largest of a row, by value descending, ties to the lower index.
 pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
@@ -18,7 +18,8 @@ pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
     order
 }
 
-/// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded.
+/// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded, but for the sum that a
+/// group's score may be.
 pub(crate) struct ChosenExperts<'a> {
     /// [T, E]
     pub p: Values<'a>,
@@ -26,12 +27,54 @@ pub(crate) struct ChosenExperts<'a> {
     pub k: usize,
     /// From a row and K; stated, [`largest`].
     pub choose: fn(&[f64], usize) -> Vec<usize>,
+    /// Of which groups of experts, where there are groups.
+    pub groups: Option<Grouping>,
+}
+
+/// Which groups of experts can be chosen from.
+#[derive(Clone, Copy)]
+pub(crate) struct Grouping {
+    pub count: usize,
+    pub used: usize,
+    /// A group's score, of its values from the largest on; stated, the first or the sum of two.
+    pub score: fn(&[f64]) -> f64,
+    /// What is in the place of a value that cannot be chosen; stated, −∞.
+    pub masked: f64,
+}
+
+impl Grouping {
+    /// As the operation says.
+    pub fn stated(Groups { count, used, by }: Groups) -> Self {
+        let score: fn(&[f64]) -> f64 = match by {
+            GroupScore::Max => |group| group[0],
+            GroupScore::TopTwo => |group| group[0] + group[1],
+        };
+        Self { count, used, score, masked: f64::NEG_INFINITY }
+    }
+
+    /// Each group's score. A sum with a NaN is one, whatever its sign.
+    pub fn scores(&self, row: &[f64]) -> Vec<f64> {
+        let of = |group: &[f64]| {
+            let sorted: Vec<f64> = largest(group, group.len()).into_iter().map(|e| group[e]).collect();
+            let score = (self.score)(&sorted);
+            if score.is_nan() { f64::NAN } else { score }
+        };
+        row.chunks((row.len() / self.count.max(1)).max(1)).map(of).collect()
+    }
+
+    /// A row whose values are masked but for those of the groups with the largest scores.
+    pub fn mask(&self, row: &[f64], scores: &[f64]) -> Vec<f64> {
+        let kept = largest(scores, self.used);
+        let size = (row.len() / self.count.max(1)).max(1);
+        row.iter().enumerate().map(|(e, p)| if kept.contains(&(e / size)) { *p } else { self.masked }).collect()
+    }
 }
 
 impl<'a> Formula<'a> for ChosenExperts<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RouterTopK { probs, k, .. } = *op else { return Ok(None) };
-        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest }))
+        let Op::RouterTopK { probs, k, groups } = *op else { return Ok(None) };
+        let groups = groups.map(Grouping::stated);
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest, groups }))
     }
     by_row!();
 }
@@ -42,7 +85,11 @@ impl ByRow for ChosenExperts<'_> {
     }
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
-        let ids = (self.choose)(&self.p[row * self.experts..][..self.experts], self.k);
+        let p = &self.p[row * self.experts..][..self.experts];
+        let ids = match self.groups {
+            Some(groups) => (self.choose)(&groups.mask(p, &groups.scores(p)), self.k),
+            None => (self.choose)(p, self.k),
+        };
         // A slot for which nothing was chosen has expert 0.
         let id = |slot: &usize| ids.get(*slot).map_or(0.0, |id| *id as f64);
         Ok(columns.iter().map(|slot| (id(slot), [0.0; N])).collect())
