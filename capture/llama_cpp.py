@@ -143,9 +143,10 @@ def layer_read(name):
 def position_axis(name, shape, rows):
     """The axis of `shape` (slowest first) that counts positions, if one does: `rows` of them are in the call.
 
-    Attention matrices are [heads, T, S]; every other node has its positions outermost."""
+    Attention matrices are [heads, T, S], and some nodes have their heads outermost, too; every other has its positions there."""
     base = re.sub(r"-\d+$", "", name)
-    axis = 1 if base in ("kq", "kq_soft_max", "kqv") and len(shape) == 3 else 0
+    by_head = ("kq", "kq_soft_max", "kqv", "kqv_mla", "fattn_mla", "q_nope_absorbed")
+    axis = 1 if base in by_head and len(shape) == 3 else 0
     return axis if len(shape) > axis and shape[axis] == rows else None
 
 

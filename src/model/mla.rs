@@ -98,7 +98,9 @@ impl MlaConfig {
             return Err(keys
                 .bad(format!("{key} is missing, and engines disagree on YaRN of {} without it", keys.architecture())));
         };
-        let stretch = 1.0 + f64::from(tenth) * (1.0 / rotation.scale).max(1.0).ln();
+        // Divided in f32, as llama.cpp divides it, `mscale_all_dim` is what it was: 0.1 itself is not in f32.
+        let mscale = f64::from(tenth / 0.1_f32);
+        let stretch = 1.0 + 0.1 * mscale * (1.0 / rotation.scale).max(1.0).ln();
         Ok((rotation, Some(stretch * stretch / (head_dim as f64).sqrt())))
     }
 }

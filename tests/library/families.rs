@@ -12,7 +12,7 @@ use twinscope::gguf::{self, Array, Gguf, Metadata, TensorSpec, Value};
 use twinscope::model::{Config, Ffn, LogitRows, Mixer, Model, Session, Tokenizer, forward};
 use twinscope::op::{OpKind, Pairing, Weight, Yarn};
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 16] = [
     "llama",
     "llama3",
     "mixtral",
@@ -27,6 +27,8 @@ const FAMILIES: [&str; 14] = [
     "qwen3next",
     "qwen35moe",
     "qwen35",
+    "deepseek3",
+    "deepseek2",
 ];
 
 /// As for the bundled model (`model_golden.rs`): float64 rounding, and f32 rounding.
@@ -37,7 +39,7 @@ fn path(name: &str, extension: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/families/{name}.{extension}"))
 }
 
-fn open(family: &str) -> (Model, Golden) {
+pub fn open(family: &str) -> (Model, Golden) {
     (Model::open(Some(&path(family, "gguf"))).unwrap(), golden_at(&path(family, "safetensors")))
 }
 
@@ -147,7 +149,7 @@ fn every_weight_of_linear_attention_is_needed() {
 }
 
 /// The keys of a family's file with some changed, and without those whose value is `None`.
-fn with_keys(family: &str, changes: &[(&str, Option<Value>)]) -> Result<Config, String> {
+pub fn with_keys(family: &str, changes: &[(&str, Option<Value>)]) -> Result<Config, String> {
     let from = Gguf::open(&path(family, "gguf")).unwrap();
     let architecture = from.metadata.str("general.architecture").unwrap().to_string();
     let mut metadata = Metadata::new("changed.gguf");

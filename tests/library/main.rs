@@ -13,6 +13,7 @@ mod fuzzed;
 mod gguf_malformed;
 mod gpu;
 mod house;
+mod latent;
 mod model_golden;
 mod odd_files;
 mod op_table;

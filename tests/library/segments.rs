@@ -61,7 +61,7 @@ fn judged_of(model: &Model, name: &str, contract: Option<&str>) -> Comparison {
 #[test]
 fn transformers_is_within_float32_in_every_family() {
     let names = ["llama", "mixtral", "mistral3", "qwen2moe", "qwen3-yarn", "olmoe", "gemma3", "gpt-oss", "glm4moe"];
-    for name in names.into_iter().chain(["qwen3next", "qwen35moe", "qwen35"]) {
+    for name in names.into_iter().chain(["qwen3next", "qwen35moe", "qwen35", "deepseek3", "deepseek2"]) {
         let found = judged_of(&family(name), &format!("families/{name}"), None);
         let (compared, _) = found.counts();
         assert!(found.agrees() && compared >= 37, "{name}: {compared} compared, {:?}", found.fault());

@@ -521,7 +521,7 @@ fn latent_activations_neither_die_nor_explode() {
     {
         let kept = run(&ModelShape { latent: Some(latent), ..tiny }, "Q4_K_M");
         for (layer, (part, stream)) in kept.of(Stage::AttnOut).zip(kept.of(Stage::LayerOut)).enumerate() {
-            assert!((0.9..2.5).contains(&rms(stream)), "layer {layer}: rms {}", rms(stream));
+            assert!((0.9..4.0).contains(&rms(stream)), "layer {layer}: rms {}", rms(stream));
             let share = rms(part) / rms(stream);
             assert!((0.02..0.5).contains(&share), "layer {layer}: attention is {share} of the stream");
         }

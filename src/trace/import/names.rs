@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use super::sizes::ModelSizes;
-use crate::op::{OpKind, STAGES, Scope, Site, Stage};
+use crate::op::{Mla, OpKind, STAGES, Scope, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::select::{nearest, stages_named};
 
@@ -78,6 +78,12 @@ enum Means {
     UnscaledScores,
     /// q, k or v: the projection, that with its bias, and rope, all of the same name.
     Projection(Stage, Stage, Option<Stage>),
+    /// llama.cpp's name of each step towards q, where attention is latent.
+    Query,
+    /// What the weighted sum of values is: of latents where these are the values, else each head's.
+    WeightedSum,
+    /// The same head by head, [heads, T, D].
+    HeadwiseSum,
     /// Of layers with linear attention, and of others.
     LinearOr(Stage, Stage),
     /// The norm before the FFN, or in models that have one, that of what attention adds.
@@ -101,7 +107,24 @@ static NODES: &[(&str, Means)] = &[
     ("Vcur", Projection(Stage::VProj, Stage::VBias, None)),
     ("wqkv", Qkv),
     ("kq", UnscaledScores),
-    ("__fattn__", Is(Stage::AttnContext)),
+    ("__fattn__", WeightedSum),
+    ("q", Query),
+    ("kv_cmpr", Nothing(PART_OF_KV_NORM)),
+    ("kv_cmpr_reshape", Nothing(PART_OF_KV_NORM)),
+    ("k_pe", Nothing("the last columns of k_rope, or of kv_a before they turn")),
+    ("q_pe", Nothing("the last columns of each head of q_rope, or of q_proj before they turn")),
+    ("q_nope", Nothing("the first columns of each head of q_proj")),
+    ("q_nope_perm", Nothing("the first columns of each head of q_proj")),
+    ("q_nope_absorbed", Nothing("the first columns of each head of q_absorbed")),
+    ("q_nope_absorbed_perm", Nothing("the first columns of each head of q_absorbed")),
+    ("kv", Nothing(KEYS_AND_VALUES)),
+    ("k_nope_view", Nothing("the first columns of each head of k_up")),
+    ("Vcur_view", Nothing("the values of Vcur_cont")),
+    ("Vcur_cont", Is(Stage::VUp)),
+    ("kqv_mla", Nothing("the values of kqv_out, head by head")),
+    ("fattn_mla", Nothing("the values of kqv_out, head by head")),
+    ("ffn_moe_group_topk", Nothing("the groups that experts are chosen from")),
+    ("ffn_moe_probs_masked", Nothing("what experts are chosen by, without those of other groups")),
     ("ffn_down", Is(Stage::FfnOut)),
     ("ffn_out", FfnOut),
     ("ffn_shexp_out", SharedExpert),
@@ -139,7 +162,7 @@ static NODES: &[(&str, Means)] = &[
     ("state_predelta", Nothing("the state of linear attention, before this call")),
     ("new_state", Nothing("the state of linear attention, after this call")),
     ("norm", Nothing("x / rms, not yet multiplied by the norm's weight")),
-    ("kqv", Nothing("the values of kqv_out, head by head")),
+    ("kqv", HeadwiseSum),
     ("ffn_moe_argsort", Nothing("every expert in order; its first columns are ffn_moe_topk")),
     (
         "ffn_moe_weights",
@@ -159,6 +182,12 @@ const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
 const OTHER_ORDER: &str =
     "its heads are in transformers' order, and not in the file's, as capture/hf_transformers.py writes them";
 
+/// Why the norm of the latent is no stage of its own.
+const PART_OF_KV_NORM: &str = "the first columns of kv_norm, without those that turn";
+
+/// Why the product that makes keys and values of the latent is no stage.
+const KEYS_AND_VALUES: &str = "of each head a key without what turns, and then a value";
+
 /// transformers' modules within a layer. A module with several outputs counts them: `mlp.gate.1`.
 static LAYER_MODULES: &[(&str, Means)] = &[
     ("", Is(Stage::LayerOut)),
@@ -168,6 +197,12 @@ static LAYER_MODULES: &[(&str, Means)] = &[
     ("self_attn.k_proj", Is(Stage::KProj)),
     ("self_attn.v_proj", Is(Stage::VProj)),
     ("self_attn.qkv_proj", Qkv),
+    ("self_attn.q_a_proj", Is(Stage::QA)),
+    ("self_attn.q_a_layernorm", Is(Stage::QANorm)),
+    ("self_attn.q_b_proj", Is(Stage::QProj)),
+    ("self_attn.kv_a_proj_with_mqa", Is(Stage::KvA)),
+    ("self_attn.kv_a_layernorm", Nothing(PART_OF_KV_NORM)),
+    ("self_attn.kv_b_proj", Nothing(KEYS_AND_VALUES)),
     ("self_attn.q_norm", Is(Stage::QNorm)),
     ("self_attn.k_norm", Is(Stage::KNorm)),
     ("self_attn.o_proj", Is(Stage::AttnOut)),
@@ -357,12 +392,30 @@ impl<'l> Name<'l> {
                 Err("products of keys and queries inside a chunk of linear attention".into())
             }
             UnscaledScores => {
-                let dim = sizes.head_dim.filter(|d| *d > 0);
-                let dim = dim.ok_or(
+                let by_dim = || sizes.head_dim.filter(|d| *d > 0).map(|dim| 1.0 / (dim as f64).sqrt());
+                let scale = sizes.latent_scale.or_else(by_dim).ok_or(
                     "scores before they are scaled by 1/sqrt(D), and D is not known: --model, or `sizes` in the rules",
                 )?;
                 let reading = Reading::whole(site(self.layer, Stage::AttnScores)?);
-                Ok(vec![Reading { scale: Some(1.0 / (dim as f64).sqrt()), ..reading }])
+                Ok(vec![Reading { scale: Some(scale), ..reading }])
+            }
+            Query => self.query(made, sizes),
+            WeightedSum if sizes.latent == Some(Mla::Absorbed) => one(Stage::AttnLatent),
+            WeightedSum => one(Stage::AttnContext),
+            HeadwiseSum if sizes.latent == Some(Mla::Absorbed) => {
+                let reading = Reading::whole(site(self.layer, Stage::AttnLatent)?);
+                Ok(vec![Reading { axes: Some(vec![1, 0, 2]), ..reading }])
+            }
+            HeadwiseSum => Err("the values of kqv_out, head by head".into()),
+            // What is stored and read of latents has the names of q and k, when all of it is done.
+            Projection(projection, ..) if sizes.latent.is_some_and(|form| form != Mla::No) => {
+                match (projection, sizes.latent) {
+                    (Stage::QProj, Some(Mla::Absorbed)) => one(Stage::QAbsorbed),
+                    (Stage::QProj, _) => one(Stage::QRope),
+                    (Stage::KProj, Some(Mla::Absorbed)) => one(Stage::KRope),
+                    (Stage::KProj, _) => one(Stage::KUp),
+                    _ => Err(PART_OF_KV_NORM.into()),
+                }
             }
             Projection(projection, bias, rope) => match (made.op, self.count, rope) {
                 ("MUL_MAT", ..) => one(*projection),
@@ -379,6 +432,24 @@ impl<'l> Name<'l> {
                 )),
             },
         }
+    }
+
+    /// llama.cpp's `q` of latent attention: the product with `attn_q_a`, its norm and the product with `attn_q_b`, or that with `attn_q` alone.
+    fn query(&self, made: NodeKind<'_>, sizes: &ModelSizes) -> Result<Vec<Reading>, String> {
+        let reads = |weight: &str| made.inputs.iter().any(|input| input.ends_with(weight));
+        let apart = || Err(format!("the values of {}, with heads apart", Stage::QProj));
+        let stage = match (made.op, self.count, sizes.q_rank) {
+            ("MUL_MAT", ..) if reads(".attn_q_a.weight") => Stage::QA,
+            ("MUL_MAT", ..) if reads(".attn_q_b.weight") || reads(".attn_q.weight") => Stage::QProj,
+            ("MUL", ..) => Stage::QANorm,
+            ("RESHAPE" | "VIEW", ..) => return apart(),
+            ("" | "NONE", Some(0), Some(true)) => Stage::QA,
+            ("" | "NONE", Some(1), Some(true)) => Stage::QANorm,
+            ("" | "NONE", Some(2), Some(true)) | ("" | "NONE", Some(0), Some(false)) => Stage::QProj,
+            ("" | "NONE", Some(_), Some(_)) => return apart(),
+            _ => return Err(format!("`{}` could be {}, {} or {}", self.bare, Stage::QA, Stage::QANorm, Stage::QProj)),
+        };
+        Ok(vec![Reading::whole(site(self.layer, stage)?)])
     }
 
     /// Whether it is a module of one expert, or in one.

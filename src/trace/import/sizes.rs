@@ -4,7 +4,7 @@ use super::names::Name;
 use super::rules::Rules;
 use super::{About, ImportOptions, Item};
 use crate::model::{Architecture, Occurs, Router, Shared};
-use crate::op::LinearLayers;
+use crate::op::{LinearLayers, Mla};
 
 /// The sizes of a model that a capture's names and shapes leave open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize)]
@@ -39,6 +39,13 @@ pub struct ModelSizes {
     pub shared_gate: Option<bool>,
     /// Whether the experts' weights are multiplied by a number after they were divided by their sum.
     pub weights_scaled: Option<bool>,
+    /// Whether attention is latent, and of which form; what its scores are multiplied by; whether its queries have a rank.
+    #[serde(skip)]
+    pub latent: Option<Mla>,
+    #[serde(skip)]
+    pub latent_scale: Option<f64>,
+    #[serde(skip)]
+    pub q_rank: Option<bool>,
 }
 
 impl ModelSizes {
@@ -61,6 +68,9 @@ impl ModelSizes {
                 post_norms: config.layout().post_norms,
                 biases: Some(config.layout().biases),
                 logits_choose: Some(config.layout().logits_choose),
+                latent: Some(config.layout().mla),
+                latent_scale: config.attention_scale.filter(|_| config.mla.is_some()),
+                q_rank: Some(config.layout().q_rank),
             },
             None => rules.sizes,
         };
@@ -97,6 +107,16 @@ impl ModelSizes {
         let post_norms = known.post_norms || has("post_feedforward_layernorm") || has("ffn_post_norm");
         let without = |a: &Architecture| a.linear.is_none().then_some(0);
         let linear_interval = known.linear_interval.or(architecture.and_then(without));
+        // llama.cpp multiplies queries by what makes keys, or makes keys and values.
+        let form = if has("q_nope_absorbed") {
+            Some(Mla::Absorbed)
+        } else {
+            (has("k_nope_view") || has("Vcur_cont")).then_some(Mla::Plain)
+        };
+        let latent = known.latent.or(match architecture {
+            Some(a) if !a.latent => Some(Mla::No),
+            _ => form,
+        });
         let (head_dim, moe) = (known.head_dim.or(head_dim), known.moe.or(moe));
         Self {
             head_dim,
@@ -110,6 +130,7 @@ impl ModelSizes {
             weights_scaled,
             leading_dense,
             linear_interval,
+            latent,
             ..known
         }
     }

@@ -1,6 +1,7 @@
 //! Names of llama.cpp's nodes and of transformers' modules.
 
 use super::*;
+use crate::op::Mla;
 
 #[test]
 fn names_of_nodes_and_modules() {
@@ -302,4 +303,88 @@ fn names_of_glm4moe() {
     }
     let gated = ModelSizes { shared_gate: Some(true), ..sizes };
     assert_eq!(key("ffn_shexp_out-2", &gated).unwrap(), "layers.2.shared_out");
+}
+
+/// Of latent attention: one name for every step towards q, and names of q and k for what is stored and read of latents.
+#[test]
+fn names_of_deepseek2() {
+    let absorbed = ModelSizes {
+        latent: Some(Mla::Absorbed),
+        q_rank: Some(true),
+        latent_scale: Some(0.25),
+        head_dim: Some(48),
+        moe: Some(true),
+        leading_dense: Some(1),
+        shared: Some(true),
+        shared_gate: Some(false),
+        weights_scaled: Some(true),
+        ..ModelSizes::default()
+    };
+    let plain = ModelSizes { latent: Some(Mla::Plain), q_rank: Some(false), latent_scale: None, ..absorbed };
+    let read = |label: &str, sizes: &ModelSizes| Name::of(label).readings(NodeKind::default(), sizes);
+    let key = |label: &str, sizes: &ModelSizes| Ok::<_, String>(read(label, sizes)?[0].site.key());
+    for (label, sizes, stage) in [
+        ("kv_cmpr_pe-2.0", &absorbed, "kv_a"),
+        ("q-2.0", &absorbed, "q_a"),
+        ("q-2.1", &absorbed, "q_a_norm"),
+        ("q-2.2", &absorbed, "q_proj"),
+        ("q-2.0", &plain, "q_proj"),
+        ("Qcur-2.0", &absorbed, "q_absorbed"),
+        ("Qcur-2.0", &plain, "q_rope"),
+        ("Kcur-2", &absorbed, "k_rope"),
+        ("Kcur-2", &plain, "k_up"),
+        ("Vcur_cont-2.0", &plain, "v_up"),
+        ("kq-2.0", &absorbed, "attn_scores"),
+        ("kq_soft_max-2.0", &absorbed, "attn_probs"),
+        ("kqv-2.0", &absorbed, "attn_latent"),
+        ("__fattn__-2", &absorbed, "attn_latent"),
+        ("__fattn__-2", &plain, "attn_context"),
+        ("kqv_out-2.0", &absorbed, "attn_context"),
+        ("ffn_moe_topk-2.0", &absorbed, "router_ids"),
+        ("ffn_moe_weights_scaled-2.0", &absorbed, "router_weights"),
+        ("ffn_shexp-2.0", &absorbed, "shared_down"),
+        ("ffn_out-2.0", &absorbed, "moe_sum"),
+        ("model.layers.2.self_attn.q_a_proj", &absorbed, "q_a"),
+        ("model.layers.2.self_attn.q_a_layernorm", &absorbed, "q_a_norm"),
+        ("model.layers.2.self_attn.q_b_proj", &absorbed, "q_proj"),
+        ("model.layers.2.self_attn.kv_a_proj_with_mqa", &absorbed, "kv_a"),
+        ("model.layers.2.mlp.shared_experts", &absorbed, "shared_down"),
+    ] {
+        assert_eq!(key(label, sizes).as_deref(), Ok(&*format!("layers.2.{stage}")), "{label}");
+    }
+    for (label, sizes, why) in [
+        ("q-2.3", &absorbed, "with heads apart"),
+        ("q-2.1", &plain, "with heads apart"),
+        ("q-2", &absorbed, "could be q_a, q_a_norm or q_proj"),
+        ("q-2.0", &ModelSizes::default(), "could be q_a, q_a_norm or q_proj"),
+        ("kv_cmpr-2.1", &absorbed, "columns of kv_norm"),
+        ("Vcur-2", &absorbed, "columns of kv_norm"),
+        ("k_pe-2.1", &absorbed, "columns of k_rope"),
+        ("q_pe-2.1", &absorbed, "of q_rope"),
+        ("q_nope_absorbed-2.0", &absorbed, "of q_absorbed"),
+        ("kqv_mla-2.0", &absorbed, "the values of kqv_out"),
+        ("kqv-2.0", &plain, "the values of kqv_out"),
+        ("kv-2.0", &plain, "a key without what turns"),
+        ("ffn_moe_probs_masked-2.0", &absorbed, "of other groups"),
+        ("model.layers.2.self_attn.kv_a_layernorm", &absorbed, "columns of kv_norm"),
+        ("model.layers.2.self_attn.kv_b_proj", &absorbed, "a key without what turns"),
+    ] {
+        let found = key(label, sizes).unwrap_err();
+        assert!(found.contains(why), "{label}: {found}");
+    }
+    // What a node reads says what it is, whatever is known of the model.
+    for (op, weight, stage) in [
+        ("MUL_MAT", "blk.2.attn_q_a.weight", "q_a"),
+        ("MUL", "blk.2.attn_q_a_norm.weight", "q_a_norm"),
+        ("MUL_MAT", "blk.2.attn_q_b.weight", "q_proj"),
+        ("MUL_MAT", "blk.2.attn_q.weight", "q_proj"),
+    ] {
+        let made = NodeKind { op, inputs: &[weight.to_string(), "attn_norm-2".into()] };
+        let found = Name::of("q-2").readings(made, &ModelSizes::default()).unwrap();
+        assert_eq!(found[0].site.key(), format!("layers.2.{stage}"), "{op} {weight}");
+    }
+    // Scores are multiplied by what the model says, else by 1/sqrt(D); the weighted sums of latents have their heads outermost.
+    assert_eq!(read("kq-2.0", &absorbed).unwrap()[0].scale, Some(0.25));
+    assert_eq!(read("kq-2.0", &plain).unwrap()[0].scale, Some(1.0 / 48f64.sqrt()));
+    assert_eq!(read("kqv-2.0", &absorbed).unwrap()[0].axes, Some(vec![1, 0, 2]));
 }
