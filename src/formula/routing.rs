@@ -18,6 +18,86 @@ pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
     order
 }
 
+/// Every choice that rounding of the groups' scores allows, the exact one first. A score that is a sum of two is off by δ = u·|S|, and by half a
+/// step where it is kept in a coarser format; so group G is before H for certain only where S(G) − S(H) > δ(G) + δ(H), or where both are the
+/// same number, which rounds to one, and G is the first. Any groups can be kept of which none is behind one that is not for certain.
+fn within_rounding(row: &[f64], k: usize, groups: Groups, contract: &Contract) -> Vec<Vec<usize>> {
+    /// Groups that are undecided, of which all subsets are tried.
+    const MOST: usize = 12;
+    let (grouping, count) = (Grouping::stated(groups), groups.count);
+    let scores = grouping.scores(row);
+    let chosen = |scores: &[f64]| largest(&grouping.mask(row, scores), k);
+    let mut all = vec![chosen(&scores)];
+    if groups.by == GroupScore::Max || !scores.iter().all(|score| score.is_finite()) {
+        return all;
+    }
+    let off: Vec<f64> = scores.iter().map(|s| roundoff(contract) * s.abs() + inner(*s, contract)).collect();
+    let before = |g: usize, h: usize| scores[g] - scores[h] > off[g] + off[h] || scores[g] == scores[h] && g < h;
+    let (mut certain, mut undecided) = (Vec::new(), Vec::new());
+    for g in 0..count {
+        let ahead = (0..count).filter(|h| before(*h, g)).count();
+        let behind = (0..count).filter(|h| before(g, *h)).count();
+        if behind >= count - groups.used {
+            certain.push(g);
+        } else if ahead < groups.used {
+            undecided.push(g);
+        }
+    }
+    if undecided.len() > MOST {
+        return all;
+    }
+    let free = groups.used.saturating_sub(certain.len());
+    for mask in (0u32..1 << undecided.len()).filter(|mask| mask.count_ones() as usize == free) {
+        let mut kept = vec![false; count];
+        certain.iter().for_each(|g| kept[*g] = true);
+        undecided.iter().enumerate().for_each(|(n, g)| kept[*g] = mask >> n & 1 == 1);
+        let is_held = (0..count).all(|g| !kept[g] || (0..count).all(|h| kept[h] || !before(h, g)));
+        let ids = chosen(&kept.iter().map(|kept| f64::from(u8::from(*kept))).collect::<Vec<_>>());
+        if is_held && !all.contains(&ids) {
+            all.push(ids);
+        }
+    }
+    all
+}
+
+/// The exact choice of experts with the rows of `ids` that rounding of the groups' scores allows in the place of its own: against these a choice has no
+/// error. `None` where there is nothing to round.
+pub(crate) fn as_chosen(
+    op: &Op<'_, &HostTensor>,
+    contract: &Contract,
+    exact: &HostTensor,
+    ids: &HostTensor,
+) -> Option<HostTensor> {
+    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return None };
+    if groups.by == GroupScore::Max || ids.dtype() != exact.dtype() || ids.shape != exact.shape {
+        return None;
+    }
+    let (p, mut all) = (probs.to_f64(), exact.ids().to_vec());
+    for (row, own) in all.chunks_exact_mut(k).enumerate() {
+        let given = &ids.ids()[row * k..][..k];
+        let is_given = |ids: &Vec<usize>| ids.iter().zip(given).all(|(a, b)| *a == *b as usize);
+        let row = &p[row * probs.cols()..][..probs.cols()];
+        if own != given && within_rounding(row, k, groups, contract).iter().any(is_given) {
+            own.copy_from_slice(given);
+        }
+    }
+    Some(HostTensor::u32(&exact.shape, all))
+}
+
+/// Other choices than `exact` that rounding of the groups' scores allows: in each, rows that have one have another.
+pub(crate) fn undecided(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor) -> Vec<HostTensor> {
+    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return vec![] };
+    let p = probs.to_f64();
+    let rows: Vec<_> = p.chunks_exact(probs.cols()).map(|row| within_rounding(row, k, groups, contract)).collect();
+    let most = rows.iter().map(Vec::len).max().unwrap_or(1);
+    let choice = |n: usize| {
+        let row =
+            |choices: &Vec<Vec<usize>>| choices[n.min(choices.len() - 1)].iter().map(|e| *e as u32).collect::<Vec<_>>();
+        HostTensor::u32(&exact.shape, rows.iter().flat_map(row).collect())
+    };
+    (1..most).map(choice).collect()
+}
+
 /// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded, but for the sum that a
 /// group's score may be.
 pub(crate) struct ChosenExperts<'a> {
