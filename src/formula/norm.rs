@@ -100,6 +100,12 @@ impl Norm<'_> {
         }
     }
 
+    /// Where the group begins that an element is of; `None` of those that stay as they are.
+    pub fn group_of(&self, i: usize) -> Option<usize> {
+        let (row, column) = (i / self.cols, i % self.cols);
+        (column + self.keep < self.cols).then(|| row * self.cols + column / self.n * self.n)
+    }
+
     /// Groups in a row.
     fn groups(&self) -> usize {
         (self.cols - self.keep) / self.n.max(1)

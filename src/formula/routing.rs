@@ -109,6 +109,8 @@ pub(crate) struct ChosenExperts<'a> {
     pub choose: fn(&[f64], usize) -> Vec<usize>,
     /// Of which groups of experts, where there are groups.
     pub groups: Option<Grouping>,
+    /// What groups are scored by, where it is not what experts are chosen by. [T, E]
+    pub scored_by: Option<Values<'a>>,
 }
 
 /// Which groups of experts can be chosen from.
@@ -154,7 +156,7 @@ impl<'a> Formula<'a> for ChosenExperts<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let Op::RouterTopK { probs, k, groups } = *op else { return Ok(None) };
         let groups = groups.map(Grouping::stated);
-        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest, groups }))
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest, groups, scored_by: None }))
     }
     by_row!();
 }
@@ -167,7 +169,10 @@ impl ByRow for ChosenExperts<'_> {
     fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
         let p = &self.p[row * self.experts..][..self.experts];
         let ids = match self.groups {
-            Some(groups) => (self.choose)(&groups.mask(p, &groups.scores(p)), self.k),
+            Some(groups) => {
+                let scored = self.scored_by.as_ref().map_or(p, |of| &of[row * self.experts..][..self.experts]);
+                (self.choose)(&groups.mask(p, &groups.scores(scored)), self.k)
+            }
             None => (self.choose)(p, self.k),
         };
         // A slot for which nothing was chosen has expert 0.
