@@ -214,6 +214,18 @@ mod tests {
         assert_eq!(conv, Work { bytes: 10 * 4 * 4 + 3 * 10 * 4, flops: 2 * 2 * 10 * 4 });
     }
 
+    #[test]
+    fn a_product_by_heads_reads_every_head_once() {
+        use crate::backend::cases::{OpCase, OpShape, OpValues};
+        let (ty, cols, rows, heads, head_dim, tokens, keep) = (GgmlType::Q8_0, 64, 5, 3, 80, 4, true);
+        for shared in [false, true] {
+            let shape = OpShape::HeadMatMul { ty, cols, rows, heads, head_dim, tokens, keep, shared };
+            let operands = OpCase { shape, values: OpValues::Normal }.build(1).unwrap();
+            let work = work(&operands.op(), |t| t.shape.clone(), 0);
+            assert_eq!(work, Work { bytes: 3 * 5 * 2 * 34, flops: 2 * 4 * 3 * 5 * 64 });
+        }
+    }
+
     impl crate::model::Ffn {
         fn gate_bytes_of_an_expert(&self) -> u64 {
             match self {
