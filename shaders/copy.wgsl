@@ -1,9 +1,12 @@
-// Rows of words from one tensor to another: y[to + r·y_cols + c] = x[from + r·x_cols + c], 0 for columns that x lacks.
+// Columns of rows from one tensor to another: y[to + r·y_row + c] = x[from + ⌊r / shared_by⌋·x_row + c], 0 for columns that x lacks.
 // Words, not numbers: every bit pattern survives.
 struct Params {
     words: u32,  // rows · y_cols
     y_cols: u32,
     x_cols: u32, // ≤ y_cols
+    y_row: u32,  // words from a row to the next
+    x_row: u32,
+    shared_by: u32, // rows of y that are one of x
     from_: u32,
     to: u32,
 }
@@ -19,8 +22,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         let column = n % p.y_cols;
         var word = 0u;
         if column < p.x_cols {
-            word = x[p.from_ + row * p.x_cols + column];
+            word = x[p.from_ + row / p.shared_by * p.x_row + column];
         }
-        y[p.to + n] = word;
+        let at = p.to + row * p.y_row + column;
+        y[at] = word;
     }
 }

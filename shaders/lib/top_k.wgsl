@@ -17,6 +17,26 @@ fn key_of(value: f32) -> u32 {
     return 0x80000000u + bits;
 }
 
+// The best of each thread's candidate, NONE where it has none, by key and then by the lower id, into the first of `keys` and `best`.
+// Who has read these waits for the others before the next.
+fn find_best(lane: u32, key: u32, candidate: u32) {
+    keys[lane] = key;
+    best[lane] = candidate;
+    for (var step = THREADS / 2u; step > 0u; step /= 2u) {
+        workgroupBarrier();
+        if lane < step {
+            let other = best[lane + step];
+            let other_key = keys[lane + step];
+            let mine = best[lane];
+            if other != NONE && (mine == NONE || other_key > keys[lane] || (other_key == keys[lane] && other < mine)) {
+                keys[lane] = other_key;
+                best[lane] = other;
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
 fn top_k(row: u32, lane: u32) {
     var last_key = NONE;
     var last_id = NONE;
@@ -31,21 +51,7 @@ fn top_k(row: u32, lane: u32) {
                 expert = e;
             }
         }
-        keys[lane] = key;
-        best[lane] = expert;
-        for (var step = THREADS / 2u; step > 0u; step /= 2u) {
-            workgroupBarrier();
-            if lane < step {
-                let other = best[lane + step];
-                let other_key = keys[lane + step];
-                let mine = best[lane];
-                if other != NONE && (mine == NONE || other_key > keys[lane] || (other_key == keys[lane] && other < mine)) {
-                    keys[lane] = other_key;
-                    best[lane] = other;
-                }
-            }
-        }
-        workgroupBarrier();
+        find_best(lane, key, expert);
         last_key = keys[0];
         last_id = best[0];
         workgroupBarrier();

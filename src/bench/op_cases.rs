@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::backend::cases::{OpCase, OpShape, OpValues};
 use crate::error::{Error, Result};
-use crate::model::{LinearConfig, Model, parts_of_tensor, stages_of_weight};
-use crate::op::{GateActivation, GgmlType, OpKind, Stage, Weight};
+use crate::model::{LinearConfig, MlaConfig, Model, Router, parts_of_tensor, stages_of_weight};
+use crate::op::{GateActivation, GgmlType, GroupScore, Groups, Mla, OpKind, Stage, Weight};
 use crate::quant::random::RandomBlocks;
 use crate::synth::{Family, FfnShape, Mix, ModelShape, Plan};
 
@@ -40,12 +40,28 @@ struct Widths {
     sigmoid: bool,
     /// What its weights are multiplied by.
     scale: f64,
+    /// Of which some are chosen from.
+    groups: Option<Groups>,
     /// How many of a head's dimensions rope turns, where it is not all.
     turned: Option<usize>,
+    /// The sizes of latent attention.
+    mla: Option<MlaConfig>,
     /// Whether heads have sinks.
     sinks: bool,
     /// The heads of linear attention.
     linear: Option<LinearConfig>,
+}
+
+/// What an operation has beside the shape of its weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Beside {
+    /// Groups that a norm takes of a row, and the columns behind them.
+    pub(super) groups: usize,
+    pub(super) kept: usize,
+    /// Of a product by heads: columns of a head of x, whether those that are no factors follow the product, and whether all read one head.
+    pub(super) head_dim: usize,
+    pub(super) keep: bool,
+    pub(super) shared: bool,
 }
 
 /// The weights of a case: those of a model, or random ones.
@@ -105,6 +121,7 @@ pub struct OpBenchCase {
     pub(super) table: Option<OpCase>,
     /// Experts used for a token.
     pub(super) used: usize,
+    pub(super) beside: Beside,
 }
 
 /// The cases of a model, of its own weights.
@@ -118,9 +135,11 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
         ffn: c.moe.as_ref().map_or(c.ffn, |m| m.ffn),
         moe: c.moe.as_ref().map(|m| [m.experts, m.used]),
         logits_choose: c.layout().logits_choose,
-        sigmoid: c.layout().choice_bias,
+        sigmoid: c.moe.as_ref().is_some_and(|m| m.router == Router::BiasedSigmoids),
         scale: c.moe.as_ref().map_or(1.0, |m| m.scale.into()),
+        groups: c.moe.as_ref().and_then(|m| m.groups),
         turned: c.rotation.dims,
+        mla: c.mla,
         sinks: c.architecture.sinks,
         linear: c.linear,
     };
@@ -133,7 +152,7 @@ pub fn of_model(model: &Model, tokens: &[usize], depth: usize) -> Vec<OpBenchCas
     for (name, weight) in named {
         for (stage, op) in made_by(&name) {
             let key =
-                (op, weight.ty, [weight.cols, weight.rows, weight.experts], per_slot(stage), groups_of(stage, &widths));
+                (op, weight.ty, [weight.cols, weight.rows, weight.experts], per_slot(stage), beside(stage, &widths));
             let (stages, weights) = groups.entry(key).or_default();
             if !stages.contains(&stage) {
                 stages.push(stage);
@@ -166,14 +185,44 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
         let tiled = shape.family == Family::Qwen35;
         LinearConfig { interval, key_heads, value_heads, head_dim, kernel, tiled }
     });
-    let turned = match shape.linear() {
-        Some(linear) => Some(head_dim / linear.turned as usize),
-        None => glm.map(|_| head_dim / 2),
+    let latent = shape.latent();
+    let mla = latent.map(|of| MlaConfig {
+        rank: of.rank as usize,
+        q_rank: of.q_rank.map(|rank| rank as usize),
+        turned: of.pe as usize,
+        value_dim: of.values as usize,
+        form: Mla::Absorbed,
+    });
+    let head_dim = latent.map_or(head_dim, |of| (of.nope + of.pe) as usize);
+    let turned = match (shape.linear(), mla) {
+        (Some(linear), _) => Some(head_dim / linear.turned as usize),
+        (None, Some(mla)) => Some(mla.turned),
+        (None, None) => glm.map(|_| head_dim / 2),
     };
-    let scale = glm.map_or(1.0, |glm| glm.weights_scale.into());
-    let (logits_choose, sinks, sigmoid) = (gpt_oss, gpt_oss, glm.is_some());
-    let widths =
-        Widths { hidden, heads, kv_heads, head_dim, ffn, moe, logits_choose, sigmoid, scale, turned, sinks, linear };
+    let scale = glm.map(|glm| glm.weights_scale).or(latent.map(|of| of.weights_scale)).map_or(1.0, f64::from);
+    let (logits_choose, sinks) = (gpt_oss, gpt_oss);
+    let sigmoid = glm.is_some() || latent.is_some_and(|of| of.sigmoid);
+    let groups = latent.and_then(|of| {
+        let [count, used] = of.groups.map(|n| n as usize);
+        let by = if of.sigmoid { GroupScore::TopTwo } else { GroupScore::Max };
+        (used < count).then_some(Groups { count, used, by })
+    });
+    let widths = Widths {
+        hidden,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn,
+        moe,
+        logits_choose,
+        sigmoid,
+        scale,
+        groups,
+        turned,
+        mla,
+        sinks,
+        linear,
+    };
     let mut groups: BTreeMap<_, Vec<Stage>> = BTreeMap::new();
     for planned in plan.tensors() {
         let mut dims = [1; 3];
@@ -187,7 +236,7 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
         dims[1] /= names.len();
         for (stage, op) in names.into_iter().flat_map(made_by) {
             let stages: &mut Vec<Stage> =
-                groups.entry((op, planned.spec.ty, dims, per_slot(stage), groups_of(stage, &widths))).or_default();
+                groups.entry((op, planned.spec.ty, dims, per_slot(stage), beside(stage, &widths))).or_default();
             if !stages.contains(&stage) {
                 stages.push(stage);
             }
@@ -195,7 +244,7 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
     }
     let weighted = groups
         .into_iter()
-        .map(|((op, ty, dims, _, groups), stages)| (op, groups, stages, CaseWeights::Random { ty, dims }))
+        .map(|((op, ty, dims, _, beside), stages)| (op, beside, stages, CaseWeights::Random { ty, dims }))
         .collect();
     Ok(cases(weighted, widths, tokens, depth))
 }
@@ -203,8 +252,7 @@ pub fn of_shape(shape: &ModelShape, mix: &Mix, tokens: &[usize], depth: usize) -
 /// The stages that the tensor `name` is the weight of, and the operations that make them, but for those whose weights the operation table
 /// makes.
 fn made_by(name: &str) -> impl Iterator<Item = (Stage, OpKind)> {
-    let all = stages_of_weight(name).map(|row| (row.stage, row.op));
-    all.filter(|(_, op)| !matches!(op, OpKind::Conv | OpKind::Decay))
+    stages_of_weight(name).filter(|(_, op)| !matches!(op, OpKind::Conv | OpKind::Decay))
 }
 
 /// Whether an expert's matrix is given a row for each slot rather than one for all.
@@ -212,28 +260,42 @@ pub(super) fn per_slot(stage: Stage) -> bool {
     stage == Stage::ExpertDown
 }
 
-/// Groups that a norm takes of a row.
-fn groups_of(stage: Stage, widths: &Widths) -> usize {
-    match stage {
+fn beside(stage: Stage, widths: &Widths) -> Beside {
+    let groups = match stage {
         Stage::QNorm => widths.heads,
         Stage::KNorm => widths.kv_heads,
         Stage::LinearAttnNorm => widths.linear.map_or(1, |linear| linear.value_heads),
         _ => 1,
+    };
+    let none = Beside { groups, ..Default::default() };
+    match (widths.mla, stage) {
+        (Some(mla), Stage::KvNorm) => Beside { kept: mla.turned, ..none },
+        (Some(_), Stage::QAbsorbed) => Beside { head_dim: widths.head_dim, keep: true, ..none },
+        (Some(mla), Stage::KUp) => Beside { head_dim: mla.row(), keep: true, shared: true, ..none },
+        (Some(mla), Stage::VUp) => Beside { head_dim: mla.row(), shared: true, ..none },
+        (Some(mla), Stage::AttnContext) => Beside { head_dim: mla.rank, ..none },
+        _ => none,
     }
 }
 
 fn cases(
-    weighted: Vec<(OpKind, usize, Vec<Stage>, CaseWeights)>,
+    weighted: Vec<(OpKind, Beside, Vec<Stage>, CaseWeights)>,
     w: Widths,
     tokens: &[usize],
     depth: usize,
 ) -> Vec<OpBenchCase> {
     let used = w.moe.map_or(0, |[_, used]| used);
     let mut all = Vec::new();
-    for (op, groups, stages, weights) in weighted {
+    for (op, beside, stages, weights) in weighted {
         let [cols, rows, experts] = weights.dims();
         let shape = match op {
-            OpKind::RmsNorm => format!("{groups}×{cols}"),
+            OpKind::RmsNorm if beside.kept > 0 => format!("{}×{cols} before {}", beside.groups, beside.kept),
+            OpKind::RmsNorm => format!("{}×{cols}", beside.groups),
+            OpKind::HeadMatMul => {
+                let x = if beside.shared { "one head" } else { "heads" };
+                let rest = if beside.keep { ", the rest kept" } else { "" };
+                format!("[{cols}, {rows}, {experts}], of {x} of {}{rest}", beside.head_dim)
+            }
             OpKind::Bias => format!("{cols}"),
             OpKind::ExpertMatMul => {
                 let x = if stages.iter().any(|s| per_slot(*s)) { ", a row for each" } else { "" };
@@ -249,23 +311,35 @@ fn cases(
                 &CaseWeights::Random { ty, dims } => CaseWeights::Random { ty, dims },
             };
             let (stages, shape) = (stages.clone(), shape.clone());
-            all.push(OpBenchCase { op, stages, tokens, shape, weights: Some(weights), table: None, used });
+            all.push(OpBenchCase { op, stages, tokens, shape, weights: Some(weights), table: None, used, beside });
         }
     }
     for &tokens in tokens {
-        let Widths { hidden, heads, kv_heads, head_dim, ffn, moe, turned, sinks, .. } = w;
+        let Widths { hidden, heads, ffn, moe, turned, sinks, groups, .. } = w;
         let (softmax, sigmoid, scale) = (w.logits_choose, w.sigmoid, w.scale);
         let start = depth;
         let seen = start + tokens;
-        let attention = format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
-        let rope = |heads| OpShape::neox(tokens, heads, head_dim, start, BASE).turning(turned);
+        // Heads of keys and of values, and of what is turned for them: how many, and their width.
+        let [[kv_heads, head_dim], [v_heads, value_dim], [k_heads, k_dim]] = match w.mla {
+            None => [[w.kv_heads, w.head_dim]; 3],
+            Some(mla) if mla.form == Mla::Absorbed => [[1, mla.row()], [1, mla.rank], [1, mla.row()]],
+            Some(mla) => [[heads, w.head_dim], [heads, mla.value_dim], [1, mla.row()]],
+        };
+        let context =
+            if w.mla.is_some_and(|mla| mla.form == Mla::Absorbed) { Stage::AttnLatent } else { Stage::AttnContext };
+        let attention = |head_dim, kv_heads| format!("{heads} heads of {head_dim} over {kv_heads}, S = {seen}");
+        let rope = |heads, head_dim| {
+            // Of latent attention the last dimensions of a head turn.
+            let first = w.mla.map_or(0, |mla| head_dim - mla.turned);
+            OpShape::neox(tokens, heads, head_dim, start, BASE).turning(turned, first)
+        };
         let slots = used.max(1);
         let mut plain = vec![
-            (vec![Stage::QRope], format!("{heads} heads of {head_dim}"), rope(heads)),
-            (vec![Stage::KRope], format!("{kv_heads} heads of {head_dim}"), rope(kv_heads)),
+            (vec![Stage::QRope], format!("{heads} heads of {}", w.head_dim), rope(heads, w.head_dim)),
+            (vec![Stage::KRope], format!("{k_heads} heads of {k_dim}"), rope(k_heads, k_dim)),
             (
                 vec![Stage::AttnScores],
-                attention.clone(),
+                attention(head_dim, kv_heads),
                 OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare: 0, scale: None, window: None },
             ),
             (
@@ -274,9 +348,17 @@ fn cases(
                 OpShape::AttnProbs { tokens, heads, start, window: None, sinks },
             ),
             (
-                vec![Stage::AttnContext],
-                attention,
-                OpShape::AttnContext { tokens, heads, kv_heads, head_dim, start, spare: 0, window: None },
+                vec![context],
+                attention(value_dim, v_heads),
+                OpShape::AttnContext {
+                    tokens,
+                    heads,
+                    kv_heads: v_heads,
+                    head_dim: value_dim,
+                    start,
+                    spare: 0,
+                    window: None,
+                },
             ),
             (vec![Stage::AttnResidual, Stage::LayerOut], format!("{hidden}"), OpShape::Add { tokens, cols: hidden }),
             (
@@ -289,12 +371,16 @@ fn cases(
             plain.extend(linear_cases(linear, tokens, start));
             plain.push((
                 vec![Stage::AttnGated],
-                format!("{heads}×{head_dim}"),
-                OpShape::SwiGlu { tokens, cols: heads * head_dim, activation: GateActivation::Sigmoid },
+                format!("{heads}×{}", w.head_dim),
+                OpShape::SwiGlu { tokens, cols: heads * w.head_dim, activation: GateActivation::Sigmoid },
             ));
         }
         if let Some([experts, k]) = moe {
             let of = format!("{k} of {experts}");
+            let choice = match groups {
+                Some(Groups { count, used, .. }) => format!("{of}, in {used} of {count} groups"),
+                None => of.clone(),
+            };
             if !softmax {
                 plain.push((
                     vec![Stage::RouterProbs],
@@ -303,11 +389,7 @@ fn cases(
                 ));
             }
             plain.extend([
-                (
-                    vec![Stage::RouterIds],
-                    of.clone(),
-                    OpShape::RouterTopK { tokens, experts, k, ties: false, groups: None },
-                ),
+                (vec![Stage::RouterIds], choice, OpShape::RouterTopK { tokens, experts, k, ties: false, groups }),
                 (
                     vec![Stage::RouterWeights],
                     of,
@@ -318,7 +400,8 @@ fn cases(
         }
         all.extend(plain.into_iter().map(|(stages, shape, of)| {
             let table = OpCase { shape: of, values: OpValues::Normal };
-            OpBenchCase { op: table.kind(), stages, tokens, shape, weights: None, table: Some(table), used }
+            let beside = Beside::default();
+            OpBenchCase { op: table.kind(), stages, tokens, shape, weights: None, table: Some(table), used, beside }
         }));
     }
     // In order of execution, decode before prefill.
@@ -425,6 +508,39 @@ mod tests {
         assert_eq!(name(Stage::QGate), name(Stage::QProj));
         assert_eq!(name(Stage::LinearAttnDelta), "delta_rule 32 heads of 128 over 16, S = 1 T=1");
         assert_eq!(name(Stage::LinearAttnNorm), "rms_norm F32 32×128 T=1");
+    }
+
+    #[test]
+    fn latent_attention_has_cases_of_both_forms() {
+        let shape = ModelShape::named("deepseek-v3").unwrap();
+        let cases = of_shape(&shape, &Mix::from_name("Q4_K_M").unwrap(), &[1], 15).unwrap();
+        let names: Vec<String> = cases.iter().map(OpBenchCase::name).collect();
+        let has = |stage: Stage, part: &str| {
+            let found = cases.iter().find(|case| case.stages.contains(&stage)).map(OpBenchCase::name);
+            assert!(found.as_ref().is_some_and(|name| name.contains(part)), "{stage}: {part}: {found:?}: {names:#?}");
+        };
+        has(Stage::KvNorm, "rms_norm F32 1×512 before 64 T=1");
+        has(Stage::QProj, "[1536, 24576] T=1");
+        has(Stage::QAbsorbed, "[128, 512, 128], of heads of 192, the rest kept T=1");
+        has(Stage::AttnContext, "[512, 128, 128], of heads of 512 T=1");
+        has(Stage::KRope, "rope 1 heads of 576 T=1");
+        has(Stage::AttnScores, "attn_scores 128 heads of 576 over 1, S = 16 T=1");
+        has(Stage::AttnLatent, "attn_context 128 heads of 512 over 1, S = 16 T=1");
+        has(Stage::RouterIds, "router_top_k 8 of 256, in 4 of 8 groups T=1");
+        for family in ["deepseek2", "deepseek3"] {
+            let path = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
+            let model = Model::open(Some(path.as_ref())).unwrap();
+            let cases = of_model(&model, &[1], 0);
+            let made: std::collections::BTreeSet<Stage> = cases.iter().flat_map(|c| c.stages.clone()).collect();
+            let layout = model.config.layout();
+            let missing = STAGES.iter().filter(|row| row.scope.occurs(layout) && !made.contains(&row.stage));
+            let missing: Vec<_> = missing.map(|row| row.name).collect();
+            // Sums that are the size of another's, and a shared expert's own.
+            assert!(
+                missing.iter().all(|name| name.starts_with("shared_act") || *name == "moe_sum"),
+                "{family}: {missing:?}"
+            );
+        }
     }
 
     /// An operation of each stage that has no weight, or one that the operation table makes.

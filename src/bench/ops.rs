@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::limits::{self, MachineLimit, TimeBound};
-use super::op_cases::{OpBenchCase, per_slot};
+use super::op_cases::{Beside, OpBenchCase, per_slot};
 use super::subject::BenchSubject;
 use super::work::{Work, work};
 use super::{Progress, stats};
@@ -116,7 +116,8 @@ fn on<B: Backend>(
             op: case.op,
             ty: w.ty(),
             cols: w.dims()[0],
-            name: case.stages[0].info().weight.unwrap_or_default().to_string(),
+            // Of those with a weight, only what is made of latents has none in its row.
+            name: case.stages[0].info().weight.unwrap_or("attn_v_b.weight").to_string(),
         });
         let refusals = backend.unsupported(need.as_slice());
         if refusals.is_empty() {
@@ -163,13 +164,18 @@ fn time<B: Backend>(
     match case.op {
         OpKind::Embed => all.extend(weights.iter().map(|table| Op::Embed { table, tokens: &ids, scale: 1.0 })),
         OpKind::RmsNorm => {
-            let groups: usize = case.shape.split('×').next().and_then(|n| n.parse().ok()).unwrap_or(1);
-            let x = upload(backend, &[tokens, groups * cols])?;
-            all.extend(weights.iter().map(|weight| Op::RmsNorm { x: x.clone(), weight, eps: EPS, keep: 0 }));
+            let Beside { groups, kept: keep, .. } = case.beside;
+            let x = upload(backend, &[tokens, groups * cols + keep])?;
+            all.extend(weights.iter().map(|weight| Op::RmsNorm { x: x.clone(), weight, eps: EPS, keep }));
         }
         OpKind::Bias => {
             let x = upload(backend, &[tokens, cols])?;
             all.extend(weights.iter().map(|weight| Op::Bias { x: x.clone(), weight }));
+        }
+        OpKind::HeadMatMul => {
+            let Beside { head_dim, keep, shared, .. } = case.beside;
+            let x = upload(backend, &[tokens, if shared { head_dim } else { experts * head_dim }])?;
+            all.extend(weights.iter().map(|weight| Op::HeadMatMul { x: x.clone(), weight, head_dim, keep }));
         }
         OpKind::ExpertMatMul => {
             let k = case.used;

@@ -53,6 +53,10 @@ pub fn work<T>(op: &Op<'_, T>, shape: impl Fn(&T) -> Vec<usize>, experts: usize)
         Operation::Embed { table, tokens, .. } => (tokens.len() * table.row_bytes(), 0),
         Operation::RmsNorm { weight, .. } | Operation::Bias { weight, .. } => (weight.row_bytes(), 0),
         Operation::MatMul { x, weight } => (weight.rows * weight.row_bytes(), 2 * rows(x) * weight.rows * weight.cols),
+        Operation::HeadMatMul { x, weight, .. } => {
+            let matrices = weight.experts * weight.rows;
+            (matrices * weight.row_bytes(), 2 * rows(x) * matrices * weight.cols)
+        }
         Operation::ExpertMatMul { ids, weight, .. } => {
             let slots: usize = shape(ids).iter().product();
             (experts * weight.rows * weight.row_bytes(), 2 * slots * weight.rows * weight.cols)
@@ -208,6 +212,18 @@ mod tests {
         assert_eq!(delta.flops, 2 * 3 * (6 * 16 * 16) * 2);
         let conv = of(OpShape::Conv { tokens, channels: 10, kernel: 4, start, spare });
         assert_eq!(conv, Work { bytes: 10 * 4 * 4 + 3 * 10 * 4, flops: 2 * 2 * 10 * 4 });
+    }
+
+    #[test]
+    fn a_product_by_heads_reads_every_head_once() {
+        use crate::backend::cases::{OpCase, OpShape, OpValues};
+        let (ty, cols, rows, heads, head_dim, tokens, keep) = (GgmlType::Q8_0, 64, 5, 3, 80, 4, true);
+        for shared in [false, true] {
+            let shape = OpShape::HeadMatMul { ty, cols, rows, heads, head_dim, tokens, keep, shared };
+            let operands = OpCase { shape, values: OpValues::Normal }.build(1).unwrap();
+            let work = work(&operands.op(), |t| t.shape.clone(), 0);
+            assert_eq!(work, Work { bytes: 3 * 5 * 2 * 34, flops: 2 * 4 * 3 * 5 * 64 });
+        }
     }
 
     impl crate::model::Ffn {

@@ -468,11 +468,12 @@ impl Segment {
     }
 }
 
-/// Rows start.. of `cache` [capacity, n] become `x` [T, n].
+/// Rows start.. of `cache` [capacity, n] become the first n columns of `x` [T, ≥ n].
 fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
-    let at = start * x.cols();
+    let n = cache.cols();
     if let Data::F64(cache) = &mut cache.data {
-        cache[at..at + x.len()].copy_from_slice(&x.to_f64());
+        let rows = cache[start * n..].chunks_exact_mut(n.max(1));
+        rows.zip(x.to_f64().chunks_exact(x.cols().max(1))).for_each(|(row, x)| row.copy_from_slice(&x[..n]));
     }
 }
 

@@ -66,6 +66,9 @@ impl Emulation {
             Op::ExpertMatMul { x, weight, .. } => {
                 vec![round(x, weight.cols, activations(Partner::Weight(weight.ty))), None]
             }
+            Op::HeadMatMul { x, weight, head_dim, .. } => {
+                vec![round_heads(x, head_dim, weight.cols, activations(Partner::Weight(weight.ty)))]
+            }
             Op::AttnScores { q, k, head_dim, .. } => {
                 vec![
                     round(q, head_dim, activations(Partner::Cache(contract.cache))),
@@ -140,6 +143,7 @@ impl Emulation {
                 debug_assert_eq!(out.shape, [tokens.len(), table.cols]);
                 Ok(out)
             }
+            Op::HeadMatMul { x, weight, head_dim, keep } => by_heads(x, weight, format, head_dim, keep),
             Op::MatMul { x, weight } => by_rows(weight, format, |weight| evaluate(&Op::MatMul { x, weight })),
             Op::ExpertMatMul { x, ids, weight } => {
                 by_rows(weight, format, |weight| evaluate(&Op::ExpertMatMul { x, ids, weight }))
@@ -215,18 +219,32 @@ pub fn used_with(activations: Precision, ty: GgmlType) -> Precision {
 
 /// A tensor whose rows of `cols` values are rounded; `None` where nothing is.
 fn round(x: &HostTensor, cols: usize, to: Precision) -> Option<Rounded> {
+    round_heads(x, cols, cols, to)
+}
+
+/// A tensor of heads of `head_dim` values, of which the first `cols` are rounded, as a row.
+fn round_heads(x: &HostTensor, head_dim: usize, cols: usize, to: Precision) -> Option<Rounded> {
     let values = |values: Vec<f64>| HostTensor::f64(&x.shape, values);
     if let Some(format) = FloatFormat::of(to) {
-        return Some(Rounded { values: values(format.rounded(&x.to_f64())), steps: vec![], sums: vec![] });
+        let mut all = x.to_f64();
+        for head in all.chunks_mut(head_dim.max(1)) {
+            let read = head.len().min(cols);
+            let rounded = format.rounded(&head[..read]);
+            head[..read].copy_from_slice(&rounded);
+        }
+        return Some(Rounded { values: values(all), steps: vec![], sums: vec![] });
     }
     let int8 = Int8::of(to)?;
     let mut all = Rounded { values: values(vec![0.0; x.len()]), steps: Vec::with_capacity(x.len()), sums: vec![] };
     let Data::F64(rounded) = &mut all.values.data else { unreachable!("made above") };
     rounded.clear();
-    for row in x.to_f64().chunks(cols.max(1)) {
-        let row = int8.row(row);
+    for head in x.to_f64().chunks(head_dim.max(1)) {
+        let (read, kept) = head.split_at(cols.min(head.len()));
+        let row = int8.row(read);
         rounded.extend(row.values);
+        rounded.extend(kept);
         all.steps.extend(row.steps);
+        all.steps.extend(kept.iter().map(|_| 0.0));
         if to == Precision::Q8_1 {
             all.sums.extend(row.sums);
         }
@@ -248,6 +266,26 @@ fn rounded_rows(weight: &Weight, format: FloatFormat, rows: std::ops::Range<usiz
         }
     }
     Weight::from_vec(&weight.name, GgmlType::F32, [weight.cols, rows.len(), weight.experts], bytes)
+}
+
+/// A product by heads with a rounded weight.
+fn by_heads(x: &HostTensor, weight: &Weight, format: FloatFormat, head_dim: usize, keep: bool) -> Result<HostTensor> {
+    let (tokens, heads, k) = (x.shape[0], weight.experts, weight.cols);
+    let product = by_rows(weight, format, |weight| {
+        let part = evaluate(&Op::HeadMatMul { x, weight, head_dim, keep: false })?;
+        Ok(HostTensor::f64(&[tokens, heads, weight.rows], part.to_f64()))
+    })?;
+    let (products, values) = (product.to_f64(), x.to_f64());
+    let of_row = x.cols() / head_dim;
+    let mut out = Vec::with_capacity(products.len());
+    for (slot, sums) in products.chunks(weight.rows.max(1)).enumerate() {
+        out.extend(sums);
+        if keep {
+            let head = slot / heads * of_row + if of_row == 1 { 0 } else { slot % heads };
+            out.extend(&values[head * head_dim..][k..head_dim]);
+        }
+    }
+    Ok(HostTensor::f64(&[tokens, out.len() / tokens.max(1)], out))
 }
 
 /// A product with a weight, [.., N], from products with a few of its rows at a time.

@@ -1,4 +1,4 @@
-//! Products with a weight: of each token, or of each token and chosen expert.
+//! Products with a weight: of each token, of each token and chosen expert, or of each token and head.
 
 use std::sync::OnceLock;
 
@@ -26,7 +26,17 @@ pub(crate) fn as_it_is(weight: &Weight) -> Decode<'_> {
     })
 }
 
-/// Σ_k x·w for each slot and each row of the weight. [slots, N]
+/// How a product by heads reads its operand, and what is beside the sums of each slot.
+pub(crate) struct Heads {
+    /// D, of which the first K are multiplied.
+    pub head_dim: usize,
+    /// For each slot the D − K values that follow its sums as they are, whose floor is 0; empty where none do.
+    pub kept: Vec<f64>,
+    /// They are before the sums; stated, no.
+    pub in_front: bool,
+}
+
+/// Σ_k x·w for each slot and each row of the weight. [slots, N], or [slots, N + (D − K)] where a product by heads keeps columns.
 ///
 /// The floor is [`Terms::bound`] of the products d·s·q·x beside the offsets dmin·m·x, since a kernel may sum them apart; plus a step of x
 /// times its weight where its code is undecided, and what a block's sum was rounded by times the block's largest weight (`ties`,
@@ -40,6 +50,8 @@ pub(crate) struct Linear<'a> {
     /// [rows, K]
     pub x: Values<'a>,
     pub decode: Decode<'a>,
+    /// Of a product by heads.
+    pub heads: Option<Heads>,
     /// How often each of the K terms counts, where not all do once.
     pub times: Option<Vec<f64>>,
     /// Values of x, ascending by index, that may be off by so much besides, each in the worst direction.
@@ -55,8 +67,16 @@ pub(crate) struct Linear<'a> {
 
 impl<'a> Formula<'a> for Linear<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, values: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let mut heads = None;
         let (weight, slots) = match *op {
             Op::MatMul { x, weight } => (weight, (0..x.shape[0]).map(|token| (token, 0)).collect()),
+            Op::HeadMatMul { x, weight, head_dim, .. } => {
+                heads = Some(Heads { head_dim, kept: vec![], in_front: false });
+                // Of a head that all read there is one in a row.
+                let all = weight.experts;
+                let row = move |token, head| if x.cols() == head_dim { token } else { token * all + head };
+                (weight, (0..x.shape[0]).flat_map(|t| (0..all).map(move |head| (row(t, head), head))).collect())
+            }
             Op::ExpertMatMul { x, ids, weight } => {
                 let slots_per_row = if x.shape.len() == 3 { 1 } else { ids.cols().max(1) };
                 let slot = |(slot, id): (usize, &u32)| (slot / slots_per_row, *id as usize);
@@ -64,20 +84,29 @@ impl<'a> Formula<'a> for Linear<'a> {
             }
             _ => return Ok(None),
         };
-        let (x, decode) = (as_given(&values[0]), as_it_is(weight));
+        let (x, decode) = (as_given(&[]), as_it_is(weight));
         let (times, ties, blocks, exact_run, coarse) = (None, Vec::new(), None, 1, None);
-        Ok(Some(Self { k: weight.cols, n: weight.rows, slots, x, decode, times, ties, blocks, exact_run, coarse }))
+        let (k, n) = (weight.cols, weight.rows);
+        let mut this = Self { k, n, slots, x, decode, heads, times, ties, blocks, exact_run, coarse };
+        this.read(as_given(&values[0]));
+        if let Op::HeadMatMul { keep: true, .. } = op {
+            this.keep(&values[0]);
+        }
+        Ok(Some(this))
     }
 
     fn emulate(&mut self, how: &Emulation) {
         how.round(&mut self.decode);
         self.ties = how.ties(0);
+        if let Some(Heads { head_dim, .. }) = self.heads {
+            self.ties.iter_mut().for_each(|(i, _)| *i = *i / head_dim * self.k + *i % head_dim);
+        }
         self.blocks = how.sums(0);
         self.exact_run = how.exact_run;
     }
 
     fn len(&self) -> usize {
-        self.slots.len() * self.n
+        self.slots.len() * self.stride()
     }
 
     fn evaluate<const N: usize>(
@@ -120,7 +149,8 @@ impl<'a> Formula<'a> for Linear<'a> {
     fn least_share(&self, contract: &Contract) -> f64 {
         match self.coarse {
             Some(_) => 0.0,
-            None => least_bound(self.k, contract, confidence(self.len())),
+            None if self.stride() > self.n => 0.0,
+            None => least_bound(self.k, contract, confidence(self.sums())),
         }
     }
 }
@@ -128,6 +158,14 @@ impl<'a> Formula<'a> for Linear<'a> {
 /// What is stored coarser is rounded at its value; otherwise no values are needed.
 fn needs_values<const N: usize>(contracts: [&Contract; N]) -> bool {
     contracts.iter().any(|c| c.output.is_coarse())
+}
+
+/// What an element of a product is.
+enum Place {
+    /// The sum with a row of the weight.
+    Sum(usize),
+    /// One of the values that are kept.
+    Kept(usize),
 }
 
 /// A row of the weight.
@@ -148,9 +186,54 @@ struct Pass<'f, 'a, const N: usize> {
 }
 
 impl<'a> Linear<'a> {
+    /// Takes another operand, as the operation has it.
+    pub fn read(&mut self, operand: Values<'a>) {
+        self.x = match self.heads {
+            Some(Heads { head_dim, .. }) if head_dim > self.k => {
+                operand.chunks_exact(head_dim).flat_map(|head| &head[..self.k]).copied().collect::<Vec<f64>>().into()
+            }
+            _ => operand,
+        };
+    }
+
+    /// Keeps of each slot's head in `operand` what is not multiplied.
+    pub fn keep(&mut self, operand: &[f64]) {
+        if let Some(Heads { head_dim, kept, .. }) = &mut self.heads {
+            let of = |slot: &(usize, usize)| &operand[slot.0 * *head_dim..][self.k..*head_dim];
+            *kept = self.slots.iter().flat_map(of).copied().collect();
+        }
+    }
+
+    /// Sums of products.
+    fn sums(&self) -> usize {
+        self.slots.len() * self.n
+    }
+
+    /// Columns of a slot's result: its sums, and what is kept beside them.
+    pub fn stride(&self) -> usize {
+        self.n + self.heads.as_ref().map_or(0, |heads| heads.kept.len() / self.slots.len().max(1))
+    }
+
+    /// Where a slot's sums begin.
+    fn begins(&self, slot: usize) -> usize {
+        let stride = self.stride();
+        slot * stride + if self.heads.as_ref().is_some_and(|heads| heads.in_front) { stride - self.n } else { 0 }
+    }
+
+    /// The slot that an element is of, and the row of the weight, or the place among the kept values.
+    fn place(&self, i: usize) -> (usize, Place) {
+        let (stride, width) = (self.stride(), self.stride() - self.n);
+        let (slot, column) = (i / stride, i % stride);
+        match column.checked_sub(self.begins(slot) - slot * stride) {
+            Some(row) if row < self.n => (slot, Place::Sum(row)),
+            Some(row) => (slot, Place::Kept(slot * width + row - self.n)),
+            None => (slot, Place::Kept(slot * width + column)),
+        }
+    }
+
     fn pass<'f, const N: usize>(&'f self, contracts: [&'f Contract; N]) -> Pass<'f, 'a, N> {
         let absolute = (0..self.x.len() / self.k.max(1)).map(|_| OnceLock::new()).collect();
-        Pass { formula: self, contracts, lambda: confidence(self.len()), absolute }
+        Pass { formula: self, contracts, lambda: confidence(self.sums()), absolute }
     }
 
     fn scratch(&self) -> Row {
@@ -176,11 +259,22 @@ impl<'a> Linear<'a> {
                 let found: Vec<Vec<Bounded<N>>> =
                     rows.clone().into_par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;
                 for (row, elements) in rows.zip(found) {
-                    here.iter().zip(elements).for_each(|((_, slot), element)| put(slot * self.n + row, element));
+                    here.iter().zip(elements).for_each(|((_, slot), element)| put(self.begins(*slot) + row, element));
                 }
             }
         }
+        let kept = self.heads.as_ref().map_or(0, |heads| heads.kept.len());
+        for i in (0..self.len()).filter(|_| kept > 0) {
+            if let (_, Place::Kept(kept)) = self.place(i) {
+                put(i, self.kept(kept));
+            }
+        }
         Ok(())
+    }
+
+    /// A value that is kept.
+    fn kept<const N: usize>(&self, n: usize) -> Bounded<N> {
+        (self.heads.as_ref().map_or(0.0, |heads| heads.kept[n]), [0.0; N])
     }
 
     /// The elements at `indices`, without their values unless `VALUES`.
@@ -192,12 +286,17 @@ impl<'a> Linear<'a> {
     ) -> Result<()> {
         let pass = self.pass(contracts);
         // By row of the weight, so that each is read once.
-        let mut order: Vec<(usize, usize, usize)> =
-            indices.iter().enumerate().map(|(at, i)| (self.slots[i / self.n].1, i % self.n, at)).collect();
+        let mut order: Vec<(usize, usize, usize)> = Vec::with_capacity(indices.len());
+        for (at, i) in indices.iter().enumerate() {
+            match self.place(*i) {
+                (slot, Place::Sum(row)) => order.push((self.slots[slot].1, row, at)),
+                (_, Place::Kept(kept)) => put(at, self.kept(kept)),
+            }
+        }
         order.sort_unstable();
         let groups: Vec<&[(usize, usize, usize)]> = order.chunk_by(|a, b| a.0 == b.0 && a.1 == b.1).collect();
         let row = |scratch: &mut Row, group: &&[(usize, usize, usize)]| {
-            let slots = group.iter().map(|(_, _, at)| indices[*at] / self.n);
+            let slots = group.iter().map(|(_, _, at)| self.place(indices[*at]).0);
             pass.row::<VALUES>(scratch, group[0].0, group[0].1, slots)
         };
         let found: Vec<Vec<Bounded<N>>> = groups.par_iter().map_init(|| self.scratch(), row).collect::<Result<_>>()?;

@@ -25,13 +25,18 @@ pub(crate) enum Scale {
 /// x·w/√(Σx²/divisor + eps) over groups of n. The sum's relative error is halved by the root, as are those of the division by n and of
 /// adding eps; then come the inverse root and two products:
 /// |y|·(½·(bound(Σx²)/(Σx² + divisor·eps) + div + u) + rsqrt + 2u). Where the normalised value is rounded to a coarser format before it
-/// meets the weight, half a step of that at the normalised value, times |w|. A norm to length 1 is the same with a divisor and a weight of 1.
+/// meets the weight, half a step of that at the normalised value, times |w|. A norm to length 1 is the same with a divisor and a weight of 1. What
+/// stays as it is after the groups is copied.
 #[derive(Clone)]
 pub(crate) struct Norm<'a> {
     pub x: Values<'a>,
     /// Values in a group: a whole row, or one head.
     pub n: usize,
     pub eps: f64,
+    /// Values in a row: of one group, or where the last ones stay as they are of all groups and these.
+    pub cols: usize,
+    /// How many of a row's last values stay as they are: their floor is 0.
+    pub keep: usize,
     /// `[n]`, or shorter and repeated, or of the whole row where n is a part of it.
     pub weight: Vec<f64>,
     /// What the sum of squares is divided by; stated, n.
@@ -63,15 +68,20 @@ pub(crate) fn columns(x: &[f64], cols: usize, first: usize, width: usize) -> Val
 
 impl<'a> Formula<'a> for Norm<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
+        let mut kept = None;
         let (x, n, eps, weight, divisor) = match *op {
-            Op::RmsNorm { weight, eps, .. } => (as_given(&x[0]), weight.cols, eps, values(weight)?, weight.cols as f64),
+            Op::RmsNorm { x: all, weight, eps, keep } => {
+                kept = (keep > 0).then_some((all.cols(), keep));
+                (as_given(&x[0]), weight.cols, eps, values(weight)?, weight.cols as f64)
+            }
             Op::L2Norm { x: all, first, heads, head_dim, eps } => {
                 (columns(&x[0], all.cols(), first, heads * head_dim), head_dim, eps, vec![1.0], 1.0)
             }
             _ => return Ok(None),
         };
         let (eps, scale) = (eps as f64, Scale::InverseRoot);
-        Ok(Some(Self { x, n, eps, weight, divisor, times: None, scale, centred: false }))
+        let (cols, keep) = kept.unwrap_or((n, 0));
+        Ok(Some(Self { x, n, eps, cols, keep, weight, divisor, times: None, scale, centred: false }))
     }
     fn emulate(&mut self, how: &Emulation) {
         if let Some(format) = how.weights {
@@ -85,17 +95,51 @@ impl Norm<'_> {
     /// Normalises over groups of another number of values.
     pub fn over(&mut self, n: usize) {
         (self.n, self.divisor, self.times) = (n, n as f64, None);
+        if self.keep == 0 {
+            self.cols = n;
+        }
+    }
+
+    /// Where the group begins that an element is of; `None` of those that stay as they are.
+    pub fn group_of(&self, i: usize) -> Option<usize> {
+        let (row, column) = (i / self.cols, i % self.cols);
+        (column + self.keep < self.cols).then(|| row * self.cols + column / self.n * self.n)
+    }
+
+    /// Groups in a row.
+    fn groups(&self) -> usize {
+        (self.cols - self.keep) / self.n.max(1)
     }
 }
 
 impl ByRow for Norm<'_> {
     fn shape(&self) -> [usize; 2] {
-        [self.x.len() / self.n.max(1), self.n]
+        [self.x.len() / self.cols.max(1), self.cols]
     }
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], contracts: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
-        let x = &self.x[row * self.n..][..self.n];
-        let lambda = confidence(self.shape()[0]);
+        let mut all = Vec::with_capacity(columns.len());
+        let last = self.groups() - 1;
+        for together in columns.chunk_by(|a, b| (a / self.n).min(last) == (b / self.n).min(last)) {
+            let group = (together[0] / self.n).min(last);
+            all.extend(self.group(row, group, together, contracts));
+        }
+        Ok(all)
+    }
+}
+
+impl Norm<'_> {
+    /// The elements at `columns` of a row that are of one of its groups, or of the last and what follows it.
+    fn group<const N: usize>(
+        &self,
+        row: usize,
+        group: usize,
+        columns: &[usize],
+        contracts: [&Contract; N],
+    ) -> Vec<Bounded<N>> {
+        let row_x = &self.x[row * self.cols..][..self.cols];
+        let x = &row_x[group * self.n..][..self.n];
+        let lambda = confidence(self.shape()[0] * self.groups());
         let mean = if self.centred { x.iter().sum::<f64>() / x.len() as f64 } else { 0.0 };
         let times = |i: usize| self.times.as_ref().map_or(1.0, |times| times[i]);
         let terms = Terms::one_sign(x.iter().enumerate().map(|(i, x)| times(i) * (x - mean) * (x - mean)));
@@ -122,15 +166,19 @@ impl ByRow for Norm<'_> {
             if self.centred { sum() } else { 0.0 }
         });
         let element = |i: &usize| {
-            let w = self.weight[(row * self.n + i) % self.weight.len()];
-            let y = (x[*i] - mean) * scale * w;
-            let inside = |n: usize| inner((x[*i] - mean) * scale, contracts[n]) * w.abs();
+            if *i >= self.cols - self.keep {
+                return (row_x[*i], [0.0; N]);
+            }
+            let within = i - group * self.n;
+            let w = self.weight[((row * self.groups() + group) * self.n + within) % self.weight.len()];
+            let y = (x[within] - mean) * scale * w;
+            let inside = |n: usize| inner((x[within] - mean) * scale, contracts[n]) * w.abs();
             let floor = |n: usize| match relative[n] {
                 f64::INFINITY => f64::INFINITY, // of 0, too
                 relative => relative * y.abs() + (shift[n] * scale * w).abs() + TINY + inside(n),
             };
             (y, std::array::from_fn(floor))
         };
-        Ok(columns.iter().map(element).collect())
+        columns.iter().map(element).collect()
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Rope<'a> {
     pub cols: usize,
     pub head_dim: usize,
     /// How many of a head's dimensions turn, R, from which on, and how far apart the two of a NEOX pair are; stated, as many as the operation has,
-    /// the first, and R/2. The others are copied.
+    /// the operation's first, and R/2. The others are copied.
     pub turned: usize,
     pub from: usize,
     pub apart: usize,
@@ -125,7 +125,7 @@ impl<'a> Formula<'a> for Rope<'a> {
             cols: x.cols(),
             head_dim,
             turned,
-            from: 0,
+            from: rotation.first,
             apart: turned / 2,
             pairing: rotation.pairing,
             heads: x.cols() / head_dim,

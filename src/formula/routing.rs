@@ -8,7 +8,7 @@ use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
-use crate::op::{HostTensor, Op};
+use crate::op::{GroupScore, Groups, HostTensor, Op};
 
 /// The `k` largest of a row, by value descending, ties to the lower index.
 pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
@@ -18,7 +18,88 @@ pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
     order
 }
 
-/// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded.
+/// Every choice that rounding of the groups' scores allows, the exact one first. A score that is a sum of two is off by δ = u·|S|, and by half a
+/// step where it is kept in a coarser format; so group G is before H for certain only where S(G) − S(H) > δ(G) + δ(H), or where both are the
+/// same number, which rounds to one, and G is the first. Any groups can be kept of which none is behind one that is not for certain.
+fn within_rounding(row: &[f64], k: usize, groups: Groups, contract: &Contract) -> Vec<Vec<usize>> {
+    /// Groups that are undecided, of which all subsets are tried.
+    const MOST: usize = 12;
+    let (grouping, count) = (Grouping::stated(groups), groups.count);
+    let scores = grouping.scores(row);
+    let chosen = |scores: &[f64]| largest(&grouping.mask(row, scores), k);
+    let mut all = vec![chosen(&scores)];
+    if groups.by == GroupScore::Max || !scores.iter().all(|score| score.is_finite()) {
+        return all;
+    }
+    let off: Vec<f64> = scores.iter().map(|s| roundoff(contract) * s.abs() + inner(*s, contract)).collect();
+    let before = |g: usize, h: usize| scores[g] - scores[h] > off[g] + off[h] || scores[g] == scores[h] && g < h;
+    let (mut certain, mut undecided) = (Vec::new(), Vec::new());
+    for g in 0..count {
+        let ahead = (0..count).filter(|h| before(*h, g)).count();
+        let behind = (0..count).filter(|h| before(g, *h)).count();
+        if behind >= count - groups.used {
+            certain.push(g);
+        } else if ahead < groups.used {
+            undecided.push(g);
+        }
+    }
+    if undecided.len() > MOST {
+        return all;
+    }
+    let free = groups.used.saturating_sub(certain.len());
+    for mask in (0u32..1 << undecided.len()).filter(|mask| mask.count_ones() as usize == free) {
+        let mut kept = vec![false; count];
+        certain.iter().for_each(|g| kept[*g] = true);
+        undecided.iter().enumerate().for_each(|(n, g)| kept[*g] = mask >> n & 1 == 1);
+        let is_held = (0..count).all(|g| !kept[g] || (0..count).all(|h| kept[h] || !before(h, g)));
+        let ids = chosen(&kept.iter().map(|kept| f64::from(u8::from(*kept))).collect::<Vec<_>>());
+        if is_held && !all.contains(&ids) {
+            all.push(ids);
+        }
+    }
+    all
+}
+
+/// The exact choice of experts with the rows of `ids` that rounding of the groups' scores allows in the place of its own: against these a choice has no
+/// error. `None` where there is nothing to round.
+pub(crate) fn as_chosen(
+    op: &Op<'_, &HostTensor>,
+    contract: &Contract,
+    exact: &HostTensor,
+    ids: &HostTensor,
+) -> Option<HostTensor> {
+    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return None };
+    if groups.by == GroupScore::Max || ids.dtype() != exact.dtype() || ids.shape != exact.shape {
+        return None;
+    }
+    let (p, mut all) = (probs.to_f64(), exact.ids().to_vec());
+    for (row, own) in all.chunks_exact_mut(k).enumerate() {
+        let given = &ids.ids()[row * k..][..k];
+        let is_given = |ids: &Vec<usize>| ids.iter().zip(given).all(|(a, b)| *a == *b as usize);
+        let row = &p[row * probs.cols()..][..probs.cols()];
+        if own != given && within_rounding(row, k, groups, contract).iter().any(is_given) {
+            own.copy_from_slice(given);
+        }
+    }
+    Some(HostTensor::u32(&exact.shape, all))
+}
+
+/// Other choices than `exact` that rounding of the groups' scores allows: in each, rows that have one have another.
+pub(crate) fn undecided(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor) -> Vec<HostTensor> {
+    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return vec![] };
+    let p = probs.to_f64();
+    let rows: Vec<_> = p.chunks_exact(probs.cols()).map(|row| within_rounding(row, k, groups, contract)).collect();
+    let most = rows.iter().map(Vec::len).max().unwrap_or(1);
+    let choice = |n: usize| {
+        let row =
+            |choices: &Vec<Vec<usize>>| choices[n.min(choices.len() - 1)].iter().map(|e| *e as u32).collect::<Vec<_>>();
+        HostTensor::u32(&exact.shape, rows.iter().flat_map(row).collect())
+    };
+    (1..most).map(choice).collect()
+}
+
+/// The experts that each row of probabilities chooses. [T, K] A comparison of numbers that are there: nothing is rounded, but for the sum that a
+/// group's score may be.
 pub(crate) struct ChosenExperts<'a> {
     /// [T, E]
     pub p: Values<'a>,
@@ -26,12 +107,56 @@ pub(crate) struct ChosenExperts<'a> {
     pub k: usize,
     /// From a row and K; stated, [`largest`].
     pub choose: fn(&[f64], usize) -> Vec<usize>,
+    /// Of which groups of experts, where there are groups.
+    pub groups: Option<Grouping>,
+    /// What groups are scored by, where it is not what experts are chosen by. [T, E]
+    pub scored_by: Option<Values<'a>>,
+}
+
+/// Which groups of experts can be chosen from.
+#[derive(Clone, Copy)]
+pub(crate) struct Grouping {
+    pub count: usize,
+    pub used: usize,
+    /// A group's score, of its values from the largest on; stated, the first or the sum of two.
+    pub score: fn(&[f64]) -> f64,
+    /// What is in the place of a value that cannot be chosen; stated, −∞.
+    pub masked: f64,
+}
+
+impl Grouping {
+    /// As the operation says.
+    pub fn stated(Groups { count, used, by }: Groups) -> Self {
+        let score: fn(&[f64]) -> f64 = match by {
+            GroupScore::Max => |group| group[0],
+            GroupScore::TopTwo => |group| group[0] + group[1],
+        };
+        Self { count, used, score, masked: f64::NEG_INFINITY }
+    }
+
+    /// Each group's score. A sum with a NaN is one, whatever its sign.
+    pub fn scores(&self, row: &[f64]) -> Vec<f64> {
+        let of = |group: &[f64]| {
+            let sorted: Vec<f64> = largest(group, group.len()).into_iter().map(|e| group[e]).collect();
+            let score = (self.score)(&sorted);
+            if score.is_nan() { f64::NAN } else { score }
+        };
+        row.chunks((row.len() / self.count.max(1)).max(1)).map(of).collect()
+    }
+
+    /// A row whose values are masked but for those of the groups with the largest scores.
+    pub fn mask(&self, row: &[f64], scores: &[f64]) -> Vec<f64> {
+        let kept = largest(scores, self.used);
+        let size = (row.len() / self.count.max(1)).max(1);
+        row.iter().enumerate().map(|(e, p)| if kept.contains(&(e / size)) { *p } else { self.masked }).collect()
+    }
 }
 
 impl<'a> Formula<'a> for ChosenExperts<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, x: &'a [Vec<f64>]) -> Result<Option<Self>> {
-        let Op::RouterTopK { probs, k, .. } = *op else { return Ok(None) };
-        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest }))
+        let Op::RouterTopK { probs, k, groups } = *op else { return Ok(None) };
+        let groups = groups.map(Grouping::stated);
+        Ok(Some(Self { p: as_given(&x[0]), experts: probs.cols(), k, choose: largest, groups, scored_by: None }))
     }
     by_row!();
 }
@@ -42,7 +167,14 @@ impl ByRow for ChosenExperts<'_> {
     }
 
     fn row<const N: usize>(&self, row: usize, columns: &[usize], _: [&Contract; N]) -> Result<Vec<Bounded<N>>> {
-        let ids = (self.choose)(&self.p[row * self.experts..][..self.experts], self.k);
+        let p = &self.p[row * self.experts..][..self.experts];
+        let ids = match self.groups {
+            Some(groups) => {
+                let scored = self.scored_by.as_ref().map_or(p, |of| &of[row * self.experts..][..self.experts]);
+                (self.choose)(&groups.mask(p, &groups.scores(scored)), self.k)
+            }
+            None => (self.choose)(p, self.k),
+        };
         // A slot for which nothing was chosen has expert 0.
         let id = |slot: &usize| ids.get(*slot).map_or(0.0, |id| *id as f64);
         Ok(columns.iter().map(|slot| (id(slot), [0.0; N])).collect())

@@ -116,7 +116,10 @@ fn of_likely<const N: usize, const C: usize>(
     exact: &HostTensor,
     claims: &[Claim<'_, N>; C],
 ) -> Result<Option<[WorstRatio; C]>> {
-    let is_sum = matches!(op.kind(), OpKind::MatMul | OpKind::ExpertMatMul | OpKind::AttnScores | OpKind::AttnContext);
+    let is_sum = matches!(
+        op.kind(),
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul | OpKind::AttnScores | OpKind::AttnContext
+    );
     if !is_sum || contracts.iter().any(|c| !Emulation::of(op, c).is_nothing()) {
         return Ok(None);
     }

@@ -37,7 +37,7 @@ pub use weights::{
 use crate::backend::Need;
 use crate::error::{Error, Result};
 use crate::gguf::Gguf;
-use crate::op::{GgmlType, LinearLayers, OpKind, STAGES, Stage, StageInfo};
+use crate::op::{GgmlType, LinearLayers, Mla, OpKind, STAGES, Stage};
 
 /// The model that is used when none is named: four layers of Qwen3-MoE, trained on the Rust documentation.
 pub const BUNDLED_NAME: &str = "demo-moe-Q4_K_M";
@@ -99,18 +99,24 @@ impl Model {
             Need { op, ty: GgmlType::F32, cols, name }
         };
         let layers = self.config.layout().linear;
+        let of = |stage| self.config.head_dim_of(stage);
         let attention = (layers != LinearLayers::All)
-            .then(|| heads(OpKind::AttnScores, self.config.head_dim, "attention.key_length"));
+            .then(|| heads(OpKind::AttnScores, of(Stage::AttnScores), "attention.key_length"));
+        // Of latent attention, values have a size of their own.
+        let values = self.config.mla.map(|mla| {
+            let stage = if mla.form == Mla::Absorbed { Stage::AttnLatent } else { Stage::AttnContext };
+            heads(OpKind::AttnContext, of(stage), "attention.value_length")
+        });
         let linear = self.config.linear.filter(|_| layers != LinearLayers::No);
         let linear = linear.map(|linear| heads(OpKind::DeltaRule, linear.head_dim, "ssm.state_size"));
         let weights = self.weights.all();
         let of_weights = weights.iter().flat_map(|w| {
-            let ops = stages_of_weight(&w.name).map(|s| s.op);
+            let ops = stages_of_weight(&w.name).map(|(_, op)| op);
             let tied =
                 (w.name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
             ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
         });
-        attention.into_iter().chain(linear).chain(of_weights).collect()
+        attention.into_iter().chain(values).chain(linear).chain(of_weights).collect()
     }
 }
 
@@ -131,12 +137,18 @@ fn strip_layer(name: &str) -> &str {
 }
 
 /// The weights that are parts of a tensor, and the stages that each is the weight of.
-const PARTS: [(&str, Stage); 4] = [
+const PARTS: [(&str, Stage); 6] = [
     ("attn_q.weight (q)", Stage::QProj),
     ("attn_q.weight (gate)", Stage::QGate),
+    ("attn_kv_b.weight (keys)", Stage::KUp),
+    ("attn_kv_b.weight (values)", Stage::VUp),
     ("ssm_ba.weight (beta)", Stage::LinearAttnB),
     ("ssm_ba.weight (alpha)", Stage::LinearAttnA),
 ];
+
+/// Weights that a stage has in some layouts for that of its row, and the operations that make it of them.
+const OTHERS: [(&str, Stage, OpKind); 2] =
+    [("attn_q_b.weight", Stage::QProj, OpKind::MatMul), ("attn_v_b.weight", Stage::AttnContext, OpKind::HeadMatMul)];
 
 /// The names of the weights that are parts of this tensor, of a file in which it has any.
 pub fn parts_of_tensor(name: &str) -> impl Iterator<Item = &'static str> {
@@ -144,13 +156,16 @@ pub fn parts_of_tensor(name: &str) -> impl Iterator<Item = &'static str> {
     PARTS.iter().map(|(part, _)| *part).filter(move |part| part.starts_with(&start))
 }
 
-/// The stages that a weight of this name may be the weight of. A gate in `attn_q.weight` is a weight by itself.
-pub fn stages_of_weight(name: &str) -> impl Iterator<Item = &'static StageInfo> {
+/// The stages that a weight of this name may be the weight of, and the operations that make them of it. A gate in `attn_q.weight` is a weight
+/// by itself.
+pub fn stages_of_weight(name: &str) -> impl Iterator<Item = (Stage, OpKind)> {
     let name = strip_layer(name);
     let part = PARTS.iter().find(|(part, _)| *part == name).map(|(_, stage)| *stage);
     let whole = name.to_string();
-    STAGES.iter().filter(move |row| match part {
+    let other = OTHERS.iter().find(|(other, ..)| *other == name).map(|&(_, stage, op)| (stage, op));
+    let rows = STAGES.iter().filter(move |row| match part {
         Some(stage) => row.stage == stage,
         None => row.weight == Some(&whole) && row.stage != Stage::QGate,
-    })
+    });
+    rows.map(|row| (row.stage, row.op)).chain(other)
 }

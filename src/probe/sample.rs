@@ -56,7 +56,9 @@ fn row_lengths(call: &FailingCall) -> BTreeSet<usize> {
 pub(super) fn work_of_a_row(call: &FailingCall) -> f64 {
     let elements = call.shape().iter().product::<usize>() as f64 / call.positions().max(1) as f64;
     match (&call.weight, &call.params) {
-        (Some(w), OpParams::MatMul { .. } | OpParams::ExpertMatMul { .. }) => elements * w.cols as f64,
+        (Some(w), OpParams::MatMul { .. } | OpParams::HeadMatMul { .. } | OpParams::ExpertMatMul { .. }) => {
+            elements * w.cols as f64
+        }
         (_, OpParams::AttnScores { head_dim, .. }) => elements * *head_dim as f64,
         (_, OpParams::AttnContext { .. }) => elements * call.inputs[1].shape[0] as f64,
         // A row that stands alone has the state of all before it.

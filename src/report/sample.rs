@@ -157,8 +157,8 @@ pub fn diverging() -> Comparison {
     let weights = HostTensor::f32(&[4, 2], vec![0.5; 8]);
     let other = HostTensor::f32(&[4, 2], vec![0.5, 0.5, 0.5, 0.25, 0.5, 0.5, 0.5, 0.5]);
     let logits = HostTensor::f32(&[4, 8], (0..32).map(|i| i as f32 / 8.0).collect());
-    let reference = Routing { ids: &ra, weights: Some(&weights), probs: None, logits: Some(&logits) };
-    let subject = Routing { ids: &rb, weights: Some(&other), probs: None, logits: Some(&logits) };
+    let reference = Routing { ids: &ra, weights: Some(&weights), probs: None, logits: Some(&logits), groups: None };
+    let subject = Routing { ids: &rb, weights: Some(&other), probs: None, logits: Some(&logits), groups: None };
     let mut routing = compare_routing(reference, subject, 8, 0).unwrap();
     let bound = [1e-6; 8];
     routing.flips[0].explain(&[1.0, 0.5, 0.5 - 1e-7, 0.0, 0.0, 0.0, 0.0, 0.0], &bound, &bound);

@@ -60,7 +60,7 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target
             break;
         }
         let Some(captured) = capture.captured.take() else { continue };
-        let contract = capture.inner.contract(target.site.stage.info().op);
+        let contract = capture.inner.contract(captured.params.kind());
         let output = captured.output.clone();
         let case = captured.into_case()?;
         let judged = RerunCheck::new(&case, &contract, output)?;
@@ -174,16 +174,19 @@ impl<'b, B: Backend> CallCapture<'b, B> {
         Self { inner, site, awake: true, captured: None, stored: BTreeMap::new(), ids: None }
     }
 
-    /// Follows what is stored in the caches that the site reads.
-    fn store(&mut self, site: Site, x: &B::Tensor, start: usize) -> Result<()> {
+    /// Follows what is stored in the caches that the site reads: of x the columns that the cache has.
+    fn store(&mut self, site: Site, cache: &B::Tensor, x: &B::Tensor, start: usize) -> Result<()> {
         let target = self.site.stage;
         let mut caches = (0..target.info().inputs.len()).filter_map(|n| target.cached(n));
         let read = caches.any(|stages| stages.contains(&site.stage));
         if site.layer != self.site.layer || !read {
             return Ok(());
         }
-        let x = self.inner.read(x)?;
-        let cols = x.cols();
+        let cols = self.inner.shape(cache).last().copied().unwrap_or(0);
+        let mut x = self.inner.read(x)?;
+        if x.cols() > cols {
+            x = x.take(1, &(0..cols).collect::<Vec<_>>());
+        }
         let stored = self.stored.entry(site.stage).or_insert_with(|| HostTensor {
             shape: vec![0, cols],
             data: match x.data {
@@ -233,8 +236,8 @@ impl<B: Backend> Backend for CallCapture<'_, B> {
     pass_on!(inner: B);
 
     fn run(&mut self, at: At, op: &Op<'_, B::Tensor>) -> Result<B::Tensor> {
-        if let Op::Store { x, start, .. } = op {
-            self.store(at.site, x, *start)?;
+        if let Op::Store { cache, x, start } = op {
+            self.store(at.site, cache, x, *start)?;
         }
         match op.makes_stage().then(|| op.params()) {
             Some(params) if self.awake && at.site == self.site => self.capture(at, op, params),

@@ -53,7 +53,7 @@ impl FailingCall {
             OpParams::Embed { .. } => &[Rows, Blocks],
             OpParams::RmsNorm { .. } => &[Rows, Heads, Blocks],
             OpParams::MatMul { .. } => &[Rows, Columns, Blocks],
-            OpParams::HeadMatMul { .. } => &[Rows],
+            OpParams::HeadMatMul { .. } => &[Rows, Columns, Heads, Blocks],
             OpParams::Bias { .. } => &[Rows],
             OpParams::Rope { .. } => &[Rows, Heads],
             // Sinks stay with their heads.
@@ -89,9 +89,11 @@ impl FailingCall {
         let cols = self.shape()[self.shape().len() - 1];
         match (axis, self.params) {
             (CutAxis::Rows, _) => self.positions(),
+            (CutAxis::Columns, OpParams::HeadMatMul { .. }) => self.weight.as_ref().map_or(1, |w| w.rows),
+            (CutAxis::Heads, OpParams::HeadMatMul { .. }) => self.matrices(),
             (CutAxis::Columns, _) => cols,
             (CutAxis::Slots, _) => self.inputs[1].cols(),
-            (CutAxis::Heads, OpParams::RmsNorm { .. }) => cols / self.width(),
+            (CutAxis::Heads, OpParams::RmsNorm { keep, .. }) => (cols - keep) / self.width(),
             (CutAxis::Heads, OpParams::Rope { head_dim, .. }) => cols / head_dim,
             (CutAxis::Heads, OpParams::AttnScores { head_dim, .. } | OpParams::AttnContext { head_dim, .. }) => {
                 self.inputs[1].cols() / head_dim
@@ -111,6 +113,12 @@ impl FailingCall {
         match (axis, self.params) {
             (CutAxis::Rows, OpParams::AttnScores { .. } | OpParams::AttnProbs { .. }) => Some(at[1]),
             (CutAxis::Rows, _) => Some(first),
+            (CutAxis::Columns, OpParams::HeadMatMul { .. }) => {
+                Some(last % self.columns_a_head()).filter(|row| *row < self.count(axis))
+            }
+            (CutAxis::Heads, OpParams::HeadMatMul { .. }) => Some(last / self.columns_a_head()),
+            // What a norm keeps as it is has no group and no block.
+            (_, OpParams::RmsNorm { keep, .. }) if last >= self.inputs[0].cols() - keep => None,
             (CutAxis::Columns, _) | (CutAxis::Slots, OpParams::RouterWeights { .. }) => Some(last),
             (CutAxis::Heads, OpParams::RmsNorm { .. }) => Some(last / self.width()),
             (CutAxis::Heads, OpParams::Rope { head_dim, .. }) => Some(last / head_dim),
@@ -124,6 +132,16 @@ impl FailingCall {
             }
             _ => None,
         }
+    }
+
+    /// Matrices of the weight: experts, or heads.
+    fn matrices(&self) -> usize {
+        self.weight.as_ref().map_or(1, |w| w.experts)
+    }
+
+    /// Columns of a head of the result.
+    fn columns_a_head(&self) -> usize {
+        (self.shape()[self.shape().len() - 1] / self.matrices()).max(1)
     }
 
     /// Columns of the weight.
@@ -175,6 +193,9 @@ impl FailingCall {
                 }
             }
             CutAxis::Columns => self.cut_columns(&mut new, keep)?,
+            CutAxis::Heads if matches!(self.params, OpParams::HeadMatMul { .. }) => {
+                self.cut_matrices(&mut new, keep)?;
+            }
             CutAxis::Heads | CutAxis::Group => self.cut_heads(&mut new, axis, keep),
             CutAxis::Keys => {
                 // `keep` are the last of those before this call, and all of this call's stay.
@@ -204,8 +225,18 @@ impl FailingCall {
                 let within: Vec<usize> = keep.iter().flat_map(|b| b * unit..((b + 1) * unit).min(width)).collect();
                 let last =
                     if matches!(self.params, OpParams::Embed { .. }) { self.shape()[1] } else { self.inputs[0].cols() };
-                let columns: Vec<usize> =
-                    (0..last / width).flat_map(|g| within.iter().map(move |c| g * width + c)).collect();
+                // Where a row is made of groups of more columns than the weight has, the others stay; and so does what is behind the groups.
+                let (of_group, behind) = match self.params {
+                    OpParams::HeadMatMul { head_dim, .. } => (head_dim, 0),
+                    OpParams::RmsNorm { keep, .. } => (width, keep),
+                    _ => (width, 0),
+                };
+                let stay = || within.iter().copied().chain(width..of_group);
+                let grouped = (0..(last - behind) / of_group).flat_map(|g| stay().map(move |c| g * of_group + c));
+                let columns: Vec<usize> = grouped.chain(last - behind..last).collect();
+                if let OpParams::HeadMatMul { head_dim, .. } = &mut new.params {
+                    *head_dim = stay().count();
+                }
                 if !matches!(self.params, OpParams::Embed { .. }) {
                     let axis = self.inputs[0].shape.len() - 1;
                     new.inputs[0] = self.inputs[0].take(axis, &columns);
@@ -263,7 +294,16 @@ impl FailingCall {
     }
 
     fn cut_columns(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
-        new.kept.columns = pick(&self.kept.columns, keep);
+        new.kept.columns = match self.params {
+            // The same rows of every head's matrix, and the columns that follow them.
+            OpParams::HeadMatMul { .. } => {
+                let (of_head, rows) = (self.columns_a_head(), self.count(CutAxis::Columns));
+                let stay = || keep.iter().copied().chain(rows..of_head);
+                let columns = (0..self.matrices()).flat_map(|h| stay().map(move |c| h * of_head + c));
+                pick(&self.kept.columns, &columns.collect::<Vec<_>>())
+            }
+            _ => pick(&self.kept.columns, keep),
+        };
         match (&self.weight, self.params) {
             (Some(w), _) => new.weight = Some(gather(w, &all(w.experts), keep, None)?),
             (None, OpParams::Combine { .. }) => new.inputs[0] = self.inputs[0].take(2, keep),
@@ -274,6 +314,19 @@ impl FailingCall {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Heads with a matrix each, and of x those of these where it has more than one.
+    fn cut_matrices(&self, new: &mut Parts, keep: &[usize]) -> Result<()> {
+        let OpParams::HeadMatMul { head_dim, .. } = self.params else { return Ok(()) };
+        if let Some(w) = &self.weight {
+            new.weight = Some(gather(w, keep, &all(w.rows), None)?);
+        }
+        if self.inputs[0].cols() > head_dim {
+            new.inputs[0] = self.inputs[0].take(1, &units(keep, head_dim));
+        }
+        new.kept.columns = pick(&self.kept.columns, &units(keep, self.columns_a_head()));
         Ok(())
     }
 
@@ -306,8 +359,11 @@ impl FailingCall {
     }
 
     fn cut_groups(&self, new: &mut Parts, keep: &[usize], n: usize) {
-        new.inputs[0] = self.inputs[0].take(1, &units(keep, n));
-        new.kept.columns = pick(&self.kept.columns, &units(keep, n));
+        let cols = self.inputs[0].cols();
+        let behind = if let OpParams::RmsNorm { keep, .. } = self.params { keep } else { 0 };
+        let columns: Vec<usize> = units(keep, n).into_iter().chain(cols - behind..cols).collect();
+        new.inputs[0] = self.inputs[0].take(1, &columns);
+        new.kept.columns = pick(&self.kept.columns, &columns);
     }
 
     /// Each (position, slot) as a row of its own with one slot, [T, K, n] → [T·K, 1, n]; `None` where that is so already.

@@ -102,7 +102,7 @@ impl Folder {
         });
         let case = FailingCall::new(site, manifest.op, inputs, weight.transpose()?, manifest.kept.clone())
             .map_err(|e| wrong(e.to_string()))?;
-        if case.op().kind() != stage.info().op {
+        if !stage.is_made_by(case.op().kind()) {
             return Err(wrong(format!("{stage} is made by {:?}, not by {:?}", stage.info().op, case.op().kind())));
         }
         let (exact, floor, subject) =

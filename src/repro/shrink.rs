@@ -293,6 +293,65 @@ mod tests {
         assert!(s.case.kept.columns.len() <= 3, "{:?}", s.case.kept.columns);
     }
 
+    /// Of a product by heads that keeps what it does not multiply: from one element of head 2 to that row, that head and one block.
+    #[test]
+    fn a_product_by_heads_ends_as_one_element_of_a_head() {
+        let (k, n, heads, beyond) = (96, 5, 4, 3);
+        let mut rng = Rng::new(11, 0);
+        let weight: Vec<u8> = normal(&mut rng, heads * n * k).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weight = Weight::from_vec("blk.1.attn_k_b.weight", GgmlType::F32, [k, n, heads], weight).unwrap();
+        for of_x in [1, heads] {
+            let width = of_x * (k + beyond);
+            let x = HostTensor::f32(&[7, width], normal(&mut rng, 7 * width));
+            let columns = heads * (n + beyond);
+            let kept = Provenance {
+                rows: rows(2..9, &[]),
+                columns: (0..columns).collect(),
+                blocks: (0..3).collect(),
+                ..Provenance::default()
+            };
+            let params = OpParams::HeadMatMul { x: (), weight: (), head_dim: k + beyond, keep: true };
+            let site = Site::layer(1, Stage::QAbsorbed);
+            let case = FailingCall::new(site, params, vec![x], Some(weight.clone()), kept).unwrap();
+            let wrong = 2 * (n + beyond) + 4;
+            let s = shrunk(case.clone(), |_, place| place.position == 6 && place.column == wrong);
+            assert_eq!((s.case.kept.rows[0].position, s.case.positions()), (6, 1), "{of_x} heads of x");
+            let tail = (2 * (n + beyond) + n)..3 * (n + beyond);
+            assert_eq!(s.case.kept.columns, [wrong].into_iter().chain(tail).collect::<Vec<_>>());
+            let weight = s.case.weight.as_ref().unwrap();
+            assert_eq!(
+                ([weight.cols, weight.rows, weight.experts], s.case.inputs[0].cols()),
+                ([32, 1, 1], 32 + beyond)
+            );
+            assert!(!s.stopped && s.runs < 20, "{} runs", s.runs);
+            // One that is kept has no row of a matrix, and stays whatever else goes.
+            let wrong = 2 * (n + beyond) + n + 1;
+            let s = shrunk(case, |_, place| place.position == 3 && place.column == wrong);
+            assert!(s.case.kept.columns.contains(&wrong) && s.case.weight.as_ref().unwrap().rows == 1);
+            assert_eq!((s.case.weight.as_ref().unwrap().experts, s.case.positions()), (1, 1));
+        }
+    }
+
+    /// Of a norm what it keeps as it is stays, whichever of its groups do.
+    #[test]
+    fn a_norm_that_keeps_columns_is_cut_in_its_groups() {
+        let mut rng = Rng::new(12, 0);
+        let weight: Vec<u8> = normal(&mut rng, 64).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let weight = Weight::from_vec("blk.1.attn_kv_a_norm.weight", GgmlType::F32, [64, 1, 1], weight).unwrap();
+        let x = HostTensor::f32(&[4, 3 * 64 + 70], normal(&mut rng, 4 * (3 * 64 + 70)));
+        let kept = Provenance {
+            rows: rows(0..4, &[]),
+            columns: (0..3 * 64 + 70).collect(),
+            blocks: (0..2).collect(),
+            ..Provenance::default()
+        };
+        let params = OpParams::RmsNorm { x: (), weight: (), eps: 1e-6, keep: 70 };
+        let case = FailingCall::new(Site::layer(1, Stage::KvNorm), params, vec![x], Some(weight), kept).unwrap();
+        let s = shrunk(case, |_, place| place.position == 2 && place.column == 100);
+        assert_eq!((s.case.kept.rows.len(), s.case.shape()), (1, &[1, 32 + 70][..]));
+        assert_eq!(s.case.kept.columns, (96..128).chain(192..262).collect::<Vec<_>>());
+    }
+
     #[test]
     fn the_number_of_runs_is_bounded() {
         let case = experts();

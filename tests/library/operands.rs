@@ -4,7 +4,7 @@
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{AnyBackend, Backend, Erased};
-use twinscope::op::{At, GateActivation, GgmlType, HostTensor, Op, Rotation, Stage, Weight};
+use twinscope::op::{At, GateActivation, GgmlType, GroupScore, Groups, HostTensor, Op, Rotation, Stage, Weight};
 
 use super::gpu::common::gpu;
 
@@ -29,6 +29,10 @@ fn are_refused_alike_by_every_backend() {
     let (kernel, rates) = (weight("kernel", [4, 8, 1]), weight("rates", [8, 1, 1]));
     let delta =
         |q, k, v, decay, beta, head_dim| Op::DeltaRule { q, k, v, decay, beta, start: 1, head_dim, tiled: true };
+    let choice = |k, count, used| {
+        let groups = Some(Groups { count, used, by: GroupScore::TopTwo });
+        Op::RouterTopK { probs: &good, k, groups }
+    };
     let (keys, heads, odd) = (x(&[3, 8]), x(&[3, 4]), x(&[3, 3]));
     let (three, long) = (x(&[3, 1, 8]), ids(&[3, 1], &[0, 1, 0]));
     let cases = [
@@ -38,6 +42,34 @@ fn are_refused_alike_by_every_backend() {
         (Op::RmsNorm { x: &bad, weight: &norm, eps: 0.0, keep: 0 }, "x is [2, 7] where [T, groups·4] for norm"),
         (Op::RmsNorm { x: &good, weight: &matrix, eps: 0.0, keep: 0 }, "matrix is [4, 2] where a vector [cols, 1]"),
         (Op::RmsNorm { x: &cube, weight: &norm, eps: 0.0, keep: 0 }, "x is [2, 3, 5] where [T, groups·4] for norm"),
+        (Op::RmsNorm { x: &good, weight: &norm, eps: 0.0, keep: 3 }, "x is [2, 8] where [T, groups·4 + 3] for norm"),
+        (Op::RmsNorm { x: &good, weight: &norm, eps: 0.0, keep: 8 }, "x is [2, 8] where [T, groups·4 + 8] for norm"),
+        (
+            Op::RmsNorm { x: &good, weight: &norm, eps: 0.0, keep: usize::MAX },
+            "x is [2, 8] where [T, groups·4 + 18446744073709551615] for norm",
+        ),
+        (
+            Op::HeadMatMul { x: &bad, weight: &stack, head_dim: 9, keep: true },
+            "x is [2, 7] where [T, 2·9] or [T, 9] for exps [8, 4, 2]",
+        ),
+        (
+            Op::HeadMatMul { x: &cube, weight: &stack, head_dim: 8, keep: false },
+            "x is [2, 3, 5] where [T, 2·8] or [T, 8] for exps [8, 4, 2]",
+        ),
+        (
+            Op::HeadMatMul { x: &good, weight: &stack, head_dim: usize::MAX, keep: true },
+            "x is [2, 8] where [T, 2·18446744073709551615] or",
+        ),
+        (
+            Op::HeadMatMul { x: &good, weight: &stack, head_dim: 7, keep: false },
+            "head_dim is 7 where at least 8 for exps [8, 4, 2]",
+        ),
+        (Op::HeadMatMul { x: &good, weight: &stack, head_dim: 0, keep: false }, "head_dim is 0 where at least 1"),
+        (
+            Op::HeadMatMul { x: &pair, weight: &stack, head_dim: 8, keep: false },
+            "x is [2, 1] where a tensor of numbers",
+        ),
+        (Op::HeadMatMul { x: &good, weight: &empty, head_dim: 8, keep: false }, "empty is [8, 0] where a weight with"),
         (Op::MatMul { x: &bad, weight: &w }, "x is [2, 7] where [T, 8] for w [8, 4]"),
         (Op::MatMul { x: &none, weight: &w }, "x is [0, 8] where a tensor with values"),
         (Op::MatMul { x: &pair, weight: &w }, "x is [2, 1] where a tensor of numbers, not ids,"),
@@ -62,12 +94,25 @@ fn are_refused_alike_by_every_backend() {
             "dims is 0 where an even number from 2 to 4",
         ),
         (
+            Op::Rope {
+                x: &good,
+                start: 0,
+                head_dim: 4,
+                rotation: Rotation { dims: Some(2), first: 3, ..Rotation::neox(1e4) },
+            },
+            "the first dimension that turns is 3 where at most 2",
+        ),
+        (
+            Op::Rope { x: &good, start: 0, head_dim: 4, rotation: Rotation { first: 1, ..Rotation::neox(1e4) } },
+            "the first dimension that turns is 1 where at most 0",
+        ),
+        (
             Op::RouterWeights { probs: &good, ids: &pair, renormalise: true, softmax: true, scale: 2.0 },
             "scale is 2.0 where 1, as a softmax over the chosen has it,",
         ),
-        (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, 8] at 0 of 4"),
-        (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, 8] at 3 of 4"),
-        (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, 8]"),
+        (Op::Store { cache: &cache, x: &bad, start: 0 }, "x is [2, 7] where [T ≤ 4, ≥ 8] at 0 of 4"),
+        (Op::Store { cache: &cache, x: &good, start: 3 }, "x is [2, 8] where [T ≤ 1, ≥ 8] at 3 of 4"),
+        (Op::Store { cache: &cache, x: &good, start: usize::MAX }, "where [T ≤ 0, ≥ 8]"),
         (
             Op::AttnScores { q: &good, k: &cache, start: 3, head_dim: 4, scale: None, window: None },
             "k is [4, 8] where [S ≥ 5, kv_heads·4]",
@@ -108,6 +153,12 @@ fn are_refused_alike_by_every_backend() {
         (Op::RouterProbs { logits: &cube, sigmoid: false }, "logits is [2, 3, 5] where [T, E]"),
         (Op::RouterTopK { probs: &good, k: 9, groups: None }, "k is 9 where 1 to 8, as many as there are experts,"),
         (Op::RouterTopK { probs: &good, k: 0, groups: None }, "k is 0 where 1 to 8"),
+        (choice(1, 3, 1), "groups is 3 where a number of groups of two or more of 8 experts"),
+        (choice(1, 8, 1), "groups is 8 where a number of groups of two or more of 8 experts"),
+        (choice(1, 0, 1), "groups is 0 where a number of groups"),
+        (choice(1, 4, 0), "groups used is 0 where 1 to 4 groups, with 1 experts or more,"),
+        (choice(1, 4, 5), "groups used is 5 where 1 to 4 groups"),
+        (choice(3, 4, 1), "groups used is 1 where 1 to 4 groups, with 3 experts or more,"),
         (
             Op::RouterWeights { probs: &good, ids: &few, renormalise: true, softmax: false, scale: 1.0 },
             "ids is [2, 1] where a tensor of ids",

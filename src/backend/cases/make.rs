@@ -61,8 +61,8 @@ impl Maker {
                 }
                 vec![self.tensor(&[tokens, heads * head_dim])]
             }
-            OpShape::Store { tokens, cols, capacity, .. } => {
-                vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols])]
+            OpShape::Store { tokens, cols, beyond, capacity, .. } => {
+                vec![self.tensor(&[capacity, cols]), self.tensor(&[tokens, cols + beyond])]
             }
             OpShape::AttnScores { tokens, heads, kv_heads, head_dim, start, spare, .. } => {
                 vec![self.tensor(&[tokens, heads * head_dim]), self.cache(start + tokens, spare, kv_heads * head_dim)]

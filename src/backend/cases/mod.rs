@@ -104,9 +104,11 @@ pub enum OpShape {
         /// The first of these.
         first: usize,
     },
+    /// Of rows that have `beyond` more columns.
     Store {
         tokens: usize,
         cols: usize,
+        beyond: usize,
         start: usize,
         capacity: usize,
     },
@@ -250,10 +252,10 @@ impl OpShape {
         }
     }
 
-    /// The same on the first `dims` dimensions of a head.
-    pub fn turning(mut self, to: Option<usize>) -> Self {
-        if let Self::Rope { dims, .. } = &mut self {
-            *dims = to;
+    /// The same on `to` dimensions of a head, from dimension `from` on.
+    pub fn turning(mut self, to: Option<usize>, from: usize) -> Self {
+        if let Self::Rope { dims, first, .. } = &mut self {
+            (*dims, *first) = (to, from);
         }
         self
     }

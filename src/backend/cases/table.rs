@@ -118,6 +118,13 @@ pub fn table() -> Vec<OpCase> {
             }
         }
     }
+    // As latents are attended to: one KV head for all, whose keys are wider than its values.
+    for (tokens, start, spare) in [(1, 40, 1), (17, 3, 0)] {
+        let (heads, kv_heads, window) = (12, 1, None);
+        let scale = Some(0.1);
+        all(NORMAL, OpShape::AttnScores { tokens, heads, kv_heads, head_dim: 576, start, spare, scale, window });
+        all(NORMAL, OpShape::AttnContext { tokens, heads, kv_heads, head_dim: 512, start, spare, window });
+    }
     for (tokens, heads, start) in [(1, 1, 0), (1, 8, 300), (7, 4, 0), (33, 2, 9), (65, 3, 1), (2, 1, 1030)] {
         for window in [None, Some(1), Some(8)] {
             for sinks in [false, true] {
@@ -172,8 +179,10 @@ pub fn table() -> Vec<OpCase> {
             all(WITH_LARGE, OpShape::SwiGlu { tokens, cols, activation });
         }
         all(WITH_LARGE, OpShape::SigmoidGate { tokens, cols });
-        all(NORMAL, OpShape::Store { tokens, cols, start: 0, capacity: tokens });
-        all(NORMAL, OpShape::Store { tokens, cols, start: 5, capacity: tokens + 9 });
+        for beyond in [0, 1, 64] {
+            all(NORMAL, OpShape::Store { tokens, cols, beyond, start: 0, capacity: tokens });
+            all(NORMAL, OpShape::Store { tokens, cols, beyond, start: 5, capacity: tokens + 9 });
+        }
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens - 1, rows: 1 });
         all(NORMAL, OpShape::Rows { tokens, cols, start: tokens / 2, rows: tokens - tokens / 2 });
     }

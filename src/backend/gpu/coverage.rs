@@ -26,6 +26,9 @@ impl GpuBackend {
                 OpKind::ExpertMatMul => {
                     (kernels::EXPERT_MATVEC.spec(self.lanes), kernels::EXPERT_MATMUL.spec(self.lanes), ops::FEW)
                 }
+                OpKind::HeadMatMul => {
+                    (kernels::HEAD_MATVEC.spec(self.lanes), kernels::HEAD_MATMUL.spec(self.lanes), ops::few(self.lanes))
+                }
                 _ => continue,
             };
             for (spec, positions) in [(few, 1..=most), (many, most + 1..=usize::MAX)] {

@@ -7,7 +7,7 @@ use super::ops::{FEW, rows_cols};
 use super::tensor::{ChosenTiles, GpuTensor, SlotPlan};
 use super::{GpuBackend, THREADS, TILE, kernels, params};
 use crate::error::{Error, Result};
-use crate::op::{Site, Weight};
+use crate::op::{GroupScore, Groups, Site, Weight};
 
 fn other_experts(site: Site, of: usize, experts: usize) -> Error {
     Error::cannot_run(format!("{site}: expert ids of {of} experts used with {experts} experts"))
@@ -27,11 +27,22 @@ impl GpuBackend {
         self.dispatch(site, kernels::ROUTER_SIGMOIDS, &[logits.binding(), y.binding()], params, grid)
     }
 
-    pub(super) fn router_topk(&mut self, site: Site, probs: &GpuTensor, y: &GpuTensor) -> Result<()> {
+    pub(super) fn router_topk(
+        &mut self,
+        site: Site,
+        probs: &GpuTensor,
+        groups: Option<Groups>,
+        y: &GpuTensor,
+    ) -> Result<()> {
         let (experts, &[positions, k]) = (rows_cols(probs).1, y.shape()) else { unreachable!("[T, K]") };
-        let params = params::RouterTopK { experts: experts as u32, k: k as u32 };
-        let grid = [positions as u32, 1, 1];
-        self.dispatch(site, kernels::ROUTER_TOPK, &[probs.binding(), y.binding()], params, grid)
+        let ([experts, k], grid) = ([experts, k].map(|n| n as u32), [positions as u32, 1, 1]);
+        let bindings = [probs.binding(), y.binding()];
+        let Some(Groups { count, used, by }) = groups else {
+            return self.dispatch(site, kernels::ROUTER_TOPK, &bindings, params::RouterTopK { experts, k }, grid);
+        };
+        let two = (by == GroupScore::TopTwo).into();
+        let params = params::RouterTopKGroups { experts, k, groups: count as u32, used: used as u32, two };
+        self.dispatch(site, kernels::ROUTER_TOPK_GROUPS, &bindings, params, grid)
     }
 
     pub(super) fn router_weights(

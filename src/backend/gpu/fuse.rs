@@ -142,12 +142,12 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         })
     };
     match &all[first].op {
-        Operation::RmsNorm { weight, .. } => {
+        Operation::RmsNorm { weight, keep, .. } => {
             let rope = hidden_in(all, first)?;
             let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
             // The kernel turns whole heads.
             let whole = *head_dim == weight.cols && rotation.turned(*head_dim) == *head_dim;
-            (whole && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
+            (whole && *keep == 0 && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
                 norm: first,
                 rope,
                 store: into_cache(rope),
@@ -162,30 +162,32 @@ fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Opti
         }
         Operation::Add { .. } => {
             let norm = users(all, first).next()?;
-            matches!(all[norm].op, Operation::RmsNorm { .. }).then_some(Launch::AddNorm { add: first, norm })
+            matches!(all[norm].op, Operation::RmsNorm { keep: 0, .. }).then_some(Launch::AddNorm { add: first, norm })
         }
-        Operation::AttnScores { start, head_dim, window, .. } => {
+        Operation::AttnScores { k, start, head_dim, window, .. } => {
             let probs = hidden_in(all, first)?;
             // Sinks have a kernel of their own.
             let Operation::AttnProbs { start: from, window: in_probs, sinks: None, .. } = &all[probs].op else {
                 return None;
             };
             let context = hidden_in(all, probs)?;
-            let Operation::AttnContext { probs: weights, start: at, head_dim: d, window: in_context, .. } =
+            let Operation::AttnContext { probs: weights, v, start: at, head_dim: d, window: in_context } =
                 &all[context].op
             else {
                 return None;
             };
             let one = weights.same(&all[probs].result)
                 && (from, at, d) == (start, start, head_dim)
-                && (in_probs, in_context) == (window, window);
+                && (in_probs, in_context) == (window, window)
+                && k.shape().last() == v.shape().last(); // as many KV heads
             (one && *d <= MOST_HEAD_DIM).then_some(Launch::Attention { scores: first, probs, context })
         }
         // Sigmoids have kernels of their own.
         Operation::RouterProbs { sigmoid: false, .. } => {
             let mut users = users(all, first);
             let (ids, weights) = (users.next()?, users.next()?);
-            let Operation::RouterTopK { .. } = all[ids].op else { return None };
+            // So have groups.
+            let Operation::RouterTopK { groups: None, .. } = all[ids].op else { return None };
             let Operation::RouterWeights { ids: chosen, .. } = &all[weights].op else { return None };
             chosen.same(&all[ids].result).then_some(Launch::Router { probs: first, ids, weights })
         }

@@ -87,6 +87,7 @@ const READS: &str = wgsl!("lib/reads");
 const RMS: &str = wgsl!("lib/rms");
 const ROW: &str = wgsl!("lib/row");
 const SOFTMAX: &str = wgsl!("lib/softmax");
+const STACK: &str = wgsl!("lib/stack");
 const SUBGROUP: &str = wgsl!("lib/lanes");
 const TILES: &str = wgsl!("lib/tile");
 const TOP_K: &str = wgsl!("lib/top_k");
@@ -120,7 +121,7 @@ macro_rules! kernels {
 kernels! {
     ADD: Elementwise [Read, Read, Write]
         "add" [] [THREADS, 1], 0;
-    ADD_NORM: RmsNorm [Read, Read, Read, Write, Write]
+    ADD_NORM: AddNorm [Read, Read, Read, Write, Write]
         "add_norm" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     ATTENTION: AttnScores [Read, Read, Read, Write]
         "attention" [NUMERIC, ROW] [THREADS, 1], 4 * KEPT + 16 * THREADS + 4 * THREADS;
@@ -153,15 +154,21 @@ kernels! {
     EXPERT_BIAS: ExpertBias [Read, Read, Read, Write]
         "expert_bias" [NUMERIC] [THREADS, 1], 0;
     EXPERT_MATMUL: ExpertMatmul [Weights, Activations, Read, Write]
-        "expert_matmul" [NUMERIC, EXPERT, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
-        "expert_matmul_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
+        "expert_matmul" [NUMERIC, STACK, EXPERT, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
+        "expert_matmul_lanes" [NUMERIC, STACK, EXPERT, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
     EXPERT_MATVEC: ExpertMatvec [Weights, Activations, Read, Write]
-        "expert_matvec" [NUMERIC, EXPERT, DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
-        "expert_matvec_lanes" [NUMERIC, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
+        "expert_matvec" [NUMERIC, STACK, EXPERT, DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
+        "expert_matvec_lanes" [NUMERIC, STACK, EXPERT, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     EXPERT_PLAN: ExpertPlan [Read, Write]
         "expert_plan" [] [THREADS, 1], 0;
     GEGLU: Elementwise [Read, Read, Write]
         "geglu" [NUMERIC] [THREADS, 1], 0;
+    HEAD_MATMUL: HeadMatmul [Weights, Activations, Write]
+        "head_matmul" [STACK, DOT, TILES] [SIDE, SIDE], 2 * 16 * TILE * PITCH;
+        "head_matmul_lanes" [STACK, DOT, SUBGROUP] [WIDTH * TILE / 4, 1], 0;
+    HEAD_MATVEC: HeadMatmul [Weights, Activations, Write]
+        "head_matvec" [STACK, DOT, GEMV] [LANES, GROUPS], 16 * LANES * GROUPS;
+        "head_matvec_lanes" [STACK, DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     L2_NORM: L2Norm [Read, Write]
         "l2_norm" [ROW] [THREADS, 1], 4 * THREADS;
     MATMUL: Matmul [Weights, Activations, Write]
@@ -191,6 +198,8 @@ kernels! {
         "router_softmax" [NUMERIC] [THREADS, 1], 0;
     ROUTER_TOPK: RouterTopK [Read, Write]
         "router_topk" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
+    ROUTER_TOPK_GROUPS: RouterTopKGroups [Read, Write]
+        "router_topk_groups" [NUMERIC, TOP_K] [THREADS, 1], 2 * 4 * THREADS;
     ROUTER_WEIGHTS: RouterWeights [Read, Read, Write]
         "router_weights" [NUMERIC, WEIGH] [THREADS, 1], 0;
     SIGMOID_GATE: SigmoidGate [Read, Read, Write]

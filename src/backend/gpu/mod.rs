@@ -15,10 +15,12 @@
 
 mod adapter;
 mod attention;
+mod copies;
 mod coverage;
 mod device;
 mod experts;
 mod fuse;
+mod heads;
 mod kernels;
 mod layout;
 mod linear_attention;

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::attention::{QUAD, attention_params, attention_scale, in_window};
+use super::copies::Rows;
 use super::device::Bound;
 use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
@@ -38,7 +39,7 @@ pub fn contract(op: OpKind) -> Contract {
     Contract::wgsl_f32(match op {
         // gemv.wgsl, tile.wgsl and lanes.wgsl: at most 8·⌈pairs / 16⌉ + 6, 10 + pairs and 10 + pairs additions, pairs = n / 32.
         // All are within 32 + n / 32, which is what blocks of 32 come to.
-        OpKind::MatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => Order::Blocked { block: 32 },
         OpKind::RmsNorm | OpKind::L2Norm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: THREADS },
         OpKind::AttnScores => Order::Lanes { lanes: QUAD as u32 },
         // Of delta_rule.wgsl, whose threads take quads in turn and then add the four sums of one: ⌈D / 64⌉ + 2 + 4 additions at most, and
@@ -108,11 +109,24 @@ impl GpuBackend {
         bindings: &[Bound<'_>],
         launch: impl Fn(params::Piece) -> Option<(P, [u32; 3])>,
     ) -> Result<()> {
+        self.device.watch(kernel.spec(self.lanes).bindings, bindings, None)?;
+        let name = self.launch_weight(site, kernel, weight, bindings, launch)?;
+        self.device.check_written(site, &name)
+    }
+
+    /// The same, of several that write the same output. Returns the kernel's name.
+    pub(super) fn launch_weight<P: Params>(
+        &mut self,
+        site: Site,
+        kernel: Kernel<P>,
+        weight: &Arc<Weight>,
+        bindings: &[Bound<'_>],
+        launch: impl Fn(params::Piece) -> Option<(P, [u32; 3])>,
+    ) -> Result<String> {
         let spec = kernel.spec(self.lanes);
         let planned = self.weight(weight)?;
         let pipeline = self.pipelines.get(spec, Some(&planned.layout));
         self.device.timing.at(site);
-        self.device.watch(spec.bindings, bindings, None)?;
         for (number, &piece) in planned.pieces.iter().enumerate() {
             let Some((params, grid)) = launch(piece) else { continue };
             self.check_grid(site, spec.name, grid)?;
@@ -121,7 +135,7 @@ impl GpuBackend {
             all.extend(bindings);
             self.device.dispatch(&pipeline, &all, bytemuck::cast_slice(&[params]), grid)?;
         }
-        self.device.check_written(site, &pipeline.name)
+        Ok(pipeline.name.clone())
     }
 
     fn check_grid(&self, site: Site, kernel: &str, grid: [u32; 3]) -> Result<()> {
@@ -170,7 +184,8 @@ impl GpuBackend {
         // Rope's factors are in its table of angles.
         if let Some(weight) = op.weight().filter(|_| op.kind() != OpKind::Rope) {
             // Whether it can be uploaded is said now, not when the operation has waited.
-            let matrix = matches!(op, Op::Embed { .. } | Op::MatMul { .. } | Op::ExpertMatMul { .. });
+            let matrix =
+                matches!(op.kind(), OpKind::Embed | OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul);
             self.upload_weight(weight, self.lanes && matrix)?;
         }
         if fuse::waits(op.kind()) {
@@ -262,7 +277,7 @@ impl GpuBackend {
                 };
                 let gpu = self.norm_weight(weight)?;
                 let groups = a.len() / weight.cols;
-                let params = params::RmsNorm { n: weight.cols as u32, groups: groups as u32, eps };
+                let params = params::AddNorm { n: weight.cols as u32, groups: groups as u32, eps };
                 self.make(site(add), result(add))?;
                 self.make(site(norm), result(norm))?;
                 let (sum, y) = (result(add).binding(), result(norm).binding());
@@ -300,14 +315,15 @@ impl GpuBackend {
         }
     }
 
-    /// The rows of the cache that a `Store` writes, as the binding of a kernel that makes them; `None` if the adapter cannot bind
-    /// where they start.
+    /// The rows of the cache that a `Store` writes, as the binding of a kernel that makes them; `None` if they have not all of their columns,
+    /// or the adapter cannot bind where they start.
     fn in_cache<'t>(&self, store: &'t Op<'_, GpuTensor>) -> Option<Bound<'t>> {
         let Op::Store { cache, x, start } = store else { return None };
         let offset = (start * rows_cols(x).1) as u64 * 4;
         let buffer = cache.buffer();
         let (size, words, shape) = (x.bytes(), x.len() as u64, cache.shape());
-        let fits = offset.is_multiple_of(self.device.limits.min_storage_buffer_offset_alignment.into());
+        let whole = rows_cols(x).1 == rows_cols(cache).1;
+        let fits = whole && offset.is_multiple_of(self.device.limits.min_storage_buffer_offset_alignment.into());
         fits.then_some(Bound::Buffer { buffer, offset, size, words, shape })
     }
 
@@ -316,7 +332,7 @@ impl GpuBackend {
         self.make(site, y)?;
         match op {
             Op::Embed { table, tokens, scale } => self.embed(site, table, tokens, *scale, y),
-            Op::RmsNorm { x, weight, eps, .. } => self.rms_norm(site, x, weight, *eps, y),
+            &Op::RmsNorm { ref x, weight, eps, keep } => self.rms_norm(site, x, weight, eps, keep, y),
             Op::MatMul { x, weight } => self.matmul(site, y.shape(), x, weight, y.binding()),
             Op::Bias { x, weight } => self.bias(site, x, weight, y.binding()),
             Op::Rope { x, start, head_dim, rotation } => self.rope(site, x, *start, *head_dim, rotation, y.binding()),
@@ -344,12 +360,12 @@ impl GpuBackend {
             Op::SigmoidGate { x, gate } => self.sigmoid_gate(site, x, gate, y),
             Op::RouterProbs { logits, sigmoid: false } => self.router_probs(site, logits, y),
             Op::RouterProbs { logits, sigmoid: true } => self.router_sigmoids(site, logits, y),
-            Op::RouterTopK { probs, .. } => self.router_topk(site, probs, y),
+            Op::RouterTopK { probs, groups, .. } => self.router_topk(site, probs, *groups, y),
             Op::RouterWeights { probs, ids, softmax: true, .. } => self.router_softmax(site, probs, ids, y),
             Op::RouterWeights { probs, ids, renormalise, scale, .. } => {
                 self.router_weights(site, probs, ids, (*renormalise, *scale as f32), y)
             }
-            Op::HeadMatMul { .. } => Err(Error::cannot_run(format!("{site}: the GPU has no products by heads yet"))),
+            &Op::HeadMatMul { ref x, weight, head_dim, .. } => self.head_matmul(site, x, weight, head_dim, y),
             Op::ExpertMatMul { x, ids, weight } => self.expert_matmul(site, x, ids, weight, y),
             Op::ExpertBias { x, ids, weight } => self.expert_bias(site, x, ids, weight, y),
             Op::Combine { down, weights } => self.combine(site, down, weights, y),
@@ -377,12 +393,25 @@ impl GpuBackend {
         self.dispatch_weight(site, kernels::EMBED, table, &[ids.binding(), y.binding()], launch)
     }
 
-    fn rms_norm(&mut self, site: Site, x: &GpuTensor, weight: &Arc<Weight>, eps: f32, y: &GpuTensor) -> Result<()> {
+    fn rms_norm(
+        &mut self,
+        site: Site,
+        x: &GpuTensor,
+        weight: &Arc<Weight>,
+        eps: f32,
+        keep: usize,
+        y: &GpuTensor,
+    ) -> Result<()> {
         let n = weight.cols;
         let gpu = self.norm_weight(weight)?;
-        let groups = x.len() / n;
+        let (rows, row) = rows_cols(x);
+        let in_row = (row - keep) / n;
+        let groups = rows * in_row;
         let bindings = [gpu.binding(), x.binding(), y.binding()];
-        let params = params::RmsNorm { n: n as u32, groups: groups as u32, eps };
+        let params = {
+            let [n, groups, in_row, row] = [n, groups, in_row, row].map(|n| n as u32);
+            params::RmsNorm { n, groups, in_row, row, eps }
+        };
         self.dispatch(site, kernels::RMS_NORM, &bindings, params, self.fold(groups))
     }
 
@@ -395,7 +424,7 @@ impl GpuBackend {
         }
         let rows = x.len() / cols;
         let y = self.tensor(site, &[rows, padded], false)?;
-        self.copy(site, x, 0, cols, &y, 0, padded, rows)?;
+        self.copy(site, Rows::of(x), cols, Rows::of(&y), padded, rows)?;
         Ok(y)
     }
 
@@ -449,45 +478,11 @@ impl GpuBackend {
         let angles = self.angles(site, head_dim, rotation, start + positions)?;
         let neighbours = (rotation.pairing == Pairing::Norm).into();
         let turned = rotation.turned(head_dim) / 2;
-        let [pairs, heads, half_dim, turned, start] =
-            [x.len() / 2, cols / head_dim, head_dim / 2, turned, start].map(|n| n as u32);
-        let params = params::Rope { pairs, heads, half_dim, turned, start, neighbours };
+        let [pairs, heads, half_dim, turned, first, start] =
+            [x.len() / 2, cols / head_dim, head_dim / 2, turned, rotation.first, start].map(|n| n as u32);
+        let params = params::Rope { pairs, heads, half_dim, turned, first, start, neighbours };
         let bindings = [Bound::buffer(&angles, angles.size()), x.binding(), y];
         self.dispatch(site, kernels::ROPE, &bindings, params, self.fold_values(x.len() / 2))
-    }
-
-    /// Rows of `x_cols` words of `x` from word `from` on, to rows of `y_cols` words of `y` from word `to` on.
-    #[allow(clippy::too_many_arguments)] // two places and an extent
-    fn copy(
-        &mut self,
-        site: Site,
-        x: &GpuTensor,
-        from: usize,
-        x_cols: usize,
-        y: &GpuTensor,
-        to: usize,
-        y_cols: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let grid = self.fold_values(rows * y_cols);
-        let params = {
-            let [words, y_cols, x_cols, from_, to] = [rows * y_cols, y_cols, x_cols, from, to].map(|n| n as u32);
-            params::Copy { words, y_cols, x_cols, from_, to }
-        };
-        let (bindings, written) = ([x.binding(), y.binding()], to as u64..(to + rows * y_cols) as u64);
-        self.device.watch(kernels::COPY.spec(self.lanes).bindings, &bindings, Some(written))?;
-        self.launch(site, kernels::COPY, &bindings, params, grid)?;
-        self.device.check_written(site, kernels::COPY.spec(self.lanes).name)
-    }
-
-    fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<()> {
-        let (positions, n) = rows_cols(x);
-        self.copy(site, x, 0, n, cache, start * n, n, positions)
-    }
-
-    fn rows(&mut self, site: Site, x: &GpuTensor, start: usize, y: &GpuTensor) -> Result<()> {
-        let &[rows, cols] = y.shape() else { unreachable!("[rows, n]") };
-        self.copy(site, x, start * cols, cols, y, 0, cols, rows)
     }
 
     fn elementwise(

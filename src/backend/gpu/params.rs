@@ -53,6 +53,7 @@ params! {
     /// The piece of a matrix that a kernel reads.
     Piece { pairs: u32, stride: u32, tail: u32, rows: u32, first: u32, count: u32 }
 
+    AddNorm { n: u32, groups: u32, eps: f32 }
     AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, window: u32 }
     /// Of `attn_probs` and `attn_probs_sinks`.
     AttnProbs { start: u32, seen: u32, window: u32 }
@@ -62,7 +63,7 @@ params! {
     /// Of `combine` and `combine_add`.
     Combine { n: u32, cols: u32, k: u32 }
     Conv { n: u32, channels: u32, kernel: u32, stride: u32, first: u32, count: u32, start: u32 }
-    Copy { words: u32, y_cols: u32, x_cols: u32, from_: u32, to: u32 }
+    Copy { words: u32, y_cols: u32, x_cols: u32, y_row: u32, x_row: u32, shared_by: u32, from_: u32, to: u32 }
     Decay { n: u32, cols: u32 }
     DeltaRule { quads: u32, heads: u32, key_heads: u32, tiled: u32, start: u32, seen: u32, v_cols: u32, v_first: u32, scale: f32 }
     /// Of `add`, `swiglu`, `geglu`, `clamped_swish` and `sigmoid_glu`.
@@ -72,20 +73,22 @@ params! {
     ExpertMatmul { piece: Piece, experts: u32, shared_by: u32, slots: u32, first_tile: u32 }
     ExpertMatvec { piece: Piece, experts: u32, shared_by: u32 }
     ExpertPlan { slots: u32, experts: u32, tiles: u32 }
+    /// Of `head_matmul` and `head_matvec`.
+    HeadMatmul { piece: Piece, experts: u32, first: u32, row: u32, head: u32, width: u32, positions: u32 }
     L2Norm { n: u32, groups: u32, heads: u32, cols: u32, first: u32, eps: f32 }
     Matmul { piece: Piece, positions: u32 }
     Matvec { piece: Piece }
     NormRope { n: u32, groups: u32, heads: u32, start: u32, eps: f32 }
     ProbeFma { rounds: u32, x: f32, y: f32 }
     ProbeRead { reads: u32 }
-    /// Of `rms_norm` and `add_norm`.
-    RmsNorm { n: u32, groups: u32, eps: f32 }
-    Rope { pairs: u32, heads: u32, half_dim: u32, turned: u32, start: u32, neighbours: u32 }
+    RmsNorm { n: u32, groups: u32, in_row: u32, row: u32, eps: f32 }
+    Rope { pairs: u32, heads: u32, half_dim: u32, turned: u32, first: u32, start: u32, neighbours: u32 }
     Router { experts: u32, k: u32, renormalise: u32, scale: f32 }
     RouterProbs { experts: u32 }
     RouterSigmoids { n: u32 }
     RouterSoftmax { positions: u32, experts: u32, k: u32 }
     RouterTopK { experts: u32, k: u32 }
+    RouterTopKGroups { experts: u32, k: u32, groups: u32, used: u32, two: u32 }
     RouterWeights { positions: u32, experts: u32, k: u32, renormalise: u32, scale: f32 }
     SigmoidGate { n: u32, cols: u32 }
 }

@@ -7,7 +7,7 @@ use crate::formula::attention::{Cache, Context, Scores, Sizes};
 use crate::formula::precision::FORMATS;
 use crate::formula::softmax::{Form, Seen, SinkPlace, Softmax};
 use crate::formula::{Formula, Point};
-use crate::op::{LayerLayout, Op, OpKind, Stage};
+use crate::op::{LayerLayout, Mla, Op, OpKind, Stage};
 
 /// Sizes of a stage that reads the cache.
 fn sizes<'a>(case: &'a Evidence<'a>) -> Result<Option<Sizes>> {
@@ -189,10 +189,12 @@ pub fn softmax_sum<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// The scores of a call that starts at position 0, as if no key were masked. [heads, T, T]
 fn hidden_scores(case: &Evidence<'_>) -> Result<Option<Vec<Point>>> {
-    let [q, k] = [Stage::QRope, Stage::KRope].map(|stage| case.scene.earlier.get(stage));
-    let (Some(q), Some(k)) = (q, k) else { return Ok(None) };
     let config = case.scene.config;
-    let (head_dim, scale) = (config.head_dim, config.attention_scale);
+    let mut inputs = Stage::AttnScores.inputs(config.layout().of(case.scene.site.layer));
+    let [q, k] = [inputs.next(), inputs.next()].map(|stage| case.scene.earlier.get(stage?));
+    let (Some(q), Some(k)) = (q, k) else { return Ok(None) };
+    let own = config.mla.map(|_| 1.0 / (config.head_dim as f64).sqrt());
+    let (head_dim, scale) = (config.head_dim_of(Stage::AttnScores), config.attention_scale.or(own));
     let op = Op::AttnScores { q: &**q, k: &**k, start: 0, head_dim, scale, window: None };
     let values = [q.to_f64(), k.to_f64()];
     let Some(mut scores) = Scores::stated(&op, &values)? else { return Ok(None) };
@@ -236,12 +238,52 @@ fn letting_through<'a>(
     })))
 }
 
+/// Of latent attention, whose scale is that of a head's width whatever is multiplied, and has YaRN's magnitude twice: other widths, and another part
+/// of that.
+fn latent_scale<'a>(case: &'a Evidence<'a>, stated: f64) -> Result<Vec<Variant<'a>>> {
+    let config = case.scene.config;
+    let Some(mla) = config.mla else { return Ok(vec![]) };
+    let width = |n: usize| 1.0 / (n as f64).sqrt();
+    let own = width(config.head_dim);
+    let nope = config.head_dim - mla.turned;
+    let mut ways = vec![
+        (format!("the scale 1/√{}, of the columns that do not turn, for 1/√{}", nope, config.head_dim), width(nope)),
+        (
+            format!("the scale 1/√{}, of the columns that turn, for 1/√{}", mla.turned, config.head_dim),
+            width(mla.turned),
+        ),
+        (format!("the scale 1/√{}, of the latent, for 1/√{}", mla.rank, config.head_dim), width(mla.rank)),
+        (
+            format!("the scale 1/√{}, of what is stored of a key, for 1/√{}", mla.row(), config.head_dim),
+            width(mla.row()),
+        ),
+    ];
+    let stretch = stated / own;
+    if (stretch - 1.0).abs() > 1e-9 {
+        for (_, scale) in &mut ways {
+            *scale *= stretch;
+        }
+        ways.push((format!("the scale 1/√{} without YaRN's {stretch:.4}", config.head_dim), own));
+        ways.push((
+            format!("YaRN's magnitude {:.4} in the scale once, not twice", stretch.sqrt()),
+            own * stretch.sqrt(),
+        ));
+        ways.push((format!("the scale divided by YaRN's {stretch:.4}"), own / stretch));
+        let row = mla.row();
+        ways.push((format!("the scale 1/√{row}, of what is stored of a key, without YaRN's {stretch:.4}"), width(row)));
+    }
+    ways.retain(|(_, scale)| (scale / stated - 1.0).abs() > 1e-12);
+    let with = |(what, scale): (String, f64)| case.changed(what, |s: &mut Scores<'a>| s.scale = scale).transpose();
+    ways.into_iter().filter_map(with).collect()
+}
+
 /// Another scale than 1/√D.
 pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let config = case.scene.config;
     let mut all = Vec::new();
     if let Some(Scores { sizes, scale: stated, .. }) = case.stated()? {
         let d = sizes.head_dim as f64;
+        all.extend(latent_scale(case, stated)?);
         let hidden_per_head = config.hidden as f64 / config.heads.max(1) as f64;
         for (what, scale) in [
             ("the scale 1/√D", 1.0 / d.sqrt()),
@@ -347,6 +389,7 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.extend(case.changed(what, |s: &mut Scores<'a>| s.q = q.to_f64().into())?);
         }
     }
+    all.extend(latents(case)?);
     // This call's rows are the whole cache only in the first call.
     if case.scene.start == 0 {
         let v = if layout.qkv_bias { Stage::VBias } else { Stage::VProj };
@@ -357,7 +400,11 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             stages.push((Stage::VProj, "v before its bias".into()));
         }
         for (stage, what) in stages {
-            let Some(rows) = earlier(stage) else { continue };
+            let Some(rows) =
+                earlier(stage).filter(|rows| case.shapes.get(1).is_some_and(|of| of.last() == Some(&rows.cols())))
+            else {
+                continue;
+            };
             if stage != Stage::KRope {
                 all.extend(case.changed(what.clone(), |s: &mut Scores<'a>| s.k = rows.to_f64().into())?);
             }
@@ -366,6 +413,44 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 all.extend(case.changed(what, |c: &mut Context<'a>| c.v = rows.to_f64().into())?);
             }
         }
+    }
+    Ok(all)
+}
+
+/// Of latent attention: what is stored of a key from before its rope or its norm, and other columns of that for the latent.
+fn latents<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(mla) = case.scene.config.mla.filter(|mla| mla.form == Mla::Absorbed && case.scene.start == 0) else {
+        return Ok(vec![]);
+    };
+    let (row, rank) = (mla.row(), mla.rank);
+    let mut all = Vec::new();
+    let stored =
+        |stage: Stage| case.scene.earlier.get(stage).filter(|rows| rows.cols() == row).map(|rows| rows.to_f64());
+    for (stage, what) in [
+        (Stage::KvNorm, "keys from before their rope"),
+        (Stage::KvA, "keys from before the latent's norm and their rope"),
+    ] {
+        if let Some(rows) = stored(stage) {
+            all.extend(case.changed(what, |s: &mut Scores<'a>| s.k = rows.into())?);
+        }
+    }
+    // [T, rank], from the columns that `first` begins with, or from rows of rank columns.
+    let from = |rows: &[f64], first: usize| -> Vec<f64> {
+        rows.chunks_exact(row).flat_map(|row| row[first..][..rank].to_vec()).collect()
+    };
+    for (stage, first, what) in [
+        (Stage::KvA, 0, "latents from before their norm".to_string()),
+        (Stage::KRope, mla.turned, format!("the last {rank} columns of what is stored of a key for its first")),
+        (Stage::KvNorm, mla.turned, format!("the last {rank} columns of latent and key for the first, before rope")),
+    ] {
+        if let Some(rows) = stored(stage) {
+            all.extend(case.changed(what, |c: &mut Context<'a>| c.v = from(&rows, first).into())?);
+        }
+    }
+    if let Some(rows) = stored(Stage::KRope) {
+        let packed: Vec<f64> = rows[..rows.len() / row * rank].to_vec();
+        let what = format!("latents in rows of {rank}, of what is stored in rows of {row}");
+        all.extend(case.changed(what, |c: &mut Context<'a>| c.v = packed.into())?);
     }
     Ok(all)
 }

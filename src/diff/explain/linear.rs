@@ -21,11 +21,18 @@ pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     let mut with = |name: &str, x: &crate::op::HostTensor| {
         if x.shape == shape {
-            all.extend(case.changed(format!("the product of {name}"), |l: &mut Linear<'a>| l.x = x.to_f64().into())?);
+            let values = x.to_f64();
+            all.extend(case.changed(format!("the product of {name}"), |l: &mut Linear<'a>| {
+                if l.stride() > l.n {
+                    l.keep(&values);
+                }
+                l.read(values.into());
+            })?);
         }
         Ok(())
     };
-    let input = case.scene.site.stage.info().inputs.first().copied();
+    let layout = case.scene.config.layout().of(case.scene.site.layer);
+    let input = case.scene.site.stage.inputs(layout).next();
     use Stage::*;
     for stage in [
         AttnNorm,
@@ -41,6 +48,10 @@ pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         QNorm,
         QBias,
         QProj,
+        QA,
+        KRope,
+        KvNorm,
+        KvA,
     ] {
         if let Some(x) = case.scene.earlier.get(stage).filter(|_| Some(stage) != input) {
             with(stage.name(), x)?;

@@ -5,14 +5,16 @@
 //! named first. NaN comes first: whatever else gives nothing but NaN cannot be told from it.
 
 use super::{
-    Hypothesis, attention, bytes, delta, linear, linear_attention, norm, pointwise, precision, range, reduction, rope,
-    routing, stride, tokens, weights, whole, wrapped,
+    Hypothesis, attention, bytes, delta, heads as by_heads, linear, linear_attention, norm, pointwise, precision,
+    range, reduction, rope, routing, stride, tokens, weights, whole, wrapped,
 };
 use crate::diff::locate::Axis::{self, *};
 use crate::op::OpKind;
 
 const PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul];
-const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul];
+/// And by heads, which read a part of each.
+const ANY_PRODUCT: &[OpKind] = &[OpKind::MatMul, OpKind::ExpertMatMul, OpKind::HeadMatMul];
+const READS_WEIGHT: &[OpKind] = &[OpKind::Embed, OpKind::MatMul, OpKind::ExpertMatMul, OpKind::HeadMatMul];
 const ATTENTION: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnProbs, OpKind::AttnContext];
 const READS_CACHE: &[OpKind] = &[OpKind::AttnScores, OpKind::AttnContext];
 /// What reads rows of heads, or of gate and up.
@@ -21,6 +23,7 @@ const STRIDED: &[OpKind] = &[OpKind::RmsNorm, OpKind::Rope, OpKind::AttnScores, 
 const SUMS: &[OpKind] = &[
     OpKind::MatMul,
     OpKind::ExpertMatMul,
+    OpKind::HeadMatMul,
     OpKind::AttnScores,
     OpKind::AttnContext,
     OpKind::AttnProbs,
@@ -32,6 +35,7 @@ pub(super) const ANY: &[OpKind] = &[
     OpKind::Embed,
     OpKind::RmsNorm,
     OpKind::MatMul,
+    OpKind::HeadMatMul,
     OpKind::Bias,
     OpKind::Rope,
     OpKind::AttnScores,
@@ -56,6 +60,7 @@ pub(super) const ANY: &[OpKind] = &[
 const REDUCTIONS: &[OpKind] = &[
     OpKind::MatMul,
     OpKind::ExpertMatMul,
+    OpKind::HeadMatMul,
     OpKind::RmsNorm,
     OpKind::AttnScores,
     OpKind::AttnProbs,
@@ -66,6 +71,7 @@ const REDUCTIONS: &[OpKind] = &[
 const ROUNDS: &[OpKind] = &[
     OpKind::MatMul,
     OpKind::ExpertMatMul,
+    OpKind::HeadMatMul,
     OpKind::AttnScores,
     OpKind::AttnContext,
     OpKind::RmsNorm,
@@ -148,13 +154,13 @@ list! {
     "norm-other-weight" "another norm's weight" &[OpKind::RmsNorm], tiles, 0, norm::other_weight;
     "norm-mean" "LayerNorm: the mean subtracted" &[OpKind::RmsNorm], heads, 0, norm::layer_norm;
     "norm-divisor" "a mean of squares over another number of values" &[OpKind::RmsNorm], heads, 0, norm::divisor;
-    "norm-group" "one norm for the whole row where each head has its own, or the reverse" &[OpKind::RmsNorm], heads, 0, norm::groups;
+    "norm-group" "one norm for the whole row where each head has its own, or a part is not normalised, or the reverse" &[OpKind::RmsNorm], heads, 0, norm::groups;
 
     "kv-head" "another KV head (or probabilities) for a query head" READS_CACHE, rows, 0, attention::kv_head;
     "kv-cache" "cache rows stale, empty, shifted, or this call's not written" READS_CACHE, heads, 0, attention::cache;
     "mask" "a mask off by one or more keys, from the call's first, or none" ATTENTION, rows, 0, attention::mask;
     "window" "a sliding window: only the last keys seen, of another width, or none where there is one" ATTENTION, rows, 0, attention::window;
-    "attention-scale" "no scale 1/√D, applied twice, or of another width" ATTENTION, rows, 0, attention::scale;
+    "attention-scale" "no scale 1/√D, applied twice, of another width, or with another part of YaRN's magnitude" ATTENTION, rows, 0, attention::scale;
     "attention-operand" "q, k or v from before their norm or rope, or one for another" READS_CACHE, heads, 0, attention::other_operand;
     "attention-sink" "sinks left out, of another head or layer, scaled, or added without the largest score taken from them" &[OpKind::AttnProbs], heads, 0, attention::sinks;
     "attention-softmax" "a softmax without division, without subtracting the largest or with one not below some number, or none" &[OpKind::AttnProbs], heads, 0, attention::softmax_kind;
@@ -172,13 +178,16 @@ list! {
     "delta-scale" "a delta rule's output without the scale 1/√D, or with it twice" &[OpKind::DeltaRule], heads, 0, delta::scale;
     "delta-operand" "queries, keys or values of the position before, before their norm, or one for another" &[OpKind::DeltaRule], heads, 0, delta::operand;
 
+    "head-matrix" "another head's matrix or columns in a product by heads, rows that heads take in turn, or keys' and values' rows as two wholes" &[OpKind::HeadMatMul], tiles, 0, by_heads::other_head;
+    "head-kept" "the columns that a product by heads keeps in front of the others, of another head, or zeros" &[OpKind::HeadMatMul], tiles, 0, by_heads::kept;
+
     "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
-    "other-weight" "another tensor of the same shape: gate for up, the layer beside" PRODUCT, tiles, 0, linear::other_weight;
+    "other-weight" "another tensor of the same shape: gate for up, the layer beside" ANY_PRODUCT, tiles, 0, linear::other_weight;
     "joint-rows" "a weight that holds several projections taken apart by other rows: halves, turns, groups of heads" PRODUCT, tiles, 0, stride::joint_rows;
     "row-stride" "rows read at the stride of another head count, or of a tensor that holds several operands" STRIDED, rows, 0, stride::other_rows;
     "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
     "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
-    "weight-row" "another row's weights" PRODUCT, tiles, 0, weights::other_row;
+    "weight-row" "another row's weights" ANY_PRODUCT, tiles, 0, weights::other_row;
     "scale-neighbour" "scales read from the sub-block or block beside" READS_WEIGHT, tiles, 0, weights::neighbours_scale;
     "scale-one" "one sub-block's scale wrong: zero, doubled, halved, negated, a neighbour's" READS_WEIGHT, tiles, 0, weights::one_scale;
     "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
@@ -186,7 +195,7 @@ list! {
     "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, experts, 0, bytes::subnormal;
     "weight-codes" "codes without their high bits or offset, nibbles in another order, or rows interleaved by another width" READS_WEIGHT, tiles, 0, weights::codes;
     "weight-words" "packed words through a float buffer: those that are NaN come back as another NaN" READS_WEIGHT, tiles, 0, bytes::canonical_nan;
-    "other-input" "another stage's value, or the input before its norm" PRODUCT, tiles, 0, linear::other_input;
+    "other-input" "another stage's value, or the input before its norm" ANY_PRODUCT, tiles, 0, linear::other_input;
     "input-row" "another row's or slot's input" PRODUCT, tiles, 0, linear::other_row;
     "k-skipped" "the end or the start of each sum left out; the terms as summed are searched" REDUCTIONS, sums, 0, reduction::skipped;
     "k-twice" "the end of each sum counted twice" REDUCTIONS, sums, 0, reduction::twice;
@@ -199,6 +208,7 @@ list! {
     "router-softmax" "a softmax over the chosen experts, a sigmoid for a softmax or the reverse, no division, or none" &[OpKind::RouterProbs], rows, 0, routing::probs;
     "router-ties" "ties to the higher expert id, dropped, or in no order" &[OpKind::RouterTopK], rows, 0, routing::ties;
     "router-order" "the chosen experts in another order" &[OpKind::RouterTopK], rows, 0, routing::order;
+    "router-groups" "groups of experts left out, kept by another score, more or fewer of them, or others masked by 0 for −∞" &[OpKind::RouterTopK], rows, 0, routing::groups;
     "router-choice" "other experts: the least, the best twice, one never taken, another row's" &[OpKind::RouterTopK], rows, 1, routing::other_choice;
     "renormalisation" "missing, misplaced, in some slots, by a softmax over the chosen, by another divisor" &[OpKind::RouterWeights], rows, 0, routing::renormalisation;
     "weights-scale" "the number that weights are multiplied by left out, applied twice, or divided by" &[OpKind::RouterWeights], rows, 0, routing::scale;
@@ -214,7 +224,7 @@ list! {
     "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 
-    "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" PRODUCT, tiles, 0, precision::int8;
+    "int8-activations" "inputs as int8 with one scale a block (Q8_0, Q8_K)" ANY_PRODUCT, tiles, 0, precision::int8;
     "input-precision" "operands rounded to f16 or bf16, each alone or all, to nearest or cut off" ROUNDS, sums, 0, precision::inputs;
     "output-precision" "the result rounded to f16 or bf16" ANY, anywhere, 0, precision::output;
     "sum-precision" "sums in f16 or bf16, and exponentials of a softmax" SUMS, sums, 0, precision::sums;

@@ -21,6 +21,7 @@ mod bytes;
 mod case;
 mod delta;
 mod fit;
+mod heads;
 mod linear;
 mod linear_attention;
 mod list;

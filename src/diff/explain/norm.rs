@@ -5,6 +5,7 @@ use super::search::round_numbers;
 use crate::error::Result;
 use crate::formula::Point;
 use crate::formula::norm::{Norm, Scale, values};
+use crate::op::Op;
 
 pub fn missing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = vec![Variant::each("no norm: the input itself", |i| Point::exactly(case.inputs[0][i]))];
@@ -42,6 +43,9 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(Norm { n, .. }) = case.stated()? else { return Ok(vec![]) };
     let (cols, head_dim) = (case.cols(), case.scene.config.head_dim_of(case.scene.site.stage));
     let mut all = Vec::new();
+    if let Some(keep) = kept(case) {
+        return beside(case, cols, keep);
+    }
     if n < cols {
         let what = "one norm over the whole row instead of one for each head";
         all.extend(case.changed(what, |n: &mut Norm<'a>| n.over(cols))?);
@@ -49,6 +53,44 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = "a norm for each head's width instead of one over the row";
         all.extend(case.changed(what, |n: &mut Norm<'a>| n.over(head_dim))?);
     }
+    Ok(all)
+}
+
+/// How many of a row's last columns stay as they are.
+fn kept(case: &Evidence<'_>) -> Option<usize> {
+    match case.scene.op {
+        Op::RmsNorm { keep, .. } => Some(*keep).filter(|keep| *keep > 0),
+        _ => None,
+    }
+}
+
+/// A norm of the whole row, or of a part of it, where the last columns stay as they are.
+fn beside<'a>(case: &'a Evidence<'a>, cols: usize, keep: usize) -> Result<Vec<Variant<'a>>> {
+    let whole = |n: &mut Norm<'a>| {
+        (n.n, n.divisor, n.keep) = (cols, cols as f64, 0);
+        n.weight.resize(cols, 1.0);
+    };
+    let mut all = Vec::new();
+    let what = format!("one norm over the whole row, of the {keep} last columns, too");
+    all.extend(case.changed(what, whole)?);
+    let what = format!("the {keep} last columns divided by the others' root mean square, too");
+    all.extend(case.changed(what, |n: &mut Norm<'a>| {
+        let others = cols - keep;
+        whole(n);
+        n.divisor = others as f64;
+        n.times = Some((0..cols).map(|i| f64::from(u8::from(i < others))).collect());
+    })?);
+    let what = format!("the mean of squares of the whole row, of the {keep} columns that stay as they are, too");
+    all.extend(case.changed(what, whole)?.map(|of_all| {
+        let words = of_all.what.clone();
+        Variant::new(words, move |indices| {
+            let mut points = of_all.at(indices)?;
+            let stays = |i: &usize| i % cols >= cols - keep;
+            let kept = points.iter_mut().zip(indices).filter(|(_, i)| stays(i));
+            kept.for_each(|(point, i)| *point = Point::exactly(case.inputs[0][*i]));
+            Ok(points)
+        })
+    }));
     Ok(all)
 }
 
@@ -83,11 +125,11 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 /// From the group of the smallest mean square, which feels eps most: y = x·w·r, so r = Σy·x·w / Σ(x·w)² and eps = 1/r² − mean.
 fn fit_eps(case: &Evidence<'_>, norm: &Norm<'_>) -> Option<f64> {
     let n = norm.n.max(1);
-    let mean = |g: &usize| case.inputs[0][g * n..][..n].iter().map(|x| x * x).sum::<f64>() / n as f64;
-    let wrong = case.wrong.iter().map(|i| i / n).filter(|g| mean(g) > 0.0);
+    let mean = |begin: &usize| case.inputs[0][*begin..][..n].iter().map(|x| x * x).sum::<f64>() / n as f64;
+    let wrong = case.wrong.iter().filter_map(|i| norm.group_of(*i)).filter(|g| mean(g) > 0.0);
     let group = wrong.min_by(|a, b| mean(a).total_cmp(&mean(b)))?;
-    let x = &case.inputs[0][group * n..][..n];
-    let y = &case.output[group * n..][..n];
+    let x = &case.inputs[0][group..][..n];
+    let y = &case.output[group..][..n];
     let (mut yx, mut xx) = (0.0, 0.0);
     for ((x, y), w) in x.iter().zip(y).zip(norm.weight.iter().cycle()) {
         yx += y * x * w;

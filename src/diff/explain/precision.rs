@@ -64,9 +64,12 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                     dequant::each(weight.ty, weight.row(expert, row), |i, term| product[i] = round(term.value()))
                 })
             };
-            all.extend(case.changed(words("inputs", &[0]), |l: &mut Linear<'a>| l.x = values(0).into())?);
+            all.extend(case.changed(words("inputs", &[0]), |l: &mut Linear<'a>| l.read(values(0).into()))?);
             all.extend(case.changed(format!("weights {how}"), |l: &mut Linear<'a>| l.decode = decode())?);
-            let both = |l: &mut Linear<'a>| (l.x, l.decode) = (values(0).into(), decode());
+            let both = |l: &mut Linear<'a>| {
+                l.read(values(0).into());
+                l.decode = decode();
+            };
             all.extend(case.changed(words("inputs and weights", &[0]), both)?);
             continue;
         }
@@ -140,7 +143,7 @@ pub fn output<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 
 /// An input that could have either of two codes moves every sum that it is in by up to a step times its weight.
 pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(Linear { k, .. }) = case.stated()? else { return Ok(vec![]) };
+    let Some(Linear { k, x: given, .. }) = case.stated()? else { return Ok(vec![]) };
     let mut all = Vec::new();
     let mut blocks = vec![32, 256, 128, 64, 16];
     blocks.push(k);
@@ -151,7 +154,7 @@ pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         {
             let int8 = Int8 { block, half_scale, signed };
             let what = format!("inputs as int8 with one scale per {block} ({kind})");
-            let rows: Vec<Int8Row> = case.inputs[0].chunks(k).map(|row| int8.row(row)).collect();
+            let rows: Vec<Int8Row> = given.chunks(k).map(|row| int8.row(row)).collect();
             let x: Vec<f64> = rows.iter().flat_map(|row| &row.values).copied().collect();
             let steps = rows.iter().flat_map(|row| &row.steps).copied().enumerate();
             let ties = steps.filter(|(_, step)| *step > 0.0).collect();

@@ -16,10 +16,13 @@ pub fn overflow<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         return Ok(all);
     }
     if let Some(norm) = case.stated::<Norm<'a>>()? {
-        let n = norm.n.max(1);
+        let begins: Vec<Option<usize>> = (0..case.output.len()).map(|i| norm.group_of(i)).collect();
+        let mut groups: Vec<usize> = begins.iter().flatten().copied().collect();
+        groups.dedup();
         // The largest square of each group, and their sum.
-        let squares: Vec<(f64, f64)> = case.inputs[0]
-            .chunks(n)
+        let squares: Vec<(f64, f64)> = groups
+            .iter()
+            .map(|begin| &norm.x[*begin..][..norm.n])
             .map(|x| x.iter().map(|x| x * x).fold((0.0, 0.0), |(largest, sum), x| (x.max(largest), sum + x)))
             .collect();
         /// Whether the largest square, or the sum, is beyond.
@@ -34,7 +37,11 @@ pub fn overflow<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             let count = lost.iter().filter(|lost| **lost).count();
             if count > 0 {
                 let what = format!("{what} in {count} of {} sums, whose scale is then 0", lost.len());
-                all.push(Variant::each(what, move |i| if lost[i / n] { Point::exactly(0.0) } else { case.right(i) }));
+                let (begins, groups) = (begins.clone(), groups.clone());
+                all.push(Variant::each(what, move |i| match begins[i].map(|begin| groups.binary_search(&begin)) {
+                    Some(Ok(group)) if lost[group] => Point::exactly(0.0),
+                    _ => case.right(i),
+                }));
             }
         }
     }

@@ -105,15 +105,16 @@ fn distinct(mut all: Vec<usize>, k: usize) -> Vec<usize> {
 /// wrong element whose error is the clearest.
 fn stopped(case: &Evidence<'_>) -> Result<Option<[usize; 2]>> {
     let Some(norm) = case.stated::<Norm<'_>>()?.filter(|_| !case.unseen) else { return Ok(None) };
-    let n = norm.n.max(1);
+    let n = norm.n;
     let clear = |i: &&usize| {
         let (y, exact) = (case.output[**i], case.exact[**i]);
-        y.is_finite() && y != 0.0 && exact != 0.0
+        y.is_finite() && y != 0.0 && exact != 0.0 && norm.group_of(**i).is_some()
     };
     let largest = |a: &&usize, b: &&usize| case.exact[**a].abs().total_cmp(&case.exact[**b].abs());
     let Some(&i) = case.wrong.iter().filter(clear).max_by(largest) else { return Ok(None) };
     // y is to the right value as the root of the right mean of squares is to that of the wrong one.
-    let squares: Vec<f64> = norm.x[i / n * n..][..n].iter().map(|x| x * x).collect();
+    let Some(begin) = norm.group_of(i) else { return Ok(None) };
+    let squares: Vec<f64> = norm.x[begin..][..n].iter().map(|x| x * x).collect();
     let all: f64 = squares.iter().sum();
     let summed = (all + norm.divisor * norm.eps) * (case.exact[i] / case.output[i]).powi(2) - norm.divisor * norm.eps;
     let nearest = |reversed: bool| {

@@ -21,24 +21,31 @@ pub fn other_pairing<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 /// Another part of each head: all of it for a part, or the other way round.
 pub fn other_part<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(stated) = case.stated::<Rope<'a>>()? else { return Ok(vec![]) };
-    let (d, turned) = (stated.head_dim, stated.turned);
+    let (d, turned, from) = (stated.head_dim, stated.turned, stated.from);
     let mut all = Vec::new();
     let mut with = |what: String, changed: Rope<'a>| all.push(Variant::of(case, what, changed));
     if turned < d {
-        let whole = Rope { turned: d, apart: d / 2, width: d as f64, ..stated.clone() };
-        if stated.factors.is_none() {
+        let whole = Rope { turned: d, from: 0, apart: d / 2, width: d as f64, ..stated.clone() };
+        // Factors and a ramp are of as many pairs as turn.
+        if stated.factors.is_none() && d.is_multiple_of(2) {
             with(format!("rope on all {d} dimensions of a head, of which {turned} turn"), whole.clone());
             let what = format!("rope on all {d} dimensions of a head, with the exponents of the {turned} that turn");
             with(what, Rope { width: turned as f64, ..whole });
         }
-        let what = format!("rope on the last {turned} of a head's {d} dimensions, not on the first");
-        with(what, Rope { from: d - turned, ..stated.clone() });
+        if from != d - turned {
+            let what = format!("rope on the last {turned} of a head's {d} dimensions, not on the first");
+            with(what, Rope { from: d - turned, ..stated.clone() });
+        }
+        if from > 0 {
+            let what = format!("rope on the first {turned} of a head's {d} dimensions, not on the last");
+            with(what, Rope { from: 0, ..stated.clone() });
+        }
         let what = match d == 2 * turned {
             true => format!("rope with exponents 2i/{d} for 2i/{turned}, or with the root of the base"),
             false => format!("rope with exponents 2i/{d} for 2i/{turned}"),
         };
         with(what, Rope { width: d as f64, ..stated.clone() });
-        if stated.pairing == Pairing::Neox && turned <= d / 2 {
+        if stated.pairing == Pairing::Neox && turned <= d / 2 && from == 0 {
             let what = format!("rope with pairs of i and i + {} for i + {}", d / 2, turned / 2);
             with(what, Rope { apart: d / 2, ..stated.clone() });
         }
@@ -248,7 +255,7 @@ fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
         // Over all heads: Σ y·conj(x), whose argument is the angle.
         let (mut re, mut im) = (0.0, 0.0);
         for head in 0..cols / d {
-            let [a, b] = stated.pairing.dims(pair, turned / 2).map(|dim| token * cols + head * d + dim);
+            let [a, b] = stated.pairing.dims(pair, turned / 2).map(|dim| token * cols + head * d + stated.from + dim);
             re += x[a] * y[a] + x[b] * y[b];
             im += x[a] * y[b] - x[b] * y[a];
         }

@@ -8,7 +8,7 @@ use crate::formula::routing::{ChosenExperts, Combined, ExpertWeights, Weighing, 
 use crate::formula::softmax::{Form, Seen, Softmax};
 use crate::formula::{Formula, Point};
 use crate::model::{Ffn, MoeWeights};
-use crate::op::{Op, Stage};
+use crate::op::{GroupScore, Groups, Op, Stage};
 
 pub fn probs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if let Op::RouterProbs { sigmoid: true, .. } = case.scene.op {
@@ -89,7 +89,11 @@ pub fn ties<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = case.each_changed::<ChosenExperts<'a>, _>([
         ("the experts of least weight", |c| {
-            c.choose = |row, k| largest(&row.iter().map(|p| -p).collect::<Vec<_>>(), k)
+            c.choose = |row, k| {
+                // What no group lets be chosen stays the last.
+                let turned = |p: &f64| if *p == f64::NEG_INFINITY { *p } else { -p };
+                largest(&row.iter().map(turned).collect::<Vec<_>>(), k)
+            }
         }),
         ("the best expert in every slot", |c| c.choose = |row, k| vec![largest(row, 1)[0]; k]),
         ("the last chosen expert replaced by the one before it", |c| {
@@ -118,6 +122,52 @@ pub fn other_choice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if let Some(logits) = without_bias(case) {
         let what = "a choice by the router's logits without their bias";
         all.extend(case.changed(what, |c: &mut ChosenExperts<'a>| c.p = logits.into())?);
+    }
+    Ok(all)
+}
+
+/// Groups of experts that are left out, or kept otherwise.
+pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::RouterTopK { k, groups: Some(stated), .. } = *case.scene.op else { return Ok(vec![]) };
+    let experts = case.shapes[0].last().copied().unwrap_or(0);
+    let with = |what: String, change: &dyn Fn(&mut ChosenExperts<'a>)| case.changed(what, change);
+    let mut all = Vec::from_iter(with("a choice among all experts, without groups".into(), &|c| c.groups = None)?);
+    type Score = fn(&[f64]) -> f64;
+    let other: (&str, Score) = match stated.by {
+        GroupScore::Max => {
+            ("groups kept by the sum of their two largest, not by the largest", |group| group[0] + group[1])
+        }
+        GroupScore::TopTwo => ("groups kept by their largest, not by the sum of two", |group| group[0]),
+    };
+    let scores: [(&str, Score); 4] = [
+        other,
+        ("groups kept by the sum of all their experts", |group| group.iter().sum()),
+        ("groups kept by their second largest", |group| group[1]),
+        (
+            "the groups of the least scores kept",
+            match stated.by {
+                GroupScore::Max => |group| -group[0],
+                GroupScore::TopTwo => |group| -(group[0] + group[1]),
+            },
+        ),
+    ];
+    for (what, score) in scores {
+        all.extend(with(what.into(), &|c| c.groups.iter_mut().for_each(|groups| groups.score = score))?);
+    }
+    for used in [stated.used + 1, stated.used - 1] {
+        let left = Groups { used, ..stated }.left(experts);
+        if (1..=stated.count).contains(&used) && left >= k {
+            let what = format!("{used} groups kept for {}", stated.used);
+            all.extend(with(what, &|c| c.groups.iter_mut().for_each(|groups| groups.used = used))?);
+        }
+    }
+    let what = "experts of groups that are not kept masked by 0, not by −∞";
+    all.extend(with(what.into(), &|c| c.groups.iter_mut().for_each(|groups| groups.masked = 0.0))?);
+    let probs = case.scene.earlier.get(Stage::RouterProbs).filter(|_| case.scene.config.layout().choice_bias);
+    if let Some(probs) = probs.filter(|probs| probs.len() == case.inputs[0].len()) {
+        let probs = probs.to_f64();
+        let what = "groups kept by their experts' probabilities without the bias";
+        all.extend(with(what.into(), &|c| c.scored_by = Some(probs.clone().into()))?);
     }
     Ok(all)
 }

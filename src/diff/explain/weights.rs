@@ -16,7 +16,10 @@ use crate::op::{GgmlType, Op, Weight};
 /// The weight that the stage reads.
 pub(super) fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
     match case.scene.op {
-        Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } | Op::Embed { table: weight, .. } => Some(weight),
+        Op::MatMul { weight, .. }
+        | Op::ExpertMatMul { weight, .. }
+        | Op::HeadMatMul { weight, .. }
+        | Op::Embed { table: weight, .. } => Some(weight),
         _ => None,
     }
 }

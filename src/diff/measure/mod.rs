@@ -1,6 +1,7 @@
 //! Measures of the difference between two values of a stage: pure functions over host tensors.
 
 pub mod attribution;
+mod groups;
 pub mod logits;
 pub mod metrics;
 pub mod router;

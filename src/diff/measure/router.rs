@@ -8,8 +8,9 @@
 //! - Order-only changes are kept apart: the same experts ran.
 //! - After a flip, [`common_experts`] pairs the rows of `expert_*` stages by expert id.
 
+use super::groups;
 use crate::diff::measure::metrics::{Mismatch, Side};
-use crate::op::{Data, HostTensor};
+use crate::op::{Data, Groups, HostTensor};
 
 /// What one side's router said. Shapes: ids and weights `[T, K]`, probabilities and logits `[T, E]`.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +23,13 @@ pub struct Routing<'a> {
     pub probs: Option<&'a HostTensor>,
     /// Logits of all experts, [T, E].
     pub logits: Option<&'a HostTensor>,
+    /// Groups of experts, of which some are chosen from.
+    pub groups: Option<Groups>,
 }
 
-/// z(K) − z(K+1) of one side at one token: how far the last chosen expert is above the first one left out. `None` where the
-/// values were not captured, or every expert is chosen.
+/// z(K) − z(K+1) of one side at one token: how far the last chosen expert is above the first one left out; with groups of experts, of the same
+/// groups, or how far the last group that is kept is above the first that is not, if that is less. `None` where the values were not captured, or
+/// every expert is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Margin {
     /// In units of a probability.
@@ -110,6 +114,26 @@ impl Flip {
             }
         }
         let (_, near_tie) = worst.expect("a flip has an expert on each side: both sets have K");
+        self.near_tie = Some(near_tie);
+        near_tie
+    }
+
+    /// [`Flip::explain`] where experts are chosen from some groups: a flip may be one of groups. `chosen` are the experts of the reference and of
+    /// the subject at this token, in any order.
+    ///
+    /// The reference's choice is explained if some groups that hold it have scores which its bounds let be the largest, and its experts are those
+    /// of them that its bounds let be the largest; the subject's likewise.
+    ///
+    /// # Panics
+    /// If a slice is shorter than there are experts.
+    pub fn explain_in_groups(
+        &mut self,
+        groups: Groups,
+        chosen: [&[u32]; 2],
+        oracle: &[f64],
+        bounds: [&[f64]; 2],
+    ) -> NearTie {
+        let near_tie = groups::judge(groups, chosen, oracle, bounds);
         self.near_tie = Some(near_tie);
         near_tie
     }
@@ -353,6 +377,9 @@ fn margin(side: &Routing<'_>, t: usize, k: usize) -> Margin {
     let of = |x: &HostTensor| {
         let cols = x.cols();
         let mut row: Vec<f64> = (t * cols..(t + 1) * cols).map(|i| element(x, i)).collect();
+        if let Some(groups) = side.groups {
+            return groups::margin(&row, k, groups);
+        }
         row.sort_unstable_by(|a, b| b.total_cmp(a));
         row.get(k).map(|next| row[k - 1] - next)
     };
@@ -395,7 +422,7 @@ mod tests {
         HostTensor::u32(&[rows.len(), 2], rows.concat())
     }
     fn only_ids(ids: &HostTensor) -> Routing<'_> {
-        Routing { ids, weights: None, probs: None, logits: None }
+        Routing { ids, weights: None, probs: None, logits: None, groups: None }
     }
 
     #[test]
@@ -420,7 +447,7 @@ mod tests {
         // The same sorted weights, but expert 1 and 2 exchanged theirs: as lists they would look equal.
         let (a, b) = (ids(&[[1, 2]]), ids(&[[2, 1]]));
         let w = HostTensor::f32(&[1, 2], vec![0.75, 0.25]);
-        let side = |ids| Routing { ids, weights: Some(&w), probs: None, logits: None };
+        let side = |ids| Routing { ids, weights: Some(&w), probs: None, logits: None, groups: None };
         let e = compare_routing(side(&a), side(&b), 3, 0).unwrap().weight_error.unwrap();
         assert_eq!((e.pairs, e.max_abs, e.worst), (2, 0.5, Some((0, 1))));
         assert_eq!(e.rel_l2, Some((0.5f64 / 0.625).sqrt()));
@@ -431,7 +458,7 @@ mod tests {
         let (a, b) = (ids(&[[0, 1]]), ids(&[[0, 2]]));
         let probs = HostTensor::f32(&[1, 4], vec![0.5, 0.25, 0.125, 0.125]);
         let logits = HostTensor::f32(&[1, 4], vec![3.0, 2.0, 2.5, -1.0]);
-        let r = Routing { ids: &a, weights: None, probs: Some(&probs), logits: Some(&logits) };
+        let r = Routing { ids: &a, weights: None, probs: Some(&probs), logits: Some(&logits), groups: None };
         let c = compare_routing(r, only_ids(&b), 4, 0).unwrap();
         assert_eq!(c.flips[0].reference_margin, Margin { probs: Some(0.125), logits: Some(0.5) });
         assert_eq!(c.flips[0].subject_margin, Margin::default());

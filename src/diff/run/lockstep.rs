@@ -26,6 +26,7 @@ use crate::diff::segment::{self, Draws};
 use crate::error::{Error, Result};
 use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
+use crate::formula::routing::undecided;
 use crate::op::{At, Data, HostTensor, Op, OpKind, Site, Stage, Weight, unravel};
 use crate::trace::select::Selected;
 
@@ -239,8 +240,10 @@ impl<'s> Lockstep<'s> {
             OracleResult { value: value.clone(), carried: None, floor: Rc::default(), alternatives: Vec::new() };
         if at.site.stage.is_ids() {
             // The choice is held while the rest is drawn; what else it could have been is tried where it matters.
-            if let Some(drawn) = drawn.filter(|_| *shown != Shown::All) {
-                result.alternatives = segment::alternatives(&value, &drawn);
+            if *shown != Shown::All {
+                let mut others = drawn.unwrap_or_default();
+                others.extend(undecided(&by_reference, contract, &value));
+                result.alternatives = segment::alternatives(&value, &others);
                 result.alternatives.retain(|(row, _)| !shown.row(*row));
             }
             return Ok(Some((result, None)));
@@ -452,9 +455,19 @@ fn overwritten(subject: &mut AnyBackend, op: &Op<'_, Rc<Lane>>, ran: &[Site]) ->
     Ok(found)
 }
 
-/// Rows start.. of `cache` [capacity, n] become `x` [T, n].
+/// Rows start.. of `cache` [capacity, n] become the first n columns of `x` [T, ≥ n].
 fn write_rows(cache: &mut HostTensor, x: &HostTensor, start: usize) {
-    let at = start * x.cols();
+    let n = cache.cols();
+    if x.cols() > n {
+        let first: Vec<f64> = x.to_f64().chunks_exact(x.cols()).flat_map(|row| &row[..n]).copied().collect();
+        let shape = [x.shape[0], n];
+        let first = match x.data {
+            Data::F32(_) => HostTensor::f32(&shape, first.into_iter().map(|x| x as f32).collect()),
+            _ => HostTensor::f64(&shape, first),
+        };
+        return write_rows(cache, &first, start);
+    }
+    let at = start * n;
     match (&mut cache.data, &x.data) {
         (Data::F32(c), Data::F32(x)) => c[at..at + x.len()].copy_from_slice(x),
         (c, _) => {

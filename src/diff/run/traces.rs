@@ -195,7 +195,7 @@ fn stage(
     let mask = if consecutive { Mask::of(site.stage, start) } else { Mask::None };
 
     let total = if site.stage == Stage::RouterIds {
-        let side = |ids| Routing { ids, weights: None, probs: None, logits: None };
+        let side = |ids| Routing { ids, weights: None, probs: None, logits: None, groups: None };
         let experts = reference.experts().max(subject.experts());
         let mut routing = compare_routing(side(&c), side(&g), experts, start);
         if let Ok(routing) = &mut routing {

@@ -113,15 +113,18 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
     };
     let inner = |x: f32| to(c.inner, x);
     let x: Vec<Vec<f32>> = op.inputs().iter().map(|t| t.to_f32()).collect();
-    let mut product = |weight: &Weight, slots: &mut dyn Iterator<Item = (usize, usize)>| {
+    // Of each slot the first of its columns, the expert, and the columns that follow as they are.
+    type Slot = (usize, usize, std::ops::Range<usize>);
+    let mut product = |weight: &Weight, slots: &mut dyn Iterator<Item = Slot>| {
         let format = match c.activations {
             Precision::VecDot => vec_dot(weight.ty),
             Precision::Q8_K_BesideBlocks if weight.ty.block_len() > 1 => Precision::Q8_K,
             Precision::Q8_K_BesideBlocks => Precision::F32,
             stated => stated,
         };
-        for (input, expert) in slots {
-            let (x, sums) = round_trip(format, &x[0][input * weight.cols..][..weight.cols]);
+        for (begin, expert, kept) in slots {
+            let given = &x[0];
+            let (x, sums) = round_trip(format, &given[begin..][..weight.cols]);
             for row in 0..weight.rows {
                 let (w, offsets) = weights(weight, expert, row, c.weights);
                 let mut y = dot(&x, &w, c.accumulator);
@@ -134,6 +137,7 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 }
                 put(y.exact, y.f32);
             }
+            given[kept].iter().for_each(|x| put(*x as f64, *x));
         }
     };
     // With sinks, what the exponentials are taken of is a value of its own.
@@ -156,17 +160,35 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 w.iter().for_each(|w| put(*w as f64 * scale, w * scale as f32));
             }
         }
-        Op::MatMul { x, weight } => product(weight, &mut (0..x.shape[0]).map(|t| (t, 0))),
+        Op::MatMul { x, weight } => product(weight, &mut (0..x.shape[0]).map(|t| (t * weight.cols, 0, 0..0))),
         Op::ExpertMatMul { x, ids, weight } => {
             let per_slot = x.shape.len() == 3;
             let slots = ids.ids().iter().enumerate();
-            let slots = slots.map(|(slot, id)| (if per_slot { slot } else { slot / ids.cols() }, *id as usize));
+            let row = |slot: usize| if per_slot { slot } else { slot / ids.cols() };
+            let slots = slots.map(|(slot, id)| (row(slot) * weight.cols, *id as usize, 0..0));
             product(weight, &mut { slots });
         }
-        Op::HeadMatMul { .. } => return None,
-        Op::RmsNorm { weight, eps, .. } => {
+        Op::HeadMatMul { x, weight, head_dim, keep } => {
+            let (k, heads) = (weight.cols, weight.experts);
+            let slot = |slot: usize| {
+                let head = if x.cols() == head_dim { slot / heads } else { slot };
+                let kept = head * head_dim + k..(head + 1) * head_dim;
+                (head * head_dim, slot % heads, if keep { kept } else { 0..0 })
+            };
+            product(weight, &mut (0..x.shape[0] * heads).map(slot));
+        }
+        Op::RmsNorm { x: operand, weight, eps, keep } => {
             let (w, _) = weights(weight, 0, 0, c.weights);
-            for x in x[0].chunks(w.len()) {
+            let end = operand.cols() - keep;
+            let groups = x[0].chunks(operand.cols()).flat_map(|row| {
+                let kept = (!row[end..].is_empty()).then_some((&row[end..], true));
+                row[..end].chunks(w.len()).map(|group| (group, false)).chain(kept)
+            });
+            for (x, kept) in groups {
+                if kept {
+                    x.iter().for_each(|x| put(*x as f64, *x));
+                    continue;
+                }
                 let wide: f64 = x.iter().map(|x| (x * x) as f64).sum();
                 let sum = if c.accumulator == Precision::F64 { wide as f32 } else { x.iter().map(|x| x * x).sum() };
                 let scale = 1.0 / (sum / w.len() as f32 + eps).sqrt();
@@ -213,13 +235,13 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                 }
                 for head in row.chunks(head_dim) {
                     for i in 0..head_dim {
-                        if i >= turned {
+                        let Some(within) = i.checked_sub(rotation.first).filter(|within| *within < turned) else {
                             put(head[i] as f64, head[i]);
                             continue;
-                        }
+                        };
                         let (pair, partner) = match rotation.pairing {
-                            Pairing::Neox => (i % half, if i < half { i + half } else { i - half }),
-                            Pairing::Norm => (i / 2, i ^ 1),
+                            Pairing::Neox => (within % half, if within < half { i + half } else { i - half }),
+                            Pairing::Norm => (within / 2, rotation.first + (within ^ 1)),
                         };
                         let (exact, sin, cos) = turns[pair];
                         let (x, other) = (head[i], if i < partner { -head[partner] } else { head[partner] });

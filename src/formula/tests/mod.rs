@@ -277,3 +277,41 @@ fn f32_sums_in_every_order_stay_below_their_floor_and_near_it() {
     println!("{} stages: median {median:.3}, least {:.4}, largest {largest:.3}", stages.len(), stages[0]);
     assert!(median >= 0.01, "a floor that never bites: median {median}");
 }
+
+#[test]
+fn a_choice_of_groups_is_any_that_rounding_of_their_scores_allows() {
+    use crate::formula::floor::check_against_oracle;
+    use crate::formula::routing::undecided;
+    use crate::op::{GroupScore, Groups};
+    // Groups of two, of which two are kept: of scores 3, 1 + 2⁻²⁵, 1 + 2⁻²⁶ and 0.5.
+    let probs = [2.0, 1.0, 1.0, 2f32.powi(-25), 1.0, 2f32.powi(-26), 0.25, 0.25];
+    let p = f32s(&[1, 8], &probs);
+    let groups = Groups { count: 4, used: 2, by: GroupScore::TopTwo };
+    let contract = Contract::ieee_f32(Order::Sequential);
+    let wide = Contract {
+        unit_roundoff: 2f64.powi(-53),
+        activations: Precision::F64,
+        accumulator: Precision::F64,
+        ..contract
+    };
+    let is_right = |contract: &Contract, groups, ids: [u32; 3]| {
+        let op = Op::RouterTopK { probs: &p, k: 3, groups: Some(groups) };
+        check_against_oracle(&op, contract, &HostTensor::u32(&[1, 3], ids.to_vec())).unwrap().ratio.max <= 1.0
+    };
+    for (ids, narrow, in_f64) in [
+        ([0, 1, 2], true, true),
+        // The groups' f32 sums are both 1: the lower group, or by another order of the same sums the other.
+        ([0, 1, 4], true, false),
+        ([0, 1, 5], false, false),
+        ([0, 1, 6], false, false),
+        ([0, 2, 4], false, false),
+    ] {
+        assert_eq!((is_right(&contract, groups, ids), is_right(&wide, groups, ids)), (narrow, in_f64), "{ids:?}");
+        // The largest of a group is no sum.
+        let largest = Groups { by: GroupScore::Max, ..groups };
+        assert_eq!(is_right(&contract, largest, ids), ids == [0, 1, 2], "{ids:?}");
+    }
+    let op = Op::RouterTopK { probs: &p, k: 3, groups: Some(groups) };
+    let others = undecided(&op, &contract, &exact(&op, &contract).unwrap());
+    assert_eq!(others, [HostTensor::u32(&[1, 3], vec![0, 1, 4])]);
+}

@@ -411,7 +411,7 @@ fn gpu_memory<'t>(tensors: impl IntoIterator<Item = &'t TensorInfo>, adapter: Op
 /// Bytes that all layers keep of a position; `None` if they are beyond counting.
 fn cached_bytes(c: &Config) -> Option<u64> {
     let wide = |n: usize| n as u128;
-    let attention = (wide(c.kv_heads) * wide(c.head_dim)).checked_mul(2)?;
+    let attention = c.cache_widths().into_iter().map(wide).sum::<u128>();
     let (full, linear) = match c.linear {
         None => (c.layers, 0),
         // Keys fit into a width that was checked, that of the values. The convolution's input and output, keys, decays and betas are kept.

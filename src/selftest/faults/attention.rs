@@ -90,10 +90,7 @@ pub static FAULTS: &[Fault] = &[
     Fault {
         name: "kv-off-by-one",
         what: "a decoded token's key is written over the one before",
-        by: By::Shader(&[Shader {
-            kernel: "copy",
-            edits: &[("y[p.to + n] = word;", "y[p.to + n - p.y_cols] = word;")],
-        }]),
+        by: By::Shader(&[Shader { kernel: "copy", edits: &[("y[at] = word;", "y[at - p.y_row] = word;")] }]),
         stage: Stage::KRope,
         op: Some(OpKind::Store),
         seen_at: Some(Stage::AttnScores),

@@ -214,14 +214,8 @@ pub(super) static FAULTS: &[Fault] = &[
         by: By::Shader(&[Shader {
             kernel: "rope",
             edits: &[
-                (
-                    "let copied = i >= p.turned;",
-                    "let copied = i >= p.turned;\n        let last = 2u * p.half_dim - 2u * p.turned;",
-                ),
-                (
-                    "let a = head * 2u * p.half_dim + select(i, 2u * i, norm || copied);",
-                    "let a = head * 2u * p.half_dim + select(last + i, 2u * (i - p.turned), copied);",
-                ),
+                ("start + p.first", "start + 2u * (p.half_dim - p.turned)"),
+                ("vec2<u32>(p.first)", "vec2<u32>(2u * (p.half_dim - p.turned))"),
             ],
         }]),
         models: GLM4MOE,
@@ -258,7 +252,10 @@ pub(super) static FAULTS: &[Fault] = &[
         what: "the dimensions of a head that do not turn are not written",
         by: By::Shader(&[Shader {
             kernel: "rope",
-            edits: &[("y[a] = x[a];\n            y[b] = x[b];", "y[a] = 0.0;\n            y[b] = 0.0;")],
+            edits: &[(
+                "y[at.x] = x[at.x];\n            y[at.y] = x[at.y];",
+                "y[at.x] = 0.0;\n            y[at.y] = 0.0;",
+            )],
         }]),
         models: GLM4MOE,
         stage: Stage::KRope,

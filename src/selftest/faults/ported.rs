@@ -261,7 +261,7 @@ pub static FAULTS: &[Fault] = &[
         what: "the length of a group and the number of groups come in another order than the kernel has them",
         by: By::Shader(&[Shader {
             kernel: "rms_norm",
-            edits: &[("    n: u32,\n    groups: u32, // G", "    groups: u32, // G\n    n: u32,")],
+            edits: &[("    n: u32,\n    groups: u32,", "    groups: u32,\n    n: u32,")],
         }]),
         stage: Stage::AttnNorm,
         layers: [1, 0],

@@ -4,6 +4,7 @@ pub(crate) mod common;
 mod dequant;
 mod fused;
 mod golden;
+mod latent;
 mod linear_attention;
 mod ops;
 mod poison;

@@ -172,13 +172,9 @@ fn a_kernel_that_goes_too_far_is_named_with_how_far() {
 #[test]
 fn a_store_into_the_neighbouring_rows_of_a_cache_is_named() {
     for (from, to, words) in [
-        ("y[p.to + n] = word;", "y[p.to + n] = word; y[p.to - 1u] = 7u;", "wrote 1 words in front of its output"),
-        ("y[p.to + n] = word;", "y[p.to + n] = word; y[p.to + p.words] = 7u;", "wrote 1 words past the end"),
-        (
-            "y[p.to + n] = word;",
-            "if n != 3u { y[p.to + n] = word; }",
-            "left 1 of the 8 elements of its output unwritten: [2, 3]",
-        ),
+        ("y[at] = word;", "y[at] = word; y[p.to - 1u] = 7u;", "wrote 1 words in front of its output"),
+        ("y[at] = word;", "y[at] = word; y[p.to + p.words] = 7u;", "wrote 1 words past the end"),
+        ("y[at] = word;", "if n != 3u { y[at] = word; }", "left 1 of the 8 elements of its output unwritten: [2, 3]"),
     ] {
         let mut gpu = planted(false, "copy", from, to);
         let cache = gpu.alloc(&[6, 4]).unwrap();

@@ -13,7 +13,7 @@ fn a_weight_in_pieces_gives_the_same_bits() {
     let mut r = Random::new(4);
     for ty in [GgmlType::F32, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::MXFP4] {
         let matrix = r.weight(ty, [256, 100, 1]);
-        let stack = r.weight(ty, [256, 45, 6]);
+        let stack = r.weight(ty, [256, 45, 6]); // of experts, and of heads
         // One row a binding; a few; a cut inside an expert; nearly all.
         let plan = |limit| WeightLayout::of(ty).unwrap().plan(256, 100, limit);
         let row = plan(u64::MAX).unwrap().0 / 100;
@@ -22,11 +22,14 @@ fn a_weight_in_pieces_gives_the_same_bits() {
             assert_eq!(plan(cut.weight_binding()), Some((100 * row, 100u64.div_ceil(rows))));
             for positions in [1, 33] {
                 let x = r.tensor(&[positions, 256]);
+                let [heads, one] = [6 * 260, 260].map(|cols| r.tensor(&[positions, cols]));
                 let ids = r.ids(positions, 3, 6);
                 let tokens: Vec<u32> = (0..positions).map(|_| r.below(100) as u32).collect();
                 for op in [
                     Op::MatMul { x: &x, weight: &matrix },
                     Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack },
+                    Op::HeadMatMul { x: &heads, weight: &stack, head_dim: 260, keep: true },
+                    Op::HeadMatMul { x: &one, weight: &stack, head_dim: 260, keep: false },
                     Op::Embed { table: &matrix, tokens: &tokens, scale: 1.0 },
                 ] {
                     let what = format!("{ty}, {rows} rows a piece, {positions} positions, {:?}", op.kind());
@@ -67,6 +70,7 @@ fn streamed_weights_give_the_same_bits() {
             // None of them is prepared: each passes through.
             for positions in [1, 3, 40] {
                 let x = r.tensor(&[positions, 256]);
+                let heads = r.tensor(&[positions, 16 * 258]);
                 let mut ids = r.ids(positions, 3, 16);
                 let tokens: Vec<u32> = (0..positions).map(|_| r.below(3000) as u32).collect();
                 for unknown in [false, true] {
@@ -76,6 +80,7 @@ fn streamed_weights_give_the_same_bits() {
                     for op in [
                         Op::MatMul { x: &x, weight: &matrix },
                         Op::ExpertMatMul { x: &x, ids: &ids, weight: &stack },
+                        Op::HeadMatMul { x: &heads, weight: &stack, head_dim: 258, keep: true },
                         Op::Embed { table: &matrix, tokens: &tokens, scale: 1.0 },
                     ] {
                         let what = format!("{set}: {ty}, {positions} positions, {:?}", op.kind());

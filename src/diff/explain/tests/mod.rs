@@ -18,7 +18,7 @@ use crate::backend::oracle::{OracleBackend, evaluate};
 use crate::formula::floor::floor_of;
 use crate::gguf::Gguf;
 use crate::model::{
-    AttentionWeights, Ffn, LinearWeights, LogitRows, Mixer, Model, MoeWeights, Router, Session, forward,
+    AttentionWeights, Ffn, LatentHeads, LinearWeights, LogitRows, Mixer, Model, MoeWeights, Router, Session, forward,
 };
 use crate::op::{At, GateActivation, Rotation, Weight};
 use crate::synth::{Family, FfnShape, Mix, ModelShape, Moe, Plan};
@@ -194,9 +194,12 @@ impl World {
         let (start, head_dim) = (0, c.head_dim);
         let layer = site.layer.unwrap_or(0) as usize;
         let window = c.window_of(layer);
+        if let Some(op) = self.latent_op(site) {
+            return op;
+        }
         match row.op {
             OpKind::Embed => Op::Embed { table: self.weight(site), tokens: &self.tokens, scale: c.embedding_scale },
-            OpKind::HeadMatMul => todo!("latent attention"),
+            OpKind::HeadMatMul => unreachable!("one of latent attention's"),
             OpKind::RmsNorm => Op::RmsNorm { x: input(0), weight: self.weight(site), eps: c.eps, keep: 0 },
             OpKind::Bias => Op::Bias { x: input(0), weight: self.weight(site) },
             OpKind::MatMul => Op::MatMul { x: input(0), weight: self.weight(site) },
@@ -214,7 +217,10 @@ impl World {
                 let sigmoid = site.stage == Stage::LinearAttnBeta || self.moe(layer).by == Router::BiasedSigmoids;
                 Op::RouterProbs { logits: input(0), sigmoid }
             }
-            OpKind::RouterTopK => Op::RouterTopK { probs: input(0), k: c.moe.as_ref().unwrap().used, groups: None },
+            OpKind::RouterTopK => {
+                let moe = self.moe(layer);
+                Op::RouterTopK { probs: input(0), k: moe.used, groups: moe.groups }
+            }
             OpKind::RouterWeights => {
                 let moe = self.moe(layer);
                 let (renormalise, softmax, scale) =
@@ -249,6 +255,48 @@ impl World {
             OpKind::Combine => Op::Combine { down: input(0), weights: input(1) },
             OpKind::Store | OpKind::Rows => unreachable!("they make no stage"),
         }
+    }
+
+    /// That of a stage which multi-head latent attention has otherwise.
+    fn latent_op(&self, site: Site) -> Option<Op<'_, Rc<HostTensor>>> {
+        let c = &self.model.config;
+        let mla = c.mla?;
+        let Mixer::Latent(w) = &self.model.weights.layers[site.layer? as usize].mixer else { return None };
+        let inputs: Vec<Stage> = site.stage.inputs(c.layout().of(site.layer)).collect();
+        let input = |n: usize| self.value(site, inputs[n]);
+        let (start, head_dim, window) = (0, c.head_dim_of(site.stage), None);
+        let up = |weight, head_dim, keep| Op::HeadMatMul { x: input(0), weight, head_dim, keep };
+        use Stage::*;
+        Some(match (site.stage, &w.heads) {
+            (KvA, _) => Op::MatMul { x: input(0), weight: &w.kv_a },
+            (KvNorm, _) => Op::RmsNorm { x: input(0), weight: &w.kv_norm, eps: c.eps, keep: mla.turned },
+            (QA, _) => Op::MatMul { x: input(0), weight: &w.q_a.as_ref().unwrap()[0] },
+            (QANorm, _) => Op::RmsNorm { x: input(0), weight: &w.q_a.as_ref().unwrap()[1], eps: c.eps, keep: 0 },
+            (QProj, _) => Op::MatMul { x: input(0), weight: &w.q },
+            (QRope | KRope, _) => {
+                let rotation = Rotation { first: head_dim - mla.turned, ..self.rotation(0) };
+                Op::Rope { x: input(0), start, head_dim, rotation }
+            }
+            (QAbsorbed, LatentHeads::Absorbed { q, .. }) => up(q, c.head_dim, true),
+            (AttnContext, LatentHeads::Absorbed { v, .. }) => up(v, mla.rank, false),
+            (KUp, LatentHeads::Plain { k, .. }) => up(k, mla.row(), true),
+            (VUp, LatentHeads::Plain { v, .. }) => up(v, mla.row(), false),
+            (AttnScores, _) => {
+                let scale = c.attention_scale.or(Some(1.0 / (c.head_dim as f64).sqrt()));
+                Op::AttnScores { q: input(0), k: input(1), start, head_dim, scale, window }
+            }
+            (AttnProbs, _) => Op::AttnProbs { scores: input(0), start, window, sinks: None },
+            (AttnLatent, _) => {
+                // Of the cache the latents alone.
+                let rows = self.value(site, KvNorm);
+                let latents = rows.to_f32().chunks(mla.row()).flat_map(|row| row[..mla.rank].to_vec()).collect();
+                let v = Rc::new(HostTensor::f32(&[rows.shape[0], mla.rank], latents));
+                Op::AttnContext { probs: input(0), v, start, head_dim, window }
+            }
+            (AttnContext, _) => Op::AttnContext { probs: input(0), v: input(1), start, head_dim, window },
+            (AttnOut, _) => Op::MatMul { x: input(0), weight: &w.output },
+            _ => return None,
+        })
     }
 
     /// The layer's values before `site`.

@@ -85,9 +85,31 @@ fn every_hypothesis_finds_itself() {
     // Fitted, simulated, or about outputs, numbers and ties that are not here: they are tested by hand.
     let by_hand = ["not-finite", "offset", "overflow", "rope-table", "router-ties", "scale-subnormal"];
     // Of stages that this model has in another form: they are planted in models that have it (`selftest`).
-    let of_families = ["attention-sink", "choice-bias", "clamp", "gate-place", "weights-scale"];
+    let of_families = ["attention-sink", "choice-bias", "clamp", "gate-place", "router-groups", "weights-scale"];
     let expected: BTreeSet<_> = by_hand.iter().chain(&of_families).collect();
     assert_eq!(never, expected.into_iter().collect::<Vec<_>>(), "hypotheses that explained nothing");
+}
+
+#[test]
+fn every_hypothesis_of_latent_attention_finds_itself() {
+    use Stage::*;
+    let absorbed = [KvNorm, QANorm, QRope, KRope, QAbsorbed, AttnScores, AttnLatent, AttnContext, RouterIds];
+    let plain = [KvNorm, KRope, KUp, VUp, AttnScores, AttnContext, RouterIds];
+    for (family, stages) in [("deepseek3", &absorbed[..]), ("deepseek2", &plain)] {
+        let [_, seen] = finding_themselves(&World::family(family), stages.iter().map(|s| Site::layer(1, *s)));
+        let of_latent = [
+            "attention-operand",
+            "attention-scale",
+            "head-kept",
+            "head-matrix",
+            "norm-group",
+            "rope-part",
+            "router-groups",
+        ];
+        let never: Vec<_> = of_latent.iter().filter(|id| !seen.contains(*id)).collect();
+        let none: &[&&str] = if family == "deepseek3" { &[] } else { &[&"attention-operand"] };
+        assert!(never.iter().all(|id| none.contains(id)), "{family}: {never:?}");
+    }
 }
 
 #[test]

@@ -29,9 +29,10 @@ use crate::diff::segment::{Log, producer};
 use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
+use crate::formula::routing::as_chosen;
 use crate::formula::worst::{Claim, Unbounded, worst};
 use crate::model::{Config, Model};
-use crate::op::{At, Data, HostTensor, OpKind, Site, Stage};
+use crate::op::{At, Data, GroupScore, HostTensor, Op, OpKind, Site, Stage};
 use crate::trace::select::{Selected, has_expert_rows};
 
 mod hidden;
@@ -219,9 +220,9 @@ impl<'m> ComparisonBuilder<'m> {
         // Where the sides round operands differently, each has an exact result of its own on the same inputs.
         let same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
         let exact_replay = if same { exact_g.value.clone() } else { Rc::new(exact(&op_g, contract_c)?) };
-        let of_subject = error(&o.subject, &exact_g.value);
-        let of_replay = error(&o.replayed, &exact_replay);
-        let of_both = match same {
+        let of_subject = own_error(&op_g, contract_g, &exact_g.value, &o.subject);
+        let of_replay = own_error(&op_g, contract_c, &exact_replay, &o.replayed);
+        let of_both = match same && o.at.site.stage != Stage::RouterIds {
             true => error(&o.subject, &o.replayed),
             // What the contracts themselves make different is no error of either side.
             false => of_subject.iter().zip(&of_replay).map(|(g, c)| g - c).collect::<Vec<_>>(),
@@ -240,7 +241,7 @@ impl<'m> ComparisonBuilder<'m> {
         let (mut reference, mut floor_c) = (replay.ratio.max, replay.floor);
         let mut only_on_its_own = None;
         if o.reference != o.replayed && o.shown[0] != Shown::Nothing {
-            let error = error(&o.reference, &exact_c.value);
+            let error = own_error(&op_c, contract_c, &exact_c.value, &o.reference);
             let carried = exact_c.carried.as_ref().map(|carried| &carried[..]);
             let claim = Claim { error: &error, of: [true], carried };
             let [own] = worst(&op_c, [contract_c], &exact_c.value, [claim])?;
@@ -310,12 +311,14 @@ impl<'m> ComparisonBuilder<'m> {
     fn route(&mut self, o: &Observation<'_>) -> Result<Result<RouterComparison, Mismatch>> {
         let experts = self.config.moe.as_ref().map_or(0, |m| m.experts);
         let stage = |stage: Stage| self.layer.get(&stage);
+        let (decides, groups) = (self.decides(), self.config.moe.as_ref().and_then(|moe| moe.groups));
         let side = |ids, pick: fn(&Pair) -> &HostTensor| Routing {
             ids,
             weights: None,
             // Where a bias decides with them, the probabilities alone are no margin of the choice.
             probs: stage(Stage::RouterProbs).filter(|_| !self.config.layout().choice_bias).map(pick),
-            logits: stage(Stage::routing_logits(self.config.layout())).map(pick),
+            logits: stage(decides).filter(|_| decides != Stage::RouterProbs).map(pick),
+            groups,
         };
         let compared = compare_routing(
             side(&o.reference, |p| &p.reference),
@@ -327,7 +330,15 @@ impl<'m> ComparisonBuilder<'m> {
             if let Some(bounds) = &self.bounds {
                 for flip in &mut routing.flips {
                     let at = (flip.position - o.at.start) * experts..(flip.position - o.at.start + 1) * experts;
-                    flip.explain(&bounds.oracle[at.clone()], &bounds.reference[at.clone()], &bounds.subject[at]);
+                    let sides = [&bounds.reference[at.clone()], &bounds.subject[at.clone()]];
+                    let chosen = [&o.reference, &o.subject].map(|ids| {
+                        let row = flip.position - o.at.start;
+                        &ids.ids()[row * ids.cols()..(row + 1) * ids.cols()]
+                    });
+                    match groups {
+                        Some(groups) => flip.explain_in_groups(groups, chosen, &bounds.oracle[at], sides),
+                        None => flip.explain(&bounds.oracle[at], sides[0], sides[1]),
+                    };
                 }
             }
             routing
@@ -338,12 +349,23 @@ impl<'m> ComparisonBuilder<'m> {
     fn weigh(&mut self, o: &Observation<'_>) {
         let Some(ids) = self.layer.get(&Stage::RouterIds) else { return };
         let experts = self.config.moe.as_ref().map_or(0, |m| m.experts);
-        let side = |ids, weights| Routing { ids, weights: Some(weights), probs: None, logits: None };
+        let side = |ids, weights| Routing { ids, weights: Some(weights), probs: None, logits: None, groups: None };
         let weighed =
             compare_routing(side(&ids.reference, &o.reference), side(&ids.subject, &o.subject), experts, o.at.start);
         if let (Ok(weighed), Some(LayerRouting { routing: Ok(routing), .. })) = (weighed, self.found.routing.last_mut())
         {
             routing.weight_error = weighed.weight_error;
+        }
+    }
+
+    /// What a choice of experts is made by: the router's logits, or what is compared in place of them. Of the sums of two that groups may be kept
+    /// by, logits before their sigmoids do not tell which is the larger.
+    pub(super) fn decides(&self) -> Stage {
+        let layout = self.config.layout();
+        let by = self.config.moe.as_ref().and_then(|moe| moe.groups).map(|groups| groups.by);
+        match by {
+            Some(GroupScore::TopTwo) if !layout.choice_bias && !layout.logits_choose => Stage::RouterProbs,
+            _ => Stage::routing_logits(layout),
         }
     }
 
@@ -354,7 +376,7 @@ impl<'m> ComparisonBuilder<'m> {
         let own_floor = self.floors(o, 0, 0)?;
         // Where what was bounded is itself compared, nothing is added by a softmax.
         let layout = self.config.layout();
-        let by_logits = layout.logits_choose || layout.choice_bias;
+        let by_logits = layout.logits_choose || layout.choice_bias || self.decides() == Stage::RouterProbs;
         let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {
             true => Ok(floor),
             false => logit_bounds(exact, &floor, self.contracts[side].get(OpKind::RouterProbs)),
@@ -414,6 +436,11 @@ impl<'m> ComparisonBuilder<'m> {
         };
         let floor = &self.floors(o, side, inputs)?;
         let op = [&o.op_reference, &o.op_subject][inputs];
+        let as_chosen = {
+            let contract = self.contracts[side].get(op.kind());
+            as_chosen(&op.try_map(|t| Ok(&**t))?, contract, exact, wrong).map(Rc::new)
+        };
+        let exact = as_chosen.as_ref().unwrap_or(exact);
         let (expected, found) = (exact.to_f64(), wrong.to_f64());
         let stage = o.at.site.stage;
         let ids = self.layer.get(&Stage::RouterIds).map(|p| [&p.reference, &p.subject][inputs].clone());
@@ -461,6 +488,14 @@ impl<'m> ComparisonBuilder<'m> {
             result.cause = explain(&scene)?.cause();
         }
         Ok(())
+    }
+}
+
+/// The error of a side's value, which is none in a choice of experts that rounding of groups' scores allows.
+fn own_error(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor, value: &HostTensor) -> Vec<f64> {
+    match as_chosen(op, contract, exact, value) {
+        Some(as_chosen) => error(value, &as_chosen),
+        None => error(value, exact),
     }
 }
 

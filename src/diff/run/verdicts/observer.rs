@@ -53,8 +53,8 @@ impl PairObserver for ComparisonBuilder<'_> {
         if shows[1] {
             result.injected = Some(match stage {
                 Stage::RouterIds => compare_routing(
-                    Routing { ids: &visible.rows(&o.replayed), weights: None, probs: None, logits: None },
-                    Routing { ids: &visible.rows(&o.subject), weights: None, probs: None, logits: None },
+                    Routing { ids: &visible.rows(&o.replayed), weights: None, probs: None, logits: None, groups: None },
+                    Routing { ids: &visible.rows(&o.subject), weights: None, probs: None, logits: None, groups: None },
                     self.config.moe.as_ref().map_or(0, |m| m.experts),
                     o.at.start,
                 )
@@ -115,7 +115,7 @@ impl PairObserver for ComparisonBuilder<'_> {
         result.locate(o.at.start, ids.as_ref().map(|ids| ids.ids()));
         result.position = result.position.map(|p| o.at.start + visible.row(p - o.at.start));
         if let Some(view) = &view {
-            if stage == Stage::routing_logits(self.config.layout()) {
+            if stage == self.decides() {
                 self.bound_logits(&o)?;
             }
             if result.verdict.is_fault() {
