@@ -37,6 +37,8 @@ macro_rules! block_kernels {
             let width = F::STEPS * N * 16;
             assert_eq!(blocks.len() * width, out.len());
             for (block, out) in blocks.iter().zip(out.chunks_exact_mut(width)) {
+                // A page on, into which the processor does not look by itself.
+                prefetch(block, 4096);
                 // SAFETY: this function has the features.
                 let head = unsafe { F::head(block) };
                 for (step, out) in out.chunks_exact_mut(N * 16).enumerate() {
