@@ -328,13 +328,8 @@ impl ModelShape {
             }
             range("experts-used", moe.used, 1, moe.experts / groups * used)?;
         }
-        if self.glm().is_some() {
-            if !self.head_dim.is_multiple_of(4) {
-                return refuse(format!(
-                    "--head-dim: expected a multiple of 4 (half of it turns), found {}",
-                    self.head_dim
-                ));
-            }
+        if self.glm().is_some() && !self.head_dim.is_multiple_of(4) {
+            return refuse(format!("--head-dim: expected a multiple of 4 (half of it turns), found {}", self.head_dim));
         }
         if let Some(linear) = self.linear()
             && !self.head_dim.is_multiple_of(2 * linear.turned)
