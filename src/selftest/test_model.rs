@@ -2,8 +2,9 @@
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
 //! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
 //! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, 11 the `qwen3next` and 12 the
-//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type; the last, 18, has a weight whose
-//! scales are subnormal halves, and one with codes of -128.
+//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type; 18 has a weight whose
+//! scales are subnormal halves, and one with codes of -128. 19 is a `deepseek2` with queries that are taken to its latents, YaRN and groups of experts by
+//! the two best of each, 20 one whose keys and values are made of the latents, with a softmax and groups by their best.
 
 use std::sync::Arc;
 
@@ -11,9 +12,9 @@ use crate::backend::oracle::dequant;
 use crate::environment::Environment;
 use crate::error::Result;
 use crate::gguf::Gguf;
-use crate::model::{Ffn, Mixer, Model};
-use crate::op::{GgmlType, Weight};
-use crate::synth::{Family, FfnShape as SynthFfn, Mix, ModelShape, Moe, Plan};
+use crate::model::{Ffn, LatentHeads, Mixer, Model};
+use crate::op::{GgmlType, Mla, Weight};
+use crate::synth::{Family, FfnShape as SynthFfn, LatentShape, Mix, ModelShape, Moe, Plan};
 
 /// Positions of the prompt: more than the matrix-vector kernels take, and no multiple of any tile.
 pub const POSITIONS: usize = 7;
@@ -36,7 +37,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 14 + TYPES.len();
+    pub const COUNT: usize = 16 + TYPES.len();
 
     /// Those of other types.
     pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
@@ -91,6 +92,8 @@ impl TestModel {
             d?,
             e?,
             Self::extremes(&moe)?,
+            Self::synthetic("deepseek3", &ModelShape { family: Family::DeepSeek2, ..yarn_of(&moe) })?,
+            Self::expanded("deepseek2", &moe)?,
         ])
     }
 
@@ -159,6 +162,28 @@ impl TestModel {
         Ok(made)
     }
 
+    /// A synthetic model with latent attention whose keys and values are made of the latents, as older files have it: the same matrices, turned.
+    ///
+    /// # Errors
+    /// If the model cannot be made, which would be a defect.
+    fn expanded(name: &'static str, shape: &ModelShape) -> Result<Self> {
+        let (q_rank, sigmoid, shared, weights_scale) = (None, false, 2, 1.5);
+        let latent = Some(LatentShape { q_rank, sigmoid, shared, weights_scale, ..LatentShape::DEFAULT });
+        let mut made = Self::synthetic(name, &ModelShape { family: Family::DeepSeek2, latent, ..*shape })?;
+        for (n, layer) in made.model.weights.layers.iter_mut().enumerate() {
+            let Mixer::Latent(attention) = &mut layer.mixer else { continue };
+            if let LatentHeads::Absorbed { q, v } = &attention.heads {
+                let name = |part: &str| format!("blk.{n}.attn_kv_b.weight ({part})");
+                let (k, v) = (turned(&name("keys"), q)?, turned(&name("values"), &*turned("", v)?)?);
+                attention.heads = LatentHeads::Plain { k, v };
+            }
+        }
+        let config = &mut made.model.config;
+        config.kv_heads = config.heads;
+        config.mla.iter_mut().for_each(|mla| mla.form = Mla::Plain);
+        Ok(made)
+    }
+
     /// Exchanges the router of a layer for one whose experts are equal in threes, so that every position has a tie at the
     /// boundary of 2 or of 8 experts unless a pair is left over; gives back the router that was there.
     ///
@@ -179,6 +204,26 @@ impl TestModel {
             moe.router = router;
         }
     }
+}
+
+/// The shape with YaRN.
+fn yarn_of(shape: &ModelShape) -> ModelShape {
+    ModelShape { rope_base: 1e4, context: 16_384, yarn: Some(4.0), ..*shape }
+}
+
+/// Each expert's matrix with its rows for columns, as f32, which is exact.
+fn turned(name: &str, weight: &Weight) -> Result<Arc<Weight>> {
+    let (cols, rows) = (weight.cols, weight.rows);
+    let mut all = vec![0f32; cols * rows * weight.experts];
+    let mut values = vec![0.0; cols];
+    for (expert, of) in all.chunks_exact_mut(cols * rows).enumerate() {
+        for row in 0..rows {
+            dequant::row(weight.ty, weight.row(expert, row), &mut values)?;
+            values.iter().enumerate().for_each(|(col, x)| of[col * rows + row] = *x as f32);
+        }
+    }
+    let bytes = all.into_iter().flat_map(f32::to_le_bytes).collect();
+    Weight::from_vec(name, GgmlType::F32, [rows, cols, weight.experts], bytes)
 }
 
 /// Makes a weight of another of the same shape.

@@ -295,7 +295,9 @@ pub fn scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             ("the scale 1/√(D/2)", 1.0 / (d / 2.0).sqrt()),
             ("the scale 1/√(2D)", 1.0 / (d * 2.0).sqrt()),
         ] {
-            if scale != stated {
+            // Of latent attention it is said what D is.
+            let said = config.mla.is_some() && scale == 1.0 / d.sqrt();
+            if scale != stated && !said {
                 all.extend(case.changed(what, |s: &mut Scores<'a>| s.scale = scale)?);
             }
         }

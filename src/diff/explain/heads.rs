@@ -39,6 +39,12 @@ pub fn other_head<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.extend(case.changed(format!("the columns of {what}, with a head's own matrix"), change)?);
         }
     }
+    if *head_dim > weight.cols {
+        let what = format!("the last {} of a head's {head_dim} columns for its first", weight.cols);
+        let last = case.inputs[0].chunks_exact(*head_dim).flat_map(|head| &head[head_dim - weight.cols..]).copied();
+        let last: Vec<f64> = last.collect();
+        all.extend(case.changed(what, |l: &mut Linear<'a>| l.x = last.into())?);
+    }
     let (rows, what) = (weight.rows, "rows of the matrices that heads take in turn");
     let in_turn: Decode<'a> = Box::new(move |head, row, product, offset| {
         let joint = row * heads + head;

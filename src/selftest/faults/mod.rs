@@ -7,6 +7,7 @@
 //! - A row says what must be found: the stage, the side, and the kinds of geometry that describe the error truly.
 
 mod attention;
+mod deepseek;
 mod experts;
 mod families;
 mod glm4moe;
@@ -158,6 +159,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         gpt_oss::FAULTS,
         glm4moe::FAULTS,
         linear_attention::FAULTS,
+        deepseek::FAULTS,
     ];
     tables.into_iter().flatten()
 }

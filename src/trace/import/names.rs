@@ -84,6 +84,8 @@ enum Means {
     WeightedSum,
     /// The same head by head, [heads, T, D].
     HeadwiseSum,
+    /// What attention gives where it is made of latents, likewise.
+    HeadwiseContext,
     /// Of layers with linear attention, and of others.
     LinearOr(Stage, Stage),
     /// The norm before the FFN, or in models that have one, that of what attention adds.
@@ -121,8 +123,9 @@ static NODES: &[(&str, Means)] = &[
     ("k_nope_view", Nothing("the first columns of each head of k_up")),
     ("Vcur_view", Nothing("the values of Vcur_cont")),
     ("Vcur_cont", Is(Stage::VUp)),
+    ("v_cont", Nothing("values, each a row for all positions")),
     ("kqv_mla", Nothing("the values of kqv_out, head by head")),
-    ("fattn_mla", Nothing("the values of kqv_out, head by head")),
+    ("fattn_mla", HeadwiseContext),
     ("ffn_moe_group_topk", Nothing("the groups that experts are chosen from")),
     ("ffn_moe_probs_masked", Nothing("what experts are chosen by, without those of other groups")),
     ("ffn_down", Is(Stage::FfnOut)),
@@ -321,6 +324,8 @@ impl<'l> Name<'l> {
             }
         };
         let one = |stage| Ok(vec![Reading::whole(site(self.layer, stage)?)]);
+        let headwise =
+            |stage| Ok(vec![Reading { axes: Some(vec![1, 0, 2]), ..Reading::whole(site(self.layer, stage)?) }]);
         // A module's output has its bias in it.
         let projected = |stage: Stage| match stage {
             Stage::QProj if self.module && sizes.qkv_bias == Some(true) => Stage::QBias,
@@ -402,10 +407,8 @@ impl<'l> Name<'l> {
             Query => self.query(made, sizes),
             WeightedSum if sizes.latent == Some(Mla::Absorbed) => one(Stage::AttnLatent),
             WeightedSum => one(Stage::AttnContext),
-            HeadwiseSum if sizes.latent == Some(Mla::Absorbed) => {
-                let reading = Reading::whole(site(self.layer, Stage::AttnLatent)?);
-                Ok(vec![Reading { axes: Some(vec![1, 0, 2]), ..reading }])
-            }
+            HeadwiseSum if sizes.latent == Some(Mla::Absorbed) => headwise(Stage::AttnLatent),
+            HeadwiseContext => headwise(Stage::AttnContext),
             HeadwiseSum => Err("the values of kqv_out, head by head".into()),
             // What is stored and read of latents has the names of q and k, when all of it is done.
             Projection(projection, ..) if sizes.latent.is_some_and(|form| form != Mla::No) => {

@@ -340,6 +340,7 @@ fn names_of_deepseek2() {
         ("__fattn__-2", &absorbed, "attn_latent"),
         ("__fattn__-2", &plain, "attn_context"),
         ("kqv_out-2.0", &absorbed, "attn_context"),
+        ("fattn_mla-2.0", &absorbed, "attn_context"),
         ("ffn_moe_topk-2.0", &absorbed, "router_ids"),
         ("ffn_moe_weights_scaled-2.0", &absorbed, "router_weights"),
         ("ffn_shexp-2.0", &absorbed, "shared_down"),
@@ -363,6 +364,7 @@ fn names_of_deepseek2() {
         ("q_pe-2.1", &absorbed, "of q_rope"),
         ("q_nope_absorbed-2.0", &absorbed, "of q_absorbed"),
         ("kqv_mla-2.0", &absorbed, "the values of kqv_out"),
+        ("v_cont-2.0", &absorbed, "a row for all positions"),
         ("kqv-2.0", &plain, "the values of kqv_out"),
         ("kv-2.0", &plain, "a key without what turns"),
         ("ffn_moe_probs_masked-2.0", &absorbed, "of other groups"),
@@ -386,5 +388,7 @@ fn names_of_deepseek2() {
     // Scores are multiplied by what the model says, else by 1/sqrt(D); the weighted sums of latents have their heads outermost.
     assert_eq!(read("kq-2.0", &absorbed).unwrap()[0].scale, Some(0.25));
     assert_eq!(read("kq-2.0", &plain).unwrap()[0].scale, Some(1.0 / 48f64.sqrt()));
-    assert_eq!(read("kqv-2.0", &absorbed).unwrap()[0].axes, Some(vec![1, 0, 2]));
+    for label in ["kqv-2.0", "fattn_mla-2.0"] {
+        assert_eq!(read(label, &absorbed).unwrap()[0].axes, Some(vec![1, 0, 2]), "{label}");
+    }
 }
