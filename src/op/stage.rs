@@ -130,6 +130,14 @@ pub enum Dim {
     One,
 }
 
+impl Dim {
+    /// Whether it is a number of heads times what each of them has, in its order.
+    pub fn is_of_heads(self) -> bool {
+        use Dim::{Absorbed, Context, KeyHeads, Kv, Latent, Q, ValueHeads};
+        matches!(self, Q | Kv | Context | Absorbed | Latent | KeyHeads | ValueHeads)
+    }
+}
+
 /// Where a stage occurs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {

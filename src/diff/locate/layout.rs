@@ -61,7 +61,7 @@ impl Layout {
             expert: ids.map_or(0, |ids| ids[r] as usize),
             head: along(Dim::Heads, r),
         };
-        let of_heads = matches!(info.shape.last(), Some(Dim::Q | Dim::Kv | Dim::KeyHeads | Dim::ValueHeads));
+        let of_heads = info.shape.last().is_some_and(|dim| dim.is_of_heads());
         Self {
             rows: (0..n_rows).map(row).collect(),
             cols,
@@ -77,7 +77,7 @@ impl Layout {
     /// other operation is made in tiles.
     pub fn tiles(&self) -> &'static [usize] {
         match self.stage.info().op {
-            OpKind::MatMul | OpKind::ExpertMatMul => &[32],
+            OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => &[32],
             _ => &[],
         }
     }

@@ -282,10 +282,7 @@ pub fn fit(stage: Stage, shape: &[usize], rows: Option<usize>) -> Result<Vec<usi
         fitted.pop();
     }
     // One position of several heads, [1, heads, D], is not a batch of one.
-    let of_heads = matches!(
-        dims,
-        [_, Dim::Q | Dim::Kv | Dim::Context | Dim::Absorbed | Dim::Latent | Dim::KeyHeads | Dim::ValueHeads]
-    );
+    let of_heads = matches!(dims, [_, dim] if dim.is_of_heads());
     let heads_apart = of_heads && matches!(shape, [1, n, _] if rows == Some(1) && *n != 1);
     while fitted.len() > dims.len() && fitted[0] == 1 && !heads_apart {
         fitted.remove(0);

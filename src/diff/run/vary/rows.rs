@@ -171,9 +171,10 @@ pub(super) fn first_rows(stage: Stage, values: &HostTensor, start: usize, few: u
 
 fn weight_type(op: &Op<'_, AnyTensor>) -> Option<&'static str> {
     match op {
-        Op::Embed { table: weight, .. } | Op::MatMul { weight, .. } | Op::ExpertMatMul { weight, .. } => {
-            Some(weight.ty.name())
-        }
+        Op::Embed { table: weight, .. }
+        | Op::MatMul { weight, .. }
+        | Op::HeadMatMul { weight, .. }
+        | Op::ExpertMatMul { weight, .. } => Some(weight.ty.name()),
         _ => None,
     }
 }

@@ -44,7 +44,7 @@ impl ComparisonBuilder<'_> {
         let sides = [&*c, &*g];
         spread.extend(Spread::by_position(SpreadOf::Own, sides, axis, position));
         let (info, cols) = (stage.info(), g.cols().max(1));
-        let by_head = info.shape.iter().any(|dim| matches!(dim, Dim::Q | Dim::Kv | Dim::KeyHeads | Dim::ValueHeads));
+        let by_head = info.shape.iter().any(|dim| dim.is_of_heads());
         let (head_dim, each) = (self.config.head_dim_of(stage).max(1), g.len() / g.shape[0].max(1));
         if info.axis(Dim::Heads).is_some() {
             spread.extend(Spread::new(SpreadOf::Own, SpreadAxis::Head, sides, |i| i / each.max(1)));
