@@ -77,7 +77,7 @@ impl Layout {
     /// other operation is made in tiles.
     pub fn tiles(&self) -> &'static [usize] {
         match self.stage.info().op {
-            OpKind::MatMul | OpKind::ExpertMatMul => &[32],
+            OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => &[32],
             _ => &[],
         }
     }

@@ -231,7 +231,7 @@ impl std::fmt::Display for Tolerance {
 
 /// ggml's limit for the operation that makes `stage`.
 fn default_limit(stage: Stage, qtype: Option<GgmlType>) -> Limit {
-    let product = matches!(stage.info().op, OpKind::MatMul | OpKind::ExpertMatMul);
+    let product = matches!(stage.info().op, OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul);
     let quantized = qtype.is_some_and(|t| t.block_len() > 1);
     Limit { metric: Metric::Nmse, value: if product && quantized { QUANTIZED_NMSE } else { ELEMENTWISE_NMSE } }
 }
