@@ -1117,6 +1117,11 @@ def arguments(argv):
     return args
 
 
+def tokens_sha256(tokens):
+    """As twinscope's documents have it: of the ids in order, each as four bytes with the lowest first."""
+    return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
+
+
 def main(argv):
     args = arguments(argv)
     import torch
@@ -1150,6 +1155,7 @@ def main(argv):
         run(model, tokens, args.decode)
     print(f"{args.out}: {len(recorder.tensors)} tensors of {len(tokens)} tokens in {len(recorder.calls)} calls, "
           f"{args.dtype}, {args.attn} attention")
+    print(f"prompt of {prompt_tokens} tokens, sha256 {tokens_sha256(tokens[:prompt_tokens])}")
 
 
 if __name__ == "__main__":

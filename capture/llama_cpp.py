@@ -416,6 +416,11 @@ def arguments(argv):
     return args
 
 
+def tokens_sha256(tokens):
+    """As twinscope's documents have it: of the ids in order, each as four bytes with the lowest first."""
+    return hashlib.sha256(struct.pack(f"<{len(tokens)}I", *tokens)).hexdigest()
+
+
 def main(argv):
     args = arguments(argv)
     # Python looks for modules beside the script first, where this file would hide the package of the same name.
@@ -521,6 +526,7 @@ def main(argv):
         print(f"not captured: {name}: {why}", file=sys.stderr)
     print(f"{args.out}: {len(writer.tensors)} tensors of {len(tokens)} tokens in {len(calls)} calls on "
           f"{header['device']}; {header['contract']}, flash attention {'on' if recorder.flash else 'off'}")
+    print(f"prompt of {prompt_tokens} tokens, sha256 {tokens_sha256(tokens[:prompt_tokens])}")
 
 
 if __name__ == "__main__":

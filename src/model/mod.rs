@@ -27,7 +27,7 @@ pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
 pub use mla::MlaConfig;
 pub use rotation::SlidingWindow;
-pub use run::{Calls, Runner};
+pub use run::{Calls, Runner, tokens_sha256};
 pub use tokenizer::Tokenizer;
 pub use weights::{
     AttentionWeights, Ffn, LatentHeads, LatentWeights, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights,

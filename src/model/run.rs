@@ -6,10 +6,18 @@
 
 use std::ops::Range;
 
+use sha2::{Digest, Sha256};
+
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{Config, LogitRows, Model, Session, forward};
 use crate::op::{At, Op, Stage};
+
+/// The SHA-256 of tokens, each as four bytes with the lowest first, in hexadecimal: whether two engines ran the same.
+pub fn tokens_sha256(tokens: &[u32]) -> String {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+    format!("{:x}", Sha256::digest(bytes))
+}
 
 /// The calls of a run: a prompt, `chunk` positions at a time, then decoded tokens one by one.
 #[derive(Clone, Copy, Debug)]

@@ -65,6 +65,7 @@ pub fn agreeing() -> Comparison {
             fingerprint: Some("0".repeat(64)),
         },
         tokens: 17,
+        tokens_sha256: "0".repeat(64),
         prompt: Some("fn main() {\n    let x".into()),
         decode: 0,
         reference: side("cpu:scalar", "AMD EPYC", false),

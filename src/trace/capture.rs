@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::backend::{Backend, BackendInfo, Contract};
 use crate::error::Result;
-use crate::model::{Calls, LogitRows, Model, Runner};
+use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
 use crate::op::{At, Data, HostTensor, Site, Stage};
 
 use super::stats::{Statistics, Stats};
@@ -114,6 +114,7 @@ impl Captured {
             prompt,
             tokens: self.tokens.clone(),
             prompt_tokens,
+            tokens_sha256: self.tokens.get(..prompt_tokens).map(tokens_sha256),
             backend: self.backend.clone(),
             contracts: self.contracts.clone(),
         }

@@ -24,6 +24,8 @@ pub struct Comparison {
     pub model: ModelSummary,
     /// Tokens of the prompt, and their text where it is known.
     pub tokens: usize,
+    /// [`tokens_sha256`](crate::model::tokens_sha256) of the prompt's.
+    pub tokens_sha256: String,
     /// The prompt as text, where it was text.
     pub prompt: Option<String>,
     /// Decode steps after the prompt.

@@ -37,6 +37,7 @@ fn comparison(stages: Vec<StageResult>) -> Comparison {
             fingerprint: None,
         },
         tokens: 2,
+        tokens_sha256: "0".repeat(64),
         prompt: None,
         decode: 0,
         reference: side("cpu:scalar", false),

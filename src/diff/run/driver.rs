@@ -9,7 +9,7 @@ use crate::diff::run::production;
 use crate::diff::run::share;
 use crate::diff::run::verdicts::ComparisonBuilder;
 use crate::error::{Error, Result};
-use crate::model::{Calls, LogitRows, Model, Runner};
+use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
 use crate::op::{At, LayerLayout, OpKind, Site, Stage};
 use crate::trace::recorded::sites;
 use crate::trace::select::Selected;
@@ -160,6 +160,7 @@ pub(super) fn compare(
         kind: ComparisonKind::Diff,
         model: summary(model),
         tokens: prompt.len(),
+        tokens_sha256: tokens_sha256(prompt),
         prompt: options.prompt.clone(),
         decode: options.decode,
         reference: side(reference, &options.contracts[0]),

@@ -12,7 +12,7 @@ use super::verdicts::row_bits;
 use crate::backend::{AnyBackend, Backend, Erased, Lent};
 use crate::diff::outcome::{Comparison, Production, ProductionVerdict, StageResult};
 use crate::error::{Error, Result};
-use crate::model::{Calls, LogitRows, Model, Runner};
+use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
 use crate::op::{At, HostTensor, Site};
 use crate::trace::capture::info;
 use crate::trace::recorded::{Recorded, sites};
@@ -180,6 +180,7 @@ fn recording(
         prompt: options.prompt.clone(),
         tokens: [calls.prompt, calls.forced].concat(),
         prompt_tokens: calls.prompt.len(),
+        tokens_sha256: Some(tokens_sha256(calls.prompt)),
         backend: subject.info(),
         contracts: contracts(subject),
     };

@@ -13,7 +13,7 @@ use crate::diff::outcome::{
     Comparison, ComparisonKind, LayerRouting, Measured, ModelSummary, SideSummary, StageResult, Verdict,
 };
 use crate::error::{Error, Result};
-use crate::model::{Architecture, QkNorms, Router, Shared};
+use crate::model::{Architecture, QkNorms, Router, Shared, tokens_sha256};
 use crate::op::{HostTensor, LayerLayout, LinearLayers, Mla, Site, Stage};
 use crate::trace::MOST_LAYERS;
 use crate::trace::recorded::sites_of;
@@ -74,6 +74,7 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
             fingerprint: Some(c.model.fingerprint.clone()).filter(|f| !f.is_empty()),
         },
         tokens: c.prompt_tokens,
+        tokens_sha256: tokens_sha256(&c.tokens[..c.prompt_tokens]),
         prompt: c.prompt.clone(),
         decode: c.tokens.len() - c.prompt_tokens,
         reference: SideSummary { info: c.backend.clone(), trace: Some(named(reference)) },

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use crate::model::Model;
+use crate::model::{Model, tokens_sha256};
 use crate::op::Site;
 use crate::trace::capture::Captured;
 use crate::trace::stats::StageStats;
@@ -111,6 +111,7 @@ impl TraceReport<'_> {
             "prompt": self.prompt,
             "tokens": captured.tokens,
             "prompt_tokens": self.prompt_tokens,
+            "tokens_sha256": tokens_sha256(&captured.tokens[..self.prompt_tokens.min(captured.tokens.len())]),
             "stopped": captured.stopped,
             "positions": captured.tokens.len(),
             "equal_positions": self.equal_positions().is_some(),

@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use crate::backend::BackendInfo;
 use crate::backend::contract::{self, named};
 use crate::error::{Error, Result};
-use crate::model::Config;
+use crate::model::{Config, tokens_sha256};
 use crate::op::{At, Data, HostTensor, Site, Stage};
 use crate::text::{printable, printable_whole};
 
@@ -305,6 +305,7 @@ fn take(
         )),
         _ => {}
     }
+    let prompt_tokens = about.prompt_tokens.unwrap_or(tokens.len()).min(tokens.len());
     let manifest_run = Run {
         model: ModelInfo {
             name: about.model.clone(),
@@ -313,7 +314,8 @@ fn take(
             hyperparameters: serde_json::Map::new(),
         },
         prompt: about.prompt.clone(),
-        prompt_tokens: about.prompt_tokens.unwrap_or(tokens.len()).min(tokens.len()),
+        prompt_tokens,
+        tokens_sha256: Some(tokens_sha256(&tokens[..prompt_tokens])),
         backend: BackendInfo {
             backend: "imported".into(),
             adapter: about.program.clone(),

@@ -75,6 +75,9 @@ pub struct Run {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt; the rest was decoded.
     pub prompt_tokens: usize,
+    /// [`tokens_sha256`](crate::model::tokens_sha256) of the prompt's; traces that were made before it do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_sha256: Option<String>,
     /// What ran it.
     pub backend: BackendInfo,
     /// The arithmetic that the backend promised, by operation.

@@ -26,6 +26,7 @@ fn run() -> Run {
         prompt: None,
         tokens: (0..T as u32).collect(),
         prompt_tokens: T,
+        tokens_sha256: None,
         backend: BackendInfo {
             backend: text("cpu"),
             adapter: text("a"),
