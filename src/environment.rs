@@ -153,22 +153,33 @@ impl Environment {
 
 /// Now, in UTC, to the second; or what `SOURCE_DATE_EPOCH` says.
 fn now() -> String {
-    let set = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    utc(set.unwrap_or_else(|| since.map_or(0, |d| d.as_secs())))
+    utc(seconds_now())
 }
 
-/// Seconds since 1970 as RFC 3339 writes them. The calendar is Howard Hinnant's `civil_from_days`.
+/// Seconds since 1970; or what `SOURCE_DATE_EPOCH` says.
+pub fn seconds_now() -> u64 {
+    let set = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|seconds| seconds.parse().ok());
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    set.unwrap_or_else(|| since.map_or(0, |d| d.as_secs()))
+}
+
+/// Seconds since 1970 as RFC 3339 writes them.
 fn utc(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (year, month, day) = civil(seconds / 86_400);
+    let rest = seconds % 86_400;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// Year, month and day, of days since 1970. The calendar is Howard Hinnant's `civil_from_days`.
+pub fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days.saturating_add(719_468);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * day_of_year + 2) / 153; // months from March
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
 /// The memory of this machine, where the system says it.

@@ -61,7 +61,7 @@ fn odd_texts(gguf: &Gguf) -> Option<String> {
     Some(format!("key {}{others}: text that is not UTF-8; U+FFFD stands for those bytes", printable(first)))
 }
 
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct PromptArgs {
     /// The text to run
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt_file", "tokens"])]
@@ -72,6 +72,12 @@ pub struct PromptArgs {
     /// Token ids to run, instead of text
     #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
     pub tokens: Option<Vec<u32>>,
+    /// Make the text a user's message, in the model's chat template (tokenizer.chat_template), as a server does
+    #[arg(long, conflicts_with = "tokens")]
+    pub chat: bool,
+    /// What the system says before the user's message
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
 }
 
 /// A prompt as it will be run.
@@ -84,7 +90,15 @@ pub struct Prompt {
 impl PromptArgs {
     /// Whether the command line says what to run.
     pub fn is_given(&self) -> bool {
-        self.prompt.is_some() || self.prompt_file.is_some() || self.tokens.is_some()
+        self.prompt.is_some() || self.prompt_file.is_some() || self.tokens.is_some() || self.chat
+    }
+
+    /// The text that is run where `text` is given: itself, or under `--chat` what the model's template makes of it.
+    ///
+    /// # Errors
+    /// A model without a template, or one that cannot be used.
+    pub fn as_run(&self, model: &Model, text: String) -> Result<String> {
+        if self.chat { model.chat(self.system.as_deref(), &text) } else { Ok(text) }
     }
 
     /// # Errors
@@ -96,6 +110,7 @@ impl PromptArgs {
             (None, None) if self.tokens.is_none() => Some(DEFAULT_PROMPT.to_string()),
             (None, None) => None,
         };
+        let text = text.map(|text| self.as_run(model, text)).transpose()?;
         let tokens = match &text {
             Some(text) => model.tokenizer()?.encode(text)?,
             None => self.tokens.clone().unwrap_or_default(),

@@ -12,6 +12,7 @@ macro_rules! examples {
 examples! {
     DIFF:
         "diff MODEL.gguf --prompt 'text'"
+        "diff MODEL.gguf --chat --prompt 'text' --system 'Be brief.'"
         "diff MODEL.gguf --decode 16 --report out.html"
         "diff MODEL.gguf --quiet --report - >> summary.md"
         "diff --subject gpu:1 --reference gpu:0 --require all"
@@ -48,7 +49,8 @@ examples! {
     SYNTH:
         "synth --shape qwen3-30b-a3b --layers 4 --quant Q4_K_M 30b.gguf";
     RUN:
-        "run MODEL.gguf --prompt 'text' -n 64 --backend gpu";
+        "run MODEL.gguf --prompt 'text' -n 64 --backend gpu"
+        "run MODEL.gguf --chat --prompt 'text'";
     DEVICES:
         "devices --json";
     MERGE:

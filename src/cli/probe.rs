@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
             start + rows
         )));
     }
-    let prompt = PromptArgs { prompt: None, prompt_file: None, tokens: short_run(&model) }.resolve(&model)?;
+    let prompt = PromptArgs { tokens: short_run(&model), ..PromptArgs::default() }.resolve(&model)?;
     let mut reference = args.backends.open(&args.reference)?;
     let mut subject = args.backends.open(&args.subject)?;
     prepare(&mut reference, &model)?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use crate::cli::common::PromptArgs;
 use crate::cli::{Outcome, output};
 use crate::diff::outcome::Comparison;
 use crate::diff::sweep::{Compared, PromptFile, PromptResult, SCHEMA, Shard, SweepHeader, SweepLine, SweepSummary};
@@ -36,7 +37,7 @@ impl Prompts {
     ///
     /// # Errors
     /// An unreadable file, what [`PromptFile::parse`] refuses, a prompt that the model cannot run, and a shard without prompts.
-    pub fn read(path: &Path, shard: Shard, model: &Model, decode: usize) -> Result<Self> {
+    pub fn read(path: &Path, shard: Shard, model: &Model, decode: usize, args: &PromptArgs) -> Result<Self> {
         let kind = FileKind::PROMPTS.or_stdin();
         let text = kind.read_text(path)?;
         let path = kind.called(path);
@@ -44,7 +45,12 @@ impl Prompts {
         let mut here = Vec::new();
         for (index, (number, line)) in file.lines.iter().enumerate() {
             let wrong = |what: String| Error::input(format!("{}: line {number}: {what}", path.display()));
-            let tokens = match (&line.prompt, &line.tokens) {
+            if args.chat && line.tokens.is_some() {
+                return Err(wrong("--chat makes a message of text, found token ids".to_string()));
+            }
+            let text = line.prompt.clone().map(|text| args.as_run(model, text)).transpose();
+            let text = text.map_err(|e| wrong(e.to_string()))?;
+            let tokens = match (&text, &line.tokens) {
                 (Some(text), _) => model.tokenizer()?.encode(text).map_err(|e| wrong(e.to_string()))?,
                 (None, tokens) => tokens.clone().unwrap_or_default(),
             };
@@ -62,7 +68,7 @@ impl Prompts {
                 )));
             }
             let id = line.id.clone().unwrap_or_default(); // every line of a file that was read has one
-            here.extend(shard.has(index).then(|| ReadyPrompt { index, id, text: line.prompt.clone(), tokens }));
+            here.extend(shard.has(index).then(|| ReadyPrompt { index, id, text, tokens }));
         }
         if here.is_empty() {
             let n = file.lines.len();

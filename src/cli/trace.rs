@@ -80,7 +80,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     args.backends.check(&[&args.backend])?;
     let model = args.model.open()?;
     let prompts = match &args.prompts {
-        Some(path) => Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode)?.here,
+        Some(path) => Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode, &args.prompt)?.here,
         None => {
             let Prompt { text, tokens } = args.prompt.resolve(&model)?;
             vec![ReadyPrompt { index: 0, id: String::new(), text, tokens }]

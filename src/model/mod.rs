@@ -5,6 +5,8 @@
 //!   an error: a bias that is silently left out is a wrong answer.
 
 mod arch;
+#[cfg(feature = "tokenizer")]
+mod chat;
 mod config;
 mod exchange;
 mod forward;
@@ -90,6 +92,34 @@ impl Model {
     /// The tokenizer, or why there is none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().map_err(|e| Error::input(format!("{e}; token ids can be given with --tokens")))
+    }
+
+    /// What the file's chat template makes of a user's message, after what the system says, up to where the model answers: the text that a
+    /// server runs. What a template may do is bounded; it gets no tools, and nothing that is not said here.
+    ///
+    /// # Errors
+    /// A file without a template, or a template that is malformed, refuses the messages, or does not end.
+    #[cfg(feature = "tokenizer")]
+    pub fn chat(&self, system: Option<&str>, user: &str) -> Result<String> {
+        const KEY: &str = "tokenizer.chat_template";
+        let (name, meta) = (self.gguf.name(), &self.gguf.metadata);
+        let Some(template) = meta.str_opt(KEY)? else {
+            return Err(Error::input(format!("{name}: key {KEY} is missing: there is no chat template for --chat")));
+        };
+        let tokens = meta.str_array("tokenizer.ggml.tokens")?;
+        let token = |key: &str| -> Result<String> {
+            let id = meta.u32_opt(key)?;
+            Ok(id.and_then(|id| tokens.get(id as usize)).cloned().unwrap_or_default())
+        };
+        let chat = chat::Chat {
+            template: template.to_string(),
+            bos: token("tokenizer.ggml.bos_token_id")?,
+            eos: token("tokenizer.ggml.eos_token_id")?,
+            system: system.map(str::to_string),
+            user: user.to_string(),
+            now: crate::environment::seconds_now(),
+        };
+        chat.render().map_err(|what| Error::input(format!("{name}: {KEY}: {what}")))
     }
 
     /// What a backend must be able to do to run this model.

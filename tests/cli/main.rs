@@ -6,6 +6,7 @@ mod common;
 mod bench;
 mod bisect;
 mod browser;
+mod chat;
 mod coverage;
 mod devices;
 mod diff;

@@ -32,9 +32,11 @@ pub fn run(args: &Args, reports: Reports) -> Result<Outcome> {
     let mut subject = open_model(Some(&args.subject))?;
     let pairs = reference.pairs(&subject)?;
     let prompts: Vec<Vec<u32>> = match &files.prompts {
-        Some(path) => {
-            Prompts::read(path, Shard::WHOLE, &reference, 0)?.here.into_iter().map(|prompt| prompt.tokens).collect()
-        }
+        Some(path) => Prompts::read(path, Shard::WHOLE, &reference, 0, &files.prompt)?
+            .here
+            .into_iter()
+            .map(|prompt| prompt.tokens)
+            .collect(),
         None => vec![files.prompt.resolve(&reference)?.tokens],
     };
     let tokens = prompts.iter().map(Vec::len).sum();

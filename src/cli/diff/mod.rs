@@ -168,14 +168,20 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         Some(_) if options.force_routing || args.contract.iter().any(|(_, name)| name == "infer") => {
             return Err(Error::usage("--prompts: --routing reference and --contract infer are of one prompt"));
         }
-        Some(path) => Some(Prompts::read(path, args.shard.unwrap_or(Shard::WHOLE), &model, args.decode.unwrap_or(0))?),
+        Some(path) => Some(Prompts::read(
+            path,
+            args.shard.unwrap_or(Shard::WHOLE),
+            &model,
+            args.decode.unwrap_or(0),
+            &args.prompt,
+        )?),
         None => None,
     };
     // A recording says what was run; otherwise the command line does.
     match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
         Some(run) if args.prompt.is_given() || args.decode.is_some() || args.cover => {
             return Err(Error::usage(format!(
-                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens, --decode and --cover have nothing to say",
+                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens, --chat, --decode and --cover have nothing to say",
                 run.tokens.len()
             )));
         }
@@ -292,6 +298,8 @@ fn compared(args: &Args, model: &Model, sides: &Sides<'_>, options: &DiffOptions
     for (flag, value) in [("--shows", &args.shows), ("--stop-at", &args.stop_at)] {
         further.extend(value.iter().map(|value| format!("{flag} {value}")));
     }
+    further.extend(args.prompt.chat.then(|| "--chat".to_string()));
+    further.extend(args.prompt.system.iter().map(|text| format!("--system {text}")));
     for (flag, value) in [("--layers", &args.layers), ("--stages", &args.stages)] {
         further.extend((value != "all").then(|| format!("{flag} {value}")));
     }
