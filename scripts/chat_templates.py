@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/data/chat/expected.json: what transformers' jinja2 makes of the templates there.
 
-The templates are those of llama.cpp's `models/templates`, as the models' authors published them. Needs transformers and jinja2.
+The templates are as the models' authors published them, under the Apache or the MIT licence. Needs transformers and jinja2.
 """
 
 import datetime
