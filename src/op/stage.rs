@@ -522,8 +522,8 @@ impl Stage {
         let inputs = if latent { &[AttnLatent] } else { self.info().inputs };
         inputs.iter().map(move |input| {
             let Some(chain) = CHAINS.iter().find(|chain| chain.contains(input)) else { return *input };
-            // What is added for the choice is not in the weights.
-            let other = |s: Stage| (self, s) == (RouterWeights, RouterChoice);
+            // What is added for the choice is not in the weights, and values are not made of keys.
+            let other = |s: Stage| matches!((self, s), (RouterWeights, RouterChoice) | (VUp, KUp));
             let before = |s: &&Stage| **s < self && s.info().scope.occurs(layout) && !other(**s);
             *chain.iter().rfind(before).unwrap_or(input)
         })

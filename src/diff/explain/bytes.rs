@@ -48,6 +48,11 @@ fn of_rows<'a>(
         Op::ExpertMatMul { ids, .. } => {
             variant.unknown_at(move |i| unknown(ids.ids()[i / weight.rows] as usize, i % weight.rows))
         }
+        Op::HeadMatMul { .. } => {
+            // Of a head its sums, and after them what it keeps.
+            let (heads, stride) = (weight.experts, cols / weight.experts.max(1));
+            variant.unknown_at(move |i| i % stride < weight.rows && unknown(i / stride % heads, i % stride))
+        }
         _ => variant.unknown_at(move |i| unknown(0, i % weight.rows)),
     }
 }

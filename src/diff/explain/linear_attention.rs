@@ -128,12 +128,18 @@ pub fn l2_norm<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.extend(case.changed(what, |n: &mut Norm<'a>| n.weight = vec![factor])?);
     }
     if heads > 1 {
-        let over = |n: &mut Norm<'a>| (n.n, n.divisor) = (width, 1.0);
+        let over = |n: &mut Norm<'a>| {
+            n.over(width);
+            n.divisor = 1.0;
+        };
         all.extend(case.changed("one norm over all heads", over)?);
     }
     for by in [1, 2].map(|parts| head_dim / parts / 2).into_iter().filter(|n| *n > 0 && head_dim % n == 0) {
         let what = format!("norms of {by} values each, not of the head's {head_dim}");
-        all.extend(case.changed(what, |n: &mut Norm<'a>| n.n = by)?);
+        all.extend(case.changed(what, |n: &mut Norm<'a>| {
+            n.over(by);
+            n.divisor = 1.0;
+        })?);
     }
     // Columns of another part of the row: queries, keys, values.
     for (what, from) in [("queries", 0), ("keys", width), ("values", 2 * width)] {

@@ -157,7 +157,7 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for used in [stated.used + 1, stated.used - 1] {
         let left = Groups { used, ..stated }.left(experts);
         if (1..=stated.count).contains(&used) && left >= k {
-            let what = format!("{used} groups kept for {}", stated.used);
+            let what = format!("{used} of the groups kept for {}", stated.used);
             all.extend(with(what, &|c| c.groups.iter_mut().for_each(|groups| groups.used = used))?);
         }
     }

@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_flip_between_groups_is_held_against_their_scores() {
         // Groups 1 and 2 are a millionth apart, their experts far: 3 or 4 goes with 0.
-        let z = [3.0, 0.0, 1.0, 2.0, 2.5, 0.5 + 1e-6, 0.0, 0.0];
+        let z = [4.0, 0.0, 1.0, 2.0, 2.5, 0.5 + 1e-6, 0.0, 0.0];
         let bound = |e: f64| vec![e; 8];
         let judged = |reference: &[u32], subject: &[u32], e: f64| {
             judge(TWO_OF_FOUR, [reference, subject], &z, [&bound(e), &bound(e)])

@@ -406,11 +406,11 @@ pub(super) static FAULTS: &[Fault] = &[
         ..CHOICE
     },
     Fault {
-        name: "deepseek-groups-by-two",
-        what: "groups are kept by their two best experts, not by their best",
-        by: By::Operation(|_| grouped(|groups| Some(Groups { by: GroupScore::TopTwo, ..groups }))),
+        name: "deepseek-groups-one-fewer",
+        what: "a group fewer is kept than should be",
+        by: By::Operation(|_| grouped(|groups| Some(Groups { used: groups.used - 1, ..groups }))),
         models: PLAIN,
-        says: &["groups kept by the sum of their two largest, not by the largest"],
+        says: &["1 of the groups kept for 2"],
         ..CHOICE
     },
     Fault {
@@ -418,7 +418,7 @@ pub(super) static FAULTS: &[Fault] = &[
         what: "a group more is kept than should be",
         by: By::Operation(|_| grouped(|groups| Some(Groups { used: groups.used + 1, ..groups }))),
         models: BOTH,
-        says: &["3 groups kept for 2"],
+        says: &["3 of the groups kept for 2"],
         ..CHOICE
     },
     Fault {

@@ -2,6 +2,7 @@
 
 mod by_hand;
 mod families;
+mod latent;
 mod linear_attention;
 mod parity;
 mod ranked;
