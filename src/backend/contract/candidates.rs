@@ -13,7 +13,7 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
     let f32 = *named("f32").expect("f32 is a contract").get(op);
     let mut all = vec![f32];
     match op {
-        OpKind::MatMul | OpKind::ExpertMatMul => {
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
             for weights in [F32, F16] {
                 all.push(Contract { activations: F16, weights, ..f32 });
             }

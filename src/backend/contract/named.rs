@@ -202,7 +202,9 @@ impl LlamaOptions {
     fn cpu(self, op: OpKind) -> Contract {
         let base = strict_f32();
         match op {
-            OpKind::MatMul | OpKind::ExpertMatMul => Contract { activations: Precision::VecDot, ..base },
+            OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
+                Contract { activations: Precision::VecDot, ..base }
+            }
             // Sums in double (`ggml_float`), of terms in f32.
             OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => {
                 Contract { accumulator: Precision::F64, order: Order::Lanes { lanes: 1 }, ..base }
@@ -214,7 +216,7 @@ impl LlamaOptions {
     fn vulkan(self, op: OpKind) -> Contract {
         let base = Contract { angles: Precision::F32, trig_ulp: 4096.0, ..Contract::wgsl_f32(Order::Unknown) };
         match op {
-            OpKind::MatMul | OpKind::ExpertMatMul => {
+            OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
                 Contract { activations: Precision::F16, weights: Precision::F16, ..base }
             }
             _ => self.attention(op, base),
@@ -231,7 +233,9 @@ impl LlamaOptions {
             ..strict_f32()
         };
         match op {
-            OpKind::MatMul | OpKind::ExpertMatMul => Contract { activations: Precision::Q8_1, ..base },
+            OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
+                Contract { activations: Precision::Q8_1, ..base }
+            }
             _ => self.attention(op, base),
         }
     }

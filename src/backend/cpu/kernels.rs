@@ -133,7 +133,7 @@ pub(super) static PLAIN: Kernels = table!(Avx2, simd::plain, None, simd::plain::
 pub fn int8_contract(op: OpKind) -> Contract {
     let f32 = contract(Level::Avx2, op);
     match op {
-        OpKind::MatMul | OpKind::ExpertMatMul => {
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
             Contract { activations: Precision::Q8_K_BesideBlocks, order: Order::Unknown, ..f32 }
         }
         _ => f32,
@@ -148,8 +148,8 @@ pub fn contract(level: Level, op: OpKind) -> Contract {
     }
     let order = match op {
         // Sums along the contiguous axis go to 16 lanes; sums across rows are the scalar ones.
-        OpKind::MatMul | OpKind::ExpertMatMul | OpKind::RmsNorm | OpKind::AttnScores => Order::Lanes { lanes: 16 },
-        OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
+        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => Order::Lanes { lanes: 16 },
+        OpKind::RmsNorm | OpKind::AttnScores | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
         _ => blocked,
     };
     Contract { exp_base_ulp: exp::ULP, ..Contract::ieee_f32(order) }
