@@ -435,10 +435,10 @@ mod tests {
         assert_eq!(sites("ffn_moe_l*,?_rope", "0"), ["layers.0.q_rope", "layers.0.k_rope", "layers.0.router_logits"]);
         assert_eq!(sites("router*-3", "0").len(), 4);
         let (dense, biases, shared, post_norms, choice) = (4, 3 + 5, 7, 2, 1);
-        let (linear, gate) = (14, 2);
+        let (linear, gate, latent) = (14, 2, 8);
         assert_eq!(
             sites("all", "all").len(),
-            3 + 4 * (STAGES.len() - 3 - dense - biases - shared - post_norms - choice - linear - gate)
+            3 + 4 * (STAGES.len() - 3 - dense - biases - shared - post_norms - choice - linear - gate - latent)
         );
     }
 
