@@ -68,7 +68,7 @@ impl Prompts {
                 )));
             }
             let id = line.id.clone().unwrap_or_default(); // every line of a file that was read has one
-            here.extend(shard.has(index).then(|| ReadyPrompt { index, id, text, tokens }));
+            here.extend(shard.has(index).then_some(ReadyPrompt { index, id, text, tokens }));
         }
         if here.is_empty() {
             let n = file.lines.len();

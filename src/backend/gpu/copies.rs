@@ -8,14 +8,14 @@ use crate::op::Site;
 
 /// Places of a tensor, as far apart as its rows are.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'t> {
+pub(super) struct Places<'t> {
     tensor: &'t GpuTensor,
     /// In words: the first, and from one to the next.
     first: usize,
     stride: usize,
 }
 
-impl<'t> Rows<'t> {
+impl<'t> Places<'t> {
     /// Where the rows of a tensor begin.
     pub(super) fn of(tensor: &'t GpuTensor) -> Self {
         Self { tensor, first: 0, stride: rows_cols(tensor).1 }
@@ -32,9 +32,9 @@ impl GpuBackend {
     pub(super) fn copy(
         &mut self,
         site: Site,
-        x: Rows<'_>,
+        x: Places<'_>,
         x_cols: usize,
-        y: Rows<'_>,
+        y: Places<'_>,
         y_cols: usize,
         rows: usize,
     ) -> Result<()> {
@@ -50,9 +50,9 @@ impl GpuBackend {
     pub(super) fn launch_copy(
         &mut self,
         site: Site,
-        x: Rows<'_>,
+        x: Places<'_>,
         x_cols: usize,
-        y: Rows<'_>,
+        y: Places<'_>,
         [y_cols, rows, shared_by]: [usize; 3],
     ) -> Result<()> {
         let params = {
@@ -67,11 +67,11 @@ impl GpuBackend {
     /// The first columns of x, as many as the cache has.
     pub(super) fn store(&mut self, site: Site, cache: &GpuTensor, x: &GpuTensor, start: usize) -> Result<()> {
         let (positions, n) = (rows_cols(x).0, rows_cols(cache).1);
-        self.copy(site, Rows::of(x), n, Rows::every(cache, start * n, n), n, positions)
+        self.copy(site, Places::of(x), n, Places::every(cache, start * n, n), n, positions)
     }
 
     pub(super) fn rows(&mut self, site: Site, x: &GpuTensor, start: usize, y: &GpuTensor) -> Result<()> {
         let (rows, cols) = rows_cols(y);
-        self.copy(site, Rows::every(x, start * cols, cols), cols, Rows::of(y), cols, rows)
+        self.copy(site, Places::every(x, start * cols, cols), cols, Places::of(y), cols, rows)
     }
 }

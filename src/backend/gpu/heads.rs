@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::attention::QUAD;
-use super::copies::Rows;
+use super::copies::Places;
 use super::layout::PAIR;
 use super::ops::{few, rows_cols};
 use super::tensor::GpuTensor;
@@ -30,7 +30,7 @@ impl GpuBackend {
         } else {
             let padded = k.next_multiple_of(PAIR);
             let read = self.tensor(site, &[positions * of_x, padded], false)?;
-            self.copy(site, Rows::every(x, 0, head_dim), k, Rows::of(&read), padded, positions * of_x)?;
+            self.copy(site, Places::every(x, 0, head_dim), k, Places::of(&read), padded, positions * of_x)?;
             (read, padded)
         };
         let bindings = [self.activations(site, &read)?, y.binding()];
@@ -39,7 +39,7 @@ impl GpuBackend {
         self.device.watch(kernel.spec(self.lanes).bindings, &bindings, None)?;
         let kept = width - weight.rows;
         if kept > 0 {
-            let (from, to) = (Rows::every(x, k, head_dim), Rows::every(y, weight.rows, width));
+            let (from, to) = (Places::every(x, k, head_dim), Places::every(y, weight.rows, width));
             self.launch_copy(site, from, kept, to, [kept, positions * heads, heads / of_x])?;
         }
         let (tile, of_positions) =

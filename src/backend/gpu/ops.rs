@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::attention::{QUAD, attention_params, attention_scale, in_window};
-use super::copies::Rows;
+use super::copies::Places;
 use super::device::Bound;
 use super::fuse::{self, Launch, Waiting};
 use super::kernels::{self, Kernel};
@@ -424,7 +424,7 @@ impl GpuBackend {
         }
         let rows = x.len() / cols;
         let y = self.tensor(site, &[rows, padded], false)?;
-        self.copy(site, Rows::of(x), cols, Rows::of(&y), padded, rows)?;
+        self.copy(site, Places::of(x), cols, Places::of(&y), padded, rows)?;
         Ok(y)
     }
 

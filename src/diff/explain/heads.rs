@@ -132,7 +132,7 @@ pub fn kept<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         };
         let len = rows.len();
         let stride = weight.rows + width;
-        let known = source.clone();
+        let known = source;
         let unknown = move |i: usize| {
             let column = i % stride;
             column >= stride - width && known(i / stride * width + column + width - stride) >= len
