@@ -34,7 +34,7 @@ pub enum Operation<T, W, I> {
     RmsNorm { #[serde(skip)] x: T, #[serde(skip)] weight: W, eps: f32, #[serde(default, skip_serializing_if = "is_zero")] keep: usize },
     /// x · weightᵀ. [T, K] × [N, K] → [T, N]
     MatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W },
-    /// For each head h the first K of its `head_dim` columns of x · weight[h]ᵀ, and where `keep` its others after them; x has a head for each
+    /// For each head h the first K of its `head_dim` columns of x · weight\[h\]ᵀ, and where `keep` its others after them; x has a head for each
     /// matrix, [T, heads·D], or one that all read, [T, D]. [K, N, heads] → [T, heads·(N + (D − K where `keep`))]
     HeadMatMul { #[serde(skip)] x: T, #[serde(skip)] weight: W, head_dim: usize, #[serde(default, skip_serializing_if = "std::ops::Not::not")] keep: bool },
     /// x + weight, which is a row, on every row. [T, N] → same

@@ -6,7 +6,7 @@
 
 use super::simd::Line;
 
-/// Rows of x, each `[K]`, in strips of some tokens: [tokens / strip][K / 16][tokens of the strip][16], zeros beyond K.
+/// Rows of x, each `[K]`, in strips of some tokens: `[tokens / strip, K / 16, tokens of the strip, 16]`, zeros beyond K.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
     k: usize,
@@ -46,7 +46,7 @@ impl<'a> Packed<'a> {
     }
 }
 
-/// Writes the tokens of one strip, each `[K]`; `out` is [K / 16][tokens].
+/// Writes the tokens of one strip, each `[K]`; `out` is `[K / 16, tokens]`.
 pub(super) fn pack(x: &[&[f32]], out: &mut [Line]) {
     for (t, row) in x.iter().enumerate() {
         let (chunks, tail) = row.as_chunks::<16>();

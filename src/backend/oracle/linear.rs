@@ -60,7 +60,7 @@ pub fn expert_matmul(x: &HostTensor, ids: &HostTensor, weight: &Weight) -> Resul
     Ok(HostTensor::f64(&[t, k, weight.rows], out))
 }
 
-/// For each head its first K columns · weight[head]ᵀ, and where `keep` its others; x is [T, heads·D], or [T, D] for all heads
+/// For each head its first K columns · weight\[head\]ᵀ, and where `keep` its others; x is [T, heads·D], or [T, D] for all heads
 /// → [T, heads·(N + (D − K where `keep`))].
 pub fn head_matmul(x: &HostTensor, weight: &Weight, head_dim: usize, keep: bool) -> Result<HostTensor> {
     let (k, n, heads) = (weight.cols, weight.rows, weight.experts);

@@ -28,7 +28,7 @@ macro_rules! lane_kernels {
             }
         }
 
-        /// All rows against `T` tokens, [K/16][T]; `out` is [T, rows].
+        /// All rows against `T` tokens, `[K/16, T]`; `out` is [T, rows].
         #[$features]
         fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[Line], out: &mut [f32]) {
             let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<T>().0.split_at(k / 16);
