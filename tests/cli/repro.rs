@@ -213,8 +213,8 @@ fn a_wrong_cache_write_is_part_of_the_stage_that_reads_it() {
         prompt: tokens - 1,
         ..Fault::new(
             "copy",
-            "y[p.to + n] = word;",
-            "y[p.to + n] = select(word, word ^ 0x400000u, p.to > 0u);",
+            "y[at] = word;",
+            "y[at] = select(word, word ^ 0x400000u, p.to > 0u);",
             at(3, Stage::AttnContext),
         )
     };
@@ -584,7 +584,7 @@ fn folders_of_an_earlier_version_are_read() {
         let right = run(name, &["--subject", "cpu:scalar"]);
         assert_eq!(right.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&right.stderr));
     }
-    for (name, kernel, words) in [("attn_context", "attn_context", 5), ("expert_down", "expert_plan", 4)] {
+    for (name, kernel, words) in [("attn_context", "copy", 5), ("expert_down", "expert_plan", 4)] {
         let other = run(name, &["--subject", "gpu"]);
         let said = String::from_utf8_lossy(&other.stderr);
         let expected = format!(

@@ -125,7 +125,7 @@ fn last_first(x: &HostTensor, head_dim: usize, by: usize) -> Rc<HostTensor> {
     Rc::new(HostTensor::f32(&x.shape, values))
 }
 
-/// One of latent attention's on the CPU.
+/// One of latent attention's, on the CPU where it does not say otherwise.
 const LATENT: Fault = Fault { subject: FaultySide::Cpu, models: BOTH, layers: [1, 1], ..FAULT };
 const CHOICE: Fault =
     Fault { stage: Stage::RouterIds, patterns: OTHER_CHOICE, explained: &["router-groups"], ..LATENT };
@@ -146,6 +146,7 @@ pub(super) static FAULTS: &[Fault] = &[
         patterns: WITHIN_HEADS,
         explained: &["rope-part"],
         says: &["rope on the first 32 of a head's 96 dimensions, not on the last"],
+        subject: FaultySide::Gpu,
         ..LATENT
     },
     Fault {
@@ -295,6 +296,7 @@ pub(super) static FAULTS: &[Fault] = &[
         patterns: OF_HEADS,
         explained: &["head-matrix"],
         says: &["the matrix of the next head"],
+        subject: FaultySide::Gpu,
         ..LATENT
     },
     Fault {
