@@ -528,6 +528,9 @@ mod tests {
         has(Stage::AttnLatent, "attn_context 128 heads of 512 over 1, S = 16 T=1");
         has(Stage::RouterIds, "router_top_k 8 of 256, in 4 of 8 groups T=1");
         for family in ["deepseek2", "deepseek3"] {
+            if !std::path::Path::new("tests/library").exists() {
+                continue; // a published package, which has no room for these models
+            }
             let path = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
             let model = Model::open(Some(path.as_ref())).unwrap();
             let cases = of_model(&model, &[1], 0);

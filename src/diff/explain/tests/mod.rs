@@ -73,6 +73,11 @@ impl World {
         Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
     }
 
+    /// The same of one that is in the repository alone, as the registry takes no larger package: `None` where a package is tested.
+    fn family_of_repository(name: &str) -> Option<Self> {
+        std::path::Path::new("tests/library").exists().then(|| Self::family(name))
+    }
+
     /// A model of random weights, and its stages as the oracle makes them.
     fn synthetic(shape: &ModelShape) -> Self {
         struct Stages(Values);

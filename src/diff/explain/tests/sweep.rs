@@ -96,7 +96,8 @@ fn every_hypothesis_of_latent_attention_finds_itself() {
     let absorbed = [KvNorm, QANorm, QRope, KRope, QAbsorbed, AttnScores, AttnLatent, AttnContext, RouterIds];
     let plain = [KvNorm, KRope, KUp, VUp, AttnScores, AttnContext, RouterIds];
     for (family, stages) in [("deepseek3", &absorbed[..]), ("deepseek2", &plain)] {
-        let [_, seen] = finding_themselves(&World::family(family), stages.iter().map(|s| Site::layer(1, *s)));
+        let Some(world) = World::family_of_repository(family) else { return };
+        let [_, seen] = finding_themselves(&world, stages.iter().map(|s| Site::layer(1, *s)));
         let of_latent = [
             "attention-operand",
             "attention-scale",
