@@ -66,7 +66,7 @@ pub fn gpu_selector(name: &str) -> Option<AdapterSelector> {
 
 fn unknown(name: &str) -> Error {
     Error::usage(format!(
-        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:int8, gpu, \
+        "unknown backend {name:?}; backends are oracle, cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:neon, cpu:int8, gpu, \
          gpu:N, gpu:NAME (`twinscope devices` lists them)"
     ))
 }

@@ -39,7 +39,7 @@ fn cpu() -> Result<CpuDevice> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let missing = Level::Avx2.missing(); // what any level of it needs
     let int8 = CpuLevel { name: "cpu:int8", available: missing.is_empty(), default: false, missing };
-    Ok(CpuDevice { processor, threads, levels: Level::ALL.iter().map(level).chain([int8]).collect() })
+    Ok(CpuDevice { processor, threads, levels: Level::HERE.iter().map(level).chain([int8]).collect() })
 }
 
 fn adapters() -> Vec<AdapterDevice> {

@@ -18,7 +18,7 @@ pub struct Args {
     /// How many tokens to generate
     #[arg(short, long = "predict", value_name = "N", default_value_t = 32)]
     n: usize,
-    /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:int8, gpu, gpu:N, gpu:NAME, oracle
+    /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:neon, cpu:int8, gpu, gpu:N, gpu:NAME, oracle
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     backend: String,
     /// Prompt tokens run at a time

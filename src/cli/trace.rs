@@ -35,7 +35,7 @@ pub struct Args {
     /// Do every N-th prompt only, from the I-th on
     #[arg(long, value_name = "I/N", requires = "prompts")]
     shard: Option<Shard>,
-    /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:int8, gpu, gpu:N, gpu:NAME, oracle
+    /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:neon, cpu:int8, gpu, gpu:N, gpu:NAME, oracle
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     backend: String,
     /// Prompt tokens run at a time

@@ -21,7 +21,7 @@ use crate::op::Weight;
 
 /// Whether [`dequantize`] knows `ty`. The others are integers, f64, and the types that only activations have.
 pub fn dequantizable(ty: GgmlType) -> bool {
-    dequantizer(ty).is_some()
+    dequantizer(ty).is_ok()
 }
 
 /// Dequantizes whole blocks: `bytes.len() / ty.block_bytes()` blocks into as many × `ty.block_len()` values.
@@ -39,8 +39,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> crate::Result<
             ty.block_len()
         )));
     }
-    let dequantize = dequantizer(ty).ok_or_else(|| crate::Error::input(format!("{ty} has no dequantization")))?;
-    dequantize(bytes, out);
+    dequantizer(ty)?(bytes, out);
     Ok(())
 }
 
@@ -61,11 +60,13 @@ pub fn first_not_finite(weight: &Weight) -> crate::Result<Option<String>> {
 }
 
 /// A loop over whole blocks, which trusts that the lengths of its arguments belong together.
-type Dequantizer = fn(&[u8], &mut [f32]);
+pub(crate) type Dequantizer = fn(&[u8], &mut [f32]);
 
-fn dequantizer(ty: GgmlType) -> Option<Dequantizer> {
+/// # Errors
+/// If `ty` has no dequantization.
+pub(crate) fn dequantizer(ty: GgmlType) -> crate::Result<Dequantizer> {
     use block::dequantize_all as blocks;
-    Some(match ty {
+    Ok(match ty {
         F32 => |bytes, out| convert(bytes, out, f32::from_le_bytes),
         F16 => |bytes, out| convert(bytes, out, block::f16),
         BF16 => |bytes, out| convert(bytes, out, block::bf16),
@@ -91,7 +92,9 @@ fn dequantizer(ty: GgmlType) -> Option<Dequantizer> {
         TQ1_0 => blocks::<ternary::BlockTQ1_0, 256>,
         TQ2_0 => blocks::<ternary::BlockTQ2_0, 256>,
         MXFP4 => blocks::<mx::BlockMXFP4, 32>,
-        Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => return None,
+        Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => {
+            return Err(crate::Error::input(format!("{ty} has no dequantization")));
+        }
     })
 }
 

@@ -108,7 +108,7 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
     let mut calibration = Calibration::default();
     let mut levels = Vec::new();
     if options.subject != Some(FaultySide::Gpu) {
-        for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+        for &level in Level::HERE {
             match CpuBackend::new(Some(level), Some(1)) {
                 Ok(backend) => levels.push((level, Draws::of(&backend))),
                 Err(_) => calibration.missing.push(level.backend_name().to_string()),

@@ -75,7 +75,7 @@ fn the_oracle_passes_its_own_judgement() {
 
 #[test]
 fn cpu_levels_stay_below_the_floor() {
-    for level in [Level::Scalar, Level::Avx2, Level::Avx512] {
+    for &level in Level::HERE {
         // A level that this processor lacks cannot be tested here, which is said.
         let Ok(mut backend) = CpuBackend::new(Some(level), Some(2)) else {
             println!("{level:?}: not on this processor");

@@ -82,6 +82,7 @@ pub fn names() -> &'static [&'static str] {
         "cpu:scalar",
         "cpu:avx2",
         "cpu:avx512",
+        "cpu:neon",
         "cpu:int8",
         #[cfg(feature = "gpu")]
         "gpu",
@@ -114,6 +115,7 @@ pub fn named(name: &str) -> Option<NamedContract> {
         "cpu:scalar" => level(Level::Scalar),
         "cpu:avx2" => level(Level::Avx2),
         "cpu:avx512" => level(Level::Avx512),
+        "cpu:neon" => level(Level::Neon),
         "cpu:int8" => new(
             format!("this program's CPU backend, {}", crate::backend::cpu::INT8),
             &crate::backend::cpu::int8_contract,

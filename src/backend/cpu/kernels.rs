@@ -8,15 +8,17 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::int8::{self, Activations, CodePanel};
-use super::packed::{Packed, pack};
-use super::simd::{self, Line, exp};
+use super::packed::{Packed, Strips, pack_narrow};
+use super::simd::{self, Line, PART, exp};
+use super::tile::{TileBuffers, at_least};
 use super::{Level, scalar};
+use crate::Result;
 use crate::backend::{Contract, Order, Precision};
 use crate::op::{GgmlType, OpKind};
 use crate::quant;
-use crate::{Error, Result};
 
 /// Dequantizes whole blocks; the two lengths belong together.
 pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
@@ -25,7 +27,14 @@ pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
 /// Writes x, `[K]`, as a [`Gemv`] wants it.
 pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
-/// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`, which is in strips of the level's tokens; `out` is [tokens, rows].
+/// Adds the products of some `columns`, which begin with a part, to sums: `w` is these columns of as many rows as the level has in a tile, zeros
+/// up to a multiple of 16; `sums` are those of each strip, in the level's own order.
+pub(super) type AddPart = unsafe fn(w: &[[f32; PART]], columns: Range<usize>, x: Packed<'_>, sums: &mut [Line]);
+/// Writes what sums come to; `out` is [tokens, rows of a tile], its rows `stride` apart.
+pub(super) type Results = unsafe fn(x: Packed<'_>, sums: &[Line], stride: usize, out: &mut [f32]);
+/// Writes the tokens of a wide strip, each `[K]`; `out` is [K, registers], zeros where a lane has no token.
+pub(super) type PackWide = unsafe fn(x: &[&[f32]], registers: usize, out: &mut [Line]);
+/// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`, which is in narrow strips; `out` is [tokens, rows].
 pub(super) type Panel = unsafe fn(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]);
 /// See [`scalar::attn_context`].
 type AttnContext = unsafe fn(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]);
@@ -59,8 +68,8 @@ pub(super) struct Int8Kernels {
 pub(super) struct BlockKernels {
     pub unpack: Unpack,
     pub gemv: Gemv,
-    /// What brings x into the form that `gemv` reads, and the fewest columns for which `gemv` keeps the level's contract.
-    pub prepare: Option<(Prepare, usize)>,
+    /// What brings x into the form that `gemv` reads.
+    pub prepare: Option<Prepare>,
 }
 
 /// The functions of one level. Each does what [`scalar`]'s function of the same name defines.
@@ -70,9 +79,13 @@ pub(super) struct Kernels {
     blocks: fn(GgmlType) -> Option<BlockKernels>,
     /// For int8 activations: `None` where all are f32.
     int8: Option<fn(GgmlType) -> Option<Int8Kernels>>,
+    /// What the level makes of tokens, and how many rows of weights they meet at once.
+    strips: Strips,
+    tile: usize,
+    pack_wide: PackWide,
+    add_part: AddPart,
+    results: Results,
     panel: Panel,
-    /// Tokens in a strip of `panel`.
-    strip: usize,
     rms_norm: unsafe fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     softmax: unsafe fn(x: &[f32], out: &mut [f32]),
     attn_context: AttnContext,
@@ -85,8 +98,12 @@ static SCALAR: Kernels = Kernels {
     level: Level::Scalar,
     blocks: |_| None,
     int8: None,
+    strips: Strips { narrow: 1, registers: 0 },
+    tile: 1,
+    pack_wide: |_, _, _| unreachable!("the scalar level has no wide strips"),
+    add_part: scalar::add_part,
+    results: scalar::results,
     panel: scalar::panel,
-    strip: 1,
     rms_norm: scalar::rms_norm,
     softmax: scalar::softmax,
     attn_context: scalar::attn_context,
@@ -102,8 +119,12 @@ macro_rules! table {
             level: Level::$level,
             blocks: $($module)::+::blocks,
             int8: $int8,
+            strips: $($module)::+::STRIPS,
+            tile: $($module)::+::TILE,
+            pack_wide: $($module)::+::pack_wide,
+            add_part: $($module)::+::add_part,
+            results: $($module)::+::results,
             panel: $($module)::+::panel,
-            strip: $($module)::+::TOKENS,
             rms_norm: $($module)::+::rms_norm,
             softmax: $($module)::+::softmax,
             attn_context: $($module)::+::attn_context,
@@ -123,6 +144,9 @@ static AVX2_INT8: Kernels = table!(Avx2, simd::avx2, Some(simd::avx2::int8_block
 #[cfg(target_arch = "x86_64")]
 static AVX512_INT8: Kernels =
     table!(Avx512, simd::avx512, Some(simd::avx512::int8_blocks), simd::avx512::int8::multiply_add);
+
+#[cfg(target_arch = "aarch64")]
+static NEON: Kernels = table!(Neon, simd::neon, None, simd::neon::multiply_add);
 
 /// The SIMD levels' arithmetic in plain Rust, under the name of one of them, whose bits it gives.
 #[cfg(test)]
@@ -147,9 +171,8 @@ pub fn contract(level: Level, op: OpKind) -> Contract {
         return Contract::ieee_f32(blocked);
     }
     let order = match op {
-        // Sums along the contiguous axis go to 16 lanes; sums across rows are the scalar ones.
-        OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => Order::Lanes { lanes: 16 },
-        OpKind::RmsNorm | OpKind::AttnScores | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
+        // Sums along the contiguous axis go to 16 lanes; sums across rows, and of products, are within the bound of the scalar ones.
+        OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => Order::Lanes { lanes: 16 },
         _ => blocked,
     };
     Contract { exp_base_ulp: exp::ULP, ..Contract::ieee_f32(order) }
@@ -169,7 +192,9 @@ impl Kernels {
             Level::Avx2 => &AVX2,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => &AVX512,
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => &NEON,
+            #[allow(unreachable_patterns)] // where an architecture has all of them
             _ => unreachable!("{level} is of another architecture, whose features this processor cannot have"),
         })
     }
@@ -179,20 +204,16 @@ impl Kernels {
     /// # Errors
     /// [`crate::Error::CannotRun`] if this processor lacks `level`, VNNI beside AVX-512, or every SIMD level.
     pub fn int8_of(level: Option<Level>) -> Result<&'static Self> {
-        match level.unwrap_or_else(Level::detect_int8) {
-            Level::Scalar => {
-                Level::Avx2.require()?;
-                Err(Error::usage("cpu:int8 has kernels at AVX2 and AVX-512, none at scalar"))
-            }
-            level => {
-                level.require()?;
-                level.require_int8()?;
-                #[cfg(target_arch = "x86_64")]
-                return Ok(if level == Level::Avx2 { &AVX2_INT8 } else { &AVX512_INT8 });
-                #[cfg(not(target_arch = "x86_64"))]
-                unreachable!("{level} is of another architecture, whose features this processor cannot have")
-            }
+        let level = level.unwrap_or_else(Level::detect_int8);
+        if level == Level::Scalar {
+            Level::Avx2.require()?;
         }
+        level.require()?;
+        level.require_int8()?;
+        #[cfg(target_arch = "x86_64")]
+        return Ok(if level == Level::Avx2 { &AVX2_INT8 } else { &AVX512_INT8 });
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{level} is of another architecture, whose features this processor cannot have")
     }
 
     /// Whether activations meet block types as int8.
@@ -210,30 +231,27 @@ impl Kernels {
         match self.level {
             _ if self.is_int8() => INT8,
             Level::Scalar => "f32 activations, f32 sums in groups of 32",
-            Level::Avx2 | Level::Avx512 => "f32 activations, f32 sums in 16 lanes, fused multiply-add",
+            Level::Avx2 | Level::Avx512 | Level::Neon => {
+                "f32 activations, f32 sums in groups of 32, fused multiply-add"
+            }
         }
     }
 
-    /// Dequantizes whole blocks of `ty`.
+    /// What dequantizes whole blocks of `ty`, in rows or parts of rows of `cols` weights.
     ///
     /// # Errors
-    /// As [`quant::dequantize`].
-    pub fn unpack(&self, ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+    /// If `ty` has no dequantization.
+    pub fn unpacker(&self, ty: GgmlType, cols: usize) -> Result<Unpacker> {
         match (self.blocks)(ty) {
             // The SIMD formats of unblocked types work 16 weights at a time.
-            Some(blocks) if out.len().is_multiple_of(16) => {
-                // SAFETY: `of` has checked the processor.
-                unsafe { (blocks.unpack)(bytes, out) };
-                Ok(())
-            }
-            _ => quant::dequantize(ty, bytes, out),
+            Some(blocks) if cols.is_multiple_of(16) => Ok(Unpacker(blocks.unpack)),
+            _ => quant::dequantizer(ty).map(|plain| Unpacker(plain as Unpack)),
         }
     }
 
     /// The product that reads rows of `cols` weights as they are, if there is one for this type.
     pub fn direct(&self, ty: GgmlType, cols: usize) -> Option<Direct> {
-        let enough = |blocks: &BlockKernels| blocks.prepare.is_none_or(|(_, fewest)| cols >= fewest);
-        (self.blocks)(ty).filter(|_| cols.is_multiple_of(16)).filter(enough).map(Direct)
+        (self.blocks)(ty).filter(|_| cols.is_multiple_of(16)).map(Direct)
     }
 
     /// The products of int8 activations with blocks of `ty`, if this level takes them.
@@ -241,30 +259,68 @@ impl Kernels {
         self.int8.and_then(|of| of(ty)).map(Int8)
     }
 
-    /// How many tokens [`Self::packed_panel`] wants side by side.
-    pub fn strip(&self) -> usize {
-        self.strip
+    /// How many rows of weights [`Self::add_part`] takes.
+    pub fn tile(&self) -> usize {
+        self.tile
     }
 
-    /// x · wᵀ: `w` is `rows` rows, `stride` apart and as long as each of `x`, which is in strips of [`Self::strip`]; `out` is [tokens, rows].
-    pub fn packed_panel(&self, w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
+    /// Adds the products of a part of a tile's rows: see [`AddPart`].
+    pub fn add_part(&self, w: &[[f32; PART]], columns: Range<usize>, x: Packed<'_>, sums: &mut [Line]) {
         // SAFETY: `of` has checked the processor.
-        unsafe { (self.panel)(w, stride, rows, x, out) }
+        unsafe { (self.add_part)(w, columns, x, sums) }
     }
 
-    /// The same for rows of x, of one length, as they are.
+    /// What such sums come to: see [`Results`].
+    pub fn results(&self, x: Packed<'_>, sums: &[Line], stride: usize, out: &mut [f32]) {
+        // SAFETY: `of` has checked the processor.
+        unsafe { (self.results)(x, sums, stride, out) }
+    }
+
+    /// Rows of x, each `[K]`, side by side in `lines`.
+    pub fn pack<'l>(&self, x: &[&[f32]], lines: &'l mut Vec<Line>) -> Packed<'l> {
+        let k = x.first().map_or(0, |x| x.len());
+        let lines = at_least(lines, Packed::lines_of(self.strips, k, x.len()), Line([0.0; 16]));
+        let (mut x_left, mut lines_left) = (x, &mut *lines);
+        for strip in self.strips.of(x.len()) {
+            let (these, own);
+            (these, x_left) = x_left.split_at(strip.tokens);
+            (own, lines_left) = lines_left.split_at_mut(strip.lines(k));
+            match strip.registers {
+                0 => pack_narrow(these, own),
+                // SAFETY: `of` has checked the processor.
+                registers => unsafe { (self.pack_wide)(these, registers, own) },
+            }
+        }
+        Packed::new(k, x.len(), self.strips, lines)
+    }
+
+    /// x · wᵀ for rows of x, of one length: `w` is `rows` rows, `stride` apart and as long as each of them; `out` is [tokens, rows].
     pub fn panel(&self, w: &[f32], stride: usize, rows: usize, x: &[&[f32]], out: &mut [f32]) {
         thread_local! {
-            static LINES: RefCell<Vec<Line>> = RefCell::default();
+            static BUFFERS: RefCell<(Vec<Line>, TileBuffers, Vec<f32>)> = RefCell::default();
         }
         let k = x.first().map_or(0, |x| x.len());
         assert!(x.iter().all(|x| x.len() == k));
-        LINES.with_borrow_mut(|lines| {
-            lines.resize(lines.len().max(x.len() * Packed::lines_of(k)), Line([0.0; 16]));
-            let lines = &mut lines[..x.len() * Packed::lines_of(k)];
-            let strips = lines.chunks_mut((self.strip * Packed::lines_of(k)).max(1));
-            x.chunks(self.strip).zip(strips).for_each(|(x, out)| pack(x, out));
-            self.packed_panel(w, stride, rows, Packed::new(k, x.len(), self.strip, lines), out);
+        BUFFERS.with_borrow_mut(|(lines, buffers, results)| {
+            let packed = self.pack(x, lines);
+            if packed.strips().all(|(strip, _)| strip.registers == 0) {
+                // SAFETY: `of` has checked the processor.
+                return unsafe { (self.panel)(w, stride, rows, packed, out) };
+            }
+            let row = |row: usize| &w[row * stride..][..k];
+            let whole = rows - rows % self.tile;
+            for first in (0..whole).step_by(self.tile) {
+                let copy =
+                    |r: usize, columns: Range<usize>, part: &mut [f32]| part.copy_from_slice(&row(first + r)[columns]);
+                buffers.products(self, self.tile, packed, copy, rows, &mut out[first..]);
+            }
+            let results = at_least(results, x.len() * self.tile, 0.0); // [tokens, tile]
+            let copy =
+                |r: usize, columns: Range<usize>, part: &mut [f32]| part.copy_from_slice(&row(whole + r)[columns]);
+            buffers.products(self, rows - whole, packed, copy, self.tile, results);
+            for (out, results) in out.chunks_exact_mut(rows).zip(results.chunks_exact(self.tile)) {
+                out[whole..].copy_from_slice(&results[..rows - whole]);
+            }
         });
     }
 
@@ -306,6 +362,18 @@ impl Kernels {
     }
 }
 
+/// Dequantizes whole blocks. Only [`Kernels::unpacker`] makes one.
+#[derive(Clone, Copy)]
+pub(super) struct Unpacker(Unpack);
+
+impl Unpacker {
+    /// `bytes` are whole blocks, and `out` as many values.
+    pub fn run(self, bytes: &[u8], out: &mut [f32]) {
+        // SAFETY: `Kernels::of` has checked the processor.
+        unsafe { (self.0)(bytes, out) }
+    }
+}
+
 /// A product that reads blocks. Only [`Kernels::direct`] makes one.
 #[derive(Clone, Copy)]
 pub(super) struct Direct(BlockKernels);
@@ -315,7 +383,7 @@ impl Direct {
     pub fn prepare<'x>(self, x: &'x [f32]) -> Cow<'x, [f32]> {
         match self.0.prepare {
             None => Cow::Borrowed(x),
-            Some((prepare, _)) => {
+            Some(prepare) => {
                 let mut out = Vec::new();
                 // SAFETY: `Kernels::of` has checked the processor.
                 unsafe { prepare(x, &mut out) };

@@ -11,14 +11,16 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AArch64's NEON, which all of its processors have.
+    Neon,
 }
 
-/// Those of the features that this processor lacks; all of them, if it is no x86-64.
+/// Those of the features that this processor lacks; all of them, if it is of another architecture.
 macro_rules! missing {
-    ($($feature:tt),*) => {{
-        #[cfg(target_arch = "x86_64")]
-        let lacks = [$(($feature, !std::arch::is_x86_feature_detected!($feature))),*];
-        #[cfg(not(target_arch = "x86_64"))]
+    ($architecture:literal, $detected:ident: $($feature:tt),*) => {{
+        #[cfg(target_arch = $architecture)]
+        let lacks = [$(($feature, !std::arch::$detected!($feature))),*];
+        #[cfg(not(target_arch = $architecture))]
         let lacks = [$(($feature, true)),*];
         lacks.into_iter().filter_map(|(feature, lacks)| lacks.then_some(feature)).collect()
     }};
@@ -26,7 +28,16 @@ macro_rules! missing {
 
 impl Level {
     /// Every level, plainest first.
-    pub const ALL: &'static [Level] = &[Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: &'static [Level] = &[Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon];
+
+    /// Those of this processor's architecture, whether or not it has them.
+    pub const HERE: &'static [Level] = if cfg!(target_arch = "x86_64") {
+        &[Level::Scalar, Level::Avx2, Level::Avx512]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Level::Scalar, Level::Neon]
+    } else {
+        &[Level::Scalar]
+    };
 
     /// The best level that this processor has.
     pub fn detect() -> Self {
@@ -42,7 +53,11 @@ impl Level {
     /// # Errors
     /// [`Error::CannotRun`] if the level's kernels for int8 activations need a feature besides that this processor lacks.
     pub(super) fn require_int8(self) -> Result<()> {
-        let missing: Vec<&str> = if self == Level::Avx512 { missing!("avx512vnni") } else { Vec::new() };
+        if matches!(self, Level::Scalar | Level::Neon) {
+            return Err(Error::usage(format!("cpu:int8 has kernels at AVX2 and AVX-512, none at {self}")));
+        }
+        let missing: Vec<&str> =
+            if self == Level::Avx512 { missing!("x86_64", is_x86_feature_detected: "avx512vnni") } else { Vec::new() };
         match missing[..] {
             [] => Ok(()),
             [feature, ..] => Err(Error::cannot_run(format!(
@@ -57,21 +72,23 @@ impl Level {
         Self::ALL.iter().copied().filter(|level| level.missing().is_empty()).collect()
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avx512` or `neon`.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Neon => "neon",
         }
     }
 
-    /// As the command line names the backend: `cpu:scalar`, `cpu:avx2` or `cpu:avx512`.
+    /// As the command line names the backend: `cpu:scalar`, `cpu:avx2`, `cpu:avx512` or `cpu:neon`.
     pub fn backend_name(self) -> &'static str {
         match self {
             Level::Scalar => "cpu:scalar",
             Level::Avx2 => "cpu:avx2",
             Level::Avx512 => "cpu:avx512",
+            Level::Neon => "cpu:neon",
         }
     }
 
@@ -84,8 +101,11 @@ impl Level {
     pub fn missing(self) -> Vec<&'static str> {
         match self {
             Level::Scalar => Vec::new(),
-            Level::Avx2 => missing!("avx2", "fma", "f16c"),
-            Level::Avx512 => missing!("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+            Level::Avx2 => missing!("x86_64", is_x86_feature_detected: "avx2", "fma", "f16c"),
+            Level::Avx512 => {
+                missing!("x86_64", is_x86_feature_detected: "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl")
+            }
+            Level::Neon => missing!("aarch64", is_aarch64_feature_detected: "neon"),
         }
     }
 

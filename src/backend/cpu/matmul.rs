@@ -5,26 +5,32 @@
 //!   of a MoE layer are one each, so that a row of weights is unpacked once for all tokens that chose it.
 //! - A task is some consecutive weight rows of a job. Tasks are independent and each result belongs to one, so neither
 //!   their number nor the threads change a bit.
-//! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel; for more, a task unpacks its
-//!   rows into a buffer that stays in the second-level cache (64 rows of 2048 are 512 KiB).
-//! - What all tasks of a job read of x is made once: strips of tokens side by side ([`Packed`]), and with int8 activations codes.
+//! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel. For more, a task unpacks some rows part by part
+//!   into the first-level cache, where they meet the rows of x; there are as many of these in a task as stay in the second-level cache.
+//! - What tasks read of x is made by each of them, tokens side by side ([`Packed`](super::packed::Packed)): it takes a hundredth of the time of their products, and what
+//!   another thread had made would lie in memory. int8 codes are made once.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
 
 use super::Pool;
 use super::int8::{Activations, CodePanel, ONE_ROW};
-use super::kernels::{Direct, Int8, Kernels};
-use super::packed::{Packed, pack};
-use super::simd::Line;
+use super::kernels::{Direct, Int8, Kernels, Unpacker};
+use super::simd::{self, Line};
+use super::tile::{TileBuffers, at_least};
 use crate::Result;
 use crate::op::Weight;
 
 /// Weight rows in a task at least, and a divisor of all others.
 const ROWS: usize = 16;
-/// Bytes of unpacked weights in a task, for which there is room in the second-level cache. All tokens pass by once for them, from farther away.
-const PANEL_BYTES: usize = 512 << 10;
+/// Bytes of a task's rows of x, which pass by once for each tile of weights and for which there is room in the second-level cache.
+const X_BYTES: usize = 512 << 10;
+/// Rows of unpacked weights whose results are written together: a multiple of every level's tile.
+const TOGETHER: usize = 48;
+/// Bytes of weights in a task as int8 codes, for which there is room in the second-level cache. All tokens pass by once for them, from farther
+/// away: part by part, as f32 weights are, it takes 4 % longer.
+const CODES_BYTES: usize = 256 << 10;
 /// Bytes of weights in a task that does not: some microseconds of reading.
 const GEMV_BYTES: usize = 64 << 10;
 /// Tasks for each thread at least, where there are rows for so many.
@@ -51,50 +57,44 @@ pub(super) fn run(
     jobs: &[Job],
     out: &mut [f32],
 ) -> Result<()> {
+    let unpacker = kernels.unpacker(weight.ty, weight.cols)?;
     let int8 = kernels.int8(weight.ty);
     let direct = kernels.direct(weight.ty, weight.cols).filter(|_| int8.is_none());
-    OPERANDS.with_borrow_mut(|Operands { lines, codes }| {
-        let jobs: Vec<Ready<'_>> = match int8 {
-            Some(int8) => {
-                quantize(int8, pool, x, weight.cols, codes);
-                jobs.iter().map(|job| Ready { job, how: How::Int8(int8, codes) }).collect()
+    CODES.with_borrow_mut(|codes| {
+        if let Some(int8) = int8 {
+            quantize(int8, pool, x, weight.cols, codes);
+        }
+        let most = X_BYTES / size_of::<f32>() / weight.cols.max(1);
+        let most = if int8.is_some() { usize::MAX } else { (most - most % 32).max(32) };
+        let mut ready = Vec::new();
+        for job in jobs {
+            for (rows, out) in job.x.chunks(most).zip(job.out.chunks(most)) {
+                let how = match (int8, direct, rows) {
+                    (Some(int8), ..) => How::Int8(int8, codes),
+                    (None, Some(direct), [row]) => How::Direct(direct, direct.prepare(row_of(x, *row, weight.cols))),
+                    _ => How::Unpacked(unpacker, x),
+                };
+                ready.push(Ready { expert: job.expert, x: rows, out, how });
             }
-            None => {
-                let packed = packed(kernels, pool, x, weight.cols, jobs, direct, lines);
-                let ready = |(job, packed)| Ready::new(job, x, weight.cols, direct, packed);
-                jobs.iter().zip(packed).map(ready).collect()
-            }
-        };
-        all(kernels, pool, weight, &jobs, out)
-    })
+        }
+        all(kernels, pool, weight, &ready, out);
+    });
+    Ok(())
 }
 
 thread_local! {
-    /// Kept from one product to the next.
-    static OPERANDS: RefCell<Operands> = RefCell::default();
-}
-
-/// Rows of x as all tasks read them.
-#[derive(Default)]
-struct Operands {
-    lines: Vec<Line>,
-    codes: Activations,
+    /// Rows of x as int8 codes, kept from one product to the next.
+    static CODES: RefCell<Activations> = RefCell::default();
 }
 
 /// All tasks of all jobs.
-fn all(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Ready<'_>], out: &mut [f32]) -> Result<()> {
+fn all(kernels: &Kernels, pool: &Pool, weight: &Weight, jobs: &[Ready<'_>], out: &mut [f32]) {
     // Of few rows the tasks are smaller, so that every thread has some.
     let fair = jobs.len() * weight.rows / (pool.threads() * TASKS_A_THREAD);
-    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(weight, job, fair)).collect();
+    let tasks: Vec<Task<'_>> = jobs.iter().flat_map(|job| Task::of(kernels, weight, job, fair)).collect();
     let out = Scatter::new(out);
-    let pairs: usize = jobs.iter().map(|job| job.job.x.len()).sum();
-    let failed = Mutex::new(None);
-    pool.for_tasks(pairs * weight.rows * weight.cols, tasks.len(), |n| {
-        if let Err(e) = tasks[n].run(kernels, weight, &out) {
-            *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
-        }
-    });
-    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    let pairs: usize = jobs.iter().map(|job| job.x.len()).sum();
+    pool.for_tasks(pairs * weight.rows * weight.cols, tasks.len(), |n| tasks[n].run(kernels, weight, &out));
 }
 
 /// All rows of x as int8 codes.
@@ -106,73 +106,28 @@ fn quantize(int8: Int8, pool: &Pool, x: &[f32], k: usize, all: &mut Activations)
     });
 }
 
-/// The rows of x of each job side by side; of a job that reads blocks none.
-fn packed<'l>(
-    kernels: &Kernels,
-    pool: &Pool,
-    x: &[f32],
-    k: usize,
-    jobs: &[Job],
-    direct: Option<Direct>,
-    lines: &'l mut Vec<Line>,
-) -> Vec<Packed<'l>> {
-    let (each, strip) = (Packed::lines_of(k), kernels.strip());
-    let tokens = |job: &Job| if direct.is_some() && job.x.len() == 1 { 0 } else { job.x.len() };
-    let total: usize = jobs.iter().map(tokens).sum();
-    let lines = at_least(lines, total * each, Line([0.0; 16]));
-    let mut strips: Vec<(&[usize], &mut [Line])> = Vec::new();
-    let mut rest = &mut *lines;
-    for job in jobs {
-        for rows in job.x[..tokens(job)].chunks(strip) {
-            let (these, others) = rest.split_at_mut(rows.len() * each);
-            strips.push((rows, these));
-            rest = others;
-        }
-    }
-    pool.for_chunks(total * k, &mut strips, 1, |_, strips| {
-        for (rows, out) in strips {
-            let rows: Vec<&[f32]> = rows.iter().map(|row| &x[row * k..][..k]).collect();
-            pack(&rows, out);
-        }
-    });
-    drop(strips);
-    let mut from = 0;
-    let of_job = |job: &Job| {
-        let first = from;
-        from += tokens(job) * each;
-        Packed::new(k, tokens(job), strip, &lines[first..from])
-    };
-    jobs.iter().map(of_job).collect()
-}
-
 /// How a job's products are made.
 enum How<'a> {
-    /// From f32 weights, unpacked for all of its rows of x.
-    Unpacked(Packed<'a>),
+    /// From f32 weights, unpacked for all of its rows of x, which are among these.
+    Unpacked(Unpacker, &'a [f32]),
     /// For its one row of x from blocks, with x as the kernel wants it.
     Direct(Direct, Cow<'a, [f32]>),
     /// With x as int8 codes.
     Int8(Int8, &'a Activations),
 }
 
-/// A job, and how it is done.
+/// A job, or some of its rows of x, and how it is done.
 struct Ready<'a> {
-    job: &'a Job,
+    expert: usize,
+    x: &'a [usize],
+    out: &'a [usize],
     how: How<'a>,
 }
 
-impl<'a> Ready<'a> {
-    fn new(job: &'a Job, x: &'a [f32], k: usize, direct: Option<Direct>, packed: Packed<'a>) -> Self {
-        let how = match (direct, &job.x[..]) {
-            (Some(direct), [row]) => How::Direct(direct, direct.prepare(&x[row * k..][..k])),
-            _ => How::Unpacked(packed),
-        };
-        Self { job, how }
-    }
-
+impl Ready<'_> {
     /// Whether its only row of int8 codes meets the blocks themselves.
     fn is_one(&self, cols: usize) -> bool {
-        self.job.x.len() == 1 && cols >= ONE_ROW
+        self.x.len() == 1 && cols >= ONE_ROW
     }
 }
 
@@ -186,62 +141,85 @@ struct Task<'a> {
 /// What a thread works in.
 #[derive(Default)]
 struct Buffers {
-    unpacked: Vec<Line>,
+    packed: Vec<Line>,
+    tile: TileBuffers,
     codes: CodePanel,
     results: Vec<f32>,
 }
 
 impl<'a> Task<'a> {
-    /// Tasks of `fair` rows, of fewer where these are too many bytes.
-    fn of(weight: &Weight, ready: &'a Ready<'a>, fair: usize) -> impl Iterator<Item = Task<'a>> {
-        let most = match ready.how {
-            How::Unpacked(_) => PANEL_BYTES / size_of::<f32>() / weight.cols.max(1),
-            How::Int8(..) if !ready.is_one(weight.cols) => PANEL_BYTES / 2 / weight.cols.max(1),
-            How::Direct(..) | How::Int8(..) => GEMV_BYTES / weight.row_bytes().max(1),
+    /// Tasks of `fair` rows, of fewer where these are too many.
+    fn of(kernels: &Kernels, weight: &Weight, ready: &'a Ready<'a>, fair: usize) -> impl Iterator<Item = Task<'a>> {
+        let (most, multiple) = match ready.how {
+            How::Unpacked(..) => (weight.rows, kernels.tile()),
+            How::Int8(..) if !ready.is_one(weight.cols) => (CODES_BYTES / weight.cols.max(1), ROWS),
+            How::Direct(..) | How::Int8(..) => (GEMV_BYTES / weight.row_bytes().max(1), ROWS),
         };
-        let step = fair.min(most).max(1).next_multiple_of(ROWS);
+        let step = fair.min(most).max(1).next_multiple_of(multiple);
         let rows = weight.rows;
         (0..rows).step_by(step).map(move |first| Task { ready, first, rows: step.min(rows - first) })
     }
 
-    fn run(&self, kernels: &Kernels, weight: &Weight, out: &Scatter<'_>) -> Result<()> {
+    fn run(&self, kernels: &Kernels, weight: &Weight, out: &Scatter<'_>) {
         thread_local! {
             static BUFFERS: RefCell<Buffers> = RefCell::default();
         }
-        let Ready { job, how } = self.ready;
-        let (tokens, cols, bytes) = (job.x.len(), weight.cols, weight.row_bytes());
-        let start = (job.expert * weight.rows + self.first) * bytes;
+        let Ready { expert, x: tokens, .. } = *self.ready;
+        let (cols, bytes) = (weight.cols, weight.row_bytes());
+        let start = (expert * weight.rows + self.first) * bytes;
         let blocks = &weight.bytes()[start..start + self.rows * bytes];
-        BUFFERS.with_borrow_mut(|Buffers { unpacked, codes, results }| {
-            let results = at_least(results, tokens * self.rows, 0.0); // [tokens, rows]
-            match how {
-                How::Int8(int8, x) => match job.x[..] {
-                    [token] if self.ready.is_one(cols) => int8.one(blocks, bytes, x.row(token), results),
-                    _ => int8.many(blocks, self.rows, codes, x, &job.x, results),
-                },
-                How::Direct(direct, x) => direct.run(blocks, bytes, x, results),
-                How::Unpacked(x) => {
-                    let lines = at_least(unpacked, (self.rows * cols).div_ceil(16), Line([0.0; 16]));
-                    let unpacked = &mut bytemuck::cast_slice_mut(lines)[..self.rows * cols]; // [rows, K]
-                    kernels.unpack(weight.ty, blocks, unpacked)?;
-                    kernels.packed_panel(unpacked, cols, self.rows, *x, results);
+        BUFFERS.with_borrow_mut(|Buffers { packed, tile, codes, results }| {
+            // Rows `first..first + rows` of this task's; results is [tokens, stride].
+            let write = |first: usize, rows: usize, stride: usize, results: &[f32]| {
+                for (results, row) in results.chunks_exact(stride).zip(self.ready.out) {
+                    // SAFETY: this task alone has these weight rows of the job, and no other pair has this row of `out`.
+                    unsafe { out.write(row * weight.rows + self.first + first, &results[..rows]) };
+                }
+            };
+            match &self.ready.how {
+                How::Int8(int8, x) => {
+                    let results = at_least(results, tokens.len() * self.rows, 0.0); // [tokens, rows]
+                    match tokens {
+                        [token] if self.ready.is_one(cols) => int8.one(blocks, bytes, x.row(*token), results),
+                        _ => int8.many(blocks, self.rows, codes, x, tokens, results),
+                    }
+                    write(0, self.rows, self.rows, results);
+                }
+                How::Direct(direct, x) => {
+                    let results = at_least(results, self.rows, 0.0);
+                    direct.run(blocks, bytes, x, results);
+                    write(0, self.rows, self.rows, results);
+                }
+                How::Unpacked(unpacker, x) => {
+                    let x: Vec<&[f32]> = tokens.iter().map(|row| row_of(x, *row, cols)).collect();
+                    let (x, at_once) = (kernels.pack(&x, packed), kernels.tile());
+                    let bytes_of = |column: usize| column / weight.ty.block_len() * weight.ty.block_bytes();
+                    for first in (0..self.rows).step_by(TOGETHER) {
+                        let rows = TOGETHER.min(self.rows - first);
+                        let stride = rows.next_multiple_of(at_once);
+                        let results = at_least(results, tokens.len() * stride, 0.0); // [tokens, rows]
+                        for from in (0..rows).step_by(at_once) {
+                            let unpack = |row: usize, columns: Range<usize>, part: &mut [f32]| {
+                                let at = (first + from + row) * bytes;
+                                let own = &blocks[at + bytes_of(columns.start)..at + bytes_of(columns.end)];
+                                // What this row and the one after this tile's need next.
+                                simd::prefetch(own, 2 * own.len());
+                                simd::prefetch(own, at_once * bytes + 2 * own.len());
+                                unpacker.run(own, part);
+                            };
+                            tile.products(kernels, at_once.min(rows - from), x, unpack, stride, &mut results[from..]);
+                        }
+                        write(first, rows, stride, results);
+                    }
                 }
             }
-            for (results, row) in results.chunks_exact(self.rows).zip(&job.out) {
-                // SAFETY: this task alone has these weight rows of the job, and no other pair has this row of `out`.
-                unsafe { out.write(row * weight.rows + self.first, results) };
-            }
-            Ok(())
         })
     }
 }
 
-/// The first `len` values of a buffer that grows as needed, whatever they are.
-fn at_least<V: Copy>(buffer: &mut Vec<V>, len: usize, fill: V) -> &mut [V] {
-    if buffer.len() < len {
-        buffer.resize(len, fill);
-    }
-    &mut buffer[..len]
+/// Row `row` of x, [_, K].
+fn row_of(x: &[f32], row: usize, k: usize) -> &[f32] {
+    &x[row * k..][..k]
 }
 
 /// A slice that several tasks write into, each at its own places.

@@ -1,4 +1,4 @@
-//! The CPU: `cpu:scalar`, `cpu:avx2` and `cpu:avx512`; and `cpu:int8`, whose activations are int8 where weights are quantized.
+//! The CPU: `cpu:scalar`, `cpu:avx2`, `cpu:avx512` and `cpu:neon`; and `cpu:int8`, whose activations are int8 where weights are quantized.
 //!
 //! Design:
 //! - `cpu:scalar` is the definition (`scalar.rs`, one plain function for each operation). The SIMD levels are one body over
@@ -25,6 +25,7 @@ pub(crate) mod scalar;
 mod simd;
 mod team;
 mod tensor;
+mod tile;
 
 use kernels::Kernels;
 pub use kernels::{INT8, contract, int8_contract};
@@ -86,7 +87,7 @@ impl CpuBackend {
         self.pool.threads()
     }
 
-    /// `cpu:scalar`, `cpu:avx2`, `cpu:avx512` or `cpu:int8`.
+    /// `cpu:scalar`, `cpu:avx2`, `cpu:avx512`, `cpu:neon` or `cpu:int8`.
     pub fn name(&self) -> &'static str {
         if self.kernels.is_int8() { "cpu:int8" } else { self.level().backend_name() }
     }

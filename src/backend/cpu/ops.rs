@@ -336,13 +336,14 @@ fn attn_scores(
     window: Option<usize>,
     out: &mut [f32],
 ) {
-    /// Query rows to a task. Those that read one KV head go through its keys together.
-    const CHUNK: usize = 8;
     let (rows, q_cols, k_cols) = (q.shape[0], q.cols(), k.cols());
+    // Query rows to a task. Those that read one KV head go through its keys together, as many as a level takes at once where that leaves some
+    // tasks.
+    let chunk = if rows >= 32 { 32 } else { 8 };
     let (seen, group) = (start + rows, q_cols / k_cols);
     let (q, k) = (f32s(q), f32s(k));
-    pool.for_chunks(out.len() * head_dim, out, CHUNK * seen, |i, out| {
-        let first = i * CHUNK;
+    pool.for_chunks(out.len() * head_dim, out, chunk * seen, |i, out| {
+        let first = i * chunk;
         let queries: Vec<(usize, usize)> =
             (first..first + out.len() / seen).map(|row| (row / rows, row % rows)).collect(); // (head, t)
         let mut out = out.chunks_exact_mut(seen);

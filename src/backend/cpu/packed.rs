@@ -1,30 +1,87 @@
 //! Rows of activations as the products of many tokens read them.
 //!
-//! A level's `panel` multiplies some tokens at a time, a strip. Of these it reads sixteen values of each token in turn, so they lie side by
-//! side: every register is in one line of the cache, and one stream is read where there would be one for each token. It is done once for all
-//! rows of a matrix, which are many tasks.
+//! Some tokens at a time are a strip, of which a level's kernel reads one place after the other, so they lie side by side: every register is in
+//! one line of the cache, and one stream is read where there would be one for each token.
+//!
+//! A strip is **wide** or **narrow**. In a wide one a register holds one column of 16 tokens; each is a lane, and a sum takes its terms one after the
+//! other. In a narrow one it holds 16 columns of one token, which go to 16 lanes of its sum. Of 32 tokens the first reads a quarter as much for
+//! the same products; of three, five sixths of its lanes would be empty.
 
 use super::simd::Line;
 
-/// Rows of x, each `[K]`, in strips of some tokens: `[tokens / strip, K / 16, tokens of the strip, 16]`, zeros beyond K.
+/// The fewest tokens for which a wide strip with empty lanes takes less time than narrow ones: a lane costs about 0.6 of a narrow token.
+const WIDE: usize = 10;
+/// Empty lanes in the last of several registers for which that takes less time than a strip of one register less and others.
+const EMPTY: usize = 5;
+
+/// What a level makes of some tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Strips {
+    /// The most tokens of a narrow strip.
+    pub narrow: usize,
+    /// The most registers of a wide one; 0: there are none.
+    pub registers: usize,
+}
+
+impl Strips {
+    /// The strips of `tokens` tokens, in order.
+    pub fn of(self, tokens: usize) -> impl Iterator<Item = Strip> {
+        let mut left = tokens;
+        std::iter::from_fn(move || {
+            let strip = match left {
+                0 => return None,
+                WIDE.. if self.registers > 0 => {
+                    let registers = ((left + EMPTY) / 16).clamp(1, self.registers);
+                    Strip { tokens: left.min(16 * registers), registers }
+                }
+                // As many each, so that none is much narrower than the others.
+                _ => Strip { tokens: left.div_ceil(left.div_ceil(self.narrow)), registers: 0 },
+            };
+            left -= strip.tokens;
+            Some(strip)
+        })
+    }
+}
+
+/// Tokens side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Strip {
+    pub tokens: usize,
+    /// Registers of a wide strip, whose last lanes may be empty; 0 of a narrow one.
+    pub registers: usize,
+}
+
+impl Strip {
+    /// Lines of `k` columns: [k, registers] if wide, [k / 16, tokens] if narrow.
+    pub fn lines(self, k: usize) -> usize {
+        if self.registers > 0 { k * self.registers } else { k.div_ceil(16) * self.tokens }
+    }
+
+    /// Lines of the sums with one row of weights.
+    pub fn sums(self) -> usize {
+        if self.registers > 0 { self.registers } else { self.tokens }
+    }
+}
+
+/// Rows of x, each `[K]`, strip after strip.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
     k: usize,
     tokens: usize,
-    strip: usize,
+    strips: Strips,
     lines: &'a [Line],
 }
 
 impl<'a> Packed<'a> {
-    /// Lines of one token.
-    pub fn lines_of(k: usize) -> usize {
-        k.div_ceil(16)
+    /// Lines of `tokens` rows of `k` values.
+    pub fn lines_of(strips: Strips, k: usize, tokens: usize) -> usize {
+        strips.of(tokens).map(|strip| strip.lines(k)).sum()
     }
 
-    /// `tokens` rows of `k` values, as [`pack`] has written strip after strip.
-    pub fn new(k: usize, tokens: usize, strip: usize, lines: &'a [Line]) -> Self {
-        assert!(strip > 0 && lines.len() == tokens * Self::lines_of(k));
-        Self { k, tokens, strip, lines }
+    /// `tokens` rows of `k` values, as [`Kernels::pack`](super::kernels::Kernels::pack) has written strip after strip.
+    pub fn new(k: usize, tokens: usize, strips: Strips, lines: &'a [Line]) -> Self {
+        assert!(lines.len() == Self::lines_of(strips, k, tokens));
+        Self { k, tokens, strips, lines }
     }
 
     /// K.
@@ -37,17 +94,24 @@ impl<'a> Packed<'a> {
         self.tokens
     }
 
-    /// Each strip, and how many tokens are in it.
-    pub fn strips(self) -> impl Iterator<Item = (&'a [Line], usize)> {
-        (0..self.tokens).step_by(self.strip).map(move |first| {
-            let (each, tokens) = (Self::lines_of(self.k), self.strip.min(self.tokens - first));
-            (&self.lines[first * each..][..tokens * each], tokens)
+    /// Lines of the sums of all tokens with one row of weights.
+    pub fn sums(self) -> usize {
+        self.strips.of(self.tokens).map(Strip::sums).sum()
+    }
+
+    /// Each strip and its lines.
+    pub fn strips(self) -> impl Iterator<Item = (Strip, &'a [Line])> {
+        let mut lines = self.lines;
+        self.strips.of(self.tokens).map(move |strip| {
+            let (these, rest) = lines.split_at(strip.lines(self.k));
+            lines = rest;
+            (strip, these)
         })
     }
 }
 
-/// Writes the tokens of one strip, each `[K]`; `out` is `[K / 16, tokens]`.
-pub(super) fn pack(x: &[&[f32]], out: &mut [Line]) {
+/// Writes the tokens of a narrow strip, each `[K]`; `out` is `[K / 16, tokens]`, zeros beyond K.
+pub(super) fn pack_narrow(x: &[&[f32]], out: &mut [Line]) {
     for (t, row) in x.iter().enumerate() {
         let (chunks, tail) = row.as_chunks::<16>();
         let mut lines = out[t..].iter_mut().step_by(x.len());

@@ -11,9 +11,11 @@
 //! - Angles of the rotary embedding are taken in f64, cosine and sine are rounded to f32: an f32 angle at position 4000
 //!   would be off by 2·10⁻⁴ already.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::packed::Packed;
+use super::simd::{Line, PART};
 use crate::op::{CLAMPED_ALPHA, CLAMPED_LIMIT, GroupScore, Groups, Pairing, Rotation, Weight};
 
 /// Terms to an accumulator in every sum.
@@ -38,9 +40,25 @@ pub fn dot(x: &[f32], w: &[f32]) -> f32 {
     sum(x.iter().zip(w).map(|(x, w)| x * w))
 }
 
+/// Adds the products of a row's `columns` with every x to its sums, blocks first to last: at the end of the row they are [`dot`]'s. `x` is T times
+/// `[n]` in strips of one; a sum is the first of its line.
+pub(super) fn add_part(w: &[[f32; PART]], columns: Range<usize>, x: Packed<'_>, sums: &mut [Line]) {
+    for ((_, line), total) in x.strips().zip(sums) {
+        let x = &bytemuck::cast_slice::<_, f32>(line)[columns.clone()];
+        for (x, w) in x.chunks(BLOCK).zip(w[0].chunks(BLOCK)) {
+            total.0[0] += dot(x, w);
+        }
+    }
+}
+
+/// The sums of one row with every x, `[T]`, `stride` apart in `out`.
+pub(super) fn results(_: Packed<'_>, sums: &[Line], stride: usize, out: &mut [f32]) {
+    out.iter_mut().step_by(stride).zip(sums).for_each(|(out, sum)| *out = sum.0[0]);
+}
+
 /// The products of `rows` rows of weights, `stride` apart, with every x. `x` is T times `[n]` in strips of one, `out` is [T, rows].
 pub(super) fn panel(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
-    for (t, (line, _)) in x.strips().enumerate() {
+    for (t, (_, line)) in x.strips().enumerate() {
         let x = &bytemuck::cast_slice::<_, f32>(line)[..x.k()];
         for r in 0..rows {
             out[t * rows + r] = dot(x, &w[r * stride..][..x.len()]);

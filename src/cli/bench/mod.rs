@@ -85,7 +85,7 @@ enum Form {
 /// What is measured on.
 #[derive(clap::Args, Clone, Debug)]
 struct SubjectArgs {
-    /// A backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:int8, gpu, gpu:N, gpu:NAME; several allowed
+    /// A backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:neon, cpu:int8, gpu, gpu:N, gpu:NAME; several allowed
     #[arg(long, value_name = "BACKEND", value_delimiter = ',', default_value = "cpu")]
     backend: Vec<String>,
     /// Threads of a CPU backend, at most one a core; several allowed [default: one a core]

@@ -37,8 +37,6 @@ macro_rules! block_kernels {
             let width = F::STEPS * N * 16;
             assert_eq!(blocks.len() * width, out.len());
             for (block, out) in blocks.iter().zip(out.chunks_exact_mut(width)) {
-                // A page on, into which the processor does not look by itself.
-                prefetch(block, 4096);
                 // SAFETY: this function has the features.
                 let head = unsafe { F::head(block) };
                 for (step, out) in out.chunks_exact_mut(N * 16).enumerate() {
@@ -75,7 +73,8 @@ macro_rules! block_kernels {
             assert!(w.iter().all(|w| w.len() == blocks) && x.len() == blocks * F::STEPS * N);
             // The same place in the next rows: they follow these, but in pages that the processor does not look into by itself.
             let ahead = R * blocks * size_of::<F::Block>();
-            let mut sums = [splat(0.0); R];
+            let (mut total, mut sums) = ([splat(0.0); R], [splat(0.0); R]);
+            let in_part = PART / (F::STEPS * N * 16);
             for b in 0..blocks {
                 let mut heads = [F::Head::default(); R];
                 for r in 0..R {
@@ -97,10 +96,16 @@ macro_rules! block_kernels {
                         }
                     }
                 }
+                if (b + 1) % in_part == 0 || b + 1 == blocks {
+                    for r in 0..R {
+                        total[r] = add(total[r], sums[r]);
+                        sums[r] = splat(0.0);
+                    }
+                }
             }
             let mut out = [0.0; R];
             for r in 0..R {
-                out[r] = reduce(sums[r]);
+                out[r] = reduce(total[r]);
             }
             out
         }

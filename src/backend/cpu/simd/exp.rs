@@ -61,6 +61,8 @@ mod tests {
             (Level::Avx2, simd::avx2::exp_in_place),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, simd::avx512::exp_in_place),
+            #[cfg(target_arch = "aarch64")]
+            (Level::Neon, simd::neon::exp_in_place),
         ];
         for (level, exp) in levels {
             if level.missing().is_empty() {

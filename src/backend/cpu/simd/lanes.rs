@@ -3,15 +3,156 @@
 /// Writes the operations of a level into its module, each function with the attribute `features`.
 ///
 /// The module has the type `V` of 16 f32 lanes, the functions on it that are called here, and the constants
-/// - `ROWS`: how many rows of unpacked weights share the loads of x; they meet as many tokens as the list `tokens` is long,
-///   which is 1, 2, … up to the most that the registers hold;
+/// - `ROWS`: how many rows of unpacked weights share the loads of x in a narrow strip; they meet as many tokens as the list `tokens` is
+///   long, which is 1, 2, … up to the most that the registers hold;
+/// - `TILE`: how many rows meet a wide strip, a multiple of `ROWS`; `registers` lists of how many registers such strips are, 1, 2, …;
 /// - `COLUMNS`: how many registers of columns `attn_context` adds up together for one head, `HEADS_COLUMNS` for several.
 macro_rules! lane_kernels {
-    (#[$features:meta], tokens: [$($tokens:literal),+]) => {
+    (#[$features:meta], tokens: [$($tokens:literal),+], registers: [$($registers:literal),+]) => {
         /// Tokens that share the loads of weights.
-        pub const TOKENS: usize = [$($tokens),+].len();
+        pub const STRIPS: Strips = Strips { narrow: [$($tokens),+].len(), registers: [$($registers),+].len() };
+
+        /// Adds the products of a part of `TILE` rows to their sums: see [`AddPart`](crate::backend::cpu::kernels::AddPart).
+        #[$features]
+        pub fn add_part(w: &[[f32; PART]], columns: Range<usize>, x: Packed<'_>, sums: &mut [Line]) {
+            let w: &[[f32; PART]; TILE] = w.try_into().expect("as many rows as the level has in a tile");
+            assert!(columns.len() <= PART && columns.end <= x.k() && sums.len() == TILE * x.sums());
+            let mut rest = sums;
+            for (strip, x) in x.strips() {
+                let (sums, others) = rest.split_at_mut(TILE * strip.sums());
+                rest = others;
+                match (strip.registers, strip.tokens) {
+                    $(($registers, _) => wide::<$registers>(w, &x[columns.start * $registers..columns.end * $registers], sums),)+
+                    $((0, $tokens) => {
+                        let x = &x[columns.start / 16 * $tokens..columns.end.div_ceil(16) * $tokens];
+                        narrow::<$tokens>(w, x, sums);
+                    })+
+                    _ => unreachable!("{strip:?}"),
+                }
+            }
+        }
+
+        /// `x` is [columns, G], `sums` [TILE, G]. In each lane a product after the other, `SUM` of them in a sum of their own.
+        #[$features]
+        fn wide<const G: usize>(w: &[[f32; PART]; TILE], x: &[Line], sums: &mut [Line]) {
+            let x = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<G>().0;
+            let sums = sums.as_chunks_mut::<G>().0;
+            assert!(x.len() <= PART && sums.len() == TILE);
+            for (n, x) in x.chunks(SUM).enumerate() {
+                let mut these = [[splat(0.0); G]; TILE];
+                for (i, x) in x.iter().enumerate() {
+                    let mut tokens = [splat(0.0); G];
+                    for g in 0..G {
+                        tokens[g] = load(&x[g]);
+                    }
+                    for r in 0..TILE {
+                        // SAFETY: x has no more columns than a part.
+                        let w = splat(unsafe { *w[r].get_unchecked(n * SUM + i) });
+                        for g in 0..G {
+                            these[r][g] = fma(w, tokens[g], these[r][g]);
+                        }
+                    }
+                }
+                for r in 0..TILE {
+                    for g in 0..G {
+                        let sum = &mut sums[r][g].0;
+                        store(sum, add(load(sum), these[r][g]));
+                    }
+                }
+            }
+        }
+
+        /// `x` is [columns / 16, T], `sums` [TILE / ROWS, T, ROWS]. The part's products to the lanes of a sum of their own.
+        #[$features]
+        fn narrow<const T: usize>(w: &[[f32; PART]; TILE], x: &[Line], sums: &mut [Line]) {
+            let x = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<T>().0;
+            for (w, sums) in w.as_chunks::<ROWS>().0.iter().zip(sums.chunks_exact_mut(T * ROWS)) {
+                let mut rows = [&[][..]; ROWS];
+                for r in 0..ROWS {
+                    rows[r] = &w[r].as_chunks::<16>().0[..x.len()];
+                }
+                let mut these = [[splat(0.0); ROWS]; T];
+                add_products(rows, x, &mut these);
+                for t in 0..T {
+                    for r in 0..ROWS {
+                        let sum = &mut sums[t * ROWS + r].0;
+                        store(sum, add(load(sum), these[t][r]));
+                    }
+                }
+            }
+        }
+
+        /// Writes what the sums come to: see [`Results`](crate::backend::cpu::kernels::Results).
+        #[$features]
+        pub fn results(x: Packed<'_>, sums: &[Line], stride: usize, out: &mut [f32]) {
+            assert!(sums.len() == TILE * x.sums());
+            let (mut rest, mut out) = (sums, out.chunks_mut(stride).map(|row| row.first_chunk_mut::<TILE>().expect("a tile's row")));
+            for (strip, _) in x.strips() {
+                let (sums, others) = rest.split_at(TILE * strip.sums());
+                rest = others;
+                for g in 0..strip.registers {
+                    let mut square = [splat(0.0); 16];
+                    for r in 0..TILE {
+                        square[r] = load(&sums[r * strip.registers + g].0);
+                    }
+                    for (token, out) in transpose(square).iter().zip(out.by_ref().take(16.min(strip.tokens - g * 16))) {
+                        let mut rows = [0.0; 16];
+                        store(&mut rows, *token);
+                        out.copy_from_slice(&rows[..TILE]);
+                    }
+                }
+                if strip.registers > 0 {
+                    continue;
+                }
+                for (t, out) in out.by_ref().take(strip.tokens).enumerate() {
+                    for (group, out) in out.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                        let mut these = [splat(0.0); ROWS];
+                        for r in 0..ROWS {
+                            these[r] = load(&sums[(group * strip.tokens + t) * ROWS + r].0);
+                        }
+                        *out = reduce_all(these);
+                    }
+                }
+            }
+        }
+
+        /// Packs a wide strip: see [`PackWide`](crate::backend::cpu::kernels::PackWide).
+        #[$features]
+        pub fn pack_wide(x: &[&[f32]], registers: usize, out: &mut [Line]) {
+            for (register, x) in x.chunks(16).enumerate() {
+                let k = x[0].len();
+                for first in (0..k).step_by(16) {
+                    let mut square = [splat(0.0); 16];
+                    for t in 0..x.len() {
+                        square[t] = match x[t][first..].first_chunk() {
+                            Some(columns) => load(columns),
+                            None => load_tail(&x[t][first..]),
+                        };
+                    }
+                    let columns = out[first * registers + register..].iter_mut().step_by(registers);
+                    for (column, tokens) in columns.take(k - first).zip(transpose(square)) {
+                        store(&mut column.0, tokens);
+                    }
+                }
+            }
+        }
+
+        /// Lane j of register i to lane i of register j. Each of four rounds moves a bit of the lane's number to the register's.
+        #[inline]
+        #[$features]
+        fn transpose(mut square: [V; 16]) -> [V; 16] {
+            for _ in 0..4 {
+                let mut next = [splat(0.0); 16];
+                for i in 0..8 {
+                    [next[2 * i], next[2 * i + 1]] = interleave(square[i], square[i + 8]);
+                }
+                square = next;
+            }
+            square
+        }
+
         /// Registers of a sum after which the next rows have their turn: of six tokens 12 KiB.
-        const PART: usize = 32;
+        const LINES: usize = 32;
         /// Times `ROWS` rows whose sums are held at once.
         const GROUPS: usize = 16;
 
@@ -20,17 +161,20 @@ macro_rules! lane_kernels {
         pub fn panel(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
             assert!(out.len() == rows * x.tokens());
             let k = x.k();
-            for ((x, tokens), out) in x.strips().zip(out.chunks_mut((TOKENS * rows).max(1))) {
-                match tokens {
-                    $($tokens => strip::<$tokens>(w, stride, rows, k, x, out),)+
-                    n => unreachable!("a strip of {n} tokens"),
+            let mut rest = out;
+            for (strip, x) in x.strips() {
+                let (out, others) = rest.split_at_mut(strip.tokens * rows);
+                rest = others;
+                match (strip.registers, strip.tokens) {
+                    $((0, $tokens) => with_strip::<$tokens>(w, stride, rows, k, x, out),)+
+                    _ => unreachable!("{strip:?}"),
                 }
             }
         }
 
         /// All rows against `T` tokens, `[K/16, T]`; `out` is [T, rows].
         #[$features]
-        fn strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[Line], out: &mut [f32]) {
+        fn with_strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[Line], out: &mut [f32]) {
             let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<T>().0.split_at(k / 16);
             let grouped = rows - rows % ROWS;
             let mut sums = [[[splat(0.0); ROWS]; T]; GROUPS];
@@ -38,11 +182,11 @@ macro_rules! lane_kernels {
                 let sums = &mut sums[..((grouped - first) / ROWS).min(GROUPS)];
                 sums.fill([[splat(0.0); ROWS]; T]);
                 // Part by part of the sums, so that the tokens' part stays in the first-level cache while these rows pass by.
-                for (part, x) in x.chunks(PART).enumerate() {
+                for (part, x) in x.chunks(LINES).enumerate() {
                     for (group, sums) in sums.iter_mut().enumerate() {
                         let mut w_rows = [&[][..]; ROWS];
                         for r in 0..ROWS {
-                            let start = (first + group * ROWS + r) * stride + part * PART * 16;
+                            let start = (first + group * ROWS + r) * stride + part * LINES * 16;
                             w_rows[r] = w[start..start + x.len() * 16].as_chunks::<16>().0;
                         }
                         add_products(w_rows, x, sums);
@@ -287,7 +431,7 @@ macro_rules! lane_kernels {
         /// keep two units of latency 4 to 6 busy.
         #[$features]
         pub fn multiply_add(rounds: usize) -> (f32, usize) {
-            const SUMS: usize = ROWS * TOKENS;
+            const SUMS: usize = ROWS * STRIPS.narrow;
             let (x, y) = (splat(std::hint::black_box(0.5)), splat(std::hint::black_box(1.0)));
             let mut sums = [splat(0.0); SUMS];
             for _ in 0..rounds {

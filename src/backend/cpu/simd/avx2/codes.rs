@@ -5,8 +5,8 @@
 //!   weights of them, `gemv` multiplies them; `formats.rs` and `grids.rs` hold the types.
 //! - **`gemv` takes the scale out of the sum**: Σ w·x = Σ_group scale · (Σ code·x) − Σ_group min · (Σ x). A weight then costs an eighth of
 //!   a mask, a conversion and a fused multiply-add, and nothing for its scale. No term goes through more than 9 + n/32 roundings,
-//!   one in place of the weight's own included, against 6 + n/16 where the weights are multiplied themselves (`lane_kernels`): from
-//!   [`MIN_COLUMNS`] on the bound of that order holds for this one as well. Offsets are what a floor of a product counts apart.
+//!   one in place of the weight's own included, against 32 + n/32 and the products' in the level's order, whose bound so holds for this one
+//!   as well. Offsets are what a floor of a product counts apart.
 //! - **A code stays where it is in its 32-bit lane**: byte k of the lanes is masked and converted as code · 2⁸ᵏ, without a shift. x is
 //!   permuted to fit (`prepare`, once for all rows) and scaled by the opposite power of two. Conversion and powers are exact, unless
 //!   |x| is beyond 2¹¹⁶ or so small (2⁻¹¹⁰) that what is lost is below what a flushed activation would be.
@@ -18,9 +18,6 @@ use bytemuck::Pod;
 
 use super::{prefetch, splat, store};
 use crate::backend::cpu::kernels::BlockKernels;
-
-/// The fewest columns for which [`gemv`] keeps the bound of 16 lanes.
-pub(super) const MIN_COLUMNS: usize = 128;
 
 /// How the codes of a group stand in the 32 bytes that `gemv` reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,7 +65,7 @@ pub(in crate::backend::cpu::simd) trait Codes {
 
 /// The kernels for the blocks of a type.
 pub(super) const fn kernels<F: Codes>() -> BlockKernels {
-    BlockKernels { unpack: unpack::<F>, gemv: gemv::<F>, prepare: Some((prepare::<F>, MIN_COLUMNS)) }
+    BlockKernels { unpack: unpack::<F>, gemv: gemv::<F>, prepare: Some(prepare::<F>) }
 }
 
 /// See [`Unpack`](crate::backend::cpu::kernels::Unpack).

@@ -1,12 +1,13 @@
 //! `cpu:avx2`: 16 f32 lanes in two registers of 8.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::Line;
-use super::Packed;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
 use super::unblocked::unblocked_formats;
+use super::{PART, Packed, SUM, Strips};
 use crate::backend::cpu::kernels::{BlockKernels, Int8Kernels};
 
 pub(super) mod codes;
@@ -17,13 +18,14 @@ pub(in crate::backend::cpu) mod int8;
 /// The first 8 lanes and the last 8.
 type V = [__m256; 2];
 
-// Two rows meet three tokens: 12 of the 16 registers are sums.
+// Two rows meet three tokens, or six rows 16 tokens: 12 of the 16 registers are sums.
 const ROWS: usize = 2;
+pub const TILE: usize = 6;
 const GEMV_ROWS: usize = 4;
 const COLUMNS: usize = 2;
 const HEADS_COLUMNS: usize = 1;
 
-lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3]);
+lane_kernels!(#[target_feature(enable = "avx2,fma,f16c")], tokens: [1, 2, 3], registers: [1]);
 block_kernels!(#[target_feature(enable = "avx2,fma,f16c")]);
 unblocked_formats!(#[target_feature(enable = "avx2,fma,f16c")]);
 
@@ -181,6 +183,18 @@ fn times_two_to_the(n: V, x: V) -> V {
         _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
     };
     [times(n[0], x[0]), times(n[1], x[1])]
+}
+
+/// a0, b0, a1, b1, … in two registers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn interleave(a: V, b: V) -> [V; 2] {
+    let mut out = [splat(0.0); 2];
+    for i in 0..2 {
+        let (low, high) = (_mm256_unpacklo_ps(a[i], b[i]), _mm256_unpackhi_ps(a[i], b[i]));
+        out[i] = [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)];
+    }
+    out
 }
 
 /// [`reduce`] of two.

@@ -1,12 +1,13 @@
 //! `cpu:avx512`: 16 f32 lanes in one register.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::Line;
-use super::Packed;
 use super::avx2::of_codes;
 use super::blocks::{BlockFormat, block_kernels, prefetch};
 use super::lanes::lane_kernels;
+use super::{PART, Packed, SUM, Strips};
 use crate::backend::cpu::kernels::{BlockKernels, Int8Kernels};
 use crate::op::GgmlType;
 
@@ -19,13 +20,14 @@ use tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
 
 type V = __m512;
 
-// Four rows meet six tokens: 24 of the 32 registers are sums, and 10 loads feed 24 fused multiply-adds.
+// Four rows meet six tokens, or twelve rows 32 tokens: 24 of the 32 registers are sums, and 10 or 14 loads feed 24 fused multiply-adds.
 const ROWS: usize = 4;
+pub const TILE: usize = 12;
 const GEMV_ROWS: usize = 4;
 const COLUMNS: usize = 4;
 const HEADS_COLUMNS: usize = 2;
 
-lane_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")], tokens: [1, 2, 3, 4, 5, 6]);
+lane_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")], tokens: [1, 2, 3, 4, 5, 6], registers: [1, 2]);
 block_kernels!(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]);
 
 /// The kernels for blocks of `ty`, where there are some.
@@ -152,6 +154,15 @@ fn round(x: V) -> V {
 #[target_feature(enable = "avx512f")]
 fn times_two_to_the(n: V, x: V) -> V {
     _mm512_scalef_ps(x, n)
+}
+
+/// a0, b0, a1, b1, … in two registers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn interleave(a: V, b: V) -> [V; 2] {
+    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    [_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)]
 }
 
 /// [`reduce`] of four, whose trees are climbed side by side.
