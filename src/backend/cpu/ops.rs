@@ -367,6 +367,9 @@ fn attn_scores(
     });
 }
 
+/// Rows of queries whose values are read once for all of them.
+const ROWS_TOGETHER: usize = 8;
+
 #[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result
 fn attn_context(
     kernels: &Kernels,
@@ -381,14 +384,31 @@ fn attn_context(
     let (heads, rows, seen, v_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
     let group = heads / (v_cols / head_dim);
     let (probs, v) = (f32s(probs), f32s(v));
-    // Heads that read the same values go through them together, unless some threads would have none.
-    let together = if rows * heads / group >= pool.threads() { group } else { 1 };
-    pool.for_chunks(probs.len() * head_dim, out, together * head_dim, |i, out| {
-        let (t, head) = (i * together / heads, i * together % heads);
-        let first = first_seen(start + t, window);
-        let of_head = |h: usize| &probs[(h * rows + t) * seen..][first..start + t + 1];
-        let probs: Vec<&[f32]> = (head..head + together).map(of_head).collect();
-        kernels.attn_context(&probs, &v[first * v_cols + head / group * head_dim..], v_cols, out);
+    // What a row of probabilities sees of the values from position `first` on.
+    let seen_from = |first: usize, h: usize, t: usize| &probs[(h * rows + t) * seen..][first..start + t + 1];
+    let of_head = |first: usize, head: usize| &v[first * v_cols + head / group * head_dim..];
+    // Rows that go through the values together, where that leaves some tasks for each thread: they begin with the same one.
+    let chunk = if window.is_none() && rows >= 4 * ROWS_TOGETHER * pool.threads() { ROWS_TOGETHER } else { 1 };
+    if chunk == 1 {
+        // Heads that read the same values go through them together, unless some threads would have none.
+        let together = if rows * heads / group >= pool.threads() { group } else { 1 };
+        return pool.for_chunks(probs.len() * head_dim, out, together * head_dim, |i, out| {
+            let (t, head) = (i * together / heads, i * together % heads);
+            let first = first_seen(start + t, window);
+            let probs: Vec<&[f32]> = (head..head + together).map(|h| seen_from(first, h, t)).collect();
+            kernels.attn_context(&probs, of_head(first, head), v_cols, out);
+        });
+    }
+    pool.for_chunks(probs.len() * head_dim, out, chunk * heads * head_dim, |i, out| {
+        let here = i * chunk..i * chunk + out.len() / (heads * head_dim);
+        let mut results = vec![0.0; here.len() * group * head_dim]; // [rows, group, D]
+        for head in (0..heads).step_by(group) {
+            let of_row = |t: usize| (head..head + group).map(move |h| seen_from(0, h, t));
+            let probs: Vec<&[f32]> = here.clone().flat_map(of_row).collect();
+            kernels.attn_context(&probs, of_head(0, head), v_cols, &mut results);
+            let rows = out.chunks_exact_mut(heads * head_dim).zip(results.chunks_exact(group * head_dim));
+            rows.for_each(|(out, results)| out[head * head_dim..][..results.len()].copy_from_slice(results));
+        }
     });
 }
 

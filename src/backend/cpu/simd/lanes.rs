@@ -9,6 +9,8 @@
 /// - `COLUMNS`: how many registers of columns `attn_context` adds up together for one head, `HEADS_COLUMNS` for several.
 macro_rules! lane_kernels {
     (#[$features:meta], tokens: [$($tokens:literal),+], registers: [$($registers:literal),+]) => {
+        /// Rows of keys or values that all queries of a call pass by together; terms of a sum over rows that are added one after the other.
+        const BLOCK: usize = crate::backend::cpu::scalar::BLOCK;
         /// Tokens that share the loads of weights.
         pub const STRIPS: Strips = Strips { narrow: [$($tokens),+].len(), registers: [$($registers),+].len() };
 
@@ -151,69 +153,68 @@ macro_rules! lane_kernels {
             square
         }
 
-        /// Registers of a sum after which the next rows have their turn: of six tokens 12 KiB.
-        const LINES: usize = 32;
-        /// Times `ROWS` rows whose sums are held at once.
-        const GROUPS: usize = 16;
-
-        /// x · wᵀ for unpacked weights: see [`Panel`](crate::backend::cpu::kernels::Panel).
+        /// x · wᵀ for rows of f32: see [`Panel`](crate::backend::cpu::kernels::Panel). Some rows stay in the first-level cache while all
+        /// tokens pass by.
         #[$features]
         pub fn panel(w: &[f32], stride: usize, rows: usize, x: Packed<'_>, out: &mut [f32]) {
             assert!(out.len() == rows * x.tokens());
             let k = x.k();
-            let mut rest = out;
-            for (strip, x) in x.strips() {
-                let (out, others) = rest.split_at_mut(strip.tokens * rows);
-                rest = others;
-                match (strip.registers, strip.tokens) {
-                    $((0, $tokens) => with_strip::<$tokens>(w, stride, rows, k, x, out),)+
-                    _ => unreachable!("{strip:?}"),
+            for first in (0..rows).step_by(BLOCK) {
+                let here = BLOCK.min(rows - first);
+                for row in first + here..rows.min(first + here + BLOCK) {
+                    super::prefetch(bytemuck::cast_slice(&w[row * stride..][..k]), 0);
+                }
+                let (w, mut token) = (&w[first * stride..], 0);
+                for (strip, x) in x.strips() {
+                    let out = &mut out[token * rows + first..];
+                    token += strip.tokens;
+                    match (strip.registers, strip.tokens) {
+                        $((0, $tokens) => with_strip::<$tokens>(w, stride, here, k, x, rows, out),)+
+                        _ => unreachable!("{strip:?}"),
+                    }
                 }
             }
         }
 
-        /// All rows against `T` tokens, `[K/16, T]`; `out` is [T, rows].
+        /// `rows` rows against `T` tokens, `[K/16, T]`; `out` is [T, rows], its rows `apart`.
         #[$features]
-        fn with_strip<const T: usize>(w: &[f32], stride: usize, rows: usize, k: usize, x: &[Line], out: &mut [f32]) {
+        fn with_strip<const T: usize>(
+            w: &[f32],
+            stride: usize,
+            rows: usize,
+            k: usize,
+            x: &[Line],
+            apart: usize,
+            out: &mut [f32],
+        ) {
             let (x, x_tail) = bytemuck::cast_slice::<Line, [f32; 16]>(x).as_chunks::<T>().0.split_at(k / 16);
+            let row = |row: usize| &w[row * stride..][..k];
             let grouped = rows - rows % ROWS;
-            let mut sums = [[[splat(0.0); ROWS]; T]; GROUPS];
-            for first in (0..grouped).step_by(GROUPS * ROWS) {
-                let sums = &mut sums[..((grouped - first) / ROWS).min(GROUPS)];
-                sums.fill([[splat(0.0); ROWS]; T]);
-                // Part by part of the sums, so that the tokens' part stays in the first-level cache while these rows pass by.
-                for (part, x) in x.chunks(LINES).enumerate() {
-                    for (group, sums) in sums.iter_mut().enumerate() {
-                        let mut w_rows = [&[][..]; ROWS];
-                        for r in 0..ROWS {
-                            let start = (first + group * ROWS + r) * stride + part * LINES * 16;
-                            w_rows[r] = w[start..start + x.len() * 16].as_chunks::<16>().0;
-                        }
-                        add_products(w_rows, x, sums);
-                    }
+            for first in (0..grouped).step_by(ROWS) {
+                let mut w_rows = [&[][..]; ROWS];
+                for r in 0..ROWS {
+                    w_rows[r] = row(first + r).as_chunks::<16>().0;
                 }
-                for (group, sums) in sums.iter_mut().enumerate() {
-                    let row = first + group * ROWS;
-                    for t in 0..T {
-                        if let [x] = x_tail {
-                            for r in 0..ROWS {
-                                let w = load_tail(&w[(row + r) * stride..][k / 16 * 16..k]);
-                                sums[t][r] = fma(load(&x[t]), w, sums[t][r]);
-                            }
+                let mut sums = [[splat(0.0); ROWS]; T];
+                add_products(w_rows, x, &mut sums);
+                for t in 0..T {
+                    if let [x] = x_tail {
+                        for r in 0..ROWS {
+                            sums[t][r] = fma(load(&x[t]), load_tail(&row(first + r)[k / 16 * 16..]), sums[t][r]);
                         }
-                        out[t * rows + row..][..ROWS].copy_from_slice(&reduce_all(sums[t]));
                     }
+                    out[t * apart + first..][..ROWS].copy_from_slice(&reduce_all(sums[t]));
                 }
             }
-            for row in grouped..rows {
-                let (w, w_tail) = w[row * stride..][..k].as_chunks::<16>();
+            for at in grouped..rows {
+                let (w, w_tail) = row(at).as_chunks::<16>();
                 let mut sums = [[splat(0.0)]; T];
                 add_products([w], x, &mut sums);
                 for t in 0..T {
                     if let [x] = x_tail {
                         sums[t][0] = fma(load(&x[t]), load_tail(w_tail), sums[t][0]);
                     }
-                    out[t * rows + row] = reduce(sums[t][0]);
+                    out[t * apart + at] = reduce(sums[t][0]);
                 }
             }
         }
@@ -270,30 +271,40 @@ macro_rules! lane_kernels {
         }
 
         /// See [`scalar::attn_context`](crate::backend::cpu::scalar::attn_context): the same order of sums, with one
-        /// rounding for a multiplication and its addition, some columns at a time. The heads share the loads of v.
+        /// rounding for a multiplication and its addition. All heads pass by some rows of v while these are in the first-level cache; those
+        /// that see as many of them share their loads.
         #[$features]
         pub fn attn_context(probs: &[&[f32]], v: &[f32], stride: usize, out: &mut [f32]) {
             let d = out.len() / probs.len().max(1);
-            let mut quads = probs.chunks_exact(4);
-            let mut out = out.chunks_mut(d.max(1));
-            for probs in quads.by_ref() {
-                let out = std::array::from_fn(|_| out.next().expect("a row for each head"));
-                context::<4, HEADS_COLUMNS>([probs[0], probs[1], probs[2], probs[3]], v, stride, out);
-            }
-            let mut pairs = quads.remainder().chunks_exact(2);
-            for probs in pairs.by_ref() {
-                let out = std::array::from_fn(|_| out.next().expect("a row for each head"));
-                context::<2, HEADS_COLUMNS>([probs[0], probs[1]], v, stride, out);
-            }
-            for (probs, out) in pairs.remainder().iter().zip(out) {
-                context::<1, COLUMNS>([probs], v, stride, [out]);
+            let seen = probs.iter().map(|probs| probs.len()).max().unwrap_or(0);
+            out.fill(0.0);
+            for first in (0..seen).step_by(BLOCK) {
+                for row in first + BLOCK..seen.min(first + 2 * BLOCK) {
+                    super::prefetch(bytemuck::cast_slice(&v[row * stride..][..d]), 0);
+                }
+                let v = &v[first * stride..];
+                let here = |head: usize| &probs[head][first.min(probs[head].len())..probs[head].len().min(first + BLOCK)];
+                let mut head = 0;
+                while head < probs.len() {
+                    let all = here(head);
+                    let alike = (head..probs.len().min(head + 4)).take_while(|h| here(*h).len() == all.len()).count();
+                    let out = &mut out[head * d..];
+                    match alike {
+                        4 => context::<4, HEADS_COLUMNS>([all, here(head + 1), here(head + 2), here(head + 3)], v, stride, d, out),
+                        2 | 3 => context::<2, HEADS_COLUMNS>([all, here(head + 1)], v, stride, d, out),
+                        _ => context::<1, COLUMNS>([all], v, stride, d, out),
+                    }
+                    head += if alike == 3 { 2 } else { alike };
+                }
             }
         }
 
-        /// [`attn_context`] of `H` heads, `W` registers of columns at a time.
+        /// Adds what `H` heads see of a block to their sums, `[H, d]`, `W` registers of columns at a time.
         #[$features]
-        fn context<const H: usize, const W: usize>(probs: [&[f32]; H], v: &[f32], stride: usize, mut out: [&mut [f32]; H]) {
-            let d = out[0].len();
+        fn context<const H: usize, const W: usize>(probs: [&[f32]; H], v: &[f32], stride: usize, d: usize, out: &mut [f32]) {
+            if probs[0].is_empty() {
+                return;
+            }
             let mut column = 0;
             while column + W * 16 <= d {
                 let sums = weighted::<H, W>(probs, |s| {
@@ -303,54 +314,48 @@ macro_rules! lane_kernels {
                     }
                     row
                 });
-                for (out, sums) in out.iter_mut().zip(sums) {
-                    for (out, sum) in out[column..][..W * 16].as_chunks_mut::<16>().0.iter_mut().zip(sums) {
-                        store(out, sum);
+                for h in 0..H {
+                    let out = out[h * d + column..][..W * 16].as_chunks_mut::<16>().0;
+                    for (out, sum) in out.iter_mut().zip(sums[h]) {
+                        store(out, add(load(out), sum));
                     }
                 }
                 column += W * 16;
             }
             while column + 16 <= d {
                 let sums = weighted::<H, 1>(probs, |s| [load(&v[s * stride + column..].as_chunks::<16>().0[0])]);
-                for (out, [sum]) in out.iter_mut().zip(sums) {
-                    store(&mut out[column..].as_chunks_mut::<16>().0[0], sum);
+                for h in 0..H {
+                    let out = &mut out[h * d + column..].as_chunks_mut::<16>().0[0];
+                    store(out, add(load(out), sums[h][0]));
                 }
                 column += 16;
             }
             if column < d {
                 let sums = weighted::<H, 1>(probs, |s| [load_tail(&v[s * stride + column..][..d - column])]);
-                for (out, [sum]) in out.iter_mut().zip(sums) {
-                    store_tail(&mut out[column..], sum);
+                for h in 0..H {
+                    let out = &mut out[h * d + column..][..d - column];
+                    store_tail(out, add(load_tail(out), sums[h][0]));
                 }
             }
         }
 
-        /// Σ_s `probs[s]` · row(s), in blocks, for `H` rows of probabilities of one length.
+        /// Σ_s `probs[s]` · row(s) of a block, for `H` rows of probabilities of one length.
         #[inline]
         #[$features]
         fn weighted<const H: usize, const W: usize>(probs: [&[f32]; H], row: impl Fn(usize) -> [V; W]) -> [[V; W]; H] {
-            const BLOCK: usize = crate::backend::cpu::scalar::BLOCK;
             let n = probs[0].len();
             let probs: [&[f32]; H] = std::array::from_fn(|h| &probs[h][..n]);
-            let mut total = [[splat(0.0); W]; H];
-            for first in (0..n).step_by(BLOCK) {
-                let mut group = [[splat(0.0); W]; H];
-                for s in first..n.min(first + BLOCK) {
-                    let row = row(s);
-                    for h in 0..H {
-                        let p = splat(probs[h][s]);
-                        for i in 0..W {
-                            group[h][i] = fma(p, row[i], group[h][i]);
-                        }
-                    }
-                }
+            let mut sums = [[splat(0.0); W]; H];
+            for s in 0..n {
+                let row = row(s);
                 for h in 0..H {
+                    let p = splat(probs[h][s]);
                     for i in 0..W {
-                        total[h][i] = add(total[h][i], group[h][i]);
+                        sums[h][i] = fma(p, row[i], sums[h][i]);
                     }
                 }
             }
-            total
+            sums
         }
 
         /// e^x within [`exp::ULP`](crate::backend::cpu::simd::exp::ULP): x = n·ln 2 + r, |r| ≤ ln 2 / 2, and a polynomial

@@ -197,6 +197,35 @@ fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
 }
 
 #[test]
+fn context_of_rows_that_see_more_or_less_is_that_of_each_alone() {
+    for d in [16, 24, 40, 128] {
+        let lengths = [100, 100, 100, 100, 99, 99, 99, 3, 33, 64, 1, 32];
+        let (v, weights) = (values(7, 100 * (d + 5)), values(8, 100));
+        let probs: Vec<&[f32]> = lengths.iter().map(|n| &weights[100 - n..]).collect();
+        let of = |kernels: &Kernels, probs: &[&[f32]]| {
+            let mut out = vec![f32::NAN; probs.len() * d];
+            kernels.attn_context(probs, &v, d + 5, &mut out);
+            out
+        };
+        for b in backends(1) {
+            let all = of(b.kernels, &probs);
+            for (probs, found) in probs.iter().zip(all.chunks(d)) {
+                assert_eq!(bits(&of(b.kernels, &[probs])), bits(found), "{} {d}: of {}", b.name(), probs.len());
+                for (column, found) in found.iter().enumerate() {
+                    let terms = || probs.iter().enumerate().map(|(s, p)| *p as f64 * v[s * (d + 5) + column] as f64);
+                    let bound =
+                        gamma(1 + depth(&b, OpKind::AttnContext, probs.len())) * terms().map(f64::abs).sum::<f64>();
+                    assert!((*found as f64 - terms().sum::<f64>()).abs() <= bound, "{} {d} {column}", b.name());
+                }
+            }
+            if b.level() != Level::Scalar {
+                assert_eq!(bits(&of(&PLAIN, &probs)), bits(&all), "{} {d}", b.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn softmax_keeps_its_bound_on_every_level_and_nan_in_sight() {
     for b in backends(1) {
         for n in [1, 2, 15, 16, 17, 100] {
