@@ -8,7 +8,7 @@ use super::weights::{
     AttentionWeights, Ffn, LatentHeads, LatentWeights, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights,
     PostNorms, QkNorm, QkvBias, SharedExpert, Weights,
 };
-use super::{Config, LinearConfig, MlaConfig};
+use super::{Config, LinearConfig, MlaConfig, MoeConfig};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::op::{GgmlType, Mla, Weight};
@@ -93,6 +93,10 @@ impl Loader<'_> {
                 name("ffn_gate_exps")
             )));
         }
+        let experts = match c.moe_of(n) {
+            None => None,
+            Some(moe) => Some((moe, self.gate_and_up(n, c, moe)?)),
+        };
         Ok(LayerWeights {
             attn_norm: self.vector(&name("attn_norm"), c.hidden)?,
             mixer: match c.linear_of(n) {
@@ -110,16 +114,16 @@ impl Loader<'_> {
                 false => None,
             },
             ffn_norm: self.vector(&name(c.architecture.ffn_norm), c.hidden)?,
-            ffn: match c.moe_of(n) {
+            ffn: match experts {
                 None => Ffn::Dense {
                     gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
                     up: self.weight(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
                     down: self.weight(&name("ffn_down"), [c.ffn, c.hidden, 1])?,
                 },
-                Some(moe) => Ffn::Moe(MoeWeights {
+                Some((moe, [gate, up])) => Ffn::Moe(MoeWeights {
                     router: self.weight(&name("ffn_gate_inp"), [c.hidden, moe.experts, 1])?,
-                    gate: self.weight(&name("ffn_gate_exps"), [c.hidden, moe.ffn, moe.experts])?,
-                    up: self.weight(&name("ffn_up_exps"), [c.hidden, moe.ffn, moe.experts])?,
+                    gate,
+                    up,
                     down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
                     bias: match c.architecture.biases {
                         true => Some(MoeBias {
@@ -154,6 +158,23 @@ impl Loader<'_> {
                 }),
             },
         })
+    }
+
+    /// The experts' gate and up `[H, F, E]`, of a tensor each or of one `[H, 2·F, E]` in which an expert's rows of gate come first, as llama.cpp's
+    /// `create_tensor_gate_up_exps` has it.
+    fn gate_and_up(&mut self, n: usize, c: &Config, moe: &MoeConfig) -> Result<[Arc<Weight>; 2]> {
+        let name = |part: &str| format!("blk.{n}.{part}.weight");
+        let joint = name("ffn_gate_up_exps");
+        if c.architecture.joint_experts && self.gguf.tensor(&joint).is_some() {
+            let rows = moe.ffn.checked_mul(2).ok_or_else(|| {
+                Error::input(format!("{}: tensor {joint}: two times {} rows are no size", self.gguf.name(), moe.ffn))
+            })?;
+            let whole = self.weight(&joint, [c.hidden, rows, moe.experts])?;
+            let part = |what: &str, rows| whole.part(&format!("{joint} ({what})"), rows);
+            return Ok([part("gate", 0..moe.ffn)?, part("up", moe.ffn..rows)?]);
+        }
+        let mut of = |part| self.weight(&name(part), [c.hidden, moe.ffn, moe.experts]);
+        Ok([of("ffn_gate_exps")?, of("ffn_up_exps")?])
     }
 
     fn attention(&mut self, n: usize, c: &Config) -> Result<AttentionWeights> {

@@ -13,6 +13,7 @@ mod fuzzed;
 mod gguf_malformed;
 mod gpu;
 mod house;
+mod joint_experts;
 mod latent;
 mod model_golden;
 mod odd_files;

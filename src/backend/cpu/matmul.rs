@@ -210,8 +210,7 @@ impl<'a> Task<'a> {
         }
         let Ready { job, how } = self.ready;
         let (tokens, cols, bytes) = (job.x.len(), weight.cols, weight.row_bytes());
-        let start = (job.expert * weight.rows + self.first) * bytes;
-        let blocks = &weight.bytes()[start..start + self.rows * bytes];
+        let blocks = &weight.expert(job.expert)[self.first * bytes..][..self.rows * bytes];
         BUFFERS.with_borrow_mut(|Buffers { unpacked, codes, results }| {
             let results = at_least(results, tokens * self.rows, 0.0); // [tokens, rows]
             match how {
