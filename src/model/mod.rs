@@ -7,6 +7,7 @@
 mod arch;
 #[cfg(feature = "tokenizer")]
 mod chat;
+mod check;
 mod config;
 mod exchange;
 mod forward;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub use arch::{
     Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, LinearRule, Occurs, QkNorms, Router, Shared, WindowRule,
 };
+pub use check::{check, check_bytes};
 pub use config::{Config, LinearConfig, MoeConfig};
 pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};

@@ -66,6 +66,13 @@ impl Weight {
         Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, owner, start, apart }))
     }
 
+    /// A stand-in for a weight that is not there, of no experts and so of no bytes.
+    pub fn absent(name: &str, [cols, rows, _]: [usize; 3]) -> Arc<Self> {
+        let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
+        let (ty, owner): (_, WeightOwner) = (GgmlType::F32, Arc::new([]));
+        Arc::new(Self { id, name: name.into(), ty, cols, rows, experts: 0, file_offset: 0, owner, start: 0, apart: 0 })
+    }
+
     /// The weight of some rows of each expert of this one, read where they lie.
     ///
     /// # Errors
@@ -77,7 +84,7 @@ impl Weight {
                 self.name, self.rows
             )));
         }
-        let before = rows.start * self.row_bytes();
+        let before = if self.experts == 0 { 0 } else { rows.start * self.row_bytes() };
         Ok(Arc::new(Self {
             id: NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
@@ -96,7 +103,8 @@ impl Weight {
 
     /// How many bytes its rows are.
     pub fn size(&self) -> usize {
-        self.experts * self.expert_bytes()
+        // Of no experts, whatever rows they would have.
+        if self.experts == 0 { 0 } else { self.experts * self.expert_bytes() }
     }
     /// All bytes, in ggml's layout: copied together where other rows lie between.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
@@ -104,10 +112,13 @@ impl Weight {
     }
     /// Bytes `at..at + len` of all, or as many as there are.
     pub fn span(&self, at: usize, len: usize) -> Cow<'_, [u8]> {
-        let (each, size) = (self.expert_bytes().max(1), self.size());
+        let size = self.size();
         let (at, end) = (at.min(size), at.saturating_add(len).min(size));
-        let owner = (*self.owner).as_ref();
-        if self.apart == self.expert_bytes() || at == end {
+        if at == end {
+            return Cow::Borrowed(&[]);
+        }
+        let (each, owner) = (self.expert_bytes(), (*self.owner).as_ref());
+        if self.apart == each {
             return Cow::Borrowed(&owner[self.start..][at..end]);
         }
         let of = |expert: usize| {

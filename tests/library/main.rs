@@ -5,6 +5,7 @@
 mod common;
 
 mod captures;
+mod checked;
 mod contracts;
 mod dequant;
 mod diff_sides;
