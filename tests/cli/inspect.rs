@@ -281,7 +281,7 @@ fn a_file_is_checked_with_an_exit_code() {
     std::fs::write(&path, b"GGUF\x01\0\0\0").unwrap();
     let (document, code) = checked(&path);
     assert_eq!((&document["verdict"], &document["opens_here"], code), (&"unreadable".into(), &false.into(), Some(2)));
-    assert!(text(2).contains("unreadable  header  file: header: expected GGUF version 2 or 3, found 1"));
+    assert!(text(2).contains("file: header: expected GGUF version 2 or 3, found 1"));
     assert!(failure(&twinscope(&[&"inspect", &"--check", &dir.path().join("none.gguf")]), 2).contains("none.gguf: "));
 }
 
