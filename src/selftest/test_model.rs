@@ -42,6 +42,12 @@ impl TestModel {
     /// Those of other types.
     pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
 
+    /// Whether it stands for a family: it is the bundled one or is called after its family, and has weights and a prompt of the usual kind.
+    pub fn is_of_family(&self) -> bool {
+        let unusual = ["wide", "long", "extremes"];
+        !unusual.contains(&self.name) && !TYPES.iter().any(|(name, _)| *name == self.name)
+    }
+
     /// Experts that a position has, on the models of `qwen3moe` with the short prompt.
     pub fn experts_used(test_model: usize) -> usize {
         match test_model {
