@@ -402,6 +402,8 @@ def arguments(argv):
     parser.add_argument("--views", action="store_true", help="also reshapes and permutations of other nodes")
     parser.add_argument("--logits", choices=("all", "last"), default="all", help="which rows the last layer computes")
     parser.add_argument("--n-gpu-layers", type=int, default=0, metavar="N", help="layers on the GPU; 999 for all")
+    parser.add_argument("--no-repack", action="store_true",
+                        help="weights as they are in the file, where a processor's repacked ones are not wanted, or crash")
     parser.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto")
     parser.add_argument("--ubatch", type=int, default=512, metavar="N", help="most tokens of one call")
     parser.add_argument("--cache-type-k", choices=CACHE_TYPES, default="f16")
@@ -437,6 +439,7 @@ def main(argv):
 
     params = llama.llama_model_default_params()
     params.n_gpu_layers = args.n_gpu_layers
+    params.use_extra_bufts = not args.no_repack
     model = llama.llama_model_load_from_file(args.model.encode(), params)
     if not model:
         raise SystemExit(f"{args.model}: llama.cpp cannot load it; --verbose shows why")

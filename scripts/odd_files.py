@@ -6,7 +6,8 @@
 
 cases.json says what the files are: a model of random weights (`synth`), and for each case keys that are set or removed, and biases of q, k and
 v. Of each file that llama.cpp opens, the logits of the last token are kept under the case's name; those that it refuses are listed on stdout.
-All weights are F32, and so is its KV cache: it multiplies in float32, and not in int8 as beside quantized weights.
+All weights are F32, and so is its KV cache: it multiplies in float32, and not in int8 as beside quantized weights. So are those of the
+models of tests/families whose experts' gate and up are put into one tensor.
 """
 
 import json
@@ -18,9 +19,15 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize
 from safetensors.numpy import load_file, save_file
 
 TYPES = {"f32": GGUFValueType.FLOAT32, "u32": GGUFValueType.UINT32, "bool": GGUFValueType.BOOL, "str": GGUFValueType.STRING}
+
+# Of tests/families: those whose loader in llama.cpp takes `ffn_gate_up_exps`.
+JOINT = ["qwen35moe", "qwen3next", "deepseek3"]
+# Within every vocabulary of these.
+JOINT_TOKENS = [5, 17, 33, 41, 6, 0, 8]
 
 
 def written(case, base, path):
@@ -50,6 +57,32 @@ def written(case, base, path):
         matrix = tensor.name.removesuffix(".weight")
         if "bias" in case and matrix.endswith(("attn_q", "attn_k", "attn_v")):
             writer.add_tensor(matrix + ".bias", np.full(int(tensor.shape[1]), case["bias"], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def joint(base, path):
+    """`base` with all weights as F32, and gate and up of experts in one tensor: for each expert gate's rows, then up's."""
+    reader = GGUFReader(base)
+    keys = {f.name: (f.contents(), f.types) for f in reader.fields.values() if not f.name.startswith("GGUF.")}
+    architecture = keys.pop("general.architecture")[0]
+    shape = {t.name: [int(n) for n in reversed(t.shape)] for t in reader.tensors}
+    tensors = {t.name: dequantize(t.data, t.tensor_type).astype(np.float32).reshape(shape[t.name]) for t in reader.tensors}
+    keys["tokenizer.ggml.model"] = ("no_vocab", [GGUFValueType.STRING])
+    keys[f"{architecture}.vocab_size"] = (shape["token_embd.weight"][0], [GGUFValueType.UINT32])
+    writer = GGUFWriter(path, architecture)
+    for name, (value, types) in keys.items():
+        sub_type = types[-1] if types[0] == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, value, types[0], sub_type=sub_type)
+    for name, values in tensors.items():
+        if name.endswith("ffn_up_exps.weight"):
+            continue
+        if name.endswith("ffn_gate_exps.weight"):
+            values = np.concatenate([values, tensors[name.replace("gate", "up")]], axis=1)  # [E, 2·F, H]
+            name = name.replace("gate", "gate_up")
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -100,9 +133,15 @@ def main(program, directory):
                 print(f"refused by llama.cpp: {case['name']}")
             else:
                 found[case["name"]] = row
+        for family in JOINT:
+            path = f"{scratch}/{family}.gguf"
+            joint(Path(__file__).parent.parent / f"tests/families/{family}.gguf", path)
+            found[f"joint experts of {family}"] = logits(path, JOINT_TOKENS)
     save_file(found, f"{directory}/llama.cpp.safetensors")
     plain = found["plain"].astype(np.float64)
     for name, row in found.items():
+        if len(row) != len(plain):
+            continue
         print(f"{((row - plain) ** 2).sum() / (plain**2).sum():8.1e} from the plain file: {name}")
 
 

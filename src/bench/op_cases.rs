@@ -91,7 +91,7 @@ impl CaseWeights {
     pub(super) fn make(&self) -> Result<Vec<Arc<Weight>>> {
         let count = |bytes: usize| if bytes < SMALL_BYTES { 1 } else { COLD_BYTES.div_ceil(bytes) };
         match self {
-            Self::Given(all) => Ok(all.iter().take(count(all[0].bytes().len())).cloned().collect()),
+            Self::Given(all) => Ok(all.iter().take(count(all[0].size())).cloned().collect()),
             &Self::Random { ty, dims } => {
                 let [cols, rows, experts] = dims;
                 let bytes = ty.row_bytes(cols).and_then(|b| b.checked_mul(rows)?.checked_mul(experts));

@@ -229,7 +229,7 @@ mod tests {
     impl crate::model::Ffn {
         fn gate_bytes_of_an_expert(&self) -> u64 {
             match self {
-                Self::Moe(moe) => (moe.gate.bytes().len() / moe.gate.experts) as u64,
+                Self::Moe(moe) => (moe.gate.size() / moe.gate.experts) as u64,
                 Self::Dense { .. } => panic!("the demo model has experts"),
             }
         }

@@ -336,7 +336,7 @@ pub fn prepare_all<B: Backend>(backend: &mut B, models: &[&Model]) -> Result<()>
     let mut weights: Vec<Arc<Weight>> = models.iter().flat_map(|model| model.weights.all()).collect();
     let mut seen = HashSet::new();
     weights.retain(|weight| seen.insert(weight.id));
-    let total = weights.iter().map(|w| w.bytes().len() as u64).sum();
+    let total = weights.iter().map(|w| w.size() as u64).sum();
     let bar = progress_bar("loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
     bar.set_length(total);
     let result = backend.prepare(&weights, &mut |done| bar.set_position(done));

@@ -43,7 +43,8 @@ examples! {
         "selftest --only 'rope*'"
         "selftest --generate 100 --seed 7";
     INSPECT:
-        "inspect MODEL.gguf --json";
+        "inspect MODEL.gguf --json"
+        "inspect MODEL.gguf --check";
     EXPORT:
         "export MODEL.gguf --tensor blk.0.attn_q.weight --out q.npy";
     SYNTH:

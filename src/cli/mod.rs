@@ -39,6 +39,8 @@ pub enum Outcome {
     Ok,
     /// The two sides differ, or a check failed. Exit code 1.
     Diverged,
+    /// What was to be looked at cannot be read, and that is said in the result. Exit code 2.
+    Unreadable,
 }
 
 /// Finds the first stage where two runs of a quantized model differ by more than rounding, and the side that is wrong.
@@ -118,6 +120,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Outcome::Ok) => ExitCode::SUCCESS,
         Ok(Outcome::Diverged) => ExitCode::from(1),
+        Ok(Outcome::Unreadable) => ExitCode::from(2),
         Err(e) => {
             if let Error::Fault(fault) = &e
                 && asks_for_a_document(&matches)

@@ -15,10 +15,11 @@ use std::sync::Arc;
 
 use super::linear::Decode;
 use super::precision::{FloatFormat, Int8};
+use super::rounding::LOOKED_UP;
 use crate::backend::oracle::{dequant, evaluate};
 use crate::backend::{Contract, Precision};
 use crate::error::Result;
-use crate::op::{Data, GgmlType, HostTensor, Op, Site, Weight};
+use crate::op::{Data, GateActivation, GgmlType, HostTensor, Op, Site, Weight};
 
 /// The oracle's result on operands that are rounded as `contract` says: [`evaluate`] itself where it rounds none.
 ///
@@ -79,6 +80,7 @@ impl Emulation {
                 let p = round(probs, probs.cols(), activations(Partner::Cache(contract.cache)));
                 vec![p, round(v, head_dim, contract.cache)]
             }
+            Op::SwiGlu { gate, activation: GateActivation::GeluTanh, .. } => vec![looked_up(gate, contract.gelu), None],
             _ => vec![],
         };
         let is_int8 = operands.first().is_some_and(|x| x.as_ref().is_some_and(|x| !x.steps.is_empty()));
@@ -215,6 +217,14 @@ fn resolve(activations: Precision, partner: Partner) -> Precision {
 /// What activations of this format are beside a weight of type `ty`.
 pub fn used_with(activations: Precision, ty: GgmlType) -> Precision {
     resolve(activations, Partner::Weight(ty))
+}
+
+/// Arguments as a table of gelu has them; `None` where there is none.
+fn looked_up(x: &HostTensor, to: Precision) -> Option<Rounded> {
+    let format = FloatFormat::of(to)?;
+    let within = |x: f64| if x.abs() < LOOKED_UP { (format.round)(x) } else { x };
+    let values = x.to_f64().into_iter().map(within).collect();
+    Some(Rounded { values: HostTensor::f64(&x.shape, values), steps: vec![], sums: vec![] })
 }
 
 /// A tensor whose rows of `cols` values are rounded; `None` where nothing is.

@@ -1,7 +1,7 @@
 //! The residual sum and the gated activation.
 
 use super::exact::Emulation;
-use super::rounding::{TINY, division, exp_error, in_f64, inner, roundoff};
+use super::rounding::{TINY, division, exp_error, in_f64, inner, looked_up, roundoff};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
@@ -160,7 +160,7 @@ fn erf(x: f64) -> f64 {
 /// the two products of a kernel that multiplies by the sigmoid. Where exp overflows f32 the result is 0 instead of
 /// |g·u|·exp(−|g|) < |g·u|·2⁻¹²⁶: + that. Where silu is rounded to a coarser format before it meets u, half a step of
 /// that at silu, times |u|. gelu by tanh is g·σ(2z): an exponential of 2z, which itself is off by 8u of it; a kernel that takes ½g·(1 + tanh z)
-/// loses 2u·|g| where tanh is near −1. g·σ(α·g) has an exponential of α·g, which is off by 2u of it, of α and of the product.
+/// loses 2u·|g| where tanh is near −1; one from a table is off by half a step of its format, of an argument that is rounded exactly. g·σ(α·g) has an exponential of α·g, which is off by 2u of it, of α and of the product.
 /// Limits are exact; what is added to up is one rounding more. A sigmoid gate is σ(g)·up, or where a
 /// row has one σ(g)·x, g repeated along it: the same without the factor g.
 pub(crate) struct Gated<'a> {
@@ -227,6 +227,9 @@ impl ByRow for Gated<'_> {
             let met = if self.added { 1.0 } else { up.abs() };
             let floor = |n: usize| {
                 let mut inside = inner(activation, contracts[n]) * met;
+                if self.activation == Activation::GeluByTanh {
+                    inside += looked_up(gate, activation, contracts[n]) * met;
+                }
                 if let (Activation::Swish(alpha), true) = (self.activation, self.plus != 0.0) {
                     // Of a kernel that keeps each step: α·g, its sigmoid, 1 + up. What α·g is off by is no small number where it is large.
                     let of = |value: f64| inner(value, contracts[n]);

@@ -26,6 +26,14 @@ pub(crate) fn inner(value: f64, contract: &Contract) -> f64 {
     half_step(contract.inner, value.abs())
 }
 
+/// An argument of a gelu that is taken from a table of the contract's: beyond this there is no table.
+pub(crate) const LOOKED_UP: f64 = 10.0;
+
+/// The most that a gelu moves when it is a value of the contract's table.
+pub(crate) fn looked_up(argument: f64, value: f64, contract: &Contract) -> f64 {
+    if argument.abs() < LOOKED_UP { half_step(contract.gelu, value.abs()) } else { 0.0 }
+}
+
 /// The floor of a value that is then stored in the contract's output format: rounding moves it by half a step of the format, of the format's
 /// step at the largest value that it may have. NaN of a value that is not finite: none is said of it.
 pub(crate) fn stored((value, floor): (f64, f64), contract: &Contract) -> f64 {

@@ -14,6 +14,7 @@
 //! (the program then says so and exits with 125), and one that is overwritten in place gives other weights. Replacing a file by rename, as the writer here and download
 //! tools do, is safe.
 
+mod check;
 mod read;
 mod split;
 mod value;
@@ -30,6 +31,7 @@ use crate::op::GgmlType;
 use crate::text::printable_whole;
 use crate::{Error, Result};
 
+pub use check::{Checked, Finding, FindingSeverity, FoundInFile};
 pub use value::{Array, Metadata, Value, ValueType};
 pub use write::{Sink, TensorSpec, write, write_to};
 

@@ -18,7 +18,7 @@ const MAX_ALIGNMENT: u64 = 1 << 24;
 /// Keys, and tensors, at most: ten times what any model has, so that a hostile header cannot spend memory on tables.
 pub(super) const MAX_ENTRIES: u64 = 1 << 20;
 /// Alignment of a file that does not say.
-const DEFAULT_ALIGNMENT: u64 = 32;
+pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// What a header says.
 pub(super) struct Header {
@@ -42,7 +42,7 @@ pub(super) struct Entry {
 
 /// What the reader is reading, for messages.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+pub(super) enum HeaderPlace<'a> {
     Header,
     /// A key whose name is not known yet.
     KeyAt(u64),
@@ -52,7 +52,7 @@ enum Place<'a> {
     Tensor(&'a str),
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for HeaderPlace<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Header => write!(f, "header"),
@@ -65,14 +65,14 @@ impl fmt::Display for Place<'_> {
 }
 
 /// A number as the file stores it.
-trait Number: Sized {
+pub(super) trait FileNumber: Sized {
     const BYTES: usize;
     fn read(bytes: &[u8]) -> Self;
 }
 
 macro_rules! numbers {
     ($($ty:ty),*) => {$(
-        impl Number for $ty {
+        impl FileNumber for $ty {
             const BYTES: usize = size_of::<$ty>();
             fn read(bytes: &[u8]) -> Self {
                 let mut le = [0; size_of::<$ty>()];
@@ -84,16 +84,22 @@ macro_rules! numbers {
 }
 numbers!(u8, i8, u16, i16, u32, i32, f32, u64, i64, f64);
 
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     file: &'a str,
     bytes: &'a [u8],
-    pos: usize,
+    pub pos: usize,
     /// Whether a text since the last key was not UTF-8.
-    lossy: bool,
+    pub lossy: bool,
+    /// Whether a bool may be another number than 0 and 1, as it may in llama.cpp.
+    pub any_bool: bool,
 }
 
 impl<'a> Cursor<'a> {
-    fn error(&self, place: Place, message: impl fmt::Display) -> Error {
+    pub fn new(file: &'a str, bytes: &'a [u8]) -> Self {
+        Self { file, bytes, pos: 0, lossy: false, any_bool: false }
+    }
+
+    fn error(&self, place: HeaderPlace, message: impl fmt::Display) -> Error {
         Error::input(format!("{}: {place}: {message}", self.file))
     }
 
@@ -101,7 +107,7 @@ impl<'a> Cursor<'a> {
         (self.bytes.len() - self.pos) as u64
     }
 
-    fn take(&mut self, count: u64, place: Place, what: &str) -> Result<&'a [u8]> {
+    fn take(&mut self, count: u64, place: HeaderPlace, what: &str) -> Result<&'a [u8]> {
         if count > self.remaining() {
             return Err(self.error(
                 place,
@@ -117,18 +123,18 @@ impl<'a> Cursor<'a> {
         Ok(&self.bytes[start..self.pos])
     }
 
-    fn number<T: Number>(&mut self, place: Place, what: &str) -> Result<T> {
+    pub fn number<T: FileNumber>(&mut self, place: HeaderPlace, what: &str) -> Result<T> {
         Ok(T::read(self.take(T::BYTES as u64, place, what)?))
     }
 
-    fn numbers<T: Number>(&mut self, count: u64, place: Place) -> Result<Vec<T>> {
+    fn numbers<T: FileNumber>(&mut self, count: u64, place: HeaderPlace) -> Result<Vec<T>> {
         // The caller checked that count × BYTES remain, so the product does not overflow.
         let bytes = self.take(count * T::BYTES as u64, place, "array elements")?;
         Ok(bytes.chunks_exact(T::BYTES).map(T::read).collect())
     }
 
     /// A name, by which a thing is found: in UTF-8.
-    fn name(&mut self, place: Place, what: &str) -> Result<String> {
+    fn name(&mut self, place: HeaderPlace, what: &str) -> Result<String> {
         String::from_utf8(self.string(place, what, MAX_NAME)?).map_err(|e| {
             let i = e.utf8_error().valid_up_to();
             self.error(
@@ -139,7 +145,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A text: U+FFFD stands for what is not UTF-8, as a model's words are no reason not to run it.
-    fn text(&mut self, place: Place) -> Result<String> {
+    fn text(&mut self, place: HeaderPlace) -> Result<String> {
         let bytes = self.string(place, "a string", u64::MAX)?;
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| {
             self.lossy = true;
@@ -147,7 +153,7 @@ impl<'a> Cursor<'a> {
         }))
     }
 
-    fn string(&mut self, place: Place, what: &str, max: u64) -> Result<Vec<u8>> {
+    pub fn string(&mut self, place: HeaderPlace, what: &str, max: u64) -> Result<Vec<u8>> {
         let at = self.pos;
         let len: u64 = self.number(place, what)?;
         if len > max {
@@ -158,21 +164,22 @@ impl<'a> Cursor<'a> {
         Ok(self.take(len, place, what)?.to_vec()) // copied first, so that what is checked is what is kept
     }
 
-    fn bool(&mut self, place: Place) -> Result<bool> {
+    fn bool(&mut self, place: HeaderPlace) -> Result<bool> {
         match self.number::<u8>(place, "bool")? {
             0 => Ok(false),
             1 => Ok(true),
+            _ if self.any_bool => Ok(true),
             x => Err(self.error(place, format_args!("expected bool 0 or 1, found {x}"))),
         }
     }
 
-    fn value_type(&mut self, place: Place) -> Result<ValueType> {
+    fn value_type(&mut self, place: HeaderPlace) -> Result<ValueType> {
         let id: u32 = self.number(place, "a value type")?;
         ValueType::from_id(id)
             .ok_or_else(|| self.error(place, format_args!("expected a value type from 0 to 12, found {id}")))
     }
 
-    fn value(&mut self, place: Place) -> Result<Value> {
+    pub fn value(&mut self, place: HeaderPlace) -> Result<Value> {
         Ok(match self.value_type(place)? {
             ValueType::U8 => Value::U8(self.number(place, "u8")?),
             ValueType::I8 => Value::I8(self.number(place, "i8")?),
@@ -190,7 +197,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn array(&mut self, place: Place, depth: u32) -> Result<Array> {
+    fn array(&mut self, place: HeaderPlace, depth: u32) -> Result<Array> {
         if depth > MAX_ARRAY_DEPTH {
             return Err(self.error(place, format_args!("expected arrays nested at most {MAX_ARRAY_DEPTH} deep")));
         }
@@ -225,8 +232,8 @@ impl<'a> Cursor<'a> {
     }
 
     /// Magic, version, tensor count, key count.
-    fn start(&mut self) -> Result<(u32, u64, u64)> {
-        let magic = self.take(4, Place::Header, "the magic")?;
+    pub fn start(&mut self) -> Result<(u32, u64, u64)> {
+        let magic = self.take(4, HeaderPlace::Header, "the magic")?;
         if magic != b"GGUF" {
             let hint = match magic {
                 b"FUGG" => ": a byte-swapped file",
@@ -236,34 +243,39 @@ impl<'a> Cursor<'a> {
                 _ => "",
             };
             let found: String = magic.escape_ascii().to_string();
-            return Err(self.error(Place::Header, format_args!("expected magic \"GGUF\", found \"{found}\"{hint}")));
+            return Err(
+                self.error(HeaderPlace::Header, format_args!("expected magic \"GGUF\", found \"{found}\"{hint}"))
+            );
         }
-        let version: u32 = self.number(Place::Header, "the version")?;
+        let version: u32 = self.number(HeaderPlace::Header, "the version")?;
         match version {
             2 | 3 => {}
             _ if matches!(version.swap_bytes(), 1..=0xffff) => {
                 return Err(self.error(
-                    Place::Header,
+                    HeaderPlace::Header,
                     format_args!(
                         "expected a little-endian file, found version {} byte-swapped: this file is big-endian",
                         version.swap_bytes()
                     ),
                 ));
             }
-            _ => return Err(self.error(Place::Header, format_args!("expected GGUF version 2 or 3, found {version}"))),
+            _ => {
+                return Err(
+                    self.error(HeaderPlace::Header, format_args!("expected GGUF version 2 or 3, found {version}"))
+                );
+            }
         }
-        let tensors: u64 = self.number(Place::Header, "the tensor count")?;
-        let keys: u64 = self.number(Place::Header, "the key count")?;
+        let tensors: u64 = self.number(HeaderPlace::Header, "the tensor count")?;
+        let keys: u64 = self.number(HeaderPlace::Header, "the key count")?;
         // Shortest entries: an empty name (8) + dimension count (4) + type (4) + offset (8); an empty key (8) + type (4) + u8 (1).
         for (what, count, min) in [("tensors", tensors, 24), ("keys", keys, 13)] {
             if count > MAX_ENTRIES {
-                return Err(
-                    self.error(Place::Header, format_args!("expected at most {MAX_ENTRIES} {what}, found {count}"))
-                );
+                return Err(self
+                    .error(HeaderPlace::Header, format_args!("expected at most {MAX_ENTRIES} {what}, found {count}")));
             }
             if count > self.remaining() / min {
                 return Err(self.error(
-                    Place::Header,
+                    HeaderPlace::Header,
                     format_args!(
                         "expected {count} {what} of at least {min} bytes each, found {} bytes before the end of the file",
                         self.remaining()
@@ -276,11 +288,11 @@ impl<'a> Cursor<'a> {
 
     /// A tensor's name and its row of the directory; the offset is still relative to the data.
     fn tensor(&mut self, index: u64) -> Result<Entry> {
-        let name = self.name(Place::TensorAt(index), "a name")?;
+        let name = self.name(HeaderPlace::TensorAt(index), "a name")?;
         if name.is_empty() {
-            return Err(self.error(Place::TensorAt(index), "expected a name, found an empty one"));
+            return Err(self.error(HeaderPlace::TensorAt(index), "expected a name, found an empty one"));
         }
-        let place = Place::Tensor(&name);
+        let place = HeaderPlace::Tensor(&name);
         let n_dims: u32 = self.number(place, "a dimension count")?;
         if n_dims > 4 {
             return Err(self.error(place, format_args!("expected at most 4 dimensions, found {n_dims}")));
@@ -303,7 +315,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Types that older files used.
-fn removed(id: u32) -> Option<&'static str> {
+pub(super) fn removed(id: u32) -> Option<&'static str> {
     Some(match id {
         4 => "Q4_2",
         5 => "Q4_3",
@@ -348,22 +360,22 @@ pub(super) fn alignment(metadata: &Metadata) -> Result<u64> {
 
 /// Reads the header of `bytes` and checks every tensor against them; `file` is what errors call it.
 pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
-    let mut cur = Cursor { file, bytes, pos: 0, lossy: false };
+    let mut cur = Cursor::new(file, bytes);
     if bytes.is_empty() {
-        return Err(cur.error(Place::Header, "expected a GGUF file, found an empty one"));
+        return Err(cur.error(HeaderPlace::Header, "expected a GGUF file, found an empty one"));
     }
     let (version, n_tensors, n_keys) = cur.start()?;
 
     let mut metadata = Metadata::new(file);
     for i in 0..n_keys {
-        let key = cur.name(Place::KeyAt(i), "a key")?;
+        let key = cur.name(HeaderPlace::KeyAt(i), "a key")?;
         if key.is_empty() {
-            return Err(cur.error(Place::KeyAt(i), "expected a key, found an empty one"));
+            return Err(cur.error(HeaderPlace::KeyAt(i), "expected a key, found an empty one"));
         }
         if metadata.contains(&key) {
-            return Err(cur.error(Place::Key(&key), "expected each key once, found it twice"));
+            return Err(cur.error(HeaderPlace::Key(&key), "expected each key once, found it twice"));
         }
-        let value = cur.value(Place::Key(&key))?;
+        let value = cur.value(HeaderPlace::Key(&key))?;
         metadata.set(&key, value);
         if std::mem::take(&mut cur.lossy) {
             metadata.not_utf8.push(key);
@@ -381,7 +393,7 @@ pub(super) fn header(file: &str, bytes: &[u8]) -> Result<Header> {
     let end = bytes.len() as u64;
     let mut names = HashSet::new();
     for t in &mut tensors {
-        let place = Place::Tensor(&t.name);
+        let place = HeaderPlace::Tensor(&t.name);
         if !names.insert(t.name.as_str()) {
             return Err(cur.error(place, "expected each tensor once, found it twice"));
         }
@@ -415,7 +427,7 @@ fn disjoint(cur: &Cursor, tensors: &[Entry]) -> Result<()> {
         let end = a.offset + a.bytes; // checked to be within the file
         if b.offset < end {
             return Err(cur.error(
-                Place::Tensor(&b.name),
+                HeaderPlace::Tensor(&b.name),
                 format_args!(
                     "expected data after that of tensor {}, which ends at {end}, found it at {}: the two overlap",
                     printable(&a.name),

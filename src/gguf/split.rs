@@ -16,7 +16,7 @@ pub(super) fn count(metadata: &Metadata) -> Result<u64> {
 }
 
 /// What a part's name says: `PREFIX-00002-of-00003.gguf` is ("PREFIX", 2, 3).
-fn parse_name(path: &Path) -> Option<(&str, u64, u64)> {
+pub(super) fn parse_name(path: &Path) -> Option<(&str, u64, u64)> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (prefix, number) = rest.rsplit_once('-')?;
@@ -25,7 +25,7 @@ fn parse_name(path: &Path) -> Option<(&str, u64, u64)> {
 }
 
 /// Part `number` (from 1) of `count`, beside `path`.
-fn sister(path: &Path, prefix: &str, number: u64, count: u64) -> PathBuf {
+pub(super) fn sister(path: &Path, prefix: &str, number: u64, count: u64) -> PathBuf {
     path.with_file_name(format!("{prefix}-{number:05}-of-{count:05}.gguf"))
 }
 

@@ -91,7 +91,7 @@ impl Model {
         if let Some(key) = first_difference(&self.config, &other.config) {
             return Err(wrong(key));
         }
-        let factors = |model: &Model| model.weights.rope_freqs.as_ref().map(|w| w.bytes().to_vec());
+        let factors = |model: &Model| model.weights.rope_freqs.as_ref().map(|w| w.bytes().into_owned());
         if factors(self) != factors(other) {
             return Err(wrong("rope_freqs.weight is not the same, and every position turns by it".into()));
         }
@@ -103,7 +103,8 @@ impl Model {
                 Some(kind) => WeightPlace { layer, kind: kind.into() },
                 None => place(layer, x),
             };
-            let same = x.ty == y.ty && x.bytes() == y.bytes();
+            let experts = |x: &Weight, y: &Weight| (0..x.experts).all(|e| x.expert(e) == y.expert(e));
+            let same = (x.ty, x.dims()) == (y.ty, y.dims()) && experts(x, y);
             pairs.push(WeightPair { place, weights: [x.clone(), y.clone()], same });
         };
         add(None, Some(EMBEDDING), [&ours.token_embd, &others.token_embd]);

@@ -4,15 +4,19 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::arch::{Occurs, QkNorms, Shared};
+use super::check::TensorProblem;
 use super::weights::{
     AttentionWeights, Ffn, LatentHeads, LatentWeights, LayerWeights, LinearWeights, Mixer, MoeBias, MoeWeights,
     PostNorms, QkNorm, QkvBias, SharedExpert, Weights,
 };
-use super::{Config, LinearConfig, MlaConfig};
+use super::{Config, LinearConfig, MlaConfig, MoeConfig};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::op::{GgmlType, Mla, Weight};
 use crate::quant::dequantize;
+
+/// So many tensors that are not as the keys say are enough: a file may say that it has as many layers as there are numbers.
+const MOST_PROBLEMS: usize = 100;
 
 impl Weights {
     /// Finds every tensor, each of the shape that the hyperparameters say.
@@ -20,7 +24,25 @@ impl Weights {
     /// # Errors
     /// A tensor that is missing, misshapen, or not used.
     pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Self> {
-        let mut load = Loader { gguf, used: HashSet::new() };
+        Self::read(&mut Loader { gguf, used: HashSet::new(), problems: None }, c)
+    }
+
+    /// Every tensor that is not as the hyperparameters say.
+    ///
+    /// # Errors
+    /// Layers in another layout, sizes that are none.
+    pub(super) fn problems(gguf: &Gguf, c: &Config) -> Result<Vec<TensorProblem>> {
+        let mut load = Loader { gguf, used: HashSet::new(), problems: Some(Vec::new()) };
+        let read = Self::read(&mut load, c);
+        let problems = load.problems.unwrap_or_default();
+        match read {
+            Err(e) if problems.len() < MOST_PROBLEMS => Err(e),
+            _ => Ok(problems),
+        }
+    }
+
+    fn read(load: &mut Loader<'_>, c: &Config) -> Result<Self> {
+        let gguf = load.gguf;
         let token_embd = load.weight("token_embd.weight", [c.hidden, c.vocab, 1])?;
         let rope_freqs = match c.rotation.factors {
             Some(()) => Some(load.factors("rope_freqs.weight", c.rotation.turned(c.head_dim) / 2)?),
@@ -29,6 +51,9 @@ impl Weights {
         let mut layers = Vec::with_capacity(c.layers.min(gguf.tensors().len()));
         for n in 0..c.layers {
             layers.push(load.layer(n, c)?);
+            if load.problems.as_ref().is_some_and(|problems| problems.len() >= MOST_PROBLEMS) {
+                return Err(Error::input(format!("{}: {MOST_PROBLEMS} tensors are not as the keys say", gguf.name())));
+            }
         }
         let output_norm = load.vector("output_norm.weight", c.hidden)?;
         let output = match gguf.tensor("output.weight") {
@@ -39,6 +64,10 @@ impl Weights {
         let unused = |t: &&TensorInfo| !load.used.contains(&t.name) && !c.is_predicting(&t.name);
         let mut zero_biases = Vec::new();
         for extra in gguf.tensors().iter().filter(unused) {
+            if let Some(problems) = &mut load.problems {
+                problems.push(TensorProblem::Unread { tensor: extra.name.clone() });
+                continue;
+            }
             if extra.name.ends_with(".bias") && is_zero(gguf, extra)? {
                 zero_biases.push(extra.name.clone());
                 continue;
@@ -69,6 +98,8 @@ fn is_zero(gguf: &Gguf, tensor: &TensorInfo) -> Result<bool> {
 /// A bias of q, k or v. Where an architecture may have biases, a file may have some of them: those that are not there are zero.
 fn qkv_bias(load: &mut Loader<'_>, name: &str, len: usize, always: bool) -> Result<Arc<Weight>> {
     match load.gguf.tensor(name) {
+        // Nothing is made of a width that no tensor bears out.
+        None if !always && load.problems.is_some() => Ok(Weight::absent(name, [len, 1, 1])),
         None if !always => Weight::from_vec(name, GgmlType::F32, [len, 1, 1], vec![0; 4 * len]),
         _ => load.vector(name, len),
     }
@@ -78,6 +109,8 @@ fn qkv_bias(load: &mut Loader<'_>, name: &str, len: usize, always: bool) -> Resu
 struct Loader<'a> {
     gguf: &'a Gguf,
     used: HashSet<String>,
+    /// Where they are gathered: then what is not as it should be is noted, and [`Weight::absent`].
+    problems: Option<Vec<TensorProblem>>,
 }
 
 impl Loader<'_> {
@@ -93,6 +126,10 @@ impl Loader<'_> {
                 name("ffn_gate_exps")
             )));
         }
+        let experts = match c.moe_of(n) {
+            None => None,
+            Some(moe) => Some((moe, self.gate_and_up(n, c, moe)?)),
+        };
         Ok(LayerWeights {
             attn_norm: self.vector(&name("attn_norm"), c.hidden)?,
             mixer: match c.linear_of(n) {
@@ -110,16 +147,16 @@ impl Loader<'_> {
                 false => None,
             },
             ffn_norm: self.vector(&name(c.architecture.ffn_norm), c.hidden)?,
-            ffn: match c.moe_of(n) {
+            ffn: match experts {
                 None => Ffn::Dense {
                     gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
                     up: self.weight(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
                     down: self.weight(&name("ffn_down"), [c.ffn, c.hidden, 1])?,
                 },
-                Some(moe) => Ffn::Moe(MoeWeights {
+                Some((moe, [gate, up])) => Ffn::Moe(MoeWeights {
                     router: self.weight(&name("ffn_gate_inp"), [c.hidden, moe.experts, 1])?,
-                    gate: self.weight(&name("ffn_gate_exps"), [c.hidden, moe.ffn, moe.experts])?,
-                    up: self.weight(&name("ffn_up_exps"), [c.hidden, moe.ffn, moe.experts])?,
+                    gate,
+                    up,
                     down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
                     bias: match c.architecture.biases {
                         true => Some(MoeBias {
@@ -154,6 +191,23 @@ impl Loader<'_> {
                 }),
             },
         })
+    }
+
+    /// The experts' gate and up `[H, F, E]`, of a tensor each or of one `[H, 2·F, E]` in which an expert's rows of gate come first, as llama.cpp's
+    /// `create_tensor_gate_up_exps` has it.
+    fn gate_and_up(&mut self, n: usize, c: &Config, moe: &MoeConfig) -> Result<[Arc<Weight>; 2]> {
+        let name = |part: &str| format!("blk.{n}.{part}.weight");
+        let joint = name("ffn_gate_up_exps");
+        if c.architecture.joint_experts && self.gguf.tensor(&joint).is_some() {
+            let rows = moe.ffn.checked_mul(2).ok_or_else(|| {
+                Error::input(format!("{}: tensor {joint}: two times {} rows are no size", self.gguf.name(), moe.ffn))
+            })?;
+            let whole = self.weight(&joint, [c.hidden, rows, moe.experts])?;
+            let part = |what: &str, rows| whole.part(&format!("{joint} ({what})"), rows);
+            return Ok([part("gate", 0..moe.ffn)?, part("up", moe.ffn..rows)?]);
+        }
+        let mut of = |part| self.weight(&name(part), [c.hidden, moe.ffn, moe.experts]);
+        Ok([of("ffn_gate_exps")?, of("ffn_up_exps")?])
     }
 
     fn attention(&mut self, n: usize, c: &Config) -> Result<AttentionWeights> {
@@ -273,6 +327,9 @@ impl Loader<'_> {
                     let of_head = unturned + mla.value_dim;
                     let joint = self.weight(&name("attn_kv_b"), [rank, heads * of_head, 1])?;
                     let part = |what: &str, rows: std::ops::Range<usize>| {
+                        if joint.experts == 0 {
+                            return Ok(joint.clone());
+                        }
                         let within = (0..joint.rows).filter(|row| rows.contains(&(row % of_head)));
                         let bytes = within.flat_map(|row| joint.row(0, row).iter().copied()).collect();
                         Weight::from_vec(
@@ -290,6 +347,24 @@ impl Loader<'_> {
     }
 
     fn weight(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
+        let found = self.found(name, dims);
+        let Some(problems) = &mut self.problems else { return found };
+        Ok(found.unwrap_or_else(|e| {
+            let (tensor, what) = (name.to_string(), e.to_string());
+            problems.push(match self.gguf.tensor(name) {
+                None => TensorProblem::Missing { tensor },
+                Some(_) => {
+                    let prefix = format!("{}: tensor {name}: ", self.gguf.name());
+                    let what = what.strip_prefix(&prefix).unwrap_or(&what).into();
+                    TensorProblem::Other { tensor, rule: "tensor-shape", what }
+                }
+            });
+            self.used.insert(name.to_string());
+            Weight::absent(name, dims)
+        }))
+    }
+
+    fn found(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
         let bad = |what: String| Error::input(format!("{}: tensor {name}: {what}", self.gguf.name()));
         let info = self.gguf.tensor(name).ok_or_else(|| bad("is missing".into()))?;
         let mut found = [1; 3];
@@ -316,6 +391,11 @@ impl Loader<'_> {
     fn rows(&mut self, name: &str, [len, rows]: [usize; 2]) -> Result<Arc<Weight>> {
         let weight = self.weight(name, [len, rows, 1])?;
         if weight.ty != GgmlType::F32 {
+            if let Some(problems) = &mut self.problems {
+                let what = format!("F32 was expected, found {}", weight.ty);
+                problems.push(TensorProblem::Other { tensor: name.to_string(), rule: "tensor-type", what });
+                return Ok(Weight::absent(name, [len, rows, 1]));
+            }
             return Err(Error::input(format!("{}: tensor {name} is {}, expected F32", self.gguf.name(), weight.ty)));
         }
         Ok(weight)
@@ -336,7 +416,10 @@ impl Loader<'_> {
 }
 
 /// The two matrices of which one has `together` rows of the one, then as many of the other, in turn.
-fn alternate(joint: &Weight, together: usize, parts: [&str; 2]) -> Result<[Arc<Weight>; 2]> {
+fn alternate(joint: &Arc<Weight>, together: usize, parts: [&str; 2]) -> Result<[Arc<Weight>; 2]> {
+    if joint.experts == 0 {
+        return Ok([joint.clone(), joint.clone()]);
+    }
     let part = |n: usize| {
         let rows = (0..joint.rows).filter(|row| row / together % 2 == n);
         let bytes: Vec<u8> = rows.flat_map(|row| joint.row(0, row).iter().copied()).collect();

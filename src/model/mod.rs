@@ -7,6 +7,7 @@
 mod arch;
 #[cfg(feature = "tokenizer")]
 mod chat;
+mod check;
 mod config;
 mod exchange;
 mod forward;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub use arch::{
     Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, LinearRule, Occurs, QkNorms, Router, Shared, WindowRule,
 };
+pub use check::{check, check_bytes};
 pub use config::{Config, LinearConfig, MoeConfig};
 pub use exchange::{WeightPair, WeightPlace};
 pub use forward::{LogitRows, Session, forward};
@@ -167,13 +169,15 @@ fn strip_layer(name: &str) -> &str {
 }
 
 /// The weights that are parts of a tensor, and the stages that each is the weight of.
-const PARTS: [(&str, Stage); 6] = [
+const PARTS: [(&str, Stage); 8] = [
     ("attn_q.weight (q)", Stage::QProj),
     ("attn_q.weight (gate)", Stage::QGate),
     ("attn_kv_b.weight (keys)", Stage::KUp),
     ("attn_kv_b.weight (values)", Stage::VUp),
     ("ssm_ba.weight (beta)", Stage::LinearAttnB),
     ("ssm_ba.weight (alpha)", Stage::LinearAttnA),
+    ("ffn_gate_up_exps.weight (gate)", Stage::ExpertGate),
+    ("ffn_gate_up_exps.weight (up)", Stage::ExpertUp),
 ];
 
 /// Weights that a stage has in some layouts for that of its row, and the operations that make it of them.

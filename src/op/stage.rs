@@ -456,7 +456,7 @@ table! {
     ExpertGateBias "expert_gate_bias" ["ffn_moe_gate_biased"]                   BiasesLayer [T, K, F]    ExpertBias(ExpertGate, RouterIds)    Some("ffn_gate_exps.bias"), "gate";
     ExpertUp      "expert_up"      ["ffn_moe_up"]                               MoeLayer   [T, K, F]     ExpertMatMul(FfnNorm, RouterIds)     Some("ffn_up_exps.weight"), "up";
     ExpertUpBias  "expert_up_bias" ["ffn_moe_up_biased"]                        BiasesLayer [T, K, F]    ExpertBias(ExpertUp, RouterIds)      Some("ffn_up_exps.bias"),   "up";
-    ExpertAct     "expert_act"     ["ffn_moe_swiglu", "ffn_moe_swiglu_oai"]                           MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
+    ExpertAct     "expert_act"     ["ffn_moe_swiglu", "ffn_moe_swiglu_oai", "ffn_moe_geglu"]          MoeLayer   [T, K, F]     SwiGlu(ExpertGate, ExpertUp)         None,                       "act";
     ExpertDown    "expert_down"    ["ffn_moe_down"]                             MoeLayer   [T, K, H]     ExpertMatMul(ExpertAct, RouterIds)   Some("ffn_down_exps.weight"), "down";
     ExpertDownBias "expert_down_bias" ["ffn_moe_down_biased"]                   BiasesLayer [T, K, H]    ExpertBias(ExpertDown, RouterIds)    Some("ffn_down_exps.bias"), "down";
     MoeOut        "moe_out"        ["ffn_moe_out", "moe_ffn_out"]               MoeLayer   [T, H]        Combine(ExpertDown, RouterWeights)   None,                       "moe";
@@ -469,7 +469,7 @@ table! {
     MoeSum        "moe_sum"        []                                           SharedLayer [T, H]       Add(MoeOut, SharedOut)               None,                       "shared";
     FfnGate       "ffn_gate"       []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_gate.weight"),    "gate";
     FfnUp         "ffn_up"         []                                           DenseLayer [T, F]        MatMul(FfnNorm)                      Some("ffn_up.weight"),      "up";
-    FfnAct        "ffn_act"        ["ffn_swigl", "ffn_swiglu"]                  DenseLayer [T, F]        SwiGlu(FfnGate, FfnUp)               None,                       "act";
+    FfnAct        "ffn_act"        ["ffn_swigl", "ffn_swiglu", "ffn_geglu"]     DenseLayer [T, F]        SwiGlu(FfnGate, FfnUp)               None,                       "act";
     FfnOut        "ffn_out"        []                                           DenseLayer [T, H]        MatMul(FfnAct)                       Some("ffn_down.weight"),    "down";
     FfnPostNorm   "ffn_post_norm"  ["post_feedforward_layernorm"]               PostNormLayer [T, H]     RmsNorm(FfnOut)                      Some("post_ffw_norm.weight"), "down";
     LayerOut      "layer_out"      ["l_out", "post_ffn_residual", "layer_output"] Layer    [T, H]        Add(AttnResidual, MoeOut)            None,                       "layer out";

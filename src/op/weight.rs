@@ -1,5 +1,6 @@
 //! Weights: bytes with a type and a shape, wherever they come from.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,7 +28,8 @@ pub struct Weight {
     pub file_offset: u64,
     owner: WeightOwner,
     start: usize,
-    bytes: usize,
+    /// Bytes from one expert's first row to the next one's: those of its rows, or more where experts are parts of others.
+    apart: usize,
 }
 
 static NEXT_WEIGHT: AtomicUsize = AtomicUsize::new(0);
@@ -54,13 +56,44 @@ impl Weight {
         })?;
         let bytes = row.checked_mul(rows).and_then(|b| b.checked_mul(experts));
         let have = (*owner).as_ref().len();
-        let bytes = bytes.filter(|b| start.checked_add(*b).is_some_and(|end| end <= have)).ok_or_else(|| {
+        bytes.filter(|b| start.checked_add(*b).is_some_and(|end| end <= have)).ok_or_else(|| {
             Error::input(format!(
                 "tensor {name}: [{cols}, {rows}, {experts}] {ty} does not fit the {have} bytes it is in"
             ))
         })?;
         let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, owner, start, bytes }))
+        let apart = row * rows;
+        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, owner, start, apart }))
+    }
+
+    /// A stand-in for a weight that is not there, of no experts and so of no bytes.
+    pub fn absent(name: &str, [cols, rows, _]: [usize; 3]) -> Arc<Self> {
+        let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
+        let (ty, owner): (_, WeightOwner) = (GgmlType::F32, Arc::new([]));
+        Arc::new(Self { id, name: name.into(), ty, cols, rows, experts: 0, file_offset: 0, owner, start: 0, apart: 0 })
+    }
+
+    /// The weight of some rows of each expert of this one, read where they lie.
+    ///
+    /// # Errors
+    /// If an expert has no such rows.
+    pub fn part(&self, name: &str, rows: std::ops::Range<usize>) -> Result<Arc<Self>> {
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(Error::input(format!(
+                "tensor {}: rows {rows:?} of {} are no part of it",
+                self.name, self.rows
+            )));
+        }
+        let before = if self.experts == 0 { 0 } else { rows.start * self.row_bytes() };
+        Ok(Arc::new(Self {
+            id: NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed),
+            name: name.into(),
+            rows: rows.len(),
+            file_offset: self.file_offset + before as u64,
+            owner: self.owner.clone(),
+            start: self.start + before,
+            ..*self
+        }))
     }
 
     /// A weight that owns its bytes, for tests and for planted faults.
@@ -68,23 +101,60 @@ impl Weight {
         Self::new(name, ty, dims, Arc::new(bytes), 0, 0)
     }
 
-    /// All bytes, in ggml's layout.
-    pub fn bytes(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.start..self.start + self.bytes]
+    /// How many bytes its rows are.
+    pub fn size(&self) -> usize {
+        // Of no experts, whatever rows they would have.
+        if self.experts == 0 { 0 } else { self.experts * self.expert_bytes() }
+    }
+    /// All bytes, in ggml's layout: copied together where other rows lie between.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        self.span(0, self.size())
+    }
+    /// Bytes `at..at + len` of all, or as many as there are.
+    pub fn span(&self, at: usize, len: usize) -> Cow<'_, [u8]> {
+        let size = self.size();
+        let (at, end) = (at.min(size), at.saturating_add(len).min(size));
+        if at == end {
+            return Cow::Borrowed(&[]);
+        }
+        let (each, owner) = (self.expert_bytes(), (*self.owner).as_ref());
+        if self.apart == each {
+            return Cow::Borrowed(&owner[self.start..][at..end]);
+        }
+        let of = |expert: usize| {
+            let (from, to) = (at.max(expert * each) - expert * each, end.min((expert + 1) * each) - expert * each);
+            &self.expert(expert)[from..to]
+        };
+        match (at / each, (end - 1) / each) {
+            (first, last) if first == last => Cow::Borrowed(of(first)),
+            (first, last) => Cow::Owned((first..=last).flat_map(of).copied().collect()),
+        }
+    }
+    /// The bytes of one expert's rows.
+    pub fn expert(&self, expert: usize) -> &[u8] {
+        assert!(expert < self.experts.max(1), "{self:?} has no expert {expert}");
+        &(*self.owner).as_ref()[self.start + expert * self.apart..][..self.expert_bytes()]
+    }
+    fn expert_bytes(&self) -> usize {
+        self.rows * self.row_bytes()
     }
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.cols / self.ty.block_len() * self.ty.block_bytes()
     }
-    /// The bytes of one row of one expert.
+    /// The bytes of one row of one expert. Rows count on through the experts that follow.
     pub fn row(&self, expert: usize, row: usize) -> &[u8] {
-        let n = self.row_bytes();
-        &self.bytes()[(expert * self.rows + row) * n..][..n]
+        let (expert, row) = match row < self.rows {
+            true => (expert, row), // no division where there is nothing to divide
+            false => (expert + row / self.rows, row % self.rows),
+        };
+        &self.expert(expert)[row * self.row_bytes()..][..self.row_bytes()]
     }
     /// The values of a weight of type F32; of another type, none.
     pub fn f32s(&self) -> impl Iterator<Item = f32> {
-        let bytes = if self.ty == GgmlType::F32 { self.bytes() } else { &[] };
-        bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+        let experts = if self.ty == GgmlType::F32 { self.experts } else { 0 };
+        let values = |expert| self.expert(expert).as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+        (0..experts).flat_map(values)
     }
     /// `[cols, rows]` or `[cols, rows, experts]`, in GGUF's order.
     pub fn dims(&self) -> Vec<usize> {
@@ -95,5 +165,35 @@ impl Weight {
 impl std::fmt::Debug for Weight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {} {:?}", self.name, self.ty, self.dims())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two experts of four rows of two, whose bytes count up.
+    fn whole() -> Arc<Weight> {
+        Weight::from_vec("w", GgmlType::F32, [2, 4, 2], (0..64).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_part_has_the_rows_of_each_expert() {
+        let whole = whole();
+        let part = whole.part("w (part)", 1..3).unwrap();
+        assert_eq!((part.dims(), part.size(), part.file_offset), (vec![2, 2, 2], 32, 8));
+        assert_ne!(part.id, whole.id);
+        for (expert, row) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            assert_eq!(part.row(expert, row), whole.row(expert, row + 1));
+            assert_eq!(part.row(0, 2 * expert + row), part.row(expert, row));
+        }
+        let together: Vec<u8> = (8..24).chain(40..56).collect();
+        assert_eq!(*part.bytes(), together);
+        assert_eq!(part.f32s().count(), 8);
+        assert_eq!(*part.span(12, 8), together[12..20]);
+        assert!(matches!(part.span(16, 8), Cow::Borrowed(b) if *b == together[16..24]));
+        assert_eq!((&*part.span(30, 8), part.span(33, 1).len()), (&together[30..], 0));
+        assert!(matches!(whole.bytes(), Cow::Borrowed(_)));
+        assert!(whole.part("w", 3..5).is_err());
     }
 }

@@ -17,6 +17,8 @@ pub enum FloorOf {
     Op(OpKind),
     /// All that lies between the stages of this list, which alone are shown.
     Segment(&'static str),
+    /// The stages of whole runs of this model.
+    Model(&'static str),
 }
 
 impl std::fmt::Display for FloorOf {
@@ -24,6 +26,7 @@ impl std::fmt::Display for FloorOf {
         match self {
             FloorOf::Op(op) => f.pad(&format!("{op:?}")),
             FloorOf::Segment(shown) => f.pad(&format!("segments to {shown}")),
+            FloorOf::Model(name) => f.pad(&format!("stages of {name}")),
         }
     }
 }

@@ -26,6 +26,21 @@ pub struct MadeUp {
     pub seed: u64,
 }
 
+/// What was planted on a model.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct ModelTotals {
+    model: &'static str,
+    planted: usize,
+    detected: usize,
+    located: usize,
+    /// The cause is named, or rightly none.
+    explained_ok: usize,
+    /// Those of them without one.
+    open: usize,
+    /// Stages judged that no fault was planted in.
+    evaluations: usize,
+}
+
 /// One planted run.
 #[derive(Clone, Debug)]
 pub struct FaultResult {
@@ -138,6 +153,32 @@ impl SelftestReport {
         self.faults.iter().all(FaultResult::passed) && self.false_alarms() == 0
     }
 
+    /// By model, in the order of the controls: what was planted on it, and what came of it.
+    fn by_model(&self) -> Vec<ModelTotals> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for name in self.controls.iter().map(|c| c.model).chain(self.faults.iter().map(|f| f.model)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let totals = |model| {
+            let controls = || self.controls.iter().filter(move |c| c.model == model);
+            let seen = || self.seen().filter(move |f| f.model == model);
+            let all = self.faults.iter().filter(|f| f.model == model);
+            let count = |of: fn(&TrialOutcome) -> bool| seen().filter(|f| of(&f.outcome)).count();
+            ModelTotals {
+                model,
+                planted: all.clone().count(),
+                detected: count(|o| o.detected),
+                located: count(|o| o.located),
+                explained_ok: count(|o| o.explained_ok),
+                open: count(|o| o.explained_ok && o.open()),
+                evaluations: controls().map(|c| c.evaluations).chain(all.map(|f| f.outcome.evaluations)).sum(),
+            }
+        };
+        names.into_iter().map(totals).collect()
+    }
+
     /// Runs whose faults show.
     fn seen(&self) -> impl Iterator<Item = &FaultResult> {
         self.faults.iter().filter(|f| f.outcome.unseen.is_none())
@@ -152,6 +193,7 @@ impl SelftestReport {
             "faults": self.faults.iter().map(fault_json).collect::<Vec<_>>(),
             "controls": self.controls,
             "made_up": self.made_up,
+            "by_model": self.by_model(),
             "false_alarms": self.false_alarms(),
             "evaluations": self.evaluations(),
             "totals": {
@@ -197,6 +239,10 @@ impl SelftestReport {
                 if c.false_alarms.is_empty() { "disagrees".to_string() } else { c.false_alarms.join("; ") }
             );
         }
+        let by_model = self.by_model();
+        if by_model.len() > 1 {
+            let _ = writeln!(out, "{}", models(&by_model));
+        }
         let n = self.faults.len();
         let share = |f: fn(&TrialOutcome) -> bool| self.seen().filter(|r| f(&r.outcome)).count();
         let unseen = n - self.seen().count();
@@ -226,6 +272,22 @@ impl SelftestReport {
         );
         out
     }
+}
+
+/// A line for each model.
+fn models(totals: &[ModelTotals]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["model", "planted", "detected", "located", "explained", "left open", "evaluations"]);
+    for t in totals {
+        let numbers = [t.planted, t.detected, t.located, t.explained_ok, t.open, t.evaluations].map(|n| n.to_string());
+        table.add_row(std::iter::once(t.model.to_string()).chain(numbers));
+    }
+    table.column_iter_mut().skip(1).for_each(|column| {
+        column.set_cell_alignment(CellAlignment::Right);
+    });
+    let lines = table.lines().map(|line| format!("{}\n", line.trim_end()));
+    lines.collect()
 }
 
 /// A line for each run.

@@ -95,7 +95,7 @@ impl Folder {
             let found = bytes.len();
             let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)
                 .map_err(|e| e.map(|what| format!("{}: {what}", path.display())))?;
-            match weight.bytes().len() {
+            match weight.size() {
                 expected if expected == found => Ok(weight),
                 expected => Err(wrong(format!("{WEIGHT} has {found} bytes, {:?} {ty} has {expected}", weight.dims()))),
             }

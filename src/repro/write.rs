@@ -91,7 +91,7 @@ pub fn write(dir: AtomicDir, contents: Contents<'_>) -> Result<ReproManifest> {
     };
     put(TENSORS.into(), &tensors(case, judged)?)?;
     if let Some(weight) = &case.weight {
-        put(WEIGHT.into(), weight.bytes())?;
+        put(WEIGHT.into(), &weight.bytes())?;
     }
     let (adapter, dispatches) = recorded.map_or((None, Vec::new()), |r| (Some(r.adapter), r.dispatches));
     let mut entries = Vec::new();

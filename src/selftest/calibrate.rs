@@ -5,6 +5,7 @@
 //! - A floor is sound if no ratio exceeds 1, and bites if the median of those that round at all is not below 0.01.
 //!   Operations that only move values, and embeddings, which are exact or rounded once as the oracle rounds, have no median
 //!   to hold against that.
+//! - Besides, every stage of whole runs of a model of each family, over random tokens.
 //! - Segments, whose floors are carried by draws, are measured on whole runs of the demo model over random tokens, of which a
 //!   few stages are shown.
 
@@ -12,6 +13,7 @@ use rayon::prelude::*;
 
 use super::faults::FaultySide;
 use super::faulty::Faulty;
+use super::test_model::TestModel;
 use super::{Shared, shared};
 use crate::backend::cases::{self, OpCase};
 use crate::backend::cpu::{CpuBackend, Level};
@@ -100,6 +102,30 @@ fn segments_to(shown: &'static str, model: &Model, backend: &Shared) -> Result<V
     Ok(found)
 }
 
+/// Runs of a model of each family.
+const FAMILY_RUNS: u64 = 2;
+
+/// The ratios of a correct backend's stages, in whole runs of a model over random tokens, each of several positions and one decoded.
+fn stages_of(test_model: &TestModel, backend: &Shared) -> Result<Vec<Evaluation>> {
+    let mut reference: AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None)?));
+    let mut found = Vec::new();
+    for seed in 0..FAMILY_RUNS {
+        let mut random = Rng::new(0xfa31, seed);
+        let vocab = test_model.model.config.vocab as u64;
+        let tokens = (0..5 + random.below(6)).map(|_| random.below(vocab) as u32).collect();
+        let options = DiffOptions { decode: 1, shares: false, explain: false, ..DiffOptions::new(tokens) };
+        let mut subject: AnyBackend = Box::new(Faulty::new(backend.clone(), Default::default()));
+        let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+        for stage in diff(&test_model.model, sides, &options)?.stages {
+            if let Some(judged) = stage.judged {
+                let case = format!("{} of {}", stage.site, test_model.name);
+                found.push(Evaluation { of: FloorOf::Model(test_model.name), case, seed, ratio: judged.subject });
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Measures every backend of this machine that `options` chooses. `progress` is told the backend, evaluations done, and all.
 ///
 /// # Errors
@@ -158,7 +184,12 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
     }
     let model = Model::open(None)?;
     Environment::used_model(model.gguf.name(), model.gguf.fingerprint());
+    let test_models = TestModel::all()?;
     let mut segments = |name: &str, backend: Shared| -> Result<()> {
+        for test_model in test_models.iter().filter(|test_model| test_model.is_of_family()) {
+            progress(&format!("{name}, {}", test_model.name), done, total);
+            calibration.add(name, stages_of(test_model, &backend)?);
+        }
         progress(&format!("{name}, segments"), done, total);
         for shown in SHOWN {
             calibration.add(name, segments_to(shown, &model, &backend)?);

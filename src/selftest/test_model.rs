@@ -2,7 +2,7 @@
 //! `qwen3` with YaRN, 5 the `qwen2moe`, 6 the `olmoe`, 7 the
 //! `gemma3`, 8 the `gpt-oss`, whose layer 0 has a window of 4 keys and layer 1 none, 9 the `glm4moe`, whose layer 0 has no experts, and
 //! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, 11 the `qwen3next` and 12 the
-//! `qwen35moe`, whose layers 0 have linear attention. From 13 on each has all its matrices in another type; 18 has a weight whose
+//! `qwen35moe`, whose layers 0 have linear attention, and of which 12 has gate and up of its experts in one weight. From 13 on each has all its matrices in another type; 18 has a weight whose
 //! scales are subnormal halves, and one with codes of -128. 19 is a `deepseek2` with queries that are taken to its latents, YaRN and groups of experts by
 //! the two best of each, 20 one whose keys and values are made of the latents, with a softmax and groups by their best.
 
@@ -41,6 +41,12 @@ impl TestModel {
 
     /// Those of other types.
     pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
+
+    /// Whether it stands for a family: it is the bundled one or is called after its family, and has weights and a prompt of the usual kind.
+    pub fn is_of_family(&self) -> bool {
+        let unusual = ["wide", "long", "extremes"];
+        !unusual.contains(&self.name) && !TYPES.iter().any(|(name, _)| *name == self.name)
+    }
 
     /// Experts that a position has, on the models of `qwen3moe` with the short prompt.
     pub fn experts_used(test_model: usize) -> usize {
@@ -85,7 +91,7 @@ impl TestModel {
             Self::synthetic("glm4moe", &ModelShape { family: Family::Glm4Moe, ..moe })?,
             Self::long()?,
             Self::synthetic("qwen3next", &ModelShape { family: Family::Qwen3Next, ..moe })?,
-            Self::synthetic("qwen35moe", &ModelShape { family: Family::Qwen35, ..moe })?,
+            Self::joint("qwen35moe", &ModelShape { family: Family::Qwen35, ..moe })?,
             a?,
             b?,
             c?,
@@ -181,6 +187,25 @@ impl TestModel {
         let config = &mut made.model.config;
         config.kv_heads = config.heads;
         config.mla.iter_mut().for_each(|mla| mla.form = Mla::Plain);
+        Ok(made)
+    }
+
+    /// A synthetic model whose experts' gate and up are parts of one weight, as some files have it: the same matrices.
+    ///
+    /// # Errors
+    /// If the model cannot be made, which would be a defect.
+    fn joint(name: &'static str, shape: &ModelShape) -> Result<Self> {
+        let mut made = Self::synthetic(name, shape)?;
+        for (n, layer) in made.model.weights.layers.iter_mut().enumerate() {
+            let Ffn::Moe(moe) = &mut layer.ffn else { continue };
+            let (gate, up, rows) = (&moe.gate, &moe.up, moe.gate.rows);
+            let of = |expert: usize| [gate, up].into_iter().flat_map(move |w| w.expert(expert));
+            let bytes = (0..gate.experts).flat_map(of).copied().collect();
+            let name = format!("blk.{n}.ffn_gate_up_exps.weight");
+            let joint = Weight::from_vec(&name, gate.ty, [gate.cols, 2 * rows, gate.experts], bytes)?;
+            moe.gate = joint.part(&format!("{name} (gate)"), 0..rows)?;
+            moe.up = joint.part(&format!("{name} (up)"), rows..2 * rows)?;
+        }
         Ok(made)
     }
 

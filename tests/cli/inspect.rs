@@ -221,6 +221,70 @@ fn unreadable_files_are_one_line_and_exit_2() {
     assert_eq!(twinscope(&[&"export", &demo()]).status.code(), Some(2));
 }
 
+/// The document of `inspect --check`, held against its schema, with the exit code.
+fn checked(path: &Path) -> (Json, Option<i32>) {
+    let out = twinscope(&[&"inspect", &"--check", &"--json", &path]);
+    let document: Json = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    let schema: Json = serde_json::from_str(include_str!("../../schemas/check.schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    (document, out.status.code())
+}
+
+#[test]
+fn a_file_is_checked_with_an_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let text = |code: i32| {
+        let out = twinscope(&[&"inspect", &"--check", &path]);
+        assert_eq!((out.status.code(), out.stderr.len()), (Some(code), 0), "{out:?}");
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let (document, code) = checked(&demo());
+    assert_eq!((&document["verdict"], &document["findings"], code), (&"sound".into(), &Json::Array(vec![]), Some(0)));
+    assert_eq!(
+        stdout(&twinscope(&[&"inspect", &"--check"])),
+        "demo-moe-Q4_K_M · nothing that llama.cpp would refuse or misread\n"
+    );
+
+    // A model of one tensor, with a name that is too long for ggml and would act on a terminal.
+    let mut m = Metadata::new("m");
+    m.set("general.architecture", Value::String("qwen3moe".into()));
+    let name = "\x1b[2J".repeat(20);
+    write(&path, &m, &[TensorSpec::new(&name, GgmlType::F32, &[4])], zeros);
+    let (document, code) = checked(&path);
+    assert_eq!((&document["verdict"], &document["opens_here"], code), (&"refused".into(), &true.into(), Some(1)));
+    let rules: Vec<&str> =
+        document["findings"].as_array().unwrap().iter().map(|f| f["rule"].as_str().unwrap()).collect();
+    assert!(
+        ["tensor-name", "key-missing", "tokenizer", "tensor-missing"].iter().all(|rule| rules.contains(rule)),
+        "{rules:?}"
+    );
+    let said = text(1);
+    assert!(
+        said.contains("refused  tensor-name") && said.contains("63 bytes at most were expected of a name, found 80"),
+        "{said}"
+    );
+    assert!(!said.chars().any(|c| c.is_control() && c != '\n'), "{said}");
+
+    // A thousand such tensors are a few lines.
+    let many: Vec<_> =
+        (0..1000).map(|n| TensorSpec::new(&format!("{}{n}", "n".repeat(70)), GgmlType::F32, &[4])).collect();
+    write(&path, &m, &many, zeros);
+    assert_eq!(
+        checked(&path).0["more"][0],
+        serde_json::json!({ "severity": "refused", "rule": "tensor-name", "count": 992 })
+    );
+    assert!(text(1).lines().count() < 60);
+
+    std::fs::write(&path, b"GGUF\x01\0\0\0").unwrap();
+    let (document, code) = checked(&path);
+    assert_eq!((&document["verdict"], &document["opens_here"], code), (&"unreadable".into(), &false.into(), Some(2)));
+    assert!(text(2).contains("file: header: expected GGUF version 2 or 3, found 1"));
+    assert!(failure(&twinscope(&[&"inspect", &"--check", &dir.path().join("none.gguf")]), 2).contains("none.gguf: "));
+}
+
 /// The shape and the values of a .npy file of f32.
 fn load_npy(path: &Path) -> (String, Vec<f32>) {
     let bytes = std::fs::read(path).unwrap();

@@ -5,6 +5,7 @@
 mod common;
 
 mod captures;
+mod checked;
 mod contracts;
 mod dequant;
 mod diff_sides;
@@ -13,6 +14,7 @@ mod fuzzed;
 mod gguf_malformed;
 mod gpu;
 mod house;
+mod joint_experts;
 mod latent;
 mod model_golden;
 mod odd_files;

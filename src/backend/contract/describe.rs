@@ -55,6 +55,9 @@ impl fmt::Display for Contract {
                 write!(f, ", {}", precision.of(what))?;
             }
         }
+        if self.gelu.is_coarse() {
+            write!(f, ", gelu from a table of {}", self.gelu.name())?;
+        }
         if self.cache.is_coarse() {
             write!(f, ", {} KV cache", self.cache.name())?;
         }

@@ -117,6 +117,9 @@ pub struct Contract {
     /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed; beside sinks, scores less the largest.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub inner: Precision,
+    /// What the argument of a gelu and its value are rounded to, where it is looked up in a table; arguments of 10 or more, either way, are not.
+    #[serde(default = "f32", skip_serializing_if = "is_f32")]
+    pub gelu: Precision,
     /// What the result is rounded to when it is stored.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub output: Precision,
@@ -188,6 +191,7 @@ impl Contract {
             ("weights", self.weights, self.weights.is_float(), "f64, f32, f16 or bf16"),
             ("cache", self.cache, cache(self.cache), "f64, f32, f16, bf16 or q8_0"),
             ("inner", self.inner, self.inner.is_float(), "f64, f32, f16 or bf16"),
+            ("gelu", self.gelu, self.gelu.is_float(), "f64, f32, f16 or bf16"),
             ("output", self.output, self.output.is_float(), "f64, f32, f16 or bf16"),
             ("accumulator", self.accumulator, !self.accumulator.depends_on_other(), "a number format"),
             ("angles", self.angles, self.angles.is_float(), "f64, f32, f16 or bf16"),
@@ -223,6 +227,7 @@ impl Contract {
             weights: Precision::F32,
             cache: Precision::F32,
             inner: Precision::F32,
+            gelu: Precision::F32,
             output: Precision::F32,
             accumulator: Precision::F32,
             order,

@@ -11,6 +11,10 @@
 //! - `ggml-cpu/quants.c`, `ggml-quants.c` (`quantize_row_q8_0_ref`, `_q8_1_ref`, `_q8_K_ref`), `arch/x86/quants.c`.
 //! - `ggml-cpu/vec.cpp`: `ggml_vec_dot_f16` takes halves to f32 and sums there; `ggml_v_expf` is within 1.45 + 0.5 ULP; a softmax sums
 //!   eight or sixteen exponentials in f32, and those sums in double. `ops.cpp`: the squares of a norm are f32, their sum a double.
+//! - `ggml-cpu/vec.h`, `ggml_vec_geglu_f32`: gelu by tanh of −10 to 10 is looked up in `ggml_table_gelu_f16`, by the argument as f16, whose value
+//!   is f16; beyond, it is 0 or the argument. What it meets is f32. silu is computed in f32.
+//! - `src/models/gemma3.cpp`: queries are multiplied by attention's scale before their products with keys, and are rounded to the cache's type
+//!   after that: the same where the scale is a power of two, as of all of Gemma 3 but 27B.
 //! - `ops.cpp`, `ggml_rope_cache_init`: θ ← θ·θ_scale from pair to pair, in f32.
 //! - `src/llama-graph.cpp`, `build_attn_mha`: without flash attention K·Q and V·P are matrix products over the cache, whose type
 //!   (f16 by default) decides what q and the probabilities become; `ggml_compute_forward_flash_attn_ext_f16_one_chunk` rounds q to the
@@ -211,6 +215,7 @@ impl LlamaOptions {
             OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => {
                 Contract { accumulator: Precision::F64, order: Order::Lanes { lanes: 1 }, ..base }
             }
+            OpKind::SwiGlu => Contract { gelu: Precision::F16, ..base },
             _ => self.attention(op, base),
         }
     }

@@ -166,8 +166,7 @@ impl<'a> Task<'a> {
         }
         let Ready { expert, x: tokens, .. } = *self.ready;
         let (cols, bytes) = (weight.cols, weight.row_bytes());
-        let start = (expert * weight.rows + self.first) * bytes;
-        let blocks = &weight.bytes()[start..start + self.rows * bytes];
+        let blocks = &weight.expert(expert)[self.first * bytes..][..self.rows * bytes];
         BUFFERS.with_borrow_mut(|Buffers { packed, tile, codes, results }| {
             // Rows `first..first + rows` of this task's; results is [tokens, stride].
             let write = |first: usize, rows: usize, stride: usize, results: &[f32]| {

@@ -127,7 +127,7 @@ impl Backend for CpuBackend {
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
         let mut done = 0;
         for weight in weights {
-            done += weight.bytes().len() as u64;
+            done += weight.size() as u64;
             progress(done);
         }
         Ok(())

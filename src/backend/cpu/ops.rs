@@ -257,7 +257,7 @@ fn rms_norm(
 ) -> Result<()> {
     let n = weight.cols;
     let mut scale = zeros(&[n])?; // [n]
-    quant::dequantize(weight.ty, weight.bytes(), &mut scale)?;
+    quant::dequantize(weight.ty, &weight.bytes(), &mut scale)?;
     let (cols, x) = (x.cols(), f32s(x));
     if keep == 0 {
         pool.for_chunks(out.len() * 2, out, n, |i, out| kernels.rms_norm(&x[i * n..][..n], &scale, eps, out));

@@ -142,7 +142,7 @@ impl Backend for OracleBackend {
     }
 
     fn prepare(&mut self, weights: &[Arc<Weight>], progress: &mut dyn FnMut(u64)) -> Result<()> {
-        progress(weights.iter().map(|w| w.bytes().len() as u64).sum()); // they are read where they lie
+        progress(weights.iter().map(|w| w.size() as u64).sum()); // they are read where they lie
         Ok(())
     }
 

@@ -5,6 +5,8 @@
 
 mod runnable;
 
+use std::path::Path;
+
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
@@ -12,20 +14,44 @@ use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
 use crate::environment::{Environment, memory_bytes};
 use crate::model::{self, Model};
-use crate::report::inspect::{self, Adapter, InspectDocument};
+use crate::report::inspect::{self, Adapter, CheckDocument, CheckVerdict, InspectDocument};
 
 /// Show what is in a model file, the memory that it takes and which backends can run it.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArg,
-    /// Print one JSON document (schema twinscope.inspect/1)
+    /// Say what llama.cpp would refuse in the file, or read otherwise than it is written: exit code 1 if there is something, 2 if the file
+    /// cannot be read to its end
+    #[arg(long)]
+    check: bool,
+    /// Print one JSON document (schema twinscope.inspect/1, or twinscope.check/1)
     #[arg(long)]
     json: bool,
 }
 
+fn check(path: Option<&Path>, json: bool) -> Result<Outcome> {
+    let checked = model::check(path)?;
+    if let Ok(gguf) = &checked.gguf {
+        Environment::used_model(gguf.name(), gguf.fingerprint());
+    }
+    let document = CheckDocument::new(&checked);
+    match json {
+        true => output::print_json(&document)?,
+        false => output::print(&document.render())?,
+    }
+    Ok(match document.verdict {
+        CheckVerdict::Sound => Outcome::Ok,
+        CheckVerdict::Refused | CheckVerdict::Misread => Outcome::Diverged,
+        CheckVerdict::Unreadable => Outcome::Unreadable,
+    })
+}
+
 pub fn run(args: &Args) -> Result<Outcome> {
     let path = args.model.model.as_deref();
+    if args.check {
+        return check(path, args.json);
+    }
     // A file that is no model for the forward pass is still a file to look at: then it is opened a second time without it.
     let (gguf, needs) = match Model::open(path) {
         Ok(model) => {

@@ -157,8 +157,8 @@ pub fn parts(pairs: &[WeightPair], by: &[PartBy]) -> Result<Vec<ExchangedPart>> 
                 part.types.push(types);
             }
             part.tensors += 1;
-            part.bytes[0] += a.bytes().len() as u64;
-            part.bytes[1] += b.bytes().len() as u64;
+            part.bytes[0] += a.size() as u64;
+            part.bytes[1] += b.size() as u64;
             part.places.push(place.clone());
         }
     }
@@ -222,7 +222,7 @@ pub fn exchange(
     // What has no number is worst.
     let kld = |cost: &PartCost| cost.alone.as_ref().map_or(f64::INFINITY, |cost| cost.kld_mean);
     costs.sort_by(|a, b| a.part.by.cmp(&b.part.by).then(kld(b).total_cmp(&kld(a))));
-    let size = |side: usize| pairs.iter().map(|pair| pair.weights[side].bytes().len() as u64).sum();
+    let size = |side: usize| pairs.iter().map(|pair| pair.weights[side].size() as u64).sum();
     let mut notes = Vec::new();
     if types_differ(pairs) == 0 {
         notes.push("the files have the same types everywhere: it is values that differ".to_string());

@@ -21,12 +21,11 @@ pub fn other_type<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         for (stride, note) in strides {
             let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
                 let at = (expert * weight.rows + row) * stride;
-                let have = weight.bytes().get(at..).unwrap_or(&[]);
-                let mut bytes = have[..have.len().min(row_bytes)].to_vec();
+                let mut bytes = weight.span(at, row_bytes).into_owned();
                 bytes.resize(row_bytes, 0);
                 dequant::each(ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
             });
-            let end = weight.bytes().len();
+            let end = weight.size();
             let beyond = move |expert: usize, row: usize| (expert * weight.rows + row) * stride + row_bytes > end;
             let variant = with(case, format!("{} weights read as {ty}{note}", weight.ty), decode)?;
             all.extend(variant.map(|variant| of_rows(case, weight, variant, beyond)));

@@ -112,7 +112,7 @@ fn offsets<'a>(case: &'a Evidence<'a>, weight: &'a Weight, stated: &Linear<'a>) 
     const MOST: usize = 4;
     let (ty, rows) = (weight.ty, weight.rows);
     let (row_bytes, block) = (weight.row_bytes(), ty.block_bytes());
-    if case.unseen || weight.bytes().len() <= row_bytes {
+    if case.unseen || weight.size() <= row_bytes {
         return Ok(vec![]);
     }
     let slots: Arc<[usize]> = stated.slots.iter().map(|slot| slot.1).collect();
@@ -136,7 +136,7 @@ fn offsets<'a>(case: &'a Evidence<'a>, weight: &'a Weight, stated: &Linear<'a>) 
                     let begin = begin(expert, row);
                     let within = if per_expert { row * row_bytes } else { 0 };
                     let at = begin % wraps + within;
-                    at.is_multiple_of(block).then_some(at).filter(|at| at + row_bytes <= weight.bytes().len())
+                    at.is_multiple_of(block).then_some(at).filter(|at| at + row_bytes <= weight.size())
                 };
                 // Whole rows of a matrix are known under a simpler name, and two ways of counting may come to the same.
                 if weight.experts == 1 && wraps.is_multiple_of(row_bytes) || tried.contains(&(wraps, per_expert)) {
@@ -145,8 +145,8 @@ fn offsets<'a>(case: &'a Evidence<'a>, weight: &'a Weight, stated: &Linear<'a>) 
                 tried.push((wraps, per_expert));
                 let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
                     let Some(at) = place(expert, row) else { return as_it_is(weight)(expert, row, product, offset) };
-                    let bytes = &weight.bytes()[at..][..row_bytes];
-                    dequant::each(ty, bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
+                    let bytes = weight.span(at, row_bytes);
+                    dequant::each(ty, &bytes, |i, term| (product[i], offset[i]) = (term.product, term.offset))
                 });
                 let slots = slots.clone();
                 let unknown = move |i: usize| place(slots[i / rows], i % rows).is_none();

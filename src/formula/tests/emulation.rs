@@ -333,13 +333,16 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
         }
         Op::Add { .. } => x[0].iter().zip(&x[1]).for_each(|(a, b)| put(*a as f64 + *b as f64, a + b)),
         Op::SwiGlu { activation: GateActivation::GeluTanh, .. } => {
-            for (i, (g, u)) in x[0].iter().zip(&x[1]).enumerate() {
+            // ggml looks gelu up by its argument as f16, and has f16 in the table.
+            let looked_up = |x: f32, g: f32| if g.abs() < 10.0 { to(c.gelu, x) } else { x };
+            for (i, (given, u)) in x[0].iter().zip(&x[1]).enumerate() {
+                let g = &looked_up(*given, *given);
                 let z = |g: f64| (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g);
                 let wide = *g as f64 / (1.0 + (-2.0 * z(*g as f64)).exp()) * *u as f64;
                 let narrow = 0.797_884_6 * (g + 0.044_715 * g * g * g);
                 // By tanh, as most engines do, and by a sigmoid.
                 let gelu = if i % 2 == 0 { 0.5 * g * (1.0 + narrow.tanh()) } else { g / (1.0 + (-2.0 * narrow).exp()) };
-                put(wide, inner(gelu) * u);
+                put(wide, inner(looked_up(gelu, *given)) * u);
             }
         }
         Op::SwiGlu { activation: GateActivation::Clamped, .. } => {

@@ -18,6 +18,7 @@ pub static DEEPSEEK2: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Always,
+    joint_experts: true,
     leading_dense: true,
     router: Router::Stated,
     renormalise: false,

@@ -15,6 +15,7 @@ pub static GEMMA3: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Never,
     expert_width: Occurs::Never,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: true,

@@ -17,6 +17,7 @@ pub static GLM4MOE: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Always,
+    joint_experts: false,
     leading_dense: true,
     router: Router::BiasedSigmoids,
     renormalise: false,

@@ -17,6 +17,7 @@ pub static GPT_OSS: Architecture = Architecture {
     sinks: true,
     experts: Occurs::Always,
     expert_width: Occurs::Always,
+    joint_experts: false,
     leading_dense: false,
     router: Router::ChosenSoftmax,
     renormalise: true,

@@ -15,6 +15,7 @@ pub static LLAMA: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Optional,
     expert_width: Occurs::Never,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: true,

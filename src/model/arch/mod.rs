@@ -47,6 +47,8 @@ pub struct Architecture {
     /// Whether experts have a width of their own, `expert_feed_forward_length`. Where none has, `feed_forward_length` is theirs; where the file
     /// need not say it, that of all experts of a token together.
     pub expert_width: Occurs,
+    /// Whether experts' gate and up may be one tensor, `ffn_gate_up_exps`.
+    pub joint_experts: bool,
     /// Whether the first layers may have a plain FFN for experts, `leading_dense_block_count`.
     pub leading_dense: bool,
     /// How experts are chosen and weighed.

@@ -14,6 +14,7 @@ pub static OLMOE: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Never,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: false,

@@ -13,6 +13,7 @@ pub static QWEN2: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Never,
     expert_width: Occurs::Never,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: true,

@@ -14,6 +14,7 @@ pub static QWEN3: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Never,
     expert_width: Occurs::Never,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: true,

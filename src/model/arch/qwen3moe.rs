@@ -14,6 +14,7 @@ pub static QWEN3MOE: Architecture = Architecture {
     sinks: false,
     experts: Occurs::Always,
     expert_width: Occurs::Optional,
+    joint_experts: false,
     leading_dense: false,
     router: Router::Softmax,
     renormalise: true,

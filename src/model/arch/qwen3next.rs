@@ -12,6 +12,7 @@ pub static QWEN3NEXT: Architecture = Architecture {
     qk_norm: QkNorms::Heads,
     qkv_bias: Occurs::Never,
     shared_expert: Shared::Gated,
+    joint_experts: true,
     predicts_further: true,
     ffn_norm: "post_attention_norm",
     linear: Some(LinearRule { interval: 4, tiled: false, joint_beta: true, sections: false }),

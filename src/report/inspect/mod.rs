@@ -1,8 +1,10 @@
 //! The document that `inspect` makes of a file: the same for people (`text`) and for programs (JSON, described by
 //! `schemas/inspect.schema.json`).
 
+mod check;
 mod text;
 
+pub use check::{CheckDocument, CheckVerdict};
 pub use text::render;
 
 use serde::Serialize;

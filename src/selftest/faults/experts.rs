@@ -199,6 +199,18 @@ pub static FAULTS: &[Fault] = &[
         ..FAULT
     },
     Fault {
+        name: "joint-up-first",
+        what: "of a joint weight of gate and up, the second half is taken for gate's",
+        by: By::Operation(gate_reads_up),
+        subject: FaultySide::Cpu,
+        stage: Stage::ExpertGate,
+        models: &[12],
+        layers: [0, 1],
+        explained: &["other-weight"],
+        says: &["the product with blk.1.ffn_gate_up_exps.weight (up)"],
+        ..FAULT
+    },
+    Fault {
         name: "slots-reversed",
         what: "the experts are weighted in reverse order",
         by: By::Operation(|_| {

@@ -363,7 +363,7 @@ fn reinterpreted(weight: &Weight, ty: GgmlType) -> Result<Arc<Weight>> {
 fn transposed(weight: &Weight) -> Result<Arc<Weight>> {
     let (rows, cols) = (weight.rows, weight.cols);
     let mut flat = vec![0.0; rows * cols];
-    dequant::row(weight.ty, weight.bytes(), &mut flat)?;
+    dequant::row(weight.ty, &weight.bytes(), &mut flat)?;
     let bytes = (0..rows * cols).flat_map(|i| (flat[i % cols * rows + i / cols] as f32).to_le_bytes()).collect();
     Weight::from_vec(&weight.name, GgmlType::F32, [cols, rows, 1], bytes)
 }

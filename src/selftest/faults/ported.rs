@@ -82,7 +82,7 @@ pub static FAULTS: &[Fault] = &[
             };
             let all: Vec<u8> = (0..kv_heads).flat_map(of_group).collect();
             // q, as whoever takes the first rows for it has it.
-            with(of.q.ty, [of.q.cols, of.q.rows, 1], all[..of.q.bytes().len()].to_vec())
+            with(of.q.ty, [of.q.cols, of.q.rows, 1], all[..of.q.size()].to_vec())
         }),
         subject: FaultySide::Cpu,
         stage: Stage::QProj,
@@ -106,7 +106,7 @@ pub static FAULTS: &[Fault] = &[
         }),
         subject: FaultySide::Cpu,
         stage: Stage::ExpertGate,
-        models: &[0, 13],
+        models: &[0, 12, 13],
         layers: [1, 1],
         // Row 0 of one is row 0 of the other.
         patterns: &[P::WholeTensor, P::Scattered, P::AllButColumn, P::ColumnRange],

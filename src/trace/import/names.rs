@@ -74,6 +74,8 @@ enum Means {
     Qkv,
     /// gate and up in one, of a plain FFN or of the chosen experts.
     GateUp,
+    /// Rows of the table of embeddings.
+    EmbeddingRows,
     /// Products of queries and keys, not yet scaled by 1/sqrt(D).
     UnscaledScores,
     /// q, k or v: the projection, that with its bias, and rope, all of the same name.
@@ -108,6 +110,8 @@ static NODES: &[(&str, Means)] = &[
     ("Kcur", Projection(Stage::KProj, Stage::KBias, Some(Stage::KRope))),
     ("Vcur", Projection(Stage::VProj, Stage::VBias, None)),
     ("wqkv", Qkv),
+    ("embd", EmbeddingRows),
+    ("inp_embd", EmbeddingRows),
     ("kq", UnscaledScores),
     ("__fattn__", WeightedSum),
     ("q", Query),
@@ -393,6 +397,11 @@ impl<'l> Name<'l> {
                     if experts { [Stage::ExpertGate, Stage::ExpertUp] } else { [Stage::FfnGate, Stage::FfnUp] };
                 split(self.layer, &stages, &[ffn, ffn])
             }
+            EmbeddingRows if sizes.scaled_embedding => {
+                Err("rows of the table, not yet multiplied by √H, which inp_scaled are".into())
+            }
+            EmbeddingRows => one(Stage::Embedding),
+            UnscaledScores if sizes.scaled_queries => one(Stage::AttnScores),
             UnscaledScores if sizes.linear_of(self.layer) == Some(true) => {
                 Err("products of keys and queries inside a chunk of linear attention".into())
             }

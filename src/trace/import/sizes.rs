@@ -14,6 +14,12 @@ pub struct ModelSizes {
     pub heads: Option<usize>,
     /// Whether what attention and FFN add is normalised.
     pub post_norms: bool,
+    /// Whether the embedding is multiplied by √H, and whether llama.cpp multiplies queries by attention's scale, before their products with
+    /// keys.
+    #[serde(skip)]
+    pub scaled_embedding: bool,
+    #[serde(skip)]
+    pub scaled_queries: bool,
     /// Key and value heads.
     pub kv_heads: Option<usize>,
     /// D.
@@ -54,6 +60,8 @@ impl ModelSizes {
         let known = match &options.model {
             Some((config, _)) => Self {
                 heads: Some(config.heads),
+                scaled_embedding: false,
+                scaled_queries: false,
                 kv_heads: Some(config.kv_heads),
                 head_dim: Some(config.head_dim),
                 ffn: Some(config.moe.as_ref().map_or(config.ffn, |moe| moe.ffn)),
@@ -75,6 +83,7 @@ impl ModelSizes {
             None => rules.sizes,
         };
         let architecture = Architecture::named(&about.architecture);
+        let architecture = options.model.as_ref().map(|(config, _)| config.architecture).or(architecture);
         let has = |part: &str| items.iter().any(|item| item.label.contains(part));
         let moe = if about.architecture.contains("moe") || has("experts") || has("moe") {
             Some(true)
@@ -125,6 +134,8 @@ impl ModelSizes {
             biases,
             logits_choose,
             post_norms,
+            scaled_embedding: architecture.is_some_and(|a| a.scaled_embedding),
+            scaled_queries: architecture.is_some_and(|a| a.name == "gemma3"),
             shared,
             shared_gate,
             weights_scaled,

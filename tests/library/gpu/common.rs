@@ -143,7 +143,7 @@ pub fn magnitude(op: &Op<'_, &HostTensor>) -> Vec<f64> {
 
 fn absolute(w: &Weight) -> Arc<Weight> {
     let mut values = vec![0f32; w.cols * w.rows * w.experts];
-    twinscope::quant::dequantize(w.ty, w.bytes(), &mut values).unwrap();
+    twinscope::quant::dequantize(w.ty, &w.bytes(), &mut values).unwrap();
     let bytes = values.iter().flat_map(|v| v.abs().to_le_bytes()).collect();
     Weight::from_vec("magnitudes", F32, [w.cols, w.rows, w.experts], bytes).unwrap()
 }

@@ -81,7 +81,8 @@ fn norms() {
     let ones = Weight::from_vec("ones", GgmlType::F32, [512, 1, 1], ones).unwrap();
     // One norm over the row, then each head's weight.
     let whole = evaluate(&Op::RmsNorm { x, weight: &ones, eps: 1e-6, keep: 0 }).unwrap().to_f64();
-    let one = weight.bytes().as_chunks::<4>().0;
+    let bytes = weight.bytes();
+    let one = bytes.as_chunks::<4>().0;
     let weighed = whole.iter().enumerate().map(|(i, x)| x * f32::from_le_bytes(one[i % 64]) as f64).collect();
     explained(&w, site, &f32s(HostTensor::f64(&x.shape, weighed)), "norm-group", "whole row");
 }
@@ -287,7 +288,7 @@ pub(super) fn product(x: &[f64], rows: &[f64], k: usize, term: impl Fn(usize) ->
 /// A weight's values.
 pub(super) fn values(w: &Weight) -> Vec<f64> {
     let mut all = vec![0.0; w.rows * w.cols];
-    crate::backend::oracle::dequant::row(w.ty, w.bytes(), &mut all).unwrap();
+    crate::backend::oracle::dequant::row(w.ty, &w.bytes(), &mut all).unwrap();
     all
 }
 

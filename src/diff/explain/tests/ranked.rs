@@ -278,7 +278,7 @@ fn sums_and_tables_that_read_elsewhere() {
     let Op::MatMul { x, weight } = &op else { unreachable!() };
     let (k, n, xs) = (weight.cols, weight.rows, x.to_f64());
     let mut ws = vec![0.0; n * k];
-    crate::backend::oracle::dequant::row(weight.ty, weight.bytes(), &mut ws).unwrap();
+    crate::backend::oracle::dequant::row(weight.ty, &weight.bytes(), &mut ws).unwrap();
     let shape = made(&op).shape;
     let product = |past: usize, x_row: &dyn Fn(usize) -> usize, w_row: &dyn Fn(usize) -> usize| {
         let element = |i: usize| {

@@ -210,6 +210,33 @@ fn projections_with_biases() {
     assert_eq!(key("node_8", NodeKind { op: "ADD", inputs: &inputs }).unwrap(), "layers.3.q_bias");
 }
 
+/// Of Gemma 3: llama.cpp scales the rows of the table of embeddings, and queries before their products with keys.
+#[test]
+fn names_of_gemma3() {
+    let sizes = ModelSizes {
+        scaled_embedding: true,
+        scaled_queries: true,
+        post_norms: true,
+        head_dim: Some(16),
+        ..ModelSizes::default()
+    };
+    let one = |label: &str| {
+        let readings = Name::of(label).readings(NodeKind::default(), &sizes)?;
+        assert_eq!(readings.len(), 1, "{label}");
+        Ok::<_, String>((readings[0].site.key(), readings[0].scale))
+    };
+    for (label, stage) in [
+        ("inp_scaled.0", "embedding"),
+        ("kq-2.0", "layers.2.attn_scores"),
+        ("ffn_geglu-2.0", "layers.2.ffn_act"),
+        ("sa_out-2.0", "layers.2.attn_residual"),
+        ("attn_post_norm-2.0", "layers.2.attn_post_norm"),
+    ] {
+        assert_eq!(one(label), Ok((stage.to_string(), None)), "{label}");
+    }
+    assert!(one("embd.0").unwrap_err().contains("inp_scaled"));
+}
+
 /// Of gpt-oss: llama.cpp's names of biases, of the norm before the FFN and of what attention adds; and a router whose module gives one thing or
 /// another.
 #[test]
