@@ -6,7 +6,7 @@
 //   weights(s, c, h)   the 16 weights of run h of pair c of that block, column j holding weights 4j to 4j + 3
 // They read vec4 number `at` of the piece by stored(at), which lib/weight_buffer.wgsl or lib/weight_texture.wgsl gives.
 // `row` is where the row starts and `tail` where its second plane starts, both counted in vec4<u32>; see
-// src/backend/gpu/layout.rs for the layouts.
+// src/backend/gpu/layout.rs for the layouts. Behind its last row a piece has the codes of the type's grid, where it has one (lib/grid.wgsl).
 
 // The piece of a matrix that a kernel reads: the first of its parameters.
 struct Piece {

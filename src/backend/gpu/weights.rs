@@ -6,6 +6,7 @@
 //!   expert, or the row tile of one, may lie in two pieces.
 //! - Rows are repacked on the way (see [`super::layout`]) through one bounded chunk of host memory, and what the driver holds on the
 //!   way is bounded too ([`Device::staged`]).
+//! - Behind its rows a piece has the grid of its type, where there is one.
 //! - Which pieces are there, and for how long, is [`super::residents`]' concern.
 
 use std::sync::Arc;
@@ -30,7 +31,7 @@ impl GpuWeight {
     /// The layout of a weight with rows of `cols`, of which a binding of `limit` bytes must hold one; or why there is none.
     pub fn layout(name: &str, ty: GgmlType, cols: usize, limit: u64) -> Result<WeightLayout, String> {
         let layout = WeightLayout::of(ty).ok_or_else(|| format!("tensor {name}: the GPU has no kernels for {ty}"))?;
-        match layout.stride(cols) as u64 * 16 {
+        match layout.stride(cols) as u64 * 16 + layout.table_bytes() as u64 {
             row if row > limit => Err(format!(
                 "tensor {name}: a row takes {row} bytes of GPU memory, a piece of a weight may take {limit}"
             )),
@@ -51,7 +52,7 @@ impl GpuWeight {
             return Err(Error::cannot_run(format!("tensor {name}: expected fewer than 2^32 rows, found {rows}")));
         }
         let most = if by_expert { weight.rows } else { rows };
-        let rows_per_piece = (limit / (stride * 16).max(1) as u64).min(most.max(1) as u64) as usize;
+        let rows_per_piece = layout.rows_in(weight.cols, limit).min(most.max(1) as u64) as usize;
         let piece = |first: usize| params::Piece {
             pairs: layout.pairs(weight.cols) as u32,
             stride: stride as u32,
@@ -64,8 +65,8 @@ impl GpuWeight {
     }
 
     /// Bytes that a piece takes of a buffer or, of whole rows of texels, of a texture.
-    pub fn bytes(piece: &params::Piece, texture: bool) -> u64 {
-        let bytes = u64::from(piece.count) * u64::from(piece.stride) * 16;
+    pub fn bytes(&self, piece: &params::Piece, texture: bool) -> u64 {
+        let bytes = u64::from(piece.count) * u64::from(piece.stride) * 16 + self.layout.table_bytes() as u64;
         if texture { bytes.next_multiple_of(TEXEL_ROW) } else { bytes }
     }
 }
@@ -89,7 +90,7 @@ impl Piece {
         }
     }
 
-    /// Uploads the rows of `piece` to a buffer or a texture.
+    /// Uploads the rows of `piece`, and its type's grid, to a buffer or a texture.
     ///
     /// # Errors
     /// `CannotRun` if the device has no memory for them.
@@ -102,7 +103,7 @@ impl Piece {
     ) -> Result<Self> {
         let name = &weight.name;
         let (first, count, row_bytes) = (piece.first as usize, piece.count as usize, piece.stride as usize * 16);
-        let bytes = (count * row_bytes) as u64;
+        let bytes = (count * row_bytes + layout.table_bytes()) as u64;
         let rows_per_chunk = (CHUNK / row_bytes).max(1);
         let memory = match texture {
             true => Memory::Texture(WordTexture::new(device, name, bytes)?),
@@ -122,6 +123,10 @@ impl Piece {
                 // `row(0, r)` counts through all experts: they lie one after another.
                 layout.pack_row(weight.row(0, first + start + i), out);
             }
+            let last = start + n == count;
+            if last {
+                chunk.extend(layout.tables());
+            }
             let sent = match &memory {
                 Memory::Buffer(buffer) => {
                     device.queue.write_buffer(buffer, written, &chunk);
@@ -129,7 +134,7 @@ impl Piece {
                 }
                 Memory::Texture(texture) => {
                     // Whole rows of texels; what is left goes with the next chunk, and the last row is filled up.
-                    if start + n == count {
+                    if last {
                         chunk.resize(chunk.len().next_multiple_of(TEXEL_ROW as usize), 0);
                     }
                     let whole = chunk.len() / TEXEL_ROW as usize * TEXEL_ROW as usize;

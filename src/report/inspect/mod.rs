@@ -461,7 +461,7 @@ mod tests {
     fn bindings_hold_whole_rows() {
         let tensors = [
             TensorSpec::new("t", GgmlType::F32, &[32, 7, 3]), // 21 rows of 128 bytes
-            TensorSpec::new("u", GgmlType::IQ1_M, &[256]),
+            TensorSpec::new("u", GgmlType::I32, &[256]),
         ];
         let g = file(&Metadata::default(), &tensors);
         let plan = |binding_limit| gpu_memory(g.tensors(), Some(Adapter { name: "a".into(), binding_limit }));
@@ -470,9 +470,19 @@ mod tests {
             let plan = plan(limit);
             assert_eq!((plan.uploaded_bytes, plan.split.len()), (21 * 128, 1));
             assert_eq!(plan.split[0].bindings, bindings, "{limit}");
-            assert_eq!(plan.without_kernels, ["IQ1_M"]);
+            assert_eq!(plan.without_kernels, ["I32"]);
         }
         assert_eq!(gpu_memory(g.tensors(), None).binding_limit, 128 << 20);
+        // A grid of 512 bytes behind each binding's rows of 4 · 16 bytes and 2 more, filled up.
+        let g = file(&Metadata::default(), &[TensorSpec::new("t", GgmlType::IQ2_XXS, &[256, 6])]);
+        for (limit, bindings, bytes) in [(6 * 80 + 512, None, 6 * 80 + 512), (6 * 80 + 511, Some(2), 6 * 80 + 1024)] {
+            let plan = gpu_memory(g.tensors(), Some(Adapter { name: "a".into(), binding_limit: limit }));
+            assert_eq!(
+                (plan.uploaded_bytes, plan.split.first().and_then(|s| s.bindings)),
+                (bytes, bindings),
+                "{limit}"
+            );
+        }
     }
 
     #[test]
