@@ -40,6 +40,7 @@ impl WeightLayout {
         const IQ4: &str = wgsl!("lib/iq4");
         const SCALE_MIN: &str = wgsl!("lib/scale_min");
         const GRID: &str = wgsl!("lib/grid");
+        const FP4: &str = wgsl!("lib/fp4");
         let (block_len, body, tail, parts): (_, _, _, &[&str]) = match ty {
             F32 => (32, 128, 0, &[wgsl!("quant/f32")]),
             F16 => (32, 64, 0, &[wgsl!("quant/f16")]),
@@ -65,7 +66,10 @@ impl WeightLayout {
             IQ1_M => (256, 48, 8, &[GRID, wgsl!("quant/iq1_m")]),
             TQ1_0 => (256, 48, 8, &[wgsl!("quant/tq1_0")]),
             TQ2_0 => (256, 64, 2, &[wgsl!("quant/tq2_0")]),
-            MXFP4 => (32, 16, 1, &[wgsl!("quant/mxfp4")]),
+            MXFP4 => (32, 16, 1, &[FP4, wgsl!("quant/mxfp4")]),
+            NVFP4 => (64, 32, 4, &[FP4, wgsl!("quant/nvfp4")]),
+            Q1_0 => (128, 16, 2, &[wgsl!("quant/q1_0")]),
+            Q2_0 => (64, 16, 2, &[wgsl!("quant/q2_0")]),
             _ => return None,
         };
         let grid: &[u16] = match ty {
@@ -155,11 +159,11 @@ impl WeightLayout {
         let tails = tail.chunks_exact_mut(self.tail.max(1));
         // Each arm: the bytes of the body, then those of the tail, in order.
         let place = |block: &[u8], body: &mut [u8], tail: &mut [u8]| match self.ty {
-            Q8_0 | Q4_0 | IQ4_NL | IQ2_XXS | IQ2_S | IQ3_XXS | IQ1_S => {
+            Q8_0 | Q4_0 | IQ4_NL | IQ2_XXS | IQ2_S | IQ3_XXS | IQ1_S | Q1_0 | Q2_0 => {
                 body.copy_from_slice(&block[2..]);
                 tail.copy_from_slice(&block[..2]);
             }
-            Q4_1 => {
+            Q4_1 | NVFP4 => {
                 body.copy_from_slice(&block[4..]);
                 tail.copy_from_slice(&block[..4]);
             }

@@ -72,7 +72,7 @@ fn vec_dot(ty: GgmlType) -> Precision {
         F16 => Precision::F16,
         BF16 => Precision::Bf16,
         Q4_1 | Q5_1 => Precision::Q8_1,
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | MXFP4 => Precision::Q8_0,
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Precision::Q8_0,
         _ => Precision::Q8_K,
     }
 }
