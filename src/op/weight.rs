@@ -25,6 +25,8 @@ pub struct Weight {
     pub experts: usize,
     /// Offset of the tensor's first byte in its file, for reports.
     pub file_offset: u64,
+    /// What a product with the weight is multiplied by, one for each expert, as the last thing: NVFP4's second scale. Empty where there is none.
+    pub scales: Vec<f32>,
     owner: WeightOwner,
     start: usize,
     bytes: usize,
@@ -60,12 +62,37 @@ impl Weight {
             ))
         })?;
         let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, owner, start, bytes }))
+        let scales = Vec::new();
+        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, scales, owner, start, bytes }))
     }
 
     /// A weight that owns its bytes, for tests and for planted faults.
     pub fn from_vec(name: &str, ty: GgmlType, dims: [usize; 3], bytes: Vec<u8>) -> Result<Arc<Self>> {
         Self::new(name, ty, dims, Arc::new(bytes), 0, 0)
+    }
+
+    /// The same weight, whose products are multiplied by these scales.
+    ///
+    /// # Errors
+    /// If they are not as many as the weight has experts, or none.
+    pub fn scaled(&self, scales: Vec<f32>) -> Result<Arc<Self>> {
+        if !scales.is_empty() && scales.len() != self.experts {
+            return Err(Error::input(format!(
+                "tensor {}: {} scales for {} experts",
+                self.name,
+                scales.len(),
+                self.experts
+            )));
+        }
+        let Self { ref name, ty, cols, rows, experts, file_offset, ref owner, start, bytes, .. } = *self;
+        let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
+        let (name, owner) = (name.clone(), owner.clone());
+        Ok(Arc::new(Self { id, name, ty, cols, rows, experts, file_offset, scales, owner, start, bytes }))
+    }
+
+    /// What a product with an expert is multiplied by, if by anything.
+    pub fn scale(&self, expert: usize) -> Option<f32> {
+        self.scales.get(expert).copied()
     }
 
     /// All bytes, in ggml's layout.

@@ -43,6 +43,8 @@ pub enum Role {
     Conv,
     /// `ssm_a`; always F32.
     Decay,
+    /// What a weight's products are multiplied by; always F32.
+    Scale,
 }
 
 const fn mix(name: &'static str, file_type: u32, base: GgmlType) -> Mix {
@@ -105,7 +107,14 @@ impl Mix {
     pub(super) fn choose(&self, role: Role, layer: u32, shape: &ModelShape) -> GgmlType {
         if matches!(
             role,
-            Role::Norm | Role::Bias | Role::Sinks | Role::RopeFreqs | Role::Router | Role::Conv | Role::Decay
+            Role::Norm
+                | Role::Bias
+                | Role::Sinks
+                | Role::RopeFreqs
+                | Role::Router
+                | Role::Conv
+                | Role::Decay
+                | Role::Scale
         ) {
             return F32;
         }

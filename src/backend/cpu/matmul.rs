@@ -39,7 +39,7 @@ pub(super) struct Job {
     pub out: Vec<usize>,
 }
 
-/// x · weightᵀ for every job. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
+/// x · weightᵀ for every job, times its expert's scale. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
 ///
 /// # Errors
 /// If the weight's type has no dequantization.
@@ -226,6 +226,9 @@ impl<'a> Task<'a> {
                     kernels.unpack(weight.ty, blocks, unpacked)?;
                     kernels.packed_panel(unpacked, cols, self.rows, *x, results);
                 }
+            }
+            if let Some(scale) = weight.scale(job.expert) {
+                results.iter_mut().for_each(|y| *y *= scale);
             }
             for (results, row) in results.chunks_exact(self.rows).zip(&job.out) {
                 // SAFETY: this task alone has these weight rows of the job, and no other pair has this row of `out`.

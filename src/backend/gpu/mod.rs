@@ -253,7 +253,7 @@ impl GpuBackend {
         let piece = &planned.pieces[number];
         let bytes = planned.bytes(piece, texture);
         self.residents.make_room(&mut self.device, bytes)?;
-        let ready = Rc::new(Piece::upload(&mut self.device, weight, planned.layout, piece, texture)?);
+        let ready = Rc::new(Piece::upload(&mut self.device, weight, &planned, number, texture)?);
         self.residents.put(key, &ready, bytes, stays, &self.device);
         Ok(ready)
     }

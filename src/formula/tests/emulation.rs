@@ -135,7 +135,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         y.f32 += (offsets[block * 32] as f64 * (codes - *s as f64)) as f32;
                     }
                 }
-                put(y.exact, y.f32);
+                let scale = weight.scale(expert).unwrap_or(1.0);
+                put(y.exact * scale as f64, y.f32 * scale);
             }
             given[kept].iter().for_each(|x| put(*x as f64, *x));
         }

@@ -5,6 +5,8 @@ mod text;
 
 pub use text::render;
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
@@ -46,6 +48,8 @@ pub struct InspectDocument {
     pub not_utf8: Vec<String>,
     pub tensors: Vec<Tensor>,
     pub totals: Totals,
+    /// `None` where no tensor is a scale and no weight is of the type that has one.
+    pub scales: Option<WeightScales>,
     pub memory: Memory,
     pub runnable: Vec<Runnable>,
 }
@@ -124,6 +128,33 @@ pub struct Totals {
     pub bytes: u64,
     /// Most bytes first.
     pub by_type: Vec<TypeTotal>,
+}
+
+/// Tensors that stand beside a weight: `.scale`, by which its products are multiplied, and `.input_scale`, which is not read.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct WeightScales {
+    /// Names of the weights that have a scale.
+    pub weights: Vec<String>,
+    pub input_scales: Vec<String>,
+    /// NVFP4 weights without one, which is 1 for them.
+    pub without: Vec<String>,
+}
+
+impl WeightScales {
+    fn of(gguf: &Gguf) -> Option<Self> {
+        let names = || gguf.tensors().iter().map(|t| &t.name[..]);
+        let beside = |name: &str, ending: &str| {
+            let weight = format!("{}.weight", name.strip_suffix(ending)?);
+            gguf.tensor(&weight).map(|w| w.name.clone())
+        };
+        let weights: Vec<String> = names().filter_map(|name| beside(name, ".scale")).collect();
+        let input_scales = names().filter(|name| beside(name, ".input_scale").is_some()).map(Into::into).collect();
+        let scaled: HashSet<&String> = weights.iter().collect();
+        let without = gguf.tensors().iter().filter(|t| t.ty == GgmlType::NVFP4 && !scaled.contains(&t.name));
+        let without = without.map(|t| t.name.clone()).collect();
+        let this = Self { weights, input_scales, without };
+        (!(this.weights.is_empty() && this.input_scales.is_empty() && this.without.is_empty())).then_some(this)
+    }
 }
 
 #[derive(Serialize)]
@@ -239,6 +270,7 @@ impl InspectDocument {
                 gpu,
                 kv_cache: kv_cache(gguf),
             },
+            scales: WeightScales::of(gguf),
             runnable,
             architecture,
         }
