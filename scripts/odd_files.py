@@ -4,10 +4,10 @@
     python3 -m venv venv && venv/bin/pip install numpy safetensors gguf llama-cpp-python
     venv/bin/python scripts/odd_files.py target/release/twinscope tests/data/odd_files
 
-cases.json says what the files are: a model of random weights (`synth`), and for each case keys that are set or removed, and biases of q, k and
-v. Of each file that llama.cpp opens, the logits of the last token are kept under the case's name; those that it refuses are listed on stdout.
-All weights are F32, and so is its KV cache: it multiplies in float32, and not in int8 as beside quantized weights. So are those of the
-models of tests/families whose experts' gate and up are put into one tensor.
+cases.json says what the files are: a model of random weights (`synth`), and for each case keys that are set or removed, biases of q, k and
+v, and scales beside weights. Of each file that llama.cpp opens, the logits of the last token are kept under the case's name; those that it
+refuses are listed on stdout. All weights are F32, and so is its KV cache: it multiplies in float32, and not in int8 as beside quantized weights.
+So are those of the models of tests/families whose experts' gate and up are put into one tensor.
 """
 
 import json
@@ -55,6 +55,12 @@ def written(case, base, path):
         writer.add_tensor(tensor.name, np.ascontiguousarray(tensor.data))
         # [H, rows]: the bias is as long as the matrix has rows.
         matrix = tensor.name.removesuffix(".weight")
+        for key, ending in (("scales", "scale"), ("input_scales", "input_scale")):
+            if matrix.split(".")[-1] in case.get(key, []):
+                experts = int(tensor.shape[2]) if len(tensor.shape) > 2 else 1
+                name = f"{matrix}.{ending}"
+                values = [np.float32(0.5) + np.float32((len(name) * 7 + e * 3) % 15) / np.float32(10) for e in range(experts)]
+                writer.add_tensor(name, np.array(values, np.float32))
         if "bias" in case and matrix.endswith(("attn_q", "attn_k", "attn_v")):
             writer.add_tensor(matrix + ".bias", np.full(int(tensor.shape[1]), case["bias"], np.float32))
     writer.write_header_to_file()

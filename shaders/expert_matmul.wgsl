@@ -1,4 +1,4 @@
-// y[s] = x[s] · weight[ids[s]]ᵀ for many slots, s = t·K + k. A workgroup makes a tile, TILE rows by up to TILE slots that share an
+// y[s] = x[s] · weight[ids[s]]ᵀ, times the expert's scale, for many slots, s = t·K + k. A workgroup makes a tile, TILE rows by up to TILE slots that share an
 // expert (expert_plan). Order of a sum: that of lib/tile.wgsl.
 // [T, n] or [T, K, n], weight [E, N, n] → [T, K, N]; this piece of the stack makes its rows (lib/expert.wgsl).
 struct Params {

@@ -1,4 +1,4 @@
-// y[s] = x[s] · weight[ids[s]]ᵀ for many slots, s = t·K + k, where subgroups are 8 wide. A workgroup makes TILE rows by up to TILE
+// y[s] = x[s] · weight[ids[s]]ᵀ, times the expert's scale, for many slots, s = t·K + k, where subgroups are 8 wide. A workgroup makes TILE rows by up to TILE
 // slots that share an expert (expert_plan), a subgroup the same rows of 4 slots. Order of a sum: that of lib/lanes.wgsl.
 // [T, n] or [T, K, n], weight [E, N, n] → [T, K, N]; this piece of the stack makes its rows (lib/expert.wgsl).
 struct Params {

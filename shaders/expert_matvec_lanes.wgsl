@@ -1,4 +1,4 @@
-// y[s] = x[s] · weight[ids[s]]ᵀ for few slots, s = t·K + k, where subgroups are 8 wide. A subgroup makes SUBGROUP_ROWS outputs of
+// y[s] = x[s] · weight[ids[s]]ᵀ, times the expert's scale, for few slots, s = t·K + k, where subgroups are 8 wide. A subgroup makes SUBGROUP_ROWS outputs of
 // one slot. Order of a sum: that of lib/lanes.wgsl.
 // [T, n] or [T, K, n], ids [T, K], weight [E, N, n] → [T, K, N]; this piece of the stack makes its rows (lib/expert.wgsl).
 struct Params {

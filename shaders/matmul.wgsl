@@ -1,4 +1,4 @@
-// y = x · weightᵀ for many positions. A workgroup makes a tile, TILE rows by TILE positions.
+// y = x · weightᵀ, times the weight's scale, for many positions. A workgroup makes a tile, TILE rows by TILE positions.
 // Order of a sum: that of lib/tile.wgsl. [T, K] × [N, K] → [T, N]; this piece of the weight makes its rows of the output.
 struct Params {
     piece: Piece,
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     // Rows and positions past the end repeat the last one and are not written.
     let w_row = min(row + load, p.piece.count - 1u) * p.piece.stride;
     let x_row = min(t + load, p.positions - 1u) * p.piece.pairs * 8u;
-    let sums = tile_products(w_row, x_row, id);
+    let sums = tile_products(w_row, x_row, id) * scale_of(0u);
     for (var j = 0u; j < 4u; j++) {
         for (var k = 0u; k < 4u; k++) {
             let r = row + id.y + SIDE * j;

@@ -1,7 +1,8 @@
 // What a slot's expert gives it (lib/stack.wgsl).
 
-// Writes output `row` of a slot, if the piece holds the row. An id that names no expert gives NaN, never another expert's answer.
-fn put(e: Held, slot: u32, row: u32, value: f32) {
+// Writes output `row` of a slot, times the expert's scale, if the piece holds the row. An id that names no expert gives NaN, never another expert's answer.
+fn put(e: Held, slot: u32, row: u32, sum: f32) {
+    let value = sum * e.scale;
     if e.known && row >= e.first && row < e.end {
         y[slot * p.piece.rows + row] = value;
     }

@@ -5,6 +5,7 @@ struct Held {
     base: u32,   // its first row, counted through all
     first: u32,  // the piece holds its rows first to end - 1
     end: u32,
+    scale: f32,
 }
 
 fn held(expert: u32) -> Held {
@@ -12,7 +13,7 @@ fn held(expert: u32) -> Held {
     let base = select(0u, expert, known) * p.piece.rows;
     let first = max(base, p.piece.first) - base;
     let end = min(max(min(base + p.piece.rows, p.piece.first + p.piece.count), base) - base, p.piece.rows);
-    return Held(known, base, first, end);
+    return Held(known, base, first, end, scale_of(select(0u, expert, known)));
 }
 
 // Whether the piece holds any of its rows `row` to `row + n - 1`.

@@ -16,6 +16,11 @@ fn signed_bytes(word: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 
+// Word `n` of a plane of words that starts at vec4 `at`.
+fn plane_word(at: u32, n: u32) -> u32 {
+    return stored(at + (n >> 2u))[n & 3u];
+}
+
 // Byte `n` of a plane of bytes that starts at vec4 `at`.
 fn plane_byte(at: u32, n: u32) -> u32 {
     return (stored(at + (n >> 4u))[(n >> 2u) & 3u] >> ((n & 3u) * 8u)) & 255u;

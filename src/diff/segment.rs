@@ -489,7 +489,9 @@ fn plain(weight: &Arc<Weight>, format: Option<FloatFormat>) -> Option<Arc<Weight
     };
     let bytes: Vec<Vec<u8>> = (0..rows).into_par_iter().map(row).collect::<Option<_>>()?;
     let dims = [weight.cols, weight.rows, weight.experts];
-    Weight::from_vec(&weight.name, GgmlType::F32, dims, bytes.concat()).ok()
+    Weight::from_vec(&weight.name, GgmlType::F32, dims, bytes.concat())
+        .and_then(|w| w.scaled(weight.scales.clone()))
+        .ok()
 }
 
 /// What each draw chose, where it is not what the reconstruction chose: the row, and its ids, each set once.

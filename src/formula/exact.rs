@@ -275,7 +275,8 @@ fn rounded_rows(weight: &Weight, format: FloatFormat, rows: std::ops::Range<usiz
             bytes.extend(values.iter().flat_map(|w| ((format.round)(*w) as f32).to_le_bytes()));
         }
     }
-    Weight::from_vec(&weight.name, GgmlType::F32, [weight.cols, rows.len(), weight.experts], bytes)
+    let dims = [weight.cols, rows.len(), weight.experts];
+    Weight::from_vec(&weight.name, GgmlType::F32, dims, bytes)?.scaled(weight.scales.clone())
 }
 
 /// A product by heads with a rounded weight.

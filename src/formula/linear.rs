@@ -26,6 +26,11 @@ pub(crate) fn as_it_is(weight: &Weight) -> Decode<'_> {
     })
 }
 
+/// The scale of each slot's expert, if the weight has scales.
+pub(crate) fn scales_of(weight: &Weight, slots: &[(usize, usize)]) -> Vec<f64> {
+    slots.iter().filter_map(|(_, expert)| weight.scale(*expert).map(f64::from)).collect()
+}
+
 /// How a product by heads reads its operand, and what is beside the sums of each slot.
 pub(crate) struct Heads {
     /// D, of which the first K are multiplied.
@@ -36,17 +41,20 @@ pub(crate) struct Heads {
     pub in_front: bool,
 }
 
-/// Σ_k x·w for each slot and each row of the weight. [slots, N], or [slots, N + (D − K)] where a product by heads keeps columns.
+/// Σ_k x·w for each slot and each row of the weight, times the scale of the slot's expert. [slots, N], or [slots, N + (D − K)] where a product by heads keeps columns.
 ///
 /// The floor is [`Terms::bound`] of the products d·s·q·x beside the offsets dmin·m·x, since a kernel may sum them apart; plus a step of x
 /// times its weight where its code is undecided, and what a block's sum was rounded by times the block's largest weight (`ties`,
-/// `blocks`); plus [`TINY`] for each product and for each weight or activation that may be flushed.
+/// `blocks`); plus [`TINY`] for each product and for each weight or activation that may be flushed. A scale multiplies all of that, and rounds
+/// once more.
 pub(crate) struct Linear<'a> {
     /// K, the length of a sum, and N, the number of rows of the weight.
     pub k: usize,
     pub n: usize,
     /// For each row of the result: the row of x, and the expert.
     pub slots: Vec<(usize, usize)>,
+    /// What each slot's sums are multiplied by; empty where by nothing.
+    pub scales: Vec<f64>,
     /// [rows, K]
     pub x: Values<'a>,
     pub decode: Decode<'a>,
@@ -68,7 +76,7 @@ pub(crate) struct Linear<'a> {
 impl<'a> Formula<'a> for Linear<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, values: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let mut heads = None;
-        let (weight, slots) = match *op {
+        let (weight, slots): (&Weight, Vec<(usize, usize)>) = match *op {
             Op::MatMul { x, weight } => (weight, (0..x.shape[0]).map(|token| (token, 0)).collect()),
             Op::HeadMatMul { x, weight, head_dim, .. } => {
                 heads = Some(Heads { head_dim, kept: vec![], in_front: false });
@@ -87,7 +95,8 @@ impl<'a> Formula<'a> for Linear<'a> {
         let (x, decode) = (as_given(&[]), as_it_is(weight));
         let (times, ties, blocks, exact_run, coarse) = (None, Vec::new(), None, 1, None);
         let (k, n) = (weight.cols, weight.rows);
-        let mut this = Self { k, n, slots, x, decode, heads, times, ties, blocks, exact_run, coarse };
+        let scales = scales_of(weight, &slots);
+        let mut this = Self { k, n, slots, scales, x, decode, heads, times, ties, blocks, exact_run, coarse };
         this.read(as_given(&values[0]));
         if let Op::HeadMatMul { keep: true, .. } = op {
             this.keep(&values[0]);
@@ -322,7 +331,7 @@ impl<const N: usize> Pass<'_, '_, N> {
         row: usize,
         slots: impl Iterator<Item = usize>,
     ) -> Result<Vec<Bounded<N>>> {
-        let Linear { decode, times, slots: of, ties, blocks, exact_run, coarse, k, .. } = self.formula;
+        let Linear { decode, times, slots: of, scales, ties, blocks, exact_run, coarse, k, .. } = self.formula;
         decode(expert, row, product, offset)?;
         if let Some(times) = times {
             product.iter_mut().zip(times).for_each(|(p, t)| *p *= t);
@@ -369,6 +378,16 @@ impl<const N: usize> Pass<'_, '_, N> {
             let floor = |c: &Contract| rounded.bound(c, self.lambda) + flushed + undecided + rounded_sums;
             (terms.sum, self.contracts.map(floor))
         };
-        Ok(slots.map(element).collect())
+        let scaled = |slot: usize| {
+            let (sum, floors) = element(slot);
+            let Some(&scale) = scales.get(slot) else { return (sum, floors) };
+            let mut contracts = self.contracts.iter();
+            let floor = |floor: f64| {
+                let (floor, u) = (floor * scale.abs(), contracts.next().map_or(0.0, |c| roundoff(c)));
+                floor + u * ((sum * scale).abs() + floor) + TINY
+            };
+            (sum * scale, floors.map(floor))
+        };
+        Ok(slots.map(scaled).collect())
     }
 }

@@ -24,7 +24,7 @@ impl Weights {
     /// # Errors
     /// A tensor that is missing, misshapen, or not used.
     pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Self> {
-        Self::read(&mut Loader { gguf, used: HashSet::new(), problems: None }, c)
+        Self::read(&mut Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), problems: None }, c)
     }
 
     /// Every tensor that is not as the hyperparameters say.
@@ -32,7 +32,7 @@ impl Weights {
     /// # Errors
     /// Layers in another layout, sizes that are none.
     pub(super) fn problems(gguf: &Gguf, c: &Config) -> Result<Vec<TensorProblem>> {
-        let mut load = Loader { gguf, used: HashSet::new(), problems: Some(Vec::new()) };
+        let mut load = Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), problems: Some(Vec::new()) };
         let read = Self::read(&mut load, c);
         let problems = load.problems.unwrap_or_default();
         match read {
@@ -57,6 +57,8 @@ impl Weights {
         }
         let output_norm = load.vector("output_norm.weight", c.hidden)?;
         let output = match gguf.tensor("output.weight") {
+            // As llama.cpp, which looks for the output's scale beside that type alone.
+            Some(info) if info.ty == GgmlType::NVFP4 => load.scaled("output.weight", [c.hidden, c.vocab, 1])?,
             Some(_) => load.weight("output.weight", [c.hidden, c.vocab, 1])?,
             None => token_embd.clone(),
         };
@@ -79,7 +81,8 @@ impl Weights {
                 c.architecture.name
             )));
         }
-        Ok(Self { token_embd, rope_freqs, layers, output_norm, output, zero_biases })
+        let input_scales = std::mem::take(&mut load.input_scales);
+        Ok(Self { token_embd, rope_freqs, layers, output_norm, output, zero_biases, input_scales })
     }
 }
 
@@ -111,6 +114,8 @@ struct Loader<'a> {
     used: HashSet<String>,
     /// Where they are gathered: then what is not as it should be is noted, and [`Weight::absent`].
     problems: Option<Vec<TensorProblem>>,
+    /// Those that stand beside a weight and are left alone.
+    input_scales: Vec<String>,
 }
 
 impl Loader<'_> {
@@ -149,15 +154,15 @@ impl Loader<'_> {
             ffn_norm: self.vector(&name(c.architecture.ffn_norm), c.hidden)?,
             ffn: match experts {
                 None => Ffn::Dense {
-                    gate: self.weight(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
-                    up: self.weight(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
-                    down: self.weight(&name("ffn_down"), [c.ffn, c.hidden, 1])?,
+                    gate: self.scaled(&name("ffn_gate"), [c.hidden, c.ffn, 1])?,
+                    up: self.scaled(&name("ffn_up"), [c.hidden, c.ffn, 1])?,
+                    down: self.scaled(&name("ffn_down"), [c.ffn, c.hidden, 1])?,
                 },
                 Some((moe, [gate, up])) => Ffn::Moe(MoeWeights {
                     router: self.weight(&name("ffn_gate_inp"), [c.hidden, moe.experts, 1])?,
                     gate,
                     up,
-                    down: self.weight(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
+                    down: self.scaled(&name("ffn_down_exps"), [moe.ffn, c.hidden, moe.experts])?,
                     bias: match c.architecture.biases {
                         true => Some(MoeBias {
                             router: self.vector(&bias("ffn_gate_inp"), moe.experts)?,
@@ -183,9 +188,9 @@ impl Loader<'_> {
                                 Shared::Gated => Some(self.weight(&name("ffn_gate_inp_shexp"), [c.hidden, 1, 1])?),
                                 _ => None,
                             },
-                            gate: self.weight(&name("ffn_gate_shexp"), [c.hidden, width, 1])?,
-                            up: self.weight(&name("ffn_up_shexp"), [c.hidden, width, 1])?,
-                            down: self.weight(&name("ffn_down_shexp"), [width, c.hidden, 1])?,
+                            gate: self.scaled(&name("ffn_gate_shexp"), [c.hidden, width, 1])?,
+                            up: self.scaled(&name("ffn_up_shexp"), [c.hidden, width, 1])?,
+                            down: self.scaled(&name("ffn_down_shexp"), [width, c.hidden, 1])?,
                         }),
                     },
                 }),
@@ -206,7 +211,7 @@ impl Loader<'_> {
             let part = |what: &str, rows| whole.part(&format!("{joint} ({what})"), rows);
             return Ok([part("gate", 0..moe.ffn)?, part("up", moe.ffn..rows)?]);
         }
-        let mut of = |part| self.weight(&name(part), [c.hidden, moe.ffn, moe.experts]);
+        let mut of = |part| self.scaled(&name(part), [c.hidden, moe.ffn, moe.experts]);
         Ok([of("ffn_gate_exps")?, of("ffn_up_exps")?])
     }
 
@@ -223,18 +228,18 @@ impl Loader<'_> {
                         c.q_width()
                     ))
                 })?;
-                let joint = self.weight(&name("attn_q"), [c.hidden, rows, 1])?;
+                let joint = self.scaled(&name("attn_q"), [c.hidden, rows, 1])?;
                 let [q, gate] = alternate(&joint, c.head_dim, ["q", "gate"])?;
                 (q, Some(gate))
             }
-            None => (self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?, None),
+            None => (self.scaled(&name("attn_q"), [c.hidden, c.q_width(), 1])?, None),
         };
         let always = c.architecture.qkv_bias == Occurs::Always;
         Ok(AttentionWeights {
             q,
             gate,
-            k: self.weight(&name("attn_k"), [c.hidden, c.kv_width(), 1])?,
-            v: self.weight(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
+            k: self.scaled(&name("attn_k"), [c.hidden, c.kv_width(), 1])?,
+            v: self.scaled(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
             qkv_bias: match c.qkv_bias {
                 true => Some(QkvBias {
                     q: qkv_bias(self, &bias("attn_q"), c.q_width(), always)?,
@@ -258,7 +263,7 @@ impl Loader<'_> {
                 true => Some(self.vector(&name("attn_sinks"), c.heads)?),
                 false => None,
             },
-            output: self.weight(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
+            output: self.scaled(&name("attn_output"), [c.q_width(), c.hidden, 1])?,
             output_bias: match c.architecture.biases {
                 true => Some(self.vector(&bias("attn_output"), c.hidden)?),
                 false => None,
@@ -284,20 +289,20 @@ impl Loader<'_> {
                 alternate(&joint, heads / linear.key_heads, ["beta", "alpha"])?
             }
             false => [
-                self.weight(&name("ssm_beta"), [c.hidden, heads, 1])?,
-                self.weight(&name("ssm_alpha"), [c.hidden, heads, 1])?,
+                self.scaled(&name("ssm_beta"), [c.hidden, heads, 1])?,
+                self.scaled(&name("ssm_alpha"), [c.hidden, heads, 1])?,
             ],
         };
         Ok(LinearWeights {
-            qkv: self.weight(&name("attn_qkv"), [c.hidden, linear.channels(), 1])?,
-            z: self.weight(&name("attn_gate"), [c.hidden, linear.value_width(), 1])?,
+            qkv: self.scaled(&name("attn_qkv"), [c.hidden, linear.channels(), 1])?,
+            z: self.scaled(&name("attn_gate"), [c.hidden, linear.value_width(), 1])?,
             b,
             a,
             conv: self.rows(&name("ssm_conv1d"), [linear.kernel, linear.channels()])?,
             dt: self.vector(&format!("blk.{n}.ssm_dt.bias"), heads)?,
             decay: self.vector(&format!("blk.{n}.ssm_a"), heads)?,
             norm: self.vector(&name("ssm_norm"), linear.head_dim)?,
-            output: self.weight(&name("ssm_out"), [linear.value_width(), c.hidden, 1])?,
+            output: self.scaled(&name("ssm_out"), [linear.value_width(), c.hidden, 1])?,
         })
     }
 
@@ -316,7 +321,7 @@ impl Loader<'_> {
             },
             q: match mla.q_rank {
                 Some(q_rank) => self.weight(&name("attn_q_b"), [q_rank, c.q_width(), 1])?,
-                None => self.weight(&name("attn_q"), [c.hidden, c.q_width(), 1])?,
+                None => self.scaled(&name("attn_q"), [c.hidden, c.q_width(), 1])?,
             },
             heads: match mla.form {
                 Mla::Absorbed => LatentHeads::Absorbed {
@@ -342,7 +347,7 @@ impl Loader<'_> {
                     LatentHeads::Plain { k: part("keys", 0..unturned)?, v: part("values", unturned..of_head)? }
                 }
             },
-            output: self.weight(&name("attn_output"), [c.context_width(), c.hidden, 1])?,
+            output: self.scaled(&name("attn_output"), [c.context_width(), c.hidden, 1])?,
         })
     }
 
@@ -382,6 +387,40 @@ impl Loader<'_> {
         Weight::new(name, info.ty, dims, owner, start, info.offset)
     }
 
+    /// A weight whose products may have a scale, as llama.cpp reads it: `.scale` beside `.weight`, a number or one for each expert. What
+    /// `.input_scale` beside it says is for engines that round activations to four bits; llama.cpp reads it and makes no use of it.
+    fn scaled(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
+        let weight = self.weight(name, dims)?;
+        let beside = name.strip_suffix("weight").unwrap_or(name);
+        let input_scale = format!("{beside}input_scale");
+        if self.gguf.tensor(&input_scale).is_some() {
+            self.finite(&input_scale, dims[2])?;
+            self.input_scales.push(input_scale);
+        }
+        let scale = format!("{beside}scale");
+        match self.gguf.tensor(&scale) {
+            Some(_) => {
+                let scales = self.finite(&scale, dims[2])?;
+                if weight.experts == 0 { Ok(weight) } else { weight.scaled(scales) }
+            }
+            None => Ok(weight),
+        }
+    }
+
+    /// A vector of finite numbers.
+    fn finite(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let values = Vec::from_iter(self.vector(name, len)?.f32s());
+        match values.iter().position(|x| !x.is_finite()) {
+            // Where problems are gathered it is the file's form that is asked about.
+            Some(i) if self.problems.is_none() => Err(Error::input(format!(
+                "{}: tensor {name}: [{i}] is {}; a finite number is expected",
+                self.gguf.name(),
+                values[i]
+            ))),
+            _ => Ok(values),
+        }
+    }
+
     /// A norm's weight or a bias: a vector of f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
         self.rows(name, [len, 1])
@@ -415,7 +454,7 @@ impl Loader<'_> {
     }
 }
 
-/// The two matrices of which one has `together` rows of the one, then as many of the other, in turn.
+/// The two matrices of which one has `together` rows of the one, then as many of the other, in turn; each with its scale.
 fn alternate(joint: &Arc<Weight>, together: usize, parts: [&str; 2]) -> Result<[Arc<Weight>; 2]> {
     if joint.experts == 0 {
         return Ok([joint.clone(), joint.clone()]);
@@ -423,7 +462,8 @@ fn alternate(joint: &Arc<Weight>, together: usize, parts: [&str; 2]) -> Result<[
     let part = |n: usize| {
         let rows = (0..joint.rows).filter(|row| row / together % 2 == n);
         let bytes: Vec<u8> = rows.flat_map(|row| joint.row(0, row).iter().copied()).collect();
-        Weight::from_vec(&format!("{} ({})", joint.name, parts[n]), joint.ty, [joint.cols, joint.rows / 2, 1], bytes)
+        let name = format!("{} ({})", joint.name, parts[n]);
+        Weight::from_vec(&name, joint.ty, [joint.cols, joint.rows / 2, 1], bytes)?.scaled(joint.scales.clone())
     };
     Ok([part(0)?, part(1)?])
 }

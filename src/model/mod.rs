@@ -73,12 +73,13 @@ impl Model {
     /// What is to be known before its numbers are held against another engine's.
     pub fn remarks(&self) -> Vec<String> {
         let mut remarks = self.config.keys.elsewhere();
-        if let Some(first) = self.weights.zero_biases.first() {
-            let more = match self.weights.zero_biases.len() - 1 {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            remarks.push(format!("{first}{more}: zero, and not added"));
+        for (names, what) in [
+            (&self.weights.zero_biases, "zero, and not added"),
+            (&self.weights.input_scales, "not read: scales for activations of four bits, which no backend here has"),
+        ] {
+            let [first, others @ ..] = &names[..] else { continue };
+            let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+            remarks.push(format!("{first}{more}: {what}"));
         }
         remarks
     }

@@ -209,6 +209,8 @@ pub struct Weights {
     pub output: Arc<Weight>,
     /// Tensors of the file that the architecture does not add, and which are zero.
     pub zero_biases: Vec<String>,
+    /// Tensors of scales for activations, which nothing here makes use of.
+    pub input_scales: Vec<String>,
 }
 
 /// The one list of a layer's weights, in the order of the forward pass, borrowed by `&` and `iter` or by `&mut` and `iter_mut`.

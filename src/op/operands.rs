@@ -189,6 +189,12 @@ impl<T> Op<'_, T> {
         {
             return Err(at.wrong(&weight.name, weight.dims(), format_args!("a weight with values")));
         }
+        if let Some(weight) = self.weight().filter(|w| !w.scales.is_empty())
+            && !matches!(self, Op::MatMul { .. } | Op::ExpertMatMul { .. })
+        {
+            let expected = format_args!("a weight without them; products are what scales are of");
+            return Err(at.wrong(&format!("scales of {}", weight.name), &weight.scales, expected));
+        }
         let shape = |tensor| look(tensor).shape;
         Ok(match self {
             Op::Embed { table, tokens, .. } => {

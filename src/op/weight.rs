@@ -26,6 +26,8 @@ pub struct Weight {
     pub experts: usize,
     /// Offset of the tensor's first byte in its file, for reports.
     pub file_offset: u64,
+    /// What a product with the weight is multiplied by, one for each expert, as the last thing: NVFP4's second scale. Empty where there is none.
+    pub scales: Vec<f32>,
     owner: WeightOwner,
     start: usize,
     /// Bytes from one expert's first row to the next one's: those of its rows, or more where experts are parts of others.
@@ -63,14 +65,16 @@ impl Weight {
         })?;
         let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
         let apart = row * rows;
-        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, owner, start, apart }))
+        let scales = Vec::new();
+        Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, scales, owner, start, apart }))
     }
 
     /// A stand-in for a weight that is not there, of no experts and so of no bytes.
     pub fn absent(name: &str, [cols, rows, _]: [usize; 3]) -> Arc<Self> {
         let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
         let (ty, owner): (_, WeightOwner) = (GgmlType::F32, Arc::new([]));
-        Arc::new(Self { id, name: name.into(), ty, cols, rows, experts: 0, file_offset: 0, owner, start: 0, apart: 0 })
+        let (name, scales) = (name.into(), Vec::new());
+        Arc::new(Self { id, name, ty, cols, rows, experts: 0, file_offset: 0, scales, owner, start: 0, apart: 0 })
     }
 
     /// The weight of some rows of each expert of this one, read where they lie.
@@ -90,6 +94,7 @@ impl Weight {
             name: name.into(),
             rows: rows.len(),
             file_offset: self.file_offset + before as u64,
+            scales: self.scales.clone(),
             owner: self.owner.clone(),
             start: self.start + before,
             ..*self
@@ -99,6 +104,29 @@ impl Weight {
     /// A weight that owns its bytes, for tests and for planted faults.
     pub fn from_vec(name: &str, ty: GgmlType, dims: [usize; 3], bytes: Vec<u8>) -> Result<Arc<Self>> {
         Self::new(name, ty, dims, Arc::new(bytes), 0, 0)
+    }
+
+    /// The same weight, whose products are multiplied by these scales.
+    ///
+    /// # Errors
+    /// If they are not as many as the weight has experts, or none.
+    pub fn scaled(&self, scales: Vec<f32>) -> Result<Arc<Self>> {
+        if !scales.is_empty() && scales.len() != self.experts {
+            return Err(Error::input(format!(
+                "tensor {}: {} scales for {} experts",
+                self.name,
+                scales.len(),
+                self.experts
+            )));
+        }
+        let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
+        let (name, owner) = (self.name.clone(), self.owner.clone());
+        Ok(Arc::new(Self { id, name, scales, owner, ..*self }))
+    }
+
+    /// What a product with an expert is multiplied by, if by anything.
+    pub fn scale(&self, expert: usize) -> Option<f32> {
+        self.scales.get(expert).copied()
     }
 
     /// How many bytes its rows are.

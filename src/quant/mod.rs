@@ -2,17 +2,18 @@
 //!
 //! Design:
 //! - [`GgmlType`] is the one list of types; block sizes are checked against the `#[repr(C)]` layouts at compile time.
-//! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `mx`), layouts and scalar dequantization side by side; a layout
+//! - One file a family (`legacy`, `kquant`, `iquant`, `ternary`, `few_bits`, `fp4`), layouts and scalar dequantization side by side; a layout
 //!   implements `block::Block`.
 //! - `random` makes blocks of every type without quantizing.
-//! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from.
+//! - Dequantized values are bit-equal to gguf-py's, which is where the goldens come from, and to ggml's own code for types that gguf-py lacks.
 
 pub(crate) mod block;
+pub(crate) mod few_bits;
+pub(crate) mod fp4;
 pub(crate) mod iquant;
 pub(crate) mod iquant_grids;
 pub(crate) mod kquant;
 pub(crate) mod legacy;
-pub(crate) mod mx;
 pub(crate) mod random;
 pub(crate) mod ternary;
 
@@ -91,7 +92,10 @@ pub(crate) fn dequantizer(ty: GgmlType) -> crate::Result<Dequantizer> {
         IQ4_XS => blocks::<iquant::BlockIQ4XS, 256>,
         TQ1_0 => blocks::<ternary::BlockTQ1_0, 256>,
         TQ2_0 => blocks::<ternary::BlockTQ2_0, 256>,
-        MXFP4 => blocks::<mx::BlockMXFP4, 32>,
+        MXFP4 => blocks::<fp4::BlockMXFP4, 32>,
+        NVFP4 => blocks::<fp4::BlockNVFP4, 64>,
+        Q1_0 => blocks::<few_bits::BlockQ1_0, 128>,
+        Q2_0 => blocks::<few_bits::BlockQ2_0, 64>,
         Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => {
             return Err(crate::Error::input(format!("{ty} has no dequantization")));
         }

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::block::Block;
-use super::{GgmlType, dequantize, iquant, kquant, legacy, mx, ternary};
+use super::{GgmlType, dequantize, few_bits, fp4, iquant, kquant, legacy, ternary};
 use crate::{Error, Result};
 
 /// splitmix64 (Steele, Lea and Flood 2014): small, fast, and any state is a good start.
@@ -147,7 +147,10 @@ fn filler(ty: GgmlType) -> Option<Fill> {
         IQ4_XS => blocks::<iquant::BlockIQ4XS, 256>,
         TQ1_0 => blocks::<ternary::BlockTQ1_0, 256>,
         TQ2_0 => blocks::<ternary::BlockTQ2_0, 256>,
-        MXFP4 => blocks::<mx::BlockMXFP4, 32>,
+        MXFP4 => blocks::<fp4::BlockMXFP4, 32>,
+        NVFP4 => blocks::<fp4::BlockNVFP4, 64>,
+        Q1_0 => blocks::<few_bits::BlockQ1_0, 128>,
+        Q2_0 => blocks::<few_bits::BlockQ2_0, 64>,
         Q8_1 | Q8_K | I8 | I16 | I32 | I64 | F64 => return None,
     })
 }
@@ -195,7 +198,7 @@ macro_rules! signed_scale {
 signed_scale! {
     legacy::BlockQ4_0: 32, legacy::BlockQ5_0: 32, kquant::BlockQ3K: 256, iquant::BlockIQ1S: 256, iquant::BlockIQ2XXS: 256,
     iquant::BlockIQ2XS: 256, iquant::BlockIQ2S: 256, iquant::BlockIQ3XXS: 256, iquant::BlockIQ3S: 256, iquant::BlockIQ4NL: 32,
-    iquant::BlockIQ4XS: 256, ternary::BlockTQ1_0: 256,
+    iquant::BlockIQ4XS: 256, ternary::BlockTQ1_0: 256, few_bits::BlockQ1_0: 128, few_bits::BlockQ2_0: 64,
 }
 
 impl Finish<32> for legacy::BlockQ4_1 {
@@ -274,7 +277,7 @@ impl Finish<256> for ternary::BlockTQ2_0 {
     }
 }
 
-impl Finish<32> for mx::BlockMXFP4 {
+impl Finish<32> for fp4::BlockMXFP4 {
     fn finish(&mut self, d: f32, rng: &mut Rng) {
         // The scale is a power of two: the one below d or the next, so often that the mean square is that of d.
         let below = f32::from_bits(d.to_bits() & 0x7f80_0000);
@@ -282,6 +285,23 @@ impl Finish<32> for mx::BlockMXFP4 {
         let up = rng.unit() * 3.0 < ratio * ratio - 1.0;
         let exponent = (below.to_bits() >> 23) + up as u32; // of 2^(exponent − 127); E8M0 here means 2^(e − 128)
         self.e = (exponent + 1).min(254) as u8;
+    }
+}
+
+impl Finish<64> for fp4::BlockNVFP4 {
+    fn finish(&mut self, d: f32, rng: &mut Rng) {
+        const LARGEST: u8 = 0x7e;
+        self.d = std::array::from_fn(|_| {
+            let d = d * (0.5 + rng.unit());
+            // The scale below d, or the next, so often that the mean square is that of d.
+            let below = (0..7).rev().fold(0, |code, bit| {
+                let more = code | 1 << bit;
+                if more <= LARGEST && fp4::ue4m3_half(more) <= d { more } else { code }
+            });
+            let square = |code| fp4::ue4m3_half(code) * fp4::ue4m3_half(code);
+            let (low, high) = (square(below), square((below + 1).min(LARGEST)));
+            below + (below < LARGEST && rng.unit() * (high - low) < d * d - low) as u8
+        });
     }
 }
 

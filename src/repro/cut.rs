@@ -445,5 +445,6 @@ fn gather(w: &Weight, experts: &[usize], rows: &[usize], blocks: Option<&[usize]
             }
         }
     }
-    Weight::new(&w.name, w.ty, [cols, rows.len(), experts.len()], Arc::new(out), 0, w.file_offset)
+    let scales = experts.iter().filter_map(|e| w.scale(*e)).collect();
+    Weight::new(&w.name, w.ty, [cols, rows.len(), experts.len()], Arc::new(out), 0, w.file_offset)?.scaled(scales)
 }

@@ -94,6 +94,7 @@ impl Folder {
             let bytes = FileKind::REPRO_WEIGHT.read(&path)?;
             let found = bytes.len();
             let weight = Weight::new(&w.name, ty, [w.cols, w.rows, w.experts], Arc::new(bytes), 0, w.file_offset)
+                .and_then(|weight| if w.scales.is_empty() { Ok(weight) } else { weight.scaled(w.scales.clone()) })
                 .map_err(|e| e.map(|what| format!("{}: {what}", path.display())))?;
             match weight.size() {
                 expected if expected == found => Ok(weight),

@@ -75,6 +75,9 @@ pub struct WeightEntry {
     pub experts: usize,
     /// Of the tensor's first byte in the model's file.
     pub file_offset: u64,
+    /// What products with each expert are multiplied by; left out where they are by nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<f32>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

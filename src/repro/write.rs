@@ -176,6 +176,7 @@ fn weight_entry(w: &Weight) -> WeightEntry {
         rows: w.rows,
         experts: w.experts,
         file_offset: w.file_offset,
+        scales: w.scales.clone(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! 10 one of a single layer whose prompt is long: several tiles of positions, more than a tile of an expert's slots, 11 the `qwen3next` and 12 the
 //! `qwen35moe`, whose layers 0 have linear attention, and of which 12 has gate and up of its experts in one weight. From 13 on each has all its matrices in another type; 18 has a weight whose
 //! scales are subnormal halves, and one with codes of -128. 19 is a `deepseek2` with queries that are taken to its latents, YaRN and groups of experts by
-//! the two best of each, 20 one whose keys and values are made of the latents, with a softmax and groups by their best.
+//! the two best of each, 20 one whose keys and values are made of the latents, with a softmax and groups by their best, and 21 one of NVFP4 with scales.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub struct TestModel {
 
 impl TestModel {
     /// How many there are.
-    pub const COUNT: usize = 16 + TYPES.len();
+    pub const COUNT: usize = 17 + TYPES.len();
 
     /// Those of other types.
     pub const OF_TYPES: &[usize] = &[13, 14, 15, 16, 17];
@@ -100,6 +100,7 @@ impl TestModel {
             Self::extremes(&moe)?,
             Self::synthetic("deepseek3", &ModelShape { family: Family::DeepSeek2, ..yarn_of(&moe) })?,
             Self::expanded("deepseek2", &moe)?,
+            Self::with_mix("nvfp4", &moe, &Mix::pure(GgmlType::NVFP4).expect("a type that weights have"))?,
         ])
     }
 

@@ -43,6 +43,8 @@ pub enum Role {
     Conv,
     /// `ssm_a`; always F32.
     Decay,
+    /// What a weight's products are multiplied by; always F32.
+    Scale,
 }
 
 const fn mix(name: &'static str, file_type: u32, base: GgmlType) -> Mix {
@@ -73,6 +75,8 @@ pub static MIXES: &[Mix] = &[
     mix("TQ1_0", 36, TQ1_0),
     mix("TQ2_0", 37, TQ2_0),
     mix("MXFP4_MOE", 38, MXFP4),
+    mix("Q1_0", 40, Q1_0),
+    mix("Q2_0", 41, Q2_0),
 ];
 
 impl Mix {
@@ -92,6 +96,7 @@ impl Mix {
             IQ3_S => 26,
             IQ2_S => 28,
             IQ1_M => 31,
+            NVFP4 => 39,
             // Of a type's mixes, the first has the fewest other types.
             _ => MIXES.iter().find(|m| m.base == ty)?.file_type,
         };
@@ -102,7 +107,14 @@ impl Mix {
     pub(super) fn choose(&self, role: Role, layer: u32, shape: &ModelShape) -> GgmlType {
         if matches!(
             role,
-            Role::Norm | Role::Bias | Role::Sinks | Role::RopeFreqs | Role::Router | Role::Conv | Role::Decay
+            Role::Norm
+                | Role::Bias
+                | Role::Sinks
+                | Role::RopeFreqs
+                | Role::Router
+                | Role::Conv
+                | Role::Decay
+                | Role::Scale
         ) {
             return F32;
         }
@@ -129,7 +141,7 @@ impl Mix {
             return if several { MXFP4 } else { Q8_0 };
         }
         match (role, self.name) {
-            (Role::TokenEmbd, "TQ1_0" | "TQ2_0") => Q4_K,
+            (Role::TokenEmbd, "TQ1_0" | "TQ2_0" | "Q2_0") => Q4_K,
             (Role::AttnV | Role::AttnK, _) if eight => Q8_0,
             (Role::AttnV, "Q2_K") => [Q3_K, Q4_K][shared_heads as usize],
             (Role::AttnV, "Q3_K_M") => [Q4_K, Q5_K][(layer < 2) as usize],
@@ -160,7 +172,7 @@ pub(super) fn fitting(ty: GgmlType, cols: u64) -> GgmlType {
     }
     let substitute = match ty {
         IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
-        Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
+        Q2_K | Q3_K | TQ1_0 | TQ2_0 | Q2_0 => Q4_0,
         Q4_K => Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,

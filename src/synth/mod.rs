@@ -6,6 +6,7 @@
 //!   weights depend on its name, not on its place, so a layer of a deeper model has the same bits but for its scales, if its types are the same.
 //! - **Activations keep their size.** A matrix of n inputs has weights of rms 1/√n. The two matrices that write to the residual stream
 //!   are smaller by √(2·layers), so that all of them together add to the stream about what it began with.
+//! - **Matrices of NVFP4 have scales**, as those of NVIDIA's checkpoints do; without them their blocks' scales would be of few values.
 //! - **It looks like a trained model where that matters to a test**: mixed types as llama.cpp mixes them ([`Mix`]), a few channels
 //!   that all norms amplify 5 to 20 times, routing that differs from token to token, logits with a clear first.
 
@@ -56,6 +57,8 @@ enum Content {
     Decays,
     /// Llama 3's frequency factors for a rotation of this base.
     RopeFreqs { base: f32 },
+    /// Scales about this one.
+    Scales { scale: f32 },
 }
 
 impl Plan {
@@ -116,11 +119,13 @@ impl Plan {
                 | Content::ChoiceBias
                 | Content::Sinks
                 | Content::Decays
-                | Content::RopeFreqs { .. } => {
+                | Content::RopeFreqs { .. }
+                | Content::Scales { .. } => {
                     let n = spec.dims.iter().product();
                     let values = match content {
                         Content::Norm { outliers } => norm_weights(n, key, outliers.then_some(self.seed)),
                         Content::RopeFreqs { base } => rope_freqs(n, base),
+                        Content::Scales { scale } => (0..n).map(|i| scale * (0.5 + Rng::new(key, i).unit())).collect(),
                         Content::Sinks => (0..n).map(|i| 1.0 + 2.0 * Rng::new(key, i).normal()).collect(),
                         Content::Decays => (0..n).map(|i| -(Rng::new(key, i).normal() - 1.0).exp()).collect(),
                         // Beside sigmoids: it changes which of near ones are chosen.
@@ -191,6 +196,36 @@ fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// The root mean square of weights that a scale makes small: in the middle of what scales of blocks can be.
+const SCALED: f32 = 16.0;
+
+/// Whether a weight of NVFP4 has a scale beside it: those that llama.cpp looks for one of.
+fn has_scale(name: &str, ty: GgmlType) -> bool {
+    const PARTS: &[&str] = &[
+        "output",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "attn_qkv",
+        "attn_gate",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+        "ffn_gate_exps",
+        "ffn_up_exps",
+        "ffn_down_exps",
+        "ffn_gate_shexp",
+        "ffn_up_shexp",
+        "ffn_down_shexp",
+        "ssm_out",
+        "ssm_alpha",
+        "ssm_beta",
+    ];
+    let part = name.strip_suffix(".weight").and_then(|name| name.rsplit('.').next());
+    ty == GgmlType::NVFP4 && part.is_some_and(|part| PARTS.contains(&part))
+}
+
 /// All tensors, in the order in which llama.cpp's tools write them.
 fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
     let (hidden, q, kv) = (shape.hidden as u64, shape.q_width(), shape.kv_width());
@@ -212,9 +247,16 @@ fn tensors(shape: &ModelShape, mix: &Mix) -> Vec<Planned> {
             Role::Sinks => Content::Sinks,
             Role::Decay => Content::Decays,
             Role::RopeFreqs => Content::RopeFreqs { base: shape.rope_base },
+            _ if has_scale(&name, ty) => Content::Random { rms: SCALED },
             _ => Content::Random { rms: gain / (dims[0] as f32).sqrt() },
         };
         out.push(Planned { spec: TensorSpec::new(&name, ty, dims), role, wanted, content });
+        if has_scale(&name, ty) {
+            let (name, experts) = (name.replace(".weight", ".scale"), dims.get(2).copied().unwrap_or(1));
+            let content = Content::Scales { scale: gain / (dims[0] as f32).sqrt() / SCALED };
+            let spec = TensorSpec::new(&name, GgmlType::F32, &[experts]);
+            out.push(Planned { spec, role: Role::Scale, wanted: GgmlType::F32, content });
+        }
     };
 
     // Logits of standard deviation 3: over a vocabulary of 150,000 the first is then some way ahead of the rest.

@@ -143,6 +143,34 @@ fn defaults_and_ignored_keys_are_said() {
     assert_eq!(ignored, ["feed_forward_length"], "the demo's experts have a width of their own");
 }
 
+/// Scales beside weights, and weights that could have one and have none.
+#[test]
+fn scales_of_weights_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    stdout(&twinscope(&[&"synth", &path, &"--pure", &"NVFP4", &"--layers", &"1", &"--vocab", &"300"]));
+    let d = document(&[&path]);
+    assert_eq!(d["scales"]["weights"].as_array().unwrap().len(), 8, "output, four of attention, three of the experts");
+    assert_eq!(d["scales"]["without"], serde_json::json!(["token_embd.weight"]));
+    assert!(d["runnable"].as_array().unwrap().iter().all(|r| r["ok"] == true || r["backend"] == "gpu"), "{d}");
+    // The same without them, and with scales of activations.
+    let given = Gguf::open(&path).unwrap();
+    let mut m = Metadata::new("m");
+    given.metadata.iter().for_each(|(key, value)| m.set(key, value.clone()));
+    let kept = given.tensors().iter().filter(|t| !t.name.ends_with(".scale"));
+    let mut specs: Vec<_> = kept.map(|t| TensorSpec::new(&t.name, t.ty, &t.dims)).collect();
+    specs.push(TensorSpec::new("blk.0.attn_q.input_scale", GgmlType::F32, &[1]));
+    let without = dir.path().join("without.gguf");
+    write(&without, &m, &specs, |t| given.tensor(&t.name).map_or_else(|| zeros(t), |of| given.data(of).to_vec()));
+    let text = stdout(&twinscope(&[&"inspect", &without]));
+    for part in
+        ["of type NVFP4 have none, which is a scale of 1", "blk.0.attn_q.input_scale", "are not read", "oracle  yes"]
+    {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+    assert_eq!(document(&[])["scales"], Json::Null, "the demo has none");
+}
+
 /// Another architecture, odd values and hostile names: shown, not refused.
 #[test]
 fn any_valid_file_is_shown() {

@@ -21,6 +21,7 @@ mod odd_files;
 mod op_table;
 mod operands;
 mod oracle_golden;
+mod scales;
 mod segments;
 mod shaders;
 mod synth;

@@ -60,6 +60,11 @@ fn value(json: &Json) -> Value {
     }
 }
 
+/// Scales for the experts of a weight, which depend on its name: from 0.5 to 1.9.
+fn scales(name: &str, experts: u64) -> Vec<[u8; 4]> {
+    (0..experts).map(|e| (0.5 + ((name.len() as u64 * 7 + e * 3) % 15) as f32 / 10.0).to_le_bytes()).collect()
+}
+
 /// The file of a case.
 fn write(plan: &Json, case: &Json, path: &Path) {
     let base = base(plan, case);
@@ -79,8 +84,23 @@ fn write(plan: &Json, case: &Json, path: &Path) {
         let name = matrix.name.replace(".weight", ".bias");
         specs.push(TensorSpec::new(&name, GgmlType::F32, &[matrix.dims[1]]));
     }
+    // A number beside a weight, or one for each expert.
+    for (key, ending) in [("scales", "scale"), ("input_scales", "input_scale")] {
+        for part in case[key].as_array().into_iter().flatten() {
+            let part = format!("{}.weight", part.as_str().unwrap());
+            for weight in base
+                .tensors()
+                .iter()
+                .filter(|t| t.name.rsplit_once(&part).is_some_and(|(n, _)| n.is_empty() || n.ends_with('.')))
+            {
+                let experts = weight.dims.get(2).copied().unwrap_or(1);
+                specs.push(TensorSpec::new(&weight.name.replace("weight", ending), GgmlType::F32, &[experts]));
+            }
+        }
+    }
     gguf::write(path, &metadata, &specs, |t, sink| match base.tensor(&t.name) {
         Some(tensor) => sink.put(base.data(tensor)),
+        None if t.name.ends_with("scale") => sink.put(&scales(&t.name, t.dims[0]).concat()),
         None => sink.put(&(bias.unwrap() as f32).to_le_bytes().repeat(t.dims[0] as usize)),
     })
     .unwrap();

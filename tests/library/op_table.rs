@@ -111,7 +111,5 @@ fn gpu_stays_below_the_floor() {
         GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter");
     let (ratios, refusals) = check(&mut backend, 200);
     assert_bites(&ratios);
-    // The types of GGUF that the GPU has no kernels for.
-    let refused: Vec<&str> = refusals.keys().map(String::as_str).collect();
-    assert_eq!(refused, ["IQ1_M", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS", "TQ1_0", "TQ2_0"]);
+    assert!(refusals.is_empty(), "{refusals:?}");
 }

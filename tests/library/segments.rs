@@ -1,6 +1,7 @@
 //! Sides that show a part of their values: captures of other engines, and backends of which only some stages are seen.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use twinscope::backend::contract::named;
 use twinscope::backend::cpu::{CpuBackend, Level};
@@ -8,8 +9,10 @@ use twinscope::backend::{AnyBackend, Erased, Showing};
 use twinscope::diff::outcome::{Comparison, Verdict};
 use twinscope::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff};
 use twinscope::diff::run::infer::infer;
+use twinscope::gguf::Gguf;
 use twinscope::model::Model;
-use twinscope::op::{Site, Stage};
+use twinscope::op::{GgmlType, Site, Stage};
+use twinscope::synth::{FfnShape, Mix, ModelShape, Moe, Plan};
 use twinscope::trace::import::{ImportOptions, Importer, import};
 use twinscope::trace::recorded::Recorded;
 use twinscope::trace::select::stages_in;
@@ -93,6 +96,39 @@ fn llama_cpp_is_within_its_contract_and_int8_is_named_under_f32() {
     let fault = strict.fault().unwrap();
     let cause = fault.cause.as_ref().unwrap();
     assert_eq!((fault.site, cause.reproduced, cause.id), (Site::layer(0, Stage::QProj), true, "int8-activations"));
+}
+
+/// A model of NVFP4 with scales, which `synth` makes again from the same numbers, as llama.cpp runs it (`scripts/nvfp4.sh`).
+#[test]
+fn llama_cpp_multiplies_by_the_scales_of_nvfp4() {
+    let moe = FfnShape::Moe(Moe { experts: 4, used: 2, width: 64 });
+    let small = ModelShape {
+        hidden: 128,
+        layers: 1,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        ffn: moe,
+        vocab: 300,
+        ..ModelShape::named("tiny").unwrap()
+    };
+    let bytes = Plan::new("synth tiny NVFP4 seed 0", &small, &Mix::pure(GgmlType::NVFP4).unwrap(), 0)
+        .unwrap()
+        .to_bytes()
+        .unwrap();
+    let mut model = Model::from_gguf(Gguf::from_bytes("nvfp4", Arc::new(bytes)).unwrap()).unwrap();
+    let found = judged_of(&model, "nvfp4", None);
+    let (compared, _) = found.counts();
+    assert!(found.agrees() && compared > 20, "{compared}: {:?}", found.fault());
+
+    // A reference without the scales: it is the one that is wrong.
+    for layer in &mut model.weights.layers {
+        for weight in layer.all_mut().into_iter().filter(|w| !w.scales.is_empty()) {
+            *weight = weight.scaled(vec![]).unwrap();
+        }
+    }
+    let without = judged_of(&model, "nvfp4", None);
+    assert_eq!(without.fault().map(|f| f.site), Some(Site::layer(0, Stage::QProj)));
 }
 
 #[test]

@@ -142,9 +142,8 @@ fn types_of_other_mixes_are_those_that_llama_cpp_gave_the_demo_model() {
                 Role::FfnGate | Role::FfnUp => expected[6],
                 Role::FfnDown => expected[7],
                 Role::Heads => unreachable!("the demo model has no latent attention"),
-                Role::Norm | Role::Sinks | Role::Bias | Role::RopeFreqs | Role::Router | Role::Conv | Role::Decay => {
-                    F32
-                }
+                Role::Norm | Role::Sinks | Role::Bias | Role::RopeFreqs | Role::Router => F32,
+                Role::Conv | Role::Decay | Role::Scale => unreachable!("the demo model has none"),
             };
             assert_eq!(tensor.spec.ty, expected, "{mix} {}", tensor.spec.name);
         }

@@ -36,7 +36,7 @@ impl Maker {
                 vec![self.tensor(&[tokens, groups * n + keep])]
             }
             OpShape::MatMul { ty, cols, rows, tokens } => {
-                weight = Some(self.weight(ty, [cols, rows, 1])?);
+                weight = Some(self.scaled(ty, [cols, rows, 1])?);
                 vec![self.tensor(&[tokens, cols])]
             }
             OpShape::HeadMatMul { ty, cols, rows, heads, head_dim, tokens, shared, .. } => {
@@ -44,7 +44,7 @@ impl Maker {
                 vec![self.tensor(&[tokens, if shared { head_dim } else { heads * head_dim }])]
             }
             OpShape::ExpertMatMul { ty, cols, rows, experts, tokens, k, per_slot, choice } => {
-                weight = Some(self.weight(ty, [cols, rows, experts])?);
+                weight = Some(self.scaled(ty, [cols, rows, experts])?);
                 let x = if per_slot { self.tensor(&[tokens, k, cols]) } else { self.tensor(&[tokens, cols]) };
                 vec![x, self.ids(tokens, experts, k, choice)]
             }
@@ -159,6 +159,15 @@ impl Maker {
         let mut bytes = vec![0; row * dims[1] * dims[2]];
         RandomBlocks::new(ty, 0.05, self.seed)?.fill(0, &mut bytes);
         Weight::from_vec("case.weight", ty, dims, bytes)
+    }
+
+    /// The same with a scale for each expert, where the type is one that comes with scales.
+    fn scaled(&mut self, ty: GgmlType, dims: [usize; 3]) -> Result<Arc<Weight>> {
+        let weight = self.weight(ty, dims)?;
+        match ty {
+            GgmlType::NVFP4 => weight.scaled((0..dims[2]).map(|_| 3.0 * self.rng.normal()).collect()),
+            _ => Ok(weight),
+        }
     }
 
     fn number(&mut self, channel: usize) -> f32 {

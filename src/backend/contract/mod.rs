@@ -45,7 +45,7 @@ pub enum Precision {
     /// ggml's Q8_K: blocks of 256 int8 codes, an f32 scale with the sign that makes the largest value −127.
     Q8_K,
     /// As ggml's CPU backend pairs it with the other operand (`vec_dot_type`): Q8_K with K- and IQ-quants and ternary types, Q8_1 with
-    /// Q4_1 and Q5_1, Q8_0 with the other blocks of 32 (IQ4_NL and MXFP4 among them), f16 with F16, bf16 with BF16, f32 with F32.
+    /// Q4_1 and Q5_1, Q8_0 with the other blocks of fewer than 256 (IQ4_NL, MXFP4 and NVFP4 among them), f16 with F16, bf16 with BF16, f32 with F32.
     #[serde(rename = "vec_dot")]
     VecDot,
     #[allow(non_camel_case_types)]

@@ -45,7 +45,7 @@ pub(super) struct Job {
     pub out: Vec<usize>,
 }
 
-/// x · weightᵀ for every job. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
+/// x · weightᵀ for every job, times its expert's scale. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
 ///
 /// # Errors
 /// If the weight's type has no dequantization.
@@ -169,10 +169,14 @@ impl<'a> Task<'a> {
         let blocks = &weight.expert(expert)[self.first * bytes..][..self.rows * bytes];
         BUFFERS.with_borrow_mut(|Buffers { packed, tile, codes, results }| {
             // Rows `first..first + rows` of this task's; results is [tokens, stride].
-            let write = |first: usize, rows: usize, stride: usize, results: &[f32]| {
-                for (results, row) in results.chunks_exact(stride).zip(self.ready.out) {
+            let write = |first: usize, rows: usize, stride: usize, results: &mut [f32]| {
+                for (results, row) in results.chunks_exact_mut(stride).zip(self.ready.out) {
+                    let results = &mut results[..rows];
+                    if let Some(scale) = weight.scale(expert) {
+                        results.iter_mut().for_each(|y| *y *= scale);
+                    }
                     // SAFETY: this task alone has these weight rows of the job, and no other pair has this row of `out`.
-                    unsafe { out.write(row * weight.rows + self.first + first, &results[..rows]) };
+                    unsafe { out.write(row * weight.rows + self.first + first, results) };
                 }
             };
             match &self.ready.how {

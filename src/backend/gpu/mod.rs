@@ -251,9 +251,9 @@ impl GpuBackend {
         }
         let planned = self.weight(weight)?;
         let piece = &planned.pieces[number];
-        let bytes = GpuWeight::bytes(piece, texture);
+        let bytes = planned.bytes(piece, texture);
         self.residents.make_room(&mut self.device, bytes)?;
-        let ready = Rc::new(Piece::upload(&mut self.device, weight, planned.layout, piece, texture)?);
+        let ready = Rc::new(Piece::upload(&mut self.device, weight, &planned, number, texture)?);
         self.residents.put(key, &ready, bytes, stays, &self.device);
         Ok(ready)
     }
@@ -379,7 +379,7 @@ impl Backend for GpuBackend {
         let mut bytes = 0;
         for weight in weights {
             let planned = GpuWeight::plan(weight, self.weight_binding, false)?;
-            bytes += planned.pieces.iter().map(|piece| GpuWeight::bytes(piece, texture(weight))).sum::<u64>();
+            bytes += planned.pieces.iter().map(|piece| planned.bytes(piece, texture(weight))).sum::<u64>();
         }
         self.residents.expect(bytes);
         let mut order = Vec::from_iter(weights);
@@ -390,7 +390,7 @@ impl Backend for GpuBackend {
         for weight in order {
             let planned = self.weight(weight)?;
             for (number, piece) in planned.pieces.iter().enumerate() {
-                if self.residents.may_stay(GpuWeight::bytes(piece, texture(weight))) {
+                if self.residents.may_stay(planned.bytes(piece, texture(weight))) {
                     self.piece(weight, number, texture(weight), true)?;
                 }
                 done += u64::from(piece.count) * weight.row_bytes() as u64;

@@ -51,7 +51,7 @@ macro_rules! params {
 
 params! {
     /// The piece of a matrix that a kernel reads.
-    Piece { pairs: u32, stride: u32, tail: u32, rows: u32, first: u32, count: u32 }
+    Piece { pairs: u32, stride: u32, tail: u32, rows: u32, first: u32, count: u32, scales: u32 }
 
     AddNorm { n: u32, groups: u32, eps: f32 }
     AttnContext { quads: u32, heads: u32, kv_heads: u32, start: u32, seen: u32, window: u32 }

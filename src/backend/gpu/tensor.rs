@@ -186,7 +186,7 @@ mod tests {
         let ids: Vec<u32> = std::iter::repeat_n(1, TILE as usize + 1).chain([3, 4, u32::MAX]).collect();
         let chosen = ChosenTiles::new(&ids, 4);
         let tiles = |first, count| {
-            let piece = params::Piece { pairs: 1, stride: 1, tail: 0, rows: 10, first, count };
+            let piece = params::Piece { pairs: 1, stride: 1, tail: 0, rows: 10, first, count, scales: 0 };
             chosen.tiles(&piece)
         };
         assert_eq!((tiles(0, 10), tiles(10, 10), tiles(20, 10)), (0..0, 0..2, 2..2));

@@ -11,7 +11,8 @@
 //!   only the types with a minimum have (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K). [`Term::value`] does that rounding and no other,
 //!   and is therefore the f32 that gguf-py and ggml give, bit for bit, as an f64.
 //!
-//! Layouts: ggml's `ggml-common.h` and gguf-py's `quants.py`; MXFP4: the OCP Microscaling Formats specification, v1.0.
+//! Layouts: ggml's `ggml-common.h` and gguf-py's `quants.py`; MXFP4: the OCP Microscaling Formats specification, v1.0; E4M3 of NVFP4's
+//! scales: Micikevicius et al. 2022, *FP8 formats for deep learning*.
 
 use super::grids;
 use crate::error::{Error, Result};
@@ -121,6 +122,15 @@ fn one_block(ty: GgmlType, b: &[u8], f: impl FnMut(usize, Part)) {
         Q8_0 => spread(32, 32, |_| (half(0), 0.0), |i| signed(b[2 + i]), f),
         IQ4_NL => spread(32, 32, |_| (half(0), 0.0), |i| IQ4_LEVELS[nibble(b, 2, i) as usize], f),
         MXFP4 => spread(32, 32, |_| (2f64.powi(b[0] as i32 - 127), 0.0), |i| e2m1(nibble(b, 1, i) as u8), f),
+
+        // Under scales of 16, whose 8 bytes hold weight j in the low nibble of byte j and weight j + 8 in the high one.
+        NVFP4 => {
+            let code = |i: usize| e2m1(half_byte(b[4 + i / 16 * 8 + i % 8], i % 16 / 8) as u8);
+            spread(64, 16, |g| (ue4m3(b[g]), 0.0), code, f);
+        }
+        // Neighbours in a byte.
+        Q1_0 => spread(128, 128, |_| (half(0), 0.0), |i| -sign(bit(b, 2, i)), f),
+        Q2_0 => spread(64, 64, |_| (half(0), 0.0), |i| ((b[2 + i / 4] as u32 >> (i % 4 * 2)) % 4) as f64 - 1.0, f),
 
         // 256 weights. `field(b, at, run, bits, i)`: codes of `bits` bits, runs of `run` bytes holding 8/bits runs of weights.
         Q2_K => {
@@ -316,6 +326,17 @@ fn e2m1(code: u8) -> f64 {
     if code >= 8 && magnitude != 0.0 { -magnitude } else { magnitude }
 }
 
+/// The OCP FP8 (E4M3) numbers without their sign: four exponent bits, three mantissa bits. ggml has 0 for the NaN, 0x7f, of which a set sign bit
+/// makes a number like the others.
+fn ue4m3(code: u8) -> f64 {
+    let (exponent, mantissa) = ((code / 8 % 16) as i32, (code % 8) as f64 / 8.0);
+    match exponent {
+        _ if code == 0x7f => 0.0,
+        0 => mantissa * 2f64.powi(-6),
+        _ => (1.0 + mantissa) * 2f64.powi(exponent - 7),
+    }
+}
+
 /// Digit n, less one, of a byte that holds base-3 digits as a fraction of 256.
 fn trit(byte: u8, n: usize) -> f64 {
     let shifted = (byte as u32 * 3u32.pow(n as u32)) % 256;
@@ -364,7 +385,7 @@ mod tests {
             }
             types += 1;
         }
-        assert_eq!(types, 24, "types in the goldens");
+        assert_eq!(types, 27, "types in the goldens");
     }
 
     #[test]

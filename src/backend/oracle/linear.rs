@@ -80,7 +80,7 @@ pub fn head_matmul(x: &HostTensor, weight: &Weight, head_dim: usize, keep: bool)
     Ok(HostTensor::f64(&[t, heads * width], out))
 }
 
-/// Calls `put(j, row, x[inputs[j]] · weight[expert][row])` for every row and input; each row is dequantized once.
+/// Calls `put(j, row, x[inputs[j]] · weight[expert][row])`, times the expert's scale, for every row and input; each row is dequantized once.
 fn product(
     weight: &Weight,
     expert: usize,
@@ -93,6 +93,7 @@ fn product(
         return Ok(());
     }
     let kept = kept::values(weight, expert)?;
+    let scale = weight.scale(expert).map_or(1.0, f64::from);
     let mut products = vec![0.0; weight.rows * inputs.len()]; // [N, inputs]
     products.par_chunks_exact_mut(inputs.len()).enumerate().try_for_each_init(
         || vec![0.0; k],
@@ -104,7 +105,7 @@ fn product(
                     &*w
                 }
             };
-            products.iter_mut().zip(inputs).for_each(|(y, i)| *y = dot(&x[i * k..][..k], w));
+            products.iter_mut().zip(inputs).for_each(|(y, i)| *y = scale * dot(&x[i * k..][..k], w));
             Ok::<_, Error>(())
         },
     )?;

@@ -3,15 +3,20 @@
 //! What is done to the weights is in `weights` and `bytes`, terms left out in `reduction`.
 
 use super::case::{Evidence, Variant};
-use super::weights;
 use crate::error::Result;
-use crate::formula::linear::{Decode, Linear, as_it_is};
+use crate::formula::linear::{Decode, Linear, as_it_is, scales_of};
 use crate::op::{Op, Stage, Weight};
 
 /// The product with another weight of the same shape.
 pub fn other_weight<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = case.scene.op.weight() else { return Ok(vec![]) };
-    let with = |w: &'a Weight| weights::with(case, format!("the product with {}", w.name), as_it_is(w));
+    let with = |w: &'a Weight| {
+        let mut decode = as_it_is(w);
+        case.emulation.round(&mut decode);
+        case.changed(format!("the product with {}", w.name), |l: &mut Linear<'a>| {
+            (l.decode, l.scales) = (decode, scales_of(w, &l.slots));
+        })
+    };
     case.other_weights(weight).into_iter().filter_map(|w| with(w).transpose()).collect()
 }
 
@@ -68,9 +73,11 @@ pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::ExpertMatMul { ids, weight, .. } = case.scene.op else { return Ok(vec![]) };
     let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
     let (experts, k) = (weight.experts, ids.cols().max(1));
+    // With that expert's scale; where the weight has scales, its own would be another mistake.
     let map = |what: String, of: &dyn Fn(usize, usize) -> usize| {
         case.changed(what, |l: &mut Linear<'a>| {
             l.slots.iter_mut().enumerate().for_each(|(slot, s)| s.1 = of(slot, s.1) % experts);
+            l.scales = scales_of(weight, &l.slots);
         })
     };
     let mut all = Vec::new();
@@ -88,6 +95,39 @@ pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     all.extend(map("the first position's experts at every position".into(), &|slot, _| stated.slots[slot % k].1)?);
     for expert in 0..experts.min(16) {
         all.extend(map(format!("the weights of expert {expert} for whatever was chosen"), &|_, _| expert)?);
+    }
+    Ok(all)
+}
+
+/// The scale that stands beside a weight: left out, applied otherwise, or another's.
+pub fn scale_tensor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Some(weight) = case.scene.op.weight().filter(|w| !w.scales.is_empty()) else { return Ok(vec![]) };
+    let Some(stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
+    let with = |what: String, scale: &dyn Fn(usize, f64) -> f64| {
+        case.changed(what, |l: &mut Linear<'a>| {
+            l.scales.iter_mut().enumerate().for_each(|(slot, s)| *s = scale(slot, *s));
+        })
+    };
+    let mut all = Vec::from_iter(with("the weight's scale left out".into(), &|_, _| 1.0)?);
+    all.extend(with("the weight's scale applied twice".into(), &|_, s| s * s)?);
+    all.extend(with("divided by the weight's scale".into(), &|_, s| 1.0 / s)?);
+    let of = |expert: usize| weight.scale(expert % weight.experts).map_or(1.0, f64::from);
+    let expert = |slot: usize| stated.slots[slot].1;
+    for off in 1..weight.experts.min(16) {
+        all.extend(with(format!("the scale of expert e + {off}"), &|slot, _| of(expert(slot) + off))?);
+        let before = weight.experts - off;
+        all.extend(with(format!("the scale of expert e − {off}"), &|slot, _| of(expert(slot) + before))?);
+    }
+    if let Op::ExpertMatMul { ids, .. } = case.scene.op {
+        let k = ids.cols().max(1);
+        all.extend(with("the scale of the slot's number".into(), &|slot, _| of(slot % k))?);
+        for expert in 0..weight.experts.min(16) {
+            all.extend(with(format!("the scale of expert {expert} for whatever was chosen"), &|_, _| of(expert))?);
+        }
+    }
+    for other in case.other_weights(weight).into_iter().filter(|w| !w.scales.is_empty()) {
+        let scales = scales_of(other, &stated.slots);
+        all.extend(with(format!("the scale of {}", other.name), &|slot, _| scales[slot])?);
     }
     Ok(all)
 }

@@ -182,6 +182,7 @@ list! {
     "head-kept" "the columns that a product by heads keeps in front of the others, of another head, or zeros" &[OpKind::HeadMatMul], tiles, 0, by_heads::kept;
 
     "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
+    "scale-tensor" "the scale beside a weight left out, applied twice, divided by, another expert's or another weight's" PRODUCT, tiles, 0, linear::scale_tensor;
     "other-weight" "another tensor of the same shape: gate for up, the layer beside" ANY_PRODUCT, tiles, 0, linear::other_weight;
     "joint-rows" "a weight that holds several projections taken apart by other rows: halves, turns, groups of heads" PRODUCT, tiles, 0, stride::joint_rows;
     "row-stride" "rows read at the stride of another head count, or of a tensor that holds several operands" STRIDED, rows, 0, stride::other_rows;

@@ -353,6 +353,8 @@ pub fn codes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             ("codes without their offset of 32", |c| c + 32.0),
             ("codes without their upper two bits", |c| (c + 32.0) % 16.0 - 32.0),
         ],
+        Q2_0 => &[("codes without their offset of 1", |c| c + 1.0)],
+        Q1_0 => &[("bits as 0 and 1", |c| (c + 1.0) / 2.0)],
         _ => &[],
     };
     let mut all = Vec::new();
@@ -366,6 +368,7 @@ pub fn codes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         Q4_0 | Q4_1 | Q5_0 | Q5_1 | IQ4_NL | MXFP4 | IQ4_XS => &[32],
         Q4_K | Q5_K => &[64],
         Q6_K | Q2_K | Q3_K => &[128, 64],
+        NVFP4 => &[16],
         _ => &[],
     };
     for &run in runs {

@@ -418,11 +418,11 @@ fn ordinal(n: usize) -> String {
     format!("{n}{ending}")
 }
 
-/// Weights that share a scale within a 256-weight block.
+/// Weights that share a scale.
 fn sub_block_len(ty: GgmlType) -> usize {
     use GgmlType::*;
     match ty {
-        Q2_K | Q3_K | Q6_K | IQ2_XS | IQ2_S | IQ1_M => 16,
+        Q2_K | Q3_K | Q6_K | IQ2_XS | IQ2_S | IQ1_M | NVFP4 => 16,
         Q4_K | Q5_K | IQ4_XS | IQ2_XXS | IQ3_XXS | IQ3_S | IQ1_S => 32,
         _ => ty.block_len(),
     }

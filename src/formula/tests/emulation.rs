@@ -72,7 +72,7 @@ fn vec_dot(ty: GgmlType) -> Precision {
         F16 => Precision::F16,
         BF16 => Precision::Bf16,
         Q4_1 | Q5_1 => Precision::Q8_1,
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | MXFP4 => Precision::Q8_0,
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Precision::Q8_0,
         _ => Precision::Q8_K,
     }
 }
@@ -135,7 +135,8 @@ fn simulated(op: &Op<'_, &HostTensor>, c: &Contract) -> Option<(Vec<f64>, Vec<f3
                         y.f32 += (offsets[block * 32] as f64 * (codes - *s as f64)) as f32;
                     }
                 }
-                put(y.exact, y.f32);
+                let scale = weight.scale(expert).unwrap_or(1.0);
+                put(y.exact * scale as f64, y.f32 * scale);
             }
             given[kept].iter().for_each(|x| put(*x as f64, *x));
         }

@@ -7,6 +7,8 @@ mod text;
 pub use check::{CheckDocument, CheckVerdict};
 pub use text::render;
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
@@ -48,6 +50,8 @@ pub struct InspectDocument {
     pub not_utf8: Vec<String>,
     pub tensors: Vec<Tensor>,
     pub totals: Totals,
+    /// `None` where no tensor is a scale and no weight is of the type that has one.
+    pub scales: Option<WeightScales>,
     pub memory: Memory,
     pub runnable: Vec<Runnable>,
 }
@@ -126,6 +130,33 @@ pub struct Totals {
     pub bytes: u64,
     /// Most bytes first.
     pub by_type: Vec<TypeTotal>,
+}
+
+/// Tensors that stand beside a weight: `.scale`, by which its products are multiplied, and `.input_scale`, which is not read.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct WeightScales {
+    /// Names of the weights that have a scale.
+    pub weights: Vec<String>,
+    pub input_scales: Vec<String>,
+    /// NVFP4 weights without one, which is 1 for them.
+    pub without: Vec<String>,
+}
+
+impl WeightScales {
+    fn of(gguf: &Gguf) -> Option<Self> {
+        let names = || gguf.tensors().iter().map(|t| &t.name[..]);
+        let beside = |name: &str, ending: &str| {
+            let weight = format!("{}.weight", name.strip_suffix(ending)?);
+            gguf.tensor(&weight).map(|w| w.name.clone())
+        };
+        let weights: Vec<String> = names().filter_map(|name| beside(name, ".scale")).collect();
+        let input_scales = names().filter(|name| beside(name, ".input_scale").is_some()).map(Into::into).collect();
+        let scaled: HashSet<&String> = weights.iter().collect();
+        let without = gguf.tensors().iter().filter(|t| t.ty == GgmlType::NVFP4 && !scaled.contains(&t.name));
+        let without = without.map(|t| t.name.clone()).collect();
+        let this = Self { weights, input_scales, without };
+        (!(this.weights.is_empty() && this.input_scales.is_empty() && this.without.is_empty())).then_some(this)
+    }
 }
 
 #[derive(Serialize)]
@@ -241,6 +272,7 @@ impl InspectDocument {
                 gpu,
                 kv_cache: kv_cache(gguf),
             },
+            scales: WeightScales::of(gguf),
             runnable,
             architecture,
         }
@@ -463,7 +495,7 @@ mod tests {
     fn bindings_hold_whole_rows() {
         let tensors = [
             TensorSpec::new("t", GgmlType::F32, &[32, 7, 3]), // 21 rows of 128 bytes
-            TensorSpec::new("u", GgmlType::IQ1_M, &[256]),
+            TensorSpec::new("u", GgmlType::I32, &[256]),
         ];
         let g = file(&Metadata::default(), &tensors);
         let plan = |binding_limit| gpu_memory(g.tensors(), Some(Adapter { name: "a".into(), binding_limit }));
@@ -472,9 +504,19 @@ mod tests {
             let plan = plan(limit);
             assert_eq!((plan.uploaded_bytes, plan.split.len()), (21 * 128, 1));
             assert_eq!(plan.split[0].bindings, bindings, "{limit}");
-            assert_eq!(plan.without_kernels, ["IQ1_M"]);
+            assert_eq!(plan.without_kernels, ["I32"]);
         }
         assert_eq!(gpu_memory(g.tensors(), None).binding_limit, 128 << 20);
+        // A grid of 512 bytes behind each binding's rows of 4 · 16 bytes and 2 more, filled up.
+        let g = file(&Metadata::default(), &[TensorSpec::new("t", GgmlType::IQ2_XXS, &[256, 6])]);
+        for (limit, bindings, bytes) in [(6 * 80 + 512, None, 6 * 80 + 512), (6 * 80 + 511, Some(2), 6 * 80 + 1024)] {
+            let plan = gpu_memory(g.tensors(), Some(Adapter { name: "a".into(), binding_limit: limit }));
+            assert_eq!(
+                (plan.uploaded_bytes, plan.split.first().and_then(|s| s.bindings)),
+                (bytes, bindings),
+                "{limit}"
+            );
+        }
     }
 
     #[test]

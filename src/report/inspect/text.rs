@@ -120,6 +120,20 @@ pub fn render(d: &InspectDocument) -> String {
         }
         section(&mut out, "Totals by type", &rows);
     }
+    if let Some(scales) = &d.scales {
+        let mut rows = table(&[], &[]);
+        for (names, what) in [
+            (&scales.weights, "have a .scale, by which their products are multiplied"),
+            (&scales.input_scales, "beside them are not read: they are for activations of four bits"),
+            (&scales.without, "of type NVFP4 have none, which is a scale of 1"),
+        ] {
+            if let [first, others @ ..] = &names[..] {
+                let of = if others.is_empty() { printable(first) } else { format!("{} …", printable(first)) };
+                rows.add_row([names.len().to_string(), what.to_string(), of]);
+            }
+        }
+        section(&mut out, "Scales of weights", &rows);
+    }
     section(&mut out, "Memory", &memory(d));
 
     let mut rows = table(&[], &[]);

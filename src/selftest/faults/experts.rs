@@ -249,7 +249,69 @@ pub static FAULTS: &[Fault] = &[
         says: &["only the residual"],
         ..FAULT
     },
+    Fault {
+        name: "scale-tensor-dropped",
+        what: "a matrix's products without the scale that stands beside it",
+        by: By::Shader(&[
+            Shader { kernel: "matmul", edits: &[("x_row, id) * scale_of(0u);", "x_row, id);")] },
+            Shader { kernel: "matmul_lanes", edits: &[("xs, lane) * scale_of(0u);", "xs, lane);")] },
+        ]),
+        stage: Stage::VProj,
+        models: &[NVFP4],
+        layers: [0, 1],
+        explained: &["scale-tensor"],
+        says: &["the weight's scale left out"],
+        ..FAULT
+    },
+    Fault {
+        name: "scale-tensor-of-next",
+        what: "one expert's products with the scale of the next",
+        by: By::Shader(&[
+            Shader { kernel: "expert_matmul", edits: &[(SCALE, NEXT_SCALE)] },
+            Shader { kernel: "expert_matmul_lanes", edits: &[(SCALE, NEXT_SCALE)] },
+        ]),
+        stage: Stage::ExpertUp,
+        models: &[NVFP4],
+        layers: [0, 1],
+        scope: FaultScope::Expert,
+        patterns: &[P::Expert],
+        explained: &["scale-tensor"],
+        says: &["the scale of expert e + 1"],
+        ..FAULT
+    },
+    Fault {
+        name: "scale-tensor-by-slot",
+        what: "experts' products with the scales of the slots' numbers",
+        by: By::Operation(|_| {
+            Box::new(|engine, op| {
+                let HostOp::ExpertMatMul { ref ids, weight, .. } = *op else { return Err(misplaced(op)) };
+                let plain = weight.scaled(vec![])?;
+                let k = ids.cols();
+                let mut values = engine.run(&exchanged(op, &plain)?)?.to_f32();
+                for (slot, row) in values.chunks_exact_mut(weight.rows).enumerate() {
+                    let scale = weight.scale(slot % k).unwrap_or(1.0);
+                    row.iter_mut().for_each(|y| *y *= scale);
+                }
+                Ok(HostTensor::f32(&[ids.shape[0], k, weight.rows], values))
+            })
+        }),
+        subject: FaultySide::Cpu,
+        stage: Stage::ExpertDown,
+        models: &[NVFP4],
+        layers: [0, 0],
+        patterns: EVERYWHERE,
+        explained: &["scale-tensor"],
+        says: &["the scale of the slot's number"],
+        ..FAULT
+    },
 ];
+
+/// The model of NVFP4 with scales.
+const NVFP4: usize = 21;
+
+/// The scale of an expert, and for one that of the expert after it.
+const SCALE: &str = "scale_of(select(0u, expert, known))";
+const NEXT_SCALE: &str = "scale_of(select(0u, select(expert, (expert + 1u) % p.experts, expert == {expert}u), known))";
 
 /// Where an expert's rows begin, and the same for the expert after it.
 const EXPERT: &str = "let base = select(0u, expert, known) * p.piece.rows;";

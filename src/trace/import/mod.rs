@@ -19,7 +19,7 @@ mod rules;
 mod sizes;
 mod tensors;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -240,8 +240,17 @@ fn take(
     let mut left = BTreeSet::new(); // the calls of a run have the same names
     let sizes = ModelSizes::of(source.items(), about, &rules, options);
 
+    let unscaled = unscaled(source.items());
     let mut found: BTreeMap<Site, Vec<Fragment>> = BTreeMap::new();
     for (i, item) in source.items().iter().enumerate() {
+        // Where a name is of several nodes, operands are of the first.
+        let node = item.label.strip_suffix(".0").unwrap_or(&item.label);
+        if unscaled.contains(&(item.call, node)) {
+            if left.insert(item.label.as_str()) {
+                notes.unmapped.push(format!("{}: a product before it meets the scale of its weight", item.label));
+            }
+            continue;
+        }
         let call = item.call.and_then(|call| about.calls.get(call)).map(|call| call.tokens);
         let rows = item.positions.as_ref().map(Vec::len).or(call);
         let made = NodeKind { op: &item.op, inputs: &item.inputs };
@@ -384,6 +393,17 @@ fn take(
     imported.warnings = same.warnings();
     let manifest = writer.finish(manifest_run, Some(imported), statistics.sites().map(SiteStats::new).collect())?;
     Ok(Report { manifest, mapped })
+}
+
+/// The nodes that llama.cpp multiplies by the scale of the weight that they are products of, each with its call: what comes of that is the stage.
+fn unscaled(items: &[Item]) -> HashSet<(Option<usize>, &str)> {
+    // Experts' scales are looked up first, which leaves the operand without a name; the result has one.
+    let scales = |item: &&Item| {
+        item.op == "MUL"
+            && (item.inputs.iter().any(|input| input.ends_with(".scale"))
+                || names::SCALED_EXPERTS.iter().any(|(name, _)| Name::of(&item.label).bare == *name))
+    };
+    items.iter().filter(scales).filter_map(|item| Some((item.call, item.inputs.first()?.as_str()))).collect()
 }
 
 /// What is said of an import beside the values.

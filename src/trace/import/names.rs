@@ -182,6 +182,13 @@ static NODES: &[(&str, Means)] = &[
     ("ffn_moe_weighted", Nothing("ffn_moe_down times the experts' weights, not yet summed")),
 ];
 
+/// llama.cpp's names of experts' products that were multiplied by the experts' scales.
+pub static SCALED_EXPERTS: [(&str, Stage); 3] = [
+    ("ffn_moe_gate_scaled", Stage::ExpertGate),
+    ("ffn_moe_up_scaled", Stage::ExpertUp),
+    ("ffn_moe_down_scaled", Stage::ExpertDown),
+];
+
 /// What each expert has a module of its own under, in versions of transformers that compute them one by one.
 const EXPERTS: [&str; 2] = ["mlp.experts.", "block_sparse_moe.experts."];
 
@@ -299,6 +306,14 @@ impl<'l> Name<'l> {
 
     /// The stages that the value is, or why it is none.
     pub fn readings(&self, made: NodeKind<'_>, sizes: &ModelSizes) -> Result<Vec<Reading>, String> {
+        if let Some((_, stage)) = SCALED_EXPERTS.iter().find(|(name, _)| *name == self.bare) {
+            return Ok(vec![Reading::whole(site(self.layer, *stage)?)]);
+        }
+        // The product with a weight, when it has met the weight's scale; of q and its gate in one it is no stage.
+        if made.op == "MUL" && made.inputs.iter().any(|input| input.ends_with(".scale")) && self.bare != "Qcur_full" {
+            let scaled = by_weight(made).ok_or_else(|| format!("a product: {}", made.inputs.join(", ")))?;
+            return Ok(vec![Reading::whole(scaled)]);
+        }
         let named =
             |table: &'static [(&str, Means)], bare: &str| table.iter().find(|(n, _)| *n == bare).map(|(_, m)| m);
         // A module that has several outputs counts them; the first one is its value. `mlp.experts.0` is an expert.
@@ -525,7 +540,7 @@ pub fn site(layer: Option<u32>, stage: Stage) -> Result<Site, String> {
     }
 }
 
-/// The stage whose weight the node's operation reads.
+/// The stage whose weight the node's operation reads, or whose weight's scale.
 fn by_weight(made: NodeKind<'_>) -> Option<Site> {
     let kinds: &[OpKind] = match made.op {
         "MUL_MAT" => &[OpKind::MatMul],
@@ -537,6 +552,9 @@ fn by_weight(made: NodeKind<'_>) -> Option<Site> {
         _ => return None,
     };
     made.inputs.iter().find_map(|input| {
+        let of_scale = input.strip_suffix(".scale").filter(|_| made.op == "MUL").map(|part| format!("{part}.weight"));
+        let kinds = if of_scale.is_some() { &[OpKind::MatMul][..] } else { kinds };
+        let input = of_scale.as_ref().unwrap_or(input);
         let (layer, weight) = match input.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
             Some((n, weight)) => (Some(n.parse().ok()?), weight),
             None => (None, input.as_str()),

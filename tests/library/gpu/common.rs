@@ -9,8 +9,10 @@ use twinscope::op::GgmlType::{self, *};
 use twinscope::op::{At, HostTensor, Op, Stage, Weight};
 
 /// The types that the GPU has kernels for.
-pub const TYPES: [GgmlType; 16] =
-    [F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4];
+pub const TYPES: [GgmlType; 28] = [
+    F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, IQ1_S, IQ1_M, IQ2_XXS,
+    IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0,
+];
 
 /// The unit roundoff that WGSL promises: any rounding mode.
 pub const U: f64 = 1.0 / (1u32 << 23) as f64;
@@ -81,11 +83,14 @@ impl Random {
         let mut bytes: Vec<u8> = (0..n).map(|_| self.next() as u8).collect();
         // Where a block holds halves; everything else may be any bits.
         let halves: &[usize] = match ty {
-            Q8_0 | Q4_0 | Q5_0 | IQ4_NL | IQ4_XS | F16 => &[0],
+            Q8_0 | Q4_0 | Q5_0 | IQ4_NL | IQ4_XS | IQ1_S | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | F16 | Q1_0
+            | Q2_0 => &[0],
             Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
             Q2_K => &[80, 82],
             Q3_K => &[108],
             Q6_K => &[208],
+            TQ1_0 => &[52],
+            TQ2_0 => &[64],
             _ => &[],
         };
         for block in bytes.chunks_exact_mut(ty.block_bytes()) {
@@ -96,6 +101,15 @@ impl Random {
                 F32 => block.copy_from_slice(&self.unit().to_le_bytes()),
                 BF16 => block.copy_from_slice(&half::bf16::from_f32(self.unit()).to_le_bytes()),
                 MXFP4 => block[0] = 118 + self.below(8) as u8,
+                NVFP4 => block[..4].iter_mut().for_each(|d| *d &= 31),
+                // The half's nibbles are on top of the four words of scales.
+                IQ1_M => {
+                    let d = half::f16::from_f32(0.1 * self.unit()).to_bits();
+                    for i in 0..4 {
+                        let high = &mut block[49 + 2 * i];
+                        *high = *high & 15 | ((d >> (4 * i) & 15) as u8) << 4;
+                    }
+                }
                 _ => {}
             }
         }

@@ -11,15 +11,18 @@ use twinscope::op::{GgmlType, HostTensor, Op, OpKind};
 fn a_weight_in_pieces_gives_the_same_bits() {
     let mut whole = gpu();
     let mut r = Random::new(4);
-    for ty in [GgmlType::F32, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::MXFP4] {
+    for ty in [GgmlType::F32, GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::MXFP4, GgmlType::IQ2_S] {
         let matrix = r.weight(ty, [256, 100, 1]);
         let stack = r.weight(ty, [256, 45, 6]); // of experts, and of heads
         // One row a binding; a few; a cut inside an expert; nearly all.
-        let plan = |limit| WeightLayout::of(ty).unwrap().plan(256, 100, limit);
-        let row = plan(u64::MAX).unwrap().0 / 100;
+        let layout = WeightLayout::of(ty).unwrap();
+        let plan = |limit| layout.plan(256, 100, limit);
+        let table = layout.table_bytes() as u64; // of a grid, behind the rows of each piece
+        let row = (plan(u64::MAX).unwrap().0 - table) / 100;
         for rows in [1, 7, 64, 99] {
-            let mut cut = gpu_with(GpuOptions { weight_binding: Some(row * rows), ..Default::default() });
-            assert_eq!(plan(cut.weight_binding()), Some((100 * row, 100u64.div_ceil(rows))));
+            let mut cut = gpu_with(GpuOptions { weight_binding: Some(row * rows + table), ..Default::default() });
+            let pieces = 100u64.div_ceil(rows);
+            assert_eq!(plan(cut.weight_binding()), Some((100 * row + pieces * table, pieces)));
             for positions in [1, 33] {
                 let x = r.tensor(&[positions, 256]);
                 let [heads, one] = [6 * 260, 260].map(|cols| r.tensor(&[positions, cols]));

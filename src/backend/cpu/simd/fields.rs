@@ -33,7 +33,7 @@ macro_rules! field_formats {
         use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
         use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales, scales_and_mins};
         use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
-        use crate::quant::mx::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
+        use crate::quant::fp4::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
 
         /// A type: how many groups of 32 weights a block has, its scales and mins, and the codes of a group in the order of its weights.
         macro_rules! fields {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::op::{GateActivation, GgmlType, Rotation};
+use crate::synth::{FfnShape, Mix, ModelShape, Moe};
 
 /// The stage's operation on changed operands.
 pub(super) fn of(op: Op<'_, &HostTensor>) -> HostTensor {
@@ -85,6 +86,35 @@ fn norms() {
     let one = bytes.as_chunks::<4>().0;
     let weighed = whole.iter().enumerate().map(|(i, x)| x * f32::from_le_bytes(one[i % 64]) as f64).collect();
     explained(&w, site, &f32s(HostTensor::f64(&x.shape, weighed)), "norm-group", "whole row");
+}
+
+#[test]
+fn scales_beside_weights() {
+    let moe = FfnShape::Moe(Moe { experts: 8, used: 3, width: 64 });
+    let shape = ModelShape { layers: 2, vocab: 300, hidden: 128, ffn: moe, ..ModelShape::named("tiny").unwrap() };
+    let w = World::synthetic_in(&shape, &Mix::pure(GgmlType::NVFP4).unwrap());
+    let site = Site::layer(1, Stage::QProj);
+    let op = w.op(site);
+    let Op::MatMul { x, weight } = &op else { unreachable!() };
+    let with = |scales: Vec<f32>| of(Op::MatMul { x, weight: &weight.scaled(scales).unwrap() });
+    explained(&w, site, &with(vec![]), "scale-tensor", "the weight's scale left out");
+    explained(&w, site, &with(vec![weight.scales[0].powi(2)]), "scale-tensor", "applied twice");
+
+    let site = Site::layer(0, Stage::ExpertUp);
+    let op = w.op(site);
+    let Op::ExpertMatMul { x, ids, weight } = &op else { unreachable!() };
+    let with = |scales: Vec<f32>| of(Op::ExpertMatMul { x, ids, weight: &weight.scaled(scales).unwrap() });
+    let scales = &weight.scales;
+    explained(&w, site, &with(vec![]), "scale-tensor", "the weight's scale left out");
+    let turned = |by: usize| (0..8).map(|e| scales[(e + by) % 8]).collect();
+    explained(&w, site, &with(turned(1)), "scale-tensor", "the scale of expert e + 1");
+    explained(&w, site, &with(turned(7)), "scale-tensor", "the scale of expert e − 1");
+    explained(&w, site, &with(vec![scales[2]; 8]), "scale-tensor", "the scale of expert 2 for whatever was chosen");
+    let gate = &w.moe(0).gate;
+    explained(&w, site, &with(gate.scales.clone()), "scale-tensor", "the scale of blk.0.ffn_gate_exps.weight");
+    explained(&w, site, &of(Op::ExpertMatMul { x, ids, weight: gate }), "other-weight", "blk.0.ffn_gate_exps.weight");
+    let shifted = HostTensor::u32(&ids.shape, ids.ids().iter().map(|e| (e + 1) % 8).collect());
+    explained(&w, site, &of(Op::ExpertMatMul { x, ids: &shifted, weight }), "expert-offset", "expert e + 1");
 }
 
 #[test]

@@ -80,6 +80,11 @@ impl World {
 
     /// A model of random weights, and its stages as the oracle makes them.
     fn synthetic(shape: &ModelShape) -> Self {
+        Self::synthetic_in(shape, &Mix::from_name("Q8_0").unwrap())
+    }
+
+    /// The same in another mix of types.
+    fn synthetic_in(shape: &ModelShape, mix: &Mix) -> Self {
         struct Stages(Values);
         impl StageObserver for Stages {
             fn wants(&self, _: Site) -> bool {
@@ -91,7 +96,7 @@ impl World {
                 Ok(())
             }
         }
-        let bytes = Plan::new("synthetic", shape, &Mix::from_name("Q8_0").unwrap(), 1).unwrap().to_bytes().unwrap();
+        let bytes = Plan::new("synthetic", shape, mix, 1).unwrap().to_bytes().unwrap();
         let model = Model::from_gguf(Gguf::from_bytes("synthetic", std::sync::Arc::new(bytes)).unwrap()).unwrap();
         let tokens = vec![5, 17, 93, 17, 60, 0, 88];
         let mut traced = Traced::new(OracleBackend::new(), Stages(Values::new()));

@@ -85,7 +85,8 @@ fn every_hypothesis_finds_itself() {
     // Fitted, simulated, or about outputs, numbers and ties that are not here: they are tested by hand.
     let by_hand = ["not-finite", "offset", "overflow", "rope-table", "router-ties", "scale-subnormal"];
     // Of stages that this model has in another form: they are planted in models that have it (`selftest`).
-    let of_families = ["attention-sink", "choice-bias", "clamp", "gate-place", "router-groups", "weights-scale"];
+    let of_families =
+        ["attention-sink", "choice-bias", "clamp", "gate-place", "router-groups", "scale-tensor", "weights-scale"];
     let expected: BTreeSet<_> = by_hand.iter().chain(&of_families).collect();
     assert_eq!(never, expected.into_iter().collect::<Vec<_>>(), "hypotheses that explained nothing");
 }

@@ -6,10 +6,11 @@
 use std::arch::x86_64::*;
 
 use super::codes::{Codes, Head, Stand};
+use crate::quant::few_bits::{BlockQ1_0, BlockQ2_0};
+use crate::quant::fp4::{BlockMXFP4, BlockNVFP4, E2M1_LEVELS, e8m0_half, ue4m3_half};
 use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales};
 use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
-use crate::quant::mx::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
 use crate::quant::ternary::{BlockTQ1_0, BlockTQ2_0};
 
 /// A half. The crate that has its definition asks at every call what the processor can.
@@ -196,6 +197,53 @@ codes! {
     const SPREAD: i32 = 24;
     head |b| one(e8m0_half(b.e), 0.0);
     codes |b, _| levels(nibbles(&b.qs), &E2M1_LEVELS);
+}
+
+codes! {
+    Nvfp4: BlockNVFP4,
+    const GROUPS: usize = 2;
+    const HALVES: bool = true;
+    const LEAST: i32 = -12;
+    const SPREAD: i32 = 24;
+    head |b| {
+        let mut head = Head { scales: [0.0; 16], mins: [0.0; 16] };
+        head.scales[..4].copy_from_slice(&b.d.map(ue4m3_half));
+        head
+    };
+    // Of two halves the low nibbles, then the high ones.
+    codes |b, g| {
+        let qs = load16(bytemuck::cast_ref(&b.qs.as_chunks::<2>().0[g]));
+        let high = _mm_srli_epi16::<4>(qs);
+        let halves = _mm256_set_m128i(_mm_unpackhi_epi64(qs, high), _mm_unpacklo_epi64(qs, high));
+        levels(_mm256_and_si256(halves, splat8(15)), &E2M1_LEVELS)
+    };
+}
+
+codes! {
+    Q1_0: BlockQ1_0,
+    const GROUPS: usize = 4;
+    const LEAST: i32 = -1;
+    const SPREAD: i32 = 2;
+    head |b| Head { scales: [f16(b.d); 16], mins: [0.0; 16] };
+    codes |b, g| {
+        let set = spread(u32::from_le_bytes(b.qs.as_chunks::<4>().0[g]));
+        _mm256_blendv_epi8(splat8(0xff), splat8(1), set)
+    };
+}
+
+codes! {
+    Q2_0: BlockQ2_0,
+    const GROUPS: usize = 2;
+    const LEAST: i32 = -1;
+    const SPREAD: i32 = 3;
+    head |b| Head { scales: [f16(b.d); 16], mins: [0.0; 16] };
+    codes |b, g| {
+        // A byte to a lane of four, where two bits more are shifted up to each byte.
+        let byte = _mm256_cvtepu8_epi32(_mm_set_epi64x(0, i64::from_le_bytes(b.qs.as_chunks::<8>().0[g])));
+        let two = _mm256_or_si256(byte, _mm256_slli_epi32::<12>(byte));
+        let four = _mm256_or_si256(two, _mm256_slli_epi32::<6>(two));
+        _mm256_sub_epi8(_mm256_and_si256(four, splat8(3)), splat8(1))
+    };
 }
 
 codes! {

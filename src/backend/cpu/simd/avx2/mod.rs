@@ -57,6 +57,9 @@ macro_rules! of_codes {
             GgmlType::TQ1_0 => $($make)::+::<Tq1_0>(),
             GgmlType::TQ2_0 => $($make)::+::<Tq2_0>(),
             GgmlType::MXFP4 => $($make)::+::<Mxfp4>(),
+            GgmlType::NVFP4 => $($make)::+::<Nvfp4>(),
+            GgmlType::Q1_0 => $($make)::+::<Q1_0>(),
+            GgmlType::Q2_0 => $($make)::+::<Q2_0>(),
             _ => return None,
         })
     }};

@@ -16,7 +16,7 @@ pub(in crate::backend::cpu) mod int8;
 mod tables;
 
 use formats::{Bf16, F16, F32, Q4K, Q5K, Q6K, Q8_0};
-use tables::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
+use tables::{Iq4Nl, Iq4Xs, Mxfp4, Nvfp4, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q5_0, Q5_1};
 
 type V = __m512;
 
@@ -49,6 +49,9 @@ pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
         GgmlType::IQ4_NL => kernels::<Iq4Nl, _>(),
         GgmlType::IQ4_XS => kernels::<Iq4Xs, _>(),
         GgmlType::MXFP4 => kernels::<Mxfp4, _>(),
+        GgmlType::NVFP4 => kernels::<Nvfp4, _>(),
+        GgmlType::Q1_0 => kernels::<Q1_0, _>(),
+        GgmlType::Q2_0 => kernels::<Q2_0, _>(),
         // Types that are worked on as bytes have nothing to gain from wider registers here.
         _ => return super::avx2::blocks(ty),
     })

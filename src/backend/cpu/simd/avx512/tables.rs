@@ -8,10 +8,11 @@
 
 use super::formats::{SELECT, Scales, half, iota, widen};
 use super::*;
+use crate::quant::few_bits::{BlockQ1_0, BlockQ2_0};
+use crate::quant::fp4::{BlockMXFP4, BlockNVFP4, E2M1_LEVELS, e8m0_half, ue4m3_half};
 use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, q3k_scales};
 use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1};
-use crate::quant::mx::{BlockMXFP4, E2M1_LEVELS, e8m0_half};
 
 /// 16 signed bytes as f32.
 #[inline]
@@ -82,6 +83,74 @@ format32!(Iq4Nl, |b: BlockIQ4NL| four_bits(&b.qs, _mm512_mul_ps(signed(&IQ4_LEVE
 format32!(Mxfp4, |b: BlockMXFP4| {
     four_bits(&b.qs, _mm512_mul_ps(signed(&E2M1_LEVELS), _mm512_set1_ps(e8m0_half(b.e))))
 });
+
+pub(super) struct Nvfp4;
+
+impl BlockFormat<V, 4> for Nvfp4 {
+    type Block = BlockNVFP4;
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &BlockNVFP4) {}
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn step(block: &BlockNVFP4, (): &(), _: usize) -> [V; 4] {
+        let levels = signed(&E2M1_LEVELS);
+        let mut out = [_mm512_setzero_ps(); 4];
+        for g in 0..4 {
+            // Eight bytes twice: their low nibbles, and their high ones.
+            let q = _mm512_cvtepu8_epi32(_mm_set1_epi64x(i64::from_le_bytes(block.qs[g])));
+            let q = _mm512_mask_srli_epi32::<4>(q, 0xff00, q);
+            let table = _mm512_mul_ps(levels, _mm512_set1_ps(ue4m3_half(block.d[g])));
+            out[g] = _mm512_permutexvar_ps(q, table);
+        }
+        out
+    }
+}
+
+pub(super) struct Q1_0;
+
+impl BlockFormat<V, 8> for Q1_0 {
+    type Block = BlockQ1_0;
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &BlockQ1_0) {}
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn step(block: &BlockQ1_0, (): &(), _: usize) -> [V; 8] {
+        let d = half(block.d);
+        let minus = _mm512_sub_ps(_mm512_set1_ps(-0.0), d);
+        let mut out = [minus; 8];
+        for (out, bits) in out.iter_mut().zip(block.qs.as_chunks::<2>().0) {
+            *out = _mm512_mask_blend_ps(u16::from_le_bytes(*bits), minus, d);
+        }
+        out
+    }
+}
+
+pub(super) struct Q2_0;
+
+impl BlockFormat<V, 4> for Q2_0 {
+    type Block = BlockQ2_0;
+    const STEPS: usize = 1;
+    type Head = ();
+    #[inline]
+    unsafe fn head(_: &BlockQ2_0) {}
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,f16c")]
+    unsafe fn step(block: &BlockQ2_0, (): &(), _: usize) -> [V; 4] {
+        let values = _mm512_setr_ps(-1., 0., 1., 2., -1., 0., 1., 2., -1., 0., 1., 2., -1., 0., 1., 2.);
+        let table = _mm512_mul_ps(values, half(block.d));
+        let counts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let mut out = [table; 4];
+        for (out, word) in out.iter_mut().zip(block.qs.as_chunks::<4>().0) {
+            let q = _mm512_srlv_epi32(_mm512_set1_epi32(i32::from_le_bytes(*word)), counts);
+            *out = _mm512_permutexvar_ps(q, table);
+        }
+        out
+    }
+}
 
 pub(super) struct Iq4Xs;
 
