@@ -259,16 +259,9 @@ impl Row {
     }
 }
 
-/// ggml's number of NVFP4.
-const NVFP4: u32 = 40;
-
-/// Types that ggml has and this program need not have: number, name, weights and bytes of a block.
-const OTHER_TYPES: [(u32, &str, u64, u64); 3] = [(NVFP4, "NVFP4", 64, 36), (41, "Q1_0", 128, 18), (42, "Q2_0", 64, 18)];
-
 /// Name, weights and bytes of a block of a type.
 fn layout(id: u32) -> Option<(&'static str, u64, u64)> {
-    let own = GgmlType::from_id(id).map(|ty| (ty.name(), ty.block_len() as u64, ty.block_bytes() as u64));
-    own.or_else(|| OTHER_TYPES.iter().find(|row| row.0 == id).map(|&(_, name, len, bytes)| (name, len, bytes)))
+    GgmlType::from_id(id).map(|ty| (ty.name(), ty.block_len() as u64, ty.block_bytes() as u64))
 }
 
 fn tensor(cur: &mut Cursor<'_>, index: u64, found: &mut FoundInFile) -> Result<Row> {
@@ -328,7 +321,7 @@ fn tensor(cur: &mut Cursor<'_>, index: u64, found: &mut FoundInFile) -> Result<R
 
 /// Weights of NVFP4 whose scale is not there.
 fn scales(rows: &[Row], names: &HashSet<String>, found: &mut FoundInFile) {
-    for row in rows.iter().filter(|row| row.ty == NVFP4) {
+    for row in rows.iter().filter(|row| GgmlType::from_id(row.ty) == Some(GgmlType::NVFP4)) {
         let scale = row.name.strip_suffix(".weight").map(|of| format!("{of}.scale"));
         if let Some(scale) = scale.filter(|scale| !names.contains(scale)) {
             let what =

@@ -140,8 +140,7 @@ fn tensor(gguf: &Gguf, config: &Config, problem: &TensorProblem, found: &mut Fou
         TensorProblem::Unread { tensor } => {
             let at = format!("tensor {tensor}");
             if is_scale(gguf, tensor) {
-                let what =
-                    "llama.cpp multiplies by it where the weight is NVFP4; this program refuses what it does not read";
+                let what = "this program has no product here that it multiplies, and refuses what it does not read";
                 return found.add(Note, "not-run-here", &at, what);
             }
             match is_taken(architecture, tensor) {

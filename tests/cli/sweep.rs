@@ -54,9 +54,9 @@ fn shards_of_a_sweep_come_to_what_the_whole_does() {
     assert_eq!((&found[6]["agree"], &found[6]["prompts"]), (&5.into(), &5.into()));
     assert_eq!(found[2]["tokens"], 3);
 
-    // A prompt comes to what it does alone.
-    let alone: Value =
-        serde_json::from_str(&expect(0, &["diff", "--subject", "cpu", "--tokens", "414,2,3", "--json"])).unwrap();
+    // A prompt comes to what it does alone; a sweep decodes nothing unless told to.
+    let alone = ["diff", "--subject", "cpu", "--tokens", "414,2,3", "--decode", "0", "--json"];
+    let alone: Value = serde_json::from_str(&expect(0, &alone)).unwrap();
     assert_eq!(found[2]["logits"]["kld_max"], alone["logits"]["kld_max"]);
     let worst = alone["stages"].as_array().unwrap().iter().filter_map(|s| s["ratio"].as_f64()).fold(0.0, f64::max);
     assert_eq!(found[2]["worst"][1], worst);

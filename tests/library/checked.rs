@@ -318,7 +318,7 @@ fn edits() -> Vec<(&'static str, Option<&'static str>, Edit)> {
         edit("a tensor that nothing reads", "tensor-unread", |p| p.add("blk.0.attn_nothing.weight", 64)),
         edit("a bias that nothing reads", "tensor-unread", |p| p.add("blk.0.attn_output.bias", 64)),
         edit("a bias of k alone", None, |p| p.add("blk.0.attn_k.bias", 32)),
-        edit("a scale of a weight", "not-run-here", |p| p.add("blk.0.attn_q.scale", 1)),
+        edit("a scale of a weight", None, |p| p.add("blk.0.attn_q.scale", 1)),
         edit("a scale of no weight", "tensor-unread", |p| p.add("blk.0.attn_nothing.scale", 1)),
         edit("NVFP4 without its scale", "nvfp4-scale", |p| {
             let q = p.tensor(Q);

@@ -120,6 +120,9 @@ fn sums(op: OpKind) -> &'static [Axis] {
     }
 }
 
+/// How much less than a mistake of one's own a number before the right values is to be expected, in bits.
+pub(super) const FACTOR: f64 = 4.0;
+
 macro_rules! list {
     ($($id:literal $description:literal $ops:expr, $places:expr, $bits:expr, $module:ident::$variants:ident;)*) => {
         pub(super) static HYPOTHESES: &[Hypothesis] = &[$(Hypothesis {
@@ -232,6 +235,6 @@ list! {
 
     "zero" "zeros: nothing written" ANY, anywhere, -3, whole::zero;
     "misplaced" "right values in other rows, columns or heads; written by columns" ANY, anywhere, 2, whole::misplaced;
-    "factor" "the right values times one number, or with the sign flipped" ANY, anywhere, 4, whole::factor;
+    "factor" "the right values times one number, or with the sign flipped" ANY, anywhere, FACTOR, whole::factor;
     "offset" "the right values plus one number" ANY, anywhere, 4, whole::offset;
 }

@@ -116,8 +116,12 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let outside = "the norm with eps added to the root instead of under it";
     all.extend(case.changed(outside, |n: &mut Norm<'a>| n.scale = Scale::EpsOutside)?);
     if let Some(fitted) = fit_eps(case, &norm) {
+        let mut groups: Vec<usize> = case.wrong.iter().filter_map(|i| norm.group_of(*i)).collect();
+        groups.dedup();
+        // Some eps is as good as any number below 1 where only one group is wrong, and so no more to be expected.
+        let bits = if groups.len() > 1 { 0.0 } else { super::list::FACTOR };
         let new = round_numbers(fitted, 0.2).into_iter().filter(|e| !same(*e) && !known.contains(e));
-        all.extend(new.map(|eps| with(eps).with_fitted(eps)));
+        all.extend(new.map(|eps| with(eps).with_fitted(eps).assuming(bits)));
     }
     Ok(all)
 }

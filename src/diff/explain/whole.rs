@@ -64,6 +64,11 @@ pub fn factor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         for factor in round_numbers(fitted, 1e-3).into_iter().filter(|f| *f != 1.0) {
             all.push(with(factor, format!("{factor} times the right values")).with_fitted(factor));
         }
+        // Of a number next to 1 what says something is how far from it.
+        for off in round_numbers(fitted - 1.0, 0.2).into_iter().filter(|off| off.abs() < 0.1 && *off != 0.0) {
+            let factor = 1.0 + off;
+            all.push(with(factor, format!("{factor} times the right values")).with_fitted(off));
+        }
     }
     Ok(all)
 }

@@ -274,8 +274,12 @@ impl Grid<'_> {
             let region = Region { key_minus_query: Some(span), ..Region::default() };
             return record(vec![PatternKind::Diagonal], description, inside, region, None);
         }
-        let chosen = self.search(all);
-        let inside = self.tally(&chosen);
+        let mut chosen = self.search(all);
+        let mut inside = self.tally(&chosen);
+        if self.goes_on(&chosen, inside, all) {
+            chosen.parts.clear();
+            inside = all;
+        }
         let relation = || {
             let cols = self.layout.cols;
             let mut elements = chosen.elements();
@@ -337,6 +341,15 @@ impl Grid<'_> {
                 self.largest(edge.elements().into_iter()) < HIDES
             })
         })
+    }
+
+    /// Whether an error goes on outside of a region: more elements are wrong there than the energy allows for, and nearly as wrong.
+    fn goes_on(&self, region: &ErrorRegion, inside: Tally, all: Tally) -> bool {
+        if (all.count - inside.count) as f64 <= (1.0 - COVERAGE) * all.count as f64 {
+            return false;
+        }
+        let largest = |within: bool| self.largest((0..self.subject.len()).filter(|i| region.contains(*i) == within));
+        largest(true) < HIDES * largest(false)
     }
 
     /// What is beyond its floor outside of a region, in words.

@@ -457,6 +457,7 @@ fn what_has_no_kernels_is_named_before_the_run() {
     let needs = [
         need(OpKind::MatMul, GgmlType::Q4_K),
         need(OpKind::MatMul, GgmlType::IQ2_S),
+        need(OpKind::MatMul, GgmlType::Q8_1),
         need(OpKind::RmsNorm, GgmlType::F16),
         need(OpKind::RmsNorm, GgmlType::F32),
         need(OpKind::AttnScores, GgmlType::F32),
@@ -464,12 +465,12 @@ fn what_has_no_kernels_is_named_before_the_run() {
     ];
     let lines = gpu.unsupported(&needs);
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines[0].contains("blk.0.x") && lines[0].contains("IQ2_S"), "{lines:?}");
+    assert!(lines[0].contains("blk.0.x") && lines[0].contains("Q8_1"), "{lines:?}");
     assert!(lines[1].contains("blk.0.x") && lines[1].contains("F16"), "{lines:?}");
     assert!(lines[2].contains("key_length") && lines[2].contains("multiple of 4, not 6"), "{lines:?}");
-    let weight = Weight::from_vec("blk.0.x", GgmlType::IQ2_S, [256, 1, 1], vec![0; 82]).unwrap();
+    let weight = Weight::from_vec("blk.0.x", GgmlType::Q8_1, [256, 1, 1], vec![0; 8 * 36]).unwrap();
     let error = gpu.prepare(&[weight], &mut |_| ()).unwrap_err();
-    assert!(error.to_string().contains("IQ2_S"), "{error}");
+    assert!(error.to_string().contains("Q8_1"), "{error}");
 }
 
 #[test]

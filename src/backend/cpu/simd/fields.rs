@@ -29,7 +29,7 @@ macro_rules! field_formats {
             })
         }
 
-        use crate::backend::cpu::simd::fields::{Fields, Scales};
+        use crate::backend::cpu::simd::fields::{Fields, FieldScales};
         use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
         use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales, scales_and_mins};
         use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0};
@@ -43,15 +43,15 @@ macro_rules! field_formats {
                 impl BlockFormat<V, 2> for $name {
                     type Block = $block;
                     const STEPS: usize = $groups;
-                    type Head = Scales;
+                    type Head = FieldScales;
                     #[inline]
                     #[$features]
-                    unsafe fn head($h: &$block) -> Scales {
+                    unsafe fn head($h: &$block) -> FieldScales {
                         $scales
                     }
                     #[inline]
                     #[$features]
-                    unsafe fn step($b: &$block, head: &Scales, step: usize) -> [V; 2] {
+                    unsafe fn step($b: &$block, head: &FieldScales, step: usize) -> [V; 2] {
                         let $g = step;
                         let codes: Fields = $codes;
                         let halves = codes.as_chunks::<16>().0;
@@ -62,59 +62,59 @@ macro_rules! field_formats {
             };
         }
 
-        fields!(Q4_0: BlockQ4_0, 1, |b| Scales::one(f16(b.d), 0.0), |b, _| nibbles(&b.qs, |q, _| q as i8 - 8));
-        fields!(Q4_1: BlockQ4_1, 1, |b| Scales::one(f16(b.d), -f16(b.m)), |b, _| nibbles(&b.qs, |q, _| q as i8));
-        fields!(Q5_0: BlockQ5_0, 1, |b| Scales::one(f16(b.d), 0.0), |b, _| {
+        fields!(Q4_0: BlockQ4_0, 1, |b| FieldScales::one(f16(b.d), 0.0), |b, _| nibbles(&b.qs, |q, _| q as i8 - 8));
+        fields!(Q4_1: BlockQ4_1, 1, |b| FieldScales::one(f16(b.d), -f16(b.m)), |b, _| nibbles(&b.qs, |q, _| q as i8));
+        fields!(Q5_0: BlockQ5_0, 1, |b| FieldScales::one(f16(b.d), 0.0), |b, _| {
             let high = u32::from_le_bytes(b.qh);
             nibbles(&b.qs, |q, i| (q | ((high >> i) as u8 & 1) << 4) as i8 - 16)
         });
-        fields!(Q5_1: BlockQ5_1, 1, |b| Scales::one(f16(b.d), -f16(b.m)), |b, _| {
+        fields!(Q5_1: BlockQ5_1, 1, |b| FieldScales::one(f16(b.d), -f16(b.m)), |b, _| {
             let high = u32::from_le_bytes(b.qh);
             nibbles(&b.qs, |q, i| (q | ((high >> i) as u8 & 1) << 4) as i8)
         });
-        fields!(Q8_0: BlockQ8_0, 1, |b| Scales::one(f16(b.d), 0.0), |b, _| bytemuck::cast(b.qs));
-        fields!(Iq4Nl: BlockIQ4NL, 1, |b| Scales::one(f16(b.d), 0.0), |b, _| nibbles(&b.qs, |q, _| IQ4_LEVELS[q as usize]));
-        fields!(Mxfp4: BlockMXFP4, 1, |b| Scales::one(e8m0_half(b.e), 0.0), |b, _| {
+        fields!(Q8_0: BlockQ8_0, 1, |b| FieldScales::one(f16(b.d), 0.0), |b, _| bytemuck::cast(b.qs));
+        fields!(Iq4Nl: BlockIQ4NL, 1, |b| FieldScales::one(f16(b.d), 0.0), |b, _| nibbles(&b.qs, |q, _| IQ4_LEVELS[q as usize]));
+        fields!(Mxfp4: BlockMXFP4, 1, |b| FieldScales::one(e8m0_half(b.e), 0.0), |b, _| {
             nibbles(&b.qs, |q, _| E2M1_LEVELS[q as usize])
         });
         fields!(Iq4Xs: BlockIQ4XS, 8, |b| {
             let (d, high) = (f16(b.d), u16::from_le_bytes(b.scales_h));
-            Scales::groups(|g| {
+            FieldScales::groups(|g| {
                 let low = b.scales_l[g / 2] >> (g % 2 * 4) & 15;
                 (d * ((low | ((high >> (2 * g) & 3) << 4) as u8) as i8 - 32) as f32, 0.0)
             })
         }, |b, g| nibbles(&b.qs.as_chunks::<16>().0[g], |q, _| IQ4_LEVELS[q as usize]));
         fields!(Q2K: BlockQ2K, 8, |b| {
             let (d, dmin) = (f16(b.d), f16(b.dmin));
-            Scales::halves(|h| (d * (b.scales[h] & 15) as f32, dmin * (b.scales[h] >> 4) as f32))
+            FieldScales::halves(|h| (d * (b.scales[h] & 15) as f32, dmin * (b.scales[h] >> 4) as f32))
         }, |b, g| {
             let qs = &b.qs.as_chunks::<32>().0[g / 4];
             std::array::from_fn(|i| (qs[i] >> (g % 4 * 2) & 3) as i8)
         });
         fields!(Q3K: BlockQ3K, 8, |b| {
             let (d, scales) = (f16(b.d), q3k_scales(&b.scales));
-            Scales::halves(|h| (d * scales[h] as f32, 0.0))
+            FieldScales::halves(|h| (d * scales[h] as f32, 0.0))
         }, |b, g| {
             let qs = &b.qs.as_chunks::<32>().0[g / 4];
             std::array::from_fn(|i| (qs[i] >> (g % 4 * 2) & 3 | (b.hmask[i] >> g & 1) << 2) as i8 - 4)
         });
         fields!(Q4K: BlockQ4K, 8, |b| {
             let (d, dmin, (scales, mins)) = (f16(b.d), f16(b.dmin), scales_and_mins(&b.scales));
-            Scales::groups(|g| (d * scales[g] as f32, dmin * mins[g] as f32))
+            FieldScales::groups(|g| (d * scales[g] as f32, dmin * mins[g] as f32))
         }, |b, g| {
             let qs = &b.qs.as_chunks::<32>().0[g / 2];
             std::array::from_fn(|i| (qs[i] >> (g % 2 * 4) & 15) as i8)
         });
         fields!(Q5K: BlockQ5K, 8, |b| {
             let (d, dmin, (scales, mins)) = (f16(b.d), f16(b.dmin), scales_and_mins(&b.scales));
-            Scales::groups(|g| (d * scales[g] as f32, dmin * mins[g] as f32))
+            FieldScales::groups(|g| (d * scales[g] as f32, dmin * mins[g] as f32))
         }, |b, g| {
             let qs = &b.qs.as_chunks::<32>().0[g / 2];
             std::array::from_fn(|i| (qs[i] >> (g % 2 * 4) & 15 | (b.qh[i] >> g & 1) << 4) as i8)
         });
         fields!(Q6K: BlockQ6K, 8, |b| {
             let d = f16(b.d);
-            Scales::halves(|h| (d * b.scales[h] as f32, 0.0))
+            FieldScales::halves(|h| (d * b.scales[h] as f32, 0.0))
         }, |b, g| {
             let (half, quarter) = (g / 4, g % 4);
             let low = &b.ql.as_chunks::<32>().0[half * 2 + quarter % 2];
@@ -138,11 +138,11 @@ pub(super) type Fields = [i8; 32];
 
 /// A scale and a min for each half of the groups of a block.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Scales {
+pub(super) struct FieldScales {
     pub of: [[[f32; 2]; 2]; 8],
 }
 
-impl Scales {
+impl FieldScales {
     /// Of a block that has one scale and one min.
     #[inline]
     pub fn one(scale: f32, min: f32) -> Self {

@@ -499,9 +499,9 @@ fn own_error(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor, 
     }
 }
 
-/// Whether operands are rounded before they are used.
+/// Whether operands, or the argument of a gelu, are rounded before they are used.
 fn rounds_operands(contract: &Contract) -> bool {
-    [contract.activations, contract.weights, contract.cache].iter().any(|format| format.is_coarse())
+    [contract.activations, contract.weights, contract.cache, contract.gelu].iter().any(|format| format.is_coarse())
 }
 
 /// Adds what is carried to each floor.
