@@ -340,7 +340,7 @@ fn places(rows: &[Row], start: u64, alignment: u64, end: u64, found: &mut FoundI
         if let Some(expected) = expected.filter(|expected| *expected != offset) {
             let behind =
                 before.map_or("the start of the data".to_string(), |row| format!("tensor {}", printable(&row.name)));
-            let what = match before.and_then(|row| Some(row.offset.checked_add(row.bytes?)?)) {
+            let what = match before.and_then(|row| row.offset.checked_add(row.bytes?)) {
                 _ if !offset.is_multiple_of(alignment) => format!("no multiple of the alignment {alignment}"),
                 Some(ends) if before.is_some_and(|row| offset >= row.offset) && offset < ends => {
                     format!("the two share {} bytes or more", ends - offset)

@@ -425,8 +425,8 @@ fn vocabulary(meta: &Metadata, found: &mut FoundInFile) {
             Some(Value::Array(all @ (Array::F32(_) | Array::I32(_))))
                 if expected == "f32" || all.element_type() == ValueType::I32 =>
             {
+                let what = format!("one for each of {} tokens was expected, found {}", tokens.len(), all.len());
                 if all.len() < tokens.len() {
-                    let what = format!("one for each of {} tokens was expected, found {}", tokens.len(), all.len());
                     found.add(Refused, "tokenizer", &at(key), what);
                 }
             }
