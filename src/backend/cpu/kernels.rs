@@ -194,7 +194,6 @@ impl Kernels {
             Level::Avx512 => &AVX512,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => &NEON,
-            #[allow(unreachable_patterns)] // where an architecture has all of them
             _ => unreachable!("{level} is of another architecture, whose features this processor cannot have"),
         })
     }
@@ -313,6 +312,9 @@ impl Kernels {
                 let copy =
                     |r: usize, columns: Range<usize>, part: &mut [f32]| part.copy_from_slice(&row(first + r)[columns]);
                 buffers.products(self, self.tile, packed, copy, rows, &mut out[first..]);
+            }
+            if whole == rows {
+                return;
             }
             let results = at_least(results, x.len() * self.tile, 0.0); // [tokens, tile]
             let copy =

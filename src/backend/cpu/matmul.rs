@@ -7,8 +7,8 @@
 //!   their number nor the threads change a bit.
 //! - For one row of x the kernel reads the blocks themselves, where the level has such a kernel. For more, a task unpacks some rows part by part
 //!   into the first-level cache, where they meet the rows of x; there are as many of these in a task as stay in the second-level cache.
-//! - What tasks read of x is made by each of them, tokens side by side ([`Packed`](super::packed::Packed)): it takes a hundredth of the time of their products, and what
-//!   another thread had made would lie in memory. int8 codes are made once.
+//! - What tasks read of x is made by each of them, tokens side by side ([`Packed`](super::packed::Packed)): it takes a fortieth of the time of
+//!   their products, and what another thread had made would lie in memory. int8 codes are made once.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use super::tile::{TileBuffers, at_least};
 use crate::Result;
 use crate::op::Weight;
 
-/// Weight rows in a task at least, and a divisor of all others.
+/// Weight rows in a task at least, and a divisor of all others, where they are not unpacked to f32 by tiles.
 const ROWS: usize = 16;
 /// Bytes of a task's rows of x, which pass by once for each tile of weights and for which there is room in the second-level cache.
 const X_BYTES: usize = 512 << 10;

@@ -19,7 +19,7 @@
 //!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types on AVX2 are bound by
 //!   arithmetic still, which codes halve. Many tokens (`add_part`): a part of `TILE` rows is unpacked into the first-level cache, 12 KiB, and
 //!   meets all tokens there, so what is unpacked is neither written to memory nor read back. Their sums fill most of the registers, so
-//!   arithmetic is the limit: for 32 tokens 16 cycles of multiplying stand beside about 3 of unpacking 16 weights.
+//!   arithmetic is the limit: for 32 tokens 16 cycles of multiplying stand beside 3 to 6 of unpacking 16 weights.
 //! - **int8 activations** (`int8_kernels!`) meet the codes of block types as bytes, for `cpu:int8`. There is no plain-Rust level of it: its
 //!   definition is the contract, which the oracle emulates.
 //! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are
