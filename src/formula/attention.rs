@@ -6,7 +6,7 @@ use super::exact::Emulation;
 use super::precision::CoarseSums;
 use super::rounding::{TINY, TO_F32, inner, roundoff};
 use super::softmax::Seen;
-use super::sum::{Terms, confidence, least_bound};
+use super::sum::{COLUMNS, Terms, confidence, least_bound};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
 use crate::backend::Contract;
 use crate::error::Result;
@@ -196,10 +196,16 @@ impl ByRow for Context<'_> {
         let p = &self.p[p_row..][seen.clone()];
         let kv_head = self.cache.kv_head[head];
         let lambda = confidence(self.len());
+        let of_head = |row: &Option<usize>| row.map(|row| (row * kv_heads + kv_head) * d);
+        let rows: Vec<Option<usize>> = self.cache.row[seen.clone()].iter().map(of_head).collect();
+        let floored = |terms: Terms, magnitudes: f64, undecided: f64| {
+            let flushed = TINY * (p.len() as f64 + magnitudes);
+            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed + undecided))
+        };
         let mut column = vec![0.0; p.len()];
-        let element = |i: &usize| {
-            for (v, row) in column.iter_mut().zip(&self.cache.row[seen.clone()]) {
-                *v = row.map_or(0.0, |row| self.v[(row * kv_heads + kv_head) * d + i]);
+        let mut element = |i: &usize| {
+            for (v, row) in column.iter_mut().zip(&rows) {
+                *v = row.map_or(0.0, |at| self.v[at + i]);
             }
             if let Some(times) = &self.times {
                 column.iter_mut().zip(&times[seen.clone()]).for_each(|(v, times)| *v *= times);
@@ -209,21 +215,31 @@ impl ByRow for Context<'_> {
                 let steps = coarse.steps(p, &column, y);
                 return (y, contracts.map(|c| steps + roundoff(c) * y.abs() + TINY));
             }
-            let terms = Terms::dot(p, &column);
-            let flushed = TINY * (p.len() as f64 + column.iter().map(|v| v.abs()).sum::<f64>());
+            let magnitudes = column.iter().map(|v| v.abs()).sum();
             let step = |n: usize, at: usize| self.ties[n].as_ref().map_or(0.0, |ties| ties[at]);
             let undecided: f64 = if self.ties.iter().all(|t| t.is_none()) {
                 0.0
             } else {
-                let keys = seen.clone().zip(&self.cache.row[seen.clone()]);
+                let keys = seen.clone().zip(&rows);
                 let each = keys.zip(p.iter().zip(&column)).map(|((position, row), (p, v))| {
-                    let kept = row.map_or(0.0, |row| step(1, (row * kv_heads + kv_head) * d + i));
+                    let kept = row.map_or(0.0, |at| step(1, at + i));
                     (step(0, p_row + position) * v).abs() + (p * kept).abs()
                 });
                 each.sum()
             };
-            (terms.sum, contracts.map(|c| terms.bound(c, lambda) + flushed + undecided))
+            floored(Terms::dot(p, &column), magnitudes, undecided)
         };
-        Ok(columns.iter().map(element).collect())
+        let plain = self.times.is_none() && self.coarse.is_none() && self.ties.iter().all(|ties| ties.is_none());
+        let mut found = Vec::with_capacity(columns.len());
+        for block in columns.chunk_by(|a, b| a / COLUMNS == b / COLUMNS) {
+            let first = block[0] / COLUMNS * COLUMNS;
+            if plain && first + COLUMNS <= d {
+                let of_all = Terms::columns(p, &self.v[first..], &rows);
+                found.extend(block.iter().map(|i| floored(of_all[i - first].0, of_all[i - first].1, 0.0)));
+            } else {
+                found.extend(block.iter().map(&mut element));
+            }
+        }
+        Ok(found)
     }
 }

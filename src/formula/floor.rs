@@ -100,7 +100,7 @@ fn on_operands<const N: usize>(
 }
 
 /// An error against its floor.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Ratio {
     /// The largest |error| / floor; infinite where there is an error and no floor, or an error that is not a number. What has no bound
     /// counts as 0.
@@ -118,6 +118,38 @@ impl Ratio {
     pub fn explained(&self) -> bool {
         self.index.is_some() && self.beyond == 0
     }
+
+    /// Adds the next element; whether it is the worst so far.
+    pub(super) fn add(&mut self, i: usize, error: f64, floor: f64) -> bool {
+        // Most errors are so far below their floor that no division is needed to see that they are neither the worst nor beyond it.
+        if self.index.is_some() && error.abs() < 0.99 * self.max.min(1.0) * floor {
+            return false;
+        }
+        self.non_finite += !error.is_finite() as usize;
+        let r = match error.abs() {
+            0.0 => 0.0,
+            _ if floor == f64::INFINITY => 0.0,
+            e if e.is_finite() && floor.is_finite() => e / floor,
+            _ => f64::INFINITY,
+        };
+        self.beyond += (r > 1.0) as usize;
+        let worst = self.index.is_none() || r > self.max;
+        if worst {
+            (self.max, self.index) = (r, Some(i));
+        }
+        worst
+    }
+
+    /// Adds those of elements that follow; whether the worst is one of them.
+    pub(super) fn merge(&mut self, later: Self) -> bool {
+        self.non_finite += later.non_finite;
+        self.beyond += later.beyond;
+        let worst = later.index.is_some() && (self.index.is_none() || later.max > self.max);
+        if worst {
+            (self.max, self.index) = (later.max, later.index);
+        }
+        worst
+    }
 }
 
 /// The largest |error| / floor over elements. An element with no error has ratio 0 whatever its floor.
@@ -126,19 +158,9 @@ impl Ratio {
 /// If the two are not of one length.
 pub fn injected_ratio(error: &[f64], floor: &[f64]) -> Ratio {
     assert_eq!(error.len(), floor.len(), "one floor an element");
-    let mut ratio = Ratio { max: 0.0, index: None, beyond: 0, non_finite: 0 };
+    let mut ratio = Ratio::default();
     for (i, (error, floor)) in error.iter().zip(floor).enumerate() {
-        ratio.non_finite += !error.is_finite() as usize;
-        let r = match error.abs() {
-            0.0 => 0.0,
-            _ if *floor == f64::INFINITY => 0.0,
-            e if e.is_finite() && floor.is_finite() => e / floor,
-            _ => f64::INFINITY,
-        };
-        ratio.beyond += (r > 1.0) as usize;
-        if ratio.index.is_none() || r > ratio.max {
-            (ratio.max, ratio.index) = (r, Some(i));
-        }
+        ratio.add(i, *error, *floor);
     }
     ratio
 }

@@ -11,8 +11,9 @@ use super::sum::{Terms, confidence, least_bound};
 use super::{BLOCK, Bounded, Formula, Values, as_given};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::op::{HostTensor, Op, Weight};
+use crate::wide::wide;
 
 /// Reads a row of an expert: `(expert, row, products, offsets)`. A weight is its product less its offset.
 pub(crate) type Decode<'a> = Box<dyn Fn(usize, usize, &mut [f64], &mut [f64]) -> Result<()> + Send + Sync + 'a>;
@@ -155,12 +156,47 @@ impl<'a> Formula<'a> for Linear<'a> {
         Ok(floors)
     }
 
+    fn least_floors<const N: usize>(
+        &self,
+        indices: &[usize],
+        exact: &[f64],
+        contracts: [&Contract; N],
+    ) -> Result<Option<Vec<[f64; N]>>> {
+        let plain = self.coarse.is_none() && self.times.is_none() && self.scales.is_empty() && self.k <= MOST_IN_F32;
+        plain.then(|| self.least(indices, exact, contracts)).transpose()
+    }
+
     fn least_share(&self, contract: &Contract) -> f64 {
         match self.coarse {
             Some(_) => 0.0,
             None if self.stride() > self.n => 0.0,
             None => least_bound(self.k, contract, confidence(self.sums())),
         }
+    }
+}
+
+/// Terms whose magnitudes add up in f32 to within a hundredth: each of the 32 sums rounds once for 32 terms, by 2⁻²⁴.
+const MOST_IN_F32: usize = 1 << 22;
+
+wide! {
+    /// Σ|p| and Σp² of products of magnitudes, in f32. Of squares that are subnormal less.
+    fn magnitudes(x: &[f32], w: &[f32]) -> [f64; 2] {
+        const LANES: usize = 32;
+        let ((xs, x_tail), (ws, w_tail)) = (x.as_chunks::<LANES>(), w.as_chunks::<LANES>());
+        let (mut absolute, mut squares) = ([0f32; LANES], [0f32; LANES]);
+        for (x, w) in xs.iter().zip(ws) {
+            for i in 0..LANES {
+                let p = x[i] * w[i];
+                absolute[i] += p;
+                squares[i] += p * p;
+            }
+        }
+        for (i, (x, w)) in x_tail.iter().zip(w_tail).enumerate() {
+            let p = x * w;
+            absolute[i] += p;
+            squares[i] += p * p;
+        }
+        [absolute, squares].map(|sums| sums.iter().map(|x| *x as f64).sum())
     }
 }
 
@@ -286,6 +322,62 @@ impl<'a> Linear<'a> {
         (self.heads.as_ref().map_or(0.0, |heads| heads.kept[n]), [0.0; N])
     }
 
+    /// Of the elements at `indices`: the expert, the row of the weight and the place in `indices`, in this order, so that each row is read once. Those that
+    /// are kept are told with their place.
+    fn by_weight_row(&self, indices: &[usize], tell: &mut dyn FnMut(usize, usize)) -> Vec<(usize, usize, usize)> {
+        let mut order: Vec<(usize, usize, usize)> = Vec::with_capacity(indices.len());
+        for (at, i) in indices.iter().enumerate() {
+            match self.place(*i) {
+                (slot, Place::Sum(row)) => order.push((self.slots[slot].1, row, at)),
+                (_, Place::Kept(kept)) => tell(at, kept),
+            }
+        }
+        order.par_sort_unstable();
+        order
+    }
+
+    /// [`Formula::least_floors`]: from Σ|p| and Σp² in f32, and |y| for R, which is no less.
+    fn least<const N: usize>(
+        &self,
+        indices: &[usize],
+        exact: &[f64],
+        contracts: [&Contract; N],
+    ) -> Result<Vec<[f64; N]>> {
+        let (k, lambda) = (self.k, confidence(self.sums()));
+        let rows: Vec<OnceLock<Vec<f32>>> = (0..self.x.len() / k.max(1)).map(|_| OnceLock::new()).collect();
+        let magnitude = |x: &f64| x.abs() as f32;
+        let order = self.by_weight_row(indices, &mut |_, _| ());
+        let groups: Vec<&[(usize, usize, usize)]> = order.chunk_by(|a, b| a.0 == b.0 && a.1 == b.1).collect();
+        let group = |row: &mut Row, group: &&[(usize, usize, usize)]| {
+            (self.decode)(group[0].0, group[0].1, &mut row.product, &mut row.offset)?;
+            let product: Vec<f32> = row.product.iter().map(magnitude).collect();
+            let offset: Vec<f32> = row.offset.iter().map(magnitude).collect();
+            let has_offset = offset.iter().any(|o| *o != 0.0);
+            let element = |at: usize| {
+                let i = indices[at];
+                let x = self.slots[self.place(i).0].0;
+                let x = rows[x].get_or_init(|| self.x[x * k..][..k].iter().map(magnitude).collect());
+                let [mut absolute, mut squares] = magnitudes(x, &product);
+                if has_offset {
+                    let [more, of_more] = magnitudes(x, &offset);
+                    (absolute, squares) = (absolute + more, squares + of_more);
+                }
+                if !(absolute.is_finite() && squares.is_finite()) {
+                    return [0.0; N]; // beyond f32: nothing is known
+                }
+                let y = exact[i];
+                let least = Terms { n: k, sum: y, absolute: 0.99 * absolute, squares: 0.99 * squares, range: y.abs() };
+                let least = if self.exact_run > 1 { least.in_exact_runs_of(self.exact_run) } else { least };
+                contracts.map(|c| 0.99 * least.bound(c, lambda))
+            };
+            Ok::<_, Error>(group.iter().map(|(_, _, at)| element(*at)).collect::<Vec<_>>())
+        };
+        let found: Vec<Vec<[f64; N]>> = groups.par_iter().map_init(|| self.scratch(), group).collect::<Result<_>>()?;
+        let mut least = vec![[0.0; N]; indices.len()];
+        order.iter().zip(found.into_iter().flatten()).for_each(|((_, _, at), element)| least[*at] = element);
+        Ok(least)
+    }
+
     /// The elements at `indices`, without their values unless `VALUES`.
     fn some<const N: usize, const VALUES: bool>(
         &self,
@@ -294,15 +386,7 @@ impl<'a> Linear<'a> {
         put: &mut dyn FnMut(usize, Bounded<N>),
     ) -> Result<()> {
         let pass = self.pass(contracts);
-        // By row of the weight, so that each is read once.
-        let mut order: Vec<(usize, usize, usize)> = Vec::with_capacity(indices.len());
-        for (at, i) in indices.iter().enumerate() {
-            match self.place(*i) {
-                (slot, Place::Sum(row)) => order.push((self.slots[slot].1, row, at)),
-                (_, Place::Kept(kept)) => put(at, self.kept(kept)),
-            }
-        }
-        order.sort_unstable();
+        let order = self.by_weight_row(indices, &mut |at, kept| put(at, self.kept(kept)));
         let groups: Vec<&[(usize, usize, usize)]> = order.chunk_by(|a, b| a.0 == b.0 && a.1 == b.1).collect();
         let row = |scratch: &mut Row, group: &&[(usize, usize, usize)]| {
             let slots = group.iter().map(|(_, _, at)| self.place(indices[*at]).0);

@@ -116,6 +116,33 @@ pub(crate) trait Formula<'a>: Sized + Sync {
         0.0
     }
 
+    /// The floor at each of `indices`, which ascend, is at least this, for a fraction of its cost; `exact` are the values of all elements. `None` where
+    /// nothing is known.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn least_floors<const N: usize>(
+        &self,
+        _indices: &[usize],
+        _exact: &[f64],
+        _: [&Contract; N],
+    ) -> Result<Option<Vec<[f64; N]>>> {
+        Ok(None)
+    }
+
+    /// Calls `see` with the elements of each row of the result and the index of the first, rows in parallel; false, and does nothing, where the
+    /// formula is not by rows.
+    ///
+    /// # Errors
+    /// As [`Formula::evaluate`].
+    fn each_row<const N: usize>(
+        &self,
+        _: [&Contract; N],
+        _see: &(dyn Fn(usize, &[Bounded<N>]) + Sync),
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The floor of every element under each contract, as it is stored.
     ///
     /// # Errors
@@ -187,7 +214,7 @@ fn in_parallel<T: Send>(
     (0..n).into_par_iter().with_min_len(together).map(each).collect()
 }
 
-/// The two methods of [`Formula`] that a formula by rows has from being one.
+/// The methods of [`Formula`] that a formula by rows has from being one.
 macro_rules! by_row {
     () => {
         fn len(&self) -> usize {
@@ -201,6 +228,19 @@ macro_rules! by_row {
             put: &mut dyn FnMut(usize, crate::formula::Bounded<N>),
         ) -> crate::error::Result<()> {
             crate::formula::evaluate_by_row(self, indices, contracts, put)
+        }
+        fn each_row<const N: usize>(
+            &self,
+            contracts: [&crate::backend::Contract; N],
+            see: &(dyn Fn(usize, &[crate::formula::Bounded<N>]) + Sync),
+        ) -> crate::error::Result<bool> {
+            let [rows, cols] = crate::formula::ByRow::shape(self);
+            let columns: Vec<usize> = (0..cols).collect();
+            crate::formula::in_parallel(rows, 1, &|row| {
+                see(row * cols, &crate::formula::ByRow::row(self, row, &columns, contracts)?);
+                Ok(Vec::<()>::new())
+            })?;
+            Ok(true)
         }
     };
 }

@@ -71,6 +71,8 @@ pub struct Terms {
 
 /// Prefix sums are taken every so many terms; what happens between two of them is smaller than Q allows for.
 const STRIDE: usize = 8;
+/// Columns of [`Terms::columns`].
+pub const COLUMNS: usize = 8;
 
 impl Terms {
     wide! {
@@ -97,6 +99,38 @@ impl Terms {
             }
             let (absolute, squares) = (absolute.iter().sum(), squares.iter().sum());
             Terms { n: x.len(), sum: prefix, absolute, squares, range: high - low }
+        }
+    }
+
+    wide! {
+        /// [`Terms::dot`] of x with each of eight columns, to the bit, and the sum of each column's magnitudes. Row i of the columns begins at `rows[i]` of `w`;
+        /// `None` is a row of zeros.
+        pub fn columns(x: &[f64], w: &[f64], rows: &[Option<usize>]) -> [(Terms, f64); COLUMNS] {
+            const ZEROS: [f64; COLUMNS] = [0.0; COLUMNS];
+            // [a place in a stretch][a column]
+            let (mut absolute, mut squares) = ([ZEROS; STRIDE], [ZEROS; STRIDE]);
+            let (mut prefix, mut low, mut high, mut magnitudes) = (ZEROS, ZEROS, ZEROS, ZEROS);
+            for (x, rows) in x.chunks(STRIDE).zip(rows.chunks(STRIDE)) {
+                let mut p = [ZEROS; STRIDE];
+                for (i, (x, row)) in x.iter().zip(rows).enumerate() {
+                    let w: &[f64; COLUMNS] = row.and_then(|at| w[at..].first_chunk()).unwrap_or(&ZEROS);
+                    for j in 0..COLUMNS {
+                        p[i][j] = x * w[j];
+                        absolute[i][j] += p[i][j].abs();
+                        squares[i][j] += p[i][j] * p[i][j];
+                        magnitudes[j] += w[j].abs();
+                    }
+                }
+                for j in 0..COLUMNS {
+                    prefix[j] += ((p[0][j] + p[1][j]) + (p[2][j] + p[3][j])) + ((p[4][j] + p[5][j]) + (p[6][j] + p[7][j]));
+                    (low[j], high[j]) = (low[j].min(prefix[j]), high[j].max(prefix[j]));
+                }
+            }
+            std::array::from_fn(|j| {
+                let (absolute, squares) = (absolute.iter().map(|a| a[j]).sum(), squares.iter().map(|s| s[j]).sum());
+                let (sum, range) = (prefix[j], high[j] - low[j]);
+                (Terms { n: x.len(), sum, absolute, squares, range }, magnitudes[j])
+            })
         }
     }
 

@@ -1,5 +1,12 @@
 //! Tensors on the host.
 
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+/// Elements from which on they are converted by all threads.
+const MANY: usize = 1 << 16;
+
 /// The elements of a tensor on the host, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Data {
@@ -58,10 +65,36 @@ impl HostTensor {
     }
     /// The values as f64, whatever they are stored as (exact: f32 and u32 both fit).
     pub fn to_f64(&self) -> Vec<f64> {
+        self.f64s().into_owned()
+    }
+    /// The same, copied only if they are not stored so.
+    pub fn f64s(&self) -> Cow<'_, [f64]> {
+        fn wide<T: Copy + Sync + Into<f64>>(values: &[T]) -> Cow<'_, [f64]> {
+            let many = values.len() >= MANY;
+            Cow::Owned(match many {
+                true => values.par_iter().with_min_len(MANY / 4).map(|x| (*x).into()).collect(),
+                false => values.iter().map(|x| (*x).into()).collect(),
+            })
+        }
         match &self.data {
-            Data::F32(v) => v.iter().map(|&x| x as f64).collect(),
-            Data::F64(v) => v.clone(),
-            Data::U32(v) => v.iter().map(|&x| x as f64).collect(),
+            Data::F32(v) => wide(v),
+            Data::F64(v) => Cow::Borrowed(v),
+            Data::U32(v) => wide(v),
+        }
+    }
+    /// Elements `from`.. as f64, as many as `out` holds.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn read_f64(&self, from: usize, out: &mut [f64]) {
+        fn read<T: Copy + Into<f64>>(values: &[T], out: &mut [f64]) {
+            out.iter_mut().zip(values).for_each(|(out, x)| *out = (*x).into());
+        }
+        let elements = from..from + out.len();
+        match &self.data {
+            Data::F32(v) => read(&v[elements], out),
+            Data::F64(v) => out.copy_from_slice(&v[elements]),
+            Data::U32(v) => read(&v[elements], out),
         }
     }
     /// The values as f32; f64 values are rounded.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::linear::dot;
 use super::{dequant, matrix, values};
 use crate::error::Result;
 use crate::op::{HostTensor, Weight};
@@ -36,7 +37,7 @@ pub fn scores(
         let q = &q[token * cols + head * head_dim..][..head_dim];
         for position in seen(start + token, window) {
             let k = &k[position * kv_cols + head / group * head_dim..][..head_dim];
-            row[position] = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / divisor;
+            row[position] = dot(q, k) / divisor;
         }
     });
     HostTensor::f64(&[heads, t, s], out)
@@ -56,7 +57,7 @@ pub fn probs(
         dequant::row(sinks.ty, sinks.row(0, 0), &mut of_head)?;
     }
     let mut out = values(scores).into_owned();
-    for (i, row) in out.chunks_exact_mut(s).enumerate() {
+    out.par_chunks_exact_mut(s).enumerate().for_each(|(i, row)| {
         let seen = seen(start + i % t, window);
         let mut shares = row[seen.clone()].to_vec();
         shares.extend(sinks.map(|_| of_head[i / t]));
@@ -64,7 +65,7 @@ pub fn probs(
         row.fill(0.0);
         let keys = seen.len();
         row[seen].copy_from_slice(&shares[..keys]);
-    }
+    });
     Ok(HostTensor::f64(&scores.shape, out))
 }
 

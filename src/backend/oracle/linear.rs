@@ -9,7 +9,7 @@ use crate::wide::wide;
 
 wide! {
     /// Σ x·w in eight running sums, added at the end: the compiler may then use vectors, and the error is smaller than one sum's.
-    fn dot(x: &[f64], w: &[f64]) -> f64 {
+    pub fn dot(x: &[f64], w: &[f64]) -> f64 {
         let (xs, x_tail) = x.as_chunks::<8>();
         let (ws, w_tail) = w.as_chunks::<8>();
         let mut sums = [0.0; 8];

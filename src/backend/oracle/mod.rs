@@ -81,10 +81,7 @@ fn compute(op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
 
 /// The values of an operand as f64; copied only if they are not f64 already.
 fn values(t: &HostTensor) -> Cow<'_, [f64]> {
-    match &t.data {
-        Data::F64(v) => Cow::Borrowed(v),
-        _ => Cow::Owned(t.to_f64()),
-    }
+    t.f64s()
 }
 
 /// `[rows, cols]` of a tensor whose leading axes are all rows.

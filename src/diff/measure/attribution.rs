@@ -6,9 +6,14 @@
 //! - Amplification is how much a stage enlarges the error that reaches it, relative to the sizes of what carries it.
 //! - Errors are pooled by quantization type over layers, so that one kernel's fault shows as one type.
 
+use rayon::prelude::*;
+
 use crate::diff::measure::metrics::{Mismatch, NonFinite};
 use crate::diff::outcome::StageResult;
-use crate::op::{GgmlType, HostTensor, STAGES, Site, unravel};
+use crate::op::{GgmlType, HostTensor, STAGES, Site};
+
+/// Elements that are added up by one thread; the parts are added in order.
+const CHUNK: usize = 1 << 13;
 
 /// The parts of a stage's error. Norms are Euclidean.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -43,26 +48,33 @@ pub fn split(reference: &HostTensor, replayed: &HostTensor, subject: &HostTensor
     if reference.is_empty() {
         return Err(Mismatch::Nothing { shape: reference.shape.clone(), masked: 0 });
     }
-    let (c, r, g) = (reference.to_f64(), replayed.to_f64(), subject.to_f64());
-    let check = |x: &[f64]| NonFinite {
-        nan: x.iter().filter(|x| x.is_nan()).count(),
-        inf: x.iter().filter(|x| x.is_infinite()).count(),
-        first: x.iter().position(|x| !x.is_finite()).map(|i| unravel(i, &reference.shape)),
+    let n = reference.len();
+    // Σ of the squares and of the product.
+    let part = |[c, r, g]: &mut [Vec<f64>; 3], chunk: usize| {
+        let from = chunk * CHUNK;
+        for (values, of) in [&mut *c, r, g].into_iter().zip([reference, replayed, subject]) {
+            values.resize(CHUNK.min(n - from), 0.0);
+            of.read_f64(from, values);
+        }
+        let mut sums = [0.0; 5];
+        for ((c, r), g) in c.iter().zip(r).zip(g) {
+            let (injected, propagated) = (*g - *r, *r - c);
+            let terms =
+                [(*g - c) * (*g - c), injected * injected, propagated * propagated, injected * propagated, c * c];
+            sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+        }
+        sums
     };
-    let (of_c, of_r, of_g) = (check(&c), check(&r), check(&g));
-    if of_c.any() || of_r.any() || of_g.any() {
-        let reference = if of_c.any() { of_c } else { of_r };
-        return Err(Mismatch::NonFinite { reference, subject: of_g });
+    let sums: Vec<[f64; 5]> =
+        (0..n.div_ceil(CHUNK)).into_par_iter().map_init(|| [const { Vec::new() }; 3], part).collect();
+    // What is not finite makes a sum that is not; so may what is very large.
+    if sums.iter().flatten().any(|sum| !sum.is_finite()) {
+        let [c, r, g] = [reference, replayed, subject].map(|t| NonFinite::of(&t.f64s(), &reference.shape));
+        if c.any() || r.any() || g.any() {
+            return Err(Mismatch::NonFinite { reference: if c.any() { c } else { r }, subject: g });
+        }
     }
-    let [mut tt, mut ii, mut pp, mut ip, mut cc] = [0.0; 5];
-    for ((c, r), g) in c.iter().zip(&r).zip(&g) {
-        let (injected, propagated) = (g - r, r - c);
-        tt += (g - c) * (g - c);
-        ii += injected * injected;
-        pp += propagated * propagated;
-        ip += injected * propagated;
-        cc += c * c;
-    }
+    let [tt, ii, pp, ip, cc] = sums.into_iter().fold([0.0; 5], |all, part| std::array::from_fn(|i| all[i] + part[i]));
     let (injected_norm, propagated_norm) = (ii.sqrt(), pp.sqrt());
     let cosine = if ii == 0.0 || pp == 0.0 { 0.0 } else { (ip / injected_norm / propagated_norm).clamp(-1.0, 1.0) };
     Ok(Split { total_norm: tt.sqrt(), injected_norm, propagated_norm, cosine, reference_norm: cc.sqrt() })

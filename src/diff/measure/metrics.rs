@@ -16,7 +16,7 @@ use crate::op::{Data, HostTensor, Stage, unravel};
 /// How many of the worst elements are kept.
 pub const WORST: usize = 5;
 /// Elements per task, and per partial sum.
-const CHUNK: usize = 1 << 14;
+const CHUNK: usize = 1 << 13;
 
 /// Which elements take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +207,12 @@ pub fn measure(reference: &HostTensor, subject: &HostTensor, mask: Mask) -> Resu
     check(reference, subject)?;
     let columns = mask_columns(&reference.shape, mask)?;
     let pair = |i: usize| (value(&reference.data, i), value(&subject.data, i));
+    let read = |sides: &mut [Vec<f64>; 2], from: usize| {
+        for (values, of) in sides.iter_mut().zip([reference, subject]) {
+            values.resize(CHUNK.min(of.len() - from), 0.0);
+            of.read_f64(from, values);
+        }
+    };
     let masked_out = |i: usize, (a, b): (f64, f64)| {
         a == 0.0 && b == 0.0 && columns.is_some_and(|(t, s, start)| i % s > start + i / s % t)
     };
@@ -216,14 +222,14 @@ pub fn measure(reference: &HostTensor, subject: &HostTensor, mask: Mask) -> Resu
     let chunks = n.div_ceil(CHUNK);
     let scan: Vec<[SideScan; 2]> = (0..chunks)
         .into_par_iter()
-        .map(|c| {
-            let mut sides = [SideScan::default(), SideScan::default()];
-            for i in c * CHUNK..n.min((c + 1) * CHUNK) {
-                let (a, b) = pair(i);
-                sides[0].add(i, a);
-                sides[1].add(i, b);
-            }
-            sides
+        .map_init(Default::default, |values, c| {
+            read(values, c * CHUNK);
+            let scan = |values: &Vec<f64>| {
+                let mut scan = SideScan::default();
+                values.iter().enumerate().for_each(|(i, x)| scan.add(c * CHUNK + i, *x));
+                scan
+            };
+            values.each_ref().map(scan)
         })
         .collect();
     let [reference_scan, subject_scan] = scan.into_iter().fold([SideScan::default(), SideScan::default()], |a, b| {
@@ -242,10 +248,10 @@ pub fn measure(reference: &HostTensor, subject: &HostTensor, mask: Mask) -> Resu
     // Second pass: the sums, of values scaled to magnitude ≤ 2.
     let sums = (0..chunks)
         .into_par_iter()
-        .map(|c| {
+        .map_init(Default::default, |values, c| {
+            read(values, c * CHUNK);
             let mut sums = Sums::default();
-            for i in c * CHUNK..n.min((c + 1) * CHUNK) {
-                let (a, b) = pair(i);
+            for (i, (a, b)) in (c * CHUNK..).zip(values[0].iter().copied().zip(values[1].iter().copied())) {
                 if masked_out(i, (a, b)) {
                     sums.masked += 1;
                 } else {

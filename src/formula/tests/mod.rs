@@ -1,11 +1,11 @@
 mod emulation;
 mod linear_attention;
 
-use super::Point;
 use super::exact::exact;
 use super::floor::*;
 use super::rounding::TINY;
 use super::sum::*;
+use super::{Formula, Point, first_of};
 use crate::backend::{Contract, Order, Precision};
 use crate::op::{HostTensor, Op, Weight};
 
@@ -51,6 +51,65 @@ fn short_sums_take_the_worst_case_and_long_ones_the_probable() {
     let both = Terms::dot(&ones, &alternating).bound(&contract, 8.0);
     assert!(same < 4096.0 * 4096.0 * U, "not above n·u·Σ|p|");
     assert!(both < same / 100.0, "terms that cancel on the way never make a large partial sum: {both:e}, {same:e}");
+}
+
+#[test]
+fn eight_columns_are_each_what_one_is() {
+    let mut noise = Noise(3);
+    for n in [0, 1, 7, 8, 9, 40, 131] {
+        let x: Vec<f64> = (0..n).map(|_| noise.normal()).collect();
+        let w: Vec<f64> = (0..(n + 1) * (COLUMNS + 3)).map(|_| noise.normal()).collect();
+        let rows: Vec<Option<usize>> = (0..n).map(|i| (i % 5 != 3).then_some((n - i) * (COLUMNS + 3))).collect();
+        for (j, (terms, magnitudes)) in Terms::columns(&x, &w, &rows).into_iter().enumerate() {
+            let column: Vec<f64> = rows.iter().map(|row| row.map_or(0.0, |at| w[at + j])).collect();
+            assert_eq!(terms, Terms::dot(&x, &column), "{n} terms, column {j}");
+            assert_eq!(magnitudes, column.iter().map(|w| w.abs()).sum::<f64>());
+        }
+    }
+}
+
+/// What spares floors from being computed is below them, over the whole table of operations and at sizes that f32 cannot hold.
+#[test]
+fn least_floors_are_no_more_than_floors() {
+    let contracts = [
+        Contract::ieee_f32(Order::Blocked { block: 32 }),
+        Contract::wgsl_f32(Order::Lanes { lanes: 64 }),
+        Contract { output: Precision::F16, ..Contract::ieee_f32(Order::Unknown) },
+    ];
+    let contracts = [&contracts[0], &contracts[1], &contracts[2]];
+    let (mut known, mut tight) = (0, 0);
+    for (n, row) in crate::backend::cases::table().into_iter().enumerate() {
+        let operands = row.build(n as u64).unwrap();
+        for scale in [1.0, 1e-30, 1e25] {
+            let scaled = |t: &&&HostTensor| match &t.data {
+                crate::op::Data::F32(v) => HostTensor::f32(&t.shape, v.iter().map(|x| x * scale).collect()),
+                _ => HostTensor::clone(t),
+            };
+            let inputs: Vec<HostTensor> = operands.op().inputs().iter().map(scaled).collect();
+            let mut at = 0..;
+            let op = operands.op().try_map(|_| Ok(&inputs[at.next().unwrap()])).unwrap();
+            let right = exact(&op, contracts[0]).unwrap();
+            let x: Vec<Vec<f64>> = op.inputs().iter().map(|t| t.to_f64()).collect();
+            let indices: Vec<usize> = (0..right.len()).filter(|i| i % 3 != 1).collect();
+            let least = || -> crate::error::Result<_> {
+                Ok(first_of!(&op, &x, |f| (
+                    f.least_floors(&indices, &right.to_f64(), contracts)?,
+                    f.floors(contracts)?
+                )))
+            };
+            let Some((Some(least), floors)) = least().unwrap() else { continue };
+            for (i, least) in indices.iter().zip(least) {
+                for (floor, least) in floors.iter().zip(least) {
+                    let floor = floor[*i];
+                    assert!(least <= floor || floor.is_nan(), "{row} at {scale:e}: {least:e} of {floor:e}");
+                    if scale == 1.0 {
+                        (known, tight) = (known + 1, tight + usize::from(least > 0.4 * floor));
+                    }
+                }
+            }
+        }
+    }
+    assert!(tight > known / 2, "only {tight} of {known} are near the floor");
 }
 
 #[test]

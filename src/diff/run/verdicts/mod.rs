@@ -513,13 +513,13 @@ fn add(floor: &mut [f64], carried: &Option<Rc<Vec<f64>>>) {
 /// subject − expected, element by element. Where the expected value is not finite the inputs were not: the subject then
 /// errs only if it lost that. Elements of another count have no error to speak of; their shapes are compared elsewhere.
 pub fn error(subject: &HostTensor, expected: &HostTensor) -> Vec<f64> {
-    let (g, e) = (subject.to_f64(), expected.to_f64());
+    let (g, e) = (subject.f64s(), expected.f64s());
     let difference = |(&g, &e): (&f64, &f64)| match (g.is_finite(), e.is_finite()) {
         (_, true) => g - e,
         (false, false) => 0.0,
         (true, false) => f64::INFINITY,
     };
-    g.par_iter().zip(&e).map(difference).collect()
+    g.par_iter().zip(&*e).with_min_len(1 << 12).map(difference).collect()
 }
 
 /// A number for each row of a matrix, which is another one where a bit of it is; every NaN is alike.
