@@ -21,7 +21,7 @@ use super::throughput::{BenchTest, Rerun};
 use super::work::{CountedOp, Work};
 use super::{Progress, stats};
 use crate::backend::gpu::{KernelTime, LaunchCosts};
-use crate::backend::{Backend, pass_on};
+use crate::backend::{Backend, FusedKernel, pass_on};
 use crate::error::Result;
 use crate::model::Model;
 use crate::op::{At, Op, Site, Stage};
@@ -290,8 +290,9 @@ pub fn stages(
                     timeline.extend(events);
                 }
             } else {
-                runs = of_host(&times, ops, limit.as_ref(), &mut names);
-                fused = Vec::new();
+                // Who waits for each operation leaves none for a kernel of several.
+                let of_several = if clock == StageClock::Host { backend.fused() } else { &[] };
+                (runs, fused) = of_host(&times, ops, limit.as_ref(), of_several, &mut names);
                 busy = on_host;
                 span = match (times.first(), times.last()) {
                     (Some([first, _]), Some([_, last])) => (*last - *first).as_secs_f64(),
@@ -395,21 +396,36 @@ impl KernelNames {
     }
 }
 
-/// An operation is a kernel's run.
+/// An operation is a kernel's run, but those whose results a kernel of several passes on without writing them: their time and work are its own. Also
+/// returns which stages each site so makes besides its own.
 fn of_host(
     times: &[[Instant; 2]],
     ops: &[CountedOp],
     limit: Option<&MachineLimit>,
+    fused: &[FusedKernel],
     names: &mut KernelNames,
-) -> Vec<KernelRun> {
-    let run = |([began, ended], op): (&[Instant; 2], &CountedOp)| KernelRun {
-        site: op.at.site,
-        kernel: names.of(op),
-        seconds: (*ended - *began).as_secs_f64(),
-        work: op.work,
-        bound: limit.map(|limit| TimeBound::of(limit, [op.work].into_iter())),
-    };
-    times.iter().zip(ops).map(run).collect()
+) -> (Vec<KernelRun>, Vec<(Site, Stage)>) {
+    let hiding = |op: &CountedOp| fused.iter().find(|kernel| kernel.hides.contains(&op.at.site.stage));
+    let (mut runs, mut with) = (Vec::new(), Vec::new());
+    let (mut waiting, mut waited): (Vec<&CountedOp>, f64) = (Vec::new(), 0.0);
+    for ([began, ended], op) in times.iter().zip(ops) {
+        let kernel = waiting.first().and_then(|first| hiding(first));
+        waiting.push(op);
+        waited += (*ended - *began).as_secs_f64();
+        if hiding(op).is_some() {
+            continue;
+        }
+        let mut run = KernelRun {
+            site: op.at.site,
+            kernel: kernel.map_or_else(|| names.of(op), |kernel| kernel.name.into()),
+            seconds: std::mem::take(&mut waited),
+            work: Work::default(),
+            bound: limit.map(|_| TimeBound::default()),
+        };
+        settle(&mut run, &mut waiting, limit, &mut with);
+        runs.push(run);
+    }
+    (runs, with)
 }
 
 /// A dispatch is a kernel's run. The work of an operation goes to the kernel that takes longest of those at its site;
@@ -493,7 +509,8 @@ mod tests {
         let result = stages(&mut cpu, &model, test(6, 0), 6, 2, &mut |_, _, _| ()).unwrap();
         assert_eq!(result.clock, StageClock::Host);
         assert_eq!((result.untimed.len(), result.timed.len()), (2, 2));
-        assert_eq!(result.stages.len(), sites(&model).len());
+        let hidden = 2 * model.config.layers; // scores and probabilities, which attention makes for nobody
+        assert_eq!(result.stages.len(), sites(&model).len() - hidden);
         assert_eq!(result.stages[0].site.stage, Stage::Embedding);
         assert_eq!(result.stages.last().unwrap().site.stage, Stage::Logits);
         // Everything is somewhere, once.
@@ -508,7 +525,8 @@ mod tests {
         let wall = result.around.kernels + result.around.between + result.around.outside;
         assert!((wall - stats::mean(&result.timed)).abs() < 1e-9, "{:?}", result.around);
         let of = |stage| result.stages.iter().find(|s| s.site == Site::layer(1, stage)).unwrap();
-        assert_eq!(of(Stage::AttnScores).kernels[..], ["attn_scores".into()]);
+        assert_eq!(of(Stage::AttnContext).kernels[..], ["attention".into()]);
+        assert_eq!(of(Stage::AttnContext).with, [Stage::AttnScores, Stage::AttnProbs]);
         assert!(of(Stage::QProj).kernels[0].starts_with("mat_mul/Q") && of(Stage::QProj).work.flops > 0);
         // The cache is written at the sites of what is stored.
         assert_eq!((of(Stage::KRope).dispatches, of(Stage::QRope).dispatches), (2, 1));

@@ -8,10 +8,12 @@
 //! - The SIMD levels take sums in the same order and give the same bits, but for one: a single token's product with a block type that
 //!   is multiplied as codes (`simd/avx2/codes.rs`), within the same contract.
 //! - Every element of a result is computed by one task in a fixed order, so results do not depend on the number of threads.
+//! - Attention makes no scores and probabilities that nobody asks for (`attention.rs`).
 //! - An operand of the wrong shape or type is an error that names the site, never a panic.
 
 use std::sync::Arc;
 
+mod attention;
 mod delta;
 mod int8;
 mod kernels;
@@ -32,10 +34,10 @@ pub use kernels::{INT8, contract, int8_contract};
 pub use level::Level;
 use team::Team;
 pub use tensor::CpuTensor;
-use tensor::Tickets;
+use tensor::{Tickets, WaitingTensors};
 
-use super::{Backend, BackendInfo, Contract, Need, Ticket};
-use crate::op::{At, HostTensor, Op, OpKind, Weight};
+use super::{Backend, BackendInfo, Contract, FusedKernel, Need, Ticket};
+use crate::op::{At, HostTensor, Op, OpKind, Stage, Weight};
 use crate::quant;
 use crate::{Error, Result};
 
@@ -44,6 +46,7 @@ pub struct CpuBackend {
     kernels: &'static Kernels,
     pool: Pool,
     tickets: Tickets,
+    waiting: WaitingTensors,
     angles: ops::AngleCache,
     states: delta::States,
 }
@@ -72,6 +75,7 @@ impl CpuBackend {
             kernels,
             pool: Pool::new(kernels.level, threads)?,
             tickets: Tickets::default(),
+            waiting: WaitingTensors::default(),
             angles: ops::AngleCache::default(),
             states: delta::States::default(),
         })
@@ -113,6 +117,10 @@ impl Backend for CpuBackend {
         self.kernels.contract(op)
     }
 
+    fn fused(&self) -> &'static [FusedKernel] {
+        &[FusedKernel { name: "attention", hides: &[Stage::AttnScores, Stage::AttnProbs] }]
+    }
+
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         needs
             .iter()
@@ -150,6 +158,7 @@ impl Backend for CpuBackend {
     }
 
     fn fetch(&mut self, tensor: &CpuTensor) -> Result<Ticket> {
+        ops::make(self, tensor)?;
         Ok(self.tickets.put(tensor))
     }
 
@@ -157,7 +166,7 @@ impl Backend for CpuBackend {
         self.tickets.take(ticket)
     }
 
-    /// Everything is done when [`Backend::run`] returns.
+    /// Everything that is asked for is done when [`Backend::run`] returns.
     fn sync(&mut self) -> Result<()> {
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::kernels::Kernels;
 use super::matmul::{self, Job};
-use super::tensor::room;
-use super::{CpuBackend, CpuTensor, Pool, delta, scalar, zeros};
-use crate::op::{AngleKey, Data, GateActivation, Groups, HostTensor, Op, Rotation, Site, Weight, first_seen};
+use super::tensor::{Unmade, room};
+use super::{CpuBackend, CpuTensor, Pool, attention, delta, scalar, zeros};
+use crate::op::{AngleKey, Data, GateActivation, Groups, HostTensor, Op, Rotation, Site, Weight};
 use crate::quant;
 use crate::{Error, Result};
 
@@ -46,6 +46,15 @@ impl AngleCache {
 
 /// Runs `op`; `site` is for messages.
 pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) -> Result<CpuTensor> {
+    for operand in op.inputs().into_iter().filter(|operand| !attention::goes_on(op, operand)) {
+        make(backend, operand)?;
+    }
+    if let Op::Store { cache, .. } = op {
+        // Who has not read the cache yet reads it as it is now.
+        for waiting in backend.waiting.reading(cache) {
+            make(backend, &waiting)?;
+        }
+    }
     let held: Vec<Ref<'_, HostTensor>> = op.inputs().into_iter().map(CpuTensor::values).collect();
     let mut operands = held.iter();
     let on_host: Op<'_, &HostTensor> = op.try_map(|_| Ok(&**operands.next().expect("one for each operand")))?;
@@ -64,7 +73,18 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
         rows.zip(f32s(&x).chunks_exact(x.cols())).for_each(|(row, x)| row.copy_from_slice(&x[..n]));
         return Ok(cache.clone());
     }
+    if attention::waits(op) {
+        drop(held);
+        let waiting = CpuTensor::waiting(&shape, Unmade { site, op: op.keep() });
+        backend.waiting.add(&waiting);
+        return Ok(waiting);
+    }
     let values = match on_host {
+        Op::AttnContext { .. } if op.inputs()[0].waits() => {
+            let mut out = room(&shape)?;
+            attention::run(backend, op, &mut out);
+            HostTensor::f32(&shape, out)
+        }
         Op::DeltaRule { q, k, v, decay, beta, start, head_dim, tiled } => {
             let Op::DeltaRule { k: k_cache, v: v_cache, decay: decay_cache, beta: beta_cache, .. } = op else {
                 unreachable!("the same operation")
@@ -90,8 +110,25 @@ pub(super) fn run(backend: &mut CpuBackend, site: Site, op: &Op<'_, CpuTensor>) 
     Ok(CpuTensor::new(values))
 }
 
+/// Makes the values of a tensor that waits for somebody to ask for them.
+pub(super) fn make(backend: &mut CpuBackend, tensor: &CpuTensor) -> Result<()> {
+    let Some(Unmade { site, op }) = tensor.wait_over() else { return Ok(()) };
+    let op = op.share();
+    for operand in op.inputs() {
+        make(backend, operand)?;
+    }
+    let held: Vec<Ref<'_, HostTensor>> = op.inputs().into_iter().map(CpuTensor::values).collect();
+    let mut operands = held.iter();
+    let on_host: Op<'_, &HostTensor> = op.try_map(|_| Ok(&**operands.next().expect("one for each operand")))?;
+    let shape = on_host.check(site, |t| t.operand())?;
+    let mut out = room(&shape)?;
+    compute(backend, &on_host, &mut out)?;
+    *tensor.values_mut() = HostTensor::f32(&shape, out);
+    Ok(())
+}
+
 /// The f32 values of a tensor that [`Op::check`] found to be numbers: a [`CpuTensor`] holds no others.
-fn f32s(t: &HostTensor) -> &[f32] {
+pub(super) fn f32s(t: &HostTensor) -> &[f32] {
     match &t.data {
         Data::F32(v) => v,
         _ => unreachable!("a {} tensor among the numbers", t.dtype()),
@@ -144,32 +181,14 @@ fn compute(backend: &mut CpuBackend, op: &Op<'_, &HostTensor>, out: &mut [f32]) 
             });
         }
         Op::AttnScores { q, k, start, head_dim, scale, window } => {
-            attn_scores(kernels, pool, q, k, [start, head_dim], scalar::attn_scale(head_dim, scale), window, out)
+            let scale = scalar::attn_scale(head_dim, scale);
+            attention::scores(kernels, pool, q, k, [start, head_dim], scale, window, out)
         }
         Op::AttnProbs { scores, start, window, sinks } => {
-            let (rows, seen) = (scores.shape[1], scores.shape[2]);
-            let scores = f32s(scores);
-            let sinks: Option<Vec<f32>> = sinks.map(|sinks| sinks.f32s().collect()); // [heads]
-            pool.for_chunks(out.len() * 16, out, seen, |i, out| {
-                let position = start + i % rows;
-                let visible = first_seen(position, window)..position + 1;
-                let x = &scores[i * seen..][visible.clone()];
-                out[..visible.start].fill(0.0);
-                out[visible.end..].fill(0.0);
-                match &sinks {
-                    None => kernels.softmax(x, &mut out[visible]),
-                    Some(sinks) => {
-                        // The sink is the last score of the row; its share is dropped.
-                        let x = [x, &[sinks[i / rows]]].concat();
-                        let mut shares = vec![0.0; x.len()];
-                        kernels.softmax(&x, &mut shares);
-                        out[visible].copy_from_slice(&shares[..x.len() - 1]);
-                    }
-                }
-            });
+            attention::probs(kernels, pool, scores, start, window, sinks, out)
         }
         Op::AttnContext { probs, v, start, head_dim, window } => {
-            attn_context(kernels, pool, probs, v, start, head_dim, window, out)
+            attention::context(kernels, pool, probs, v, start, head_dim, window, out)
         }
         Op::Add { a, b } => zip(pool, a, b, 1, out, scalar::add),
         Op::SwiGlu { gate, up, activation } => zip(pool, gate, up, 16, out, |gate, up, out| match activation {
@@ -323,93 +342,6 @@ fn expert_matmul(
     }
     jobs.retain(|job| !job.x.is_empty());
     matmul::run(kernels, pool, weight, f32s(x), &jobs, out)
-}
-
-#[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result
-fn attn_scores(
-    kernels: &Kernels,
-    pool: &Pool,
-    q: &HostTensor,
-    k: &HostTensor,
-    [start, head_dim]: [usize; 2],
-    scale: f32,
-    window: Option<usize>,
-    out: &mut [f32],
-) {
-    let (rows, q_cols, k_cols) = (q.shape[0], q.cols(), k.cols());
-    // Query rows to a task. Those that read one KV head go through its keys together, as many as a level takes at once where that leaves some
-    // tasks.
-    let chunk = if rows >= 32 { 32 } else { 8 };
-    let (seen, group) = (start + rows, q_cols / k_cols);
-    let (q, k) = (f32s(q), f32s(k));
-    pool.for_chunks(out.len() * head_dim, out, chunk * seen, |i, out| {
-        let first = i * chunk;
-        let queries: Vec<(usize, usize)> =
-            (first..first + out.len() / seen).map(|row| (row / rows, row % rows)).collect(); // (head, t)
-        let mut out = out.chunks_exact_mut(seen);
-        let mut products = Vec::new();
-        for run in queries.chunk_by(|a, b| a.0 / group == b.0 / group) {
-            let x: Vec<&[f32]> = run.iter().map(|(h, t)| &q[t * q_cols + h * head_dim..][..head_dim]).collect();
-            // As many keys as the last of these sees; scores beyond one's own position are 0.
-            let keys = run.iter().map(|(_, t)| start + t + 1).max().unwrap_or(0);
-            products.resize(run.len() * keys, 0.0); // [run, keys]
-            kernels.panel(&k[run[0].0 / group * head_dim..], k_cols, keys, &x, &mut products);
-            // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
-            for (((_, t), products), out) in run.iter().zip(products.chunks_exact(keys)).zip(out.by_ref()) {
-                let visible = first_seen(start + t, window)..start + t + 1;
-                out[..visible.start].fill(0.0);
-                out[visible.end..].fill(0.0);
-                for (out, product) in out[visible.clone()].iter_mut().zip(&products[visible]) {
-                    *out = product * scale;
-                }
-            }
-        }
-    });
-}
-
-/// Rows of queries whose values are read once for all of them.
-const ROWS_TOGETHER: usize = 8;
-
-#[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result
-fn attn_context(
-    kernels: &Kernels,
-    pool: &Pool,
-    probs: &HostTensor,
-    v: &HostTensor,
-    start: usize,
-    head_dim: usize,
-    window: Option<usize>,
-    out: &mut [f32],
-) {
-    let (heads, rows, seen, v_cols) = (probs.shape[0], probs.shape[1], probs.shape[2], v.cols());
-    let group = heads / (v_cols / head_dim);
-    let (probs, v) = (f32s(probs), f32s(v));
-    // What a row of probabilities sees of the values from position `first` on.
-    let seen_from = |first: usize, h: usize, t: usize| &probs[(h * rows + t) * seen..][first..start + t + 1];
-    let of_head = |first: usize, head: usize| &v[first * v_cols + head / group * head_dim..];
-    // Rows that go through the values together, where that leaves some tasks for each thread: they begin with the same one.
-    let chunk = if window.is_none() && rows >= 4 * ROWS_TOGETHER * pool.threads() { ROWS_TOGETHER } else { 1 };
-    if chunk == 1 {
-        // Heads that read the same values go through them together, unless some threads would have none.
-        let together = if rows * heads / group >= pool.threads() { group } else { 1 };
-        return pool.for_chunks(probs.len() * head_dim, out, together * head_dim, |i, out| {
-            let (t, head) = (i * together / heads, i * together % heads);
-            let first = first_seen(start + t, window);
-            let probs: Vec<&[f32]> = (head..head + together).map(|h| seen_from(first, h, t)).collect();
-            kernels.attn_context(&probs, of_head(first, head), v_cols, out);
-        });
-    }
-    pool.for_chunks(probs.len() * head_dim, out, chunk * heads * head_dim, |i, out| {
-        let here = i * chunk..i * chunk + out.len() / (heads * head_dim);
-        let mut results = vec![0.0; here.len() * group * head_dim]; // [rows, group, D]
-        for head in (0..heads).step_by(group) {
-            let of_row = |t: usize| (head..head + group).map(move |h| seen_from(0, h, t));
-            let probs: Vec<&[f32]> = here.clone().flat_map(of_row).collect();
-            kernels.attn_context(&probs, of_head(0, head), v_cols, &mut results);
-            let rows = out.chunks_exact_mut(heads * head_dim).zip(results.chunks_exact(group * head_dim));
-            rows.for_each(|(out, results)| out[head * head_dim..][..results.len()].copy_from_slice(results));
-        }
-    });
 }
 
 /// An operation on two tensors of one shape, element by element; `cost` is what an element takes, in multiplications.

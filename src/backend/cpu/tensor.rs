@@ -5,14 +5,16 @@
 //!   for it alone there is the `RefCell`. Borrows last for one operation, and a backend is used by one thread at a time.
 //! - Memory of tensors that are done is used again, as it is: new pages from the system, and the zeros in them, would cost as much as a
 //!   small model's products.
+//! - A tensor may wait: it has a shape and what it is made of, and values once somebody asks for them. Only `attention.rs` makes such.
 //! - A copy to the host is a handle, too. Values are copied only if somebody still holds them when it is taken, or writes over them before.
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use crate::backend::Ticket;
-use crate::op::{Data, HostTensor};
+use crate::op::{Data, HostTensor, Operation, Site, Weight};
 use crate::{Error, Result};
 
 /// A handle to values on the host. Cloning it copies no values.
@@ -20,11 +22,21 @@ use crate::{Error, Result};
 pub struct CpuTensor(Rc<RefCell<Held>>);
 
 /// The values of a tensor, whose memory is for the next one when it is dropped.
-struct Held(HostTensor);
+struct Held {
+    /// Of one that waits, the shape.
+    values: HostTensor,
+    waits: Option<Unmade>,
+}
+
+/// What a tensor that waits is made by.
+pub(super) struct Unmade {
+    pub site: Site,
+    pub op: Operation<CpuTensor, Arc<Weight>, Vec<u32>>,
+}
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Data::F32(values) = std::mem::replace(&mut self.0.data, Data::F32(Vec::new())) {
+        if let Data::F32(values) = std::mem::replace(&mut self.values.data, Data::F32(Vec::new())) {
             let _ = MEMORY.try_with(|memory| memory.borrow_mut().keep(values)); // there is none when the thread ends
         }
     }
@@ -37,17 +49,38 @@ impl CpuTensor {
             Data::F64(_) => HostTensor::f32(&values.shape, values.to_f32()),
             _ => values,
         };
-        Self(Rc::new(RefCell::new(Held(values))))
+        Self(Rc::new(RefCell::new(Held { values, waits: None })))
     }
 
-    /// The values, while no operation writes them.
+    /// One that has no values until somebody asks for them.
+    pub(super) fn waiting(shape: &[usize], what: Unmade) -> Self {
+        let values = HostTensor { shape: shape.to_vec(), data: Data::F32(Vec::new()) };
+        Self(Rc::new(RefCell::new(Held { values, waits: Some(what) })))
+    }
+
+    /// Whether it has no values yet.
+    pub(super) fn waits(&self) -> bool {
+        self.0.borrow().waits.is_some()
+    }
+
+    /// What it is to be made by, while it waits.
+    pub(super) fn what_waits(&self) -> Option<Ref<'_, Unmade>> {
+        Ref::filter_map(self.0.borrow(), |held| held.waits.as_ref()).ok()
+    }
+
+    /// Ends the waiting: whoever calls this gives it its values.
+    pub(super) fn wait_over(&self) -> Option<Unmade> {
+        self.0.borrow_mut().waits.take()
+    }
+
+    /// The values, while no operation writes them; of a tensor that waits no more than its shape.
     pub(super) fn values(&self) -> Ref<'_, HostTensor> {
-        Ref::map(self.0.borrow(), |held| &held.0)
+        Ref::map(self.0.borrow(), |held| &held.values)
     }
 
-    /// The values of a cache, to write into.
+    /// The values of a cache, to write into, or of a tensor that has waited.
     pub(super) fn values_mut(&self) -> RefMut<'_, HostTensor> {
-        RefMut::map(self.0.borrow_mut(), |held| &mut held.0)
+        RefMut::map(self.0.borrow_mut(), |held| &mut held.values)
     }
 
     /// Whether nobody else has a handle to the values.
@@ -58,6 +91,26 @@ impl CpuTensor {
     /// Whether both handles are to the same values.
     pub(super) fn same(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Tensors that wait.
+#[derive(Default)]
+pub(super) struct WaitingTensors(Vec<Weak<RefCell<Held>>>);
+
+impl WaitingTensors {
+    pub fn add(&mut self, tensor: &CpuTensor) {
+        self.0.retain(|waiting| waiting.strong_count() > 0);
+        self.0.push(Rc::downgrade(&tensor.0));
+    }
+
+    /// Those that have still to read `cache`.
+    pub fn reading(&self, cache: &CpuTensor) -> Vec<CpuTensor> {
+        let alive = self.0.iter().filter_map(Weak::upgrade).map(CpuTensor);
+        let reads = |tensor: &CpuTensor| {
+            tensor.what_waits().is_some_and(|waiting| waiting.op.inputs().into_iter().any(|input| input.same(cache)))
+        };
+        alive.filter(reads).collect()
     }
 }
 
@@ -145,13 +198,13 @@ impl Tickets {
         })?;
         match Rc::try_unwrap(tensor.0) {
             Ok(held) => {
-                let held = &mut held.into_inner().0;
+                let held = &mut held.into_inner().values;
                 Ok(HostTensor {
                     shape: std::mem::take(&mut held.shape),
                     data: std::mem::replace(&mut held.data, Data::U32(vec![])),
                 })
             }
-            Err(shared) => Ok(shared.borrow().0.clone()),
+            Err(shared) => Ok(shared.borrow().values.clone()),
         }
     }
 }
