@@ -14,16 +14,18 @@ use std::sync::Arc;
 
 use super::tensor::GpuTensor;
 use crate::backend::FusedKernel;
-use crate::op::{OpKind, Operation, Pairing, Site, Stage, Weight};
+use crate::op::{Op, OpKind, Operation, Pairing, Site, Stage, Weight};
 
 /// What the kernels of a [`Launch`] pass on without writing it, or write into the KV cache alone.
 pub const FUSED: &[FusedKernel] = &[
     FusedKernel { name: "norm_rope", hides: &[Stage::QNorm, Stage::KNorm] },
+    FusedKernel { name: "norm_ropes", hides: &[Stage::QNorm, Stage::KNorm] },
     FusedKernel { name: "what goes into the KV cache", hides: &[Stage::KRope, Stage::VProj, Stage::VBias] },
     FusedKernel { name: "attention", hides: &[Stage::AttnScores, Stage::AttnProbs] },
     FusedKernel { name: "add_norm", hides: &[] },
     FusedKernel { name: "router", hides: &[] },
     FusedKernel { name: "combine_add", hides: &[Stage::MoeOut] },
+    FusedKernel { name: "combine_add_norm", hides: &[Stage::MoeOut] },
 ];
 
 /// Longest head of attention.wgsl, whose threads hold the sums of all of its columns.
@@ -39,16 +41,27 @@ pub struct Waiting {
     pub result: GpuTensor,
 }
 
+/// A norm of heads and the rotation of the result, which goes into the cache of `store` if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turned {
+    pub norm: usize,
+    pub rope: usize,
+    pub store: Option<usize>,
+}
+
+impl Turned {
+    fn members(self) -> impl Iterator<Item = usize> {
+        [self.norm, self.rope].into_iter().chain(self.store)
+    }
+}
+
 /// What runs in one place: the operations by their numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launch {
     Alone(usize),
-    /// A norm of heads and the rotation of the result, which goes into the cache of `store` if there is one.
-    NormRope {
-        norm: usize,
-        rope: usize,
-        store: Option<usize>,
-    },
+    NormRope(Turned),
+    /// Of queries, and of keys.
+    NormRopes([Turned; 2]),
     /// A product, a product with its bias, or a rotation whose result goes into a cache.
     Stored {
         made: usize,
@@ -61,6 +74,11 @@ pub enum Launch {
     CombineAdd {
         combine: usize,
         add: usize,
+    },
+    CombineAddNorm {
+        combine: usize,
+        add: usize,
+        norm: usize,
     },
     /// Scores that are all that the probabilities are made of, and these all that the context is.
     Attention {
@@ -80,10 +98,16 @@ impl Launch {
     fn members(&self) -> Vec<usize> {
         match *self {
             Launch::Alone(i) => vec![i],
-            Launch::NormRope { norm, rope, store } => [norm, rope].into_iter().chain(store).collect(),
+            Launch::NormRope(turned) => turned.members().collect(),
+            Launch::NormRopes(both) => {
+                let mut members: Vec<usize> = both.into_iter().flat_map(Turned::members).collect();
+                members.sort_unstable();
+                members
+            }
             Launch::Stored { made, store } => vec![made, store],
             Launch::AddNorm { add, norm } => vec![add, norm],
             Launch::CombineAdd { combine, add } => vec![combine, add],
+            Launch::CombineAddNorm { combine, add, norm } => vec![combine, add, norm],
             Launch::Attention { scores, probs, context } => vec![scores, probs, context],
             Launch::Router { probs, ids, weights } => vec![probs, ids, weights],
         }
@@ -120,8 +144,10 @@ pub fn launches(all: &[Waiting], stores: impl Fn(usize) -> bool) -> Vec<Launch> 
         if taken[first] {
             continue;
         }
-        let launch = group(all, first, &stores)
-            .filter(|launch| launch.members().iter().all(|&i| !taken[i]) && undisturbed(all, &launch.members()))
+        let launch = groups(all, first, &stores)
+            .into_iter()
+            .flatten()
+            .find(|launch| launch.members().iter().all(|&i| !taken[i]) && undisturbed(all, &launch.members()))
             .unwrap_or(Launch::Alone(first));
         let members = launch.members();
         for &i in &members {
@@ -132,29 +158,66 @@ pub fn launches(all: &[Waiting], stores: impl Fn(usize) -> bool) -> Vec<Launch> 
     last.into_iter().flatten().collect()
 }
 
-/// The group that begins with `first`, if one does.
-fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Option<Launch> {
-    // The store that takes the result of `made`, which is made of what `first` reads: not of that cache.
-    let into_cache = |made: usize| {
-        hidden_in(all, made).filter(|&at| {
-            let Operation::Store { cache, .. } = &all[at].op else { return false };
-            !all[first].op.inputs().iter().any(|input| input.same(cache)) && stores(at)
-        })
-    };
-    match &all[first].op {
-        Operation::RmsNorm { weight, keep, .. } => {
-            let rope = hidden_in(all, first)?;
-            let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
-            // The kernel turns whole heads.
-            let whole = *head_dim == weight.cols && rotation.turned(*head_dim) == *head_dim;
-            (whole && *keep == 0 && rotation.pairing == Pairing::Neox).then(|| Launch::NormRope {
-                norm: first,
-                rope,
-                store: into_cache(rope),
-            })
+/// The groups that begin with `first`, the largest first.
+fn groups(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> [Option<Launch>; 2] {
+    let one = group(all, first, stores);
+    let more = match one {
+        Some(Launch::NormRope(turned)) => {
+            let others = (first + 1..all.len()).filter_map(|at| turned_at(all, at, stores));
+            let alike = |other: &Turned| are_turned_alike(all, turned, *other);
+            others.into_iter().find(alike).map(|other| Launch::NormRopes([turned, other]))
         }
+        Some(Launch::CombineAdd { combine, add }) => {
+            norm_of(all, add).map(|norm| Launch::CombineAddNorm { combine, add, norm })
+        }
+        _ => None,
+    };
+    [more, one]
+}
+
+/// The norm of the rows that an addition makes.
+fn norm_of(all: &[Waiting], add: usize) -> Option<usize> {
+    let norm = users(all, add).next()?;
+    let Operation::RmsNorm { weight, keep: 0, .. } = &all[norm].op else { return None };
+    (all[add].result.shape().last() == Some(&weight.cols)).then_some(norm)
+}
+
+/// The store that takes the result of `made`, which is made of what `first` reads: not of that cache.
+fn into_cache(all: &[Waiting], first: usize, made: usize, stores: &impl Fn(usize) -> bool) -> Option<usize> {
+    hidden_in(all, made).filter(|&at| {
+        let Operation::Store { cache, .. } = &all[at].op else { return false };
+        !all[first].op.inputs().iter().any(|input| input.same(cache)) && stores(at)
+    })
+}
+
+/// The norm of heads at `norm`, if that is one, with the rotation of its result.
+fn turned_at(all: &[Waiting], norm: usize, stores: &impl Fn(usize) -> bool) -> Option<Turned> {
+    let Operation::RmsNorm { weight, keep: 0, .. } = &all[norm].op else { return None };
+    let rope = hidden_in(all, norm)?;
+    let Operation::Rope { head_dim, rotation, .. } = &all[rope].op else { return None };
+    // The kernel turns whole heads.
+    let whole = *head_dim == weight.cols && rotation.turned(*head_dim) == *head_dim;
+    let store = into_cache(all, norm, rope, stores);
+    (whole && rotation.pairing == Pairing::Neox).then_some(Turned { norm, rope, store })
+}
+
+/// Whether heads of the same positions are normalised and turned alike, but for the norm's weight.
+fn are_turned_alike(all: &[Waiting], a: Turned, b: Turned) -> bool {
+    let of = |t: Turned| match (&all[t.norm].op.share(), &all[t.rope].op.share()) {
+        (Op::RmsNorm { x, eps, .. }, Op::Rope { start, head_dim, rotation, .. }) => {
+            (x.shape().first().copied(), *eps, *start, rotation.angle_key(*head_dim), *head_dim)
+        }
+        _ => unreachable!("a norm and a rotation"),
+    };
+    of(a) == of(b)
+}
+
+/// The smallest group that begins with `first`, if one does.
+fn group(all: &[Waiting], first: usize, stores: &impl Fn(usize) -> bool) -> Option<Launch> {
+    match &all[first].op {
+        Operation::RmsNorm { .. } => turned_at(all, first, stores).map(Launch::NormRope),
         Operation::MatMul { .. } | Operation::Bias { .. } | Operation::Rope { .. } => {
-            into_cache(first).map(|store| Launch::Stored { made: first, store })
+            into_cache(all, first, first, stores).map(|store| Launch::Stored { made: first, store })
         }
         Operation::Combine { .. } => {
             let add = hidden_in(all, first)?;

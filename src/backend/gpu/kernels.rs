@@ -141,6 +141,8 @@ kernels! {
         "combine" [COMBINED] [THREADS, 1], 0;
     COMBINE_ADD: Combine [Read, Read, Read, Write]
         "combine_add" [COMBINED] [THREADS, 1], 0;
+    COMBINE_ADD_NORM: CombineAddNorm [Read, Read, Read, Read, Write, Write]
+        "combine_add_norm" [COMBINED, ROW, RMS] [THREADS, 1], 4 * THREADS;
     CONV: Conv [Read, Read, Read, Write]
         "conv" [NUMERIC] [THREADS, 1], 0;
     COPY: Copy [Read, Write]
@@ -179,6 +181,8 @@ kernels! {
         "matvec_lanes" [DOT, SUBGROUP] [WIDTH * SUBGROUPS, 1], 0;
     NORM_ROPE: NormRope [Read, Read, Read, Write]
         "norm_rope" [ROW, RMS] [THREADS, 1], 4 * THREADS;
+    NORM_ROPES: NormRopes [Read, Read, Read, Read, Read, Write, Write]
+        "norm_ropes" [ROW, RMS] [THREADS, 1], 4 * THREADS;
     PROBE_FMA: ProbeFma [Write]
         "probe_fma" [] [THREADS, 1], 0;
     PROBE_READ: ProbeRead [Activations, Write]

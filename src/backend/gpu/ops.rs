@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::attention::{QUAD, attention_params, attention_scale, in_window};
 use super::copies::Places;
 use super::device::Bound;
-use super::fuse::{self, Launch, Waiting};
+use super::fuse::{self, Launch, Turned, Waiting};
 use super::kernels::{self, Kernel};
 use super::layout::PAIR;
 use super::linear_attention;
@@ -247,30 +247,8 @@ impl GpuBackend {
                     _ => unreachable!("products and rotations are stored"),
                 }
             }
-            Launch::NormRope { norm, rope, store } => {
-                let store = store.map(op);
-                if store.is_none() {
-                    self.make(site(rope), result(rope))?;
-                }
-                let y = match &store {
-                    Some(store) => self.in_cache(store).expect("only such stores join"),
-                    None => result(rope).binding(),
-                };
-                let (Op::RmsNorm { x, weight, eps, .. }, Op::Rope { start, head_dim, rotation, .. }) =
-                    (op(norm), op(rope))
-                else {
-                    unreachable!("a norm and a rotation")
-                };
-                let (positions, cols) = rows_cols(&x);
-                let angles = self.angles(site(rope), head_dim, &rotation, start + positions)?;
-                let gpu = self.norm_weight(weight)?;
-                let groups = x.len() / head_dim;
-                let [n, heads, start] = [head_dim, cols / head_dim, start].map(|n| n as u32);
-                let params = params::NormRope { n, groups: groups as u32, heads, start, eps };
-                let angles = Bound::buffer(&angles, angles.size());
-                let bindings = [gpu.binding(), angles, x.binding(), y];
-                self.dispatch(site(rope), kernels::NORM_ROPE, &bindings, params, self.fold(groups))
-            }
+            Launch::NormRope(turned) => self.norm_rope(all, turned),
+            Launch::NormRopes(both) => self.norm_ropes(all, both),
             Launch::AddNorm { add, norm } => {
                 let (Op::Add { a, b }, Op::RmsNorm { weight, eps, .. }) = (op(add), op(norm)) else {
                     unreachable!("an addition and a norm")
@@ -295,6 +273,24 @@ impl GpuBackend {
                 let bindings = [other.binding(), down.binding(), weights.binding(), y.binding()];
                 self.dispatch(site(add), kernels::COMBINE_ADD, &bindings, params, self.fold_values(y.len()))
             }
+            Launch::CombineAddNorm { combine, add, norm } => {
+                let (Op::Combine { down, weights }, Op::Add { a, b }, Op::RmsNorm { weight, eps, .. }) =
+                    (op(combine), op(add), op(norm))
+                else {
+                    unreachable!("a combination, an addition and a norm")
+                };
+                let other = if b.same(result(combine)) { a } else { b };
+                let gpu = self.norm_weight(weight)?;
+                self.make(site(add), result(add))?;
+                self.make(site(norm), result(norm))?;
+                let (sum, y) = (result(add), result(norm));
+                let (groups, k) = (sum.len() / weight.cols, rows_cols(&weights).1);
+                let [n, rows, k] = [weight.cols, groups, k].map(|n| n as u32);
+                let params = params::CombineAddNorm { n, groups: rows, cols: n, k, eps };
+                let read = [gpu.binding(), other.binding(), down.binding(), weights.binding()];
+                let bindings = [read[0], read[1], read[2], read[3], sum.binding(), y.binding()];
+                self.dispatch(site(norm), kernels::COMBINE_ADD_NORM, &bindings, params, self.fold(groups))
+            }
             Launch::Router { probs, ids, weights } => {
                 let (Op::RouterProbs { logits, .. }, Op::RouterWeights { renormalise, scale, .. }) =
                     (op(probs), op(weights))
@@ -313,6 +309,66 @@ impl GpuBackend {
                 self.dispatch(site(weights), kernels::ROUTER, &bindings, params, [positions as u32, 1, 1])
             }
         }
+    }
+
+    /// Heads that are normalised and turned.
+    fn norm_rope(&mut self, all: &[Waiting], Turned { norm, rope, store }: Turned) -> Result<()> {
+        let (store, result, site) = (store.map(|at| all[at].op.share()), &all[rope].result, all[rope].site);
+        if store.is_none() {
+            self.make(site, result)?;
+        }
+        let y = match &store {
+            Some(store) => self.in_cache(store).expect("only such stores join"),
+            None => result.binding(),
+        };
+        let (Op::RmsNorm { x, weight, eps, .. }, Op::Rope { start, head_dim, rotation, .. }) =
+            (all[norm].op.share(), all[rope].op.share())
+        else {
+            unreachable!("a norm and a rotation")
+        };
+        let (positions, cols) = rows_cols(&x);
+        let angles = self.angles(site, head_dim, &rotation, start + positions)?;
+        let gpu = self.norm_weight(weight)?;
+        let groups = x.len() / head_dim;
+        let [n, heads, start] = [head_dim, cols / head_dim, start].map(|n| n as u32);
+        let params = params::NormRope { n, groups: groups as u32, heads, start, eps };
+        let angles = Bound::buffer(&angles, angles.size());
+        let bindings = [gpu.binding(), angles, x.binding(), y];
+        self.dispatch(site, kernels::NORM_ROPE, &bindings, params, self.fold(groups))
+    }
+
+    /// Those of queries and of keys, at the same positions.
+    fn norm_ropes(&mut self, all: &[Waiting], both: [Turned; 2]) -> Result<()> {
+        let stores = both.map(|t| t.store.map(|at| all[at].op.share()));
+        for (turned, store) in both.iter().zip(&stores) {
+            if store.is_none() {
+                self.make(all[turned.rope].site, &all[turned.rope].result)?;
+            }
+        }
+        let [q_y, k_y] = [0, 1].map(|i| match &stores[i] {
+            Some(store) => self.in_cache(store).expect("only such stores join"),
+            None => all[both[i].rope].result.binding(),
+        });
+        let norms = both.map(|t| all[t.norm].op.share());
+        let (Op::RmsNorm { x: q, weight: q_weight, eps, .. }, Op::RmsNorm { x: k, weight: k_weight, .. }) =
+            (&norms[0], &norms[1])
+        else {
+            unreachable!("two norms")
+        };
+        let Op::Rope { start, head_dim, rotation, .. } = all[both[0].rope].op.share() else {
+            unreachable!("a rotation")
+        };
+        let site = all[both[1].rope].site;
+        let (positions, heads, kv_heads) = (q.shape()[0], rows_cols(q).1 / head_dim, rows_cols(k).1 / head_dim);
+        let angles = self.angles(site, head_dim, &rotation, start + positions)?;
+        let weights = [self.norm_weight(q_weight)?, self.norm_weight(k_weight)?];
+        let groups = positions * (heads + kv_heads);
+        let [n, heads, kv_heads, start] = [head_dim, heads, kv_heads, start].map(|n| n as u32);
+        let params = params::NormRopes { n, groups: groups as u32, heads, kv_heads, start, eps: *eps };
+        let angles = Bound::buffer(&angles, angles.size());
+        let [of_q, of_k] = [weights[0].binding(), weights[1].binding()];
+        let bindings = [of_q, of_k, angles, q.binding(), k.binding(), q_y, k_y];
+        self.dispatch(site, kernels::NORM_ROPES, &bindings, params, self.fold(groups))
     }
 
     /// The rows of the cache that a `Store` writes, as the binding of a kernel that makes them; `None` if they have not all of their columns,

@@ -62,6 +62,7 @@ params! {
     Bias { n: u32, cols: u32 }
     /// Of `combine` and `combine_add`.
     Combine { n: u32, cols: u32, k: u32 }
+    CombineAddNorm { n: u32, groups: u32, cols: u32, k: u32, eps: f32 }
     Conv { n: u32, channels: u32, kernel: u32, stride: u32, first: u32, count: u32, start: u32 }
     Copy { words: u32, y_cols: u32, x_cols: u32, y_row: u32, x_row: u32, shared_by: u32, from_: u32, to: u32 }
     Decay { n: u32, cols: u32 }
@@ -79,6 +80,7 @@ params! {
     Matmul { piece: Piece, positions: u32 }
     Matvec { piece: Piece }
     NormRope { n: u32, groups: u32, heads: u32, start: u32, eps: f32 }
+    NormRopes { n: u32, groups: u32, heads: u32, kv_heads: u32, start: u32, eps: f32 }
     ProbeFma { rounds: u32, x: f32, y: f32 }
     ProbeRead { reads: u32 }
     RmsNorm { n: u32, groups: u32, in_row: u32, row: u32, eps: f32 }

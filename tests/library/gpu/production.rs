@@ -50,8 +50,15 @@ fn an_error_of_a_fused_kernel_alone_is_found_at_its_stages() {
     // Kernel, text, what becomes of it; the stage at which it is seen, what is hidden before it, a cause.
     type Case = (&'static str, &'static str, &'static str, &'static str, &'static [&'static str], Option<&'static str>);
     let cases: [Case; 4] = [
-        ("norm_rope", "a * turn.x - b * turn.y", "a * turn.x + b * turn.y", "q_rope", &["q_norm"], None),
-        ("combine_add", "a[n] + combined(n)", "combined(n)", "layer_out", &["moe_out"], Some("residual")),
+        ("norm_ropes", "a * turn.x - b * turn.y", "a * turn.x + b * turn.y", "q_rope", &["q_norm"], None),
+        (
+            "combine_add_norm",
+            "a[start + i] + combined(start + i)",
+            "combined(start + i)",
+            "layer_out",
+            &["moe_out"],
+            Some("residual"),
+        ),
         ("add_norm", "v * scale * weight[i]", "v * scale", "ffn_norm", &[], Some("norm-weight")),
         ("router", "weigh(group.x);", "weigh(group.x); weights[group.x * p.k] *= 1.5;", "router_weights", &[], None),
     ];
@@ -84,13 +91,14 @@ fn an_error_of_the_single_kernels_alone_is_said_to_be_that() {
 
 #[test]
 fn other_rounding_is_no_error_and_without_a_judge_nothing_is_said() {
-    let (from, to) = ("let a = x[start + i] * scale * weight[i];", "let a = x[start + i] * (scale * weight[i]);");
-    let found = compare("norm_rope", from, to, true);
+    let (from, to) =
+        ("let a = value(start + i) * scale * weight(i);", "let a = value(start + i) * (scale * weight(i));");
+    let found = compare("norm_ropes", from, to, true);
     assert!(found.agrees(), "{:?}", found.notes);
     let production = found.production.unwrap();
     assert!(production.differing > 0 && production.positions == 4);
     assert_eq!(production.verdict, V::WithinRounding);
-    assert_eq!(verdict(&compare("norm_rope", from, to, false)), V::NotJudged);
+    assert_eq!(verdict(&compare("norm_ropes", from, to, false)), V::NotJudged);
     let same = compare("swiglu", "@compute", "@compute", false);
     assert_eq!((verdict(&same), same.production.unwrap().differing), (V::Same, 0));
 }
@@ -98,11 +106,11 @@ fn other_rounding_is_no_error_and_without_a_judge_nothing_is_said() {
 /// A kernel that runs only while nobody looks, and that poison catches there: an error that ends the comparison, not a note of it.
 #[test]
 fn a_fused_kernel_that_poison_catches_is_no_note() {
-    let (kernel, from) = ("norm_rope", "if g < p.groups {");
+    let (kernel, from) = ("norm_ropes", "if g < p.groups {");
     match compared(kernel, from, "if g + 1u < p.groups {", false, true) {
         Err(e @ Error::Fault(_)) => {
             let found = e.to_string();
-            let words = ["layer 0 · ", "kernel norm_rope left ", "of its output unwritten"];
+            let words = ["layer 0 · ", "kernel norm_ropes left ", "of its output unwritten"];
             assert!(words.iter().all(|word| found.contains(word)), "{found}");
         }
         Err(e) => panic!("no kernel is named: {e}"),
