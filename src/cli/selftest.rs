@@ -4,6 +4,7 @@ use crate::Result;
 use crate::backend::gpu::AdapterSelector;
 use crate::cli::common::{ONE_BY_ONE, progress_bar, tell};
 use crate::cli::{Outcome, output};
+use crate::diff::sweep::Shard;
 use crate::error::Error;
 use crate::report::selftest::MadeUp;
 use crate::selftest::calibrate::{self, calibrate};
@@ -26,6 +27,9 @@ pub struct Args {
     /// Only the faults that are planted on this backend [default: both]
     #[arg(long, value_name = "BACKEND", value_parser = ["cpu", "gpu"])]
     subject: Option<String>,
+    /// Of those, every N-th from the I-th on: so that several machines share them, or one takes a sample
+    #[arg(long, value_name = "I/N", conflicts_with = "calibrate")]
+    shard: Option<Shard>,
     /// Show the comparison only these stages of the subject, such as 'layer_out': the faults are then sought in the segments between
     #[arg(long, value_name = "STAGES", conflicts_with = "calibrate")]
     shows: Option<String>,
@@ -67,7 +71,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     }
     let shows = args.shows.as_deref().map(stages_in).transpose()?;
     let (listed, made_up) = (args.generate.is_none(), made_up(args)?);
-    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shows, listed, made_up };
+    let shard = args.shard.unwrap_or(Shard::WHOLE);
+    let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shard, shows, listed, made_up };
     if args.list {
         return print_list(&options, args.json);
     }

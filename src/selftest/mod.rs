@@ -27,6 +27,7 @@ use crate::backend::{AnyBackend, Backend, Erased, Showing};
 use crate::diff::measure::metrics::Side;
 use crate::diff::outcome::Comparison;
 use crate::diff::run::driver::{DiffOptions, Sides, diff};
+use crate::diff::sweep::Shard;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::op::Stage;
@@ -45,6 +46,8 @@ pub struct SelfTestOptions {
     /// Only cases with this backend beside the reference.
     pub subject: Option<FaultySide>,
     pub adapter: AdapterSelector,
+    /// Of the cases chosen so, every so-many-th.
+    pub shard: Shard,
     /// The stages of the subject that can be seen; all of them if absent.
     pub shows: Option<Vec<Stage>>,
     /// Plant the faults of the table.
@@ -80,14 +83,18 @@ impl SelfTestOptions {
             Some(_) => chosen.into_iter().filter(|c| c.strength == Strength::Full).collect(),
             None => chosen,
         };
-        match (chosen.is_empty(), self.subject) {
-            (true, Some(subject)) => {
-                let subject = subject.name();
-                Err(Error::usage(format!(
-                    "--only {pattern} --subject {subject}: none of these is planted on a {subject}"
-                )))
+        if let (true, Some(subject)) = (chosen.is_empty(), self.subject.map(FaultySide::name)) {
+            return Err(Error::usage(format!(
+                "--only {pattern} --subject {subject}: none of these is planted on a {subject}"
+            )));
+        }
+        let n = chosen.len();
+        let here = chosen.into_iter().enumerate().filter(|(i, _)| self.shard.has(*i)).map(|(_, case)| case);
+        match here.collect::<Vec<Trial>>() {
+            here if here.is_empty() && n > 0 => {
+                Err(Error::usage(format!("--shard {}: {n} faults are chosen, none is left for it", self.shard)))
             }
-            _ => Ok(chosen),
+            here => Ok(here),
         }
     }
 }

@@ -89,8 +89,20 @@ fn faults_are_listed_and_chosen_by_name() {
     let rope = rope["faults"].as_array().unwrap();
     assert!(!rope.is_empty() && rope.iter().all(|f| f["name"].as_str().unwrap().starts_with("rope-")));
 
+    // Every second of them, and the others.
+    let names = |args: &[&str]| -> Vec<String> {
+        let (listed, _) = document(&[&["--list", "--only", "rope-*"], args].concat());
+        let names = listed["faults"].as_array().unwrap().iter().map(|f| f["name"].as_str().unwrap().to_string());
+        names.collect()
+    };
+    let mut both = [names(&["--shard", "1/2"]), names(&["--shard", "2/2"])].concat();
+    both.sort();
+    both.dedup();
+    assert_eq!(both.len(), rope.len(), "{both:?}");
+
     for (args, said) in [
-        (&["--only", "rope-pairings"][..], "rope-pairing"),
+        (&["--only", "one-row", "--shard", "99/99"][..], "none is left"),
+        (&["--only", "rope-pairings"], "rope-pairing"),
         (&["--only", "rope-pairing", "--subject", "cpu"][..], "planted on a cpu"),
         (&["--evaluations", "5"][..], "--calibrate"),
         (&["--seed", "5", "--only", "one-row"][..], "--generate"),

@@ -111,13 +111,17 @@ pub fn explain(scene: &StageEval<'_>) -> Result<Explanation> {
             None => rest.extend(left),
         }
     }
+    let needed = (explanation.tried as f64 * ODDS).ln();
+    // What may be chance, as a floor so wide that it holds nearly everything, is no reason to doubt what is none.
+    if fits.iter().any(|f| f.evidence >= needed) {
+        fits.retain(|f| f.evidence >= needed);
+    }
     let least = fits.iter().map(|f| f.tried.bits).fold(f64::INFINITY, f64::min);
     // A stable sort: of equally simple ones the first in the list.
     fits.sort_by(|a, b| {
         let rank = |f: &Fit| if f.tried.bits <= least + TIE { least } else { f.tried.bits };
         rank(a).total_cmp(&rank(b))
     });
-    let needed = (explanation.tried as f64 * ODDS).ln();
     explanation.undecided = fits.first().is_some_and(|f| f.evidence < needed);
     explanation.fits = fits.into_iter().map(|f| f.tried).collect();
     explanation.nearest = nearest(&case, rest)?;

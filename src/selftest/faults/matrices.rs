@@ -119,8 +119,9 @@ pub static FAULTS: &[Fault] = &[
         stage: Stage::RouterLogits,
         layers: [2, 1],
         step: 1,
-        explained: &["lanes"],
-        says: &["only lanes 0–6 of 8", "only lanes 0–3 of "],
+        // Of a sum that all lanes share in one turn, the last lanes are its end.
+        explained: &["lanes", "k-skipped"],
+        says: &["only lanes 0–6 of 8", "only lanes 0–3 of ", "only the first 128 of 256"],
         ..FAULT
     },
     Fault {

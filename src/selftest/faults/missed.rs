@@ -210,9 +210,9 @@ pub static FAULTS: &[Fault] = &[
     },
     Fault {
         name: "sum-past-its-end",
-        what: "each sum runs on for one step into the next row",
+        what: "each sum runs on for one block into the next row",
         by: By::Shader(&[
-            Shader { kernel: "matmul", edits: &[("i < p.piece.pairs; i++", "i < p.piece.pairs + 1u; i++")] },
+            Shader { kernel: "matmul", edits: &[("i < p.piece.pairs; i++", "i < p.piece.pairs + PAIRS; i++")] },
             Shader {
                 kernel: "matmul_lanes",
                 edits: &[(
@@ -232,7 +232,7 @@ pub static FAULTS: &[Fault] = &[
         models: &[0],
         patterns: EVERYWHERE,
         explained: &["k-past"],
-        says: &["each sum reads on, 32 terms", "each sum reads on, 256 terms"],
+        says: &["each sum reads on, 256 terms"],
         ..FAULT
     },
     Fault {
