@@ -46,17 +46,14 @@ pub fn others<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.extend(case.changed(what, |e: &mut Embedding<'a>| e.rows = rows)?);
     }
     let held = held(case, table, tokens)?;
-    let differences = |h: &LookedUp| h.rows.iter().map(|row| *row as i64 - h.token as i64).collect::<Vec<_>>();
-    // One token alone has some distance to whatever it was given.
-    if let Some((one, more)) = held.split_first().filter(|(one, more)| more.iter().any(|h| h.token != one.token)) {
-        let shared = differences(one).into_iter().find(|d| more.iter().all(|h| differences(h).contains(d)));
-        if let Some(d) = shared.filter(|d| d.abs() > 1) {
-            let what = format!("the row {} {} the token's", d.abs(), if d > 0 { "after" } else { "before" });
-            let shift = |e: &mut Embedding<'a>| {
-                let row = |token: usize| (token as i64 + d).clamp(0, table.rows as i64 - 1) as usize;
-                e.rows.iter_mut().for_each(|r| *r = row(*r));
-            };
+    // A token with fewer before it than the distance has the table's first row, or one from its end; with fewer after it the reverse.
+    for (ends, of) in [("", clamped as fn(i64, i64) -> i64), (", round the table's ends", i64::rem_euclid)] {
+        let row = |token: usize, d: i64| of(token as i64 + d, table.rows as i64) as usize;
+        if let Some(d) = distance(&held, &row) {
+            let what = format!("the row {} {} the token's{ends}", d.abs(), if d > 0 { "after" } else { "before" });
+            let shift = |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(|r| *r = row(*r, d));
             all.extend(case.changed(what, shift)?.map(|variant| variant.assuming(bits(table.rows))));
+            break;
         }
     }
     Ok(all)
@@ -92,6 +89,21 @@ pub fn wrapped<'a>(case: &'a Evidence<'a>, table: &Weight, tokens: &[u32]) -> Re
         add(ending, ending.words("tokens"), bits(wrong))?;
     }
     Ok(all)
+}
+
+/// The row, or the first or last of the table's where there is none.
+fn clamped(row: i64, rows: i64) -> i64 {
+    row.clamp(0, rows - 1)
+}
+
+/// The distance of more than one row at which every looked-up token finds the row that it has. One token alone has some distance to
+/// whatever it was given.
+fn distance(held: &[LookedUp], row: impl Fn(usize, i64) -> usize) -> Option<i64> {
+    let (one, more) = held.split_first()?;
+    more.iter().find(|h| h.token != one.token)?;
+    // Of a token whose row is the table's end the distance is not known: any of the others says it.
+    let all = held.iter().flat_map(|h| h.rows.iter().map(|row| *row as i64 - h.token as i64));
+    all.filter(|d| d.abs() > 1 && held.iter().all(|h| h.rows.contains(&row(h.token, *d)))).min_by_key(|d| d.abs())
 }
 
 /// Bits to say one number of `n`.
@@ -225,6 +237,20 @@ mod tests {
         // Of two rows alike the one that fits the others.
         assert_eq!(moduli(&held(&[(999, &[17, 199]), (1403, &[3])]), &[]), [200]);
         assert!(moduli(&held(&[(10, &[20])]), &[]).is_empty());
+    }
+
+    #[test]
+    fn a_distance_is_that_of_the_tokens_that_have_as_many_before_them() {
+        let before = |token: usize, d: i64| clamped(token as i64 + d, 300) as usize;
+        // 11 and 42 have no row 100 before theirs: the table's first.
+        let ends = held(&[(11, &[0]), (299, &[199]), (42, &[0]), (211, &[111])]);
+        assert_eq!(distance(&ends, before), Some(-100));
+        let round = |token: usize, d: i64| (token as i64 + d).rem_euclid(300) as usize;
+        let wrapped = held(&[(11, &[211]), (299, &[199]), (42, &[242])]);
+        assert_eq!((distance(&wrapped, before), distance(&wrapped, round)), (None, Some(-100)));
+        // One token alone, and two of which the second has another.
+        assert_eq!(distance(&held(&[(299, &[199])]), before), None);
+        assert_eq!(distance(&held(&[(299, &[199]), (211, &[112])]), before), None);
     }
 
     #[test]

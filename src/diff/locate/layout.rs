@@ -111,8 +111,8 @@ impl Layout {
         }
     }
 
-    /// The axes that this stage has and that have more than one coordinate, with their lengths.
-    fn axes(&self) -> Vec<(Axis, usize)> {
+    /// The axes that this stage has and that have more than one coordinate, with their lengths; that of whole columns is the last.
+    pub fn axes(&self) -> Vec<(Axis, usize)> {
         let info = self.stage.info();
         let longest = |f: fn(&Row) -> usize| self.rows.iter().map(f).max().map_or(0, |m| m + 1);
         let mut axes = vec![(Axis::Position, longest(|r| r.position))];

@@ -49,6 +49,8 @@ fn few(n: usize) -> usize {
 }
 /// The best candidates that are kept of each axis.
 const PER_AXIS: usize = 3;
+/// Scattered elements that are all named.
+const NAMED: usize = 4;
 /// An unpatterned error is everywhere if at least this share of the elements is wrong, and
 const MOST: f64 = 0.75;
 /// never if less than this is; between, it depends on how many the floor may hide.
@@ -280,6 +282,14 @@ impl Grid<'_> {
             chosen.parts.clear();
             inside = all;
         }
+        let few = self.few_places(all);
+        if let ([], 1, [_, ..], Some(&(axis, n))) =
+            (&chosen.parts[..], self.layout.rows.len(), &few[..], self.layout.axes().last())
+        {
+            // Of one row a place is a column: nothing is shorter than to list them.
+            chosen.parts.push(Restriction { axis, n, origin: 0, set: axis::Set::Few(few.clone()) });
+            inside = self.tally(&chosen);
+        }
         let relation = || {
             let cols = self.layout.cols;
             let mut elements = chosen.elements();
@@ -308,11 +318,23 @@ impl Grid<'_> {
             true => (PatternKind::WholeTensor, "whole tensor".to_string()),
             false => {
                 let least = if self.hides() { "at least " } else { "" };
-                let text = format!("scattered: {least}{} of {} elements, without a common place", all.count, all.total);
-                (PatternKind::Scattered, text)
+                let places: Vec<String> = few.iter().map(|i| format!("{:?}", unravel(*i, self.shape))).collect();
+                let places = match &places[..] {
+                    [] => "without a common place".to_string(),
+                    [first @ .., last] => format!("{} and {last}", first.join(", ")),
+                };
+                (PatternKind::Scattered, format!("scattered: {least}{} of {} elements, {places}", all.count, all.total))
             }
         };
         record(vec![kind], description, inside, region, relation())
+    }
+
+    /// The wrong elements, where they are so few of so many that all are named and the floor hides no others; else none.
+    fn few_places(&self, all: Tally) -> Vec<usize> {
+        if !(2..=NAMED).contains(&all.count) || all.count * 4 * NAMED > all.total || self.hides() {
+            return Vec::new();
+        }
+        (0..self.subject.len()).filter(|i| self.energy(*i).is_some()).collect()
     }
 
     /// The ratios to their floors of the elements that are wrong, ascending; empty where there are no floors.

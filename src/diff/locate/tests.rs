@@ -419,6 +419,28 @@ fn an_empty_tensor_has_no_pattern_and_a_short_one_does_not_panic() {
     let _ = Case::new(Stage::AttnScores, &[1, 1, 1]).plant(100.0, |_, _| true).find();
 }
 
+/// Of a decoded token's row nothing is shorter than to list what is wrong, and of other rows neither: a few are named all the same.
+#[test]
+fn a_few_places_are_named_wherever_they_are() {
+    let of_one_row = |c: usize| c == 109 || c == 213;
+    let case = Case::new(Stage::AttnResidual, &[1, 256]).plant(1e6, |_, c| of_one_row(c));
+    let p = case.find().unwrap();
+    assert_eq!((&p.kinds[..], &p.description[..]), (&[P::ColumnRange][..], "columns 109 and 213 only"));
+    assert_eq!((p.elements, p.share), (2, 1.0));
+    let case = Case::new(Stage::MoeOut, &[9, 64]).plant(1e6, |r, c| [(0, 5), (3, 40), (7, 22)].contains(&(r, c)));
+    let p = case.find().unwrap();
+    assert_eq!(
+        (p.kind, &p.description[..]),
+        (P::Scattered, "scattered: 3 of 576 elements, [0, 5], [3, 40] and [7, 22]")
+    );
+    // What the floor may hide more of is not told place by place.
+    let mut case = Case::new(Stage::AttnResidual, &[1, 256]);
+    for c in [109, 213] {
+        case.subject[c] = case.expected[c] + 3e-6;
+    }
+    assert_eq!(case.find().unwrap().description, "scattered: at least 2 of 256 elements, without a common place");
+}
+
 /// The regions that are offered where exactly the elements of `wrong(row, column)` are wrong.
 fn offered(case: &Case, wrong: impl Fn(usize, usize) -> bool) -> Vec<ErrorRegion> {
     let cols = case.shape[case.shape.len() - 1];
