@@ -12,14 +12,21 @@ use crate::selftest::test_model::POSITIONS;
 pub(super) fn weighted(draw: &mut Draw) -> Kind {
     let eps = draw.of(&[1e-4, 3e-3, 0.05, 1.0]);
     let slot = draw.below(draw.slots());
-    let (what, divisor) = match draw.below(3) {
-        0 => (format!("weights divided by their sum and {eps}"), format!("(sum + {eps:?})")),
-        1 => (format!("only slot {slot} renormalised"), format!("select(1.0, sum, k == {slot}u)")),
-        _ => ("weights not renormalised".into(), "1.0".to_string()),
+    let (what, divisor, says) = match draw.below(3) {
+        0 => (
+            format!("weights divided by their sum and {eps}"),
+            format!("(sum + {eps:?})"),
+            format!("weights divided by their sum plus {eps:e}"),
+        ),
+        1 => {
+            let what = format!("only slot {slot} renormalised");
+            (what.clone(), format!("select(1.0, sum, k == {slot}u)"), what)
+        }
+        _ => ("weights not renormalised".into(), "1.0".to_string(), "weights that are not renormalised".into()),
     };
     let edit = ("chosen(t, k) / sum", format!("chosen(t, k) / {divisor}"));
     let by = in_kernels(vec![("router_weights", vec![edit])]);
-    Kind::new(what, Stage::RouterWeights, by, &["renormalisation"]).in_decoding_too()
+    Kind::new(what, Stage::RouterWeights, by, &["renormalisation"]).says([says]).in_decoding_too()
 }
 
 /// Experts' weights of others.
@@ -40,7 +47,13 @@ pub(super) fn chosen(draw: &mut Draw) -> Kind {
         engine.run(&Op::ExpertMatMul { x: x.clone(), ids: Rc::new(ids), weight })
     });
     let which = if all { format!("expert {off}") } else { format!("expert e + {off}") };
-    let kind = Kind::new(format!("{which} at {stage}, rows from {from}"), stage, mistake, &["expert-offset"]);
+    let says = match all {
+        true => vec![format!("the weights of expert {off} for whatever was chosen")],
+        // Of 8 experts e + 5 is e − 3.
+        false => vec![format!("the weights of expert e + {off}"), format!("the weights of expert e − {}", 8 - off)],
+    };
+    let kind =
+        Kind::new(format!("{which} at {stage}, rows from {from}"), stage, mistake, &["expert-offset"]).says(says);
     let scope = if from == 0 && !all && draw.one_in(2) { FaultScope::Expert } else { FaultScope::All };
     let patterns = if scope == FaultScope::Expert { ONE_EXPERT } else { kind.patterns };
     Kind { scope, patterns, ..kind }.graded()
@@ -55,13 +68,19 @@ pub(super) fn combined(draw: &mut Draw) -> Kind {
     let at = draw.below(modulus);
     let k = draw.slots();
     type Changed = fn(&mut [f32]);
-    let (what, change): (_, Changed) = draw.of(&[
-        ("the weights in reverse", (|w| w.reverse()) as Changed),
-        ("the weights of the next slot", |w| w.rotate_left(1)),
-        ("no weights", |w| w.fill(1.0)),
-        ("the first slot's weight for all", |w| w.fill(w[0])),
-        ("only the first expert", |w| w[1..].fill(0.0)),
+    let (what, change, says): (_, Changed, &str) = draw.of(&[
+        ("the weights in reverse", (|w| w.reverse()) as Changed, "the weights in reverse order of the slots"),
+        ("the weights of the next slot", |w| w.rotate_left(1), "the weights of the next slot"),
+        ("no weights", |w| w.fill(1.0), "the experts' sum without their weights"),
+        ("the first slot's weight for all", |w| w.fill(w[0]), "the weight of the first slot for every slot"),
+        ("only the first expert", |w| w[1..].fill(0.0), "only the first chosen expert, with its weight"),
     ]);
+    // Of two slots there is one other order.
+    let says = if k == 2 && what == "the weights of the next slot" {
+        "the weights in reverse order of the slots"
+    } else {
+        says
+    };
     let mistake = by(move |engine, op| {
         let Op::Combine { down, weights } = op else { return Err(misplaced(op)) };
         let mut values = weights.to_f32();
@@ -70,7 +89,9 @@ pub(super) fn combined(draw: &mut Draw) -> Kind {
         let weights = Rc::new(HostTensor::f32(&weights.shape, values));
         engine.run(&Op::Combine { down: down.clone(), weights })
     });
-    Kind::new(format!("{what}, positions {at} mod {modulus}"), Stage::MoeOut, mistake, &["combine"]).graded()
+    Kind::new(format!("{what}, positions {at} mod {modulus}"), Stage::MoeOut, mistake, &["combine"])
+        .says([says])
+        .graded()
 }
 
 /// Inputs of other rows or slots.
@@ -89,7 +110,14 @@ pub(super) fn slots(draw: &mut Draw) -> Kind {
         engine.run(&Op::ExpertMatMul { x, ids: ids.clone(), weight })
     });
     let what = if per_slot { "the slots' inputs in reverse".into() } else { format!("the input of rows modulo {n}") };
-    Kind::new(format!("{what} at {stage}"), stage, mistake, &["input-row", "wrapped", "misplaced"])
+    let mut says = vec![format!("the input of rows modulo {n}")];
+    match (per_slot, n) {
+        (true, _) => says = vec!["the inputs of the position's slots in reverse".into()],
+        // Of the last row alone it is the first.
+        (false, 1 | 6) => says.push("the input of the first row".into()),
+        _ => {}
+    }
+    Kind::new(format!("{what} at {stage}"), stage, mistake, &["input-row", "wrapped", "misplaced"]).says(says)
 }
 
 /// Another activation, or gate and up exchanged.
@@ -100,13 +128,14 @@ pub(super) fn activated(draw: &mut Draw) -> Kind {
     let sigmoid: Activation = |x| 1.0 / (1.0 + (-x).exp());
     let none: Activation = |x| x;
     let silu: Activation = |x| x / (1.0 + (-x).exp());
-    let (what, f, exchanged) = draw.of(&[
-        ("gelu", gelu, false),
-        ("relu", relu, false),
-        ("a sigmoid", sigmoid, false),
-        ("no activation", none, false),
-        ("gate and up exchanged", silu, true),
+    let (what, f, says) = draw.of(&[
+        ("gelu", gelu, "gelu, by tanh, for"),
+        ("relu", relu, "relu for"),
+        ("a sigmoid", sigmoid, "sigmoid for"),
+        ("no activation", none, "no activation"),
+        ("gate and up exchanged", silu, "gate and up swapped"),
     ]);
+    let exchanged = what == "gate and up exchanged";
     let stage = Stage::ExpertAct;
     let mistake = by(move |_, op| {
         let Op::SwiGlu { gate, up, .. } = op else { return Err(misplaced(op)) };
@@ -115,7 +144,8 @@ pub(super) fn activated(draw: &mut Draw) -> Kind {
         Ok(each(gate, |row, column, x| f(x) * up[row * n + column]))
     });
     let explained: &'static [&'static str] = if exchanged { &["gate-up"] } else { &["activation"] };
-    let kind = Kind::new(format!("{what} at {stage}"), stage, mistake, explained).graded().in_decoding_too();
+    let kind =
+        Kind::new(format!("{what} at {stage}"), stage, mistake, explained).says([says]).graded().in_decoding_too();
     let scope = if draw.one_in(3) { FaultScope::Row(draw.below(POSITIONS)) } else { FaultScope::All };
     let patterns = if scope == FaultScope::All { kind.patterns } else { place::ROWS };
     Kind { scope, patterns, decoded: scope == FaultScope::All, ..kind }

@@ -60,6 +60,8 @@ struct Kind {
     stage: Stage,
     by: By,
     explained: &'static [&'static str],
+    /// How one of the causes that describe it begins; none: that it is one of those hypotheses says enough.
+    says: Vec<String>,
     scope: FaultScope,
     /// Its error grows with its strength.
     graded: bool,
@@ -83,6 +85,7 @@ impl Kind {
             stage,
             by,
             explained,
+            says: Vec::new(),
             scope,
             graded,
             decoded,
@@ -90,6 +93,9 @@ impl Kind {
             finite,
             patterns: PatternKind::VARIANTS,
         }
+    }
+    fn says(self, says: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { says: says.into_iter().map(Into::into).collect(), ..self }
     }
     fn graded(self) -> Self {
         Self { graded: true, ..self }
@@ -105,6 +111,7 @@ impl Kind {
     fn fault(self, name: String, layers: [usize; 2], subject: FaultySide, side: Side, step: usize) -> &'static Fault {
         let name: &'static str = name.leak();
         let may_be_open = self.may_be_open;
+        let says: Vec<&'static str> = self.says.into_iter().map(|says| &*says.leak()).collect();
         Box::leak(Box::new(Fault {
             name,
             what: name,
@@ -117,6 +124,7 @@ impl Kind {
             scope: self.scope,
             patterns: self.patterns,
             explained: self.explained,
+            says: says.leak(),
             may_be_open,
             ..FAULT
         }))
@@ -173,6 +181,9 @@ fn trial(seed: u64, i: usize) -> Trial {
     let shader = kinds.iter().any(Kind::is_shader);
     let subject = if shader || draw.one_in(2) { FaultySide::Gpu } else { FaultySide::Cpu };
     let step = usize::from(kinds.iter().all(|kind| kind.decoded) && draw.one_in(6));
+    if step > 0 {
+        kinds.iter_mut().for_each(|kind| kind.patterns = place::of_one_row(kind.patterns));
+    }
     let mut whats = Vec::new();
     let faults: Vec<&'static Fault> = kinds
         .into_iter()

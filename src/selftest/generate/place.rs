@@ -127,5 +127,24 @@ const COLUMNS: &[P] = &[
     P::AllButHead,
     P::WithinHead,
 ];
+/// The same of a result of one row, of which a column is an element.
+pub(super) fn of_one_row(patterns: &'static [P]) -> &'static [P] {
+    if patterns == COLUMNS { COLUMNS_OF_ONE_ROW } else { patterns }
+}
+
+const COLUMNS_OF_ONE_ROW: &[P] = &[
+    P::Element,
+    P::Column,
+    P::ColumnRange,
+    P::AllButColumn,
+    P::ColumnBlock,
+    P::SubBlock,
+    P::ColumnResidue,
+    P::LastPartialTile,
+    P::Head,
+    P::Heads,
+    P::AllButHead,
+    P::WithinHead,
+];
 /// A part of a position, which either may say.
 const ROWS_AND_COLUMNS: &[P] = &[P::Element, P::Position, P::LastPosition, P::Column, P::ColumnRange, P::ColumnBlock];

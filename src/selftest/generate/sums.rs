@@ -30,7 +30,9 @@ pub(super) fn terms(draw: &mut Draw) -> Kind {
             let edit = format!("cells[lane] += select(0.0, cells[lane + step], step < {kept}u);");
             let by = in_kernels(vec![("rms_norm", vec![("cells[lane] += cells[lane + step];", edit)])]);
             let stage = draw.of(&[Stage::AttnNorm, Stage::FfnNorm, Stage::FinalNorm]);
-            return Kind::new(format!("{kept} lanes of {stage}"), stage, by, explained).graded().in_decoding_too();
+            let says = format!("only lanes 0–{} of 64 summed", kept - 1);
+            let kind = Kind::new(format!("{kept} lanes of {stage}"), stage, by, explained).says([says]);
+            return kind.graded().in_decoding_too();
         }
         1 => {
             let tail = draw.of(&[8usize, 16, 32, 64, 100, 128]);
@@ -38,14 +40,16 @@ pub(super) fn terms(draw: &mut Draw) -> Kind {
             let edit = format!("squares = fma(select(v, 0.0, i + {tail}u >= p.n), v, squares);");
             let by = in_kernels(vec![("rms_norm", vec![("squares = fma(v, v, squares);", edit)])]);
             let what = format!("a norm without the last {tail} squares at {stage}");
-            return Kind::new(what, stage, by, explained).graded().in_decoding_too();
+            let says = format!("only the first {} of 256 squares", 256 - tail);
+            return Kind::new(what, stage, by, explained).says([says]).graded().in_decoding_too();
         }
         2 => {
             let kept = draw.of(&[1, 2, 4]);
             let from = "partial[at] += partial[at + step * COLUMNS];";
             let edit = format!("partial[at] += select(vec4<f32>(), partial[at + step * COLUMNS], step < {kept}u);");
             let by = in_kernels(vec![("attn_context", vec![(from, edit)])]);
-            return Kind::new(format!("{kept} lanes of attn_context"), Stage::AttnContext, by, explained);
+            let says = [format!("only the first {kept} of "), format!("only lanes 0–{} of ", kept - 1)];
+            return Kind::new(format!("{kept} lanes of attn_context"), Stage::AttnContext, by, explained).says(says);
         }
         _ => {}
     }
@@ -58,11 +62,14 @@ pub(super) fn terms(draw: &mut Draw) -> Kind {
         let Op::MatMul { x, weight } = op else { return Err(misplaced(op)) };
         engine.run(&Op::MatMul { x: changed(x, |_, i, x| if keeps(i) { x } else { 0.0 }), weight })
     });
-    let what = match by_lanes {
-        true => format!("{summed} of {lanes} lanes of {run} terms of {stage}"),
-        false => format!("the last {tail} terms of {stage}"),
+    let (what, says) = match by_lanes {
+        true => (
+            format!("{summed} of {lanes} lanes of {run} terms of {stage}"),
+            format!("only lanes 0–{} of {lanes}", summed - 1),
+        ),
+        false => (format!("the last {tail} terms of {stage}"), format!("only the first {} of {k} terms", k - tail)),
     };
-    Kind::new(what, stage, mistake, explained).graded().in_decoding_too()
+    Kind::new(what, stage, mistake, explained).says([says]).graded().in_decoding_too()
 }
 
 /// Terms that are counted twice, or that lie behind the row.
@@ -75,7 +82,8 @@ pub(super) fn twice(draw: &mut Draw) -> Kind {
             engine.run(&Op::MatMul { x: changed(x, |_, i, x| if i + last >= k { 2.0 * x } else { x }), weight })
         });
         let what = format!("the last {last} terms of {stage} twice");
-        return Kind::new(what, stage, mistake, &["k-twice"]).graded().in_decoding_too();
+        let says = format!("the last {last} of {k} terms of each sum counted twice");
+        return Kind::new(what, stage, mistake, &["k-twice"]).says([says]).graded().in_decoding_too();
     }
     let past = draw.of(&[4usize, 8, 16, 32, 64]);
     let mistake = by(move |engine, op| {
@@ -96,7 +104,8 @@ pub(super) fn twice(draw: &mut Draw) -> Kind {
         let x = Rc::new(HostTensor::f32(&[x.shape[0], k + past], xs));
         engine.run(&Op::MatMul { x, weight: &weight })
     });
-    Kind::new(format!("{past} terms past the end of {stage}"), stage, mistake, &["k-past"]).graded()
+    let says = format!("each sum reads on, {past} terms into the next row");
+    Kind::new(format!("{past} terms past the end of {stage}"), stage, mistake, &["k-past"]).says([says]).graded()
 }
 
 /// A weight's values, each from its term and its place in the row.
@@ -160,7 +169,10 @@ pub(super) fn decoded(draw: &mut Draw) -> Kind {
         1 => (format!("no minimums, or sub-block {group} with its scale times {factor}"), SCALES),
         _ => ("the weights of the row after".into(), &["weight-row", "misplaced"]),
     };
-    Kind::new(format!("{what} at {stage}, columns from {from}"), stage, mistake, explained).graded()
+    // What is done to a scale or to minimums is said in other words for other types.
+    let says: &[&str] = if which == 2 { &["the weights of the row after", "columns 1 too far left"] } else { &[] };
+    let what = format!("{what} at {stage}, columns from {from}");
+    Kind::new(what, stage, mistake, explained).says(says.iter().copied()).graded()
 }
 
 /// A sub-block without its scale is left out of its sum.
@@ -180,7 +192,17 @@ pub(super) fn wrapped(draw: &mut Draw) -> Kind {
                 engine.run(&Op::MatMul { x: changed(x, |row, i, _| values[of(row) * k + i]), weight })
             });
             let how = if ends { format!("rows from {n} on as {}", n - 1) } else { format!("rows modulo {n}") };
-            Kind::new(format!("the input of {how} at {stage}"), stage, mistake, WRAPPED)
+            let what = format!("the input of {how} at {stage}");
+            let how = if ends { format!("rows from {n} on taken as {}", n - 1) } else { how };
+            let mut says = vec![format!("the input of {how}"), format!("the rows of {how}")];
+            // The first of all rows, and what is of the last alone.
+            match (n, ends) {
+                (1, _) => says.extend(["the input of the first row".into(), "the first row in every row".into()]),
+                (6, true) => says.extend(["row 6 holds row 5".into(), "the input of the row before".into()]),
+                (6, false) => says.extend(["row 6 holds row 0".into(), "the input of the first row".into()]),
+                _ => {}
+            }
+            Kind::new(what, stage, mistake, WRAPPED).says(says)
         }
         1 => {
             let (stage, _) = draw.of(QUANTIZED);
@@ -190,7 +212,8 @@ pub(super) fn wrapped(draw: &mut Draw) -> Kind {
                 let (n, values) = (right.cols(), right.to_f32());
                 Ok(each(&right, |row, column, _| values[row * n + column % tile]))
             });
-            Kind::new(format!("columns modulo {tile} at {stage}"), stage, mistake, WRAPPED)
+            let says = ["the weights of rows", "the columns of columns"].map(|of| format!("{of} modulo {tile}"));
+            Kind::new(format!("columns modulo {tile} at {stage}"), stage, mistake, WRAPPED).says(says)
         }
         _ => {
             let modulus = draw.of(&[512, 1024, 2048]);
@@ -198,7 +221,8 @@ pub(super) fn wrapped(draw: &mut Draw) -> Kind {
             let edit = format!("down[(t * p.k * p.cols) % {modulus}u + column];");
             let by = in_kernels(vec![("combine", vec![(from, edit)])]);
             let what = format!("the first slot's offset modulo {modulus} at moe_out");
-            Kind::new(what, Stage::MoeOut, by, &["wrapped"])
+            let says = format!("the first slot's outputs at the offset modulo {modulus}");
+            Kind::new(what, Stage::MoeOut, by, &["wrapped"]).says([says])
         }
     }
 }
@@ -223,10 +247,10 @@ pub(super) fn normalised(draw: &mut Draw) -> Kind {
             _ => engine.run(&Op::RmsNorm { x: x.clone(), weight: &other(|w| w + 1.0)?, eps, keep }),
         }
     });
-    let (what, explained): (_, &'static [&'static str]) = match kind {
-        0 | 1 => (format!("eps {wrong:e}"), &["norm-eps"]),
-        2 => ("no weight".into(), &["norm-weight"]),
-        _ => ("a weight with 1 added".into(), &["norm-weight"]),
+    let (what, explained, says): (_, &'static [&'static str], _) = match kind {
+        0 | 1 => (format!("eps {wrong:e}"), &["norm-eps"], format!("the norm with eps {wrong:e} for")),
+        2 => ("no weight".into(), &["norm-weight"], "the norm without its weight".into()),
+        _ => ("a weight with 1 added".into(), &["norm-weight"], "the norm with 1 + weight".into()),
     };
-    Kind::new(format!("{what} at {stage}"), stage, mistake, explained).in_decoding_too()
+    Kind::new(format!("{what} at {stage}"), stage, mistake, explained).says([says]).in_decoding_too()
 }

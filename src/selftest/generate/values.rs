@@ -46,6 +46,12 @@ pub(super) fn written(draw: &mut Draw) -> Kind {
         _ => (|_, _| f32::NAN, "NaN".into(), &["not-finite"]),
     };
     let finite = what != "NaN";
+    let says = match explained {
+        ["factor"] if factor == -1.0 => vec!["the sign flipped".to_string()],
+        ["factor"] => vec![format!("{factor} times the right values")],
+        ["offset"] => vec![format!("{factor} added to the right values")],
+        _ => vec![],
+    };
     let graded = finite && what != "zeros";
     let mistake = by(move |engine, op| {
         let right = engine.run(op)?;
@@ -57,7 +63,7 @@ pub(super) fn written(draw: &mut Draw) -> Kind {
         may_be_open: place.is_small(),
         patterns: place.patterns(),
         finite,
-        ..Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, explained)
+        ..Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, explained).says(says)
     }
 }
 
@@ -70,24 +76,26 @@ pub(super) fn moved(draw: &mut Draw) -> Kind {
     let (one, other) = (draw.below(cols / 2), cols / 2 + draw.below(cols / 2));
     /// The row and the column whose value comes there.
     type From = Box<dyn Fn(usize, usize) -> Option<(usize, usize)> + Sync>;
-    let (what, from): (String, From) = match draw.below(5) {
-        0 => (format!("position {a} in the place of {b}"), {
+    let (what, says, from): (String, String, From) = match draw.below(5) {
+        0 => (format!("position {a} in the place of {b}"), format!("row {b} holds row {a}"), {
             Box::new(move |row, column| Some((if row == b { a } else { row }, column)))
         }),
-        1 => (format!("positions {a} and {b} exchanged"), {
+        1 => (format!("positions {a} and {b} exchanged"), format!("rows {a} and {b} exchanged"), {
             let to = move |row| if row == a { b } else { row };
             Box::new(move |row, column| Some((if row == b { a } else { to(row) }, column)))
         }),
-        2 => (format!("columns {by_columns} too far right"), {
+        2 => (format!("columns {by_columns} too far right"), format!("columns {by_columns} too far right"), {
             Box::new(move |row, column: usize| column.checked_sub(by_columns).map(|column| (row, column)))
         }),
-        3 => (format!("columns {one} and {other} exchanged"), {
+        3 => (format!("columns {one} and {other} exchanged"), format!("columns {one} and {other} exchanged"), {
             let to = move |column| if column == one { other } else { column };
             Box::new(move |row, column| Some((row, if column == other { one } else { to(column) })))
         }),
-        _ => (format!("columns modulo {}", 2 * by_columns), {
-            Box::new(move |row, column| Some((row, column % (2 * by_columns))))
-        }),
+        _ => (
+            format!("columns modulo {}", 2 * by_columns),
+            format!("the columns of columns modulo {}", 2 * by_columns),
+            { Box::new(move |row, column| Some((row, column % (2 * by_columns)))) },
+        ),
     };
     let from: &'static From = Box::leak(Box::new(from));
     let mistake = by(move |engine, op| {
@@ -95,7 +103,7 @@ pub(super) fn moved(draw: &mut Draw) -> Kind {
         let (n, values) = (right.cols(), right.to_f32());
         Ok(each(&right, |row, column, _| from(row, column).map_or(0.0, |(row, column)| values[row * n + column])))
     });
-    Kind::new(format!("{what} at {stage}"), stage, mistake, &["misplaced"])
+    Kind::new(format!("{what} at {stage}"), stage, mistake, &["misplaced"]).says([says])
 }
 
 /// One operand, or the result, in a coarser format.
@@ -142,7 +150,17 @@ pub(super) fn rounded(draw: &mut Draw) -> Kind {
         true => (format!("the result of {stage} in {format}"), &["output-precision"]),
         false => (format!("operand {operand} of {stage} in {format}"), &["input-precision"]),
     };
-    Kind::new(what, stage, mistake, explained).graded().in_decoding_too()
+    let rounded = match (stage, operand) {
+        (_, usize::MAX) => "the result",
+        (Stage::AttnScores, 0) => "q",
+        (Stage::AttnScores, _) => "k",
+        (Stage::AttnContext, 0) => "probabilities",
+        (Stage::AttnContext, _) => "v",
+        (Stage::ExpertAct, _) => "up",
+        _ => "inputs",
+    };
+    let how = if format == "bf16, cut off" { "cut off to bf16".into() } else { format!("rounded to {format}") };
+    Kind::new(what, stage, mistake, explained).says([format!("{rounded} {how}")]).graded().in_decoding_too()
 }
 
 /// Embeddings of other tokens.
@@ -163,24 +181,36 @@ pub(super) fn embedded(draw: &mut Draw) -> Kind {
         }
         engine.run(&Op::Embed { table, tokens: &others, scale })
     });
-    let (what, explained): (_, &'static [&'static str]) = match which {
-        0 => (format!("the embeddings of positions {a} and {b} exchanged"), &["misplaced"]),
-        1 => (format!("the embeddings of tokens modulo {modulus}"), &["wrapped"]),
-        2 => (format!("the embeddings of tokens {distance} before"), &["embedding-row"]),
-        _ => (format!("the embedding of token {} for all from there on", end - 1), &["wrapped"]),
+    let last = end - 1;
+    let (what, explained, says): (_, &'static [&'static str], _) = match which {
+        0 => {
+            let says = format!("rows {a} and {b} exchanged");
+            (format!("the embeddings of positions {a} and {b} exchanged"), &["misplaced"], says)
+        }
+        // Which other moduli the prompt allows is said with it, and may be said before it.
+        1 => (format!("the embeddings of tokens modulo {modulus}"), &["wrapped"], "the rows of tokens modulo".into()),
+        2 => {
+            let by = if distance == 1 { String::new() } else { format!("{distance} ") };
+            let says = format!("the row {by}before the token's");
+            (format!("the embeddings of tokens {distance} before"), &["embedding-row"], says)
+        }
+        _ => {
+            let says = format!("the rows of tokens from {end} on taken as {last}");
+            (format!("the embedding of token {last} for all from there on"), &["wrapped"], says)
+        }
     };
-    Kind::new(what, Stage::Embedding, mistake, explained)
+    Kind::new(what, Stage::Embedding, mistake, explained).says([says])
 }
 
 /// A residual that is dropped, or added twice.
 pub(super) fn residual(draw: &mut Draw) -> Kind {
     let stage = draw.of(&[Stage::AttnResidual, Stage::LayerOut]);
     let place = Place::drawn(draw, 256, 1);
-    let (what, factors) = draw.of(&[
-        ("only what is added", [0.0, 1.0]),
-        ("only the residual", [1.0, 0.0]),
-        ("the residual twice", [2.0, 1.0]),
-        ("the addend twice", [1.0, 2.0]),
+    let (what, factors, says) = draw.of(&[
+        ("only what is added", [0.0, 1.0], "the residual dropped"),
+        ("only the residual", [1.0, 0.0], "only the residual"),
+        ("the residual twice", [2.0, 1.0], "the residual added twice"),
+        ("the addend twice", [1.0, 2.0], "the addend added twice"),
     ]);
     let mistake = by(move |_, op| {
         let Op::Add { a, b } = op else { return Err(misplaced(op)) };
@@ -192,7 +222,7 @@ pub(super) fn residual(draw: &mut Draw) -> Kind {
         let sum: HostTensor = each(a, sum);
         Ok(sum)
     });
-    let kind = Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, &["residual"]);
+    let kind = Kind::new(format!("{what} at {stage}, {}", place.words()), stage, mistake, &["residual"]).says([says]);
     let (may_be_open, patterns) = (place.is_small(), place.patterns());
     Kind { graded: true, decoded: place.in_every_call(), may_be_open, patterns, ..kind }
 }
