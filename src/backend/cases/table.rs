@@ -68,6 +68,7 @@ pub fn table() -> Vec<OpCase> {
             (2, 36, 4, 33, 4, false, Choice::Random), // every expert, by every token
             (1, 65, 16, 40, 3, true, Choice::Same),   // most experts empty
             (1, 20, 60, 70, 8, false, Choice::Random),
+            (1, 20, 64, 3, 33, true, Choice::Random), // more of them than any known model has
         ];
         for (blocks, rows, experts, tokens, k, per_slot, choice) in shapes {
             let cols = cols(ty, blocks);
@@ -133,9 +134,18 @@ pub fn table() -> Vec<OpCase> {
         }
     }
 
-    for (tokens, experts, k) in
-        [(1, 2, 1), (1, 8, 2), (7, 8, 2), (33, 60, 4), (65, 128, 8), (3, 128, 8), (5, 512, 10), (2, 8, 8)]
-    {
+    for (tokens, experts, k) in [
+        (1, 2, 1),
+        (1, 8, 2),
+        (7, 8, 2),
+        (33, 60, 4),
+        (65, 128, 8),
+        (3, 128, 8),
+        (5, 512, 10),
+        (2, 8, 8),
+        (3, 64, 17),
+        (2, 160, 64),
+    ] {
         for sigmoid in [false, true] {
             all(WITH_LARGE, OpShape::RouterProbs { tokens, experts, sigmoid });
         }
@@ -167,7 +177,7 @@ pub fn table() -> Vec<OpCase> {
             all(KINDS, OpShape::ExpertBias { tokens, k, cols, experts, choice });
         }
     }
-    for (tokens, k, hidden) in [(1, 1, 1), (1, 2, 256), (7, 8, 65), (33, 2, 64), (65, 10, 36)] {
+    for (tokens, k, hidden) in [(1, 1, 1), (1, 2, 256), (7, 8, 65), (33, 2, 64), (65, 10, 36), (3, 64, 40)] {
         all(KINDS, OpShape::Combine { tokens, k, hidden });
     }
     for (tokens, cols) in [(1, 1), (1, 256), (7, 33), (33, 768), (65, 129)] {
