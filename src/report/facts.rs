@@ -156,6 +156,9 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
     // Beyond a format's range there is no bound to hold an error against.
     if s.cause.as_ref().is_some_and(|cause| cause.reproduced && cause.id == "overflow") {
         first += " · no bound: overflow";
+    } else if s.verdict == Verdict::Differs && s.ratio.is_some_and(|ratio| ratio <= 1.0) {
+        // Within what rounding explains, and beyond what somebody asked for.
+        first += " · over the limit that was given";
     } else if let Some(ratio) = s.ratio {
         first += &format!(" · {} × floor", short(ratio));
     }

@@ -1,5 +1,6 @@
-//! The HTML report in a real browser, Debian's Chromium, headless: nothing overflows at 400 or 1280 pixels, every cell is there and
-//! leads to its row, search and arrow keys work, the console stays empty, and a picture is made.
+//! The HTML report in a real browser, Debian's Chromium, headless, at 400 and 1280 pixels, light and dark: the parts are there in their order,
+//! nothing overflows, every text stands out from what is behind it, every cell is there and leads to its row, search and keys work, the console stays
+//! empty, and a picture is made.
 //!
 //! Where no Chromium is found the test says so and passes, unless `TWINSCOPE_BROWSER_TEST=required` is set, as in CI, where it fails.
 //! `TWINSCOPE_SCREENSHOTS=DIR` keeps the pictures, in light and dark, for a person to look at.
@@ -28,7 +29,49 @@ addEventListener("load", () => {
   say("small", cells.filter(a => a.getBoundingClientRect().width < 5 || a.getBoundingClientRect().height < 12).length);
   const colours = new Set([...document.querySelectorAll("#heat td")].map(td => getComputedStyle(td).backgroundColor));
   say("colours", colours.size);
-  say("ground", getComputedStyle(document.body).backgroundColor);
+  say("parts", [...document.querySelectorAll("main > section")].map(part => part.id).join(" "));
+  say("views", [...new Set([...document.querySelectorAll("figcaption")].map(c => c.textContent.split(",")[0]))].join("; "));
+  // Styles are in oklch; a pixel of that colour is in sRGB. Contrast as WCAG 2 defines it, of each text on what is behind it.
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 1;
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  const pixel = colour => {
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data];
+  };
+  const linear = v => v <= 10.31475 ? v / 3294.6 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const ground = pixel(getComputedStyle(at).backgroundColor);
+      if (ground[3] === 255) return ground;
+      if (ground[3] !== 0) say("error", "a ground that can be seen through");
+    }
+    return pixel("Canvas");
+  };
+  say("ground", Math.round(100 * light(behind(document.body))));
+  const open = [...document.querySelectorAll("details")].map(part => [part, part.open]);
+  open.forEach(([part]) => part.open = true);
+  // A report may have any step of the scale.
+  const scale = document.body.appendChild(document.createElement("p"));
+  scale.innerHTML = [...Array(16).keys()].map(n => `<b class="${"hq"[n >> 3]}${n & 7}">step ${n & 7}</b>`).join("");
+  let faintest = [99, ""], texts = 0;
+  for (const element of document.querySelectorAll("body *:not(script)")) {
+    const text = [...element.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("");
+    if (!text || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(pixel(element.closest("svg") ? style.fill : style.color)), light(behind(element))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    texts += 1;
+    if (contrast < faintest[0]) faintest = [contrast, element.tagName + " " + element.className + ": " + text.slice(0, 40)];
+  }
+  scale.remove();
+  open.forEach(([part, was]) => part.open = was);
+  say("texts", texts);
+  say("contrast", faintest[0].toFixed(2));
+  say("faintest", faintest[1].replaceAll('"', "'"));
   say("charts", document.querySelectorAll("svg").length);
   // Search leaves what it finds.
   const find = document.getElementById("find");
@@ -46,6 +89,15 @@ addEventListener("load", () => {
   start.focus();
   start.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
   say("moved", document.activeElement !== start && cells.includes(document.activeElement));
+  // Tab goes from the way past everything to the parts, the map, the search.
+  const tabbed = [...document.querySelectorAll("a[href], input, select, summary")].filter(e => e.tabIndex === 0 && e.getClientRects().length);
+  const places = [".skip", "nav a", "#heat td a", "#find"].map(at => tabbed.findIndex(e => e.matches(at)));
+  say("tabs", places[0] === 0 && places.every((at, i) => i === 0 || at > places[i - 1]) && !document.querySelector("[tabindex]:not([tabindex='0'], [tabindex='-1'])"));
+  // A cell's link opens the part that its row is in.
+  const cell = cells.find(a => !document.getElementById(a.getAttribute("href").slice(1)).closest("details").open) || cells[0];
+  const row = document.getElementById(cell.getAttribute("href").slice(1));
+  addEventListener("hashchange", () => say("led", row.closest("details").open && row.getClientRects().length === 1));
+  cell.click();
 });
 </script>"##;
 
@@ -80,17 +132,61 @@ fn browse(browser: &Path, profile: &Path, page: &Path, args: &[String]) -> Outpu
     out
 }
 
-/// Reports to look at: of an agreement, and of an engine with a wrong rope.
-fn reports(dir: &Path) -> Vec<(&'static str, PathBuf)> {
+/// A report to look at.
+struct Page {
+    name: &'static str,
+    layers: i64,
+    /// The stages that its tables list.
+    rows: i64,
+    parts: &'static str,
+    /// What it has pictures of, besides the map.
+    views: &'static [&'static str],
+}
+
+const GROWTH: [&str; 2] = ["Relative error that a layer hands on", "Largest own error in a layer"];
+const PAGES: [Page; 3] = [
+    Page {
+        name: "agrees",
+        layers: 4,
+        rows: 99,
+        parts: "map growth logits routers stages made",
+        views: &[GROWTH[0], GROWTH[1], "KL divergence by position"],
+    },
+    Page {
+        name: "diverges",
+        layers: 4,
+        rows: 99,
+        parts: "fault map growth places logits routers stages made",
+        views: &[GROWTH[0], GROWTH[1], "By position", "By head", "By expert", "KL divergence by position"],
+    },
+    Page {
+        name: "flips",
+        layers: 2,
+        rows: 51,
+        parts: "fault map growth logits routers stages made",
+        views: &["KL divergence by position"],
+    },
+];
+
+/// The reports: of an agreement, of limits of nothing at all, which leave faults that have places, and of two files whose routers choose otherwise.
+fn reports(dir: &Path) {
     let run = |code: i32, args: &str| {
         let args = shlex::split(args).unwrap();
         let out = Command::new(env!("CARGO_BIN_EXE_twinscope")).args(&args).current_dir(dir).output().unwrap();
         assert_eq!(out.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
     };
     run(0, "diff --subject cpu --decode 2 --report agrees.html");
-    // Limits of nothing at all: a page with faults, and with places.
-    run(1, "diff --subject cpu --tol q_rope:nmse<=0 --tol expert_down:nmse<=0 --report diverges.html");
-    ["agrees", "diverges"].map(|name| (name, dir.join(format!("{name}.html")))).to_vec()
+    run(1, "diff --subject cpu --tol attn_scores:nmse<=0 --tol expert_down:nmse<=0 --report diverges.html");
+    for ty in ["Q8_0", "Q2_K"] {
+        run(0, &format!("synth --layers 2 --pure {ty} {ty}.gguf"));
+        run(0, &format!("trace {ty}.gguf --tokens 1,2,3,4,5,6,7 --save all --out {ty}"));
+    }
+    run(1, "compare Q8_0 Q2_K --report flips.html");
+    let html = std::fs::read_to_string(dir.join("flips.html")).unwrap();
+    assert!(
+        html.contains("not explained by rounding") && html.contains("<td class=\"bad\">reference "),
+        "flips are listed"
+    );
 }
 
 #[test]
@@ -98,61 +194,59 @@ fn the_report_in_a_browser() {
     let Some(browser) = chromium() else { return };
     let dir = tempfile::tempdir().unwrap();
     let profile = dir.path().join("profile");
-    for (name, page) in reports(dir.path()) {
+    reports(dir.path());
+    for Page { name, layers, rows, parts, views } in PAGES {
+        let page = dir.path().join(format!("{name}.html"));
         let html = std::fs::read_to_string(&page).unwrap();
         let probed = dir.path().join("probed.html");
         std::fs::write(&probed, html.replacen("</head>", &format!("{PROBE}</head>"), 1)).unwrap();
-        for width in [400, 1280] {
+        for (width, theme) in [(400, "light"), (400, "dark"), (1280, "light"), (1280, "dark")] {
+            let at = format!("{name} at {width}, {theme}");
             let framed = |page: &Path| {
                 let frame = dir.path().join("frame.html");
                 let page = page.file_name().unwrap().to_str().unwrap();
                 std::fs::write(&frame, FRAME.replace("WIDTH", &width.to_string()).replace("PAGE", page)).unwrap();
                 frame
             };
-            let size = format!("--window-size={},2400", width.max(500));
-            let out = browse(
-                &browser,
-                &profile,
-                &framed(&probed),
-                &[size.clone(), "--dump-dom".into(), "--virtual-time-budget=3000".into()],
-            );
+            let mut look = vec![format!("--window-size={},2400", width.max(500))];
+            if theme == "dark" {
+                look.push("--blink-settings=preferredColorScheme=0".into());
+            }
+            let args = [&look[..], &["--dump-dom".into(), "--virtual-time-budget=3000".into()]].concat();
+            let out = browse(&browser, &profile, &framed(&probed), &args);
             let (dom, log) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
             let console: Vec<&str> = log.lines().filter(|line| line.contains("CONSOLE")).collect();
-            assert!(console.is_empty(), "{name} at {width}: {console:?}");
+            assert!(console.is_empty(), "{at}: {console:?}");
             let root = dom.split("<html").nth(1).and_then(|rest| rest.split('>').next()).unwrap_or_default();
             let said = |what: &str| -> String {
                 let value = root.split(&format!(" data-{what}=\"")).nth(1).and_then(|v| v.split('"').next());
-                value.unwrap_or_else(|| panic!("{name} at {width} does not say {what}: {root}")).to_string()
+                value.unwrap_or_else(|| panic!("{at} does not say {what}: {root}")).to_string()
             };
             let number = |what: &str| -> i64 { said(what).parse().unwrap() };
-            assert!(!root.contains("data-error"), "{name} at {width}: {root}");
-            assert_eq!(number("width"), width, "{name}");
-            assert_eq!(number("overflow"), 0, "{name} at {width} is wider than its window");
-            assert_eq!((number("cells"), number("broken"), number("small")), (4 * 24, 0, 0), "{name} at {width}");
-            assert_eq!(
-                (number("found"), said("foundright"), number("all")),
-                (4, "true".into(), 99),
-                "{name} at {width}"
-            );
-            assert_eq!((number("stops"), said("moved")), (1, "true".into()), "{name} at {width}");
-            assert!(number("colours") >= 2 && number("charts") >= 3, "{name} at {width}: {root}");
-            for (theme, dark) in [("light", false), ("dark", true)] {
-                let picture = dir.path().join(format!("{name}-{width}-{theme}.png"));
-                let mut args = vec![format!("--screenshot={}", picture.display()), size.clone()];
-                if dark {
-                    args.push("--blink-settings=preferredColorScheme=0".into());
-                }
-                browse(&browser, &profile, &framed(&page), &args);
-                let bytes = std::fs::read(&picture).expect("a picture");
-                assert!(
-                    bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000,
-                    "{name} at {width}: {} bytes",
-                    bytes.len()
-                );
-                if let Some(keep) = std::env::var_os("TWINSCOPE_SCREENSHOTS") {
-                    std::fs::copy(&picture, Path::new(&keep).join(picture.file_name().unwrap())).expect("a folder");
-                }
+            assert!(!root.contains("data-error"), "{at}: {root}");
+            assert_eq!((number("width"), number("overflow")), (width, 0), "{at}: wider than its window");
+            assert_eq!((said("parts"), said("views")), (parts.into(), views.join("; ")), "{at}");
+            assert_eq!((number("cells"), number("broken"), number("small")), (layers * 24, 0, 0), "{at}");
+            assert_eq!((number("found"), said("foundright"), number("all")), (layers, "true".into(), rows), "{at}");
+            assert_eq!((number("stops"), said("moved"), said("tabs"), said("led")), yes(1), "{at}");
+            assert!(number("colours") >= 2 && number("charts") >= views.len() as i64 / 2, "{at}: {root}");
+            let bright = number("ground") > 50;
+            assert_eq!(bright, theme == "light", "{at}: {root}");
+            let contrast: f64 = said("contrast").parse().unwrap();
+            assert!(contrast >= 4.5 && number("texts") > 100, "{at}: {contrast} of {:?}", said("faintest"));
+
+            let picture = dir.path().join(format!("{name}-{width}-{theme}.png"));
+            let args = [&look[..], &[format!("--screenshot={}", picture.display())]].concat();
+            browse(&browser, &profile, &framed(&page), &args);
+            let bytes = std::fs::read(&picture).expect("a picture");
+            assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 10_000, "{at}: {} bytes", bytes.len());
+            if let Some(keep) = std::env::var_os("TWINSCOPE_SCREENSHOTS") {
+                std::fs::copy(&picture, Path::new(&keep).join(picture.file_name().unwrap())).expect("a folder");
             }
         }
     }
+}
+
+fn yes(n: i64) -> (i64, String, String, String) {
+    (n, "true".into(), "true".into(), "true".into())
 }

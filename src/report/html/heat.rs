@@ -1,4 +1,4 @@
-//! The heat map: layers × stages, own error over its floor as colour, each cell a link to its row in the tables below.
+//! The heat map: layers × stages, own error over its floor as colour, or the difference where there is no floor, each cell a link to its row in the tables below.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use super::super::facts::place;
 use super::super::format::{scientific, short};
 use super::super::grid::{Cell, Grid};
 use super::super::markup::escape;
-use super::scale::{RATIO_NAMES, legend, ratio_step};
+use super::scale::{ERROR_NAMES, RATIO_NAMES, error_step, legend, ratio_step};
 use crate::diff::outcome::{Comparison, StageResult};
 use crate::op::{STAGES, Scope, Site, Stage};
 
@@ -43,13 +43,15 @@ pub fn anchor(site: Site) -> String {
 /// How a cell is shown: the class of its colour, and the mark that says the same.
 pub fn look(s: &StageResult) -> (String, &'static str) {
     let step = |otherwise| s.ratio.map_or(otherwise, ratio_step);
+    // Where nothing is known of floors, by how far the sides are apart.
+    let apart = s.total.metrics().filter(|_| s.ratio.is_none()).map(|m| format!("q{}", error_step(m.nmse.sqrt())));
     match Cell::of(s) {
         Cell::Absent => (String::new(), ""),
         Cell::Hidden => ("hidden".into(), "~"),
         Cell::NotCompared => ("not".into(), "–"),
-        Cell::Fine => (format!("h{}", step(0)), ""),
+        Cell::Fine => (apart.unwrap_or_else(|| format!("h{}", step(0))), ""),
         Cell::Inherits => (format!("h{} inh", step(0)), "↓"),
-        Cell::Differs => ("h5".into(), "≠"),
+        Cell::Differs => (apart.unwrap_or_else(|| "h5".into()), "≠"),
         Cell::Injects => (format!("h{}", step(6).max(4)), "×"),
         Cell::NonFinite => ("h7".into(), "!"),
     }
@@ -91,9 +93,14 @@ pub fn section(c: &Comparison, worst: &BTreeMap<Site, WorstStep<'_>>) -> String 
     };
     let mut layers: Vec<u32> = worst.keys().filter_map(|site| site.layer).collect();
     layers.dedup();
-    let mut out = String::from(
-        "<section id=\"map\"><h2>Own error of every stage, over its floor</h2>\n\
-         <p class=\"hint\">A row a layer, a column a stage, in order of execution. Up to 1 × floor is what rounding explains. \
+    let floors = worst.values().any(|w| w.stage.ratio.is_some());
+    let (title, scale) = match floors {
+        true => ("Own error of every stage, over its floor", "Up to 1 × floor is what rounding explains."),
+        false => ("How far every stage is apart", "The colour is the relative error, each side on its own inputs."),
+    };
+    let mut out = format!(
+        "<section id=\"map\"><h2>{title}</h2>\n\
+         <p class=\"hint\">A row a layer, a column a stage, in order of execution. {scale} \
          A cell leads to its figures; with the keyboard, arrows move and Enter follows.</p>\n",
     );
     let whole = |stages: &[Stage]| {
@@ -124,7 +131,7 @@ pub fn section(c: &Comparison, worst: &BTreeMap<Site, WorstStep<'_>>) -> String 
         out += "</tbody></table>\n";
     }
     out += &whole(&[Stage::FinalNorm, Stage::Logits]);
-    out += &legend('h', &RATIO_NAMES);
+    out += &if floors { legend('h', &RATIO_NAMES) } else { legend('q', &ERROR_NAMES) };
     let marks: Vec<String> = marks(worst).into_iter().map(|(mark, what)| format!("<b>{mark}</b> {what}")).collect();
     if !marks.is_empty() {
         out += &format!("<p class=\"hint\">{}</p>\n", marks.join(" · "));
