@@ -101,14 +101,14 @@ TILED_STAGES = tuple(f"linear_attn_{part}" for part in "qkv z b a conv beta dt d
 MIXED_STAGES = ("linear_attn_qkv", "linear_attn_conv")  # whose first columns are those of key heads
 # Models with latent attention, and the function that turns q and the one key: the first gives halves of pairs that are neighbours.
 LATENT = {"deepseek_v3": "apply_rotary_pos_emb_interleave", "deepseek_v2": "apply_rotary_emb"}
-# Where transformers computes otherwise than the contracts transformers-bf16 and -f16 say: model_type -> in which types, and what.
-OTHERWISE = {
-    "gemma3_text": (("bfloat16", "float16"), "the scale of its embedding is rounded, and its norms keep their weights in float32"),
-    "glm4_moe": (("bfloat16", "float16"), "its router is computed in float32"),
-    "gpt_oss": (("float16",), "its norms keep their weights in float32"),
-    **dict.fromkeys(LATENT, (("bfloat16", "float16"), "its router is computed in float32")),
-    **dict.fromkeys(GATED, (("bfloat16", "float16"),
-                            "its norms keep their weights in float32, and the delta rule is computed in it")),
+# Models of which transformers computes something in 16 bits otherwise than the contracts transformers-bf16 and -f16 say: their
+# contract's name ends in their architecture (`transformers-bf16+gemma3`), and says what.
+OTHERWISE = ("gemma3_text", "gpt_oss", "glm4_moe", *LATENT, *GATED)
+# Parts of a module's name whose weights stay float32 in a model in 16 bits, as when transformers itself loads it: model_type -> in
+# which types, and which (`_keep_in_fp32_modules_strict`, and `_keep_in_fp32_modules` for float16).
+KEPT_WIDE = {
+    "gpt_oss": (("float16",), ("norm",)),
+    **dict.fromkeys(("glm4_moe", *LATENT), (("bfloat16", "float16"), ("e_score_correction_bias", "gate.weight"))),
 }
 
 
@@ -573,10 +573,40 @@ def flat(values):
 
 
 @contextlib.contextmanager
+def float64():
+    """Makes and runs models in float64, and meets every request for float32 in it: `x.float()`, `x.to(torch.float32)`,
+    `softmax(x, dtype=torch.float32)`, …
+
+    In transformers 5.24 these are asked for, whatever a model's type, by: all RMSNorms (`to(torch.float32)`, Gemma's `float()`);
+    all rotary embeddings (`arange(dtype=torch.float)` and `position_ids.float()`); `linear_ramp_factor` of YaRN;
+    `eager_attention_forward` (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's and DeepSeek's
+    (`type(torch.float32)`); the rope of DeepSeek V2 (`float()`, before numbers are complex); the decay of linear attention
+    (`float()`), its delta rule, chunked or by token (`to(torch.float32, memory_format=…)`), and its gated norm."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Wide(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.float:
+                return args[0].double()
+            wide = lambda x: torch.float64 if x is torch.float32 else x
+            return function(*map(wide, args), **{name: wide(x) for name, x in (kwargs or {}).items()})
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Wide():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
 def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, layers=None, positions=None, modules=None,
             command="", name=None, fingerprint=None):
     """Captures what `model` computes in the block, and writes the file `out` at its end.
 
+    A model in float64 is run in it throughout (see `float64`, within which it has to be made).
     `tokens` are the ids that the block runs, all calls together; it may be a list that grows until the block ends.
     `stages` are names or globs, `layers` and `positions` sets of numbers; None is all. `modules` is a regular expression:
     outputs of modules that match and are no stage are kept under the module's name."""
@@ -591,9 +621,11 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
                          "with a rules file of your own (see capture/README.md)")
     if kind == "deepseek_v3" and not model.config.rope_interleave:
         raise SystemExit(f"{kind} without rope_interleave: its rope turns halves, and that of GGUF files turns neighbours")
-    types, why = OTHERWISE.get(kind, ((), ""))
-    if dtype in types:
-        raise SystemExit(f"{kind} in {dtype}: {why}, which no contract says; capture it in float32")
+    # Frequencies of rope that were made in float32 are such numbers still when a model becomes float64 later.
+    single = lambda values: (values.detach().cpu().numpy() == values.detach().cpu().numpy().astype("float32")).all()
+    narrow = [name for name, values in model.named_buffers() if dtype == "float64" and name.endswith("inv_freq") and len(values) > 1 and single(values)]
+    if narrow:
+        raise SystemExit(f"{kind} in float64: {narrow[0]} was made in float32; make the model within `with float64():` of this script")
     writer = Writer(out)
     recorder = Recorder(model, writer, stages, layers, positions, modules)
     handles, patched = [], []
@@ -622,7 +654,7 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
             setattr(source, function, shown)
             patched.append((source, function, rope))
     try:
-        with torch.no_grad(), Functions():
+        with torch.no_grad(), float64() if dtype == "float64" else contextlib.nullcontext(), Functions():
             yield recorder
     finally:
         for handle in handles:
@@ -634,6 +666,8 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
     tokens = [int(t) for t in tokens]
     short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64"}.get(dtype, dtype)
     attention = getattr(model.config, "_attn_implementation", None)
+    architecture = ARCHITECTURES.get(kind, kind.replace("_", ""))
+    contract = f"transformers-{short}" + (f"+{architecture}" if short in ("bf16", "f16") and kind in OTHERWISE else "")
     writer.finish({
         "schema": SCHEMA,
         "engine": "transformers",
@@ -642,14 +676,14 @@ def capture(model, out, tokens, prompt=None, prompt_tokens=None, stages=None, la
         "command": command,
         "model": {
             "name": name or os.path.basename(getattr(model.config, "_name_or_path", "") or ""),
-            "architecture": ARCHITECTURES.get(kind, kind.replace("_", "")),
+            "architecture": architecture,
             "fingerprint": fingerprint,
         },
         "tokens": tokens,
         "prompt": prompt,
         "prompt_tokens": len(tokens) if prompt_tokens is None else prompt_tokens,
         "calls": recorder.calls,
-        "contract": f"transformers-{short}",
+        "contract": contract,
         "attention": attention,
         "flash_attention": "flash" in (attention or ""),
         "tensors": recorder.tensors,
@@ -1049,11 +1083,16 @@ def from_gguf(path, dtype, attention):
     if file.kind == "gemma3" and file.get("attention.scale") is not None:  # no integer's root, which the configuration has
         for layer in model.model.layers:
             layer.self_attn.scaling = file.get("attention.scale")
-    # Frequencies of rope stay f32, as in a model that transformers itself loads in another type. Other weights that it keeps so
-    # are those of models that `capture` refuses in that type (`OTHERWISE`).
+    # Frequencies of rope stay f32, as in a model that transformers itself loads in another type, and what it keeps so besides.
     rotary = model.model.rotary_emb
     frequencies = {name: values.clone() for name, values in rotary.named_buffers()}
+    types, parts = KEPT_WIDE.get(model.config.model_type, ((), ()))
+    wide = {name for name in model.state_dict() if str(dtype).removeprefix("torch.") in types and any(part in name for part in parts)}
+    wide = {name: values.clone() for name, values in model.state_dict().items() if name in wide}
     model = model.to(dtype).eval()
+    for name, values in wide.items():
+        module, _, last = name.rpartition(".")
+        getattr(model.get_submodule(module), last).data = values
     for name, values in frequencies.items():
         if "rope_freqs.weight" in file.tensors:
             values = values / file.weight("rope_freqs.weight")
@@ -1100,7 +1139,8 @@ def arguments(argv):
     parser.add_argument("--prompt", help="the text to run, as the model's tokenizer reads it")
     parser.add_argument("--tokens", help="the token ids to run, 1,2,3, instead of a text")
     parser.add_argument("--decode", type=int, default=0, metavar="N", help="decode N tokens greedily after the prompt")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32",
+                        help="float64 is float64 throughout, also where the model asks for float32: norms, softmax, angles, routers")
     parser.add_argument("--attn", choices=("eager", "sdpa"), default="eager", help="sdpa shows no scores")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stages", metavar="LIST", help="only these stages, names or globs: layer_out,logits,router*")
@@ -1124,6 +1164,11 @@ def tokens_sha256(tokens):
 
 def main(argv):
     args = arguments(argv)
+    with float64() if args.dtype == "float64" else contextlib.nullcontext():
+        captured(args, argv)
+
+
+def captured(args, argv):
     import torch
 
     dtype = getattr(torch, args.dtype)

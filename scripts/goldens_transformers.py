@@ -15,14 +15,13 @@ what no hook reaches there, and what follows from them, the scores and the conte
 
 transformers asks for float32 in places whatever a model's type: norms, softmax of attention and router, the routers of GLM and
 DeepSeek, cosines
-and sines, the frequencies of rope, the delta rule. All of these requests are met in float64 (see `Float64`), so what is left is the rounding of
+and sines, the frequencies of rope, the delta rule. All of these requests are met in float64 (`float64` of the capture script), so what is left is the rounding of
 float64 and the definitions.
 
 The exit code is 1 if a stage is beyond the bound, or a golden has no value for what the hooks show, or none for a whole family.
 """
 
 import argparse
-import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +33,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors import safe_open  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import hf_transformers as capture  # noqa: E402
 
@@ -47,34 +45,6 @@ BOUND = 1e-26
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 
 
-class Float64(TorchFunctionMode):
-    """Meets every request for float32 in float64: `x.float()`, `x.to(torch.float32)`, `softmax(x, dtype=torch.float32)`, …
-
-    In transformers 5.24 these are asked for by: all RMSNorms (`to(torch.float32)`, Gemma's `float()`); all rotary embeddings
-    (`arange(dtype=torch.float)` and `position_ids.float()`); `linear_ramp_factor` of YaRN; `eager_attention_forward`
-    (softmax); the routers of Mixtral, Qwen and OLMoE (softmax), and all of GLM's and DeepSeek's (`type(torch.float32)`); the
-    rope of DeepSeek V2 (`float()`, before numbers are complex); the decay of linear
-    attention (`float()`), its delta rule, chunked or by token (`to(torch.float32, memory_format=…)`), and its gated norm."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.float:
-            return args[0].double()
-        wide = lambda x: torch.float64 if x is torch.float32 else x
-        return function(*map(wide, args), **{name: wide(x) for name, x in (kwargs or {}).items()})
-
-
-@contextlib.contextmanager
-def float64():
-    """Makes modules in float64, and lets nothing be float32."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Float64():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def tensors(path):
     """The tensors of a safetensors file, and its metadata."""
     with safe_open(path, "numpy") as file:
@@ -83,7 +53,7 @@ def tensors(path):
 
 def computed(gguf, tokens):
     """What transformers computes of the tokens, by the goldens' names; the model, too."""
-    with tempfile.TemporaryDirectory() as folder, float64():
+    with tempfile.TemporaryDirectory() as folder, capture.float64():
         out = str(Path(folder) / "run.safetensors")
         model = capture.from_gguf(str(gguf), torch.float64, "eager")
         with capture.capture(model, out, tokens):
@@ -120,7 +90,7 @@ def llama3_factors(gguf, model):
     """How far the file's frequency factors are from what transformers' `llama3` makes of the parameters, relative."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    with float64():
+    with capture.float64():
         config = model.config
         config.rope_parameters = LLAMA3 | {"rope_theta": config.rope_parameters["rope_theta"]}
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Shown, Ticket};
 use crate::error::Result;
-use crate::op::{At, HostTensor, Op, OpKind, Weight};
+use crate::op::{At, HostTensor, Op, OpKind, Stage, Weight};
 
 /// A handle to a tensor of a backend whose type is not known here.
 pub type AnyTensor = Rc<dyn std::any::Any>;
@@ -35,6 +35,9 @@ where
     }
     fn contract(&self, op: OpKind) -> Contract {
         self.0.contract(op)
+    }
+    fn stage_contract(&self, stage: Stage) -> Option<Contract> {
+        self.0.stage_contract(stage)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         self.0.unsupported(needs)
@@ -85,6 +88,9 @@ impl Backend for AnyBackend {
     }
     fn contract(&self, op: OpKind) -> Contract {
         (**self).contract(op)
+    }
+    fn stage_contract(&self, stage: Stage) -> Option<Contract> {
+        (**self).stage_contract(stage)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         (**self).unsupported(needs)

@@ -24,7 +24,7 @@ mod showing;
 mod tickets;
 mod wrapper;
 
-pub use contract::{Contract, NamedContract, Order, Precision};
+pub use contract::{Contract, KeptWeight, NamedContract, Order, Precision};
 pub use erased::{AnyBackend, AnyTensor, Erased};
 pub use lent::Lent;
 #[cfg(feature = "gpu")]
@@ -119,6 +119,12 @@ pub trait Backend {
 
     /// The arithmetic that it promises for `op`.
     fn contract(&self, op: OpKind) -> Contract;
+
+    /// The arithmetic that it promises for a stage that it makes otherwise than others of its operation. Unless said, there is none.
+    fn stage_contract(&self, stage: Stage) -> Option<Contract> {
+        let _ = stage;
+        None
+    }
 
     /// Every need that it cannot meet, as one line each naming the tensor and the type. Empty: it can run. Unless said, it can
     /// meet all of them.

@@ -27,6 +27,9 @@ impl<B: Backend> Backend for Showing<B> {
     fn contract(&self, op: crate::op::OpKind) -> super::Contract {
         self.inner.contract(op)
     }
+    fn stage_contract(&self, stage: crate::op::Stage) -> Option<super::Contract> {
+        self.inner.stage_contract(stage)
+    }
     fn unsupported(&self, needs: &[super::Need]) -> Vec<String> {
         self.inner.unsupported(needs)
     }

@@ -12,6 +12,9 @@ macro_rules! pass_on {
         fn contract(&self, op: $crate::op::OpKind) -> $crate::backend::Contract {
             self.$inner.contract(op)
         }
+        fn stage_contract(&self, stage: $crate::op::Stage) -> Option<$crate::backend::Contract> {
+            self.$inner.stage_contract(stage)
+        }
         fn unsupported(&self, needs: &[$crate::backend::Need]) -> Vec<String> {
             self.$inner.unsupported(needs)
         }

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use crate::backend::{Contract, NamedContract, Precision, Shown};
 use crate::error::Result;
-use crate::formula::exact::{exact, used_with};
+use crate::formula::exact::{exact, used_with, weight_format};
 use crate::formula::precision::FloatFormat;
 use crate::formula::sum::confidence;
 use crate::op::{At, Data, GgmlType, HostTensor, LayerLayout, Op, OwnedOp, Site, Stage, Weight};
@@ -322,7 +322,7 @@ impl Segment {
                 return None;
             }
             room -= elements;
-            plain(weight, FloatFormat::of(contracts.get(step.op.kind()).weights))
+            plain(weight, weight_format(contracts.at(step.at.site.stage, step.op.kind())))
         });
         Self { plain: plain.collect(), steps, layout: log.layout }
     }
@@ -358,7 +358,7 @@ impl Segment {
     /// # Errors
     /// The oracle's.
     pub fn exact(&self, n: usize, op: &OwnedOp, contracts: &NamedContract) -> Result<HostTensor> {
-        let mut contract = *contracts.get(op.kind());
+        let mut contract = *contracts.at(self.steps[n].at.site.stage, op.kind());
         match &self.plain[n] {
             None => exact(&op.borrow(), &contract),
             Some(plain) => {
@@ -459,7 +459,8 @@ impl Segment {
                     Some(value) => value,
                     None => self.exact(i, op, contracts)?,
                 };
-                let drawn = disturbed(step.at, &value, None, &step.floor, contracts.get(op.kind()), &Shown::Nothing);
+                let contract = contracts.at(step.at.site.stage, op.kind());
+                let drawn = disturbed(step.at, &value, None, &step.floor, contract, &Shown::Nothing);
                 Ok(Some(drawn[n].clone()))
             })?;
             draws.push((**run.get(&target.at.site).unwrap_or(&exact)).clone());

@@ -27,6 +27,9 @@ impl<'a> Formula<'a> for Embedding<'a> {
     }
     fn emulate(&mut self, how: &Emulation) {
         how.round(&mut self.decode);
+        if let Some(format) = how.scale {
+            self.scale = (format.round)(self.scale);
+        }
     }
     by_row!();
 }

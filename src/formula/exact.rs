@@ -14,10 +14,10 @@
 use std::sync::Arc;
 
 use super::linear::Decode;
-use super::precision::{FloatFormat, Int8};
+use super::precision::{FORMATS, FloatFormat, Int8};
 use super::rounding::LOOKED_UP;
 use crate::backend::oracle::{dequant, evaluate};
-use crate::backend::{Contract, Precision};
+use crate::backend::{Contract, KeptWeight, Precision};
 use crate::error::Result;
 use crate::op::{Data, GateActivation, GgmlType, HostTensor, Op, Site, Weight};
 
@@ -38,9 +38,13 @@ pub(crate) struct Emulation {
     /// In the order of [`Op::inputs`]; `None` is as given.
     operands: Vec<Option<Rounded>>,
     pub weights: Option<FloatFormat>,
+    /// What an embedding's scale becomes.
+    pub scale: Option<FloatFormat>,
     /// How many products in a row an engine sums in integers: where int8 activations meet a quantized weight, 32, since ggml's blocks of
     /// both are at least as long; otherwise 1.
     pub exact_run: usize,
+    /// Offsets of codes are multiplied apart; see [`Contract::offsets_apart`].
+    pub offsets_apart: bool,
 }
 
 /// An operand after rounding.
@@ -55,12 +59,13 @@ struct Rounded {
 impl Emulation {
     /// Of nothing: operands and weights are as given.
     pub fn nothing() -> Self {
-        Self { operands: vec![], weights: None, exact_run: 1 }
+        Self { operands: vec![], weights: None, scale: None, exact_run: 1, offsets_apart: false }
     }
 
     /// Of operands that belong together.
     pub fn of(op: &Op<'_, &HostTensor>, contract: &Contract) -> Self {
-        let weights = FloatFormat::of(contract.weights).filter(|_| op.weight().is_some());
+        let weights = weight_format(contract).filter(|_| op.weight().is_some());
+        let scale = FloatFormat::of(contract.inner).filter(|_| matches!(op, Op::Embed { .. }));
         let activations = |partner: Partner| resolve(contract.activations, partner);
         let operands = match *op {
             Op::MatMul { x, weight } => vec![round(x, weight.cols, activations(Partner::Weight(weight.ty)))],
@@ -85,12 +90,14 @@ impl Emulation {
         };
         let is_int8 = operands.first().is_some_and(|x| x.as_ref().is_some_and(|x| !x.steps.is_empty()));
         let quantized = op.weight().is_some_and(|w| w.ty.block_len() >= RUN) && weights.is_none();
-        Self { operands, weights, exact_run: if is_int8 && quantized { RUN } else { 1 } }
+        let in_integers = is_int8 && quantized;
+        let exact_run = if in_integers { RUN } else { 1 };
+        Self { operands, weights, scale, exact_run, offsets_apart: in_integers && contract.offsets_apart }
     }
 
     /// Whether everything is as given.
     pub fn is_nothing(&self) -> bool {
-        self.weights.is_none() && self.operands.iter().all(|o| o.is_none())
+        self.weights.is_none() && self.scale.is_none() && self.operands.iter().all(|o| o.is_none())
     }
 
     /// The operation over the rounded operands; its weight is as given.
@@ -111,6 +118,9 @@ impl Emulation {
 
     fn evaluate(&self, op: &Op<'_, &HostTensor>) -> Result<HostTensor> {
         let op = &self.apply(op)?;
+        if let (Op::Embed { table, tokens, scale }, None, Some(format)) = (op, self.weights, self.scale) {
+            return evaluate(&Op::Embed { table, tokens, scale: (format.round)(*scale) });
+        }
         let Some(format) = self.weights else { return evaluate(op) };
         match *op {
             Op::RmsNorm { x, weight, eps, keep } => {
@@ -138,6 +148,7 @@ impl Emulation {
                 evaluate(&Op::AttnProbs { scores, start, window, sinks })
             }
             Op::Embed { table, tokens, scale } => {
+                let scale = self.scale.map_or(scale, |to| (to.round)(scale));
                 let mut out = evaluate(&Op::Embed { table, tokens, scale: 1.0 })?;
                 if let Data::F64(values) = &mut out.data {
                     *values = format.rounded(values).into_iter().map(|w| w * scale).collect();
@@ -185,6 +196,28 @@ impl Emulation {
             Ok(())
         });
     }
+}
+
+/// What weights become under a contract: those that are kept as another number are rounded as that.
+pub(crate) fn weight_format(contract: &Contract) -> Option<FloatFormat> {
+    let format = FloatFormat::of(contract.weights)?;
+    let round: fn(f64) -> f64 = match (contract.kept, format.precision) {
+        (KeptWeight::Itself, _) => format.round,
+        (KeptWeight::AboveOne, Precision::F16) => |w| above_one(w, FORMATS[0].round),
+        (KeptWeight::AboveOne, _) => |w| above_one(w, FORMATS[1].round),
+        (KeptWeight::Logarithm, Precision::F16) => |w| as_logarithm(w, FORMATS[0].round),
+        (KeptWeight::Logarithm, _) => |w| as_logarithm(w, FORMATS[1].round),
+    };
+    Some(FloatFormat { round, ..format })
+}
+
+fn above_one(w: f64, round: fn(f64) -> f64) -> f64 {
+    1.0 + round(w - 1.0)
+}
+
+/// −eᵃ of a rounded a; a number that is none stays.
+fn as_logarithm(w: f64, round: fn(f64) -> f64) -> f64 {
+    if w < 0.0 { -round((-w).ln()).exp() } else { w }
 }
 
 /// What activations are multiplied with.

@@ -12,7 +12,7 @@ use super::{BLOCK, Bounded, Formula, Values, as_given};
 use crate::backend::Contract;
 use crate::backend::oracle::dequant;
 use crate::error::{Error, Result};
-use crate::op::{HostTensor, Op, Weight};
+use crate::op::{GgmlType, HostTensor, Op, Weight};
 use crate::wide::wide;
 
 /// Reads a row of an expert: `(expert, row, products, offsets)`. A weight is its product less its offset.
@@ -23,6 +23,23 @@ pub(crate) fn as_it_is(weight: &Weight) -> Decode<'_> {
     Box::new(move |expert, row, product, offset| {
         dequant::each(weight.ty, weight.row(expert, row), |i, term| {
             (product[i], offset[i]) = (term.product, term.offset);
+        })
+    })
+}
+
+/// A weight whose codes are as they are in the file, with the offset that they have in common apart.
+fn with_offsets_apart(weight: &Weight) -> Decode<'_> {
+    let in_common = |code: f64| match weight.ty {
+        GgmlType::Q6_K => 32.0,
+        GgmlType::TQ1_0 | GgmlType::TQ2_0 => 1.0,
+        // The grid's numbers are whole.
+        GgmlType::IQ1_S | GgmlType::IQ1_M => code.round() - code,
+        _ => 0.0,
+    };
+    Box::new(move |expert, row, product, offset| {
+        dequant::parts(weight.ty, weight.row(expert, row), |i, part| {
+            let in_common = in_common(part.code);
+            (product[i], offset[i]) = (part.step * (part.code + in_common), part.offset + part.step * in_common);
         })
     })
 }
@@ -59,6 +76,8 @@ pub(crate) struct Linear<'a> {
     /// [rows, K]
     pub x: Values<'a>,
     pub decode: Decode<'a>,
+    /// As the operation has it.
+    weight: &'a Weight,
     /// Of a product by heads.
     pub heads: Option<Heads>,
     /// How often each of the K terms counts, where not all do once.
@@ -77,7 +96,7 @@ pub(crate) struct Linear<'a> {
 impl<'a> Formula<'a> for Linear<'a> {
     fn stated(op: &Op<'a, &'a HostTensor>, values: &'a [Vec<f64>]) -> Result<Option<Self>> {
         let mut heads = None;
-        let (weight, slots): (&Weight, Vec<(usize, usize)>) = match *op {
+        let (weight, slots): (&'a Weight, Vec<(usize, usize)>) = match *op {
             Op::MatMul { x, weight } => (weight, (0..x.shape[0]).map(|token| (token, 0)).collect()),
             Op::HeadMatMul { x, weight, head_dim, .. } => {
                 heads = Some(Heads { head_dim, kept: vec![], in_front: false });
@@ -97,7 +116,7 @@ impl<'a> Formula<'a> for Linear<'a> {
         let (times, ties, blocks, exact_run, coarse) = (None, Vec::new(), None, 1, None);
         let (k, n) = (weight.cols, weight.rows);
         let scales = scales_of(weight, &slots);
-        let mut this = Self { k, n, slots, scales, x, decode, heads, times, ties, blocks, exact_run, coarse };
+        let mut this = Self { k, n, slots, scales, x, decode, weight, heads, times, ties, blocks, exact_run, coarse };
         this.read(as_given(&values[0]));
         if let Op::HeadMatMul { keep: true, .. } = op {
             this.keep(&values[0]);
@@ -106,6 +125,9 @@ impl<'a> Formula<'a> for Linear<'a> {
     }
 
     fn emulate(&mut self, how: &Emulation) {
+        if how.offsets_apart {
+            self.decode = with_offsets_apart(self.weight);
+        }
         how.round(&mut self.decode);
         self.ties = how.ties(0);
         if let Some(Heads { head_dim, .. }) = self.heads {

@@ -7,8 +7,8 @@ use super::pointwise::Activation;
 use super::rounding::{TINY, division, exp_error, inner, ln_error, roundoff};
 use super::sum::{Terms, confidence};
 use super::{Bounded, ByRow, Formula, Values, as_given, by_row};
-use crate::backend::Contract;
 use crate::backend::oracle::dequant;
+use crate::backend::{Contract, KeptWeight};
 use crate::error::Result;
 use crate::op::{HostTensor, Op, Weight};
 
@@ -179,7 +179,9 @@ impl ByRow for Decay<'_> {
                     Growth::Sigmoid => (exp + division(c) + u) * growth,
                     Growth::Relu | Growth::Itself => 0.0,
                 };
-                w.abs() * off + u * y.abs() + TINY * (1.0 + w.abs())
+                // A weight that is the exponential of what is kept has that one's error.
+                let made = if c.kept == KeptWeight::Logarithm { exp_error(w.abs().ln().abs(), c) } else { 0.0 };
+                w.abs() * off + (u + made) * y.abs() + TINY * (1.0 + w.abs())
             };
             if self.exponential {
                 let kept = y.exp();

@@ -10,7 +10,8 @@ use crate::op::{HostTensor, Op, Pairing, Yarn};
 /// a·cos φ − b·sin φ and b·cos φ + a·sin φ for each pair (a, b) of a head's dimensions that turn,
 /// φ = position·scale·base^(−2(i + shift)/width) / factors\[i\].
 /// cos and sin of the f64 angle are rounded to f32: (|a·cos| + |b·sin|)·(2⁻²⁴ + u) + u·|y|.
-/// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. Where cos, sin and the two products are rounded to
+/// A sine and cosine that the contract bounds apart are each off by `trig_ulp`·2⁻²³ more. In double a sine or cosine is off by
+/// an ULP, as libraries have it, where in f32 the rounding hides that. Where cos, sin and the two products are rounded to
 /// a coarser format, half a step of it at each, that of cos times |a| and that of sin times |b|.
 ///
 /// An angle that is taken in a coarser format than double is off by Δ, and the result by Δ·|y'| + ½Δ²·(|a| + |b|), y' being the pair's other
@@ -155,18 +156,20 @@ impl ByRow for Rope<'_> {
         // What each product is off by: the table, and the product itself.
         // A magnitude in f32 is rounded, and its product.
         let scaled = if self.yarn.is_some() { 3.0 } else { 1.0 };
-        let product = contracts.map(|c| roundoff(c) + scaled * if in_f64(c) { roundoff(c) } else { TO_F32 });
+        let product = contracts.map(|c| roundoff(c) + scaled * if in_f64(c) { 2.0 * roundoff(c) } else { TO_F32 });
         let magnitude = self.magnitude().abs();
         let trig = contracts.map(|c| c.trig_ulp * f32::EPSILON as f64 * magnitude);
-        let apart = contracts.map(|c| c.angles != Precision::F64);
+        // Beside the judge's angles those in double are exact, but where all is in double.
+        let apart = contracts.map(|c| c.angles != Precision::F64 || in_f64(c));
         // A scaling is a product more, factors are a quotient more.
         let more = f64::from(u8::from(self.scale != 1.0) + u8::from(self.factors.is_some()));
         let angle = |pair: usize, c: &Contract| {
             let exponent = 2.0 * (pair as f64 + self.shift) / self.width * self.base.ln();
-            let steps = (2.0 * pair as f64 + 4.0 + more) * TO_F32 + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
+            let u = if c.angles == Precision::F64 { roundoff(c) } else { TO_F32 };
+            let steps = (2.0 * pair as f64 + 4.0 + more) * u + exp_error(exponent.abs(), c) + 3.0 * unit(c.angles);
             let plain = (position * (-exponent).exp() / self.factor(pair)).abs();
             // YaRN mixes two frequencies by a ramp.
-            let mixed = if self.yarn.is_some() { 4.0 * TO_F32 } else { 0.0 };
+            let mixed = if self.yarn.is_some() { 4.0 * u } else { 0.0 };
             plain * (self.stretched(pair).abs() * (steps + mixed) + mixed)
         };
         let element = |i: &usize| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::{Backend, BackendInfo, Contract};
+use crate::backend::{Backend, BackendInfo, Contract, NamedContract};
 use crate::error::Result;
 use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
 use crate::op::{At, Data, HostTensor, Site, Stage};
@@ -147,7 +147,7 @@ pub fn capture<B: Backend>(
     recorder: Recorder,
     progress: &mut dyn FnMut(usize),
 ) -> Result<(Captured, B)> {
-    let (info, contracts) = (backend.info(), contracts(&backend));
+    let (info, contracts) = (backend.info(), contracts(&NamedContract::of(&backend)));
     let mut traced = Traced::new(backend, recorder);
     let mut runner = Runner::new(&mut traced, model, calls, LogitRows::All)?;
     while runner.step(&mut traced)? {

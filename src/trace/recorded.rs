@@ -11,8 +11,10 @@ use std::sync::Arc;
 use crate::backend::{Backend, BackendInfo, Contract, HostTickets, Need, Order, Shown, Ticket};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::op::{At, Data, Dim, Elements, HostTensor, LayerLayout, Op, OpKind, Operand, STAGES, Scope, Site, Weight};
-use crate::trace::store::{Stored, Trace, op_name};
+use crate::op::{
+    At, Data, Dim, Elements, HostTensor, LayerLayout, Op, OpKind, Operand, STAGES, Scope, Site, Stage, Weight,
+};
+use crate::trace::store::{Stored, Trace, op_name, stage_key};
 
 /// A trace directory that answers like a backend.
 pub struct Recorded {
@@ -201,6 +203,9 @@ impl Backend for Recorded {
     fn contract(&self, op: OpKind) -> Contract {
         let promised = self.trace.manifest().run.contracts.get(&op_name(op));
         promised.copied().unwrap_or(Contract::wgsl_f32(Order::Sequential))
+    }
+    fn stage_contract(&self, stage: Stage) -> Option<Contract> {
+        self.trace.manifest().run.contracts.get(&stage_key(stage)).copied()
     }
     fn unsupported(&self, _: &[Need]) -> Vec<String> {
         Vec::new()

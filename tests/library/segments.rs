@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use twinscope::backend::contract::named;
 use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::oracle::OracleBackend;
 use twinscope::backend::{AnyBackend, Erased, Showing};
 use twinscope::diff::outcome::{Comparison, Verdict};
 use twinscope::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff};
@@ -68,6 +69,76 @@ fn transformers_is_within_float32_in_every_family() {
         let found = judged_of(&family(name), &format!("families/{name}"), None);
         let (compared, _) = found.counts();
         assert!(found.agrees() && compared >= 37, "{name}: {compared} compared, {:?}", found.fault());
+    }
+}
+
+/// In float64 throughout it is what the oracle is, to the rounding of float64.
+#[test]
+fn transformers_in_float64_is_within_the_rounding_of_float64() {
+    for name in ["gemma3", "qwen3-yarn"] {
+        let model = family(name);
+        let (mut subject, options) = captured(&model, &format!("families/{name}-f64"));
+        let mut oracle: AnyBackend = Box::new(Erased(OracleBackend::new()));
+        let mut scalar = cpu(Level::Scalar);
+        for reference in [&mut oracle, &mut scalar] {
+            let wide = reference.info().backend == "oracle";
+            let found = diff(&model, Sides { reference, subject: &mut subject, judged: true }, &options).unwrap();
+            let (compared, _) = found.counts();
+            assert!(found.agrees() && compared >= 41, "{name}: {compared} compared, {:?}", found.fault());
+            let nmse = found.stages.iter().filter_map(|s| s.total.metrics()).map(|m| m.nmse).fold(0.0, f64::max);
+            assert!(!wide || nmse < 1e-26, "{name}: {nmse:e}");
+        }
+        // What is right in float64 is not in f32.
+        let narrow = judged_of(&model, &format!("families/{}", name), Some("transformers-f64"));
+        assert!(!narrow.agrees(), "{name}");
+    }
+}
+
+/// The same in 16 bits of the families of which its code does something otherwise there, each under the contract of its family.
+#[test]
+fn transformers_in_16_bits_is_within_the_contract_of_its_family() {
+    for (name, dtype, contract) in [
+        ("gemma3", "bf16", "gemma3"),
+        ("gpt-oss", "bf16", "gpt-oss"),
+        ("gpt-oss", "f16", "gpt-oss"),
+        ("glm4moe", "bf16", "glm4moe"),
+        ("deepseek2", "bf16", "deepseek2"),
+        ("deepseek3", "bf16", "deepseek2"),
+        ("qwen3next", "bf16", "qwen3next"),
+        ("qwen35moe", "bf16", "qwen35moe"),
+        ("qwen35", "bf16", "qwen35"),
+    ] {
+        let model = family(name);
+        let found = judged_of(&model, &format!("families/{name}-{dtype}"), None);
+        let (compared, _) = found.counts();
+        assert!(found.agrees() && compared >= 40, "{name} in {dtype}: {compared} compared, {:?}", found.fault());
+        let expected = format!("transformers-{dtype}+{contract}: transformers in ");
+        assert!(found.subject.info.contract.starts_with(&expected), "{name}: {}", found.subject.info.contract);
+    }
+}
+
+/// A mistake in each family, of which only a layer or two are seen, in bf16.
+#[test]
+fn mistakes_are_found_in_captures_in_16_bits() {
+    for (name, mistake, layer, stage, id) in [
+        ("gemma3", "no-scale", None, Stage::Embedding, "embedding-scale"),
+        ("gpt-oss", "other-sinks", Some(1), Stage::AttnProbs, "attention-sink"),
+        ("glm4moe", "no-weight-scale", Some(2), Stage::RouterWeights, "weights-scale"),
+        ("deepseek2", "no-latent-norm", Some(0), Stage::KvNorm, "norm-missing"),
+        ("deepseek3", "no-latent-norm", Some(0), Stage::KvNorm, "norm-missing"),
+        ("qwen3next", "no-dt-bias", Some(0), Stage::LinearAttnDt, "bias"),
+        ("qwen35moe", "no-dt-bias", Some(0), Stage::LinearAttnDt, "bias"),
+        ("qwen35", "no-dt-bias", Some(0), Stage::LinearAttnDt, "bias"),
+    ] {
+        let found = judged_of(&family(name), &format!("families/{name}-bf16-{mistake}"), None);
+        let fault = found.fault().unwrap_or_else(|| panic!("{name}: {mistake} is not found"));
+        let site = layer.map_or(Site::model(stage), |layer| Site::layer(layer, stage));
+        let cause = fault.cause.as_ref().map(|cause| (cause.id, cause.reproduced));
+        assert_eq!(
+            (fault.site, fault.verdict.clone(), cause),
+            (site, Verdict::SubjectWrong, Some((id, true))),
+            "{name}"
+        );
     }
 }
 

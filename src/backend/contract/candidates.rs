@@ -31,6 +31,7 @@ pub fn candidates(op: OpKind) -> Vec<(String, Contract)> {
                 Int8 { block: 256 },
             ];
             all.extend(int8.map(|activations| Contract { activations, ..f32 }));
+            all.push(Contract { activations: VecDot, offsets_apart: true, ..f32 });
         }
         OpKind::Rope => all.extend([F64, F16, Bf16].map(|angles| Contract { angles, ..f32 })),
         OpKind::Embed => all.extend([F16, Bf16].map(|weights| Contract { weights, ..f32 })),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Contract, Order, Precision};
+use super::{Contract, KeptWeight, Order, Precision};
 
 impl Precision {
     /// As a contract file names it: `f32`, `q8_k`, `int8`.
@@ -55,8 +55,16 @@ impl fmt::Display for Contract {
                 write!(f, ", {}", precision.of(what))?;
             }
         }
+        match self.kept {
+            KeptWeight::Itself => {}
+            KeptWeight::AboveOne => write!(f, ", weights less 1 kept")?,
+            KeptWeight::Logarithm => write!(f, ", logarithms of weights kept")?,
+        }
         if self.gelu.is_coarse() {
             write!(f, ", gelu from a table of {}", self.gelu.name())?;
+        }
+        if self.offsets_apart {
+            write!(f, ", offsets of codes apart")?;
         }
         if self.cache.is_coarse() {
             write!(f, ", {} KV cache", self.cache.name())?;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Contract, NamedContract, named, names};
+use super::{Contract, KeptWeight, NamedContract, Order, Precision, named, names};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
 use crate::op::OpKind;
@@ -70,8 +70,9 @@ fn parse(bytes: &[u8]) -> std::result::Result<NamedContract, String> {
             let all: Vec<&str> = OpKind::ALL.iter().map(|op| op.name()).collect();
             return Err(format!("ops.{}: no such operation; expected *, {}", shown(name), all.join(", ")));
         }
-        for op in ops {
-            let of = contract.ops.get_mut(&op).expect("a named contract has every operation");
+        let of_ops = contract.ops.iter_mut().filter(|(op, _)| ops.contains(op)).map(|(_, of)| of);
+        let of_stages = contract.stages.iter_mut().filter(|(stage, _)| ops.contains(&stage.info().op));
+        for of in of_ops.chain(of_stages.map(|(_, of)| of)) {
             *of = replaced(of, fields).map_err(|what| format!("ops.{}.{what}", shown(name)))?;
         }
     }
@@ -89,10 +90,10 @@ fn replaced(contract: &Contract, fields: &Map<String, Value>) -> std::result::Re
     let Ok(Value::Object(mut all)) = serde_json::to_value(contract) else {
         unreachable!("a contract is an object of numbers and names")
     };
+    let known = every_field();
     let mut last = *contract;
     for (key, value) in fields {
-        if !all.contains_key(key) {
-            let known: Vec<&str> = all.keys().map(|k| k.as_str()).collect();
+        if !known.contains(key) {
             return Err(format!("{}: no such field; expected {}", shown(key), known.join(", ")));
         }
         all.insert(key.clone(), value.clone());
@@ -102,6 +103,29 @@ fn replaced(contract: &Contract, fields: &Map<String, Value>) -> std::result::Re
     }
     last.check()?;
     Ok(last)
+}
+
+/// The names of all fields, those that are left out of documents where they are as ever included.
+fn every_field() -> Vec<String> {
+    let (format, output) = (Precision::F16, Precision::F16);
+    let (weights, cache, inner, gelu, angles) = (format, format, format, format, format);
+    let base = Contract::ieee_f32(Order::Unknown);
+    let of_all = Contract {
+        weights,
+        cache,
+        inner,
+        gelu,
+        angles,
+        output,
+        offsets_apart: true,
+        kept: KeptWeight::AboveOne,
+        trig_ulp: 1.0,
+        ..base
+    };
+    match serde_json::to_value(of_all) {
+        Ok(Value::Object(fields)) => fields.into_iter().map(|(name, _)| name).collect(),
+        _ => unreachable!("a contract is an object of numbers and names"),
+    }
 }
 
 fn shown(text: &str) -> String {
@@ -124,7 +148,6 @@ fn kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Order, Precision};
 
     #[test]
     fn fields_are_replaced_one_operation_at_a_time() {
@@ -143,6 +166,25 @@ mod tests {
         };
         assert_eq!(*mine.get(OpKind::MatMul), expected);
         assert_eq!(*mine.get(OpKind::Rope), Contract { exp_base_ulp: 4.0, ..*base.get(OpKind::Rope) });
+    }
+
+    /// Also those that are as ever in the base, and so in none of its documents.
+    #[test]
+    fn every_field_of_the_schema_can_be_said() {
+        let schema: Value = serde_json::from_str(include_str!("../../../schemas/contract.schema.json")).unwrap();
+        let fields = schema["$defs"]["contract"]["properties"].as_object().unwrap();
+        let mut names: Vec<&String> = fields.keys().collect();
+        let mut known = every_field();
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(names, known.iter().collect::<Vec<_>>());
+        let text =
+            br#"{"schema":"twinscope.contract/1","base":"f32","ops":{"attn_scores":{"cache":"f16","inner":"bf16"},
+            "mat_mul":{"activations":"q8_k","offsets_apart":true}}}"#;
+        let mine = parse(text).unwrap();
+        assert_eq!(mine.get(OpKind::AttnScores).cache, Precision::F16);
+        assert_eq!(mine.get(OpKind::AttnScores).inner, Precision::Bf16);
+        assert!(mine.get(OpKind::MatMul).offsets_apart);
     }
 
     #[test]

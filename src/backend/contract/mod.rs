@@ -102,6 +102,19 @@ impl Order {
     }
 }
 
+/// What of a weight is kept, and so rounded to the format of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptWeight {
+    /// The weight.
+    #[default]
+    Itself,
+    /// What it is above 1: norms that multiply by 1 + w.
+    AboveOne,
+    /// ln(−w): the decays of linear attention, which are −eᵃ.
+    Logarithm,
+}
+
 /// How an engine computes one kind of operation: what a rounding floor may assume, and nothing tighter than it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
@@ -110,16 +123,24 @@ pub struct Contract {
     /// What dequantized weights are rounded to; f32 is how ggml defines their values.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub weights: Precision,
+    /// What of them is rounded so.
+    #[serde(default, skip_serializing_if = "is_itself")]
+    pub kept: KeptWeight,
     /// What the rows of the KV cache are kept in.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub cache: Precision,
     /// What values inside the operation are rounded to, where it is made of several: the normalised value before it meets the norm's
-    /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed; beside sinks, scores less the largest.
+    /// weight; cos, sin and their products with x; silu before it meets up; q·k before it is scaled; weight·down before it is summed; beside sinks, scores less the largest;
+    /// the number that an embedding is multiplied by.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub inner: Precision,
     /// What the argument of a gelu and its value are rounded to, where it is looked up in a table; arguments of 10 or more, either way, are not.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub gelu: Precision,
+    /// Whether the offset that all codes of a type have in common, in a product with int8 activations, is kept out of the codes and meets sums of the
+    /// activations, which are added in other places than the codes' products: the 32 of Q6_K, the 1 of TQ1_0 and TQ2_0, the eighth of IQ1_S and IQ1_M.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub offsets_apart: bool,
     /// What the result is rounded to when it is stored.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub output: Precision,
@@ -161,6 +182,14 @@ fn is_f32(format: &Precision) -> bool {
 
 fn is_f64(format: &Precision) -> bool {
     *format == Precision::F64
+}
+
+fn is_itself(kept: &KeptWeight) -> bool {
+    *kept == KeptWeight::Itself
+}
+
+fn is_false(x: &bool) -> bool {
+    !x
 }
 
 fn is_zero(x: &f64) -> bool {
@@ -225,9 +254,11 @@ impl Contract {
         Self {
             activations: Precision::F32,
             weights: Precision::F32,
+            kept: KeptWeight::Itself,
             cache: Precision::F32,
             inner: Precision::F32,
             gelu: Precision::F32,
+            offsets_apart: false,
             output: Precision::F32,
             accumulator: Precision::F32,
             order,

@@ -1,7 +1,8 @@
 //! Contracts of engines that people run, by name.
 //!
 //! A name may carry options, joined by `+`: `llama.cpp-cpu+fa+kv=q8_0`. `fa` is flash attention, `kv=f32|f16|bf16|q8_0` what the KV
-//! cache is kept in; both are of llama.cpp's contracts. Without them flash attention is off and the cache is f16, llama.cpp's default.
+//! cache is kept in; both are of llama.cpp's contracts. Without them flash attention is off and the cache is f16, llama.cpp's default. `transformers-bf16`
+//! and `-f16` take an architecture that they compute otherwise: `transformers-bf16+gemma3`.
 //!
 //! # Sources
 //! **llama.cpp**, commit 0c1e570 and ggml 0.25:
@@ -9,6 +10,11 @@
 //!   matrix product are converted before it (`ggml_compute_forward_mul_mat`, `_mul_mat_id`); the repacked kernels
 //!   (`arch/x86/repack.cpp`) convert four rows at once to the same codes and scales.
 //! - `ggml-cpu/quants.c`, `ggml-quants.c` (`quantize_row_q8_0_ref`, `_q8_1_ref`, `_q8_K_ref`), `arch/x86/quants.c`.
+//! - `arch/x86/quants.c`, `ggml_vec_dot_q6_K_q8_K`: each of eight f32 sums takes, of a block, every eighth group of four codes as they are in the file, 0 to 63,
+//!   less 32 times the activations' sums over 32 values in a row (`bsums`). These are of other values, so what a lane sums up is not the product
+//!   of signed codes but of unsigned ones, and of the offset. `_tq1_0_`, `_tq2_0_` the same with 1 for 32; `_iq1_s_` and `_iq1_m_` sum the eighths in
+//!   an accumulator of their own. In `quants.c` and in `arch/arm/quants.c` Q6_K's offset is taken off in integers, and Q3_K's, Q4_0's and Q5_0's
+//!   are in the codes everywhere. Minima (Q2_K, Q4_K, Q5_K, Q4_1, Q5_1) are no codes, and apart in all kernels.
 //! - `ggml-cpu/vec.cpp`: `ggml_vec_dot_f16` takes halves to f32 and sums there; `ggml_v_expf` is within 1.45 + 0.5 ULP; a softmax sums
 //!   eight or sixteen exponentials in f32, and those sums in double. `ops.cpp`: the squares of a norm are f32, their sum a double.
 //! - `ggml-cpu/vec.h`, `ggml_vec_geglu_f32`: gelu by tanh of −10 to 10 is looked up in `ggml_table_gelu_f16`, by the argument as f16, whose value
@@ -31,13 +37,20 @@
 //!   angles in f32 and rounds cos and sin. `eager_attention_forward` rounds q·k, then the product with the scale; its softmax is
 //!   f32, rounded after. `Qwen3MoeTopKRouter` keeps probabilities in f32 and rounds the renormalised weights. `Qwen3MoeExperts`
 //!   rounds weight·down and adds the experts one after the other in the model's type (`index_add_`).
-//! - `models/gpt_oss/modeling_gpt_oss.py`, `eager_attention_forward`: scores and sinks less the largest of them, in the model's type.
+//! - `models/gpt_oss/modeling_gpt_oss.py`, `eager_attention_forward`: scores and sinks less the largest of them, in the model's type. `GptOssRMSNorm`
+//!   multiplies by the weight before it rounds.
+//! - `models/gemma3/modeling_gemma3.py`: `Gemma3RMSNorm` is f32 throughout, times 1 + w of a w in the model's type; `Gemma3TextScaledWordEmbedding` rounds √H.
+//! - `models/glm4_moe`, `deepseek_v2`, `deepseek_v3`: the router's weight and its bias stay f32 (`_keep_in_fp32_modules_strict`), and with them logits, sigmoids or softmax, and
+//!   the weights of experts, which meet what experts give in f32.
+//! - `models/qwen3_next`, `qwen3_5`: norms as Gemma's. The convolution and its silu are rounded, β = σ(b) too; a + dt_bias is f32, of a bias in the model's type;
+//!   −exp(A_log)·softplus is f32, of an A_log in the model's type; the norm of q and k and the delta rule are f32, the rule's result is rounded; the gated norm rounds before its
+//!   weight and after, and its gate is f32.
 
 use std::collections::BTreeMap;
 
-use super::{Contract, Order, Precision};
-use crate::backend::{AnyBackend, Backend};
-use crate::op::OpKind;
+use super::{Contract, KeptWeight, Order, Precision};
+use crate::backend::Backend;
+use crate::op::{OpKind, STAGES, Stage};
 
 /// The contracts of an engine, one for each operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,6 +61,8 @@ pub struct NamedContract {
     pub text: String,
     /// Every operation's.
     pub ops: BTreeMap<OpKind, Contract>,
+    /// Those of stages that are computed otherwise than others of their operation.
+    pub stages: BTreeMap<Stage, Contract>,
 }
 
 impl NamedContract {
@@ -56,18 +71,25 @@ impl NamedContract {
         &self.ops[&op]
     }
 
+    /// The contract of a stage that is made by such an operation.
+    pub fn at(&self, stage: Stage, op: OpKind) -> &Contract {
+        self.stages.get(&stage).unwrap_or_else(|| self.get(op))
+    }
+
     /// What a backend promises.
-    pub fn of(backend: &AnyBackend) -> Self {
+    pub fn of<B: Backend>(backend: &B) -> Self {
         let info = backend.info();
         let ops = OpKind::ALL.iter().map(|op| (*op, backend.contract(*op))).collect();
-        Self { name: info.backend, text: info.contract, ops }
+        let stages = STAGES.iter().filter_map(|row| Some((row.stage, backend.stage_contract(row.stage)?))).collect();
+        Self { name: info.backend, text: info.contract, ops, stages }
     }
 
     fn new(name: &str, text: impl Into<String>, of: impl Fn(OpKind) -> Contract) -> Self {
         // Only rope has angles.
         let without_angles = |c: Contract| Contract { angles: Precision::F64, trig_ulp: 0.0, ..c };
         let own = |op: OpKind| if op == OpKind::Rope { of(op) } else { without_angles(of(op)) };
-        Self { name: name.into(), text: text.into(), ops: OpKind::ALL.iter().map(|op| (*op, own(*op))).collect() }
+        let ops = OpKind::ALL.iter().map(|op| (*op, own(*op))).collect();
+        Self { name: name.into(), text: text.into(), ops, stages: BTreeMap::new() }
     }
 }
 
@@ -82,6 +104,7 @@ impl std::fmt::Display for NamedContract {
 pub fn names() -> &'static [&'static str] {
     &[
         "oracle",
+        "transformers-f64",
         "f32",
         "cpu:scalar",
         "cpu:avx2",
@@ -103,6 +126,9 @@ pub fn names() -> &'static [&'static str] {
 pub fn named(name: &str) -> Option<NamedContract> {
     let mut parts = name.split('+');
     let base = parts.next()?;
+    if let (Some((dtype, text)), Some(family)) = (torch_dtype(base), name.strip_prefix(base)?.strip_prefix('+')) {
+        return TorchFamily::parse(family).map(|family| family.contract(name, dtype, &text));
+    }
     let options = LlamaOptions::parse(parts)?;
     if options != LlamaOptions::default() && !base.starts_with("llama.cpp-") {
         return None;
@@ -141,10 +167,15 @@ pub fn named(name: &str) -> Option<NamedContract> {
             let text = "llama.cpp on CUDA: int8 activations in blocks of 32 (Q8_1), f32 sums, fast-math functions";
             new(format!("{text}, {options}"), &|op| options.cuda(op))
         }
+        "transformers-f64" => {
+            let text = "transformers in float64 throughout, also where it asks for float32, sums in any order";
+            new(text.into(), &|_| torch_f64())
+        }
         "transformers-f32" => new("transformers in float32: f32 throughout".into(), &|op| torch(op, Precision::F32)),
-        "transformers-f16" => new(torch_text("float16"), &|op| torch(op, Precision::F16)),
-        "transformers-bf16" => new(torch_text("bfloat16"), &|op| torch(op, Precision::Bf16)),
-        _ => None,
+        _ => {
+            let (dtype, text) = torch_dtype(base)?;
+            new(text, &|op| torch(op, dtype))
+        }
     }
 }
 
@@ -209,7 +240,7 @@ impl LlamaOptions {
         let base = strict_f32();
         match op {
             OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
-                Contract { activations: Precision::VecDot, ..base }
+                Contract { activations: Precision::VecDot, offsets_apart: true, ..base }
             }
             // Sums in double (`ggml_float`), of terms in f32.
             OpKind::RmsNorm | OpKind::AttnProbs | OpKind::RouterProbs => {
@@ -248,8 +279,105 @@ impl LlamaOptions {
     }
 }
 
-fn torch_text(dtype: &str) -> String {
-    format!("transformers in {dtype}: weights, results and KV cache in it, sums, norms and softmax in f32")
+/// The 16-bit type in a contract's name, and what the contract says.
+fn torch_dtype(base: &str) -> Option<(Precision, String)> {
+    let (dtype, name) = match base {
+        "transformers-f16" => (Precision::F16, "float16"),
+        "transformers-bf16" => (Precision::Bf16, "bfloat16"),
+        _ => return None,
+    };
+    let text = format!("transformers in {name}: weights, results and KV cache in it, sums, norms and softmax in f32");
+    Some((dtype, text))
+}
+
+/// Families of models of which transformers computes something otherwise in 16 bits.
+#[derive(Clone, Copy, PartialEq)]
+enum TorchFamily {
+    Gemma3,
+    GptOss,
+    /// GLM-4.5, DeepSeek V2 and V3.
+    WideRouter,
+    /// Qwen3-Next and Qwen 3.5.
+    LinearAttention,
+}
+
+impl TorchFamily {
+    /// By `general.architecture` of its files.
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "gemma3" => Self::Gemma3,
+            "gpt-oss" => Self::GptOss,
+            "glm4moe" | "deepseek2" => Self::WideRouter,
+            "qwen3next" | "qwen35" | "qwen35moe" => Self::LinearAttention,
+            _ => return None,
+        })
+    }
+
+    /// What differs, in words.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Gemma3 => "norms throughout in f32 by 1 + w, the embedding's scale rounded",
+            Self::GptOss => "norms throughout in f32",
+            Self::WideRouter => "routers in f32",
+            Self::LinearAttention => "norms throughout in f32 by 1 + w, the delta rule and its gate in f32",
+        }
+    }
+
+    fn contract(self, name: &str, dtype: Precision, text: &str) -> NamedContract {
+        let of = |op| self.op(op, dtype);
+        let mut all = NamedContract::new(name, format!("{text}; {}", self.text()), of);
+        all.stages = self.stages(dtype).into_iter().collect();
+        all
+    }
+
+    fn op(self, op: OpKind, dtype: Precision) -> Contract {
+        let (base, f32) = (torch(op, dtype), strict_f32());
+        match (self, op) {
+            (Self::Gemma3, OpKind::Embed) => Contract { inner: dtype, output: dtype, ..base },
+            (Self::Gemma3 | Self::LinearAttention, OpKind::RmsNorm) => {
+                Contract { kept: KeptWeight::AboveOne, inner: Precision::F32, ..base }
+            }
+            // In float16 its norms keep their weights in f32 (`_keep_in_fp32_modules`).
+            (Self::GptOss, OpKind::RmsNorm) => {
+                let weights = if dtype == Precision::F16 { Precision::F32 } else { dtype };
+                Contract { weights, inner: Precision::F32, ..base }
+            }
+            (Self::WideRouter, OpKind::RouterWeights) => f32,
+            (Self::LinearAttention, OpKind::Conv) => Contract { weights: dtype, inner: dtype, output: dtype, ..f32 },
+            (Self::LinearAttention, OpKind::Decay) => Contract { weights: dtype, kept: KeptWeight::Logarithm, ..f32 },
+            (Self::LinearAttention, OpKind::DeltaRule) => Contract { output: dtype, ..f32 },
+            _ => base,
+        }
+    }
+
+    fn stages(self, dtype: Precision) -> Vec<(Stage, Contract)> {
+        let f32 = Contract { angles: Precision::F64, ..strict_f32() };
+        match self {
+            Self::Gemma3 | Self::GptOss => vec![],
+            // Their weights are kept in f32 (`_keep_in_fp32_modules_strict`).
+            Self::WideRouter => vec![(Stage::RouterLogits, f32), (Stage::RouterChoice, f32)],
+            Self::LinearAttention => vec![
+                (Stage::LinearAttnBeta, Contract { output: dtype, ..f32 }),
+                (Stage::LinearAttnDt, Contract { weights: dtype, ..f32 }),
+                (Stage::LinearAttnNorm, Contract { weights: dtype, inner: dtype, output: dtype, ..f32 }),
+                (Stage::LinearAttnGated, Contract { output: dtype, ..f32 }),
+            ],
+        }
+    }
+}
+
+/// What PyTorch's operators do in float64, beside a judge that is in float64, too: of all bounds, twice what one of the two may be off by, so that theirs may
+/// go either way. Functions are a vector library's, within an ULP.
+fn torch_f64() -> Contract {
+    let own = Contract::f64();
+    Contract {
+        order: Order::Unknown,
+        unit_roundoff: 2.0 * own.unit_roundoff,
+        exp_base_ulp: 2.0,
+        div_ulp: 2.0 * own.div_ulp,
+        rsqrt_ulp: 2.0 * own.rsqrt_ulp,
+        ..own
+    }
 }
 
 /// What PyTorch's operators do to a model in `dtype`.
@@ -270,7 +398,7 @@ fn torch(op: OpKind, dtype: Precision) -> Contract {
             Contract { activations: dtype, cache: dtype, inner: dtype, ..stored }
         }
         OpKind::Combine => Contract { inner: dtype, accumulator: dtype, ..stored },
-        // Nothing in 16 bits is stated for linear attention: it is f32 in part, and no capture of its models in 16 bits is made.
+        // Linear attention is f32 in part: what it is in 16 bits, its family says.
         OpKind::Conv | OpKind::L2Norm | OpKind::Decay | OpKind::DeltaRule => base,
         OpKind::Rope | OpKind::SwiGlu | OpKind::SigmoidGate => Contract { inner: dtype, ..stored },
         OpKind::RouterProbs => base,

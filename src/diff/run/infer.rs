@@ -82,7 +82,7 @@ impl PairObserver for Inferring<'_> {
         if !self.seen[&kind].unexplained.contains(&o.at.site) {
             let mut left = Vec::new();
             for engine in std::mem::take(&mut self.engines) {
-                let contract = engine.get(kind);
+                let contract = engine.at(stage, kind);
                 let exact = exact(&op, contract)?;
                 if injected_ratio(&error(value, &exact), &floor_of(&op, contract, &exact)?).explained() {
                     left.push(engine);
@@ -148,16 +148,18 @@ pub fn infer(
         None => "by operation, as no named contract has it".to_string(),
     };
     Ok(Inference {
-        contract: NamedContract { name: "inferred".into(), text, ops },
+        contract: NamedContract { name: "inferred".into(), text, ops, stages: BTreeMap::new() },
         lines,
         unexplained: unexplained.into_iter().collect(),
     })
 }
 
-/// The named contracts of what people run, the strictest first. This program's own in f32 are `f32`.
+/// The named contracts of what people run, the strictest first. This program's own in f32 are `f32`; float64 is what they compare with.
 fn engines() -> impl Iterator<Item = NamedContract> {
-    let run =
-        |name: &&&str| ["f32", "cpu:int8"].contains(*name) || name.contains("llama") || name.contains("transformers");
+    let run = |name: &&&str| {
+        let of_people = name.contains("llama") || name.contains("transformers");
+        ["f32", "cpu:int8"].contains(*name) || of_people && **name != "transformers-f64"
+    };
     names().iter().filter(run).filter_map(|name| named(name))
 }
 

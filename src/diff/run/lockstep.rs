@@ -230,7 +230,7 @@ impl<'s> Lockstep<'s> {
         shown: &Shown,
     ) -> Result<Option<(OracleResult, Option<Draws>)>> {
         let Some(contracts) = self.judged_by else { return Ok(None) };
-        let contract = contracts[i].get(op.kind());
+        let contract = contracts[i].at(at.site.stage, op.kind());
         let host = op.try_map(|l| Ok(l.host(i)))?;
         let of_operands: Vec<Option<Draws>> = op.inputs().iter().map(|l| l.draws.borrow()[i].clone()).collect();
         let by_reference = host.try_map(|t| Ok(&**t))?;
@@ -299,7 +299,7 @@ impl<'s> Lockstep<'s> {
         let side = |i: usize, read: Option<HostTensor>| match (&exact, read) {
             (Some(exact), read) if shown[i] == Shown::All => Rc::new(read.unwrap_or_else(|| (*exact[i].value).clone())),
             (Some(exact), read) => {
-                let wide = self.judged_by.is_some_and(|c| c[i].get(op.kind()).activations == Precision::F64);
+                let wide = self.judged_by.is_some_and(|c| c[i].at(stage, op.kind()).activations == Precision::F64);
                 let hidden = if wide { exact[i].value.clone() } else { segment::to_f32(&exact[i].value) };
                 segment::mixed(stage, &shown[i], read, &hidden)
             }
@@ -493,6 +493,9 @@ impl Backend for Lockstep<'_> {
     }
     fn contract(&self, op: OpKind) -> Contract {
         self.subject.contract(op)
+    }
+    fn stage_contract(&self, stage: Stage) -> Option<Contract> {
+        self.subject.stage_contract(stage)
     }
     fn unsupported(&self, needs: &[Need]) -> Vec<String> {
         [self.reference.unsupported(needs), self.subject.unsupported(needs)].concat()

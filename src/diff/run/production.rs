@@ -9,7 +9,7 @@
 
 use super::driver::{DiffOptions, DiffProgress, Sides, Watched, compare};
 use super::verdicts::row_bits;
-use crate::backend::{AnyBackend, Backend, Erased, Lent};
+use crate::backend::{AnyBackend, Backend, Erased, Lent, NamedContract};
 use crate::diff::outcome::{Comparison, Production, ProductionVerdict, StageResult};
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
@@ -182,7 +182,7 @@ fn recording(
         prompt_tokens: calls.prompt.len(),
         tokens_sha256: Some(tokens_sha256(calls.prompt)),
         backend: subject.info(),
-        contracts: contracts(subject),
+        contracts: contracts(&NamedContract::of(subject)),
     };
     let writer = TraceWriter::create(&target, false, selected)?;
     let mut traced = Traced::patient(Lent::new(subject), Written(writer));

@@ -41,7 +41,7 @@ use super::MOST_EXPERTS;
 use super::select::Selected;
 use super::stats::Statistics;
 use super::store::file::le_bytes;
-use super::store::{Imported, ModelInfo, Run, SiteStats, TraceManifest, TraceWriter, op_name};
+use super::store::{Imported, ModelInfo, Run, SiteStats, TraceManifest, TraceWriter, contracts};
 
 /// Whose trace it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,7 +332,7 @@ fn take(
             software: false,
             contract: known.as_ref().map_or_else(|| "not stated".into(), |c| format!("{}: {}", c.name, c.text)),
         },
-        contracts: known.iter().flat_map(|c| c.ops.iter().map(|(op, c)| (op_name(*op), *c))).collect(),
+        contracts: known.as_ref().map(contracts).unwrap_or_default(),
         tokens,
     };
     let mut imported = Imported {

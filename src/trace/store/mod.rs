@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Backend, BackendInfo, Contract};
+use crate::backend::{BackendInfo, Contract, NamedContract};
 use crate::environment::Environment;
 use crate::op::{OpKind, STAGES, Site, Stage};
 
@@ -172,9 +172,15 @@ impl SiteStats {
     }
 }
 
-/// The contract of every operation that makes a stage, by the operation's name.
-pub fn contracts<B: Backend>(backend: &B) -> BTreeMap<String, Contract> {
-    STAGES.iter().map(|row| (op_name(row.op), backend.contract(row.op))).collect()
+/// The contract of every operation that makes a stage, by the operation's name, and of each stage that has another, by [`stage_key`].
+pub fn contracts(of: &NamedContract) -> BTreeMap<String, Contract> {
+    let ops = STAGES.iter().map(|row| (op_name(row.op), *of.get(row.op)));
+    ops.chain(of.stages.iter().map(|(stage, contract)| (stage_key(*stage), *contract))).collect()
+}
+
+/// Where a manifest has the contract of a stage that differs from its operation's.
+pub fn stage_key(stage: Stage) -> String {
+    format!("stage.{}", stage.name())
 }
 
 /// `rms_norm` for [`OpKind::RmsNorm`].

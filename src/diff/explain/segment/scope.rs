@@ -199,7 +199,7 @@ impl<'a> SegmentScope<'a> {
             output: right,
             exact: right,
             floor: &floor,
-            contract: *self.eval.contracts.get(op.kind()),
+            contract: *self.eval.contracts.at(step.at.site.stage, op.kind()),
             earlier: upstream,
             config: self.eval.config,
             weights: self.eval.weights,

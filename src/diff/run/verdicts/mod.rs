@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-use crate::backend::{Contract, NamedContract, Shown};
+use crate::backend::{Contract, NamedContract, Precision, Shown};
 use crate::diff::explain::segment::{SegmentEval, explain_segment};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
@@ -212,14 +212,26 @@ impl<'m> ComparisonBuilder<'m> {
     /// oracle's, and has no error.
     fn against_oracle(&self, o: &Observation<'_>) -> Result<Option<OracleView>> {
         let Some([exact_c, exact_g]) = &o.exact else { return Ok(None) };
-        let kind = o.op_subject.kind();
-        let (contract_c, contract_g) = (self.contracts[0].get(kind), self.contracts[1].get(kind));
+        let (stage, kind) = (o.at.site.stage, o.op_subject.kind());
+        let (contract_c, contract_g) = (self.contracts[0].at(stage, kind), self.contracts[1].at(stage, kind));
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
 
         // Where the sides round operands differently, each has an exact result of its own on the same inputs.
-        let same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
-        let exact_replay = if same { exact_g.value.clone() } else { Rc::new(exact(&op_g, contract_c)?) };
+        let mut same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
+        // Of operands in double a reference in f32 has what is left of them when it takes them.
+        let taken = op_g.try_map(|t| {
+            let narrows = contract_c.activations != Precision::F64 && matches!(t.data, Data::F64(_));
+            same &= !narrows;
+            Ok(narrows.then(|| HostTensor::f32(&t.shape, t.to_f32())))
+        })?;
+        let exact_replay = if same {
+            exact_g.value.clone()
+        } else {
+            let mut taken = taken.inputs().into_iter();
+            let op = op_g.try_map(|t| Ok(taken.next().and_then(|t| t.as_ref()).unwrap_or(*t)))?;
+            Rc::new(exact(&op, contract_c)?)
+        };
         let of_subject = own_error(&op_g, contract_g, &exact_g.value, &o.subject);
         let of_replay = own_error(&op_g, contract_c, &exact_replay, &o.replayed);
         let of_both = match same && o.at.site.stage != Stage::RouterIds {
@@ -266,7 +278,7 @@ impl<'m> ComparisonBuilder<'m> {
     fn floors(&self, o: &Observation<'_>, side: usize, inputs: usize) -> Result<Vec<f64>> {
         let exact = &o.exact.as_ref().expect("floors are asked for where the oracle judged")[inputs];
         let op = [&o.op_reference, &o.op_subject][inputs].try_map(|t| Ok(&**t))?;
-        let mut floors = floor_of(&op, self.contracts[side].get(op.kind()), &exact.value)?;
+        let mut floors = floor_of(&op, self.contracts[side].at(o.at.site.stage, op.kind()), &exact.value)?;
         if side == inputs {
             add(&mut floors, &exact.carried);
         }
@@ -379,7 +391,7 @@ impl<'m> ComparisonBuilder<'m> {
         let by_logits = layout.logits_choose || layout.choice_bias || self.decides() == Stage::RouterProbs;
         let bounds = |exact: &HostTensor, floor: Vec<f64>, side: usize| match by_logits {
             true => Ok(floor),
-            false => logit_bounds(exact, &floor, self.contracts[side].get(OpKind::RouterProbs)),
+            false => logit_bounds(exact, &floor, self.contracts[side].at(Stage::RouterProbs, OpKind::RouterProbs)),
         };
         let reference = bounds(exact_c, own_floor, 0)?;
         let oracle = exact_c.to_f64();
@@ -437,7 +449,7 @@ impl<'m> ComparisonBuilder<'m> {
         let floor = &self.floors(o, side, inputs)?;
         let op = [&o.op_reference, &o.op_subject][inputs];
         let as_chosen = {
-            let contract = self.contracts[side].get(op.kind());
+            let contract = self.contracts[side].at(o.at.site.stage, op.kind());
             as_chosen(&op.try_map(|t| Ok(&**t))?, contract, exact, wrong).map(Rc::new)
         };
         let exact = as_chosen.as_ref().unwrap_or(exact);
@@ -480,7 +492,7 @@ impl<'m> ComparisonBuilder<'m> {
                 output: wrong,
                 exact,
                 floor,
-                contract: *contracts.get(op.kind()),
+                contract: *contracts.at(o.at.site.stage, op.kind()),
                 earlier: &self.earlier[inputs],
                 config: self.config,
                 weights: &self.model.weights,

@@ -217,7 +217,7 @@ impl ComparisonBuilder<'_> {
                 .find(|operand| Some(operand.operand) == n)
                 .map_or_else(|| &**t, |operand| &*operand.values))
         })?;
-        let contract = self.contracts[1].get(op.kind());
+        let contract = self.contracts[1].at(o.at.site.stage, op.kind());
         let value = exact(&op, contract)?;
         let floor = floor_of(&op, contract, &value)?;
         let points = value.to_f64().into_iter().zip(floor).map(|(value, floor)| Point::new(value, floor));
