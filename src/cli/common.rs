@@ -78,6 +78,20 @@ pub struct PromptArgs {
     /// What the system says before the user's message
     #[arg(long, value_name = "TEXT", requires = "chat")]
     pub system: Option<String>,
+    /// A variable that the template reads, such as enable_thinking=false, as JSON or else text; without it none is there, as in transformers,
+    /// where llama-server has enable_thinking=true
+    #[arg(long = "chat-var", value_name = "NAME=VALUE", requires = "chat", value_parser = chat_variable)]
+    pub variables: Vec<(String, serde_json::Value)>,
+}
+
+/// `NAME=VALUE`: a name that a template can read, and JSON or else text.
+fn chat_variable(said: &str) -> std::result::Result<(String, serde_json::Value), String> {
+    let (name, value) = said.split_once('=').ok_or("NAME=VALUE expected")?;
+    let fits = |(n, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || (n > 0 && c.is_ascii_digit());
+    if name.is_empty() || !name.chars().enumerate().all(fits) {
+        return Err(format!("a name of letters, digits and _ expected, found {name:?}"));
+    }
+    Ok((name.to_string(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
 }
 
 /// A prompt as it will be run.
@@ -98,7 +112,7 @@ impl PromptArgs {
     /// # Errors
     /// A model without a template, or one that cannot be used.
     pub fn as_run(&self, model: &Model, text: String) -> Result<String> {
-        if self.chat { model.chat(self.system.as_deref(), &text) } else { Ok(text) }
+        if self.chat { model.chat(self.system.as_deref(), &text, &self.variables) } else { Ok(text) }
     }
 
     /// # Errors

@@ -98,17 +98,23 @@ impl Model {
     }
 
     /// What the file's chat template makes of a user's message, after what the system says, up to where the model answers: the text that a
-    /// server runs. What a template may do is bounded; it gets no tools, and nothing that is not said here.
+    /// server runs. What a template may do is bounded; it gets no tools, and nothing that is not said here: `variables` are what a caller of
+    /// transformers' `apply_chat_template` says besides, or of llama-server in `chat_template_kwargs`.
     ///
     /// # Errors
-    /// A file without a template, or a template that is malformed, refuses the messages, or does not end.
+    /// A file without a template, a template that is malformed, refuses the messages, or does not end, or a variable that every template has already.
     #[cfg(feature = "tokenizer")]
-    pub fn chat(&self, system: Option<&str>, user: &str) -> Result<String> {
+    pub fn chat(&self, system: Option<&str>, user: &str, variables: &[(String, serde_json::Value)]) -> Result<String> {
         const KEY: &str = "tokenizer.chat_template";
         let (name, meta) = (self.gguf.name(), &self.gguf.metadata);
         let Some(template) = meta.str_opt(KEY)? else {
             return Err(Error::input(format!("{name}: key {KEY} is missing: there is no chat template for --chat")));
         };
+        if let Some((name, _)) = variables.iter().find(|(name, _)| chat::OWN.contains(&&**name)) {
+            let message =
+                format!("the chat template's variable {name:?}: another than {} expected", chat::OWN.join(", "));
+            return Err(Error::usage(message));
+        }
         let tokens = meta.str_array("tokenizer.ggml.tokens")?;
         let token = |key: &str| -> Result<String> {
             let id = meta.u32_opt(key)?;
@@ -120,6 +126,7 @@ impl Model {
             eos: token("tokenizer.ggml.eos_token_id")?,
             system: system.map(str::to_string),
             user: user.to_string(),
+            variables: variables.to_vec(),
             now: crate::environment::seconds_now(),
         };
         chat.render().map_err(|what| Error::input(format!("{name}: {KEY}: {what}")))

@@ -74,6 +74,34 @@ fn a_message_is_run_in_the_models_own_template() {
     assert!(refused.contains("line 1: --chat makes a message of text, found token ids"), "{refused}");
 }
 
+/// What a template reads besides, as a caller of transformers or of llama-server says it.
+#[test]
+fn a_template_reads_the_variables_that_are_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let template = "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %} quick{% endif %}\
+                    {% if effort is defined %} {{ effort }}{% endif %}";
+    let file = with_template(template, false, &dir.path().join("thinks.gguf"));
+    let prompt = |variables: &[&str]| {
+        let args = [&["trace", &file, "--chat", "--prompt", "let x", "--json"][..], variables].concat();
+        valid("trace.schema.json", &expect(0, &args))["prompt"].as_str().unwrap().to_string()
+    };
+    assert_eq!(prompt(&[]), "let x");
+    assert_eq!(prompt(&["--chat-var", "enable_thinking=true"]), "let x");
+    assert_eq!(prompt(&["--chat-var", "enable_thinking=false"]), "let x quick");
+    assert_eq!(prompt(&["--chat-var", "enable_thinking=false", "--chat-var", "effort=low"]), "let x quick low");
+    assert_eq!(prompt(&["--chat-var", r#"effort="7""#]), "let x 7");
+    for (variable, expected) in [
+        ("enable_thinking", "NAME=VALUE expected"),
+        ("2nd=1", "a name of letters, digits and _ expected"),
+        ("messages=[]", "the chat template's variable \"messages\": another than messages, bos_token"),
+    ] {
+        let said = refusal(&["trace", &file, "--chat", "--prompt", "x", "--chat-var", variable]);
+        assert!(said.contains(expected), "{variable}: {said}");
+    }
+    let without = refusal(&["trace", &file, "--prompt", "x", "--chat-var", "a=1"]);
+    assert!(without.contains("--chat"), "{without}");
+}
+
 #[test]
 fn a_beginning_of_text_is_there_once() {
     let dir = tempfile::tempdir().unwrap();

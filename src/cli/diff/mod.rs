@@ -300,6 +300,7 @@ fn compared(args: &Args, model: &Model, sides: &Sides<'_>, options: &DiffOptions
     }
     further.extend(args.prompt.chat.then(|| "--chat".to_string()));
     further.extend(args.prompt.system.iter().map(|text| format!("--system {text}")));
+    further.extend(args.prompt.variables.iter().map(|(name, value)| format!("--chat-var {name}={value}")));
     for (flag, value) in [("--layers", &args.layers), ("--stages", &args.stages)] {
         further.extend((value != "all").then(|| format!("{flag} {value}")));
     }

@@ -36,6 +36,9 @@ pub(super) fn next(args: &Args, options: &DiffOptions, fault: &StageResult) -> O
         if let Some(text) = &args.prompt.system {
             command += &format!(" --system {}", quoted(text));
         }
+        for (name, value) in &args.prompt.variables {
+            command += &format!(" --chat-var {}", quoted(&format!("{name}={value}")));
+        }
     }
     if let Some(layer) = fault.site.layer {
         command += &format!(" --layer {layer}");
@@ -146,8 +149,20 @@ mod tests {
         let sides = "twinscope repro --tokens 1,2 --layer 2 --stage expert_down --expert 3 --reference gpu --subject cpu:scalar --out repro";
         assert_eq!(next(&fault, &["--tokens", "1,2"]).as_deref(), Some(sides));
         assert_eq!(next(&fault, &["--subject", "trace:run"]), None, "a trace cannot be run again");
-        let chat = next(&fault, &["--chat", "--prompt", "x", "--system", "be brief"]).unwrap();
-        assert!(chat.contains("repro --prompt x --chat --system 'be brief' --layer 2"), "{chat}");
+        let chat = [
+            "--chat",
+            "--prompt",
+            "x",
+            "--system",
+            "be brief",
+            "--chat-var",
+            "thinking=false",
+            "--chat-var",
+            "mode=fast",
+        ];
+        let chat = next(&fault, &chat).unwrap();
+        let expected = r#"repro --prompt x --chat --system 'be brief' --chat-var thinking=false --chat-var 'mode="fast"' --layer 2"#;
+        assert!(chat.contains(expected), "{chat}");
         let covering = next(&fault, &["--prompt", "x", "--cover"]).unwrap();
         assert!(covering.contains("--tokens 1,2,1 ") && !covering.contains("--prompt"), "{covering}");
     }

@@ -4,7 +4,8 @@
 //!   by [`MOST_TEXT`]; it reaches no file, and of the machine the date alone.
 //! - Templates are written for transformers, which runs them with Python's jinja2: blocks are trimmed, `tojson` does not escape for HTML, and
 //!   strings, lists and maps have Python's methods. What transformers hands to a template is here, too: `raise_exception`,
-//!   `strftime_now`, `{% generation %}`. What a caller did not say (tools, documents, thinking) is undefined, as there.
+//!   `strftime_now`, `{% generation %}`. What a caller did not say (tools, documents, thinking) is undefined, as there; llama-server says
+//!   `enable_thinking` itself, true where it is not told otherwise (`common_chat_template_direct_apply_impl` in its `common/chat.cpp`).
 
 mod python;
 
@@ -15,7 +16,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context};
 use regex::Regex;
 
-use python::{date, method, to_json};
+use python::{date, from_json, method, to_json};
 
 use crate::text::message;
 
@@ -30,6 +31,9 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// Stack of the thread that renders: a template of [`MOST_TEMPLATE`] is parsed and dropped by recursion.
 const STACK: usize = 1 << 28;
 
+/// What every template is given.
+pub(super) const OWN: [&str; 4] = ["messages", "bos_token", "eos_token", "add_generation_prompt"];
+
 /// What a template is given.
 pub(super) struct Chat {
     /// The template.
@@ -42,6 +46,8 @@ pub(super) struct Chat {
     pub system: Option<String>,
     /// What the user says.
     pub user: String,
+    /// What else the template may read, by name.
+    pub variables: Vec<(String, serde_json::Value)>,
     /// Seconds since 1970, of the date that a template may ask for.
     pub now: u64,
 }
@@ -74,7 +80,8 @@ impl Chat {
 
     /// Bytes of the messages.
     fn said(&self) -> usize {
-        self.user.len() + self.system.as_ref().map_or(0, String::len)
+        let variables = self.variables.iter().map(|(_, value)| value.to_string().len());
+        self.user.len() + self.system.as_ref().map_or(0, String::len) + variables.sum::<usize>()
     }
 
     fn rendered(self) -> Result<String, String> {
@@ -97,7 +104,9 @@ impl Chat {
         let system = self.system.map(|text| message("system", text));
         let messages: Vec<Value> = system.into_iter().chain([message("user", self.user)]).collect();
         let (bos_token, eos_token) = (self.bos, self.eos);
-        template.render(context! { messages, bos_token, eos_token, add_generation_prompt => true }).map_err(|e| why(&e))
+        let own = context! { messages, bos_token, eos_token, add_generation_prompt => true };
+        let said = Value::from_pairs(self.variables.into_iter().map(|(name, value)| (name, from_json(value))));
+        template.render(context! { ..own, ..said }).map_err(|e| why(&e))
     }
 }
 

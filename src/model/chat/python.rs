@@ -27,6 +27,22 @@ pub(super) fn to_json(state: &State<'_, '_>, value: &Value, args: Kwargs) -> Res
     Ok(Value::from(json.out))
 }
 
+/// What JSON says, as a template reads it.
+pub(super) fn from_json(json: serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(yes) => Value::from(yes),
+        Json::Number(n) => match (n.as_i64(), n.as_f64()) {
+            (Some(n), _) => Value::from(n),
+            (None, n) => Value::from(n.unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text),
+        Json::Array(all) => all.into_iter().map(from_json).collect(),
+        Json::Object(all) => Value::from_pairs(all.into_iter().map(|(name, value)| (name, from_json(value)))),
+    }
+}
+
 struct Json {
     out: String,
     ascii: bool,

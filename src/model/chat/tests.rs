@@ -3,7 +3,15 @@ use serde_json::Value as Json;
 use super::*;
 
 fn chat(template: &str) -> Chat {
-    Chat { template: template.into(), bos: "<s>".into(), eos: "</s>".into(), system: None, user: "Hi".into(), now: 0 }
+    Chat {
+        template: template.into(),
+        bos: "<s>".into(),
+        eos: "</s>".into(),
+        system: None,
+        user: "Hi".into(),
+        variables: vec![],
+        now: 0,
+    }
 }
 
 fn rendered(template: &str) -> String {
