@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use super::read::{self, Cursor, DEFAULT_ALIGNMENT, HeaderPlace, MAX_NAME};
+use super::read::{self, Cursor, DEFAULT_ALIGNMENT, HeaderPlace, MAX_NAME, RawEntry};
 use super::value::{Array, Metadata, Value, ValueType};
 use super::{Gguf, Owner, map, split};
 use crate::op::GgmlType;
@@ -280,16 +280,10 @@ fn tensor(cur: &mut Cursor<'_>, index: u64, found: &mut FoundInFile) -> Result<R
         }
         _ => {}
     }
-    let n_dims: u32 = cur.number(place, "a dimension count")?;
-    if n_dims > 4 {
-        found.refused("tensor-shape", &at, format!("4 dimensions at most were expected, found {n_dims}"));
-        if n_dims > MOST_DIMS {
-            return Err(Error::input(format!("{at}: {n_dims} dimensions")));
-        }
+    let RawEntry { dims, ty: id, offset } = cur.entry(place, MOST_DIMS)?;
+    if dims.len() > 4 {
+        found.refused("tensor-shape", &at, format!("4 dimensions at most were expected, found {}", dims.len()));
     }
-    let dims: Vec<u64> = (0..n_dims).map(|_| cur.number(place, "a dimension")).collect::<Result<_>>()?;
-    let id: u32 = cur.number(place, "a type")?;
-    let offset = cur.number(place, "an offset")?;
     let elements = dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d)).filter(|n| i64::try_from(*n).is_ok());
     let mut bytes = None;
     match (layout(id), elements) {

@@ -40,6 +40,15 @@ pub(super) struct Entry {
     pub bytes: u64,
 }
 
+/// A row of the tensor directory without its name, as it is written.
+pub(super) struct RawEntry {
+    pub dims: Vec<u64>,
+    /// ggml's number of the type.
+    pub ty: u32,
+    /// From the start of the data.
+    pub offset: u64,
+}
+
 /// What the reader is reading, for messages.
 #[derive(Clone, Copy)]
 pub(super) enum HeaderPlace<'a> {
@@ -286,6 +295,16 @@ impl<'a> Cursor<'a> {
         Ok((version, tensors, keys))
     }
 
+    /// What follows a tensor's name in its row of the directory, which has so many dimensions at most.
+    pub fn entry(&mut self, place: HeaderPlace, most: u32) -> Result<RawEntry> {
+        let n_dims: u32 = self.number(place, "a dimension count")?;
+        if n_dims > most {
+            return Err(self.error(place, format_args!("expected at most {most} dimensions, found {n_dims}")));
+        }
+        let dims = (0..n_dims).map(|_| self.number(place, "a dimension")).collect::<Result<_>>()?;
+        Ok(RawEntry { dims, ty: self.number(place, "a type")?, offset: self.number(place, "an offset")? })
+    }
+
     /// A tensor's name and its row of the directory; the offset is still relative to the data.
     fn tensor(&mut self, index: u64) -> Result<Entry> {
         let name = self.name(HeaderPlace::TensorAt(index), "a name")?;
@@ -293,22 +312,16 @@ impl<'a> Cursor<'a> {
             return Err(self.error(HeaderPlace::TensorAt(index), "expected a name, found an empty one"));
         }
         let place = HeaderPlace::Tensor(&name);
-        let n_dims: u32 = self.number(place, "a dimension count")?;
-        if n_dims > 4 {
-            return Err(self.error(place, format_args!("expected at most 4 dimensions, found {n_dims}")));
-        }
-        let mut dims: Vec<u64> = (0..n_dims).map(|_| self.number(place, "a dimension")).collect::<Result<_>>()?;
+        let RawEntry { mut dims, ty: id, offset } = self.entry(place, 4)?;
         if dims.is_empty() {
             dims.push(1); // a scalar, as ggml reads it
         }
-        let id: u32 = self.number(place, "a type")?;
         let ty = GgmlType::from_id(id).ok_or_else(|| match removed(id) {
             Some(name) => {
                 self.error(place, format_args!("expected a ggml type, found {id}, {name}, which ggml removed"))
             }
             None => self.error(place, format_args!("expected a ggml type, found the unknown type {id}")),
         })?;
-        let offset = self.number(place, "an offset")?;
         let bytes = tensor_bytes(ty, &dims).map_err(|e| self.error(place, e))?;
         Ok(Entry { name, ty, dims, offset, bytes })
     }

@@ -103,8 +103,7 @@ fn model(gguf: &Gguf, found: &mut FoundInFile) {
         let what = format!("a row for each of {tokens} tokens was expected, found {rows}");
         found.add(Refused, "tensor-shape", "tensor token_embd.weight", what);
     }
-    let own_output = ["qwen2moe", "olmoe", "gpt-oss"].contains(&architecture.name);
-    if own_output && gguf.tensor("output.weight").is_none() {
+    if architecture.llama_cpp.own_output && gguf.tensor("output.weight").is_none() {
         let what = format!("is missing; llama.cpp takes no other one for it in {}", architecture.name);
         found.add(Refused, "tensor-missing", "tensor output.weight", what);
     }
@@ -127,7 +126,7 @@ fn tensor(gguf: &Gguf, config: &Config, problem: &TensorProblem, found: &mut Fou
             if fused {
                 let what = "is in attn_qkv.weight, which llama.cpp reads and this program does not";
                 found.add(Note, "not-run-here", &at, what);
-            } else if is_optional(architecture, part) {
+            } else if config.architecture.llama_cpp.does_without(part) {
                 found.add(Note, "not-run-here", &at, "is missing; llama.cpp does without it, this program does not");
             } else if tensor == "blk.0.attn_norm.weight" && config.predicting_layers > 0 {
                 let what = "is missing: llama.cpp takes the file for the layers alone that guess further tokens";
@@ -143,7 +142,9 @@ fn tensor(gguf: &Gguf, config: &Config, problem: &TensorProblem, found: &mut Fou
                 let what = "this program has no product here that it multiplies, and refuses what it does not read";
                 return found.add(Note, "not-run-here", &at, what);
             }
-            match is_taken(architecture, tensor) {
+            let part =
+                tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(&**tensor, |(_, part)| part);
+            match config.architecture.llama_cpp.takes(part) {
                 true => found.add(Note, "not-run-here", &at, "llama.cpp reads it, this program does not"),
                 false => {
                     let what = format!("nothing reads it: {architecture} has no such tensor, {keys}");
@@ -151,33 +152,6 @@ fn tensor(gguf: &Gguf, config: &Config, problem: &TensorProblem, found: &mut Fou
                 }
             }
         }
-    }
-}
-
-/// Whether llama.cpp's loader of an architecture does without a tensor that is read here.
-fn is_optional(architecture: &str, part: &str) -> bool {
-    match part {
-        "attn_q.bias" | "attn_k.bias" | "attn_v.bias" => true,
-        "attn_q_norm.weight" | "attn_k_norm.weight" => architecture == "glm4moe",
-        "exp_probs_b.bias" => architecture == "deepseek2",
-        "ffn_gate_exps.weight" => matches!(architecture, "llama" | "mistral3"),
-        _ => false,
-    }
-}
-
-/// Whether llama.cpp's loader of an architecture reads a tensor that is not read here.
-fn is_taken(architecture: &str, tensor: &str) -> bool {
-    let part = tensor.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(tensor, |(_, part)| part);
-    let plain = ["attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"];
-    match architecture {
-        "llama" | "mistral3" if plain.contains(&part) => true,
-        "llama" | "mistral3" if part.starts_with("rope_factors_") => true,
-        "qwen2" if part == "output.bias" => true,
-        "qwen3" if part == "cls.output.weight" => true,
-        "gemma3" if part.starts_with("dense_") => true,
-        "qwen3next" if part == "ssm_in.weight" => true,
-        "deepseek2" => false,
-        _ => matches!(part, "attn_qkv.weight" | "attn_qkv.bias"),
     }
 }
 

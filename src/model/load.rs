@@ -24,7 +24,7 @@ impl Weights {
     /// # Errors
     /// A tensor that is missing, misshapen, or not used.
     pub(super) fn from_gguf(gguf: &Gguf, c: &Config) -> Result<Self> {
-        Self::read(&mut Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), problems: None }, c)
+        Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), taking: Strict }.weights(c)
     }
 
     /// Every tensor that is not as the hyperparameters say.
@@ -32,57 +32,108 @@ impl Weights {
     /// # Errors
     /// Layers in another layout, sizes that are none.
     pub(super) fn problems(gguf: &Gguf, c: &Config) -> Result<Vec<TensorProblem>> {
-        let mut load = Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), problems: Some(Vec::new()) };
-        let read = Self::read(&mut load, c);
-        let problems = load.problems.unwrap_or_default();
+        let mut load =
+            Loader { gguf, used: HashSet::new(), input_scales: Vec::new(), taking: Gathering { problems: Vec::new() } };
+        let read = load.weights(c);
+        let problems = load.taking.problems;
         match read {
             Err(e) if problems.len() < MOST_PROBLEMS => Err(e),
             _ => Ok(problems),
         }
     }
+}
 
-    fn read(load: &mut Loader<'_>, c: &Config) -> Result<Self> {
-        let gguf = load.gguf;
-        let token_embd = load.weight("token_embd.weight", [c.hidden, c.vocab, 1])?;
-        let rope_freqs = match c.rotation.factors {
-            Some(()) => Some(load.factors("rope_freqs.weight", c.rotation.turned(c.head_dim) / 2)?),
-            None => None,
-        };
-        let mut layers = Vec::with_capacity(c.layers.min(gguf.tensors().len()));
-        for n in 0..c.layers {
-            layers.push(load.layer(n, c)?);
-            if load.problems.as_ref().is_some_and(|problems| problems.len() >= MOST_PROBLEMS) {
-                return Err(Error::input(format!("{}: {MOST_PROBLEMS} tensors are not as the keys say", gguf.name())));
-            }
-        }
-        let output_norm = load.vector("output_norm.weight", c.hidden)?;
-        let output = match gguf.tensor("output.weight") {
-            // As llama.cpp, which looks for the output's scale beside that type alone.
-            Some(info) if info.ty == GgmlType::NVFP4 => load.scaled("output.weight", [c.hidden, c.vocab, 1])?,
-            Some(_) => load.weight("output.weight", [c.hidden, c.vocab, 1])?,
-            None => token_embd.clone(),
-        };
-        // A bias of zeros that no architecture here adds changes nothing.
-        let unused = |t: &&TensorInfo| !load.used.contains(&t.name) && !c.is_predicting(&t.name);
-        let mut zero_biases = Vec::new();
-        for extra in gguf.tensors().iter().filter(unused) {
-            if let Some(problems) = &mut load.problems {
-                problems.push(TensorProblem::Unread { tensor: extra.name.clone() });
-                continue;
-            }
-            if extra.name.ends_with(".bias") && is_zero(gguf, extra)? {
-                zero_biases.push(extra.name.clone());
-                continue;
-            }
-            return Err(Error::input(format!(
-                "{}: tensor {} is not part of {} as it is computed here, and leaving it out would change the result",
-                gguf.name(),
-                extra.name,
-                c.architecture.name
-            )));
-        }
-        let input_scales = std::mem::take(&mut load.input_scales);
-        Ok(Self { token_embd, rope_freqs, layers, output_norm, output, zero_biases, input_scales })
+/// What becomes of a tensor that is not as the hyperparameters say.
+trait Taking {
+    /// A weight, or what stands for one.
+    type Taken: Taken;
+
+    /// A weight that was looked for.
+    fn take(&mut self, found: std::result::Result<Arc<Weight>, (TensorProblem, Error)>) -> Result<Self::Taken>;
+
+    /// A bias of so many zeros, which the file does not have.
+    fn zeros(&self, name: &str, len: usize) -> Result<Self::Taken>;
+
+    /// A tensor that nothing reads; whether that is noted.
+    fn unread(&mut self, tensor: &str) -> bool;
+
+    /// Whether what is noted is enough.
+    fn is_full(&self) -> bool;
+
+    /// Whether values are looked at, and not the file's form alone.
+    const OF_VALUES: bool;
+}
+
+/// A weight, or a place where one may be missing.
+trait Taken: Clone {
+    /// The weight, if there is one.
+    fn weight(&self) -> Option<&Arc<Weight>>;
+
+    /// What is made of it, in its place.
+    fn map(&self, made: impl FnOnce(&Arc<Weight>) -> Result<Arc<Weight>>) -> Result<Self>;
+}
+
+impl Taken for Arc<Weight> {
+    fn weight(&self) -> Option<&Arc<Weight>> {
+        Some(self)
+    }
+    fn map(&self, made: impl FnOnce(&Arc<Weight>) -> Result<Arc<Weight>>) -> Result<Self> {
+        made(self)
+    }
+}
+
+impl Taken for Option<Arc<Weight>> {
+    fn weight(&self) -> Option<&Arc<Weight>> {
+        self.as_ref()
+    }
+    fn map(&self, made: impl FnOnce(&Arc<Weight>) -> Result<Arc<Weight>>) -> Result<Self> {
+        self.as_ref().map(made).transpose()
+    }
+}
+
+/// The first is an error.
+struct Strict;
+
+impl Taking for Strict {
+    type Taken = Arc<Weight>;
+    const OF_VALUES: bool = true;
+
+    fn take(&mut self, found: std::result::Result<Arc<Weight>, (TensorProblem, Error)>) -> Result<Arc<Weight>> {
+        found.map_err(|(_, e)| e)
+    }
+    fn zeros(&self, name: &str, len: usize) -> Result<Arc<Weight>> {
+        Weight::from_vec(name, GgmlType::F32, [len, 1, 1], vec![0; 4 * len])
+    }
+    fn unread(&mut self, _: &str) -> bool {
+        false
+    }
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+/// All are noted, and nothing is where they are.
+struct Gathering {
+    problems: Vec<TensorProblem>,
+}
+
+impl Taking for Gathering {
+    type Taken = Option<Arc<Weight>>;
+    const OF_VALUES: bool = false;
+
+    fn take(&mut self, found: std::result::Result<Arc<Weight>, (TensorProblem, Error)>) -> Result<Self::Taken> {
+        Ok(found.map_err(|(problem, _)| self.problems.push(problem)).ok())
+    }
+    /// Nothing is made of a width that no tensor bears out.
+    fn zeros(&self, _: &str, _: usize) -> Result<Self::Taken> {
+        Ok(None)
+    }
+    fn unread(&mut self, tensor: &str) -> bool {
+        self.problems.push(TensorProblem::Unread { tensor: tensor.to_string() });
+        true
+    }
+    fn is_full(&self) -> bool {
+        self.problems.len() >= MOST_PROBLEMS
     }
 }
 
@@ -98,28 +149,59 @@ fn is_zero(gguf: &Gguf, tensor: &TensorInfo) -> Result<bool> {
     Ok(true)
 }
 
-/// A bias of q, k or v. Where an architecture may have biases, a file may have some of them: those that are not there are zero.
-fn qkv_bias(load: &mut Loader<'_>, name: &str, len: usize, always: bool) -> Result<Arc<Weight>> {
-    match load.gguf.tensor(name) {
-        // Nothing is made of a width that no tensor bears out.
-        None if !always && load.problems.is_some() => Ok(Weight::absent(name, [len, 1, 1])),
-        None if !always => Weight::from_vec(name, GgmlType::F32, [len, 1, 1], vec![0; 4 * len]),
-        _ => load.vector(name, len),
-    }
-}
-
 /// Reads tensors by name, checks each shape, and remembers which were read.
-struct Loader<'a> {
+struct Loader<'a, T> {
     gguf: &'a Gguf,
     used: HashSet<String>,
-    /// Where they are gathered: then what is not as it should be is noted, and [`Weight::absent`].
-    problems: Option<Vec<TensorProblem>>,
+    taking: T,
     /// Those that stand beside a weight and are left alone.
     input_scales: Vec<String>,
 }
 
-impl Loader<'_> {
-    fn layer(&mut self, n: usize, c: &Config) -> Result<LayerWeights> {
+impl<T: Taking> Loader<'_, T> {
+    fn weights(&mut self, c: &Config) -> Result<Weights<T::Taken>> {
+        let gguf = self.gguf;
+        let token_embd = self.weight("token_embd.weight", [c.hidden, c.vocab, 1])?;
+        let rope_freqs = match c.rotation.factors {
+            Some(()) => Some(self.factors("rope_freqs.weight", c.rotation.turned(c.head_dim) / 2)?),
+            None => None,
+        };
+        let mut layers = Vec::with_capacity(c.layers.min(gguf.tensors().len()));
+        for n in 0..c.layers {
+            layers.push(self.layer(n, c)?);
+            if self.taking.is_full() {
+                return Err(Error::input(format!("{}: {MOST_PROBLEMS} tensors are not as the keys say", gguf.name())));
+            }
+        }
+        let output_norm = self.vector("output_norm.weight", c.hidden)?;
+        let output = match gguf.tensor("output.weight") {
+            // As llama.cpp, which looks for the output's scale beside that type alone.
+            Some(info) if info.ty == GgmlType::NVFP4 => self.scaled("output.weight", [c.hidden, c.vocab, 1])?,
+            Some(_) => self.weight("output.weight", [c.hidden, c.vocab, 1])?,
+            None => token_embd.clone(),
+        };
+        let mut zero_biases = Vec::new();
+        for extra in gguf.tensors() {
+            if self.used.contains(&extra.name) || c.is_predicting(&extra.name) || self.taking.unread(&extra.name) {
+                continue;
+            }
+            // A bias of zeros that no architecture here adds changes nothing.
+            if extra.name.ends_with(".bias") && is_zero(gguf, extra)? {
+                zero_biases.push(extra.name.clone());
+                continue;
+            }
+            return Err(Error::input(format!(
+                "{}: tensor {} is not part of {} as it is computed here, and leaving it out would change the result",
+                gguf.name(),
+                extra.name,
+                c.architecture.name
+            )));
+        }
+        let input_scales = std::mem::take(&mut self.input_scales);
+        Ok(Weights { token_embd, rope_freqs, layers, output_norm, output, zero_biases, input_scales })
+    }
+
+    fn layer(&mut self, n: usize, c: &Config) -> Result<LayerWeights<T::Taken>> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let bias = |part: &str| format!("blk.{n}.{part}.bias");
         // Older files have a tensor for each expert.
@@ -200,7 +282,7 @@ impl Loader<'_> {
 
     /// The experts' gate and up `[H, F, E]`, of a tensor each or of one `[H, 2·F, E]` in which an expert's rows of gate come first, as llama.cpp's
     /// `create_tensor_gate_up_exps` has it.
-    fn gate_and_up(&mut self, n: usize, c: &Config, moe: &MoeConfig) -> Result<[Arc<Weight>; 2]> {
+    fn gate_and_up(&mut self, n: usize, c: &Config, moe: &MoeConfig) -> Result<[T::Taken; 2]> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let joint = name("ffn_gate_up_exps");
         if c.architecture.joint_experts && self.gguf.tensor(&joint).is_some() {
@@ -208,14 +290,14 @@ impl Loader<'_> {
                 Error::input(format!("{}: tensor {joint}: two times {} rows are no size", self.gguf.name(), moe.ffn))
             })?;
             let whole = self.weight(&joint, [c.hidden, rows, moe.experts])?;
-            let part = |what: &str, rows| whole.part(&format!("{joint} ({what})"), rows);
+            let part = |what: &str, rows| whole.map(|whole| whole.part(&format!("{joint} ({what})"), rows));
             return Ok([part("gate", 0..moe.ffn)?, part("up", moe.ffn..rows)?]);
         }
         let mut of = |part| self.scaled(&name(part), [c.hidden, moe.ffn, moe.experts]);
         Ok([of("ffn_gate_exps")?, of("ffn_up_exps")?])
     }
 
-    fn attention(&mut self, n: usize, c: &Config) -> Result<AttentionWeights> {
+    fn attention(&mut self, n: usize, c: &Config) -> Result<AttentionWeights<T::Taken>> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let bias = |part: &str| format!("blk.{n}.{part}.bias");
         let (q, gate) = match c.linear {
@@ -242,9 +324,9 @@ impl Loader<'_> {
             v: self.scaled(&name("attn_v"), [c.hidden, c.kv_width(), 1])?,
             qkv_bias: match c.qkv_bias {
                 true => Some(QkvBias {
-                    q: qkv_bias(self, &bias("attn_q"), c.q_width(), always)?,
-                    k: qkv_bias(self, &bias("attn_k"), c.kv_width(), always)?,
-                    v: qkv_bias(self, &bias("attn_v"), c.kv_width(), always)?,
+                    q: self.qkv_bias(&bias("attn_q"), c.q_width(), always)?,
+                    k: self.qkv_bias(&bias("attn_k"), c.kv_width(), always)?,
+                    v: self.qkv_bias(&bias("attn_v"), c.kv_width(), always)?,
                 }),
                 false => None,
             },
@@ -271,7 +353,7 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(&mut self, n: usize, c: &Config, linear: &LinearConfig) -> Result<LinearWeights> {
+    fn linear(&mut self, n: usize, c: &Config, linear: &LinearConfig) -> Result<LinearWeights<T::Taken>> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let heads = linear.value_heads;
         if self.gguf.tensor(&name("ssm_in")).is_some() {
@@ -306,7 +388,7 @@ impl Loader<'_> {
         })
     }
 
-    fn latent(&mut self, n: usize, c: &Config, mla: &MlaConfig) -> Result<LatentWeights> {
+    fn latent(&mut self, n: usize, c: &Config, mla: &MlaConfig) -> Result<LatentWeights<T::Taken>> {
         let name = |part: &str| format!("blk.{n}.{part}.weight");
         let (heads, rank, unturned) = (c.heads, mla.rank, c.head_dim - mla.turned);
         Ok(LatentWeights {
@@ -332,17 +414,12 @@ impl Loader<'_> {
                     let of_head = unturned + mla.value_dim;
                     let joint = self.weight(&name("attn_kv_b"), [rank, heads * of_head, 1])?;
                     let part = |what: &str, rows: std::ops::Range<usize>| {
-                        if joint.experts == 0 {
-                            return Ok(joint.clone());
-                        }
-                        let within = (0..joint.rows).filter(|row| rows.contains(&(row % of_head)));
-                        let bytes = within.flat_map(|row| joint.row(0, row).iter().copied()).collect();
-                        Weight::from_vec(
-                            &format!("{} ({what})", joint.name),
-                            joint.ty,
-                            [rank, rows.len(), heads],
-                            bytes,
-                        )
+                        joint.map(|joint| {
+                            let within = (0..joint.rows).filter(|row| rows.contains(&(row % of_head)));
+                            let bytes = within.flat_map(|row| joint.row(0, row).iter().copied()).collect();
+                            let name = format!("{} ({what})", joint.name);
+                            Weight::from_vec(&name, joint.ty, [rank, rows.len(), heads], bytes)
+                        })
                     };
                     LatentHeads::Plain { k: part("keys", 0..unturned)?, v: part("values", unturned..of_head)? }
                 }
@@ -351,25 +428,32 @@ impl Loader<'_> {
         })
     }
 
-    fn weight(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
-        let found = self.found(name, dims);
-        let Some(problems) = &mut self.problems else { return found };
-        Ok(found.unwrap_or_else(|e| {
-            let (tensor, what) = (name.to_string(), e.to_string());
-            problems.push(match self.gguf.tensor(name) {
-                None => TensorProblem::Missing { tensor },
-                Some(_) => {
-                    let prefix = format!("{}: tensor {name}: ", self.gguf.name());
-                    let what = what.strip_prefix(&prefix).unwrap_or(&what).into();
-                    TensorProblem::Other { tensor, rule: "tensor-shape", what }
-                }
-            });
-            self.used.insert(name.to_string());
-            Weight::absent(name, dims)
-        }))
+    /// A bias of q, k or v. Where an architecture may have biases, a file may have some of them: those that are not there are zero.
+    fn qkv_bias(&mut self, name: &str, len: usize, always: bool) -> Result<T::Taken> {
+        match self.gguf.tensor(name) {
+            None if !always => self.taking.zeros(name, len),
+            _ => self.vector(name, len),
+        }
     }
 
-    fn found(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
+    fn weight(&mut self, name: &str, dims: [usize; 3]) -> Result<T::Taken> {
+        let found = self.found(name, dims).map_err(|e| (self.problem(name, "tensor-shape", &e), e));
+        self.used.insert(name.to_string());
+        self.taking.take(found)
+    }
+
+    /// What is wrong with a tensor that cannot be taken.
+    fn problem(&self, name: &str, rule: &'static str, e: &Error) -> TensorProblem {
+        let (tensor, what) = (name.to_string(), e.to_string());
+        if self.gguf.tensor(name).is_none() {
+            return TensorProblem::Missing { tensor };
+        }
+        let prefix = format!("{}: tensor {name}: ", self.gguf.name());
+        let what = what.strip_prefix(&prefix).unwrap_or(&what).into();
+        TensorProblem::Other { tensor, rule, what }
+    }
+
+    fn found(&self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
         let bad = |what: String| Error::input(format!("{}: tensor {name}: {what}", self.gguf.name()));
         let info = self.gguf.tensor(name).ok_or_else(|| bad("is missing".into()))?;
         let mut found = [1; 3];
@@ -383,13 +467,12 @@ impl Loader<'_> {
             return Err(bad(format!("is {found:?}, expected {dims:?} by the hyperparameters")));
         }
         let (owner, start) = self.gguf.tensor_bytes(info);
-        self.used.insert(name.to_string());
         Weight::new(name, info.ty, dims, owner, start, info.offset)
     }
 
     /// A weight whose products may have a scale, as llama.cpp reads it: `.scale` beside `.weight`, a number or one for each expert. What
     /// `.input_scale` beside it says is for engines that round activations to four bits; llama.cpp reads it and makes no use of it.
-    fn scaled(&mut self, name: &str, dims: [usize; 3]) -> Result<Arc<Weight>> {
+    fn scaled(&mut self, name: &str, dims: [usize; 3]) -> Result<T::Taken> {
         let weight = self.weight(name, dims)?;
         let beside = name.strip_suffix("weight").unwrap_or(name);
         let input_scale = format!("{beside}input_scale");
@@ -401,7 +484,7 @@ impl Loader<'_> {
         match self.gguf.tensor(&scale) {
             Some(_) => {
                 let scales = self.finite(&scale, dims[2])?;
-                if weight.experts == 0 { Ok(weight) } else { weight.scaled(scales) }
+                weight.map(|weight| weight.scaled(scales))
             }
             None => Ok(weight),
         }
@@ -409,10 +492,10 @@ impl Loader<'_> {
 
     /// A vector of finite numbers.
     fn finite(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let values = Vec::from_iter(self.vector(name, len)?.f32s());
-        match values.iter().position(|x| !x.is_finite()) {
-            // Where problems are gathered it is the file's form that is asked about.
-            Some(i) if self.problems.is_none() => Err(Error::input(format!(
+        let vector = self.vector(name, len)?;
+        let values = vector.weight().map_or(vec![], |vector| vector.f32s().collect());
+        match values.iter().position(|x: &f32| !x.is_finite()) {
+            Some(i) if T::OF_VALUES => Err(Error::input(format!(
                 "{}: tensor {name}: [{i}] is {}; a finite number is expected",
                 self.gguf.name(),
                 values[i]
@@ -422,29 +505,29 @@ impl Loader<'_> {
     }
 
     /// A norm's weight or a bias: a vector of f32.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<T::Taken> {
         self.rows(name, [len, 1])
     }
 
     /// Vectors of f32, one for each expert.
-    fn rows(&mut self, name: &str, [len, rows]: [usize; 2]) -> Result<Arc<Weight>> {
+    fn rows(&mut self, name: &str, [len, rows]: [usize; 2]) -> Result<T::Taken> {
         let weight = self.weight(name, [len, rows, 1])?;
-        if weight.ty != GgmlType::F32 {
-            if let Some(problems) = &mut self.problems {
-                let what = format!("F32 was expected, found {}", weight.ty);
-                problems.push(TensorProblem::Other { tensor: name.to_string(), rule: "tensor-type", what });
-                return Ok(Weight::absent(name, [len, rows, 1]));
+        match weight.weight().map(|weight| weight.ty) {
+            Some(ty) if ty != GgmlType::F32 => {
+                let what = format!("F32 was expected, found {ty}");
+                let problem = TensorProblem::Other { tensor: name.to_string(), rule: "tensor-type", what };
+                let file = self.gguf.name();
+                self.taking.take(Err((problem, Error::input(format!("{file}: tensor {name} is {ty}, expected F32")))))
             }
-            return Err(Error::input(format!("{}: tensor {name} is {}, expected F32", self.gguf.name(), weight.ty)));
+            _ => Ok(weight),
         }
-        Ok(weight)
     }
 
     /// A vector of finite numbers above 0.
-    fn factors(&mut self, name: &str, len: usize) -> Result<Arc<Weight>> {
+    fn factors(&mut self, name: &str, len: usize) -> Result<T::Taken> {
         let weight = self.vector(name, len)?;
-        let wrong = weight.f32s().enumerate().find(|(_, x)| !(x.is_finite() && *x > 0.0));
-        if let Some((i, found)) = wrong {
+        let wrong = |weight: &Arc<Weight>| weight.f32s().enumerate().find(|(_, x)| !(x.is_finite() && *x > 0.0));
+        if let Some((i, found)) = weight.weight().and_then(wrong) {
             let file = self.gguf.name();
             return Err(Error::input(format!(
                 "{file}: tensor {name}: [{i}] is {found}; a positive number is expected"
@@ -455,15 +538,14 @@ impl Loader<'_> {
 }
 
 /// The two matrices of which one has `together` rows of the one, then as many of the other, in turn; each with its scale.
-fn alternate(joint: &Arc<Weight>, together: usize, parts: [&str; 2]) -> Result<[Arc<Weight>; 2]> {
-    if joint.experts == 0 {
-        return Ok([joint.clone(), joint.clone()]);
-    }
+fn alternate<W: Taken>(joint: &W, together: usize, parts: [&str; 2]) -> Result<[W; 2]> {
     let part = |n: usize| {
-        let rows = (0..joint.rows).filter(|row| row / together % 2 == n);
-        let bytes: Vec<u8> = rows.flat_map(|row| joint.row(0, row).iter().copied()).collect();
-        let name = format!("{} ({})", joint.name, parts[n]);
-        Weight::from_vec(&name, joint.ty, [joint.cols, joint.rows / 2, 1], bytes)?.scaled(joint.scales.clone())
+        joint.map(|joint| {
+            let rows = (0..joint.rows).filter(|row| row / together % 2 == n);
+            let bytes: Vec<u8> = rows.flat_map(|row| joint.row(0, row).iter().copied()).collect();
+            let name = format!("{} ({})", joint.name, parts[n]);
+            Weight::from_vec(&name, joint.ty, [joint.cols, joint.rows / 2, 1], bytes)?.scaled(joint.scales.clone())
+        })
     };
     Ok([part(0)?, part(1)?])
 }

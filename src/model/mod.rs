@@ -23,7 +23,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use arch::{
-    Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, LinearRule, Occurs, QkNorms, Router, Shared, WindowRule,
+    Architecture, DefaultKey, IgnoredKey, KeyRemark, KeyReport, LinearRule, LoaderBeside, Occurs, QkNorms, Router,
+    Shared, WindowRule,
 };
 pub use check::{check, check_bytes};
 pub use config::{Config, LinearConfig, MoeConfig};

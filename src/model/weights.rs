@@ -1,4 +1,5 @@
-//! The weights of a model: views of the mapped file, each checked against the hyperparameters.
+//! The weights of a model: views of the mapped file, each checked against the hyperparameters. What holds them is generic over what a weight is: where a
+//! file is checked, one that may not be there.
 
 use std::sync::Arc;
 
@@ -11,154 +12,154 @@ use crate::quant::first_not_finite;
 
 /// The weights of one layer.
 #[derive(Clone)]
-pub struct LayerWeights {
+pub struct LayerWeights<W = Arc<Weight>> {
     /// `[H]`.
-    pub attn_norm: Arc<Weight>,
+    pub attn_norm: W,
     /// What mixes positions.
-    pub mixer: Mixer,
+    pub mixer: Mixer<W>,
     /// What normalises what attention and FFN add to the residual, `[H]`, in models that have it.
-    pub post_norms: Option<PostNorms>,
+    pub post_norms: Option<PostNorms<W>>,
     /// `[H]`.
-    pub ffn_norm: Arc<Weight>,
+    pub ffn_norm: W,
     /// The feed-forward part.
-    pub ffn: Ffn,
+    pub ffn: Ffn<W>,
 }
 
 /// What mixes the positions of a layer.
 #[derive(Clone)]
-pub enum Mixer {
+pub enum Mixer<W = Arc<Weight>> {
     /// Attention over the positions up to one's own, or a window of them.
-    Attention(AttentionWeights),
+    Attention(AttentionWeights<W>),
     /// A state that each position decays and adds to: a gated delta rule.
-    Linear(LinearWeights),
+    Linear(LinearWeights<W>),
     /// Attention over the latents of the positions up to one's own.
-    Latent(LatentWeights),
+    Latent(LatentWeights<W>),
 }
 
 /// The weights of attention.
 #[derive(Clone)]
-pub struct AttentionWeights {
+pub struct AttentionWeights<W = Arc<Weight>> {
     /// `[H, heads·D]`.
-    pub q: Arc<Weight>,
+    pub q: W,
     /// Of the gate that multiplies what attention gives, `[H, heads·D]`, in models that have it.
-    pub gate: Option<Arc<Weight>>,
+    pub gate: Option<W>,
     /// `[H, kv_heads·D]`.
-    pub k: Arc<Weight>,
+    pub k: W,
     /// `[H, kv_heads·D]`.
-    pub v: Arc<Weight>,
+    pub v: W,
     /// Of q, k and v, in models that have them.
-    pub qkv_bias: Option<QkvBias>,
+    pub qkv_bias: Option<QkvBias<W>>,
     /// A score for each head, `[heads]`, that takes part in the softmax of attention and has no key, in models that have them.
-    pub sinks: Option<Arc<Weight>>,
+    pub sinks: Option<W>,
     /// Of q and k, in models that have them.
-    pub qk_norm: Option<QkNorm>,
+    pub qk_norm: Option<QkNorm<W>>,
     /// `[heads·D, H]`.
-    pub output: Arc<Weight>,
+    pub output: W,
     /// `[H]`, in models that have it.
-    pub output_bias: Option<Arc<Weight>>,
+    pub output_bias: Option<W>,
 }
 
 /// The weights of linear attention: Hk key heads and Hv value heads of D, C = 2·Hk·D + Hv·D channels.
 #[derive(Clone)]
-pub struct LinearWeights {
+pub struct LinearWeights<W = Arc<Weight>> {
     /// Queries, keys and values, `[H, C]`.
-    pub qkv: Arc<Weight>,
+    pub qkv: W,
     /// The gate of the output, `[H, Hv·D]`.
-    pub z: Arc<Weight>,
+    pub z: W,
     /// What beta is the sigmoid of, `[H, Hv]`.
-    pub b: Arc<Weight>,
+    pub b: W,
     /// What the decay is made of, `[H, Hv]`.
-    pub a: Arc<Weight>,
+    pub a: W,
     /// The convolution's, `[L, C]`.
-    pub conv: Arc<Weight>,
+    pub conv: W,
     /// Added to what the decay is made of, `[Hv]`.
-    pub dt: Arc<Weight>,
+    pub dt: W,
     /// What the decay's logarithm is a multiple of, `[Hv]`.
-    pub decay: Arc<Weight>,
+    pub decay: W,
     /// Of the norm of each head of the output, `[D]`.
-    pub norm: Arc<Weight>,
+    pub norm: W,
     /// `[Hv·D, H]`.
-    pub output: Arc<Weight>,
+    pub output: W,
 }
 
 /// The weights of multi-head latent attention.
 #[derive(Clone)]
-pub struct LatentWeights {
+pub struct LatentWeights<W = Arc<Weight>> {
     /// A position's latent and the part of a key that turns, `[H, rank + turned]`.
-    pub kv_a: Arc<Weight>,
+    pub kv_a: W,
     /// Of the norm of the latent, `[rank]`.
-    pub kv_norm: Arc<Weight>,
+    pub kv_norm: W,
     /// What queries are projected through, `[H, q rank]`, and its norm's, `[q rank]`, in models that have it.
-    pub q_a: Option<[Arc<Weight>; 2]>,
+    pub q_a: Option<[W; 2]>,
     /// `[H or q rank, heads·D]`.
-    pub q: Arc<Weight>,
+    pub q: W,
     /// How heads and latents meet.
-    pub heads: LatentHeads,
+    pub heads: LatentHeads<W>,
     /// `[heads·value_dim, H]`.
-    pub output: Arc<Weight>,
+    pub output: W,
 }
 
 /// How the heads of latent attention and its latents meet.
 #[derive(Clone)]
-pub enum LatentHeads {
+pub enum LatentHeads<W = Arc<Weight>> {
     /// Queries are taken to where the latents are, `[D − turned, rank, heads]`, and the latents' weighted sums to values, `[rank, value_dim, heads]`.
     #[allow(missing_docs)] // said above
-    Absorbed { q: Arc<Weight>, v: Arc<Weight> },
+    Absorbed { q: W, v: W },
     /// Keys `[rank, D − turned, heads]` and values `[rank, value_dim, heads]` are made of the latents.
     #[allow(missing_docs)] // said above
-    Plain { k: Arc<Weight>, v: Arc<Weight> },
+    Plain { k: W, v: W },
 }
 
 /// Biases: `[heads·D]`, `[kv_heads·D]` and `[kv_heads·D]`.
 #[allow(missing_docs)] // said above
 #[derive(Clone)]
-pub struct QkvBias {
-    pub q: Arc<Weight>,
-    pub k: Arc<Weight>,
-    pub v: Arc<Weight>,
+pub struct QkvBias<W = Arc<Weight>> {
+    pub q: W,
+    pub k: W,
+    pub v: W,
 }
 
 /// Weights of the norms of q and of k: of each head, `[D]`, or of the rows, `[heads·D]` and `[kv_heads·D]`.
 #[allow(missing_docs)] // said above
 #[derive(Clone)]
-pub struct QkNorm {
-    pub q: Arc<Weight>,
-    pub k: Arc<Weight>,
+pub struct QkNorm<W = Arc<Weight>> {
+    pub q: W,
+    pub k: W,
 }
 
 /// Weights of the norms after attention and after the FFN, `[H]`.
 #[allow(missing_docs)] // said above
 #[derive(Clone)]
-pub struct PostNorms {
-    pub attn: Arc<Weight>,
-    pub ffn: Arc<Weight>,
+pub struct PostNorms<W = Arc<Weight>> {
+    pub attn: W,
+    pub ffn: W,
 }
 
 /// What follows attention in a layer.
 #[derive(Clone)]
-pub enum Ffn {
+pub enum Ffn<W = Arc<Weight>> {
     /// One feed-forward network: gate and up `[H, F]`, down `[F, H]`.
     #[allow(missing_docs)] // said above
-    Dense { gate: Arc<Weight>, up: Arc<Weight>, down: Arc<Weight> },
+    Dense { gate: W, up: W, down: W },
     /// A mixture of experts.
-    Moe(MoeWeights),
+    Moe(MoeWeights<W>),
 }
 
 /// A router and its experts, each [E, F, H] or, for down, [E, H, F].
 #[derive(Clone)]
-pub struct MoeWeights {
+pub struct MoeWeights<W = Arc<Weight>> {
     /// `[H, E]`.
-    pub router: Arc<Weight>,
+    pub router: W,
     /// `[H, F, E]`.
-    pub gate: Arc<Weight>,
+    pub gate: W,
     /// `[H, F, E]`.
-    pub up: Arc<Weight>,
+    pub up: W,
     /// `[F, H, E]`.
-    pub down: Arc<Weight>,
+    pub down: W,
     /// Of router and experts, in models that have them.
-    pub bias: Option<MoeBias>,
+    pub bias: Option<MoeBias<W>>,
     /// What is added to the experts' probabilities for the choice alone, `[E]`, in models that have it.
-    pub choice_bias: Option<Arc<Weight>>,
+    pub choice_bias: Option<W>,
     /// Experts used for one token, and whether their weights are renormalised: [`MoeConfig`](super::MoeConfig)'s.
     pub used: usize,
     /// Whether the chosen experts' probabilities are divided by their sum.
@@ -170,43 +171,43 @@ pub struct MoeWeights {
     /// Groups of experts, of which some are chosen from, in models that have them.
     pub groups: Option<Groups>,
     /// The expert that every token uses.
-    pub shared: Option<SharedExpert>,
+    pub shared: Option<SharedExpert<W>>,
 }
 
 /// Biases of a router, `[E]`, and of its experts, a row for each: of gate and up [E, F], of down [E, H].
 #[allow(missing_docs)] // said above
 #[derive(Clone)]
-pub struct MoeBias {
-    pub router: Arc<Weight>,
-    pub gate: Arc<Weight>,
-    pub up: Arc<Weight>,
-    pub down: Arc<Weight>,
+pub struct MoeBias<W = Arc<Weight>> {
+    pub router: W,
+    pub gate: W,
+    pub up: W,
+    pub down: W,
 }
 
 /// An expert beside those behind the router: its gate `[H, 1]`, of which the sigmoid is taken, where it has one, and a feed-forward network,
 /// gate and up `[H, F]`, down `[F, H]`.
 #[allow(missing_docs)] // said above
 #[derive(Clone)]
-pub struct SharedExpert {
-    pub router: Option<Arc<Weight>>,
-    pub gate: Arc<Weight>,
-    pub up: Arc<Weight>,
-    pub down: Arc<Weight>,
+pub struct SharedExpert<W = Arc<Weight>> {
+    pub router: Option<W>,
+    pub gate: W,
+    pub up: W,
+    pub down: W,
 }
 
 /// The weights of a model.
 #[derive(Clone)]
-pub struct Weights {
+pub struct Weights<W = Arc<Weight>> {
     /// [V, H]
-    pub token_embd: Arc<Weight>,
+    pub token_embd: W,
     /// What divides rope's frequencies, `[D/2]`, in models that have it.
-    pub rope_freqs: Option<Arc<Weight>>,
+    pub rope_freqs: Option<W>,
     /// One for each layer.
-    pub layers: Vec<LayerWeights>,
+    pub layers: Vec<LayerWeights<W>>,
     /// `[H]`.
-    pub output_norm: Arc<Weight>,
+    pub output_norm: W,
     /// [V, H]; `token_embd` itself where the file has no `output.weight`.
-    pub output: Arc<Weight>,
+    pub output: W,
     /// Tensors of the file that the architecture does not add, and which are zero.
     pub zero_biases: Vec<String>,
     /// Tensors of scales for activations, which nothing here makes use of.

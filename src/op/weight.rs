@@ -69,14 +69,6 @@ impl Weight {
         Ok(Arc::new(Self { id, name: name.into(), ty, cols, rows, experts, file_offset, scales, owner, start, apart }))
     }
 
-    /// A stand-in for a weight that is not there, of no experts and so of no bytes.
-    pub fn absent(name: &str, [cols, rows, _]: [usize; 3]) -> Arc<Self> {
-        let id = NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed);
-        let (ty, owner): (_, WeightOwner) = (GgmlType::F32, Arc::new([]));
-        let (name, scales) = (name.into(), Vec::new());
-        Arc::new(Self { id, name, ty, cols, rows, experts: 0, file_offset: 0, scales, owner, start: 0, apart: 0 })
-    }
-
     /// The weight of some rows of each expert of this one, read where they lie.
     ///
     /// # Errors
@@ -88,7 +80,7 @@ impl Weight {
                 self.name, self.rows
             )));
         }
-        let before = if self.experts == 0 { 0 } else { rows.start * self.row_bytes() };
+        let before = rows.start * self.row_bytes();
         Ok(Arc::new(Self {
             id: NEXT_WEIGHT.fetch_add(1, Ordering::Relaxed),
             name: name.into(),
@@ -131,8 +123,7 @@ impl Weight {
 
     /// How many bytes its rows are.
     pub fn size(&self) -> usize {
-        // Of no experts, whatever rows they would have.
-        if self.experts == 0 { 0 } else { self.experts * self.expert_bytes() }
+        self.experts * self.expert_bytes()
     }
     /// All bytes, in ggml's layout: copied together where other rows lie between.
     pub fn bytes(&self) -> Cow<'_, [u8]> {
@@ -160,7 +151,7 @@ impl Weight {
     }
     /// The bytes of one expert's rows.
     pub fn expert(&self, expert: usize) -> &[u8] {
-        assert!(expert < self.experts.max(1), "{self:?} has no expert {expert}");
+        assert!(expert < self.experts, "{self:?} has no expert {expert}");
         &(*self.owner).as_ref()[self.start + expert * self.apart..][..self.expert_bytes()]
     }
     fn expert_bytes(&self) -> usize {

@@ -1,7 +1,7 @@
 //! `deepseek2`: DeepSeek V2, V3 and R1, and what is built as they are.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
-use crate::op::{GateActivation, Pairing};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, glm4moe::GLM4MOE};
+use crate::op::Pairing;
 
 /// Multi-head latent attention: a latent of each position, which is normalised, and a part of a key that turns and that all heads share, are
 /// what is stored; heads' keys and values are made of the latent, or queries are taken to where it is. Experts are chosen by a softmax or by
@@ -11,28 +11,12 @@ use crate::op::{GateActivation, Pairing};
 pub static DEEPSEEK2: Architecture = Architecture {
     name: "deepseek2",
     pairing: Pairing::Norm,
-    partial_rope: true,
     qk_norm: QkNorms::No,
     qkv_bias: Occurs::Never,
-    biases: false,
-    sinks: false,
-    experts: Occurs::Always,
-    expert_width: Occurs::Always,
     joint_experts: true,
-    leading_dense: true,
     router: Router::Stated,
-    renormalise: false,
-    shared_expert: Shared::Plain,
-    predicts_further: true,
-    activation: GateActivation::Silu,
-    scaled_embedding: false,
     ffn_norm: "ffn_norm",
-    post_norms: false,
-    windows: None,
-    rope_base: 10_000.0,
-    rope_freqs: false,
-    yarn_between: false,
-    temperature: false,
-    linear: None,
     latent: true,
+    llama_cpp: LoaderBeside { optional: &["exp_probs_b.bias"], joint_qkv: false, ..LoaderBeside::USUAL },
+    ..GLM4MOE
 };

@@ -1,6 +1,6 @@
 //! `gemma3`: Gemma 3, its text model.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared, WindowRule};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared, WindowRule};
 use crate::op::{GateActivation, Pairing};
 
 /// The embedding times √H; norms before and after attention and FFN, of which the file's weights have the 1 of `1 + w` in them; five layers
@@ -38,4 +38,5 @@ pub static GEMMA3: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { taken: &["dense_*"], ..LoaderBeside::USUAL },
 };

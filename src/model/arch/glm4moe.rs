@@ -1,6 +1,6 @@
 //! `glm4moe`: GLM-4.5, GLM-4.5-Air and GLM-4.6.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 /// Experts chosen by the sigmoids of their logits plus a bias, which their weights do without, and these divided by their sum and multiplied by
@@ -34,4 +34,5 @@ pub static GLM4MOE: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { optional: &["attn_q_norm.weight", "attn_k_norm.weight"], ..LoaderBeside::USUAL },
 };

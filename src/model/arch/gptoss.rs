@@ -1,6 +1,6 @@
 //! `gpt-oss`: OpenAI's gpt-oss, 20B and 120B.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared, WindowRule};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared, WindowRule};
 use crate::op::{GateActivation, Pairing};
 
 /// A sink for each head in the softmax of attention; biases of q, k, v, attention's output, router and experts; experts chosen by their
@@ -40,4 +40,5 @@ pub static GPT_OSS: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { own_output: true, ..LoaderBeside::USUAL },
 };

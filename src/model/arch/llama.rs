@@ -1,6 +1,6 @@
 //! `llama`: Llama 1 to 3, Mistral, SmolLM, and Mixtral, which is `llama` with experts.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 /// GGUF stores q and k with the rows of each head reordered, so that rope turns neighbours (`permute` in llama.cpp's converter). A softmax
@@ -32,4 +32,9 @@ pub static LLAMA: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside {
+        optional: &["ffn_gate_exps.weight"],
+        taken: &["attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias", "rope_factors_*"],
+        ..LoaderBeside::USUAL
+    },
 };

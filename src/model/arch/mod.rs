@@ -81,6 +81,41 @@ pub struct Architecture {
     pub linear: Option<LinearRule>,
     /// Whether attention is multi-head latent attention.
     pub latent: bool,
+    /// Where llama.cpp reads other tensors than are read here.
+    pub llama_cpp: LoaderBeside,
+}
+
+/// Where llama.cpp's loader of an architecture (`src/models` of its source) reads other tensors of a file than are read here: what `inspect --check` says of
+/// a tensor that is missing, or that nothing reads.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderBeside {
+    /// It takes no other tensor for `output.weight`.
+    pub own_output: bool,
+    /// Tensors that are read here and that it does without, beside the biases of q, k and v: in a layer by what follows `blk.N.`.
+    pub optional: &'static [&'static str],
+    /// Tensors that it reads and that are not read here; where the last character is `*`, all that begin so.
+    pub taken: &'static [&'static str],
+    /// Whether q, k and v may be one tensor, `attn_qkv`, which is not read here.
+    pub joint_qkv: bool,
+}
+
+impl LoaderBeside {
+    /// As most.
+    pub const USUAL: Self = Self { own_output: false, optional: &[], taken: &[], joint_qkv: true };
+
+    /// Whether it does without a tensor that is read here.
+    pub fn does_without(&self, part: &str) -> bool {
+        matches!(part, "attn_q.bias" | "attn_k.bias" | "attn_v.bias") || self.optional.contains(&part)
+    }
+
+    /// Whether it reads a tensor that is not read here.
+    pub fn takes(&self, part: &str) -> bool {
+        let named = |name: &&str| match name.strip_suffix('*') {
+            Some(beginning) => part.starts_with(beginning),
+            None => part == *name,
+        };
+        self.taken.iter().any(named) || self.joint_qkv && matches!(part, "attn_qkv.weight" | "attn_qkv.bias")
+    }
 }
 
 /// Linear attention, a gated delta rule, in all layers but every so-many-th, `full_attention_interval`.

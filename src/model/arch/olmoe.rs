@@ -1,6 +1,6 @@
 //! `olmoe`: OLMoE, with experts in every layer.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 /// q and k are normalised over their whole rows, not head by head; the weights of the chosen experts are not divided by their sum.
@@ -31,4 +31,5 @@ pub static OLMOE: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { own_output: true, ..LoaderBeside::USUAL },
 };

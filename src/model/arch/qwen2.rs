@@ -1,6 +1,6 @@
 //! `qwen2`: Qwen 1.5, 2 and 2.5, dense.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 pub static QWEN2: Architecture = Architecture {
@@ -30,4 +30,5 @@ pub static QWEN2: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { taken: &["output.bias"], ..LoaderBeside::USUAL },
 };

@@ -1,6 +1,6 @@
 //! `qwen3`: dense Qwen 3.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 pub static QWEN3: Architecture = Architecture {
@@ -31,4 +31,5 @@ pub static QWEN3: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside { taken: &["cls.output.weight"], ..LoaderBeside::USUAL },
 };

@@ -1,6 +1,6 @@
 //! `qwen3moe`: Qwen 3 with experts in every layer.
 
-use super::{Architecture, Occurs, QkNorms, Router, Shared};
+use super::{Architecture, LoaderBeside, Occurs, QkNorms, Router, Shared};
 use crate::op::{GateActivation, Pairing};
 
 pub static QWEN3MOE: Architecture = Architecture {
@@ -31,4 +31,5 @@ pub static QWEN3MOE: Architecture = Architecture {
     temperature: false,
     linear: None,
     latent: false,
+    llama_cpp: LoaderBeside::USUAL,
 };
