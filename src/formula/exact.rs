@@ -97,7 +97,8 @@ impl Emulation {
 
     /// Whether everything is as given.
     pub fn is_nothing(&self) -> bool {
-        self.weights.is_none() && self.scale.is_none() && self.operands.iter().all(|o| o.is_none())
+        let nothing = self.weights.is_none() && self.scale.is_none() && !self.offsets_apart;
+        nothing && self.operands.iter().all(|o| o.is_none())
     }
 
     /// The operation over the rounded operands; its weight is as given.
