@@ -122,8 +122,13 @@ pub(super) fn heads(draw: &mut Draw) -> Kind {
             format!("KV head h / {n}, up to the last"),
         ),
     };
+    let mut says: Vec<String> = vec![says];
+    // Of two KV heads that is their number.
+    if what == "KV head h / 2" {
+        says.push("KV head h / kv_heads for query head h".into());
+    }
     let by = in_kernels(vec![(kernel, vec![("head / (p.heads / p.kv_heads)", map)])]);
-    Kind::new(format!("{what} at {stage}"), stage, by, &["kv-head"]).says([says])
+    Kind::new(format!("{what} at {stage}"), stage, by, &["kv-head"]).says(says)
 }
 
 /// Scores with another scale.

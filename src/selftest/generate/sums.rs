@@ -62,14 +62,23 @@ pub(super) fn terms(draw: &mut Draw) -> Kind {
         let Op::MatMul { x, weight } = op else { return Err(misplaced(op)) };
         engine.run(&Op::MatMul { x: changed(x, |_, i, x| if keeps(i) { x } else { 0.0 }), weight })
     });
-    let (what, says) = match by_lanes {
-        true => (
-            format!("{summed} of {lanes} lanes of {run} terms of {stage}"),
-            format!("only lanes 0–{} of {lanes}", summed - 1),
-        ),
-        false => (format!("the last {tail} terms of {stage}"), format!("only the first {} of {k} terms", k - tail)),
+    let turn = run * lanes;
+    // The same terms in every way to divide a turn of the lanes.
+    let half_of_turn = |run: usize| {
+        let (lanes, of) = (turn / run, if run == 1 { String::new() } else { format!(", of {run} terms at a time,") });
+        format!("only lanes 0–{} of {lanes}{of} summed", lanes / 2 - 1)
     };
-    Kind::new(what, stage, mistake, explained).says([says]).graded().in_decoding_too()
+    let (what, says) = match by_lanes {
+        true => {
+            let says = [1, 2, 4, 8, 16, 32].into_iter().filter(|run| turn >= 4 * run).map(half_of_turn).collect();
+            (format!("{summed} of {lanes} lanes of {run} terms of {stage}"), says)
+        }
+        false => {
+            let says = vec![format!("only the first {} of {k} terms", k - tail)];
+            (format!("the last {tail} terms of {stage}"), says)
+        }
+    };
+    Kind::new(what, stage, mistake, explained).says(says).graded().in_decoding_too()
 }
 
 /// Terms that are counted twice, or that lie behind the row.
@@ -221,8 +230,11 @@ pub(super) fn wrapped(draw: &mut Draw) -> Kind {
             let edit = format!("down[(t * p.k * p.cols) % {modulus}u + column];");
             let by = in_kernels(vec![("combine", vec![(from, edit)])]);
             let what = format!("the first slot's offset modulo {modulus} at moe_out");
-            let says = format!("the first slot's outputs at the offset modulo {modulus}");
-            Kind::new(what, Stage::MoeOut, by, &["wrapped"]).says([says])
+            // A position's slots have so many values: of any divisor of it the first slot's offset is 0.
+            let row = 256 * draw.slots();
+            let same = [512, 1024, 2048].into_iter().filter(|n| row.is_multiple_of(*n) && row.is_multiple_of(modulus));
+            let says = same.chain([modulus]).map(|n| format!("the first slot's outputs at the offset modulo {n}"));
+            Kind::new(what, Stage::MoeOut, by, &["wrapped"]).says(says)
         }
     }
 }

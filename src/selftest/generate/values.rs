@@ -103,7 +103,16 @@ pub(super) fn moved(draw: &mut Draw) -> Kind {
         let (n, values) = (right.cols(), right.to_f32());
         Ok(each(&right, |row, column, _| from(row, column).map_or(0.0, |(row, column)| values[row * n + column])))
     });
-    Kind::new(format!("{what} at {stage}"), stage, mistake, &["misplaced"]).says([says])
+    let mut says = vec![says];
+    // Of one row it is as true that rows wrap or end somewhere, or that each is the one before it.
+    if what.starts_with("position ") {
+        let wraps = (a + 1..=b).filter(|n| b % n == a);
+        says.extend(wraps.map(|n| format!("the rows of rows modulo {n}")));
+        says.push(format!("the rows of rows from {} on taken as {a}", a + 1));
+        says.extend((a == 0).then(|| "the first row in every row".to_string()));
+        says.extend((b == a + 1).then(|| "every row in the place of the next".to_string()));
+    }
+    Kind::new(format!("{what} at {stage}"), stage, mistake, &["misplaced"]).says(says)
 }
 
 /// One operand, or the result, in a coarser format.
