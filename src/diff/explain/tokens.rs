@@ -49,7 +49,7 @@ pub fn others<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     // A token with fewer before it than the distance has the table's first row, or one from its end; with fewer after it the reverse.
     for (ends, of) in [("", clamped as fn(i64, i64) -> i64), (", round the table's ends", i64::rem_euclid)] {
         let row = |token: usize, d: i64| of(token as i64 + d, table.rows as i64) as usize;
-        if let Some(d) = distance(&held, &row) {
+        if let Some(d) = distance(&held, row) {
             let what = format!("the row {} {} the token's{ends}", d.abs(), if d > 0 { "after" } else { "before" });
             let shift = |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(|r| *r = row(*r, d));
             all.extend(case.changed(what, shift)?.map(|variant| variant.assuming(bits(table.rows))));
