@@ -164,7 +164,7 @@ const PAGES: [Page; 3] = [
         layers: 2,
         rows: 51,
         parts: "fault map growth logits routers stages made",
-        views: &["KL divergence by position"],
+        views: &[GROWTH[0], "KL divergence by position"],
     },
 ];
 
