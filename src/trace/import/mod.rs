@@ -365,10 +365,10 @@ fn take(
                 && let Some((row, id)) = values.id_beyond(experts)
             {
                 let position = piece.positions.as_ref().map_or(row, |positions| positions[row]);
+                let key = site.key();
+                let of = if label == key { key } else { format!("{}: {key}", printable(&label)) };
                 return Err(wrong(format!(
-                    "{}: {}: position {position}: an expert id below {experts} expected, found {id}",
-                    printable(&label),
-                    site.key()
+                    "{of}: position {position}: an expert id below {experts} expected, found {id}"
                 )));
             }
             telling |= is_telling(&values);
