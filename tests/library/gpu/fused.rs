@@ -2,7 +2,7 @@
 
 use twinscope::backend::Backend;
 use twinscope::backend::gpu::GpuBackend;
-use twinscope::op::{At, HostTensor, Op, Stage};
+use twinscope::op::{At, GgmlType, HostTensor, Op, Rotation, Stage};
 
 use super::common::{Random, each_set};
 
@@ -113,4 +113,83 @@ fn a_group_that_fails_is_an_error_and_the_backend_goes_on() {
     let few = Op::AttnScores { q: few, k: cache, start: 0, head_dim, scale: None, window: None };
     let few = gpu.run(at, &few).unwrap();
     assert_eq!(gpu.read(&few).unwrap().shape, [heads, 2, 2]);
+}
+
+/// Norms of heads and their rotation, of queries and of keys, some of which go into a cache: each alone where somebody looks, and in one.
+#[test]
+fn norms_and_rotations_of_queries_and_keys_in_one_kernel_are_those_of_four() {
+    let mut random = Random::new(9);
+    for (name, mut gpu) in each_set() {
+        for (heads, kv_heads, head_dim) in [(1, 1, 4), (4, 2, 64), (3, 1, 72), (2, 3, 128)] {
+            let [q_weight, k_weight] = [(); 2].map(|()| random.weight(GgmlType::F32, [head_dim, 1, 1]));
+            for (rows, start) in [(1, 0), (1, 32), (5, 64), (70, 0)] {
+                let x = [heads, kv_heads].map(|n| values(&mut random, &[rows, n * head_dim]));
+                let mut run = |looks: bool| {
+                    let cache = gpu.alloc(&[rows + start, kv_heads * head_dim]).unwrap();
+                    let [q, k] = x.each_ref().map(|x| gpu.upload(x).unwrap());
+                    gpu.sync().unwrap();
+                    let before = gpu.dispatches();
+                    let mut step = |stage, op: Op<'_, _>| {
+                        let made = gpu.run(At::layer(0, stage, start), &op).unwrap();
+                        if looks {
+                            gpu.read(&made).unwrap();
+                        }
+                        made
+                    };
+                    let rotation = Rotation::neox(1e4);
+                    let q = step(Stage::QNorm, Op::RmsNorm { x: q, weight: &q_weight, eps: 1e-6, keep: 0 });
+                    let k = step(Stage::KNorm, Op::RmsNorm { x: k, weight: &k_weight, eps: 1e-6, keep: 0 });
+                    let q = step(Stage::QRope, Op::Rope { x: q, start, head_dim, rotation });
+                    let k = step(Stage::KRope, Op::Rope { x: k, start, head_dim, rotation });
+                    step(Stage::KRope, Op::Store { cache: cache.clone(), x: k, start });
+                    gpu.sync().unwrap();
+                    let dispatches = gpu.dispatches() - before;
+                    (gpu.read(&q).unwrap(), gpu.read(&cache).unwrap(), dispatches)
+                };
+                let what = format!("{name}: {heads}/{kv_heads} heads of {head_dim}, {rows} rows from {start} on");
+                let (four, one) = (run(true), run(false));
+                assert!((&one.0, &one.1) == (&four.0, &four.1), "{what}");
+                assert_eq!((four.2, one.2), (5, 1), "{what}");
+            }
+        }
+    }
+}
+
+/// What experts combine to, added and normalised, and read by whoever comes next.
+#[test]
+fn a_combination_added_and_normalised_in_one_kernel_is_that_of_three() {
+    let mut random = Random::new(10);
+    for (name, mut gpu) in each_set() {
+        for (rows, k, cols) in [(1, 1, 4), (1, 8, 256), (3, 2, 260), (70, 4, 64)] {
+            let norm = random.weight(GgmlType::F32, [cols, 1, 1]);
+            let [down, weights, a] =
+                [vec![rows, k, cols], vec![rows, k], vec![rows, cols]].map(|shape| values(&mut random, &shape));
+            let mut run = |looks: bool, swapped: bool| {
+                let [down, weights, a] = [&down, &weights, &a].map(|t| gpu.upload(t).unwrap());
+                gpu.sync().unwrap();
+                let before = gpu.dispatches();
+                let at = |stage| At::layer(0, stage, 0);
+                let moe = gpu.run(at(Stage::MoeOut), &Op::Combine { down, weights }).unwrap();
+                if looks {
+                    gpu.read(&moe).unwrap();
+                }
+                let (a, b) = if swapped { (moe, a) } else { (a, moe) };
+                let sum = gpu.run(at(Stage::LayerOut), &Op::Add { a, b }).unwrap();
+                if looks {
+                    gpu.read(&sum).unwrap();
+                }
+                let y = Op::RmsNorm { x: sum.clone(), weight: &norm, eps: 1e-6, keep: 0 };
+                let y = gpu.run(At::layer(1, Stage::AttnNorm, 0), &y).unwrap();
+                gpu.sync().unwrap();
+                let dispatches = gpu.dispatches() - before;
+                (gpu.read(&sum).unwrap(), gpu.read(&y).unwrap(), dispatches)
+            };
+            for swapped in [false, true] {
+                let (three, one) = (run(true, swapped), run(false, swapped));
+                let what = format!("{name}: {rows} rows of {k} × {cols}, {swapped}");
+                assert!((&one.0, &one.1) == (&three.0, &three.1), "{what}");
+                assert_eq!((three.2, one.2), (3, 1), "{what}");
+            }
+        }
+    }
 }

@@ -59,6 +59,7 @@ fn message(r: Result<CpuTensor>) -> String {
     r.err().expect("an error").to_string()
 }
 
+mod attention;
 mod int8;
 mod packed;
 mod simd;
