@@ -195,7 +195,10 @@ mod tests {
             ("[]".into(), "expected an object, found an array"),
             ("{}".into(), "schema: expected \"twinscope.contract/1\", found none"),
             (r#"{"schema":"twinscope.contract/1"}"#.into(), "base: expected the name of a contract, found none"),
-            (r#"{"schema":"twinscope.contract/1","base":"f31"}"#.into(), "base: expected one of oracle, f32, "),
+            (
+                r#"{"schema":"twinscope.contract/1","base":"f31"}"#.into(),
+                "base: expected one of oracle, transformers-f64, f32, ",
+            ),
             (
                 r#"{"schema":"twinscope.contract/1","base":"f32","op":{}}"#.into(),
                 "op: no such key; expected schema, base",

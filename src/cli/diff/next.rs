@@ -37,7 +37,7 @@ pub(super) fn next(args: &Args, options: &DiffOptions, fault: &StageResult) -> O
             command += &format!(" --system {}", quoted(text));
         }
         for (name, value) in &args.prompt.variables {
-            command += &format!(" --chat-var {}", quoted(&format!("{name}={value}")));
+            command += &format!(" --chat-var {name}={}", quoted(&value.to_string()));
         }
     }
     if let Some(layer) = fault.site.layer {
@@ -161,7 +161,7 @@ mod tests {
             "mode=fast",
         ];
         let chat = next(&fault, &chat).unwrap();
-        let expected = r#"repro --prompt x --chat --system 'be brief' --chat-var thinking=false --chat-var 'mode="fast"' --layer 2"#;
+        let expected = r#"repro --prompt x --chat --system 'be brief' --chat-var thinking=false --chat-var mode='"fast"' --layer 2"#;
         assert!(chat.contains(expected), "{chat}");
         let covering = next(&fault, &["--prompt", "x", "--cover"]).unwrap();
         assert!(covering.contains("--tokens 1,2,1 ") && !covering.contains("--prompt"), "{covering}");
