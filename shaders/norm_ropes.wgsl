@@ -17,26 +17,29 @@ var<immediate> p: Params;
 @group(0) @binding(5) var<storage, read_write> q_y: array<f32>;    // [T, heads, D]
 @group(0) @binding(6) var<storage, read_write> k_y: array<f32>;    // [T, kv_heads, D]
 
-var<private> of_keys: bool; // alike in a whole workgroup
+// Values of all queries. Those of keys are counted on from there.
+fn queries() -> u32 {
+    return p.groups / (p.heads + p.kv_heads) * p.heads * p.n;
+}
 
 // What is normalised (lib/rms.wgsl).
 fn value(at: u32) -> f32 {
-    if of_keys {
-        return k[at];
+    if at >= queries() {
+        return k[at - queries()];
     }
     return q[at];
 }
 
-fn weight(i: u32) -> f32 {
-    if of_keys {
+fn weight(start: u32, i: u32) -> f32 {
+    if start >= queries() {
         return k_weight[i];
     }
     return q_weight[i];
 }
 
 fn put(at: u32, turned: f32) {
-    if of_keys {
-        k_y[at] = turned;
+    if at >= queries() {
+        k_y[at - queries()] = turned;
     } else {
         q_y[at] = turned;
     }
@@ -52,14 +55,15 @@ fn main(
     let at = min(g, p.groups - 1u);
     let t = at / (p.heads + p.kv_heads);
     let head = at % (p.heads + p.kv_heads);
-    of_keys = head >= p.heads;
-    let start = select(t * p.heads + head, t * p.kv_heads + head - p.heads, of_keys) * p.n;
+    let of_q = (t * p.heads + head) * p.n;
+    let of_k = queries() + (t * p.kv_heads + head - p.heads) * p.n;
+    let start = select(of_q, of_k, head >= p.heads);
     let scale = rms_scale(id.x, start);
     if g < p.groups {
         let half_dim = p.n / 2u;
         for (var i = id.x; i < half_dim; i += THREADS) {
-            let a = value(start + i) * scale * weight(i);
-            let b = value(start + half_dim + i) * scale * weight(half_dim + i);
+            let a = value(start + i) * scale * weight(start, i);
+            let b = value(start + half_dim + i) * scale * weight(start, half_dim + i);
             let turn = angles[(p.start + t) * half_dim + i];
             put(start + i, a * turn.x - b * turn.y);
             put(start + half_dim + i, b * turn.x + a * turn.y);

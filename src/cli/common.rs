@@ -91,7 +91,18 @@ fn chat_variable(said: &str) -> std::result::Result<(String, serde_json::Value),
     if name.is_empty() || !name.chars().enumerate().all(fits) {
         return Err(format!("a name of letters, digits and _ expected, found {name:?}"));
     }
-    Ok((name.to_string(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+    let value = match serde_json::from_str(value) {
+        Ok(value) => value,
+        // Text is true, and a slip in JSON is no text that anybody means.
+        Err(_) if matches!(value.to_lowercase().as_str(), "true" | "false" | "none" | "null") => {
+            return Err(format!(
+                "true, false or null expected, as JSON has them, found {value}; a text is in quotes: '\"{value}\"'"
+            ));
+        }
+        Err(e) if value.starts_with(['[', '{', '"']) => return Err(format!("JSON expected, found {value}: {e}")),
+        Err(_) => value.into(),
+    };
+    Ok((name.to_string(), value))
 }
 
 /// A prompt as it will be run.

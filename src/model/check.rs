@@ -258,6 +258,9 @@ impl Keys<'_> {
         if self.number("block_count") == Some(0) {
             self.refused(found, "key-value", "block_count", "1 or more was expected, found 0".into());
         }
+        for key in ["embedding_length", "attention.head_count"].into_iter().filter(|key| self.number(key) == Some(0)) {
+            self.refused(found, "key-value", key, "1 or more was expected, found 0".into());
+        }
         let [experts, used] = ["expert_count", "expert_used_count"].map(|key| self.number(key).unwrap_or(0));
         let few = u64::from(experts > 0);
         let single = matches!(self.get("expert_used_count"), None | Some(Value::U32(_)));
@@ -367,6 +370,12 @@ fn vocabulary(meta: &Metadata, found: &mut FoundInFile) {
         }
         match pre {
             Some(pre) if PRE.contains(&pre) => {}
+            Some("") => found.add(
+                Misread,
+                "tokenizer",
+                &at("pre"),
+                "is empty: llama.cpp cuts text by rules of its own for that",
+            ),
             Some(pre) => found.add(
                 Refused,
                 "tokenizer",

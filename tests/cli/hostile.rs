@@ -103,8 +103,7 @@ fn an_id_of_no_expert_is_refused_at_its_place() {
     let out = dir.path().join("out");
     let npz = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/big-id.npz");
     let (status, stderr) = bounded(&["import", "npz", npz, "--out", out.to_str().unwrap()]);
-    let expected =
-        "layers.0.router_ids: layers.0.router_ids: position 0: an expert id below 65536 expected, found 4294967294";
+    let expected = "layers.0.router_ids: position 0: an expert id below 65536 expected, found 4294967294";
     assert_eq!((status, stderr), (Some(2), format!("error: {npz}: {expected}\n")));
     assert!(!out.exists());
 

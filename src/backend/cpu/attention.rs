@@ -113,9 +113,41 @@ struct Attention<'a> {
     sinks: Option<Vec<f32>>,
 }
 
-/// Queries that a task takes at once where there are many: as many scores of a key as are worth reading it for, few enough that all of theirs
-/// stay in the second level of cache up to some ten thousand keys.
+/// Queries that go through the keys together where there are many: so many that a key is worth reading, a whole number of registers, and few
+/// enough that their scores stay in the second level of cache up to some ten thousand keys.
 const QUERIES: usize = 32;
+/// Queries that do where there are few, each in a sum of its own.
+const FEW: usize = 8;
+/// Positions whose values are read once for all of them.
+const ROWS_TOGETHER: usize = 8;
+
+/// Which queries go through the keys together. A level adds up the products of many in another order than those of few, so this says the bits: it
+/// depends on the shapes alone.
+#[derive(Clone, Copy)]
+enum Together {
+    /// [`QUERIES`]: so many heads of a KV head, at so many positions; at the end of a call at the last so many.
+    Many { heads: usize, positions: usize },
+    /// Up to [`FEW`]; so many heads of a position, or fewer.
+    Few { heads: usize },
+}
+
+impl Together {
+    /// Of `rows` positions, of which `group` heads read one KV head.
+    fn of(rows: usize, group: usize) -> Self {
+        let heads = [4, 2, 1].into_iter().find(|heads| group.is_multiple_of(*heads)).unwrap_or(1);
+        let positions = QUERIES / heads;
+        match rows >= positions {
+            true => Self::Many { heads, positions },
+            false => Self::Few { heads: (1..=FEW).rfind(|heads| group.is_multiple_of(*heads)).unwrap_or(1) },
+        }
+    }
+}
+
+/// The positions that go through the keys together with those from `first` on, of which there are `new` more: as many as there have to be.
+fn at_least_so_many(first: usize, new: usize, positions: usize) -> Range<usize> {
+    let end = first + new;
+    end - positions.max(new)..end
+}
 
 /// What a thread keeps from one task to the next.
 #[derive(Default)]
@@ -125,7 +157,7 @@ struct Scratch {
     /// `[keys]`, and the sink
     row: Vec<f32>,
     shares: Vec<f32>,
-    /// [T, heads of one KV head, D]
+    /// [T, heads, D]
     out: Vec<f32>,
 }
 
@@ -136,33 +168,35 @@ impl Attention<'_> {
             static SCRATCH: RefCell<Scratch> = RefCell::default();
         }
         let ([q_cols, k_cols, _], [head_dim, width]) = (self.cols, self.dims);
-        let (heads, group) = (q_cols / head_dim, q_cols / k_cols);
-        let work = heads * rows * (self.start + rows) * (head_dim + width);
-        let enough = 2 * pool.threads();
-        if rows < enough {
-            // A task is the heads of a position that read the same keys; one of them, where some threads would have none.
-            let together = if rows * heads / group >= pool.threads() { group } else { 1 };
-            return pool.for_chunks(work, out, together * width, |i, out| {
-                let (t, head) = (i * together / heads, i * together % heads);
-                SCRATCH.with_borrow_mut(|scratch| {
-                    let Scratch { scores, row, shares, .. } = scratch;
-                    self.some(kernels, head..head + together, t..t + 1, [scores, row, shares], out);
+        let (all, group) = (q_cols / head_dim, q_cols / k_cols);
+        let work = all * rows * (self.start + rows) * (head_dim + width);
+        match Together::of(rows, group) {
+            Together::Few { heads } => {
+                // One head, where some threads would have none.
+                let heads = if rows * all / heads >= pool.threads() { heads } else { 1 };
+                pool.for_chunks(work, out, heads * width, |i, out| {
+                    let (t, head) = (i * heads / all, i * heads % all);
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        let Scratch { scores, row, shares, .. } = scratch;
+                        self.some(kernels, head..head + heads, t..t + 1, [scores, row, shares], out);
+                    });
                 });
-            });
+            }
+            Together::Many { heads, positions } => pool.for_chunks(work, out, positions * all * width, |i, out| {
+                let new = out.len() / (all * width);
+                let here = at_least_so_many(i * positions, new, positions);
+                SCRATCH.with_borrow_mut(|scratch| {
+                    let Scratch { scores, row, shares, out: results } = scratch;
+                    for head in (0..all).step_by(heads) {
+                        let results = at_least(results, here.len() * heads * width, 0.0);
+                        self.some(kernels, head..head + heads, here.clone(), [scores, row, shares], results);
+                        let new = results[(here.len() - new) * heads * width..].chunks_exact(heads * width);
+                        let rows = out.chunks_exact_mut(all * width).zip(new);
+                        rows.for_each(|(out, new)| out[head * width..][..new.len()].copy_from_slice(new));
+                    }
+                });
+            }),
         }
-        let at_once = (QUERIES / group).max(ROWS_TOGETHER).min(rows / enough); // positions
-        pool.for_chunks(work, out, at_once * heads * width, |i, out| {
-            let here = i * at_once..i * at_once + out.len() / (heads * width);
-            SCRATCH.with_borrow_mut(|scratch| {
-                let Scratch { scores, row, shares, out: results } = scratch;
-                for head in (0..heads).step_by(group) {
-                    let results = at_least(results, here.len() * group * width, 0.0);
-                    self.some(kernels, head..head + group, here.clone(), [scores, row, shares], results);
-                    let rows = out.chunks_exact_mut(heads * width).zip(results.chunks_exact(group * width));
-                    rows.for_each(|(out, results)| out[head * width..][..results.len()].copy_from_slice(results));
-                }
-            });
-        });
     }
 
     /// Some heads that read the same keys, at some positions. `out` is [T, heads, D].
@@ -220,31 +254,50 @@ pub(super) fn scores(
     out: &mut [f32],
 ) {
     let (rows, q_cols, k_cols) = (q.shape[0], q.cols(), k.cols());
-    // Query rows to a task. Those that read one KV head go through its keys together, as many as a level takes at once where that leaves some
-    // tasks.
-    let chunk = if rows >= 32 { 32 } else { 8 };
     let (seen, group) = (start + rows, q_cols / k_cols);
     let (q, k) = (f32s(q), f32s(k));
-    pool.for_chunks(out.len() * head_dim, out, chunk * seen, |i, out| {
-        let first = i * chunk;
-        let queries: Vec<(usize, usize)> =
-            (first..first + out.len() / seen).map(|row| (row / rows, row % rows)).collect(); // (head, t)
-        let mut out = out.chunks_exact_mut(seen);
-        let mut products = Vec::new();
-        for run in queries.chunk_by(|a, b| a.0 / group == b.0 / group) {
-            let x: Vec<&[f32]> = run.iter().map(|(h, t)| &q[t * q_cols + h * head_dim..][..head_dim]).collect();
-            // As many keys as the last of these sees; scores beyond one's own position are 0.
-            let keys = run.iter().map(|(_, t)| start + t + 1).max().unwrap_or(0);
-            products.resize(run.len() * keys, 0.0); // [run, keys]
-            kernels.panel(&k[run[0].0 / group * head_dim..], k_cols, keys, &x, &mut products);
-            // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
-            for (((_, t), products), out) in run.iter().zip(products.chunks_exact(keys)).zip(out.by_ref()) {
-                let visible = first_seen(start + t, window)..start + t + 1;
-                out[..visible.start].fill(0.0);
-                out[visible.end..].fill(0.0);
-                for (out, product) in out[visible.clone()].iter_mut().zip(&products[visible]) {
-                    *out = product * scale;
+    // What some queries, (head, t), of one KV head make of the keys that the last of them sees: [queries, keys].
+    let products = |queries: &[(usize, usize)], products: &mut Vec<f32>| {
+        let x: Vec<&[f32]> = queries.iter().map(|(h, t)| &q[t * q_cols + h * head_dim..][..head_dim]).collect();
+        let keys = queries.iter().map(|(_, t)| start + t + 1).max().unwrap_or(0);
+        products.resize(queries.len() * keys, 0.0);
+        kernels.panel(&k[queries[0].0 / group * head_dim..], k_cols, keys, &x, products);
+        keys
+    };
+    // Scores beyond one's own position are 0.
+    let finish = |t: usize, products: &[f32], out: &mut [f32]| {
+        let visible = first_seen(start + t, window)..start + t + 1;
+        out[..visible.start].fill(0.0);
+        out[visible.end..].fill(0.0);
+        for (out, product) in out[visible.clone()].iter_mut().zip(&products[visible]) {
+            *out = product * scale;
+        }
+    };
+    let work = out.len() * head_dim;
+    let Together::Many { heads, positions } = Together::of(rows, group) else {
+        return pool.for_chunks(work, out, FEW * seen, |i, out| {
+            let first = i * FEW;
+            let queries: Vec<(usize, usize)> =
+                (first..first + out.len() / seen).map(|row| (row / rows, row % rows)).collect();
+            let (mut out, mut made) = (out.chunks_exact_mut(seen), Vec::new());
+            for run in queries.chunk_by(|a, b| a.0 / group == b.0 / group) {
+                let keys = products(run, &mut made);
+                // `out` comes last: a zip that ends would otherwise have taken the next run's first row.
+                for (((_, t), made), out) in run.iter().zip(made.chunks_exact(keys)).zip(out.by_ref()) {
+                    finish(*t, made, out);
                 }
+            }
+        });
+    };
+    pool.for_chunks(work, out, heads * rows * seen, |i, out| {
+        let mut made = Vec::new();
+        for first in (0..rows).step_by(positions) {
+            let new = positions.min(rows - first);
+            let here = at_least_so_many(first, new, positions);
+            let queries: Vec<(usize, usize)> = here.flat_map(|t| (0..heads).map(move |h| (i * heads + h, t))).collect();
+            let keys = products(&queries, &mut made);
+            for ((h, t), made) in queries.iter().zip(made.chunks_exact(keys)).filter(|((_, t), _)| *t >= first) {
+                finish(*t, made, &mut out[((h % heads) * rows + t) * seen..][..seen]);
             }
         }
     });
@@ -281,9 +334,6 @@ pub(super) fn probs(
         }
     });
 }
-
-/// Rows of queries whose values are read once for all of them.
-const ROWS_TOGETHER: usize = 8;
 
 /// [heads, T, S], [capacity, kv_heads·D] → [T, heads·D]
 #[allow(clippy::too_many_arguments)] // two operands, what they are to each other, and the result

@@ -224,6 +224,9 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         });
     }
     let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
+    // Before the run, which may be long.
+    let layout = (model.config.layers, model.config.layout());
+    let require = args.require.as_deref().map(|stages| required(stages, layout)).transpose()?;
     let mut run = |options: &DiffOptions| {
         let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
         let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
@@ -250,8 +253,8 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
             }
         }
     }
-    if let Some(stages) = &args.require {
-        comparison.require(required(stages, (model.config.layers, model.config.layout()))?);
+    if let Some(stages) = require {
+        comparison.require(stages);
     }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
@@ -334,8 +337,9 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
 
 /// What `--require` asks for of a model of so many layers.
 pub fn required(stages: &str, (layers, layout): (usize, LayerLayout)) -> Result<Vec<Site>> {
-    let selection = Selection::parse(stages, "all", "all", "all")?;
-    Ok(selection.resolve(layers, 1, MOST_EXPERTS, layout)?.sites().collect())
+    let selected =
+        Selection::parse(stages, "all", "all", "all").and_then(|s| s.resolve(layers, 1, MOST_EXPERTS, layout));
+    Ok(selected.map_err(|e| Error::usage(format!("--require: {e}")))?.sites().collect())
 }
 
 const SIDES: [&str; 2] = ["reference", "subject"];

@@ -83,6 +83,9 @@ impl<'a> CheckDocument<'a> {
         let mut out = String::new();
         let c = &self.counts;
         let verdict = match self.verdict {
+            CheckVerdict::Sound if self.findings.iter().any(|f| f.rule == "not-checked") => {
+                "nothing found that llama.cpp would refuse or misread, but not all of it was checked".to_string()
+            }
             CheckVerdict::Sound => "nothing that llama.cpp would refuse or misread".to_string(),
             CheckVerdict::Unreadable => "cannot be read to its end".to_string(),
             CheckVerdict::Refused | CheckVerdict::Misread => {

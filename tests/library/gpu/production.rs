@@ -91,8 +91,10 @@ fn an_error_of_the_single_kernels_alone_is_said_to_be_that() {
 
 #[test]
 fn other_rounding_is_no_error_and_without_a_judge_nothing_is_said() {
-    let (from, to) =
-        ("let a = value(start + i) * scale * weight(i);", "let a = value(start + i) * (scale * weight(i));");
+    let (from, to) = (
+        "let a = value(start + i) * scale * weight(start, i);",
+        "let a = value(start + i) * (scale * weight(start, i));",
+    );
     let found = compare("norm_ropes", from, to, true);
     assert!(found.agrees(), "{:?}", found.notes);
     let production = found.production.unwrap();
