@@ -494,10 +494,10 @@ fn offsets_that_are_kept_apart_round_as_such() {
     for first in (0..rows * blocks).map(|block| block * 256) {
         let at = |half: usize, run: usize, l: usize| code(first + half * 128 + run * 32 + l) as u8;
         for (half, pair, l) in (0..2).flat_map(|h| (0..2).flat_map(move |p| (0..32).map(move |l| (h, p, l)))) {
-            bytes.push(at(half, pair, l) % 16 | at(half, pair + 2, l) % 16 << 4);
+            bytes.push((at(half, pair, l) % 16) | ((at(half, pair + 2, l) % 16) << 4));
         }
         for (half, l) in (0..2).flat_map(|h| (0..32).map(move |l| (h, l))) {
-            bytes.push((0..4).fold(0, |bits, run| bits | at(half, run, l) / 16 << (2 * run)));
+            bytes.push((0..4).fold(0, |bits, run| bits | ((at(half, run, l) / 16) << (2 * run))));
         }
         bytes.extend([1u8; 16]);
         bytes.extend(f16::from_f32(0.01).to_le_bytes());
