@@ -113,25 +113,13 @@ impl Place {
 /// What says that only some positions are wrong.
 pub(super) const ROWS: &[P] =
     &[P::Position, P::LastPosition, P::PositionRange, P::AllButPosition, P::PositionResidue, P::LastPartialTile];
-/// What says that only some columns are. Heads are columns.
-const COLUMNS: &[P] = &[
-    P::Column,
-    P::ColumnRange,
-    P::AllButColumn,
-    P::ColumnBlock,
-    P::SubBlock,
-    P::ColumnResidue,
-    P::LastPartialTile,
-    P::Head,
-    P::Heads,
-    P::AllButHead,
-    P::WithinHead,
-];
 /// The same of a result of one row, of which a column is an element.
 pub(super) fn of_one_row(patterns: &'static [P]) -> &'static [P] {
     if patterns == COLUMNS { COLUMNS_OF_ONE_ROW } else { patterns }
 }
 
+/// What says that only some columns are. Heads are columns.
+const COLUMNS: &[P] = COLUMNS_OF_ONE_ROW.split_at(1).1;
 const COLUMNS_OF_ONE_ROW: &[P] = &[
     P::Element,
     P::Column,
