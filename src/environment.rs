@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::backend::cpu::{CpuBackend, Level};
 use crate::backend::{Backend, BackendInfo};
 use crate::error::{Error, Result};
+use crate::memory::memory_bytes;
 
 /// The record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -180,27 +181,6 @@ pub fn civil(days: u64) -> (u64, u64, u64) {
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     (year + era * 400 + u64::from(month <= 2), month, day)
-}
-
-/// The memory of this machine, where the system says it.
-pub fn memory_bytes() -> Option<u64> {
-    meminfo("MemTotal:")
-}
-
-/// Bytes of memory that can be had without swapping: Linux's `MemAvailable`, where the system says it, and what a container leaves of it.
-pub fn available_memory() -> Option<u64> {
-    let of_machine = meminfo("MemAvailable:")?;
-    let of_container =
-        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/memory.{name}")).ok()?.trim().parse::<u64>().ok();
-    let left = of_container("max").zip(of_container("current")).map(|(most, used)| most.saturating_sub(used));
-    Some(left.map_or(of_machine, |left| left.min(of_machine)))
-}
-
-/// A line of Linux's meminfo, which is in KiB whatever it says.
-fn meminfo(name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// `Debian GNU/Linux 12 (bookworm), kernel 6.1.0`; elsewhere the system's name.

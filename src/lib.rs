@@ -30,6 +30,7 @@ mod files;
 #[doc(hidden)]
 pub mod formula;
 pub mod gguf;
+mod memory;
 pub mod model;
 pub mod op;
 #[cfg(feature = "cli")]

@@ -27,6 +27,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::files::open_regular;
+#[cfg(target_os = "linux")]
+use crate::memory::memory_bytes;
 use crate::op::GgmlType;
 use crate::text::printable_whole;
 use crate::{Error, Result};
@@ -235,6 +237,11 @@ fn map(path: &Path) -> Result<Owner> {
     // the file). The second is kept here: the header is copied out before it is checked, and tensor data are plain bytes,
     // of which every value is valid.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+    // Of a file that memory does not hold as a whole, large pages would bring in what nobody asks for.
+    #[cfg(target_os = "linux")]
+    if memory_bytes().is_some_and(|bytes| map.len() as u64 <= bytes / 2) {
+        let _ = map.advise(memmap2::Advice::HugePage); // a hint, which systems without such pages refuse
+    }
     Ok(Arc::new(map))
 }
 

@@ -10,6 +10,7 @@ const FLOORS: &[&str] = &[
     "files",
     "atomic",
     "wide",
+    "memory",
     "op",
     "quant",
     "gguf",

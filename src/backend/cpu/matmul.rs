@@ -26,8 +26,9 @@ use crate::op::Weight;
 const ROWS: usize = 16;
 /// Bytes of a task's rows of x, which pass by once for each tile of weights and for which there is room in the second-level cache.
 const X_BYTES: usize = 512 << 10;
-/// Rows of unpacked weights whose results are written together: a multiple of every level's tile.
-const TOGETHER: usize = 48;
+/// Bytes of a task's results that are written together: a row of the tensor at a time, each in a page of its own, so as much of it at once as
+/// there is room for in the second-level cache.
+const RESULTS_BYTES: usize = 128 << 10;
 /// Bytes of weights in a task as int8 codes, for which there is room in the second-level cache. All tokens pass by once for them, from farther
 /// away: part by part, as f32 weights are, it takes 4 % longer.
 const CODES_BYTES: usize = 256 << 10;
@@ -197,8 +198,10 @@ impl<'a> Task<'a> {
                     let x: Vec<&[f32]> = tokens.iter().map(|row| row_of(x, *row, cols)).collect();
                     let (x, at_once) = (kernels.pack(&x, packed), kernels.tile());
                     let bytes_of = |column: usize| column / weight.ty.block_len() * weight.ty.block_bytes();
-                    for first in (0..self.rows).step_by(TOGETHER) {
-                        let rows = TOGETHER.min(self.rows - first);
+                    let together = RESULTS_BYTES / size_of::<f32>() / tokens.len();
+                    let together = (together - together % at_once).max(at_once);
+                    for first in (0..self.rows).step_by(together) {
+                        let rows = together.min(self.rows - first);
                         let stride = rows.next_multiple_of(at_once);
                         let results = at_least(results, tokens.len() * stride, 0.0); // [tokens, rows]
                         for from in (0..rows).step_by(at_once) {

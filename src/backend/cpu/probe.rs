@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::Level;
 use super::kernels::Kernels;
+use crate::memory::prefer_large;
 use crate::{Error, Result};
 
 /// The buffer's bytes: several times the caches of the machines at hand.
@@ -32,6 +33,7 @@ pub fn read_bandwidth(threads: usize) -> Result<f64> {
     buffer
         .try_reserve_exact(words)
         .map_err(|_| Error::cannot_run(format!("no memory for the bandwidth probe's {BYTES} bytes")))?;
+    prefer_large(buffer.spare_capacity_mut());
     buffer.extend(0..words as u64); // written, so that every page is there
     let slices: Vec<&[u64]> = buffer.chunks(SLICE / size_of::<u64>()).collect();
     let seconds = best_round(threads, |round, thread| {

@@ -14,6 +14,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use crate::backend::Ticket;
+use crate::memory::prefer_large;
 use crate::op::{Data, HostTensor, Operation, Site, Weight};
 use crate::{Error, Result};
 
@@ -159,7 +160,11 @@ pub(super) fn room(shape: &[usize]) -> Result<Vec<f32>> {
     let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).ok_or_else(none)?;
     let mut values = MEMORY.with_borrow_mut(|memory| memory.take(len)).unwrap_or_default();
     values.truncate(len);
+    let had = values.capacity();
     values.try_reserve_exact(len - values.len()).map_err(|_| none())?;
+    if values.capacity() > had {
+        prefer_large(values.spare_capacity_mut());
+    }
     values.resize(len, 0.0);
     if cfg!(debug_assertions) {
         values.fill(f32::NAN); // what is left out is seen

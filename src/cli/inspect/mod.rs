@@ -12,7 +12,8 @@ use crate::backend::Backend;
 use crate::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use crate::cli::common::ModelArg;
 use crate::cli::{Outcome, output};
-use crate::environment::{Environment, memory_bytes};
+use crate::environment::Environment;
+use crate::memory::memory_bytes;
 use crate::model::{self, Model};
 use crate::report::inspect::{self, Adapter, CheckDocument, CheckVerdict, InspectDocument};
 

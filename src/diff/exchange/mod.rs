@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::backend::AnyBackend;
 use crate::diff::measure::logits::{LogitsAt, LogitsComparison, compare_logits};
-use crate::environment::available_memory;
 use crate::error::{Error, Result};
+use crate::memory::available_memory;
 use crate::model::{Calls, LogitRows, Model, Runner, WeightPair, WeightPlace, Weights};
 use crate::op::{GgmlType, HostTensor, Weight};
 

@@ -11,6 +11,8 @@ macro_rules! lane_kernels {
     (#[$features:meta], tokens: [$($tokens:literal),+], registers: [$($registers:literal),+]) => {
         /// Rows of keys or values that all queries of a call pass by together; terms of a sum over rows that are added one after the other.
         const BLOCK: usize = crate::backend::cpu::scalar::BLOCK;
+        /// Columns of a wide strip that are asked for before they are read.
+        const AHEAD: usize = 8;
         /// Tokens that share the loads of weights.
         pub const STRIPS: Strips = Strips { narrow: [$($tokens),+].len(), registers: [$($registers),+].len() };
 
@@ -44,6 +46,8 @@ macro_rules! lane_kernels {
                 let mut these = [[splat(0.0); G]; TILE];
                 for (i, x) in x.iter().enumerate() {
                     let mut tokens = [splat(0.0); G];
+                    // They come from the second-level cache, once for each tile.
+                    super::blocks::prefetch(x, AHEAD * size_of_val(x));
                     for g in 0..G {
                         tokens[g] = load(&x[g]);
                     }
