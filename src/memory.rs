@@ -1,6 +1,7 @@
 //! The machine's memory: how much there is, and in which pages it comes.
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 /// What a large page has at most on the machines at hand, and is aligned to.
 const LARGE: usize = 2 << 20;
@@ -30,6 +31,35 @@ pub(crate) fn prefer_large<T>(memory: &[MaybeUninit<T>]) {
     let _ = memory;
 }
 
+/// Asks the system to read a mapped file's bytes from where they are kept, all at once and without waiting: a hint. Without it a thread that comes
+/// to them waits for some pages at a time.
+pub(crate) fn read_ahead(bytes: &[u8]) {
+    #[cfg(unix)]
+    if !bytes.is_empty() {
+        static PAGE: OnceLock<usize> = OnceLock::new();
+        // SAFETY: asks for a number, which every system has.
+        let page =
+            *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1));
+        let before = bytes.as_ptr().addr() % page;
+        // SAFETY: the pages that `bytes` lie in are mapped, as bytes of each are borrowed; MADV_WILLNEED leaves their values as they are.
+        unsafe {
+            libc::madvise(
+                bytes.as_ptr().wrapping_sub(before).cast_mut().cast(),
+                before + bytes.len(),
+                libc::MADV_WILLNEED,
+            )
+        };
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
+/// Whether a file of so many bytes is so large that memory may not keep it: more than half of it.
+pub(crate) fn may_not_stay(bytes: usize) -> bool {
+    static HALF: OnceLock<Option<u64>> = OnceLock::new();
+    HALF.get_or_init(|| Some(memory_bytes()? / 2)).is_some_and(|half| bytes as u64 > half)
+}
+
 /// The memory of this machine, where the system says it.
 pub(crate) fn memory_bytes() -> Option<u64> {
     meminfo("MemTotal:")
@@ -54,6 +84,22 @@ fn meminfo(name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_stay_as_they_are_whichever_are_asked_for() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
+        file.write_all(&bytes).unwrap();
+        // SAFETY: nobody else has the file.
+        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+        for part in [0..0, 0..1, 5..4096, 4095..4097, 50_000..100_000, 99_999..100_000] {
+            read_ahead(&map[part]);
+        }
+        read_ahead(&bytes[1..]);
+        assert!(map[..] == bytes);
+        assert!(!may_not_stay(1) && (memory_bytes().is_none() || may_not_stay(usize::MAX)));
+    }
 
     #[test]
     fn values_stay_as_they_are_wherever_memory_begins() {

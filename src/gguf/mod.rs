@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::open_regular;
 #[cfg(target_os = "linux")]
-use crate::memory::memory_bytes;
+use crate::memory::may_not_stay;
 use crate::op::GgmlType;
 use crate::text::printable_whole;
 use crate::{Error, Result};
@@ -239,7 +239,7 @@ fn map(path: &Path) -> Result<Owner> {
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
     // Of a file that memory does not hold as a whole, large pages would bring in what nobody asks for.
     #[cfg(target_os = "linux")]
-    if memory_bytes().is_some_and(|bytes| map.len() as u64 <= bytes / 2) {
+    if !may_not_stay(map.len()) {
         let _ = map.advise(memmap2::Advice::HugePage); // a hint, which systems without such pages refuse
     }
     Ok(Arc::new(map))

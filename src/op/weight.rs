@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
+use crate::memory::{may_not_stay, read_ahead};
 use crate::op::GgmlType;
 
 /// Bytes that a weight borrows from: a mapped file, or memory.
@@ -156,6 +157,12 @@ impl Weight {
     }
     fn expert_bytes(&self) -> usize {
         self.rows * self.row_bytes()
+    }
+    /// Has the system read the rows `first..first + count`, counted through all experts, where they lie in a file that memory may not keep.
+    pub(crate) fn read_ahead(&self, first: usize, count: usize) {
+        if count > 0 && may_not_stay((*self.owner).as_ref().len()) {
+            (first / self.rows..=(first + count - 1) / self.rows).for_each(|expert| read_ahead(self.expert(expert)));
+        }
     }
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {

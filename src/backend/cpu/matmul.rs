@@ -59,6 +59,7 @@ pub(super) fn run(
     out: &mut [f32],
 ) -> Result<()> {
     let unpacker = kernels.unpacker(weight.ty, weight.cols)?;
+    jobs.iter().for_each(|job| weight.read_ahead(job.expert * weight.rows, weight.rows));
     let int8 = kernels.int8(weight.ty);
     let direct = kernels.direct(weight.ty, weight.cols).filter(|_| int8.is_none());
     CODES.with_borrow_mut(|codes| {

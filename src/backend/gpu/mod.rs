@@ -75,6 +75,9 @@ use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Ticket
 use crate::error::{Error, Result};
 use crate::op::{AngleKey, At, Data, GgmlType, HostTensor, Op, OpKind, Operation, Rotation, Site, Weight};
 
+/// Bytes of a streamed piece from which on what is recorded before it is submitted first: repacking them takes longer than a submission.
+const BYTES_TO_RUN_BESIDE: u64 = 256 << 10;
+
 /// How a [`GpuBackend`] is built.
 #[derive(Clone, Default)]
 pub struct GpuOptions {
@@ -252,6 +255,10 @@ impl GpuBackend {
         let planned = self.weight(weight)?;
         let piece = &planned.pieces[number];
         let bytes = planned.bytes(piece, texture);
+        // What is recorded runs while the host repacks this.
+        if self.residents.streams() && bytes >= BYTES_TO_RUN_BESIDE {
+            self.device.submit();
+        }
         self.residents.make_room(&mut self.device, bytes)?;
         let ready = Rc::new(Piece::upload(&mut self.device, weight, &planned, number, texture)?);
         self.residents.put(key, &ready, bytes, stays, &self.device);

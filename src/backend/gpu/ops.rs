@@ -127,8 +127,14 @@ impl GpuBackend {
         let planned = self.weight(weight)?;
         let pipeline = self.pipelines.get(spec, Some(&planned.layout));
         self.device.timing.at(site);
-        for (number, &piece) in planned.pieces.iter().enumerate() {
-            let Some((params, grid)) = launch(piece) else { continue };
+        let needed = planned.pieces.iter().enumerate();
+        let needed = Vec::from_iter(needed.filter_map(|(number, &piece)| Some((number, launch(piece)?))));
+        if self.residents.streams() {
+            let absent = needed.iter().filter(|(number, _)| !self.residents.holds((weight.id, self.lanes, *number)));
+            let absent = absent.map(|(number, _)| &planned.pieces[*number]);
+            absent.for_each(|piece| weight.read_ahead(piece.first as usize, piece.count as usize));
+        }
+        for (number, (params, grid)) in needed {
             self.check_grid(site, spec.name, grid)?;
             let piece = self.piece(weight, number, self.lanes, !self.residents.streams())?;
             let mut all = vec![piece.binding()];

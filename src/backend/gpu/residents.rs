@@ -5,7 +5,7 @@
 //! - Otherwise weights are *streamed*. A forward pass goes through them in a circle, for which "the one used longest ago goes" alone
 //!   would never find anything again: so the first of them stay, as many as fill three quarters of the budget, those that every
 //!   token needs before experts. The others pass through the last quarter: uploaded when an operation needs them, from the mapped
-//!   file, and given up for the next, the one used longest ago first.
+//!   file, and given up for the next, the one used longest ago first. What is recorded before runs meanwhile.
 //! - Streamed stacks of experts are cut into pieces of one expert, of which only those are uploaded that a token chose.
 //! - A piece is in use until the last submission that reads it is done. It counts until then: giving it up waits for that submission,
 //!   which is mostly long done.
@@ -91,6 +91,11 @@ impl Residents {
             Some(budget) if self.streams => self.memory.now + bytes <= budget - budget / 4,
             _ => true,
         }
+    }
+
+    /// Whether a piece is there.
+    pub fn holds(&self, key: PieceKey) -> bool {
+        self.held.contains_key(&key)
     }
 
     /// A piece that is there; it is about to be used.
