@@ -60,35 +60,80 @@ fn within_rounding(row: &[f64], k: usize, groups: Groups, contract: &Contract) -
     all
 }
 
-/// The exact choice of experts with the rows of `ids` that rounding of the groups' scores allows in the place of its own: against these a choice has no
-/// error. `None` where there is nothing to round.
+/// Every choice that is right: what rounding of the groups' scores allows, the exact one first, and where any of equal experts may be chosen, those with
+/// others of them.
+fn allowed(row: &[f64], k: usize, groups: Option<Groups>, contract: &Contract) -> Vec<Vec<usize>> {
+    let mut all = match groups {
+        Some(groups) => within_rounding(row, k, groups, contract),
+        None => vec![largest(row, k)],
+    };
+    if contract.any_tie {
+        let others: Vec<_> = all.iter().flat_map(|chosen| with_equals(row, chosen, groups)).collect();
+        for other in others {
+            if !all.contains(&other) {
+                all.push(other);
+            }
+        }
+    }
+    all
+}
+
+/// Choices with some of those that equal the last one chosen, of its group where there are groups, in the places of such.
+fn with_equals(row: &[f64], chosen: &[usize], groups: Option<Groups>) -> Vec<Vec<usize>> {
+    /// Equals of which all subsets are tried, and choices that are made.
+    const MOST: usize = 12;
+    let Some(last) = chosen.last() else { return vec![] };
+    let equal = |e: usize| row[e] == row[*last];
+    let in_reach = |e: usize| chosen.iter().any(|c| equal(*c) && are_together(*c, e, row.len(), groups));
+    let certain = chosen.iter().filter(|e| !equal(**e));
+    let equals: Vec<usize> = (0..row.len()).filter(|e| equal(*e) && in_reach(*e)).take(MOST).collect();
+    let free = chosen.len() - certain.clone().count();
+    let some = (0u32..1 << equals.len()).filter(|mask| mask.count_ones() as usize == free);
+    let these = |mask: u32| equals.iter().enumerate().filter(move |(n, _)| mask >> n & 1 == 1).map(|(_, e)| e);
+    some.map(|mask| certain.clone().chain(these(mask)).copied().collect()).take(MOST).collect()
+}
+
+/// Whether two experts are of one group, which all are where there are none.
+fn are_together(a: usize, b: usize, experts: usize, groups: Option<Groups>) -> bool {
+    let size = groups.map_or(experts, |groups| experts / groups.count.max(1)).max(1);
+    a / size == b / size
+}
+
+/// The exact choice of experts with the rows of `ids` that are right, too, in the place of its own ([`allowed`], and where any of equal experts may be
+/// chosen these in any order): against them a choice has no error. `None` where only the exact one is right.
 pub(crate) fn as_chosen(
     op: &Op<'_, &HostTensor>,
     contract: &Contract,
     exact: &HostTensor,
     ids: &HostTensor,
 ) -> Option<HostTensor> {
-    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return None };
-    if groups.by == GroupScore::Max || ids.dtype() != exact.dtype() || ids.shape != exact.shape {
+    let Op::RouterTopK { probs, k, groups } = *op else { return None };
+    let by_sums = groups.is_some_and(|groups| groups.by != GroupScore::Max);
+    if !(by_sums || contract.any_tie) || ids.dtype() != exact.dtype() || ids.shape != exact.shape {
         return None;
     }
     let (p, mut all) = (probs.to_f64(), exact.ids().to_vec());
     for (row, own) in all.chunks_exact_mut(k).enumerate() {
         let given = &ids.ids()[row * k..][..k];
-        let is_given = |ids: &Vec<usize>| ids.iter().zip(given).all(|(a, b)| *a == *b as usize);
         let row = &p[row * probs.cols()..][..probs.cols()];
-        if own != given && within_rounding(row, k, groups, contract).iter().any(is_given) {
+        let alike = |a: usize, b: usize| {
+            let equal = contract.any_tie && row.get(b).is_some_and(|p| *p == row[a]);
+            a == b || equal && are_together(a, b, row.len(), groups)
+        };
+        let is_given = |ids: &Vec<usize>| ids.iter().zip(given).all(|(a, b)| alike(*a, *b as usize));
+        let differ = given.iter().enumerate().all(|(n, id)| !given[..n].contains(id));
+        if own != given && differ && allowed(row, k, groups, contract).iter().any(is_given) {
             own.copy_from_slice(given);
         }
     }
     Some(HostTensor::u32(&exact.shape, all))
 }
 
-/// Other choices than `exact` that rounding of the groups' scores allows: in each, rows that have one have another.
+/// Other choices than `exact` that are right ([`allowed`]): in each, rows that have one have another.
 pub(crate) fn undecided(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor) -> Vec<HostTensor> {
-    let Op::RouterTopK { probs, k, groups: Some(groups) } = *op else { return vec![] };
+    let Op::RouterTopK { probs, k, groups } = *op else { return vec![] };
     let p = probs.to_f64();
-    let rows: Vec<_> = p.chunks_exact(probs.cols()).map(|row| within_rounding(row, k, groups, contract)).collect();
+    let rows: Vec<_> = p.chunks_exact(probs.cols()).map(|row| allowed(row, k, groups, contract)).collect();
     let most = rows.iter().map(Vec::len).max().unwrap_or(1);
     let choice = |n: usize| {
         let row =

@@ -66,6 +66,9 @@ impl fmt::Display for Contract {
         if self.offsets_apart {
             write!(f, ", offsets of codes apart")?;
         }
+        if self.any_tie {
+            write!(f, ", any of equals")?;
+        }
         if self.cache.is_coarse() {
             write!(f, ", {} KV cache", self.cache.name())?;
         }

@@ -118,6 +118,7 @@ fn every_field() -> Vec<String> {
         angles,
         output,
         offsets_apart: true,
+        any_tie: true,
         kept: KeptWeight::AboveOne,
         trig_ulp: 1.0,
         ..base

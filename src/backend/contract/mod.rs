@@ -141,6 +141,9 @@ pub struct Contract {
     /// activations, which are added in other places than the codes' products: the 32 of Q6_K, the 1 of TQ1_0 and TQ2_0, the eighth of IQ1_S and IQ1_M.
     #[serde(default, skip_serializing_if = "is_false")]
     pub offsets_apart: bool,
+    /// Whether of experts with equal values any may be chosen, in any order; where not, the one of the lower index comes first.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub any_tie: bool,
     /// What the result is rounded to when it is stored.
     #[serde(default = "f32", skip_serializing_if = "is_f32")]
     pub output: Precision,
@@ -259,6 +262,7 @@ impl Contract {
             inner: Precision::F32,
             gelu: Precision::F32,
             offsets_apart: false,
+            any_tie: false,
             output: Precision::F32,
             accumulator: Precision::F32,
             order,

@@ -28,11 +28,13 @@
 //! - `src/models/delta-net-base.cpp`, `build_delta_net_chunking`: a prompt's positions in chunks of 64, which is the delta rule's sums in another order.
 //! - `ggml-cuda/CMakeLists.txt`: `-use_fast_math`, so the intrinsics of the CUDA C++ Programming Guide's table of mathematical
 //!   functions: `__expf` 2 + ⌊|1.173·x|⌋ ULP, division 2 ULP, `rsqrtf` 2 ULP, `__sinf` and `__cosf` 2⁻²¹·⁴ on [−π, π].
+//! - `ggml.h`, `ggml_argsort_top_k` and `ggml_top_k`: by `std::sort` and kernels that are not stable, so equals come in any order.
 //! - Vulkan specification, *Precision and Operation of SPIR-V Instructions*: exp 3 + 2·|x| ULP, division 2.5 ULP, inverse square root
 //!   2 ULP, sin and cos 2⁻¹¹ on [−π, π].
 //!
 //! **transformers** 5.x, `models/qwen3_moe/modeling_qwen3_moe.py`, and PyTorch's CPU and CUDA kernels:
 //! - every operator's result is rounded to the model's type; matrix products and softmax sum in f32.
+//! - `torch.topk` does not say which of equal values it takes, and in which order.
 //! - `Qwen3MoeRMSNorm` normalises in f32, rounds, then multiplies by the weight. `Qwen3MoeRotaryEmbedding` computes frequencies and
 //!   angles in f32 and rounds cos and sin. `eager_attention_forward` rounds q·k, then the product with the scale; its softmax is
 //!   f32, rounded after. `Qwen3MoeTopKRouter` keeps probabilities in f32 and rounds the renormalised weights. `Qwen3MoeExperts`
@@ -169,7 +171,7 @@ pub fn named(name: &str) -> Option<NamedContract> {
         }
         "transformers-f64" => {
             let text = "transformers in float64 throughout, also where it asks for float32, sums in any order";
-            new(text.into(), &|_| torch_f64())
+            new(text.into(), &|op| Contract { any_tie: op == OpKind::RouterTopK, ..torch_f64() })
         }
         "transformers-f32" => new("transformers in float32: f32 throughout".into(), &|op| torch(op, Precision::F32)),
         _ => {
@@ -221,8 +223,8 @@ impl LlamaOptions {
         Some(all)
     }
 
-    /// Attention over the cache, on a base that has the engine's functions and sums.
-    fn attention(self, op: OpKind, base: Contract) -> Contract {
+    /// What all backends have alike, on a base that has the engine's functions and sums: attention over the cache, and a choice of experts by sorting.
+    fn common(self, op: OpKind, base: Contract) -> Contract {
         let cached = Contract { cache: self.cache, activations: Precision::VecDot, ..base };
         match op {
             OpKind::AttnScores => cached,
@@ -232,6 +234,7 @@ impl LlamaOptions {
                 Contract { activations: Precision::F32, accumulator, ..cached }
             }
             OpKind::AttnContext => cached,
+            OpKind::RouterTopK => Contract { any_tie: true, ..base },
             _ => base,
         }
     }
@@ -247,7 +250,7 @@ impl LlamaOptions {
                 Contract { accumulator: Precision::F64, order: Order::Lanes { lanes: 1 }, ..base }
             }
             OpKind::SwiGlu => Contract { gelu: Precision::F16, ..base },
-            _ => self.attention(op, base),
+            _ => self.common(op, base),
         }
     }
 
@@ -257,7 +260,7 @@ impl LlamaOptions {
             OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
                 Contract { activations: Precision::F16, weights: Precision::F16, ..base }
             }
-            _ => self.attention(op, base),
+            _ => self.common(op, base),
         }
     }
 
@@ -274,7 +277,7 @@ impl LlamaOptions {
             OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul => {
                 Contract { activations: Precision::Q8_1, ..base }
             }
-            _ => self.attention(op, base),
+            _ => self.common(op, base),
         }
     }
 }
@@ -382,7 +385,7 @@ fn torch_f64() -> Contract {
 
 /// What PyTorch's operators do to a model in `dtype`.
 fn torch(op: OpKind, dtype: Precision) -> Contract {
-    let base = strict_f32();
+    let base = Contract { any_tie: op == OpKind::RouterTopK, ..strict_f32() };
     if dtype == Precision::F32 {
         return base;
     }

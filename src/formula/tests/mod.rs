@@ -374,3 +374,36 @@ fn a_choice_of_groups_is_any_that_rounding_of_their_scores_allows() {
     let others = undecided(&op, &contract, &exact(&op, &contract).unwrap());
     assert_eq!(others, [HostTensor::u32(&[1, 3], vec![0, 1, 4])]);
 }
+
+#[test]
+fn of_equal_experts_any_is_right_where_a_contract_says_so() {
+    use crate::formula::routing::undecided;
+    use crate::op::{GroupScore, Groups};
+    // The second to fourth are equal, and two of them are chosen.
+    let p = HostTensor::f32(&[1, 6], vec![0.5, 0.125, 0.125, 0.125, 0.0625, 0.0625]);
+    let lowest = Contract::ieee_f32(Order::Unknown);
+    let any = Contract { any_tie: true, ..lowest };
+    let op = |groups| Op::RouterTopK { probs: &p, k: 3, groups };
+    let is_right = |contract: &Contract, groups, ids: [u32; 3]| {
+        check_against_oracle(&op(groups), contract, &HostTensor::u32(&[1, 3], ids.to_vec())).unwrap().ratio.max <= 1.0
+    };
+    let halves = Groups { count: 2, used: 1, by: GroupScore::Max };
+    for (ids, is_any, in_first_half) in [
+        ([0, 1, 2], true, true),
+        ([0, 2, 1], true, true),
+        ([0, 3, 2], true, false), // 3 is of the other half
+        ([0, 1, 3], true, false),
+        ([1, 0, 2], false, false), // not by their values
+        ([0, 1, 1], false, false),
+        ([0, 1, 4], false, false), // less than the others
+        ([1, 2, 3], false, false),
+        ([0, 1, 9], false, false), // no expert
+    ] {
+        assert_eq!(is_right(&lowest, None, ids), ids == [0, 1, 2], "{ids:?}");
+        assert_eq!((is_right(&any, None, ids), is_right(&any, Some(halves), ids)), (is_any, in_first_half), "{ids:?}");
+    }
+    let exact_ids = exact(&op(None), &any).unwrap();
+    let of = |ids: [u32; 3]| HostTensor::u32(&[1, 3], ids.to_vec());
+    assert_eq!(undecided(&op(None), &any, &exact_ids), [of([0, 1, 3]), of([0, 2, 3])]);
+    assert_eq!(undecided(&op(None), &lowest, &exact_ids), []);
+}
