@@ -3,12 +3,14 @@
 // Columns of S have nothing to do with each other: a workgroup makes COLUMNS of a head, and its threads hold them, a thread every LANES-th quad of
 // one column. Order of a sum, Sᵀk or Sᵀq: LANES threads take turns over the quads of D, the four values of a quad on accumulators of their
 // own, which are then added, and then the threads' sums in a tree.
-// [T, Hk·D], caches [capacity, Hk·D], [capacity, v_cols], [capacity, Hv] twice → [T, Hv·D]
+// Of the first `kept` positions the state is `before`, as another call left it in `after`: the same values as of all positions in one call.
+// [T, Hk·D], caches [capacity, Hk·D], [capacity, v_cols], [capacity, Hv] twice, [Hv, D, D] → [T, Hv·D], [Hv, D, D]
 struct Params {
     quads: u32,     // D / 4, at most STATE_QUADS · LANES
     heads: u32,     // Hv
     key_heads: u32, // Hk
     tiled: u32,     // whether head h has the key head h mod Hk, and not h / (Hv / Hk)
+    kept: u32,      // at most start; 0: `before` is not read
     start: u32,
     seen: u32,      // S
     v_cols: u32,    // of a row of v
@@ -21,7 +23,9 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read> v: array<f32>;       // [capacity, v_cols]
 @group(0) @binding(3) var<storage, read> decay: array<f32>;   // [capacity, Hv]
 @group(0) @binding(4) var<storage, read> beta: array<f32>;    // [capacity, Hv]
-@group(0) @binding(5) var<storage, read_write> y: array<f32>; // [T, Hv, D]
+@group(0) @binding(5) var<storage, read> before: array<vec4<f32>>;      // [Hv, D / 4, D]: quads of a column of S, one column after the other
+@group(0) @binding(6) var<storage, read_write> after: array<vec4<f32>>; // the same
+@group(0) @binding(7) var<storage, read_write> y: array<f32>;           // [T, Hv, D]
 
 // Two sets of a value for each thread. Sums use them in turn: who writes one has passed the barrier of the sum before, in front of which
 // everybody had read what the sum before that left in it.
@@ -53,8 +57,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
     let v_at = p.v_first + head * 4u * p.quads + min(column, 4u * p.quads - 1u);
     var cell = lane * COLUMNS + id.x;
     var other = cell + LANES * COLUMNS;
+    let quads_at = head * p.quads * 4u * p.quads + column;
     var state: array<vec4<f32>, STATE_QUADS>; // 0
-    for (var s = 0u; s < p.seen; s++) {
+    if p.kept > 0u && mine {
+        for (var i = 0u; i < STATE_QUADS; i++) {
+            let quad = i * LANES + lane;
+            if quad < p.quads {
+                state[i] = before[quads_at + quad * 4u * p.quads];
+            }
+        }
+    }
+    for (var s = p.kept; s < p.seen; s++) {
         let k_at = (s * p.key_heads + key_head) * p.quads;
         let fade = exp_f32(decay[s * p.heads + head]);
         var held = vec4<f32>();
@@ -90,6 +103,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) i
             let next = other;
             other = cell;
             cell = next;
+        }
+    }
+    if mine {
+        for (var i = 0u; i < STATE_QUADS; i++) {
+            let quad = i * LANES + lane;
+            if quad < p.quads {
+                after[quads_at + quad * 4u * p.quads] = state[i];
+            }
         }
     }
 }

@@ -149,7 +149,7 @@ kernels! {
         "copy" [] [THREADS, 1], 0;
     DECAY: Decay [Read, Read, Write]
         "decay" [NUMERIC] [THREADS, 1], 0;
-    DELTA_RULE: DeltaRule [Read, Read, Read, Read, Read, Write]
+    DELTA_RULE: DeltaRule [Read, Read, Read, Read, Read, Read, Write, Write]
         "delta_rule" [NUMERIC] [COLUMNS, LANES], 2 * 4 * LANES * COLUMNS;
     EMBED: Embed [Weights, Read, Write]
         "embed" [] [THREADS, 1], 0;

@@ -1,11 +1,18 @@
-//! The dispatches of linear attention.
+//! The dispatches of linear attention, and the states that delta rules leave.
+//!
+//! Design:
+//! - A delta rule is a function of its operands, from position 0 on: that is what is judged, replayed and recorded.
+//! - **The state that a call ends with is kept**, so that the next one, which begins where it ended, does not compute it again. It is the
+//!   state of the same steps on the same rows, to the bit; once a row before it is written again, it is forgotten.
+//! - A state is no part of a tensor's memory: it is kept beside caches as long as somebody else holds them.
 
 use std::fmt::Display;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::attention::{QUAD, attention_scale};
 use super::ops::rows_cols;
-use super::tensor::GpuTensor;
+use super::tensor::{GpuTensor, Inner};
 use super::{COLUMNS, GpuBackend, LANES, STATE_QUADS, kernels, params};
 use crate::error::Result;
 use crate::op::{Site, Weight};
@@ -21,6 +28,59 @@ pub(super) fn refusal(what: impl Display, head_dim: usize) -> Option<String> {
             "{what}: the GPU has a delta rule with a head_dim that is a multiple of {QUAD} and at most {MOST_HEAD_DIM}, not {head_dim}"
         )
     })
+}
+
+/// States by the caches that they are of.
+#[derive(Default)]
+pub(super) struct DeltaStates(Vec<KeptState>);
+
+/// The state before a position.
+struct KeptState {
+    /// Of keys, values, decays and betas; a state keeps none of them alive.
+    caches: [Weak<Inner>; 4],
+    position: usize,
+    sizes: StateSizes,
+    /// [Hv, D / 4, D, 4]
+    states: GpuTensor,
+}
+
+/// What a call is besides its operands.
+#[derive(Clone, Copy, PartialEq)]
+struct StateSizes {
+    head_dim: usize,
+    key_heads: usize,
+    value_heads: usize,
+    tiled: bool,
+}
+
+fn is(own: &Weak<Inner>, cache: &GpuTensor) -> bool {
+    std::ptr::eq(own.as_ptr(), Rc::as_ptr(&cache.0)) // no other tensor has the place of one that is pointed to
+}
+
+impl DeltaStates {
+    /// Forgets those of sequences that are done.
+    pub(super) fn tidy(&mut self) {
+        self.0.retain(|kept| kept.caches.iter().all(|cache| cache.strong_count() > 0));
+    }
+
+    /// Forgets what depends on rows of `cache` from `start` on, which are written.
+    pub(super) fn written(&mut self, cache: &GpuTensor, start: usize) {
+        self.0.retain(|kept| start >= kept.position || !kept.caches.iter().any(|own| is(own, cache)));
+    }
+
+    /// The state before `position`, which is taken out.
+    fn take(&mut self, caches: [&GpuTensor; 4], position: usize, sizes: StateSizes) -> Option<GpuTensor> {
+        let of = |kept: &KeptState| kept.caches.iter().zip(caches).all(|(own, cache)| is(own, cache));
+        let at = self.0.iter().position(of)?;
+        let kept = self.0.swap_remove(at);
+        (kept.position == position && kept.sizes == sizes).then_some(kept.states)
+    }
+
+    fn keep(&mut self, caches: [&GpuTensor; 4], position: usize, sizes: StateSizes, states: GpuTensor) {
+        self.tidy();
+        let caches = caches.map(|cache| Rc::downgrade(&cache.0));
+        self.0.push(KeptState { caches, position, sizes, states });
+    }
 }
 
 impl GpuBackend {
@@ -80,15 +140,28 @@ impl GpuBackend {
         tiled: bool,
         y: &GpuTensor,
     ) -> Result<()> {
-        let [q, _, v, decay, _] = tensors;
+        let [q, k, v, decay, beta] = tensors;
+        let caches = [k, v, decay, beta];
         let ((positions, key_cols), v_cols, heads) = (rows_cols(q), rows_cols(v).1, rows_cols(decay).1);
+        let sizes = StateSizes { head_dim, key_heads: key_cols / head_dim, value_heads: heads, tiled };
+        let before = self.states.take(caches, start, sizes);
+        let after = self.tensor(site, &[heads, head_dim / QUAD, head_dim, QUAD], false)?;
         let grid = [(head_dim as u32).div_ceil(COLUMNS), heads as u32, 1];
         let v_first = v_cols - heads * head_dim;
-        let [quads, heads, key_heads, start, seen, v_cols, v_first] =
-            [head_dim / QUAD, heads, key_cols / head_dim, start, start + positions, v_cols, v_first].map(|n| n as u32);
-        let (tiled, scale) = (tiled.into(), attention_scale(None, head_dim));
-        let params = params::DeltaRule { quads, heads, key_heads, tiled, start, seen, v_cols, v_first, scale };
+        let kept = if before.is_some() { start } else { 0 };
+        let seen = start + positions;
+        let params = {
+            let numbers = [head_dim / QUAD, heads, sizes.key_heads, kept, start, seen, v_cols, v_first];
+            let [quads, heads, key_heads, kept, start, seen, v_cols, v_first] = numbers.map(|n| n as u32);
+            let (tiled, scale) = (tiled.into(), attention_scale(None, head_dim));
+            params::DeltaRule { quads, heads, key_heads, tiled, kept, start, seen, v_cols, v_first, scale }
+        };
         let [q, k, v, decay, beta] = tensors.map(GpuTensor::binding);
-        self.dispatch(site, kernels::DELTA_RULE, &[q, k, v, decay, beta, y.binding()], params, grid)
+        // Without a state anything may be bound, which is not read.
+        let from = before.as_ref().map_or(q, GpuTensor::binding);
+        let bindings = [q, k, v, decay, beta, from, after.binding(), y.binding()];
+        self.dispatch(site, kernels::DELTA_RULE, &bindings, params, grid)?;
+        self.states.keep(caches, seen, sizes, after);
+        Ok(())
     }
 }

@@ -65,6 +65,7 @@ pub use timing::{KernelTime, KernelTimer};
 use self::device::Device;
 use self::fuse::Waiting;
 use self::kernels::Pipelines;
+use self::linear_attention::DeltaStates;
 use self::poison::Poison;
 use self::readback::Readback;
 use self::residents::Residents;
@@ -119,6 +120,8 @@ pub struct GpuBackend {
     residents: Residents,
     /// cos and sin by (bits of the base, head_dim), with the number of positions.
     angles: HashMap<AngleKey, (wgpu::Buffer, usize)>,
+    /// What delta rules ended with.
+    states: DeltaStates,
     weight_binding: u64,
     /// Whether matrix products run the files for subgroups of 8 lanes, and find weights and activations in textures.
     lanes: bool,
@@ -159,6 +162,7 @@ impl GpuBackend {
             weights: HashMap::new(),
             residents: Residents::new(options.weight_memory),
             angles: HashMap::new(),
+            states: DeltaStates::default(),
             weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
             lanes,
             name: selector.to_string(),
@@ -421,6 +425,7 @@ impl Backend for GpuBackend {
                  of them"
             )));
         }
+        self.states.tidy(); // a new sequence begins
         let memory = self.tensor_memory("a cache", shape)?;
         // What nobody has stored is nobody's to read.
         match self.device.poison {

@@ -194,6 +194,9 @@ impl GpuBackend {
                 matches!(op.kind(), OpKind::Embed | OpKind::MatMul | OpKind::HeadMatMul | OpKind::ExpertMatMul);
             self.upload_weight(weight, self.lanes && matrix)?;
         }
+        if let Op::Store { cache, start, .. } = op {
+            self.states.written(cache, *start);
+        }
         if fuse::waits(op.kind()) {
             self.waiting.push(Waiting { site, op: op.keep(), result: result.clone() });
             if self.waiting.len() >= MOST_WAITING {

@@ -66,7 +66,7 @@ params! {
     Conv { n: u32, channels: u32, kernel: u32, stride: u32, first: u32, count: u32, start: u32 }
     Copy { words: u32, y_cols: u32, x_cols: u32, y_row: u32, x_row: u32, shared_by: u32, from_: u32, to: u32 }
     Decay { n: u32, cols: u32 }
-    DeltaRule { quads: u32, heads: u32, key_heads: u32, tiled: u32, start: u32, seen: u32, v_cols: u32, v_first: u32, scale: f32 }
+    DeltaRule { quads: u32, heads: u32, key_heads: u32, tiled: u32, kept: u32, start: u32, seen: u32, v_cols: u32, v_first: u32, scale: f32 }
     /// Of `add`, `swiglu`, `geglu`, `clamped_swish` and `sigmoid_glu`.
     Elementwise { n: u32 }
     Embed { piece: Piece, cols: u32, scale: f32 }

@@ -1,8 +1,14 @@
 //! The operations of linear attention against float64 over ragged shapes, with bounds derived as those of `ops`.
 
+use std::sync::Arc;
+
 use super::common::*;
-use twinscope::backend::gpu::{GpuBackend, GpuOptions};
-use twinscope::backend::{Backend, Need, cases};
+use crate::families::open;
+use twinscope::backend::cpu::{CpuBackend, Level};
+use twinscope::backend::gpu::{GpuBackend, GpuOptions, GpuTensor};
+use twinscope::backend::{AnyBackend, Backend, Erased, Need, cases};
+use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
+use twinscope::model::{LogitRows, Model, Session, forward};
 use twinscope::op::{GateActivation, GgmlType, HostTensor, Op, OpKind};
 
 /// What rounding may make of sigmoid(x) · y: exp, a sum, a division, products.
@@ -136,6 +142,166 @@ fn delta_rules() {
         within(&case.to_string(), &cases::run(&mut gpu, case.at(), &operands).unwrap(), &exact(&op), |i| {
             bounds[i] + f64::from(f32::MIN_POSITIVE) * 1e4
         });
+    }
+}
+
+/// Rows of q, k, v, decay and beta of a sequence, and its caches of the last four.
+struct DeltaRows {
+    head_dim: usize,
+    tiled: bool,
+    rows: [HostTensor; 5],
+    caches: [GpuTensor; 4],
+}
+
+impl DeltaRows {
+    /// Of 2 key heads and 4 value heads.
+    fn new(gpu: &mut GpuBackend, seed: u64, positions: usize, head_dim: usize) -> Self {
+        let mut r = Random::new(seed);
+        let mut rows = [2 * head_dim, 2 * head_dim, 5 * head_dim, 4, 4].map(|cols| r.tensor(&[positions, cols]));
+        rows[3] = HostTensor::f32(&[positions, 4], (0..4 * positions).map(|_| -r.unit().abs()).collect());
+        rows[4] = HostTensor::f32(&[positions, 4], (0..4 * positions).map(|_| r.unit().abs()).collect());
+        for keys in &mut rows[..2] {
+            let values = keys.to_f32().iter().map(|x| x.clamp(-1.0, 1.0) / (head_dim as f32).sqrt()).collect();
+            *keys = HostTensor::f32(&keys.shape, values);
+        }
+        let caches = [1, 2, 3, 4].map(|n| gpu.alloc(&rows[n].shape).unwrap());
+        Self { head_dim, tiled: true, rows, caches }
+    }
+
+    fn store(&self, gpu: &mut GpuBackend, n: usize, start: usize, positions: usize) {
+        let x = self.rows[n].take(0, &(start..start + positions).collect::<Vec<_>>());
+        let x = gpu.upload(&x).unwrap();
+        gpu.run(at(), &Op::Store { cache: self.caches[n - 1].clone(), x, start }).unwrap();
+    }
+
+    /// The delta rule at `positions` from `start` on, of what is stored, and at how many of the positions before them its kernel did not begin.
+    fn run(&self, gpu: &mut GpuBackend, start: usize, positions: usize) -> (HostTensor, u32) {
+        let q = self.rows[0].take(0, &(start..start + positions).collect::<Vec<_>>());
+        let q = gpu.upload(&q).unwrap();
+        let [k, v, decay, beta] = self.caches.clone();
+        let op = Op::DeltaRule { q, k, v, decay, beta, start, head_dim: self.head_dim, tiled: self.tiled };
+        gpu.record().unwrap();
+        let y = gpu.run(at(), &op).unwrap();
+        let dispatches = gpu.recorded().unwrap();
+        let [dispatch] = &dispatches[..] else { panic!("{} dispatches", dispatches.len()) };
+        assert_eq!((dispatch.kernel.as_str(), dispatch.params[5]), ("delta_rule", start as u32));
+        (gpu.read(&y).unwrap(), dispatch.params[4])
+    }
+
+    /// The same of a sequence that was just filled with what is stored in this one.
+    fn anew(&self, gpu: &mut GpuBackend, start: usize, positions: usize) -> HostTensor {
+        let caches = self.caches.clone().map(|cache| {
+            let values = gpu.read(&cache).unwrap();
+            gpu.upload(&values).unwrap()
+        });
+        let (y, kept) = Self { caches, rows: self.rows.clone(), ..*self }.run(gpu, start, positions);
+        assert_eq!(kept, 0, "nothing is known of other caches");
+        y
+    }
+
+    /// Stores the rows of a call, runs it, and holds it to the same computed from the first position on.
+    fn call(&self, gpu: &mut GpuBackend, start: usize, positions: usize) -> u32 {
+        (1..5).for_each(|n| self.store(gpu, n, start, positions));
+        self.held(gpu, start, positions)
+    }
+
+    fn held(&self, gpu: &mut GpuBackend, start: usize, positions: usize) -> u32 {
+        let (y, kept) = self.run(gpu, start, positions);
+        assert!(y == self.anew(gpu, start, positions), "{positions} positions from {start}, of which {kept} were kept");
+        kept
+    }
+}
+
+/// A call that begins where another ended begins with the state that it left, the same to the bit, and with none once that is of other rows.
+#[test]
+fn a_state_is_kept_until_its_rows_change() {
+    for poison in [false, true] {
+        for head_dim in [20, 128] {
+            let mut gpu = gpu_with(GpuOptions { poison, ..Default::default() });
+            let gpu = &mut gpu;
+            let mut a = DeltaRows::new(gpu, 36, 24, head_dim);
+            let b = DeltaRows::new(gpu, 37, 24, head_dim);
+            // A prompt in chunks, then decoding; another sequence meanwhile.
+            assert_eq!([a.call(gpu, 0, 7), b.call(gpu, 0, 5), a.call(gpu, 7, 5), a.call(gpu, 12, 1)], [0, 0, 7, 12]);
+            assert_eq!([a.call(gpu, 13, 1), b.call(gpu, 5, 1), a.call(gpu, 14, 1)], [13, 5, 14]);
+            // The same call once more: its end is kept, not its beginning. What follows is the same.
+            assert_eq!([a.call(gpu, 14, 1), a.held(gpu, 14, 1), a.call(gpu, 15, 1)], [0, 0, 15]);
+            // A row of the past is written again: of k, v, decay or beta, the first or the last.
+            for (n, row) in [(1, 0), (2, 15), (3, 3), (4, 7)] {
+                assert_eq!(a.call(gpu, 16, 1), if n == 1 { 16 } else { 0 });
+                let other = a.rows[n].take(0, &[row + 1]);
+                let x = gpu.upload(&other).unwrap();
+                gpu.run(at(), &Op::Store { cache: a.caches[n - 1].clone(), x, start: row }).unwrap();
+                assert_eq!(a.call(gpu, 17, 1), 0, "operand {n}, row {row}");
+            }
+            // One that comes after is none of the state's.
+            assert_eq!([a.call(gpu, 17, 1), a.call(gpu, 18, 1)], [0, 18]);
+            a.store(gpu, 1, 20, 2);
+            assert_eq!(a.call(gpu, 19, 2), 19);
+            // Back to an earlier position, and on from there; a beginning in the middle of nowhere.
+            assert_eq!([a.call(gpu, 4, 3), a.call(gpu, 7, 2), a.call(gpu, 20, 1), b.call(gpu, 6, 1)], [0, 7, 0, 6]);
+            // Another order of heads has other states.
+            a.tiled = false;
+            assert_eq!([a.call(gpu, 21, 1), a.call(gpu, 22, 1)], [0, 22]);
+        }
+    }
+}
+
+/// A backend that has decoded gives what a new one gives.
+#[test]
+fn a_prompt_after_another() {
+    fn bits(gpu: &mut GpuBackend, model: &Model, tokens: &[u32]) -> Vec<HostTensor> {
+        let mut session = Session::new(gpu, &model.config, tokens.len()).unwrap();
+        let (prompt, decoded) = tokens.split_at(tokens.len() / 2);
+        let calls = prompt.chunks(3).chain(decoded.chunks(1));
+        calls
+            .map(|part| {
+                let logits = forward(gpu, model, &mut session, part, LogitRows::All).unwrap();
+                gpu.read(&logits).unwrap()
+            })
+            .collect()
+    }
+    for family in ["qwen3next", "qwen35moe", "qwen35"] {
+        let (model, golden) = open(family);
+        let backwards: Vec<u32> = golden.tokens.iter().rev().copied().collect();
+        for poison in [false, true] {
+            let new = || gpu_with(GpuOptions { poison, ..Default::default() });
+            let mut used = new();
+            for tokens in [&golden.tokens, &backwards, &golden.tokens] {
+                let found = bits(&mut used, &model, tokens);
+                assert!(found == bits(&mut new(), &model, tokens), "{family}, poison {poison}");
+            }
+        }
+    }
+}
+
+/// A kernel that loses what is kept is wrong where it was to begin with it, and only there: decoding shows it, one call does not.
+#[test]
+fn a_state_that_is_lost_between_calls_is_named() {
+    let patch = |name: &str, source: String| match name {
+        "delta_rule" => {
+            let load = "state[i] = before[quads_at + quad * 4u * p.quads];";
+            assert_eq!(source.matches(load).count(), 1);
+            source.replace(load, "state[i] = 0.0 * before[quads_at + quad * 4u * p.quads];")
+        }
+        _ => source,
+    };
+    for family in ["qwen3next", "qwen35"] {
+        let (model, golden) = open(family);
+        let found = |decode: usize| {
+            let options = GpuOptions { patch: Some(Arc::new(patch)), ..Default::default() };
+            let mut subject: AnyBackend = Box::new(Erased(gpu_with(options)));
+            let cpu = CpuBackend::new(Some(Level::Scalar), Some(2)).unwrap();
+            let mut reference: AnyBackend = Box::new(Erased(cpu));
+            let sides = Sides { reference: &mut reference, subject: &mut subject, judged: true };
+            diff(&model, sides, &DiffOptions { decode, ..DiffOptions::new(golden.tokens.clone()) }).unwrap()
+        };
+        assert!(found(0).agrees(), "{family}: {:?}", found(0).notes);
+        let decoded = found(1);
+        let fault = decoded.fault().unwrap_or_else(|| panic!("{family}: nothing is blamed"));
+        assert_eq!((fault.site.stage.name(), fault.site.layer), ("linear_attn_delta", Some(0)), "{family}");
+        let cause = fault.cause.as_ref().filter(|cause| cause.reproduced).unwrap();
+        assert_eq!(cause.id, "delta-state", "{family}");
     }
 }
 
