@@ -16,7 +16,7 @@ fn bench<B: Backend>(c: &mut Criterion, mut backend: B) {
         let operands = case.build(1).expect("the table's types can be made");
         let op = operands.op();
         if let Some(w) = op.weight() {
-            let need = Need { op: case.kind(), ty: w.ty, cols: w.cols, name: w.name.clone() };
+            let need = Need { op: case.kind(), ty: w.ty, cols: w.cols, name: w.name.clone(), experts: None };
             let reasons = backend.unsupported(&[need]);
             if !reasons.is_empty() {
                 println!("{name}: {case} not run: {}", reasons.join("; "));

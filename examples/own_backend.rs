@@ -101,7 +101,7 @@ impl Backend for Engine {
     fn info(&self) -> BackendInfo {
         let (backend, adapter, driver) = ("own".into(), "a plain engine".into(), String::new());
         let contract = "f32 activations, f32 sums, first term to last".into();
-        BackendInfo { backend, adapter, driver, software: false, contract }
+        BackendInfo { backend, adapter, driver, software: false, contract, tuning: None }
     }
     fn contract(&self, _: OpKind) -> Contract {
         Contract::ieee_f32(Order::Sequential)

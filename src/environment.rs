@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::backend::cpu::{CpuBackend, Level};
-use crate::backend::{Backend, BackendInfo};
+use crate::backend::{Backend, BackendInfo, TuningUsed};
 use crate::error::{Error, Result};
 use crate::memory::memory_bytes;
 
@@ -61,6 +61,9 @@ pub struct AdapterUsed {
     pub driver: String,
     /// Whether it is a CPU in disguise.
     pub software: bool,
+    /// The table by which it chose among kernels; documents made before there were any do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuning: Option<TuningUsed>,
 }
 
 /// A model's file.
@@ -96,9 +99,9 @@ impl Environment {
     /// Notes a backend that was opened: of GPUs the adapter and driver, for that of a CPU the machine stands.
     pub fn used_backend(info: &BackendInfo) {
         if info.backend == "gpu" || info.backend.starts_with("gpu:") {
-            let BackendInfo { backend, adapter, driver, software, .. } = info.clone();
+            let BackendInfo { backend, adapter, driver, software, tuning, .. } = info.clone();
             let mut used = USED.lock().unwrap_or_else(PoisonError::into_inner);
-            note(&mut used.0, AdapterUsed { backend, adapter, driver, software });
+            note(&mut used.0, AdapterUsed { backend, adapter, driver, software, tuning });
         }
     }
 
@@ -232,6 +235,7 @@ mod tests {
             driver: "1.0".into(),
             software: false,
             contract: String::new(),
+            tuning: None,
         };
         for backend in ["gpu:7", "cpu:scalar", "gpu:7"] {
             Environment::used_backend(&gpu(backend));

@@ -37,6 +37,8 @@ impl FileKind {
     pub const RULES: Self = Self::new("a rules file", 1 << 20);
     /// An arithmetic contract.
     pub const CONTRACT: Self = Self::new("a contract", 1 << 20);
+    /// A table of kernels that `devices --tune` wrote.
+    pub const TUNING: Self = Self::new("a tuning table", 1 << 20);
     /// What `bench --json` wrote.
     pub const BENCH: Self = Self::new("a document of `bench`", 64 << 20);
     /// `model.safetensors.index.json`.

@@ -52,6 +52,36 @@ pub struct BackendInfo {
     pub software: bool,
     /// One line: activation type, accumulator type, order of sums.
     pub contract: String,
+    /// Of a GPU, the table by which it chooses among kernels; documents have it in their environment.
+    #[serde(skip)]
+    pub tuning: Option<TuningUsed>,
+}
+
+/// The table by which a backend chooses among its kernels.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct TuningUsed {
+    /// `built-in`, `given` by a caller, or the name of the file.
+    pub table: String,
+    /// The SHA-256 of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// A file that there is, of another adapter or driver.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_used: Option<String>,
+}
+
+impl TuningUsed {
+    fn called(table: &str) -> Self {
+        Self { table: table.into(), sha256: None, not_used: None }
+    }
+    /// That of the backend itself.
+    pub fn built_in() -> Self {
+        Self::called("built-in")
+    }
+    /// One that a caller gave.
+    pub fn given() -> Self {
+        Self::called("given")
+    }
 }
 
 /// An operation that a run is going to need, checked before it starts: on the rows of a weight, or of attention and of a delta rule on heads.
@@ -65,6 +95,8 @@ pub struct Need {
     pub cols: usize,
     /// For the message: the tensor's name, or the hyperparameter's.
     pub name: String,
+    /// Of a product with experts: how many there are, and how many a position uses, where that is known.
+    pub experts: Option<[usize; 2]>,
 }
 
 /// How much of a stage's values can be seen.

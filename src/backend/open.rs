@@ -2,6 +2,8 @@
 
 use super::cpu::{CpuBackend, Level};
 #[cfg(feature = "gpu")]
+use super::gpu::tuning::TuningSource;
+#[cfg(feature = "gpu")]
 use super::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use super::oracle::OracleBackend;
 use super::{AnyBackend, Erased};
@@ -48,9 +50,14 @@ pub fn open(name: &str, options: OpenOptions) -> Result<AnyBackend> {
 
 #[cfg(feature = "gpu")]
 impl OpenOptions {
-    /// Those of a GPU.
+    /// Those of a GPU, with the tuning table that was saved for it.
     pub fn of_gpu(&self) -> GpuOptions {
-        GpuOptions { weight_memory: self.gpu_memory, poison: self.poison, ..Default::default() }
+        GpuOptions {
+            weight_memory: self.gpu_memory,
+            poison: self.poison,
+            tuning: TuningSource::Saved,
+            ..Default::default()
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod stages;
 pub mod stats;
 pub mod subject;
 pub mod throughput;
+pub mod tune;
 pub mod work;
 
 /// Told what is being measured, how many steps of it are done, and of how many.

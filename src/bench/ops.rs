@@ -12,7 +12,7 @@ use super::subject::BenchSubject;
 use super::work::{Work, work};
 use super::{Progress, stats};
 use crate::backend::cases::{OpCase, OpShape, OpValues};
-use crate::backend::gpu::{GpuBackend, GpuOptions};
+use crate::backend::gpu::GpuBackend;
 use crate::backend::{Backend, BackendInfo, Need, OpenOptions, gpu_selector};
 use crate::error::{Error, Result};
 use crate::op::{At, GgmlType, HostTensor, Op, OpKind, Stage, Weight};
@@ -48,6 +48,24 @@ pub struct OpBenchResult {
     pub refused: Option<String>,
 }
 
+impl OpBenchResult {
+    /// Of a case that is yet to be timed.
+    pub(super) fn of(case: &OpBenchCase) -> Self {
+        Self {
+            name: case.name(),
+            op: case.op,
+            ty: case.ty(),
+            shape: case.shape.clone(),
+            tokens: case.tokens,
+            stages: case.stages.clone(),
+            seconds: Vec::new(),
+            work: Work::default(),
+            bound: None,
+            refused: None,
+        }
+    }
+}
+
 /// What was measured of a backend's operations.
 pub struct OpsResult {
     /// The backend.
@@ -75,7 +93,7 @@ pub fn ops(
 ) -> Result<OpsResult> {
     // A GPU keeps what it was given until it is told to forget it, which a backend whose type is hidden cannot be.
     if let Some(selector) = gpu_selector(name) {
-        let mut gpu = GpuBackend::new(&selector, GpuOptions::default())?;
+        let mut gpu = GpuBackend::new(&selector, OpenOptions::default().of_gpu())?;
         let limits = if probe { vec![limits::of_gpu(&mut gpu)?] } else { Vec::new() };
         let info = gpu.info();
         let forget = |gpu: &mut GpuBackend, weight: &Weight| gpu.forget(weight);
@@ -100,24 +118,14 @@ fn on<B: Backend>(
     let mut results = Vec::new();
     for (n, case) in cases.iter().enumerate() {
         progress(&format!("{} {}", info.backend, case.name()), n, cases.len());
-        let mut result = OpBenchResult {
-            name: case.name(),
-            op: case.op,
-            ty: case.ty(),
-            shape: case.shape.clone(),
-            tokens: case.tokens,
-            stages: case.stages.clone(),
-            seconds: Vec::new(),
-            work: Work::default(),
-            bound: None,
-            refused: None,
-        };
+        let mut result = OpBenchResult::of(case);
         let need = case.weights.as_ref().map(|w| Need {
             op: case.op,
             ty: w.ty(),
             cols: w.dims()[0],
             // Of those with a weight, only what is made of latents has none in its row.
             name: case.stages[0].info().weight.unwrap_or("attn_v_b.weight").to_string(),
+            experts: None,
         });
         let refusals = backend.unsupported(need.as_slice());
         if refusals.is_empty() {
@@ -132,7 +140,7 @@ fn on<B: Backend>(
 }
 
 /// Times one case and counts its work.
-fn time<B: Backend>(
+pub(super) fn time<B: Backend>(
     backend: &mut B,
     case: &OpBenchCase,
     seconds: f64,

@@ -5,14 +5,14 @@ use std::fs::File;
 use std::io::Read;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Instant;
 
 use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{self, AnyBackend, Backend, OpenOptions};
+use crate::backend::{self, AnyBackend, Backend, BackendInfo, OpenOptions, TuningUsed};
 use crate::cli::output::{detail, manner, remark};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -310,6 +310,24 @@ pub fn start_threads() -> Result<()> {
     built.map_err(|e| Error::cannot_run(format!("cannot start {threads} threads: {e}")))
 }
 
+/// Says which table a GPU chooses its kernels by, if that is not the built-in one; once each.
+pub fn say_tuning(info: &BackendInfo) {
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let Some(TuningUsed { table, sha256, not_used }) = &info.tuning else { return };
+    let line = match (sha256, not_used) {
+        (Some(hash), _) => {
+            format!("note: {} chooses kernels by the tuning table {table} (sha256 {})", info.backend, &hash[..12])
+        }
+        (None, Some(other)) => format!("note: {} chooses kernels by the built-in tuning table: {other}", info.backend),
+        (None, None) => return,
+    };
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if !said.contains(&line) {
+        remark(&line);
+        said.push(line);
+    }
+}
+
 impl BackendArgs {
     /// What backends are opened with.
     pub fn options(&self) -> OpenOptions {
@@ -343,6 +361,7 @@ impl BackendArgs {
         let info = backend.info();
         detail(&format!("opened {}: {}, {}; {}", info.backend, info.adapter, info.driver, info.contract));
         Environment::used_backend(&info);
+        say_tuning(&info);
         Ok(backend)
     }
 }

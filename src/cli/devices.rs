@@ -1,29 +1,83 @@
 //! `devices`: what this machine can run a model on, and what is missing.
 
-use crate::Result;
-use crate::backend::Backend;
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::atomic::file::AtomicFile;
 use crate::backend::cpu::{CpuBackend, Level};
-use crate::backend::gpu;
+use crate::backend::gpu::tuning::file;
+use crate::backend::gpu::{self, GpuBackend, GpuOptions};
+use crate::backend::{Backend, gpu_selector};
+use crate::bench::tune::tune;
+use crate::cli::common::{ONE_BY_ONE, progress_bar, tell};
 use crate::cli::{Outcome, output};
+use crate::environment::Environment;
 use crate::report::devices::{
     AdapterDevice, AdapterFeatures, AdapterLimits, CpuDevice, CpuLevel, DevicesDocument, render,
 };
+use crate::report::tuning::render_tuning;
+use crate::{Error, Result};
 
-/// List the CPU levels and the GPU adapters that a backend can be chosen from.
+/// List the CPU levels and the GPU adapters that a backend can be chosen from; measure which kernels are the fastest on one.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print one JSON document (schema twinscope.devices/1)
+    /// Print one JSON document (schema twinscope.devices/1; with --tune twinscope.tuning/1)
     #[arg(long)]
     json: bool,
+    /// Measure up to how many rows an adapter's matrix-vector kernels are faster than its tiled ones, and save it: runs on that adapter, with
+    /// that driver, choose by it from then on, unless TWINSCOPE_TUNING names another file or is `built-in`
+    #[arg(long)]
+    tune: bool,
+    /// The adapter to measure: gpu, gpu:N or gpu:NAME
+    #[arg(long, value_name = "ADAPTER", default_value = "gpu", requires = "tune")]
+    adapter: String,
+    /// Measure small shapes of two types: seconds instead of minutes, and coarse
+    #[arg(long, requires = "tune")]
+    quick: bool,
+    /// Save it there, and not where every run looks for it
+    #[arg(long, value_name = "FILE", requires = "tune")]
+    out: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<Outcome> {
+    if args.tune {
+        return tuned(args);
+    }
     let document = DevicesDocument { schema: "twinscope.devices/1", cpu: cpu()?, adapters: adapters() };
     if args.json {
         output::print_json(&document)?;
     } else {
         output::print(&render(&document))?;
     }
+    Ok(Outcome::Ok)
+}
+
+fn tuned(args: &Args) -> Result<Outcome> {
+    let name = &args.adapter;
+    let selector = gpu_selector(name)
+        .ok_or_else(|| Error::usage(format!("--adapter: expected gpu, gpu:N or gpu:NAME, found {name:?}")))?;
+    let of = GpuBackend::new(&selector, GpuOptions::default())?;
+    Environment::used_backend(&of.info());
+    let nowhere = "--tune: no directory of settings (XDG_CONFIG_HOME, HOME or APPDATA); expected --out FILE";
+    let path = args.out.clone().or_else(|| file::place(&of.tuned_adapter())).ok_or_else(|| Error::usage(nowhere))?;
+    drop(of);
+    if let Some(parent) = path.parent().filter(|_| args.out.is_none()) {
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
+    }
+    let mut out = AtomicFile::create(&path)?; // a wrong place is said before minutes are spent
+    let bar = progress_bar(ONE_BY_ONE);
+    let found = tune(&selector, args.quick, &mut |name, done, of| tell(&bar, name, done, of))?;
+    bar.finish_and_clear();
+    let document = Environment::with(&found)?;
+    let text = serde_json::to_string_pretty(&document).map_err(|e| Error::input(format!("json: {e}")))?;
+    writeln!(out, "{text}").map_err(|e| Error::io(&path, e))?;
+    out.commit()?;
+    if args.json {
+        output::print_json(&document)?;
+    } else {
+        output::print(&render_tuning(&found))?;
+    }
+    output::say(&format!("saved as {}", path.display()));
     Ok(Outcome::Ok)
 }
 

@@ -137,7 +137,7 @@ impl Model {
     pub fn needs(&self) -> Vec<Need> {
         let heads = |op, cols, key: &str| {
             let name = format!("{}.{key}", self.config.architecture.name);
-            Need { op, ty: GgmlType::F32, cols, name }
+            Need { op, ty: GgmlType::F32, cols, name, experts: None }
         };
         let layers = self.config.layout().linear;
         let of = |stage| self.config.head_dim_of(stage);
@@ -155,7 +155,10 @@ impl Model {
             let ops = stages_of_weight(&w.name).map(|(_, op)| op);
             let tied =
                 (w.name == "token_embd.weight" && Arc::ptr_eq(w, &self.weights.output)).then_some(OpKind::MatMul);
-            ops.chain(tied).map(|op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone() }).collect::<Vec<_>>()
+            let moe = self.config.moe.as_ref().map(|moe| [moe.experts, moe.used]);
+            let experts = |op| moe.filter(|_| op == OpKind::ExpertMatMul);
+            let need = |op| Need { op, ty: w.ty, cols: w.cols, name: w.name.clone(), experts: experts(op) };
+            ops.chain(tied).map(need).collect::<Vec<_>>()
         });
         attention.into_iter().chain(values).chain(linear).chain(of_weights).collect()
     }

@@ -38,6 +38,8 @@ pub mod text;
 #[cfg(feature = "cli")]
 pub(crate) mod trace;
 #[cfg(feature = "cli")]
+pub(crate) mod tuning;
+#[cfg(feature = "cli")]
 pub(crate) mod vary;
 
 use std::io::Write;

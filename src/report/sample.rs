@@ -19,6 +19,7 @@ fn side(backend: &str, adapter: &str, software: bool) -> SideSummary {
             driver: "1.0".into(),
             software,
             contract: "f32 activations, f32 sums".into(),
+            tuning: None,
         },
         trace: None,
     }

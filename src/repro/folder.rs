@@ -119,7 +119,13 @@ impl Folder {
 
     /// What a backend must be able to do to run it.
     pub fn needs(&self) -> Vec<Need> {
-        let need = |w: &Arc<Weight>| Need { op: self.case.op().kind(), ty: w.ty, cols: w.cols, name: w.name.clone() };
+        let need = |w: &Arc<Weight>| Need {
+            op: self.case.op().kind(),
+            ty: w.ty,
+            cols: w.cols,
+            name: w.name.clone(),
+            experts: None,
+        };
         self.case.weight.iter().map(need).collect()
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::manifest::DispatchEntry;
+use crate::backend::gpu::tuning::{Tuning, TuningSource};
 use crate::backend::gpu::{GpuOptions, Patch, for_lanes, parameter_words};
 use crate::error::{Error, Result};
 
@@ -40,8 +41,8 @@ impl FolderShaders {
         Ok(())
     }
 
-    /// How a GPU backend is built that runs these: with their sources, and with the kind of matrix kernels that they are,
-    /// whatever kind the adapter would have used.
+    /// How a GPU backend is built that runs these: with their sources, and with the kind of matrix kernels that they are, for few positions
+    /// or for many, whatever kind the adapter and its tuning table would have chosen.
     pub fn options(self: &Arc<Self>) -> GpuOptions {
         let shaders = self.clone();
         let patch: Patch = Arc::new(move |kernel, built_in| {
@@ -51,7 +52,12 @@ impl FolderShaders {
         });
         let kind = |name: &String| for_lanes(name.split('/').next().unwrap_or_default());
         let lanes = self.sources.keys().filter_map(kind).max();
-        GpuOptions { patch: Some(patch), lanes, ..Default::default() }
+        let of = |part: &str| self.sources.keys().any(|name| name.contains(part));
+        let tuning = match (of("matvec"), of("matmul")) {
+            (false, false) => TuningSource::BuiltIn,
+            (vectors, _) => TuningSource::Given(Tuning::forced(vectors)),
+        };
+        GpuOptions { patch: Some(patch), lanes, tuning, ..Default::default() }
     }
 
     /// The kernels that ran with this program's own source, because the folder has none for them.
@@ -89,6 +95,19 @@ mod tests {
             (lanes("matmul/Q4_K"), lanes("expert_matvec_lanes/Q6_K"), lanes("swiglu")),
             (Some(false), Some(true), None)
         );
+    }
+
+    #[test]
+    fn few_positions_or_many_are_as_the_folder_has_them() {
+        let tuning =
+            |kernel: &str| FolderShaders::new(BTreeMap::from([(kernel.into(), String::new())])).options().tuning;
+        for (kernel, expected) in [
+            ("matmul/Q4_K", TuningSource::Given(Tuning::forced(false))),
+            ("expert_matvec_lanes/Q6_K", TuningSource::Given(Tuning::forced(true))),
+            ("swiglu", TuningSource::BuiltIn),
+        ] {
+            assert_eq!(tuning(kernel), expected, "{kernel}");
+        }
     }
 
     #[test]

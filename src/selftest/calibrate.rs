@@ -46,7 +46,7 @@ pub struct CalibrationOptions {
 
 /// Whether the backend has a kernel for the case's type of weights.
 fn supports<B: Backend>(backend: &B, case: &OpCase) -> bool {
-    let need = |ty| Need { op: case.kind(), ty, cols: ty.block_len(), name: case.to_string() };
+    let need = |ty| Need { op: case.kind(), ty, cols: ty.block_len(), name: case.to_string(), experts: None };
     case.ty().is_none_or(|ty| backend.unsupported(&[need(ty)]).is_empty())
 }
 

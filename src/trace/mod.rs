@@ -156,7 +156,14 @@ mod tests {
         type Tensor = HostTensor;
         fn info(&self) -> BackendInfo {
             let text = String::new;
-            BackendInfo { backend: "ones".into(), adapter: text(), driver: text(), software: false, contract: text() }
+            BackendInfo {
+                backend: "ones".into(),
+                adapter: text(),
+                driver: text(),
+                software: false,
+                contract: text(),
+                tuning: None,
+            }
         }
         fn contract(&self, _: OpKind) -> Contract {
             Contract::ieee_f32(Order::Sequential)

@@ -42,3 +42,71 @@ fn json_keeps_its_schema_and_the_list_says_the_same() {
         assert_eq!(line.contains("software adapter"), adapter["software"] == true, "{line}");
     }
 }
+
+/// Measures an adapter, and runs by what was saved, until it is of another driver or broken.
+#[test]
+fn a_tuning_table_is_measured_saved_and_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str], table: Option<&std::path::Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinscope"));
+        command.args(args).env("XDG_CONFIG_HOME", dir.path()).env_remove("TWINSCOPE_TUNING");
+        if let Some(table) = table {
+            command.env("TWINSCOPE_TUNING", table);
+        }
+        let out = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (out.status.code(), text(out.stdout), text(out.stderr))
+    };
+    let (code, text, err) = run(&["devices", "--tune", "--quick", "--json"], None);
+    assert_eq!(code, Some(0), "{err}");
+    let document: Json = serde_json::from_str(&text).unwrap();
+    let schema: Json = serde_json::from_str(include_str!("../../schemas/tuning.schema.json")).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    let saved: Vec<_> =
+        std::fs::read_dir(dir.path().join("twinscope/tuning")).unwrap().map(|f| f.unwrap().path()).collect();
+    let [saved] = &saved[..] else { panic!("{saved:?}") };
+    assert_eq!(serde_json::from_slice::<Json>(&std::fs::read(saved).unwrap()).unwrap(), document);
+
+    let diff =
+        ["diff", "--tokens", "414,20,7", "--layers", "0", "--reference", "cpu:scalar", "--subject", "gpu", "--json"];
+    let used = |table: Option<&std::path::Path>| {
+        let (code, text, err) = run(&diff, table);
+        assert_eq!(code, Some(0), "{err}");
+        let document: Json = serde_json::from_str(&text).unwrap();
+        (document["environment"]["machine"]["adapters"][0]["tuning"].clone(), err)
+    };
+    let name = saved.file_name().unwrap().to_str().unwrap();
+    let (tuning, err) = used(None);
+    assert_eq!((tuning["table"].as_str(), tuning["sha256"].as_str().map(str::len)), (Some(name), Some(64)));
+    assert!(err.contains(&format!("by the tuning table {name}")), "{err}");
+    assert_eq!(used(Some("built-in".as_ref())).0, serde_json::json!({"table": "built-in"}));
+
+    let with = |pointer: &str, value: Json| {
+        let mut changed = document.clone();
+        *changed.pointer_mut(pointer).unwrap() = value;
+        let path = dir.path().join("changed.json");
+        std::fs::write(&path, serde_json::to_vec(&changed).unwrap()).unwrap();
+        path
+    };
+    let (tuning, err) = used(Some(&with("/adapter/driver", "another".into())));
+    assert_eq!(tuning["table"], "built-in");
+    assert!(tuning["not_used"].as_str().unwrap().starts_with("changed.json is of "), "{tuning}");
+    assert!(err.contains("built-in tuning table: changed.json is of "), "{err}");
+    let (code, _, err) = run(&diff, Some(&with("/tuning/mat_mul/positions", 9999.into())));
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("changed.json: tuning.mat_mul.positions: expected 1 to 64, found 9999"), "{err}");
+    let (code, _, err) = run(&diff, Some(&dir.path().join("absent.json")));
+    assert!(code == Some(2) && err.contains("absent.json"), "{code:?} {err}");
+
+    let (code, text, err) =
+        run(&["devices", "--tune", "--quick", "--out", dir.path().join("x.json").to_str().unwrap()], None);
+    assert!(
+        code == Some(0) && text.contains("matrix-vector kernels run up to") && err.contains("x.json"),
+        "{text}{err}"
+    );
+    assert!(dir.path().join("x.json").is_file());
+    let (code, _, err) = run(&["devices", "--tune", "--adapter", "cpu"], None);
+    assert!(code == Some(2) && err.contains("--adapter: expected gpu, gpu:N or gpu:NAME, found \"cpu\""), "{err}");
+}

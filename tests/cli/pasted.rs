@@ -48,6 +48,11 @@ const NOT_AS_WRITTEN: &[(&str, Option<&str>, &str)] = &[
         Some("twinscope bench ops --only 'rms_norm*' --seconds 0.01 -p 1"),
         "one operation of many",
     ),
+    (
+        "twinscope devices --tune",
+        Some("twinscope devices --tune --quick --out tuning.json"),
+        "minutes, and the table would be the user's own",
+    ),
     ("twinscope bench --trace-overhead", Some("twinscope bench --trace-overhead -p 8 -n 2 -r 1"), "fewer tokens, too"),
     ("twinscope bench --json", Some("twinscope bench -p 8 -n 2 -r 2 --json > before.json"), "fewer tokens, too"),
     (

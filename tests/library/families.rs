@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::{Golden, golden_at, nmse, record};
+use crate::gpu::common::each_choice;
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
@@ -84,6 +85,14 @@ fn gpu_equals_the_goldens() {
     let gpu =
         || GpuBackend::new(&AdapterSelector::Best, GpuOptions::default()).expect("a Vulkan, Metal or DX12 adapter");
     check_against_goldens(gpu, F32_NMSE);
+}
+
+/// Whichever kernels a tuning table chooses.
+#[test]
+fn gpu_equals_the_goldens_by_either_kernel_of_products() {
+    for choice in 0..each_choice().len() {
+        check_against_goldens(|| each_choice().swap_remove(choice).1, F32_NMSE);
+    }
 }
 
 /// Where nobody looks, the GPU runs several operations as one: rope and biases go straight into the cache. The logits are the same bits.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::gpu::common::each_choice;
 use twinscope::backend::cases::{self, OpCase};
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
@@ -15,17 +16,26 @@ use twinscope::op::OpKind;
 fn refused<B: Backend>(backend: &B, case: &OpCase, operands: &cases::Operands) -> bool {
     let op = operands.op();
     op.weight().is_some_and(|w| {
-        let need = Need { op: case.kind(), ty: w.ty, cols: w.cols, name: w.name.clone() };
+        let need = Need { op: case.kind(), ty: w.ty, cols: w.cols, name: w.name.clone(), experts: None };
         !backend.unsupported(&[need]).is_empty()
     })
 }
 
 /// Runs every case on `backend`. Returns the ratios by kind of operation, and how many cases it refused by type.
 fn check<B: Backend>(backend: &mut B, seed: u64) -> (BTreeMap<OpKind, Vec<f64>>, BTreeMap<String, usize>) {
+    check_those(backend, seed, |_| true)
+}
+
+/// The same of some kinds.
+fn check_those<B: Backend>(
+    backend: &mut B,
+    seed: u64,
+    wanted: fn(OpKind) -> bool,
+) -> (BTreeMap<OpKind, Vec<f64>>, BTreeMap<String, usize>) {
     let (mut ratios, mut refusals) = (BTreeMap::<OpKind, Vec<f64>>::new(), BTreeMap::new());
     let mut failures = Vec::new();
     let name = backend.info().backend;
-    for (i, case) in cases::table().iter().enumerate() {
+    for (i, case) in cases::table().iter().enumerate().filter(|(_, case)| wanted(case.kind())) {
         let operands = case.build(seed + i as u64).unwrap();
         if refused(backend, case, &operands) {
             *refusals.entry(case.ty().map_or("?".into(), |ty| ty.to_string())).or_default() += 1;
@@ -112,4 +122,15 @@ fn gpu_stays_below_the_floor() {
     let (ratios, refusals) = check(&mut backend, 200);
     assert_bites(&ratios);
     assert!(refusals.is_empty(), "{refusals:?}");
+}
+
+/// Whatever a tuning table says: each kernel of products at any number of rows.
+#[test]
+fn gpu_products_stay_below_the_floor_by_either_kernel() {
+    use OpKind::{ExpertMatMul, HeadMatMul, MatMul};
+    for (choice, mut gpu) in each_choice() {
+        println!("{choice}");
+        let (ratios, refusals) = check_those(&mut gpu, 400, |kind| matches!(kind, MatMul | HeadMatMul | ExpertMatMul));
+        assert!(ratios.len() == 3 && refusals.is_empty(), "{choice}: {refusals:?}");
+    }
 }

@@ -2,7 +2,7 @@
 //! chunks and while decoding.
 
 use crate::common::golden;
-use crate::gpu::common::each_set;
+use crate::gpu::common::{each_choice, each_set};
 use twinscope::backend::Backend;
 use twinscope::backend::cpu::{CpuBackend, Level};
 use twinscope::backend::oracle::OracleBackend;
@@ -78,5 +78,13 @@ fn cpu_at_every_level() {
 fn gpu_with_each_set_of_matrix_kernels() {
     for set in 0..each_set().len() {
         check(|| each_set().swap_remove(set).1);
+    }
+}
+
+/// As a tuning table may have it.
+#[test]
+fn gpu_with_each_kernel_of_products_forced() {
+    for choice in 0..each_choice().len() {
+        check(|| each_choice().swap_remove(choice).1);
     }
 }

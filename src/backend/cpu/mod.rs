@@ -110,6 +110,7 @@ impl Backend for CpuBackend {
             },
             software: false,
             contract: self.kernels.describe().into(),
+            tuning: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{GpuBackend, THREADS, TILE, kernels, ops};
+use super::{GpuBackend, THREADS, TILE, kernels};
 use crate::backend::{KernelUse, Need};
 use crate::op::OpKind;
 
@@ -19,19 +19,19 @@ impl GpuBackend {
     pub(super) fn kernel_uses(&self, needs: &[Need]) -> Vec<KernelUse> {
         let mut uses = BTreeMap::new();
         for need in needs {
-            let (few, many, most) = match need.op {
-                OpKind::MatMul => {
-                    (kernels::MATVEC.spec(self.lanes), kernels::MATMUL.spec(self.lanes), ops::few(self.lanes))
-                }
+            let (few, many) = match need.op {
+                OpKind::MatMul => (kernels::MATVEC.spec(self.lanes), kernels::MATMUL.spec(self.lanes)),
                 OpKind::ExpertMatMul => {
-                    (kernels::EXPERT_MATVEC.spec(self.lanes), kernels::EXPERT_MATMUL.spec(self.lanes), ops::FEW)
+                    (kernels::EXPERT_MATVEC.spec(self.lanes), kernels::EXPERT_MATMUL.spec(self.lanes))
                 }
-                OpKind::HeadMatMul => {
-                    (kernels::HEAD_MATVEC.spec(self.lanes), kernels::HEAD_MATMUL.spec(self.lanes), ops::few(self.lanes))
-                }
+                OpKind::HeadMatMul => (kernels::HEAD_MATVEC.spec(self.lanes), kernels::HEAD_MATMUL.spec(self.lanes)),
                 _ => continue,
             };
-            for (spec, positions) in [(few, 1..=most), (many, most + 1..=usize::MAX)] {
+            let most = self.tuning.vectors(need.op, need.ty, need.experts);
+            for (spec, positions) in [(few, 1..=most), (many, most.saturating_add(1)..=usize::MAX)] {
+                if positions.is_empty() {
+                    continue;
+                }
                 let name = format!("{}/{}", spec.name, need.ty);
                 let ran = self.pipelines.has(spec, need.ty);
                 uses.insert(name.clone(), KernelUse { name, ran, positions });

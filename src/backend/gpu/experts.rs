@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::device::Bound;
-use super::ops::{FEW, rows_cols};
+use super::ops::rows_cols;
 use super::tensor::{ChosenTiles, GpuTensor, SlotPlan};
 use super::{GpuBackend, THREADS, TILE, kernels, params};
 use crate::error::{Error, Result};
-use crate::op::{GroupScore, Groups, Site, Weight};
+use crate::op::{GroupScore, Groups, OpKind, Site, Weight};
 
 fn other_experts(site: Site, of: usize, experts: usize) -> Error {
     Error::cannot_run(format!("{site}: expert ids of {of} experts used with {experts} experts"))
@@ -94,7 +94,7 @@ impl GpuBackend {
             true => Some(self.chosen(site, ids, weight.experts)?),
             false => None,
         };
-        if positions <= FEW {
+        if positions <= self.tuning.vectors(OpKind::ExpertMatMul, weight.ty, Some([weight.experts, k])) {
             let bindings = [self.activations(site, &x)?, ids.binding(), y.binding()];
             let grid = [rows.div_ceil(self.matvec_rows()), slots as u32, 1];
             let launch = |piece: params::Piece| {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::attention::QUAD;
 use super::copies::Places;
 use super::layout::PAIR;
-use super::ops::{few, rows_cols};
+use super::ops::rows_cols;
 use super::tensor::GpuTensor;
 use super::{GpuBackend, TILE, kernels, params};
 use crate::error::Result;
-use crate::op::{Site, Weight};
+use crate::op::{OpKind, Site, Weight};
 
 impl GpuBackend {
     /// Of heads of x of `head_dim` columns; those that `y` has besides a product's rows follow it.
@@ -34,7 +34,7 @@ impl GpuBackend {
             (read, padded)
         };
         let bindings = [self.activations(site, &read)?, y.binding()];
-        let few = positions <= few(self.lanes);
+        let few = positions <= self.tuning.vectors(OpKind::HeadMatMul, weight.ty, None);
         let kernel = if few { kernels::HEAD_MATVEC } else { kernels::HEAD_MATMUL };
         self.device.watch(kernel.spec(self.lanes).bindings, &bindings, None)?;
         let kept = width - weight.rows;

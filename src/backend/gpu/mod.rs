@@ -34,6 +34,7 @@ mod residents;
 mod tensor;
 mod texture;
 mod timing;
+pub mod tuning;
 mod weights;
 
 /// The WGSL of a file in `shaders/`.
@@ -71,8 +72,10 @@ use self::readback::Readback;
 use self::residents::Residents;
 use self::tensor::{Pool, Pooled};
 use self::texture::TexturePool;
+use self::tuning::file::TunedAdapter;
+use self::tuning::{Tuning, TuningSource};
 use self::weights::{GpuWeight, Piece};
-use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Ticket};
+use super::{Backend, BackendInfo, Contract, FusedKernel, KernelUse, Need, Ticket, TuningUsed};
 use crate::error::{Error, Result};
 use crate::op::{AngleKey, At, Data, GgmlType, HostTensor, Op, OpKind, Operation, Rotation, Site, Weight};
 
@@ -101,6 +104,8 @@ pub struct GpuOptions {
     /// out, or writes to the 8 KiB behind its output, is an [`Error::Fault`] that names it. Beyond an activation whoever reads finds NaN;
     /// behind weights and tables nothing is put. Values are the same; it waits for every kernel.
     pub poison: bool,
+    /// Where the table is from that says which kernels products run. Unless said, it is the built-in one.
+    pub tuning: TuningSource,
 }
 
 /// A GPU, or a CPU that pretends to be one.
@@ -123,9 +128,21 @@ pub struct GpuBackend {
     /// What delta rules ended with.
     states: DeltaStates,
     weight_binding: u64,
+    tuning: Tuning,
+    tuning_used: TuningUsed,
     /// Whether matrix products run the files for subgroups of 8 lanes, and find weights and activations in textures.
     lanes: bool,
     name: String,
+}
+
+/// A driver and its version, as one text.
+fn driver(info: &wgpu::AdapterInfo) -> String {
+    format!("{} {}", info.driver, info.driver_info).trim().to_string()
+}
+
+fn tuned_adapter(info: &wgpu::AdapterInfo, lanes: bool) -> TunedAdapter {
+    let subgroup_sizes = [info.subgroup_min_size, info.subgroup_max_size];
+    TunedAdapter { name: info.name.clone(), driver: driver(info), subgroup_sizes, lanes }
 }
 
 impl GpuBackend {
@@ -151,6 +168,7 @@ impl GpuBackend {
         if lanes && !eight {
             return Err(Error::cannot_run(format!("{selector}: {} has no subgroups of 8 lanes", device.info.name)));
         }
+        let (tuning, tuning_used) = tuning::of_source(options.tuning, &tuned_adapter(&device.info, lanes))?;
         let limit = if lanes { limit.min(texture::most_bytes(&device.limits)) } else { limit };
         Ok(Self {
             pipelines: Pipelines::new(&device.device, options.patch, options.checks, lanes),
@@ -163,11 +181,28 @@ impl GpuBackend {
             residents: Residents::new(options.weight_memory),
             angles: HashMap::new(),
             states: DeltaStates::default(),
+            tuning,
+            tuning_used,
             weight_binding: options.weight_binding.unwrap_or(limit).min(limit),
             lanes,
             name: selector.to_string(),
             device,
         })
+    }
+
+    /// What a tuning table of this adapter is of.
+    pub fn tuned_adapter(&self) -> TunedAdapter {
+        tuned_adapter(&self.device.info, self.lanes)
+    }
+
+    /// Chooses kernels by another table from now on.
+    ///
+    /// # Errors
+    /// Those of the operations before it.
+    pub fn set_tuning(&mut self, tuning: Tuning) -> Result<()> {
+        self.run_waiting()?;
+        (self.tuning, self.tuning_used) = (tuning, TuningUsed::given());
+        Ok(())
     }
 
     /// Bytes of a weight that one binding may hold here.
@@ -217,7 +252,7 @@ impl GpuBackend {
 
     /// Why a need cannot be met, if it cannot.
     fn refusal(&self, need: &Need) -> Option<String> {
-        let &Need { op, ty, cols, ref name } = need;
+        let &Need { op, ty, cols, ref name, .. } = need;
         match op {
             OpKind::AttnScores | OpKind::AttnContext => (!cols.is_multiple_of(attention::QUAD)).then(|| {
                 format!(
@@ -356,9 +391,10 @@ impl Backend for GpuBackend {
         BackendInfo {
             backend: self.name.clone(),
             adapter: info.name.clone(),
-            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            driver: driver(info),
             software: is_software(info),
             contract: "f32 activations, f32 sums in WGSL arithmetic, matrices in blocks of 32".to_string(),
+            tuning: Some(self.tuning_used.clone()),
         }
     }
 

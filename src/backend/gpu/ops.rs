@@ -3,7 +3,7 @@
 //! Design:
 //! - Shapes are checked on the host ([`Op::check`]) before a kernel is recorded, because kernels trust them.
 //! - A weight in several pieces is one dispatch a piece over the same output.
-//! - Few positions go to the matrix-vector kernels, many to the tiled ones; both keep the contract of [`contract`].
+//! - Few positions go to the matrix-vector kernels, many to the tiled ones, as [`super::tuning`] says; both keep the contract of [`contract`].
 
 use std::sync::Arc;
 
@@ -20,16 +20,6 @@ use super::{GpuBackend, LANES, LANES_MATVEC_ROWS, MATVEC_ROWS, THREADS, TILE};
 use crate::backend::{Contract, Order};
 use crate::error::{Error, Result};
 use crate::op::{GateActivation, GgmlType, Op, OpKind, Pairing, Rotation, Site, Weight};
-
-/// Up to this many positions a matrix is read once for each; from the next on, tiles share what they read. Of experts, few positions
-/// seldom share one. Where lanes have rows to themselves, sharing pays from the second position on.
-pub const FEW: usize = 4;
-const FEW_ON_LANES: usize = 1;
-
-/// Positions up to which a product of one matrix reads it once for each.
-pub fn few(lanes: bool) -> usize {
-    if lanes { FEW_ON_LANES } else { FEW }
-}
 
 /// Operations that wait at most: more than a layer has in a row, so that no group is torn apart.
 const MOST_WAITING: usize = 32;
@@ -513,7 +503,7 @@ impl GpuBackend {
         let x = self.padded(site, x, weight.cols)?;
         let bindings = [self.activations(site, &x)?, y];
         let t = positions as u32;
-        if positions <= few(self.lanes) {
+        if positions <= self.tuning.vectors(OpKind::MatMul, weight.ty, None) {
             let rows = self.matvec_rows();
             let launch = |piece: params::Piece| Some((params::Matvec { piece }, [piece.count.div_ceil(rows), t, 1]));
             self.dispatch_weight(site, kernels::MATVEC, weight, &bindings, launch)

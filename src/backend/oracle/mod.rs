@@ -123,6 +123,7 @@ impl Backend for OracleBackend {
             driver: "none".into(),
             software: false,
             contract: "f64 activations, f64 sums, first term to last".into(),
+            tuning: None,
         }
     }
 

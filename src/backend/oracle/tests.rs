@@ -101,7 +101,7 @@ fn a_cache_is_written_in_place_and_clones_see_it() {
 
 #[test]
 fn says_which_weight_it_cannot_read() {
-    let need = |ty| Need { op: OpKind::MatMul, ty, cols: 256, name: "blk.0.attn_q.weight".into() };
+    let need = |ty| Need { op: OpKind::MatMul, ty, cols: 256, name: "blk.0.attn_q.weight".into(), experts: None };
     let lines = OracleBackend::new().unsupported(&[need(GgmlType::Q4_K), need(GgmlType::Q8_K)]);
     assert_eq!(lines, ["blk.0.attn_q.weight: the oracle does not read weights of type Q8_K"]);
 }

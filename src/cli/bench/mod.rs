@@ -15,7 +15,9 @@ use crate::bench::overhead::overhead;
 use crate::bench::stages::stages;
 use crate::bench::subject::BenchSubject;
 use crate::bench::throughput::{BenchTest, throughput};
-use crate::cli::common::{ModelArg, ONE_BY_ONE, at_most_cores, gpu_memory, of_a_gpu, prepare, progress_bar, tell};
+use crate::cli::common::{
+    ModelArg, ONE_BY_ONE, at_most_cores, gpu_memory, of_a_gpu, prepare, progress_bar, say_tuning, tell,
+};
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -188,6 +190,7 @@ fn with_each<R: BenchRow>(
     for (name, threads) in args.each() {
         let options = OpenOptions { threads, gpu_memory: args.gpu_memory, ..Default::default() };
         let mut subject = BenchSubject::open(name, options, !args.no_limits)?;
+        say_tuning(&subject.info);
         // `cpu` beside `cpu:avx2` may be the same.
         if document.has(&subject.info, subject.threads) {
             output::remark(&format!("note: {name} is {}, which is measured already", subject.info.backend));

@@ -7,7 +7,7 @@ use crate::backend::OpenOptions;
 use crate::bench::op_cases::{OpBenchCase, of_model, of_shape};
 use crate::bench::ops::ops;
 use crate::bench::subject::BenchSubject;
-use crate::cli::common::{ModelArg, ONE_BY_ONE, progress_bar, tell};
+use crate::cli::common::{ModelArg, ONE_BY_ONE, progress_bar, say_tuning, tell};
 use crate::cli::synth::parse_mix;
 use crate::cli::{Outcome, output};
 use crate::error::{Error, Result};
@@ -96,6 +96,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     for (name, threads) in args.subjects.each() {
         // Before anything is measured.
         let named = BenchSubject::open(name, OpenOptions { threads, ..Default::default() }, false)?;
+        say_tuning(&named.info);
         if document.has(&named.info, named.threads) {
             output::remark(&format!("note: {name} is {}, which is measured already", named.info.backend));
             continue;

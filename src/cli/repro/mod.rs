@@ -9,7 +9,7 @@ use crate::backend::gpu::GpuBackend;
 use crate::backend::gpu_selector;
 use crate::backend::{AnyBackend, Backend};
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, check_layer, prepare, stage_called};
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, check_layer, prepare, say_tuning, stage_called};
 use crate::cli::output::{print, print_json};
 use crate::environment::Environment;
 use crate::error::Error;
@@ -116,6 +116,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
         Some(selector) => {
             let gpu = GpuBackend::new(&selector, args.backends.options().of_gpu())?;
             Environment::used_backend(&gpu.info());
+            say_tuning(&gpu.info());
             job.finish(gpu, reference)
         }
         None => job.finish(args.backends.open(&args.subject)?, reference),

@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
 use crate::cli::Outcome;
-use crate::cli::common::BackendArgs;
+use crate::cli::common::{BackendArgs, say_tuning};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::op::HostTensor;
@@ -50,11 +50,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
             }
             let asked = args.backends.options().of_gpu();
             let options = match shaders.as_ref().map(|shaders| shaders.options()) {
-                Some(GpuOptions { patch, lanes, .. }) => GpuOptions { patch, lanes, ..asked },
+                Some(GpuOptions { patch, lanes, tuning, .. }) => GpuOptions { patch, lanes, tuning, ..asked },
                 None => asked,
             };
             let mut gpu = GpuBackend::new(&selector, options)?;
             Environment::used_backend(&gpu.info());
+            say_tuning(&gpu.info());
             let (output, kernels) = run_on(&folder, &mut gpu)?;
             let mut notes = Vec::new();
             match &shaders {

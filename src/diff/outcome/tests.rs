@@ -12,6 +12,7 @@ pub(crate) fn side(backend: &str, software: bool) -> SideSummary {
             driver: "1.0".into(),
             software,
             contract: "f32 activations, f32 sums".into(),
+            tuning: None,
         },
         trace: None,
     }

@@ -331,6 +331,7 @@ fn take(
             driver: String::new(),
             software: false,
             contract: known.as_ref().map_or_else(|| "not stated".into(), |c| format!("{}: {}", c.name, c.text)),
+            tuning: None,
         },
         contracts: known.as_ref().map(contracts).unwrap_or_default(),
         tokens,

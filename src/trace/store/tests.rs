@@ -33,6 +33,7 @@ fn run() -> Run {
             driver: text("d"),
             software: false,
             contract: text("c"),
+            tuning: None,
         },
         contracts: [
             ("mat_mul".into(), contract),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use twinscope::backend::Backend;
+use twinscope::backend::gpu::tuning::Tuning;
 use twinscope::backend::gpu::{AdapterSelector, GpuBackend, GpuOptions};
 use twinscope::backend::oracle::evaluate;
 use twinscope::op::GgmlType::{self, *};
@@ -42,6 +43,17 @@ pub fn each_set() -> Vec<(&'static str, GpuBackend)> {
         Err(e) => assert!(!gpu().info().software, "{e}"),
     }
     sets
+}
+
+/// The same, each with its products forced to one kernel: to that for few positions, whatever their number, and to that for many.
+pub fn each_choice() -> Vec<(String, GpuBackend)> {
+    let forced = |vectors: bool| {
+        each_set().into_iter().map(move |(set, mut gpu)| {
+            gpu.set_tuning(Tuning::forced(vectors)).unwrap();
+            (format!("{set}, {}", if vectors { "matrix-vector" } else { "tiled" }), gpu)
+        })
+    };
+    forced(true).chain(forced(false)).collect()
 }
 
 /// xorshift64*: the same numbers on every machine.

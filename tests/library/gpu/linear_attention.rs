@@ -357,7 +357,8 @@ fn a_head_that_has_no_kernel_is_refused_before_the_run() {
     let mut gpu = gpu();
     for (head_dim, refused) in [(4, false), (256, false), (6, true), (260, true)] {
         let name = "qwen3next.ssm.state_size".to_string();
-        let lines = gpu.unsupported(&[Need { op: OpKind::DeltaRule, ty: GgmlType::F32, cols: head_dim, name }]);
+        let lines =
+            gpu.unsupported(&[Need { op: OpKind::DeltaRule, ty: GgmlType::F32, cols: head_dim, name, experts: None }]);
         assert_eq!(lines.len(), usize::from(refused), "{lines:?}");
         let words = format!("a multiple of 4 and at most 256, not {head_dim}");
         assert!(lines.iter().all(|line| line.contains("ssm.state_size") && line.contains(&words)), "{lines:?}");

@@ -453,7 +453,7 @@ fn reading_in_between_changes_nothing() {
 #[test]
 fn what_has_no_kernels_is_named_before_the_run() {
     let mut gpu = gpu();
-    let need = |op, ty| Need { op, ty, cols: 256, name: "blk.0.x".into() };
+    let need = |op, ty| Need { op, ty, cols: 256, name: "blk.0.x".into(), experts: None };
     let needs = [
         need(OpKind::MatMul, GgmlType::Q4_K),
         need(OpKind::MatMul, GgmlType::IQ2_S),

@@ -54,7 +54,7 @@ fn every_operation_is_clean_and_has_the_same_bits() {
         let mut runs = 0;
         for (i, case) in cases::table().iter().enumerate() {
             let operands = case.build(400 + i as u64).unwrap();
-            let need = |ty, cols| Need { op: case.kind(), ty, cols, name: String::new() };
+            let need = |ty, cols| Need { op: case.kind(), ty, cols, name: String::new(), experts: None };
             if operands.op().weight().is_some_and(|w| !gpu.unsupported(&[need(w.ty, w.cols)]).is_empty()) {
                 continue;
             }

@@ -48,7 +48,7 @@ fn a_weight_in_pieces_gives_the_same_bits() {
     }
     let mut tiny = gpu_with(GpuOptions { weight_binding: Some(64), ..Default::default() });
     let weight = r.weight(GgmlType::Q4_K, [256, 2, 1]);
-    let need = Need { op: OpKind::MatMul, ty: weight.ty, cols: weight.cols, name: weight.name.clone() };
+    let need = Need { op: OpKind::MatMul, ty: weight.ty, cols: weight.cols, name: weight.name.clone(), experts: None };
     let lines = tiny.unsupported(&[need]);
     let error = tiny.prepare(&[weight], &mut |_| ()).unwrap_err().to_string();
     assert_eq!(lines, std::slice::from_ref(&error), "it is said before the run as well as in it");

@@ -319,7 +319,7 @@ fn a_missing_level_and_zero_threads_are_said() {
 
 #[test]
 fn unsupported_names_the_tensor_and_the_type() {
-    let need = |ty, name: &str| Need { op: OpKind::MatMul, ty, cols: 256, name: name.into() };
+    let need = |ty, name: &str| Need { op: OpKind::MatMul, ty, cols: 256, name: name.into(), experts: None };
     let lines = scalar().unsupported(&[need(GgmlType::F32, "a"), need(GgmlType::Q8_K, "blk.0.ffn_up.weight")]);
     assert_eq!(lines, ["blk.0.ffn_up.weight: MatMul with Q8_K weights: the type has no dequantization"]);
 }
