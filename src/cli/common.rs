@@ -12,7 +12,7 @@ use clap::Args;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::{self, AnyBackend, Backend, BackendInfo, OpenOptions, TuningUsed};
+use crate::backend::{self, AnyBackend, Backend, BackendInfo, NamedContract, OpenOptions, TuningUsed, contract};
 use crate::cli::output::{detail, manner, remark};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
@@ -241,6 +241,20 @@ pub fn check_layer(layer: Option<u32>, stage: Stage, model: &Model) -> Result<()
         }
         _ => Ok(()),
     }
+}
+
+/// A contract by its name, or from a file. `besides` is what the flag takes where a name stands, too.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that none has, with those that are known, and what is wrong with a file.
+pub fn contract_called(name: &str, besides: &[&str]) -> Result<NamedContract> {
+    if name.ends_with(".json") {
+        return contract::from_file(Path::new(name));
+    }
+    contract::named(name).ok_or_else(|| {
+        let known = [contract::names(), besides].concat().join(", ");
+        Error::usage(format!("--contract: no contract is called {name:?}; known are {known}, or a .json file"))
+    })
 }
 
 /// Options of the backends that a verb opens.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::case::{FailingCall, KeptRow, Provenance, Slot};
 use super::verdict::RerunCheck;
-use crate::backend::{Backend, pass_on};
+use crate::backend::{Backend, NamedContract, pass_on};
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner};
 use crate::op::{At, Data, HostTensor, Op, OpParams, Scope, Site, Stage, Weight};
@@ -42,11 +42,17 @@ impl CapturedCall {
     }
 }
 
-/// Makes `calls` until the stage fails, and returns it as it was in that call; in the last call if it never does.
+/// Makes `calls` until the stage fails under `contracts`, and returns it as it was in that call; in the last call if it never does.
 ///
 /// # Errors
 /// The backend's, and [`Error::Usage`] if nothing in the run is the target.
-pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target: &Target) -> Result<CapturedCall> {
+pub fn find<B: Backend>(
+    backend: &mut B,
+    model: &Model,
+    calls: Calls<'_>,
+    target: &Target,
+    contracts: &NamedContract,
+) -> Result<CapturedCall> {
     let rows = match target.site.stage.info().scope {
         Scope::Model => LogitRows::All,
         _ => LogitRows::Last,
@@ -60,10 +66,10 @@ pub fn find<B: Backend>(backend: &mut B, model: &Model, calls: Calls<'_>, target
             break;
         }
         let Some(captured) = capture.captured.take() else { continue };
-        let contract = capture.inner.contract(captured.params.kind());
+        let contract = contracts.at(target.site.stage, captured.params.kind());
         let output = captured.output.clone();
         let case = captured.into_case()?;
-        let judged = RerunCheck::new(&case, &contract, output)?;
+        let judged = RerunCheck::new(&case, contract, output)?;
         let (ratio, index) = worst(&case, &judged, target);
         // Nobody may have chosen the expert in this call.
         if index.is_none() {

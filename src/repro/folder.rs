@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 use super::case::FailingCall;
 use super::manifest::{FileEntry, MANIFEST, ReproManifest, SCHEMA, TENSORS, TensorEntry, WEIGHT};
 use super::verdict::RerunCheck;
-use crate::backend::oracle::evaluate;
 use crate::backend::{Contract, Need};
 use crate::error::{Error, Result};
 use crate::files::{FileKind, open_regular};
+use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
 use crate::op::{GgmlType, HostTensor, Scope, Site, Stage, Weight};
 use crate::trace::store::file::TensorFile;
@@ -63,6 +63,8 @@ impl Folder {
         let stage =
             stage.ok_or_else(|| wrong(format!("{:?} in layer {:?}: no such stage", manifest.stage, manifest.layer)))?;
         let site = Site { layer: manifest.layer, stage };
+        let contract = &manifest.subject.contract;
+        contract.check().map_err(|what| wrong(format!("contract of the subject: {what}")))?;
         if manifest.head_dim == 0 {
             return Err(wrong("head_dim of 1 or more expected, found 0".into())); // columns are read as heads of so many
         }
@@ -129,8 +131,8 @@ impl Folder {
         self.case.weight.iter().map(need).collect()
     }
 
-    /// Judges `output` by the oracle, which computes the operation again: what the folder has must be the same. A backend with
-    /// another contract than the folder's subject has floors of its own.
+    /// Judges `output` by the oracle, which computes the operation again: what the folder has must be the same. Under another contract
+    /// than the folder's both the oracle's result and the floors are that contract's.
     ///
     /// # Errors
     /// [`Error::Input`] if the oracle's result or the floors are not what the operands give.
@@ -142,8 +144,9 @@ impl Folder {
             ))
         };
         let op = self.case.op();
-        let exact = evaluate(&op).map_err(|e| Error::input(format!("{}: {e}", self.dir.display())))?;
-        let floor = floor_of(&op, contract, &exact)?;
+        let (of_folder, same) = (&self.manifest.subject.contract, self.same_contract(contract));
+        let mut exact = exact(&op, of_folder).map_err(|e| Error::input(format!("{}: {e}", self.dir.display())))?;
+        let mut floor = floor_of(&op, of_folder, &exact)?;
         // exp, sin and pow differ between machines by a few 2⁻⁵³; a thousandth of a floor is far above and changes no verdict.
         let close = |a: f64, b: f64, slack: f64| a == b || (a - b).abs() <= slack || (a.is_nan() && b.is_nan());
         for (i, (found, expected)) in self.exact.to_f64().into_iter().zip(exact.to_f64()).enumerate() {
@@ -151,12 +154,15 @@ impl Folder {
                 return Err(stale("oracle", i, found, expected));
             }
         }
-        if self.same_contract(contract) {
+        if same {
             for (i, (found, expected)) in self.floor.iter().zip(&floor).enumerate() {
                 if !close(*found, *expected, 1e-6 * expected.abs()) {
                     return Err(stale("floor", i, *found, *expected));
                 }
             }
+        } else {
+            exact = crate::formula::exact::exact(&op, contract)?;
+            floor = floor_of(&op, contract, &exact)?;
         }
         RerunCheck::against(&self.case, exact, floor, output)
     }

@@ -9,23 +9,25 @@ use super::verdict::{Figures, RerunCheck};
 use super::write::{Contents, KIND, Origin, write};
 use super::{Isolation, RUNS, Subject, isolate};
 use crate::atomic::dir::AtomicDir;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendInfo, Contract, NamedContract};
 use crate::diff::locate::Pattern;
 use crate::error::Result;
 use crate::model::{Calls, Model};
 
 /// How a folder is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReproOptions {
     /// Runs that the search for the smallest failing case may take; 0 keeps all of it.
     pub runs: usize,
     /// Write the stage even if it does not fail alone.
     pub keep: bool,
+    /// What the subject is held to, where it is not what it promises.
+    pub contract: Option<NamedContract>,
 }
 
 impl Default for ReproOptions {
     fn default() -> Self {
-        Self { runs: RUNS, keep: false }
+        Self { runs: RUNS, keep: false, contract: None }
     }
 }
 
@@ -87,7 +89,9 @@ pub fn make<S: Subject, R: Backend>(
 ) -> Result<Made> {
     // Before anything is run, so that a wrong place costs no time.
     let dir = AtomicDir::create(dir.0, KIND, dir.1)?;
-    let found = find(subject, model, calls, target)?;
+    let contracts = options.contract.clone().unwrap_or_else(|| NamedContract::of(subject));
+    let found = find(subject, model, calls, target, &contracts)?;
+    let contract = contracts.at(target.site.stage, found.case.op().kind());
     let head_dim = model.config.head_dim_of(found.case.site.stage);
     let mut made = Made {
         verdict: ReproVerdict::Ok,
@@ -99,7 +103,7 @@ pub fn make<S: Subject, R: Backend>(
     };
     let none = Shrinking { runs: 0, stopped: false };
     let (case, judged, shrinking) = if found.fails() {
-        match isolate(subject, &found, target, options.runs)? {
+        match isolate(subject, &found, target, contract, options.runs)? {
             Isolation::Fails(shrunk) => {
                 made.verdict = ReproVerdict::SubjectWrong;
                 (shrunk.case, shrunk.judged, Shrinking { runs: shrunk.runs, stopped: shrunk.stopped })
@@ -118,7 +122,8 @@ pub fn make<S: Subject, R: Backend>(
     if made.verdict != ReproVerdict::SubjectWrong && !options.keep {
         return Ok(made);
     }
-    let parts = Parts { case, judged, shrinking, origin: Origin { model, calls, found: &found } };
+    let origin = Origin { model, calls, found: &found };
+    let parts = Parts { case, judged, shrinking, contract: *contract, held_to: options.contract.as_ref(), origin };
     parts.write(subject, reference, dir, made)
 }
 
@@ -127,6 +132,8 @@ struct Parts<'a> {
     case: FailingCall,
     judged: RerunCheck,
     shrinking: Shrinking,
+    contract: Contract,
+    held_to: Option<&'a NamedContract>,
     origin: Origin<'a>,
 }
 
@@ -138,7 +145,7 @@ impl Parts<'_> {
         dir: AtomicDir,
         mut made: Made,
     ) -> Result<Made> {
-        let Parts { case, judged, shrinking, origin } = self;
+        let Parts { case, judged, shrinking, contract, held_to, origin } = self;
         let kind = case.op().kind();
         let (output, recorded) = subject.run_recorded(&case)?;
         let judged = RerunCheck::against(&case, judged.exact, judged.floor, output)?;
@@ -160,7 +167,11 @@ impl Parts<'_> {
             case: &case,
             judged: &judged,
             shrinking,
-            subject: SideEntry { info: subject.info(), contract: subject.contract(kind) },
+            subject: SideEntry {
+                info: held(subject.info(), held_to),
+                contract,
+                held_to: held_to.map(|contract| contract.name.clone()),
+            },
             reference: written.reference.clone(),
             recorded,
             origin,
@@ -169,6 +180,12 @@ impl Parts<'_> {
         made.written = Some(written);
         Ok(made)
     }
+}
+
+/// What a side says of itself, with the contract that it is held to.
+pub fn held(info: BackendInfo, to: Option<&NamedContract>) -> BackendInfo {
+    let contract = to.map_or(info.contract, NamedContract::to_string);
+    BackendInfo { contract, ..info }
 }
 
 /// The whole stage is what [`CapturedCall`] has.

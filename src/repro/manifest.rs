@@ -86,6 +86,9 @@ pub struct SideEntry {
     pub info: BackendInfo,
     /// What the floors are derived from.
     pub contract: Contract,
+    /// The contract's name, where it is not the one that the side promises.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_to: Option<String>,
 }
 
 /// The other side, on the same operands.

@@ -27,12 +27,12 @@ use shrink::{Shrunk, shrink};
 use verdict::RerunCheck;
 
 use crate::backend::gpu::GpuBackend;
-use crate::backend::{AnyBackend, Backend};
+use crate::backend::{AnyBackend, Backend, Contract};
 use crate::error::Result;
 use crate::op::{HostTensor, Weight};
 
 pub use folder::Folder;
-pub use make::{Made, ReproOptions, ReproVerdict, check_out, make};
+pub use make::{Made, ReproOptions, ReproVerdict, check_out, held, make};
 pub use write::RecordedCall;
 
 /// Runs that a search for the smallest failing case may take.
@@ -79,13 +79,18 @@ impl Subject for AnyBackend {
     }
 }
 
-/// Runs what was found alone, and makes it small in at most `most` runs. `target` narrows it to a position or an expert
-/// first, unless the error goes away with that.
+/// Runs what was found alone, holds it to `contract`, and makes it small in at most `most` runs. `target` narrows it to a position or an
+/// expert first, unless the error goes away with that.
 ///
 /// # Errors
 /// The subject's.
-pub fn isolate<S: Subject>(subject: &mut S, found: &CapturedCall, target: &Target, most: usize) -> Result<Isolation> {
-    let contract = subject.contract(found.case.op().kind());
+pub fn isolate<S: Subject>(
+    subject: &mut S,
+    found: &CapturedCall,
+    target: &Target,
+    contract: &Contract,
+    most: usize,
+) -> Result<Isolation> {
     let mut run = |case: &FailingCall| {
         let output = case.run(subject);
         if let Some(weight) = &case.weight {
@@ -95,7 +100,7 @@ pub fn isolate<S: Subject>(subject: &mut S, found: &CapturedCall, target: &Targe
     };
     let whole = run(&found.case)?;
     let whole = RerunCheck::against(&found.case, found.judged.exact.clone(), found.judged.floor.clone(), whole)?;
-    let mut judge = |case: &FailingCall| RerunCheck::new(case, &contract, run(case)?);
+    let mut judge = |case: &FailingCall| RerunCheck::new(case, contract, run(case)?);
     if let Some(narrow) = narrow(&found.case, target)? {
         let judged = judge(&narrow)?;
         if judged.fails() {

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::case::{ElementPlace, FailingCall};
 use crate::backend::Contract;
-use crate::backend::oracle::evaluate;
 use crate::diff::locate::Pattern;
 use crate::diff::locate::{self, Geometry};
 use crate::diff::run::verdicts::error;
 use crate::error::{Error, Result};
+use crate::formula::exact::exact;
 use crate::formula::floor::{Ratio, floor_of, injected_ratio};
 use crate::op::HostTensor;
 
@@ -16,7 +16,7 @@ use crate::op::HostTensor;
 #[derive(Clone, Debug)]
 pub struct RerunCheck {
     pub output: HostTensor,
-    /// The oracle's result on the same operands.
+    /// The oracle's result on the same operands, rounded as the contract says.
     pub exact: HostTensor,
     /// For each element, the error that the contract allows.
     pub floor: Vec<f64>,
@@ -24,11 +24,13 @@ pub struct RerunCheck {
 }
 
 impl RerunCheck {
+    /// Judges `output` as a comparison does: the oracle computes the case on operands that are rounded as `contract` says.
+    ///
     /// # Errors
     /// If the oracle cannot compute the case, or `output` has another shape than its result.
     pub fn new(case: &FailingCall, contract: &Contract, output: HostTensor) -> Result<Self> {
         let op = case.op();
-        let exact = evaluate(&op)?;
+        let exact = exact(&op, contract)?;
         let floor = floor_of(&op, contract, &exact)?;
         Self::against(case, exact, floor, output)
     }

@@ -114,6 +114,115 @@ fn int8_activations_are_within_their_contract_and_not_within_that_of_f32() {
     assert!(inferred.contains("within cpu:int8"), "{inferred}");
 }
 
+/// What a shell makes of a command that a report prints, in a folder of its own.
+fn shell(command: &str, dir: &Path) -> (Option<i32>, String) {
+    let command = command.replacen("twinscope", env!("CARGO_BIN_EXE_twinscope"), 1);
+    let out = Command::new("sh").args(["-c", &command]).current_dir(dir).output().expect("a shell");
+    (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
+}
+
+/// The command that goes on from a fault finds it again: under the contract, and at the prompt that came through a pipe. A folder keeps what it
+/// was held to.
+#[test]
+fn the_next_command_finds_the_fault_again() {
+    if !twinscope::backend::cpu::Level::Avx2.missing().is_empty() {
+        eprintln!("not tested: this processor lacks AVX2");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = dir.path().join("prompt");
+    std::fs::write(&prompt, "fn main").unwrap();
+    let held =
+        ["diff", "--subject", "cpu:int8", "--contract", "subject=f32", "--decode", "0", "--stop-at", "first", "--json"];
+    let out = Command::new(env!("CARGO_BIN_EXE_twinscope"))
+        .args([&held[..], &["--prompt-file", "-"]].concat())
+        .stdin(std::fs::File::open(&prompt).unwrap())
+        .output()
+        .unwrap();
+    let document = valid("diff.schema.json", &String::from_utf8_lossy(&out.stdout));
+    let next = document["next"].as_str().unwrap();
+    assert!(next.contains(" --tokens ") && next.contains(" --contract f32 "), "{next}");
+    let (code, text) = shell(next, dir.path());
+    assert!(code == Some(1) && text.contains("layer 0 · q_proj · the subject is wrong"), "{code:?} {text}");
+    let (code, text) = shell("twinscope repro run repro", dir.path());
+    assert!(code == Some(1) && text.contains("held to f32, as the folder was"), "{code:?} {text}");
+    let (code, text) = shell("twinscope repro run repro --contract cpu:int8", dir.path());
+    assert!(code == Some(0) && text.contains("the subject agrees"), "{code:?} {text}");
+    // As it promises, its operands rounded, it is right.
+    let (code, text) = shell("twinscope repro --layer 0 --stage q_proj --subject cpu:int8 --out own", dir.path());
+    assert!(code == Some(0) && text.contains("there is nothing to reproduce"), "{code:?} {text}");
+
+    // What lies between two values that are shown is looked into first; a stage over a limit is kept, whatever its floor says.
+    let shows = [&held[..], &["--prompt", "fn main", "--shows", "attn_out,logits"]].concat();
+    let document = valid("diff.schema.json", &expect(1, &shows));
+    let next = document["next"].as_str().unwrap();
+    assert!(
+        next.starts_with("twinscope diff --prompt 'fn main' --subject cpu:int8 ") && !next.contains("--shows"),
+        "{next}"
+    );
+    let (code, text) = shell(next, dir.path());
+    assert!(code == Some(1) && text.contains("FIRST FAULT  layer 0 · q_proj"), "{code:?} {text}");
+    let limit = [
+        "diff",
+        "--prompt",
+        "fn main",
+        "--subject",
+        "cpu",
+        "--tol",
+        "k_proj:max_abs<=0",
+        "--stop-at",
+        "first",
+        "--json",
+    ];
+    let document = valid("diff.schema.json", &expect(1, &limit));
+    std::fs::remove_dir_all(dir.path().join("repro")).unwrap();
+    let (code, text) = shell(document["next"].as_str().unwrap(), dir.path());
+    assert!(code == Some(0) && text.contains("next       twinscope repro run repro"), "{code:?} {text}");
+}
+
+/// Two sides that err alike would be told apart by nothing but what is said of them.
+#[test]
+fn a_contract_is_said_once_a_side_and_hinted_at_where_none_is_stated() {
+    let twice =
+        ["diff", "--contract", "subject=f32", "--contract", "reference=f32", "--contract", "subject=llama.cpp-cpu"];
+    refused(2, &twice, &["--contract subject=", "expected once", "f32 and llama.cpp-cpu"]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let silent = dir.path().join("silent.safetensors");
+    let bytes = std::fs::read("tests/data/captures/llama.cpp.safetensors").unwrap();
+    // The key's name becomes one that nobody reads; the file is as long as before.
+    let (key, other) = (br#"\"contract\": \"llama.cpp-cpu\""#, br#"\"contrast\": \"llama.cpp-cpu\""#);
+    let at = bytes.windows(key.len()).position(|w| w == key).expect("the capture states its contract");
+    let bytes = [&bytes[..at], other, &bytes[at + key.len()..]].concat();
+    std::fs::write(&silent, bytes).unwrap();
+    let (silent, trace) = (silent.display().to_string(), dir.path().join("trace").display().to_string());
+    expect(0, &["import", "capture", &silent, "--out", &trace]);
+    let side = format!("trace:{trace}");
+    let diff = ["diff", "--subject", &side, "--stop-at", "first"];
+    let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = words(expect(1, &diff));
+    assert!(
+        text.contains("the subject does not state its arithmetic") && text.contains("--contract subject=infer"),
+        "{text}"
+    );
+    // Whoever says it is told nothing of that, and one who promises too little accuracy is.
+    let text = words(expect(1, &[&diff[..], &["--contract", "subject=f32"]].concat()));
+    assert!(!text.contains("does not state"), "{text}");
+    let exact = [
+        "diff",
+        "--subject",
+        "cpu:scalar",
+        "--contract",
+        "subject=llama.cpp-cpu",
+        "--stop-at",
+        "first",
+        "--prompt",
+        "fn main",
+    ];
+    let text = words(expect(1, &exact));
+    assert!(text.contains("it is more exact there than llama.cpp-cpu"), "{text}");
+}
+
 /// Values that the file itself makes no numbers of are nobody's fault, and the weight is named; int8's rounding before them is no difference.
 #[test]
 fn a_weight_that_is_not_finite_is_named_as_such() {

@@ -4,11 +4,12 @@ mod next;
 
 use std::path::{Path, PathBuf};
 
-use crate::backend::{AnyBackend, Erased, NamedContract, Showing, contract};
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, prepare, progress_bar, tell};
+use crate::backend::{AnyBackend, Contract, Erased, NamedContract, Precision, Showing};
+use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, contract_called, prepare, progress_bar, tell};
 use crate::cli::reports::ReportArgs;
 use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
+use crate::diff::measure::metrics;
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{Comparison, ProductionVerdict};
 use crate::diff::run::driver::{DiffOptions, DiffProgress, Sides, diff_telling};
@@ -123,6 +124,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
 
 /// Compares, writes reports, and gives the comparison to `print`.
 pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Result<Outcome> {
+    once_a_side(&args.contract)?;
     let tolerances = Tolerances::parse(&args.tol)?;
     let reports = args.reports.open(args.json)?;
     match &args.vary {
@@ -220,7 +222,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
                 inferred.extend(words(SIDES[*side], &found));
                 found.contract
             }
-            name => contract_called(name)?,
+            name => contract_called(name, &["infer"])?,
         });
     }
     let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
@@ -242,6 +244,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     let mut comparison = run(&options)?;
     comparison.notes.extend(inferred);
+    let mut unforced = None;
     if options.force_routing {
         let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;
         match only_fused(&own) {
@@ -249,6 +252,8 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
             true => comparison = own,
             false => {
                 comparison.notes.push(vanished(&own, &comparison));
+                let faults = own.stages.iter().filter(|s| s.verdict.is_fault());
+                unforced = Some(faults.map(|s| (s.step, s.site)).collect::<Vec<_>>());
                 comparison.production = comparison.production.or(own.production);
             }
         }
@@ -258,10 +263,14 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     comparison.reference.trace = args.reference.strip_prefix("trace:").map(str::to_string);
     comparison.subject.trace = args.subject.strip_prefix("trace:").map(str::to_string);
+    comparison.notes.extend(unstated([&reference, &subject], &options.contracts, &comparison));
+    comparison.notes.extend(more_exact(&reference.backend, options.contracts[1].as_ref(), &comparison));
     let imported = subject.imported.as_ref();
     comparison.next = comparison.fault().and_then(|fault| match imported {
         Some(imported) => capture_next(args, imported, &options, fault),
         None if only_fused(&comparison) => None, // of one stage no such kernel is run
+        // Made with the reference's experts and fine with its own: there is no command that gives a stage those alone.
+        None if unforced.as_ref().is_some_and(|faults| !faults.contains(&(fault.step, fault.site))) => None,
         None => next(args, &options, fault),
     });
     if !reports.write(|format| format.render(&comparison))? {
@@ -352,14 +361,61 @@ fn side_contract(text: &str) -> std::result::Result<(usize, String), String> {
     Ok((side, name.to_string()))
 }
 
-/// A contract by its name, or from a file.
-fn contract_called(name: &str) -> Result<NamedContract> {
-    if name.ends_with(".json") {
-        return contract::from_file(Path::new(name));
+/// Refuses two contracts of one side: the first would go unheard.
+fn once_a_side(contracts: &[(usize, String)]) -> Result<()> {
+    for (side, of) in SIDES.iter().enumerate() {
+        let names: Vec<&str> = contracts.iter().filter(|(s, _)| *s == side).map(|(_, name)| name.as_str()).collect();
+        if names.len() > 1 {
+            let names = names.join(" and ");
+            return Err(Error::usage(format!("--contract {of}=NAME: expected once, found {names}")));
+        }
     }
-    contract::named(name).ok_or_else(|| {
-        let known = contract::names().join(", ");
-        Error::usage(format!("--contract: no contract is called {name:?}; known are {known}, infer, or a .json file"))
+    Ok(())
+}
+
+/// The kinds of mistakes that are none where a side promises no more than it keeps.
+const OF_PRECISION: [&str; 4] = ["int8-activations", "input-precision", "output-precision", "sum-precision"];
+/// The largest nmse that int8 and 16-bit activations leave in a stage, and that a wrong formula seldom stays below.
+const OF_ROUNDING: f64 = 1e-3;
+
+/// What to try where a recording does not state its arithmetic, so that it was held to f32, and errs by about as much as int8 or 16 bits leave.
+fn unstated(sides: [&Side; 2], contracts: &[Option<NamedContract>; 2], comparison: &Comparison) -> Option<String> {
+    let fault = comparison.fault().filter(|_| comparison.judge.is_some())?;
+    let side = match fault.verdict.side() {
+        Some(metrics::Side::Reference) => 0,
+        _ => 1,
+    };
+    let silent = sides[side].recorded.as_ref().is_some_and(|run| run.contracts.is_empty()) && contracts[side].is_none();
+    let known = fault.cause.as_ref().filter(|cause| cause.reproduced);
+    let small = fault.own().metrics().is_some_and(|m| m.nmse <= OF_ROUNDING);
+    if !silent || !known.map_or(small, |cause| OF_PRECISION.contains(&cause.id)) {
+        return None;
+    }
+    let of = SIDES[side];
+    Some(format!(
+        "the {of} does not state its arithmetic and is held to f32; its error is about what int8, f16 or bf16 leave: --contract {of}=infer works \
+         out what it keeps, --contract {of}=NAME holds it to llama.cpp-cpu, transformers-bf16 or another"
+    ))
+}
+
+/// The most nmse that f32 leaves, and the least that operands rounded to 16 bits or fewer do, lie far to both sides of this.
+const OF_F32: f64 = 1e-10;
+
+/// What to say of a subject that is held to a contract that rounds operands, and is as near to a reference that rounds none as f32 is.
+fn more_exact(reference: &AnyBackend, held_to: Option<&NamedContract>, comparison: &Comparison) -> Option<String> {
+    let (fault, held_to) = (comparison.fault()?, held_to?);
+    let exact =
+        |c: &Contract| [c.activations, c.weights, c.cache].iter().all(|p| matches!(p, Precision::F32 | Precision::F64));
+    let (stage, op) = (fault.site.stage, fault.site.stage.info().op);
+    let right = fault.judged.is_some_and(|judged| judged.reference <= 1.0);
+    let near = fault.own().metrics().is_some_and(|m| m.nmse <= OF_F32);
+    let wrong = fault.verdict.side() == Some(metrics::Side::Subject);
+    (wrong && right && near && exact(&reference.contract(op)) && !exact(held_to.at(stage, op))).then(|| {
+        format!(
+            "the subject's own error at the first fault is that of f32: it is more exact there than {}, which rounds operands that the \
+             subject does not; --contract subject=infer works out what it keeps",
+            held_to.name
+        )
     })
 }
 

@@ -1,45 +1,27 @@
 //! The command that goes on from a fault.
 
-use super::Args;
-use crate::cli::common::PromptArgs;
+use super::{Args, SIDES};
+use crate::cli::common::{BackendArgs, PromptArgs};
 use crate::diff::measure::metrics;
-use crate::diff::outcome::StageResult;
+use crate::diff::outcome::{StageResult, Verdict};
 use crate::diff::run::driver::{CHUNK, DiffOptions};
+use crate::diff::run::infer::INFERRED;
 use crate::trace::select::has_expert_rows;
 use crate::trace::store::Imported;
 
-/// The command that takes the first fault apart: the side that is wrong is its subject. `None` where a side is a trace, of
-/// which no stage can be run again.
+/// The command that takes the first fault apart: the side that is wrong is its subject. Of a segment, the comparison with every stage shown.
+/// `None` where a side is a trace, of which no stage can be run again, or is held to a contract that has no name.
 pub(super) fn next(args: &Args, options: &DiffOptions, fault: &StageResult) -> Option<String> {
-    let (mut reference, mut subject) = (&args.reference, &args.subject);
-    if fault.verdict.side() == Some(metrics::Side::Reference) {
-        (reference, subject) = (subject, reference);
-    }
-    if [reference, subject].iter().any(|side| side.starts_with("trace:")) {
+    let sides = [&args.reference, &args.subject];
+    let wrong = usize::from(fault.verdict.side() != Some(metrics::Side::Reference));
+    let (reference, subject) = (sides[1 - wrong], sides[wrong]);
+    if sides.iter().any(|side| side.starts_with("trace:")) {
         return None;
     }
-    let mut command = "twinscope repro".to_string();
-    if let Some(model) = &args.model.model {
-        command += &format!(" {}", quoted(&model.display().to_string()));
+    if fault.segment.as_ref().is_some_and(|segment| !segment.hidden.is_empty()) {
+        return whole(args, options);
     }
-    match &args.prompt {
-        _ if args.cover => command += &tokens_flag(&options.tokens),
-        PromptArgs { prompt: Some(text), .. } => command += &format!(" --prompt {}", quoted(text)),
-        PromptArgs { prompt_file: Some(path), .. } => {
-            command += &format!(" --prompt-file {}", quoted(&path.display().to_string()));
-        }
-        PromptArgs { tokens: Some(tokens), .. } => command += &tokens_flag(tokens),
-        _ => {}
-    }
-    if args.prompt.chat && !args.cover {
-        command += " --chat";
-        if let Some(text) = &args.prompt.system {
-            command += &format!(" --system {}", quoted(text));
-        }
-        for (name, value) in &args.prompt.variables {
-            command += &format!(" --chat-var {name}={}", quoted(&value.to_string()));
-        }
-    }
+    let mut command = "twinscope repro".to_string() + &run_flags(args, options);
     if let Some(layer) = fault.site.layer {
         command += &format!(" --layer {layer}");
     }
@@ -47,17 +29,108 @@ pub(super) fn next(args: &Args, options: &DiffOptions, fault: &StageResult) -> O
     if let Some(expert) = fault.expert.filter(|_| has_expert_rows(fault.site.stage)) {
         command += &format!(" --expert {expert}");
     }
-    for (flag, value, default) in [("--reference", reference, "cpu:scalar"), ("--subject", subject, "gpu")] {
+    command += &side_flags(reference, subject);
+    for (name, value, default) in [("--decode", fault.step, 0), ("--chunk", options.chunk, CHUNK)] {
         if value != default {
-            command += &format!(" {flag} {}", quoted(value));
+            command += &format!(" {name} {value}");
         }
     }
-    for (flag, value, default) in [("--decode", fault.step, 0), ("--chunk", options.chunk, CHUNK)] {
-        if value != default {
-            command += &format!(" {flag} {value}");
-        }
+    if let Some(name) = contract_of(args, options, wrong)? {
+        command += &flag("--contract", &name);
+    }
+    command += &backend_flags(&args.backends);
+    if fault.verdict == Verdict::Differs {
+        command += " --keep"; // over a limit, and perhaps not over its floor, which decides there
     }
     Some(command + " --out repro")
+}
+
+/// The same comparison of a side that shows everything, up to where it is wrong.
+fn whole(args: &Args, options: &DiffOptions) -> Option<String> {
+    let mut command = "twinscope diff".to_string() + &run_flags(args, options);
+    command += &side_flags(&args.reference, &args.subject);
+    if let Some(decode) = args.decode {
+        command += &format!(" --decode {decode}");
+    }
+    if options.chunk != CHUNK {
+        command += &format!(" --chunk {}", options.chunk);
+    }
+    for (side, of) in SIDES.iter().enumerate() {
+        if let Some(name) = contract_of(args, options, side)? {
+            command += &flag("--contract", &format!("{of}={name}"));
+        }
+    }
+    args.tol.iter().for_each(|tol| command += &flag("--tol", tol));
+    Some(command + &backend_flags(&args.backends) + " --stop-at first")
+}
+
+/// What was run: the model, and the prompt.
+fn run_flags(args: &Args, options: &DiffOptions) -> String {
+    let mut flags =
+        args.model.model.as_ref().map_or(String::new(), |m| format!(" {}", quoted(&m.display().to_string())));
+    let PromptArgs { prompt, prompt_file, tokens, chat, system, variables } = &args.prompt;
+    // What came through a pipe is gone, and what is repeated is no text that can be said.
+    let piped = prompt_file.as_ref().is_some_and(|path| path.as_os_str() == "-");
+    if args.cover || piped {
+        return flags + &tokens_flag(&options.tokens);
+    }
+    if let Some(text) = prompt {
+        flags += &flag("--prompt", text);
+    }
+    if let Some(path) = prompt_file {
+        flags += &flag("--prompt-file", &path.display().to_string());
+    }
+    if let Some(tokens) = tokens {
+        flags += &tokens_flag(tokens);
+    }
+    if *chat {
+        flags += " --chat";
+    }
+    if let Some(text) = system {
+        flags += &flag("--system", text);
+    }
+    for (name, value) in variables {
+        flags += &format!(" --chat-var {name}={}", quoted(&value.to_string()));
+    }
+    flags
+}
+
+/// The sides, but for those that are taken anyway.
+fn side_flags(reference: &str, subject: &str) -> String {
+    let sides = [("--reference", reference, "cpu:scalar"), ("--subject", subject, "gpu")];
+    sides.iter().filter(|(_, value, default)| value != default).map(|(name, value, _)| flag(name, value)).collect()
+}
+
+/// What backends are opened with.
+fn backend_flags(BackendArgs { threads, gpu_memory, poison }: &BackendArgs) -> String {
+    let mut flags = String::new();
+    if let Some(threads) = threads {
+        flags += &format!(" --threads {threads}");
+    }
+    if let Some(bytes) = gpu_memory {
+        flags += &format!(" --gpu-memory {bytes}");
+    }
+    if *poison {
+        flags += " --poison";
+    }
+    flags
+}
+
+/// What the command line says that a side is held to: of one that was inferred, the engine that it is. `None` where that is none.
+fn contract_of(args: &Args, options: &DiffOptions, side: usize) -> Option<Option<String>> {
+    let Some((_, name)) = args.contract.iter().find(|(of, _)| *of == side) else { return Some(None) };
+    match name.as_str() {
+        "infer" => {
+            options.contracts[side].as_ref().map(|found| found.name.clone()).filter(|name| name != INFERRED).map(Some)
+        }
+        name => Some(Some(name.to_string())),
+    }
+}
+
+/// A flag with its value as a shell takes it, behind an equals sign where it would be taken for a flag itself.
+fn flag(name: &str, value: &str) -> String {
+    let between = if value.starts_with('-') { '=' } else { ' ' };
+    format!(" {name}{between}{}", quoted(value))
 }
 
 fn tokens_flag(tokens: &[u32]) -> String {
@@ -116,7 +189,7 @@ mod tests {
 
     use super::*;
     use crate::diff::measure::metrics::Mismatch;
-    use crate::diff::outcome::{Measured, Verdict};
+    use crate::diff::outcome::{Measured, SegmentSummary};
     use crate::op::{Site, Stage};
 
     #[derive(Parser)]
@@ -163,7 +236,47 @@ mod tests {
         let chat = next(&fault, &chat).unwrap();
         let expected = r#"repro --prompt x --chat --system 'be brief' --chat-var thinking=false --chat-var mode='"fast"' --layer 2"#;
         assert!(chat.contains(expected), "{chat}");
-        let covering = next(&fault, &["--prompt", "x", "--cover"]).unwrap();
-        assert!(covering.contains("--tokens 1,2,1 ") && !covering.contains("--prompt"), "{covering}");
+        for piped in [&["--prompt", "x", "--cover"][..], &["--prompt-file", "-", "--chat"]] {
+            let piped = next(&fault, piped).unwrap();
+            assert!(
+                piped.contains("--tokens 1,2,1 ") && !piped.contains("--prompt") && !piped.contains("--chat"),
+                "{piped}"
+            );
+        }
+        let dashed = next(&fault, &["--prompt=-x y"]).unwrap();
+        assert!(dashed.contains("--prompt='-x y' "), "{dashed}");
+    }
+    /// Whatever decides the result is in the command: contracts, what backends are opened with, a limit that stands for a floor.
+    #[test]
+    fn the_next_command_has_what_decides_the_result() {
+        let total = Measured::Failed(Mismatch::Ids);
+        let mut fault = StageResult::new(0, Site::layer(2, Stage::QProj), &[4, 8], total);
+        fault.verdict = Verdict::SubjectWrong;
+        let next = |fault: &StageResult, args: &[&str]| {
+            let args = Cli::parse_from([&["diff"], args].concat()).diff;
+            super::next(&args, &DiffOptions::new(vec![1, 2, 1]), fault)
+        };
+        let held = ["--contract", "subject=my f32.json", "--contract", "reference=f32", "--threads", "2"];
+        let held = [&held[..], &["--gpu-memory", "1MiB", "--poison"]].concat();
+        let flags =
+            |contract: &str| format!("--contract {contract} --threads 2 --gpu-memory 1048576 --poison --out repro");
+        let subject = next(&fault, &held).unwrap();
+        assert!(subject.ends_with(&flags("'my f32.json'")), "{subject}");
+        fault.verdict = Verdict::ReferenceWrong;
+        let reference = next(&fault, &held).unwrap();
+        assert!(reference.ends_with(&flags("f32")), "{reference}");
+        assert_eq!(next(&fault, &["--contract", "reference=infer"]), None, "what was inferred has no name");
+
+        // Over a limit that was given, which the folder's floors are not.
+        fault.verdict = Verdict::Differs;
+        let limit = next(&fault, &["--tol", "q_proj:max_abs<=0"]).unwrap();
+        assert!(limit.ends_with("--stage q_proj --keep --out repro"), "{limit}");
+
+        // A segment has no folder: first it is looked into.
+        let hidden = vec![Site::layer(2, Stage::AttnNorm)];
+        fault.segment = Some(SegmentSummary { hidden, ..Default::default() });
+        let shown = ["--shows", "q_proj", "--subject", "cpu", "--contract", "subject=f32", "--decode", "0"];
+        let expected = "twinscope diff --subject cpu --decode 0 --contract subject=f32 --stop-at first";
+        assert_eq!(next(&fault, &shown).as_deref(), Some(expected));
     }
 }

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 use crate::backend::gpu::GpuBackend;
 use crate::backend::gpu_selector;
-use crate::backend::{AnyBackend, Backend};
+use crate::backend::{AnyBackend, Backend, NamedContract};
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, check_layer, prepare, say_tuning, stage_called};
+use crate::cli::common::{
+    BackendArgs, ModelArg, PromptArgs, check_layer, contract_called, prepare, say_tuning, stage_called,
+};
 use crate::cli::output::{print, print_json};
 use crate::environment::Environment;
 use crate::error::Error;
@@ -18,7 +20,7 @@ use crate::op::{Scope, Site};
 use crate::report;
 use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::capture::Target;
-use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, check_out, make};
+use crate::repro::{RUNS, ReproOptions, ReproVerdict, Subject, check_out, held, make};
 use crate::trace::select::has_expert_rows;
 
 /// Put a failing stage into a folder that fails alone, cut down to as little as still shows the error; `repro run DIR` runs
@@ -59,6 +61,9 @@ pub struct Args {
     /// Prompt tokens run at a time
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// What the subject's arithmetic is held to: a contract's NAME, or FILE.json [default: what it promises]
+    #[arg(long, value_name = "NAME")]
+    contract: Option<String>,
     /// Runs that the search for the smallest failing case may take; 0 keeps all of it
     #[arg(long, value_name = "N", default_value_t = RUNS)]
     runs: usize,
@@ -99,6 +104,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
         return Err(Error::usage("--stage and --out are needed"));
     };
     args.backends.check(&[&args.reference, &args.subject])?;
+    let contract = args.contract.as_deref().map(|name| contract_called(name, &[])).transpose()?;
     let model = args.model.open()?;
     let prompt = args.prompt.resolve(&model)?;
     let target = target(args, stage, &model)?;
@@ -111,7 +117,7 @@ fn from_model(args: &Args) -> Result<Outcome> {
     let mut reference = args.backends.open(&args.reference)?;
     let tokens = decoded(calls, &model, &mut reference)?;
     let calls = Calls { forced: &tokens, ..calls };
-    let job = Job { args, model: &model, calls, target, out };
+    let job = Job { args, model: &model, calls, target, contract, out };
     match gpu_selector(&args.subject) {
         Some(selector) => {
             let gpu = GpuBackend::new(&selector, args.backends.options().of_gpu())?;
@@ -163,14 +169,15 @@ struct Job<'a> {
     model: &'a Model,
     calls: Calls<'a>,
     target: Target,
+    contract: Option<NamedContract>,
     out: &'a Path,
 }
 
 impl Job<'_> {
     fn finish<S: Subject>(self, mut subject: S, mut reference: AnyBackend) -> Result<Outcome> {
-        let Job { args, model, calls, target, out } = self;
+        let Job { args, model, calls, target, contract, out } = self;
         prepare(&mut subject, model)?;
-        let options = ReproOptions { runs: args.runs, keep: args.keep };
+        let options = ReproOptions { runs: args.runs, keep: args.keep, contract: contract.clone() };
         let made = make(&mut subject, &mut reference, model, calls, &target, options, (out, args.force))?;
         let verdict = made.verdict;
         let written = made.written.as_ref();
@@ -180,7 +187,7 @@ impl Job<'_> {
             layer: target.site.layer,
             stage: target.site.stage.name().into(),
             verdict,
-            subject: subject.info(),
+            subject: held(subject.info(), contract.as_ref()),
             reference: written.map(|w| w.reference.clone()),
             shrinking: written.map(|w| w.shrinking),
             kernels: written.map_or(Vec::new(), |w| w.kernels.clone()),

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use super::emit;
 use crate::Result;
-use crate::backend::Backend;
 use crate::backend::gpu::{GpuBackend, GpuOptions};
 use crate::backend::gpu_selector;
+use crate::backend::{Backend, NamedContract};
 use crate::cli::Outcome;
-use crate::cli::common::{BackendArgs, say_tuning};
+use crate::cli::common::{BackendArgs, contract_called, say_tuning};
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::op::HostTensor;
 use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::shaders::FolderShaders;
-use crate::repro::{Folder, ReproVerdict, Subject};
+use crate::repro::{Folder, ReproVerdict, Subject, held};
 
 /// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 125: it cannot run here.
 #[derive(clap::Args)]
@@ -25,6 +25,9 @@ pub struct Args {
     /// The backend [default: the one that the folder was made on]
     #[arg(long, value_name = "BACKEND")]
     subject: Option<String>,
+    /// What its arithmetic is held to: a contract's NAME, or FILE.json [default: what the folder was made with, or else what it promises]
+    #[arg(long, value_name = "NAME")]
+    contract: Option<String>,
     /// Whose WGSL a GPU compiles: the folder's, which may have been edited, or this program's own
     #[arg(long, value_name = "WHOSE", default_value = "folder", value_parser = ["folder", "built-in"])]
     shaders: String,
@@ -41,6 +44,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     Environment::used_model(&origin.model, origin.fingerprint.clone());
     let name = args.subject.as_deref().unwrap_or(&folder.manifest.subject.info.backend);
     args.backends.check(&[name])?;
+    let held_to = args.contract.as_deref().map(|name| contract_called(name, &[])).transpose()?;
     match gpu_selector(name) {
         Some(selector) => {
             let shaders = (args.shaders == "folder" && !folder.shaders.is_empty())
@@ -70,12 +74,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 }
                 None => {}
             }
-            finish(args, &folder, &gpu, output, kernels, notes)
+            finish(args, &folder, &gpu, held_to, output, kernels, notes)
         }
         None => {
             let mut backend = args.backends.open(name)?;
             let (output, kernels) = run_on(&folder, &mut backend)?;
-            finish(args, &folder, &backend, output, kernels, Vec::new())
+            finish(args, &folder, &backend, held_to, output, kernels, Vec::new())
         }
     }
 }
@@ -95,16 +99,32 @@ fn finish<B: Backend>(
     args: &Args,
     folder: &Folder,
     subject: &B,
+    held_to: Option<NamedContract>,
     output: HostTensor,
     kernels: Vec<String>,
     mut notes: Vec<String>,
 ) -> Result<Outcome> {
-    let contract = subject.contract(folder.case.op().kind());
+    let (m, (kind, stage)) = (&folder.manifest, (folder.case.op().kind(), folder.case.site.stage));
+    let mut info = held(subject.info(), held_to.as_ref());
+    let own = *NamedContract::of(subject).at(stage, kind);
+    let contract = match (&held_to, &m.subject.held_to) {
+        (Some(asked), _) => *asked.at(stage, kind),
+        (None, Some(name)) => {
+            notes.push(format!("held to {name}, as the folder was, and not to what {} promises", info.backend));
+            info.contract = m.subject.info.contract.clone();
+            m.subject.contract
+        }
+        (None, None) => own,
+    };
     let judged = folder.judge(&contract, output)?;
-    let (m, info) = (&folder.manifest, subject.info());
     if !folder.same_contract(&contract) {
-        let made_on = &m.subject.info.backend;
-        notes.push(format!("{} has another contract than {made_on}: the floors are its own", info.backend));
+        let (whose, made_on) = match &held_to {
+            Some(asked) => (asked.name.as_str(), "the folder"),
+            None => (info.backend.as_str(), m.subject.info.backend.as_str()),
+        };
+        notes.push(format!(
+            "{whose} has another contract than {made_on}: the oracle's values and the floors are its own"
+        ));
     }
     let fails = judged.fails();
     let document = ReproDocument {

@@ -19,6 +19,9 @@ use crate::formula::floor::{floor_of, injected_ratio};
 use crate::model::Model;
 use crate::op::{At, OpKind, STAGES, Site};
 
+/// What a contract is called that was put together by operation, which no name stands for.
+pub const INFERRED: &str = "inferred";
+
 /// What an engine's errors say of its arithmetic.
 #[derive(Clone, Debug)]
 pub struct Inference {
@@ -148,7 +151,7 @@ pub fn infer(
         None => "by operation, as no named contract has it".to_string(),
     };
     Ok(Inference {
-        contract: NamedContract { name: "inferred".into(), text, ops, stages: BTreeMap::new() },
+        contract: NamedContract { name: INFERRED.into(), text, ops, stages: BTreeMap::new() },
         lines,
         unexplained: unexplained.into_iter().collect(),
     })

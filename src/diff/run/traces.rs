@@ -56,7 +56,14 @@ pub fn compare(reference: &Trace, subject: &Trace, tolerances: &Tolerances) -> R
         });
     }
     if c.contracts != g.contracts {
-        notes.push(format!("the sides promise different arithmetic: {}; {}", c.backend.contract, g.backend.contract));
+        let (one, other) = (&c.backend.contract, &g.backend.contract);
+        notes.push(format!("the sides promise different arithmetic: {one}; {other}"));
+        if c.contracts.is_empty() || g.contracts.is_empty() {
+            notes.push(
+                "what a trace that states no arithmetic keeps, `diff` with the model and --contract reference=infer or subject=infer works out"
+                    .into(),
+            );
+        }
     }
     let size = |key: &str| c.model.hyperparameters.get(key).and_then(|v| v.as_u64()).unwrap_or(0) as usize;
     let of_moe = |key: &str| {
