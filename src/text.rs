@@ -1,4 +1,4 @@
-//! Text that came from somewhere else (a file, the command line, a driver), made safe to print.
+//! Text that came from somewhere else (a file, the command line, a driver), made safe to print; and numbers of things in words.
 //!
 //! Names are cut and made printable where they enter a sentence, so that the sentence stays short; whole messages and reports are
 //! made safe once more where they leave the program (`cli/output.rs`), so that no name that was forgotten reaches a terminal.
@@ -7,6 +7,11 @@
 const LONGEST_NAME: usize = 200;
 /// How many characters of a message are printed: some screens of it.
 const LONGEST_MESSAGE: usize = 4000;
+
+/// `1 stage`, `2 stages`.
+pub fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
 
 /// A name from outside as one line that a terminal only shows: [`printable_whole`] of its first 200 characters.
 pub fn printable(text: &str) -> String {

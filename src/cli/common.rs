@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::gguf::Gguf;
 use crate::model::Model;
 use crate::op::{STAGES, Scope, Stage, Weight};
-use crate::text::printable;
+use crate::text::{count, printable};
 use crate::trace::select::{nearest, stages_named};
 
 /// Bytes of text that are read of a prompt file: more than the longest context takes.
@@ -46,7 +46,8 @@ pub fn open_model(path: Option<&Path>) -> Result<Model> {
     let began = Instant::now();
     let model = Model::open(path)?;
     let (name, weights) = (model.gguf.name(), model.weights.all().len());
-    detail(&format!("opened {name}: {} layers, {weights} weights, in {:.1?}", model.config.layers, began.elapsed()));
+    let (layers, weights) = (count(model.config.layers, "layer"), count(weights, "weight"));
+    detail(&format!("opened {name}: {layers}, {weights}, in {:.1?}", began.elapsed()));
     if let Some(keys) = odd_texts(&model.gguf) {
         remark(&format!("{name}: {keys}"));
     }
@@ -306,7 +307,9 @@ pub fn at_most_cores(asked: NonZero<usize>) -> usize {
     static SAID: Once = Once::new();
     let (asked, cores) = (asked.get(), cores());
     if asked > cores {
-        SAID.call_once(|| remark(&format!("note: --threads {asked}: {cores} threads, one a core, are used")));
+        SAID.call_once(|| {
+            remark(&format!("note: --threads {asked}: {}, one a core, are used", count(cores, "thread")))
+        });
     }
     asked.min(cores)
 }

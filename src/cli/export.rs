@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let rounded = write_npy(&mut file, tensor, gguf.data(tensor), convert, &args.out)?;
     file.commit()?;
     if rounded > 0 {
-        output::say(&format!(
+        output::remark(&format!(
             "warning: tensor {}: {rounded} of {} {} values are rounded: f32 does not hold them exactly",
             printable(&tensor.name),
             tensor.elements(),

@@ -61,7 +61,7 @@ struct Cli {
     /// Say what is opened, and how long it takes
     #[arg(short, long, global = true, action = ArgAction::SetTrue, conflicts_with = "quiet", help_heading = "Everywhere")]
     verbose: bool,
-    /// Only results and errors: no notes beside them, no bars
+    /// Only results and errors: no remarks beside them, no bars; a report's notes are part of it
     #[arg(short, long, global = true, action = ArgAction::SetTrue, help_heading = "Everywhere")]
     quiet: bool,
     #[command(subcommand)]

@@ -6,6 +6,7 @@ use crate::backend::{AnyBackend, Backend};
 use crate::cli::common::{BackendArgs, ModelArg, Prompt, PromptArgs, prepare};
 use crate::cli::{Outcome, output};
 use crate::model::{Calls, LogitRows, Model, Runner, Tokenizer};
+use crate::text::count;
 use crate::{Error, Result};
 
 /// Generate text greedily, and say how fast.
@@ -75,10 +76,11 @@ pub fn run(args: &Args) -> Result<Outcome> {
     output::print("\n")?;
     let rate = |tokens: usize, time: std::time::Duration| tokens as f64 / time.as_secs_f64();
     let tokens = prompt.tokens.len();
-    output::remark(&format!("prefill {tokens} tokens, {:.1} tokens/s", rate(tokens, prefill)));
+    output::remark(&format!("prefill {}, {:.1} tokens/s", count(tokens, "token"), rate(tokens, prefill)));
     let decoded = runner.decoded();
     if decoded > 0 {
-        output::remark(&format!("decode  {decoded} tokens, {:.1} tokens/s", rate(decoded, began.elapsed())));
+        let rate = rate(decoded, began.elapsed());
+        output::remark(&format!("decode  {}, {rate:.1} tokens/s", count(decoded, "token")));
     }
     Ok(Outcome::Ok)
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::cli::{Outcome, output};
 use crate::op::GgmlType;
 use crate::synth::{Family, FfnShape, MIXES, Mix, ModelShape, Moe, Plan};
+use crate::text::count;
 use crate::{Error, Result};
 
 /// Write a model of random weights, of any shape and type.
@@ -102,12 +103,12 @@ pub fn run(args: &Args) -> Result<Outcome> {
     bar.finish_and_clear();
     written?;
     output::print(&format!(
-        "{}: {}, {} layers, {} tensors, {:.2} GB, {}, seed {}\n",
+        "{}: {}, {}, {}, {}, {}, seed {}\n",
         args.out.display(),
         shape.architecture(),
-        shape.layers,
-        plan.tensors().len(),
-        plan.bytes() as f64 / 1e9,
+        count(shape.layers as usize, "layer"),
+        count(plan.tensors().len(), "tensor"),
+        HumanBytes(plan.bytes()),
         mix.name,
         args.seed
     ))?;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::backend::gpu::PACKAGES;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 #[derive(Serialize)]
 pub struct DevicesDocument {
@@ -79,7 +79,7 @@ pub fn render(document: &DevicesDocument) -> String {
         let _ = writeln!(out, "{text}");
     };
     let cpu = &document.cpu;
-    line(format!("cpu    {} · {} threads", printable(&cpu.processor), cpu.threads));
+    line(format!("cpu    {} · {}", printable(&cpu.processor), count(cpu.threads, "thread")));
     line("  oracle      float64, the judge".to_string());
     for level in &cpu.levels {
         let state = match (level.available, level.default) {

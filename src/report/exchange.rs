@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::facts::count;
 use super::format::{cut, percent, scientific};
 use super::markdown;
 use super::table::{lines, table};
@@ -12,7 +11,7 @@ use crate::backend::BackendInfo;
 use crate::diff::exchange::{Exchange, LogitsCost, PartBy, PartCost};
 use crate::diff::outcome::ModelSummary;
 use crate::error::{Error, Result};
-use crate::text::{printable, printable_whole};
+use crate::text::{count, printable, printable_whole};
 
 /// What the columns are.
 const LEGEND: [&str; 3] = [
@@ -92,9 +91,10 @@ impl<'a> ExchangeDocument<'a> {
 
     fn title(&self) -> String {
         let m = &self.reference;
-        let mut title = format!("two files of one model · {} · {} layers", printable(&m.architecture), m.layers);
+        let mut title =
+            format!("two files of one model · {} · {}", printable(&m.architecture), count(m.layers, "layer"));
         if m.experts > 0 {
-            title += &format!(" · {} experts, {} used", m.experts, m.experts_used);
+            title += &format!(" · {}, {} used", count(m.experts, "expert"), m.experts_used);
         }
         let of = if self.prompts > 1 { format!(" of {} prompts", self.prompts) } else { String::new() };
         title + &format!(" · {}{of}", count(self.exchange.positions, "token"))

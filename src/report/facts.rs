@@ -1,19 +1,14 @@
 //! What every report says of a fault and of a stage, in words.
 
 use super::format::{measured, percent, scientific, shape, short};
-use crate::diff::measure::metrics::Side;
+use crate::diff::measure::metrics::{Mismatch, Side};
 use crate::diff::measure::router::Flip;
-use crate::diff::outcome::{Comparison, ComparisonKind, HiddenChoice, Measured, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, ComparisonKind, HiddenChoice, Measured, SideSummary, StageResult, Verdict};
 use crate::environment::Environment;
-use crate::op::Site;
-use crate::text::{printable, printable_whole};
+use crate::op::{Site, Stage};
+use crate::text::{count, printable, printable_whole};
 
 const GIB: f64 = (1u64 << 30) as f64;
-
-/// `1 stage`, `2 stages`.
-pub fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
-}
 
 /// Where a stage is, with its step if it was decoded.
 pub fn place(s: &StageResult) -> String {
@@ -54,6 +49,14 @@ pub fn provenance(c: &Comparison, here: &Environment) -> Vec<(&'static str, Stri
     lines
 }
 
+/// A side in one line: what it is, on what it ran, and what it promises.
+pub fn side(side: &SideSummary) -> String {
+    let i = &side.info;
+    let trace = side.trace.as_ref().map_or(String::new(), |trace| format!("trace {} · ", printable_whole(trace)));
+    let software = if i.software { ", software adapter" } else { "" };
+    format!("{trace}{} · {}{software} · {}", printable(&i.backend), printable(&i.adapter), printable(&i.contract))
+}
+
 /// What was compared, of how much.
 fn coverage(c: &Comparison) -> String {
     let (compared, not) = c.counts();
@@ -82,7 +85,8 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
         });
         return ("AGREE", format!("{counts}{worst}"));
     }
-    let faults = c.stages.iter().filter(|s| s.verdict.is_fault()).count();
+    let lost = c.stages.iter().filter(|s| s.verdict.is_fault() && lost_alike(s)).count();
+    let faults = c.stages.iter().filter(|s| s.verdict.is_fault()).count() - lost;
     let inherit = c.stages.iter().filter(|s| s.verdict == Verdict::Inherits).count();
     let unexplained: usize = c.routing.iter().filter_map(|r| r.routing.as_ref().ok()).map(|r| r.unexplained()).sum();
     let mut why = match (c.fault(), c.visible()) {
@@ -91,6 +95,9 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
             format!("overflow from {} on, which the contract allows; ", place(s))
         }
         (None, Some(s)) if s.is_blamelessly_lost() => format!("not finite from {} on, by nobody's fault; ", place(s)),
+        (None, Some(s)) if lost_alike(s) => {
+            format!("not finite from {} on, on both sides alike, which nothing judges; ", place(s))
+        }
         (None, Some(s)) => format!("first difference {}; ", place(s)),
         (None, None) => String::new(),
     };
@@ -102,6 +109,9 @@ pub fn summary(c: &Comparison) -> (&'static str, String) {
                 ComparisonKind::Compare => format!("{} differ", count(faults, "stage")),
             }
         );
+    }
+    if lost > 0 {
+        why += &format!("{} not finite, ", count(lost, "stage"));
     }
     if inherit > 0 {
         why += &format!("{inherit} inherit, ");
@@ -139,12 +149,50 @@ pub fn verdict_facts(c: &Comparison) -> Option<Facts> {
                 None => Some(("NOT FINITE", place(s), facts)),
             }
         }
+        (None, Some(s)) if lost_alike(s) => Some(("NOT FINITE", place(s) + " · on both sides alike", where_facts(s))),
         (None, Some(s)) if !c.agrees() => Some(("FIRST DIFFERENCE", place(s), where_facts(s))),
         _ => None,
     }
 }
 
-fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, String)>) {
+/// Whether both sides have as many values that are not finite, from the same one on, and nothing says whose fault they are.
+fn lost_alike(s: &StageResult) -> bool {
+    let alike = match s.total.mismatch() {
+        Some(Mismatch::NonFinite { reference, subject }) => reference == subject,
+        _ => false,
+    };
+    alike && !s.is_judged()
+}
+
+/// Faults behind the first that are told apart from it and from each other.
+const FURTHER: usize = 4;
+
+/// The faults behind the first at another stage, of another side, or by another mistake, and how many there are besides. A stage that was not
+/// explained, as most behind the first are not, is taken to be wrong as it is elsewhere.
+pub fn further_faults(c: &Comparison) -> (Vec<String>, usize) {
+    let mut faults = c.stages.iter().filter(|s| s.verdict.is_fault() && s.is_judged());
+    let known = |s: &StageResult| s.cause.as_ref().filter(|cause| cause.reproduced).map(|cause| cause.name.clone());
+    let key = |s: &StageResult| (s.site.stage, s.verdict.clone(), known(s));
+    let Some(first) = faults.next() else { return (Vec::new(), 0) };
+    let (mut seen, mut lines, mut rest) = (vec![key(first)], Vec::new(), 0);
+    for s in faults {
+        let (stage, verdict, cause) = key(s);
+        let alike = |k: &(Stage, Verdict, Option<String>)| {
+            (k.0, &k.1) == (stage, &verdict) && (cause.is_none() || k.2 == cause)
+        };
+        if lines.len() == FURTHER || seen.iter().any(alike) {
+            rest += 1;
+            continue;
+        }
+        let by = cause.as_ref().map_or(String::new(), |cause| format!(": {}", printable(cause)));
+        lines.push(headline(s) + &by);
+        seen.push((stage, verdict, cause));
+    }
+    if lines.is_empty() { (lines, 0) } else { (lines, rest) }
+}
+
+/// Where a fault is, whose it is, and how large.
+fn headline(s: &StageResult) -> String {
     let who = match &s.verdict {
         Verdict::BothWrong => "both sides are wrong".into(),
         v => match v.side() {
@@ -159,9 +207,16 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
     } else if s.verdict == Verdict::Differs && s.ratio.is_some_and(|ratio| ratio <= 1.0) {
         // Within what rounding explains, and beyond what somebody asked for.
         first += " · over the limit that was given";
+    } else if s.ratio.is_some_and(f64::is_nan) {
+        first += " · not finite";
     } else if let Some(ratio) = s.ratio {
         first += &format!(" · {} × floor", short(ratio));
     }
+    first
+}
+
+fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, String)>) {
+    let first = headline(s);
     let mut lines = where_facts(s);
     if let Some(cause) = &s.cause {
         let next = cause.next_best.as_ref();

@@ -4,6 +4,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::diff::measure::metrics::Mismatch;
 use crate::diff::outcome::Measured;
+use crate::text::count;
 
 /// A number to two digits: `0.31`, `41`, `3.7e4`.
 pub fn short(x: f64) -> String {
@@ -99,8 +100,7 @@ pub fn measured(m: &Measured) -> String {
     match m {
         Measured::Metrics(m) => scientific(m.nmse),
         Measured::Sets { flips: 0, .. } => "equal".into(),
-        Measured::Sets { flips: 1, .. } => "1 flip".into(),
-        Measured::Sets { flips, .. } => format!("{flips} flips"),
+        Measured::Sets { flips, .. } => count(*flips, "flip"),
         Measured::Failed(m) => mismatch_kind(m).into(),
         Measured::Hidden => "-".into(),
     }

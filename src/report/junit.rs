@@ -5,10 +5,11 @@
 //!   reason: neither is a pass.
 //! - A comparison of nothing has one case, which fails.
 
-use super::facts::{count, flip, place, provenance, stage_cells, where_facts};
+use super::facts::{flip, place, provenance, stage_cells, where_facts};
 use super::markup::escape;
 use crate::diff::outcome::{Comparison, LayerRouting, Measured, StageResult, Verdict};
 use crate::environment::Environment;
+use crate::text::count;
 
 enum Status {
     Passed,

@@ -1,11 +1,11 @@
 //! The report as Markdown: what fits into an issue or a pull request. The picture and the facts as they are printed, the worst
 //! stages as a table.
 
-use super::facts::{count, place, provenance, stage_cells, summary, verdict_facts};
+use super::facts::{place, provenance, side, stage_cells, summary, verdict_facts};
 use super::text::{picture, worst};
 use crate::diff::outcome::{Comparison, Verdict};
 use crate::environment::Environment;
-use crate::text::{printable, printable_whole};
+use crate::text::{count, printable, printable_whole};
 
 /// The whole document.
 pub fn render(c: &Comparison) -> String {
@@ -13,8 +13,8 @@ pub fn render(c: &Comparison) -> String {
     let mut out = format!(
         "# {}: {} and {} {verdict}\n\n",
         text(&c.model.name),
-        side(&c.reference.info.backend),
-        side(&c.subject.info.backend)
+        code(&c.reference.info.backend),
+        code(&c.subject.info.backend)
     );
     if let Some((title, first, facts)) = verdict_facts(c) {
         out += &format!(
@@ -55,7 +55,7 @@ pub fn issue(c: &Comparison) -> String {
     let next = c.next.as_deref().map_or(String::new(), |next| format!("{}\n", fenced(next)));
     out += &format!("### How to make it again\n\n```sh\n{again}\n{next}```\n\n### Versions\n\n");
     let mut facts = provenance(c, &here);
-    facts.extend([("reference", c.reference.info.contract.clone()), ("subject", c.subject.info.contract.clone())]);
+    facts.extend([("reference", side(&c.reference)), ("subject", side(&c.subject))]);
     facts.extend(c.notes.iter().map(|note| ("note", note.clone())));
     out + &facts.into_iter().map(|(name, fact)| format!("- {name}: {}\n", text(&fact))).collect::<String>()
 }
@@ -65,7 +65,7 @@ fn fenced(text: &str) -> String {
     printable_whole(text).replace("```", "'''")
 }
 
-fn side(backend: &str) -> String {
+fn code(backend: &str) -> String {
     format!("`{}`", printable(backend).replace('`', "'"))
 }
 

@@ -3,13 +3,12 @@
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::facts::count;
 use super::format::{cut, shape, short, time};
 use super::text::{WIDTH, field};
 use crate::diff::outcome::{ModelSummary, Verdict};
 use crate::op::OpParams;
 use crate::probe::{Misplaced, ProbeMemory, ProbeOptions, Probed, ProbedSide, ProbedWeight, RowRange};
-use crate::text::{printable, printable_whole};
+use crate::text::{count, printable, printable_whole};
 
 /// Ranges of rows that are printed.
 const SHOWN: usize = 8;

@@ -6,7 +6,7 @@ use crate::report::format::{shape, short};
 use crate::repro::ReproVerdict;
 use crate::repro::manifest::{InTheRun, Reference, Shrinking};
 use crate::repro::verdict::Figures;
-use crate::text::{printable, printable_whole};
+use crate::text::{count, printable, printable_whole};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -77,7 +77,10 @@ pub fn render(d: &ReproDocument) -> String {
     }
     if let Some(s) = d.shrinking.filter(|s| s.runs > 0) {
         let stopped = if s.stopped { ", all that --runs allows: it may be smaller" } else { "" };
-        line("shrunk", format!("{} → {} in {} runs{stopped}", shape(&d.in_the_run.shape), shape(&d.shape), s.runs));
+        line(
+            "shrunk",
+            format!("{} → {} in {}{stopped}", shape(&d.in_the_run.shape), shape(&d.shape), count(s.runs, "run")),
+        );
     }
     if !d.kernels.is_empty() {
         line("kernels", d.kernels.join(", "));

@@ -1,10 +1,9 @@
 //! A sweep for people: a line a prompt as soon as it is done, then what all came to.
 
 use crate::diff::sweep::{FaultLine, PromptResult, Shard, SweepHeader, SweepLine, SweepSummary};
-use crate::report::facts::count;
 use crate::report::format::{cut, percent, scientific, short, time};
 use crate::report::text::WIDTH;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// Kinds of faults that the summary lists.
 const MOST_FAULTS: usize = 12;
@@ -99,10 +98,10 @@ fn summary(s: &SweepSummary) -> String {
     }
     let verdict = if s.agrees() { "AGREE " } else { "DIVERGED " };
     text + &format!(
-        "{verdict} {} of {}, {} tokens, {}\n",
+        "{verdict} {} of {}, {}, {}\n",
         s.agree,
         count(s.prompts, "prompt"),
-        s.tokens,
+        count(s.tokens, "token"),
         time(s.seconds)
     )
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::backend::BackendInfo;
 use crate::diff::run::vary::{Difference, RowChange, StageRows, Variation, Varied, Vary};
 use crate::report::format::scientific;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// The document of schema `twinscope.vary/1`.
 #[derive(Serialize)]
@@ -48,9 +48,9 @@ impl<'a> VaryDocument<'a> {
 pub fn render(document: &VaryDocument<'_>, what: &Vary) -> String {
     let software = if document.subject.software { ", software adapter" } else { "" };
     let mut text = format!(
-        "{} · {} tokens\nsubject    {} · {}{software}\nagainst    {}\n\n",
+        "{} · {}\nsubject    {} · {}{software}\nagainst    {}\n\n",
         printable(document.model),
-        document.tokens,
+        count(document.tokens, "token"),
         document.subject.backend,
         document.subject.adapter,
         match what {
@@ -90,7 +90,7 @@ pub fn render(document: &VaryDocument<'_>, what: &Vary) -> String {
 /// `from 2 rows on, in 3 of 4 calls: at most 1.2e-7 or 3 ULP`
 fn changes(stage: &StageRows) -> String {
     let at = match &stage.changes[..] {
-        [c] if c.rows == c.below + 1 => format!("from {} rows on", c.rows),
+        [c] if c.rows == c.below + 1 => format!("from {} on", count(c.rows, "row")),
         [c] => format!("between {} and {} rows", c.below, c.rows),
         several => {
             let rows = several.iter().map(|c| match c.rows - c.below {

@@ -361,6 +361,8 @@ fn export_of_any_architecture_says_what_it_rounds() {
     let warning = String::from_utf8(run.stderr).unwrap();
     assert_eq!(warning, "warning: tensor a: 1 of 2 I32 values are rounded: f32 does not hold them exactly\n");
     assert_eq!(load_npy(&out), ("(2,)".into(), vec![7.0, 2147483648.0]));
+    let quiet = twinscope(&[&"-q", &"export", &path, &"--tensor", &"a", &"--out", &out]);
+    assert!(quiet.status.success() && quiet.stderr.is_empty(), "{quiet:?}");
 
     let none = dir.path().join("none.npy");
     let message = failure(&twinscope(&[&"export", &path, &"--tensor", &"b", &"--out", &none]), 2);

@@ -50,6 +50,8 @@ fn an_issue_says_all_that_is_asked_for() {
         "diff --tokens '654,3' --subject cpu --tol",
         "twinscope repro --tokens 654,3 --layer 0 --stage k_proj",
         "- made by: twinscope ",
+        "- reference: cpu:scalar · ",
+        "- subject: cpu",
         "- machine: ",
         "fingerprint ",
     ] {

@@ -41,6 +41,23 @@ fn the_same_nan_on_both_sides_is_no_difference_without_an_oracle_either() {
     expect(0, &good);
 }
 
+/// Of two traces nothing says whether their NaN are right; that they are the same is said, and is no agreement.
+#[test]
+fn the_same_nan_in_two_traces_is_no_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = with_nan(DEMO, "blk.1.attn_norm.weight", 5, &dir.path().join("nan.gguf"));
+    let [a, b] = ["a", "b"].map(|name| {
+        let out = dir.path().join(name).display().to_string();
+        expect(0, &["trace", &file, "--tokens", "1,2", "--backend", "cpu", "--save", "all", "--out", &out]);
+        out
+    });
+    let text = expect(1, &["compare", &a, &b]);
+    assert!(text.contains("NOT FINITE  layer 1 · attn_norm · on both sides alike"), "{text}");
+    let text = words(&text);
+    let last = "DIVERGED not finite from layer 1 · attn_norm on, on both sides alike, which nothing judges; ";
+    assert!(text.contains(last) && text.contains(" stages not finite, ") && !text.contains("differ,"), "{text}");
+}
+
 #[test]
 fn a_sweep_says_why_a_prompt_does_not_agree() {
     let dir = tempfile::tempdir().unwrap();

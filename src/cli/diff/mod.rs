@@ -22,6 +22,7 @@ use crate::op::{LayerLayout, Site, Stage};
 use crate::report::format::percent;
 use crate::report::json::Document;
 use crate::report::text;
+use crate::text::count;
 use crate::trace::MOST_EXPERTS;
 use crate::trace::recorded::Recorded;
 use crate::trace::select::{Selected, Selection, stages_in};
@@ -183,8 +184,8 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     match reference.recorded.as_ref().or(subject.recorded.as_ref()) {
         Some(run) if args.prompt.is_given() || args.decode.is_some() || args.cover => {
             return Err(Error::usage(format!(
-                "a trace of {} tokens is a side, so --prompt, --prompt-file, --tokens, --chat, --decode and --cover have nothing to say",
-                run.tokens.len()
+                "a trace of {} is a side, so --prompt, --prompt-file, --tokens, --chat, --decode and --cover have nothing to say",
+                count(run.tokens.len(), "token")
             )));
         }
         Some(run) => {
@@ -445,7 +446,10 @@ fn vanished(own: &Comparison, forced: &Comparison) -> String {
         true => format!("{} of the logits' squared error vanishes", percent(1.0 - after / before)),
         false => "the logits have no error to begin with".into(),
     };
-    format!("the subject computes with the reference's experts: {share}; its own routing has {} flips", flips(own))
+    format!(
+        "the subject computes with the reference's experts: {share}; its own routing has {}",
+        count(flips(own), "flip")
+    )
 }
 
 /// A side of the comparison: a backend, or a trace that answers like one.

@@ -11,6 +11,7 @@ use crate::diff::run::verdicts::ComparisonBuilder;
 use crate::error::{Error, Result};
 use crate::model::{Calls, LogitRows, Model, Runner, tokens_sha256};
 use crate::op::{At, LayerLayout, OpKind, Site, Stage};
+use crate::text::count;
 use crate::trace::recorded::sites;
 use crate::trace::select::Selected;
 
@@ -222,7 +223,9 @@ pub(super) fn compare(
         }
         End::Stopped { decoded } => {
             let looked_at = found.stages.len();
-            comparison.notes.push(format!("stopped at the first fault: {looked_at} of {of} stages were looked at"));
+            comparison
+                .notes
+                .push(format!("stopped at the first fault: {looked_at} of {} were looked at", count(of, "stage")));
             comparison.decode = decoded;
         }
     }

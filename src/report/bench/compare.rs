@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use super::super::facts::count;
 use super::super::format::{percent, three, time};
 use super::super::table::{lines, table};
 use crate::bench::compare::{BenchChange, BenchComparison};
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// The document of schema `twinscope.bench.compare/1`.
 #[derive(Serialize)]

@@ -20,7 +20,6 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::facts::count;
 use super::format::{percent, three};
 use super::table::{lines, table};
 use crate::backend::BackendInfo;
@@ -30,7 +29,7 @@ use crate::bench::work::Work;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// How a document is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -3,7 +3,6 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::super::facts::count;
 use super::super::format::{cut, percent, time};
 use super::super::table::{lines, table};
 use super::{AchievedSpeed, BenchDocument, BenchRow, bar, on_threads};
@@ -13,6 +12,7 @@ use crate::bench::stats;
 use crate::bench::subject::BenchSubject;
 use crate::bench::work::Work;
 use crate::op::{STAGES, Stage};
+use crate::text::count;
 
 /// Columns of a bar.
 const BAR: usize = 20;

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::facts::{count, flip, stage_cells};
+use super::super::facts::{flip, stage_cells};
 use super::super::format::{percent, scientific};
 use super::super::grid::Cell;
 use super::super::markup::escape;
 use super::heat::{WorstStep, anchor, look};
 use crate::diff::outcome::{Comparison, Verdict};
 use crate::op::Site;
+use crate::text::count;
 
 /// Rows of flips, and of changes of the most probable token, that are listed.
 const MOST_ROWS: usize = 200;

@@ -15,11 +15,12 @@ mod scale;
 #[cfg(test)]
 mod tests;
 
-use super::facts::{count, provenance, summary, verdict_facts};
+use super::facts::{provenance, side, summary, verdict_facts};
 use super::format::{percent, scientific};
 use super::markup::escape;
-use crate::diff::outcome::{Comparison, ComparisonKind, SideSummary};
+use crate::diff::outcome::{Comparison, ComparisonKind};
 use crate::environment::Environment;
+use crate::text::count;
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
@@ -69,20 +70,14 @@ fn definitions<'a>(rows: impl Iterator<Item = (&'a str, String)>) -> String {
 
 fn header(c: &Comparison, verb: &str, verdict: &str) -> String {
     let m = &c.model;
-    let side = |s: &SideSummary| {
-        let i = &s.info;
-        let trace = s.trace.as_ref().map_or(String::new(), |t| format!("trace {t} · "));
-        let software = if i.software { ", software adapter" } else { "" };
-        format!("{trace}{} · {}{software} · {}", i.backend, i.adapter, i.contract)
-    };
     let experts = match m.experts {
         0 => String::new(),
-        n => format!(" · {n} experts, {} used", m.experts_used),
+        n => format!(" · {}, {} used", count(n, "expert"), m.experts_used),
     };
     let decoded = if c.decode > 0 { format!(" and {} decoded", c.decode) } else { String::new() };
     let prompt = c.prompt.as_ref().map_or(String::new(), |p| format!(": {p}"));
     let mut rows = vec![
-        ("model", format!("{} · {} · {} layers{experts}", m.name, m.architecture, m.layers)),
+        ("model", format!("{} · {} · {}{experts}", m.name, m.architecture, count(m.layers, "layer"))),
         ("prompt", format!("{}{decoded}{prompt}", count(c.tokens, "token"))),
         ("reference", side(&c.reference)),
         ("subject", side(&c.subject)),

@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, HumanCount};
 
 use super::{InspectDocument, TokenizerInfo};
 use crate::report::table::table;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// Values longer than this are cut: the JSON has them whole.
 const MAX_VALUE: usize = 80;
@@ -36,15 +36,15 @@ fn value(json: &serde_json::Value) -> String {
 pub fn render(d: &InspectDocument) -> String {
     let mut out = String::new();
     let m = &d.model;
-    let files = if m.parts == 1 { "1 file".to_string() } else { format!("{} files", m.parts) };
+    let files = count(m.parts, "file");
     let architecture = d.architecture.as_ref().map_or("no architecture given".to_string(), |a| printable(a));
     let _ = writeln!(
         out,
-        "{} · {architecture} · GGUF v{} · {files}, {} · {} tensors, {} weights",
+        "{} · {architecture} · GGUF v{} · {files}, {} · {}, {} weights",
         m.file,
         m.gguf_version,
         HumanBytes(m.bytes),
-        d.totals.tensors,
+        count(d.totals.tensors, "tensor"),
         HumanCount(d.totals.elements),
     );
     let _ = writeln!(out, "fingerprint {}", m.fingerprint);

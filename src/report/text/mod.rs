@@ -12,13 +12,13 @@ mod tests;
 
 use textwrap::WordSplitter;
 
-use super::facts::{count, provenance, stage_cells, summary as summary_of, verdict_facts};
+use super::facts::{further_faults, provenance, side, stage_cells, summary as summary_of, verdict_facts};
 use super::format::{cut, scientific, short, width};
 use super::grid::{Cell, Grid};
 use crate::diff::measure::attribution::by_type;
-use crate::diff::outcome::{Comparison, ComparisonKind, SideSummary, StageResult, Verdict};
+use crate::diff::outcome::{Comparison, ComparisonKind, StageResult, Verdict};
 use crate::environment::Environment;
-use crate::text::{printable, printable_whole};
+use crate::text::{count, printable, printable_whole};
 use routing::{logits, routers};
 
 /// Columns that the report keeps to.
@@ -76,9 +76,9 @@ pub fn render(c: &Comparison, style: Style) -> String {
 
 fn header(c: &Comparison, style: Style) -> String {
     let m = &c.model;
-    let mut first = format!("{} · {} · {} layers", printable(&m.name), printable(&m.architecture), m.layers);
+    let mut first = format!("{} · {} · {}", printable(&m.name), printable(&m.architecture), count(m.layers, "layer"));
     if m.experts > 0 {
-        first += &format!(" · {} experts, {} used", m.experts, m.experts_used);
+        first += &format!(" · {}, {} used", count(m.experts, "expert"), m.experts_used);
     }
     first += &format!(" · {}", count(c.tokens, "token"));
     if c.decode > 0 {
@@ -88,8 +88,8 @@ fn header(c: &Comparison, style: Style) -> String {
         first += &format!(": \"{}\"", printable(prompt));
     }
     let mut out = style.bold(&cut(&first, WIDTH)) + "\n";
-    out += &side("reference", &c.reference);
-    out += &side("subject", &c.subject);
+    out += &field("reference", &side(&c.reference));
+    out += &field("subject", &side(&c.subject));
     let judge = match (&c.judge, c.kind) {
         (Some(judge), _) => printable_whole(judge),
         (None, ComparisonKind::Diff) => "none: which side is wrong is not said".into(),
@@ -102,17 +102,6 @@ fn header(c: &Comparison, style: Style) -> String {
         out += &field("note", &printable_whole(note));
     }
     out
-}
-
-fn side(name: &str, side: &SideSummary) -> String {
-    let i = &side.info;
-    let software = if i.software { ", software adapter" } else { "" };
-    let mut text =
-        format!("{} · {}{software} · {}", printable(&i.backend), printable(&i.adapter), printable(&i.contract));
-    if let Some(trace) = &side.trace {
-        text = format!("trace {} · {text}", printable_whole(trace));
-    }
-    field(name, &text)
 }
 
 /// A name and a text, wrapped under itself.
@@ -190,6 +179,17 @@ fn verdict(c: &Comparison, style: Style) -> String {
     let mut out = style.red(title) + &format!("  {first}\n");
     for (name, text) in facts {
         out += &indented(&format!("  {name:<11}"), &text);
+    }
+    let (further, rest) = further_faults(c);
+    for (n, text) in further.iter().enumerate() {
+        let title = "ALSO WRONG";
+        let start = if n == 0 { style.red(title) } else { " ".repeat(width(title)) };
+        // Colours take no columns.
+        let wrapped = indented(&" ".repeat(width(title) + 2), text);
+        out += &(start + &wrapped[width(title)..]);
+    }
+    if rest > 0 {
+        out += &format!("{:12}and {}\n", "", count(rest, "more fault"));
     }
     out
 }

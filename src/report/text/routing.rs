@@ -1,10 +1,11 @@
 //! Routers and logits.
 
-use super::super::facts::{count, flip};
+use super::super::facts::flip;
 use super::super::format::{percent, scientific};
 use super::{SHORT_LIST, Style, indented};
 use crate::diff::measure::router::{Flip, RouterComparison, WeightError};
 use crate::diff::outcome::Comparison;
+use crate::text::count;
 
 pub(super) fn routers(c: &Comparison, style: Style) -> String {
     if c.routing.is_empty() {

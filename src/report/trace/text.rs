@@ -6,7 +6,7 @@ use super::TraceReport;
 use crate::op::{STAGES, Scope};
 use crate::report::format::{cut, time};
 use crate::report::text::WIDTH;
-use crate::text::printable;
+use crate::text::{count, printable};
 use crate::trace::stats::{StageStats, Summary};
 
 /// Layers side by side in the overview: with 15 columns of name, 8 of 11 make 103.
@@ -26,12 +26,13 @@ pub fn render(report: &TraceReport<'_>, full: bool) -> String {
 
 fn heading(out: &mut String, report: &TraceReport<'_>) {
     let (config, captured) = (&report.model.config, &report.captured);
-    let _ = write!(out, "{} · {} · {} layers", printable(&config.name), config.architecture.name, config.layers);
+    let layers = count(config.layers, "layer");
+    let _ = write!(out, "{} · {} · {layers}", printable(&config.name), config.architecture.name);
     if let Some(moe) = &config.moe {
-        let _ = write!(out, " · {} experts, {} used", moe.experts, moe.used);
+        let _ = write!(out, " · {}, {} used", count(moe.experts, "expert"), moe.used);
     }
     let tokens = captured.tokens.len();
-    let _ = write!(out, " · {tokens} tokens");
+    let _ = write!(out, " · {}", count(tokens, "token"));
     if tokens > report.prompt_tokens {
         let _ = write!(out, ", {} of them decoded", tokens - report.prompt_tokens);
     }
@@ -136,7 +137,7 @@ fn ending(out: &mut String, report: &TraceReport<'_>) {
         let _ = writeln!(out, "  {:>7}  logit {:>9}  {:>6.2} %{text}", t.id, figure(Some(t.logit)), 100.0 * t.prob);
     }
     if let Some((dir, manifest)) = &report.saved {
-        let _ = writeln!(out, "\nsaved      {} tensors in {}", manifest.tensors.len(), dir.display());
+        let _ = writeln!(out, "\nsaved      {} in {}", count(manifest.tensors.len(), "tensor"), dir.display());
         for missing in &manifest.missing {
             let _ = writeln!(out, "not saved  {}: {}", missing.key, missing.why);
         }
