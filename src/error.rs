@@ -10,6 +10,14 @@ pub enum Error {
     /// A file is unreadable, malformed or not what it says. Exit code 2.
     #[error("{0}")]
     Input(String),
+    /// A file of source text does not compile, on no machine. Exit code 2.
+    #[error("{what}")]
+    Source {
+        /// The file, and what was expected.
+        what: String,
+        /// The place in it, as compilers show it: lines of which some are the file's.
+        excerpt: String,
+    },
     /// The input is fine, this machine cannot run it: no such adapter, a missing feature or kernel, out of memory, a lost
     /// device, a full disk, no permission. Exit code 125, so that `git bisect run` skips.
     #[error("{0}")]
@@ -52,23 +60,19 @@ impl Error {
         match self {
             Self::Usage(m) => Self::Usage(message(m)),
             Self::Input(m) => Self::Input(message(m)),
+            Self::Source { what, excerpt } => Self::Source { what: message(what), excerpt },
             Self::CannotRun(m) => Self::CannotRun(message(m)),
             Self::Fault(m) => Self::Fault(message(m)),
         }
     }
     /// The same error, said of `place`.
     pub fn within(self, place: &str) -> Self {
-        match self {
-            Self::Usage(what) => Self::Usage(format!("{place}: {what}")),
-            Self::Input(what) => Self::Input(format!("{place}: {what}")),
-            Self::CannotRun(what) => Self::CannotRun(format!("{place}: {what}")),
-            Self::Fault(what) => Self::Fault(format!("{place}: {what}")),
-        }
+        self.map(|what| format!("{place}: {what}"))
     }
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Input(_) => 2,
+            Self::Usage(_) | Self::Input(_) | Self::Source { .. } => 2,
             Self::CannotRun(_) => 125,
             Self::Fault(_) => 1,
         }

@@ -129,6 +129,9 @@ pub fn main() -> ExitCode {
                 output::say(&format!("error: {e}"));
             }
             output::say(&format!("error: {e}"));
+            if let Error::Source { excerpt, .. } = &e {
+                output::say_excerpt(excerpt);
+            }
             ExitCode::from(e.exit_code())
         }
     }

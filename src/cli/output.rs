@@ -8,7 +8,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
 
 use crate::environment::Environment;
-use crate::text::{message, printable_json, printable_lines};
+use crate::text::{count, message, printable, printable_json, printable_lines};
 use crate::{Error, Result};
 
 /// When to colour.
@@ -103,6 +103,18 @@ pub fn print_json(document: &impl serde::Serialize) -> Result<()> {
 pub fn say(line: &str) {
     // Nothing is left to say it to if this fails: stderr may be closed, or a file on a full disk.
     let _ = writeln!(std::io::stderr(), "{}", message(line));
+}
+
+/// Lines of an excerpt that are written.
+const LONGEST_EXCERPT: usize = 24;
+
+/// Writes lines to stderr that are somebody else's in part: indented, so that none can pass for one of this program's.
+pub fn say_excerpt(text: &str) {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines.iter().take(LONGEST_EXCERPT).for_each(|line| say(&format!("  {}", printable(line))));
+    if lines.len() > LONGEST_EXCERPT {
+        say(&format!("  … {} more", count(lines.len() - LONGEST_EXCERPT, "line")));
+    }
 }
 
 /// Writes a remark to stderr, unless `-q` asks for none.

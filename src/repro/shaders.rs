@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::folder::Folder;
 use super::manifest::DispatchEntry;
 use crate::backend::gpu::tuning::{Tuning, TuningSource};
 use crate::backend::gpu::{GpuOptions, Patch, for_lanes, parameter_words};
 use crate::error::{Error, Result};
+use wgpu::naga::front::wgsl::parse_str;
+use wgpu::naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
 /// Sources by kernel name, and which kernels a backend asked for.
 #[derive(Default)]
@@ -36,6 +39,32 @@ impl FolderShaders {
                      --shaders built-in runs this program's own",
                     immediates.len()
                 )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compiles the folder's shaders as far as that is the same on every machine: what an adapter lacks is said when it is asked.
+    ///
+    /// # Errors
+    /// [`Error::Source`] with the place in the first one that is no valid WGSL.
+    pub fn compile(folder: &Folder) -> Result<()> {
+        for DispatchEntry { kernel, shader, .. } in &folder.manifest.dispatches {
+            let Some(source) = folder.shaders.get(kernel) else { continue };
+            let path = folder.dir.join(shader).display().to_string();
+            let wrong = |why: String, excerpt: String| Error::Source {
+                what: format!("{path}: expected WGSL that compiles: {why}; --shaders built-in runs this program's own"),
+                excerpt,
+            };
+            let module = parse_str(source)
+                .map_err(|e| wrong(e.message().to_string(), e.emit_to_string_with_path(source, shader)))?;
+            let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+            validator.subgroup_stages(ShaderStages::all()).subgroup_operations(SubgroupOperationSet::all());
+            validator
+                .validate(&module)
+                .map_err(|e| wrong(e.as_inner().to_string(), e.emit_to_string_with_path(source, shader)))?;
+            if !module.entry_points.iter().any(|entry| entry.name == "main") {
+                return Err(wrong("no entry point is called main".into(), String::new()));
             }
         }
         Ok(())

@@ -227,7 +227,7 @@ fn readme(m: &ReproManifest) -> String {
     let mut text = format!(
         "{layer}{stage} of {model}, as {backend} ({adapter}) computes it,\n{what}.\nOne operation with its operands{how}.\n\n\
          Run it:\n\n    twinscope repro run .\n    twinscope repro run . --subject cpu:scalar\n\n\
-         exits with 1 while it is wrong, 0 when it agrees, 125 when it cannot run here, 2 when this\nfolder cannot be read. git's bisect takes 2 \
+         exits with 1 while it is wrong, 0 when it agrees, 125 when it cannot run here, 2 when this\nfolder cannot be read, or a shader in it does not compile. git's bisect takes 2 \
          for wrong too; this stops instead:\n\n    git bisect run sh -c 'twinscope repro run .; code=$?; [ $code = 2 ] && exit 128; exit $code'\n\n\
          manifest.json        what is here: operation, operands, verdict, dispatches\n\
          tensors.safetensors  operands (input.*), the float64 oracle's result (oracle), the error that\n\

@@ -16,7 +16,8 @@ use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::shaders::FolderShaders;
 use crate::repro::{Folder, ReproVerdict, Subject, held};
 
-/// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 125: it cannot run here.
+/// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 2: the folder cannot be read, or
+/// a shader in it does not compile; 125: it cannot run here.
 #[derive(clap::Args)]
 pub struct Args {
     /// The folder
@@ -51,6 +52,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
                 .then(|| FolderShaders::new(folder.shaders.clone()));
             if shaders.is_some() {
                 FolderShaders::check(&folder.manifest.dispatches)?;
+                FolderShaders::compile(&folder)?;
             }
             let asked = args.backends.options().of_gpu();
             let options = match shaders.as_ref().map(|shaders| shaders.options()) {
