@@ -38,7 +38,7 @@ pub struct Args {
     /// Rows that are judged by chance, where not all are
     #[arg(long, value_name = "N", default_value_t = 64)]
     judge: usize,
-    /// The side to compare with, which also makes the short run
+    /// The side to compare with, which also makes the short run; not the cpu:scalar of `diff`, which takes several times as long over many rows
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     reference: String,
     /// The side to examine

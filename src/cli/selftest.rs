@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<Outcome> {
         }
         return Ok(if calibration.passed() { Outcome::Ok } else { Outcome::Diverged });
     }
-    let shows = args.shows.as_deref().map(stages_in).transpose()?;
+    let shows = args.shows.as_deref().map(stages_in).transpose().map_err(|e| e.within("--shows"))?;
     let (listed, made_up) = (args.generate.is_none(), made_up(args)?);
     let shard = args.shard.unwrap_or(Shard::WHOLE);
     let options = SelfTestOptions { only: args.only.clone(), subject, adapter, shard, shows, listed, made_up };

@@ -133,7 +133,7 @@ fn writer(args: &Args, model: &Model, prompt: &ReadyPrompt) -> Result<Option<Tra
     let config = &model.config;
     let positions = calls(args, prompt).positions(config)?;
     let (Some(stages), Some(out)) = (&args.save, target(args, prompt)) else { return Ok(None) };
-    let selection = Selection::parse(stages, &args.layers, &args.positions, &args.experts)?;
+    let selection = Selection::parse_flag("--save", stages, &args.layers, &args.positions, &args.experts)?;
     let experts = config.moe.as_ref().map_or(0, |m| m.experts);
     let selected = selection.resolve(config.layers, positions, experts, config.layout())?;
     if let Some(parent) = args.prompts.as_ref().and(args.out.as_ref()) {

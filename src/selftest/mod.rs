@@ -73,8 +73,19 @@ impl SelfTestOptions {
         };
         let named: Vec<Trial> = all().into_iter().filter(|c| glob(pattern.as_bytes(), c.name.as_bytes())).collect();
         if named.is_empty() {
-            let known = nearest(pattern, all().iter().map(|c| c.name).collect::<Vec<_>>().into_iter());
-            return Err(Error::usage(format!("--only {pattern}: no fault has such a name; the nearest are {known}")));
+            let all = all();
+            let what = match &self.made_up {
+                // Their names are sentences, of which none is near a word.
+                Some(MadeUp { count: n, seed }) => format!(
+                    "none of the {n} that --generate makes up from --seed {seed} has such a name; --list lists them, such as {:?}",
+                    all.first().map_or("", |c| c.name)
+                ),
+                None => {
+                    let known = nearest(pattern, all.iter().map(|c| c.name));
+                    format!("no fault has such a name; the nearest are {known}")
+                }
+            };
+            return Err(Error::usage(format!("--only {pattern}: {what}")));
         }
         let chosen: Vec<Trial> =
             named.into_iter().filter(|c| self.subject.is_none_or(|subject| c.subject() == subject)).collect();

@@ -20,6 +20,8 @@ use crate::op::{Dim, LayerLayout, STAGES, Scope, Site, Stage, StageInfo};
 /// What a user asked for, not yet held against a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
+    /// The flag that the stages were given by, which errors begin with; empty where there is none.
+    flag: &'static str,
     stages: Vec<Word>,
     layers: Numbers,
     positions: Numbers,
@@ -66,14 +68,23 @@ impl Selection {
         Self::parse("all", "all", "all", "all").expect("`all` is a selection")
     }
 
-    /// Reads `--stages`, `--layers`, `--positions` and `--experts`; each is `all`, or a list with commas.
+    /// Reads stages, `--layers`, `--positions` and `--experts`; each is `all`, or a list with commas.
     ///
     /// # Errors
     /// [`Error::Usage`] for an unknown stage (with the nearest names) or something that is not a number or a range.
     pub fn parse(stages: &str, layers: &str, positions: &str, experts: &str) -> Result<Self> {
-        let stages = stages.split(',').map(|word| Word::parse(word.trim())).collect::<Result<Vec<_>>>()?;
+        Self::parse_flag("", stages, layers, positions, experts)
+    }
+
+    /// As [`Selection::parse`], where `flag` says the stages: errors in them begin with it.
+    ///
+    /// # Errors
+    /// As [`Selection::parse`].
+    pub fn parse_flag(flag: &'static str, stages: &str, layers: &str, positions: &str, experts: &str) -> Result<Self> {
+        let stages = stages.split(',').map(|word| Word::parse(word.trim())).collect::<Result<Vec<_>>>();
         Ok(Self {
-            stages,
+            flag,
+            stages: stages.map_err(|e| of_flag(flag, e))?,
             layers: Numbers::parse("--layers", layers)?,
             positions: Numbers::parse("--positions", positions)?,
             experts: Numbers::parse("--experts", experts)?,
@@ -94,6 +105,29 @@ impl Selection {
     ) -> Result<Selected> {
         let layers = self.layers.resolve("--layers", "layer", n_layers)?;
         let positions = self.positions.resolve("--positions", "position", n_positions)?;
+        let sites = self.sites(&layers, n_layers, layout).map_err(|e| of_flag(self.flag, e))?;
+        let experts = match &self.experts {
+            Numbers::All => None,
+            Numbers::Some(text, _) if !layout.moe => {
+                return Err(Error::usage(format!("--experts {text}: the model has no experts")));
+            }
+            Numbers::Some(text, _) => {
+                if !sites.iter().any(|s| has_expert_rows(s.stage)) {
+                    let names: Vec<_> = STAGES.iter().map(|s| s.stage).filter(|s| has_expert_rows(*s)).collect();
+                    return Err(Error::usage(format!(
+                        "--experts {text} selects rows of {}; none of these stages is selected",
+                        names.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
+                    )));
+                }
+                let chosen = self.experts.resolve("--experts", "expert", n_experts)?;
+                Some(chosen.iter().map(|e| e as u32).collect())
+            }
+        };
+        Ok(Selected { sites, positions, experts })
+    }
+
+    /// The stages of the layers that are selected, and of those that words name.
+    fn sites(&self, layers: &Ranges, n_layers: usize, layout: LayerLayout) -> Result<BTreeSet<Site>> {
         let exists = |s: &StageInfo| s.scope.occurs(layout);
         let mut sites = BTreeSet::new();
         for word in &self.stages {
@@ -151,25 +185,13 @@ impl Selection {
                 )));
             }
         }
-        let experts = match &self.experts {
-            Numbers::All => None,
-            Numbers::Some(text, _) if !layout.moe => {
-                return Err(Error::usage(format!("--experts {text}: the model has no experts")));
-            }
-            Numbers::Some(text, _) => {
-                if !sites.iter().any(|s| has_expert_rows(s.stage)) {
-                    let names: Vec<_> = STAGES.iter().map(|s| s.stage).filter(|s| has_expert_rows(*s)).collect();
-                    return Err(Error::usage(format!(
-                        "--experts {text} selects rows of {}; none of these stages is selected",
-                        names.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ")
-                    )));
-                }
-                let chosen = self.experts.resolve("--experts", "expert", n_experts)?;
-                Some(chosen.iter().map(|e| e as u32).collect())
-            }
-        };
-        Ok(Selected { sites, positions, experts })
+        Ok(sites)
     }
+}
+
+/// An error in what a flag says, which begins with the flag.
+fn of_flag(flag: &str, e: Error) -> Error {
+    if flag.is_empty() { e } else { e.within(flag) }
 }
 
 impl Selected {
@@ -491,6 +513,13 @@ mod tests {
         assert!(refusal("all", "all", "9223372036854775807-99999999999999999999", "all").contains("--positions"));
         assert!(refusal("all", "all", "all", "8").contains("no expert 8"));
         assert!(refusal("moe_out", "all", "all", "3").contains("none of these stages is selected"));
+        let flagged = |stages, layers| {
+            let selection = Selection::parse_flag("--save", stages, layers, "all", "all");
+            selection.and_then(|s| s.resolve(4, 10, 8, LayerLayout::QWEN3MOE)).unwrap_err().to_string()
+        };
+        assert!(flagged("moe_outt", "all").starts_with("--save: `moe_outt` is no stage"));
+        assert!(flagged("ffn_gate", "all").starts_with("--save: stage `ffn_gate` does not occur"));
+        assert!(flagged("moe_out", "4").starts_with("--layers 4"), "what another flag says is that flag's");
         let dense =
             Selection::parse("all", "all", "all", "1").unwrap().resolve(4, 10, 0, LayerLayout::default()).unwrap_err();
         assert!(dense.to_string().contains("no experts"));

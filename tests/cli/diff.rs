@@ -322,7 +322,8 @@ fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
     let text = expect(0, &["diff", "--subject", "cpu", "--layers", "2", "--stages", "router_ids"]);
     assert!(text.contains("2 of 99 stages of each call were looked at"), "the logits that they depend on too: {text}");
     refused(2, &["diff", "--layers", "7"], &["--layers", "7"]);
-    refused(2, &["diff", "--stages", "moe_outt"], &["moe_outt", "moe_out"]);
+    refused(2, &["diff", "--stages", "moe_outt"], &["--stages: `moe_outt`", "moe_out"]);
+    refused(2, &["diff", "--shows", "moe_outt"], &["--shows: `moe_outt`", "moe_out"]);
     refused(2, &["diff", "--shows", "layer_out,logits", "--layers", "1"], &["does not show"]);
 }
 

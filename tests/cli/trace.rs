@@ -217,7 +217,10 @@ fn what_cannot_be_traced_is_refused_before_it_is_run() {
         args.extend(more);
         refused(&args, code)
     };
-    assert!(save(&["--save", "moe_outt"], 2).contains("the nearest: moe_out"));
+    assert!(
+        save(&["--save", "moe_outt"], 2)
+            .contains("--save: `moe_outt` is no stage, alias or glob that matches one; the nearest: moe_out")
+    );
     assert!(save(&["--save", "ffn_gate"], 2).contains("does not occur in this model"));
     assert!(save(&["--save", "all", "--layers", "4"], 2).contains("there is no layer 4, only 0 to 3"));
     assert!(save(&["--save", "all", "--positions", "1"], 2).contains("there is no position 1"));

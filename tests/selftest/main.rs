@@ -103,6 +103,7 @@ fn faults_are_listed_and_chosen_by_name() {
     for (args, said) in [
         (&["--only", "one-row", "--shard", "99/99"][..], "none is left"),
         (&["--only", "rope-pairings"], "rope-pairing"),
+        (&["--generate", "2", "--only", "x*"], "none of the 2 that --generate makes up from --seed 1"),
         (&["--only", "rope-pairing", "--subject", "cpu"][..], "planted on a cpu"),
         (&["--evaluations", "5"][..], "--calibrate"),
         (&["--seed", "5", "--only", "one-row"][..], "--generate"),

@@ -140,7 +140,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     let (mut reference, mut subject) =
         (Side::open(args, &model, &args.reference)?, Side::open(args, &model, &args.subject)?);
     if let Some(text) = &args.shows {
-        subject.backend = Box::new(Showing::new(subject.backend, &stages_in(text)?));
+        subject.backend = Box::new(Showing::new(subject.backend, &stages_in(text).map_err(|e| e.within("--shows"))?));
     }
     let judged = !args.no_oracle;
     if judged {
@@ -337,7 +337,7 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
         return Ok(None);
     }
     let moe = model.config.moe.as_ref();
-    let selection = Selection::parse(&args.stages, &args.layers, "all", "all")?;
+    let selection = Selection::parse_flag("--stages", &args.stages, &args.layers, "all", "all")?;
     let selected =
         selection.resolve(model.config.layers, 1, moe.map_or(0, |moe| moe.experts), model.config.layout())?;
     // Stages outside of layers are asked about where they are named.
@@ -347,9 +347,8 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
 
 /// What `--require` asks for of a model of so many layers.
 pub fn required(stages: &str, (layers, layout): (usize, LayerLayout)) -> Result<Vec<Site>> {
-    let selected =
-        Selection::parse(stages, "all", "all", "all").and_then(|s| s.resolve(layers, 1, MOST_EXPERTS, layout));
-    Ok(selected.map_err(|e| Error::usage(format!("--require: {e}")))?.sites().collect())
+    let selection = Selection::parse_flag("--require", stages, "all", "all", "all")?;
+    Ok(selection.resolve(layers, 1, MOST_EXPERTS, layout)?.sites().collect())
 }
 
 const SIDES: [&str; 2] = ["reference", "subject"];
