@@ -6,6 +6,7 @@
 //! - A change is real when Welch's test on the logarithms of the samples gives p below alpha, which is divided by the
 //!   number of rows that are compared (Bonferroni): with alpha 0.01, one comparison of equal programs in a hundred has
 //!   a false alarm, however many rows it has.
+//! - Of fewer than three samples a side nothing is said but the change: with two, the noise is a guess from one difference.
 //! - The test knows the noise inside each run only. Two runs of one program may differ by a little more than that
 //!   (other pages, another clock), so a change below a smallest one that counts is never called real. What else is
 //!   different between the runs, another machine, another file, a limit that moved because a neighbour was busy, is
@@ -20,6 +21,10 @@ use serde_json::Value;
 use super::stats::{WelchTest, mean, welch};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
+use crate::text::count;
+
+/// Samples of a side that can tell noise from a change.
+pub const LEAST_SAMPLES: usize = 3;
 
 /// What a row came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -31,7 +36,7 @@ pub enum BenchChange {
     Slower,
     /// What differs is within noise.
     Same,
-    /// A side has fewer than two samples: its noise is unknown.
+    /// A side has fewer than three samples: too few to tell noise.
     Unknown,
     /// A side has no such row.
     Missing,
@@ -46,7 +51,7 @@ pub struct ComparedRow {
     pub seconds: [Option<f64>; 2],
     /// The share of the machine's limit that each side reached.
     pub share_of_limit: [Option<f64>; 2],
-    /// The test, where there are samples enough.
+    /// The test, where there are three samples a side or more.
     pub test: Option<WelchTest>,
     /// What it says.
     pub change: BenchChange,
@@ -133,7 +138,9 @@ pub fn compare(a: &Path, b: &Path, alpha: f64, min_change: f64) -> Result<BenchC
 fn compared(a: Option<&SampledRow>, b: Option<&SampledRow>, alpha: f64, min_change: f64) -> ComparedRow {
     let sides = [a, b];
     let test = match sides {
-        [Some(a), Some(b)] => welch(&a.seconds, &b.seconds, alpha),
+        [Some(a), Some(b)] if a.seconds.len().min(b.seconds.len()) >= LEAST_SAMPLES => {
+            welch(&a.seconds, &b.seconds, alpha)
+        }
         _ => None,
     };
     let change = match (sides, test) {
@@ -210,6 +217,18 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
     }
     // Of each backend that both have: what it runs on.
     let backends = |v: &Value| v["backends"].as_array().cloned().unwrap_or_default();
+    let names = |v: &Value| {
+        let named = |one: &Value| {
+            let threads =
+                one["threads"].as_u64().map_or(String::new(), |n| format!(" ({})", count(n as usize, "thread")));
+            format!("{}{threads}", text(one.get("backend")))
+        };
+        backends(v).iter().map(named).collect::<Vec<_>>().join(" and ")
+    };
+    let (one, other) = (names(a), names(b));
+    if one != other {
+        found.push(format!("backends: {one}, {other}"));
+    }
     for one in backends(a) {
         let same = |other: &Value| other["backend"] == one["backend"] && other["threads"] == one["threads"];
         let Some(other) = backends(b).into_iter().find(same) else { continue };
@@ -227,7 +246,8 @@ fn limits(a: &Value, b: &Value) -> Vec<ComparedLimit> {
     let all = |v: &Value| -> Vec<(String, f64)> {
         let mut found = Vec::new();
         for limit in v["limits"].as_array().into_iter().flatten() {
-            let threads = limit["threads"].as_u64().map_or(String::new(), |n| format!(" · {n} threads"));
+            let threads = limit["threads"].as_u64();
+            let threads = threads.map_or(String::new(), |n| format!(" · {}", count(n as usize, "thread")));
             let backend = limit["backend"].as_str().unwrap_or_default();
             for (key, what) in [("read_gb_per_second", "GB/s read"), ("gflop_per_second", "GFLOP/s")] {
                 if let Some(value) = limit[key].as_f64().filter(|v| *v > 0.0) {
@@ -283,6 +303,7 @@ mod tests {
             ("steady", &[1.00, 1.01, 0.99, 1.00, 1.01]),
             ("noisy", &[1.0, 1.4, 0.8, 1.2, 0.9]),
             ("once", &[1.0]),
+            ("twice", &[1.0, 1.1]),
             ("gone", &[1.0, 1.0]),
             ("worse", &[1.00, 1.01, 0.99, 1.00, 1.01]),
         ]);
@@ -291,10 +312,12 @@ mod tests {
             ("steady", &[0.50, 0.51, 0.50, 0.49, 0.50]),
             ("noisy", &[1.1, 0.9, 1.3, 1.0, 1.2]),
             ("once", &[2.0]),
+            ("twice", &[2.0, 2.1, 2.05]),
             ("new", &[1.0, 1.0]),
         ]);
         b["environment"]["machine"]["processor"] = "B".into();
         b["backends"][0]["driver"] = "1 thread".into();
+        b["backends"].as_array_mut().unwrap().push(json!({"backend": "gpu", "threads": 1}));
         b["limits"][0]["read_gb_per_second"] = 10.0.into();
         let c = against(&a, &b).unwrap();
         let changes: Vec<_> = c.rows.iter().map(|r| (r.name.as_str(), r.change)).collect();
@@ -303,6 +326,7 @@ mod tests {
             ("steady", Faster),
             ("noisy", Same),
             ("once", Unknown),
+            ("twice", Unknown),
             ("gone", Missing),
             ("worse", Slower),
             ("new", Missing),
@@ -310,7 +334,8 @@ mod tests {
         assert_eq!(changes, expected);
         let ratio = c.rows[0].test.unwrap().speed_ratio;
         assert!((1.99..2.03).contains(&ratio), "{ratio}");
-        assert_eq!(c.differences, ["processor: A, B", "cpu:avx2 driver: 2 threads, 1 thread"]);
+        let backends = "backends: cpu:avx2, cpu:avx2 and gpu (1 thread)";
+        assert_eq!(c.differences, ["processor: A, B", backends, "cpu:avx2 driver: 2 threads, 1 thread"]);
         assert_eq!((c.limits.len(), c.limits[0].values), (2, [20.0, 10.0]));
         assert_eq!((c.count(Missing), c.count(Slower)), (2, 1));
     }

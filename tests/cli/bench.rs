@@ -196,6 +196,7 @@ fn a_change_is_told_from_noise() {
     let slower = write("slower.json", &|d| d["results"][1]["seconds"] = serde_json::json!([1.50, 1.51, 1.49, 1.50]));
     let noisy = write("noisy.json", &|d| d["results"][1]["seconds"] = serde_json::json!([1.5, 0.7, 1.2, 0.9]));
     let elsewhere = write("elsewhere.json", &|d| d["environment"]["machine"]["processor"] = "another".into());
+    let twice = write("twice.json", &|d| d["results"][1]["seconds"] = serde_json::json!([1.5, 0.7]));
     let fewer = write("fewer.json", &|d| {
         d["results"].as_array_mut().unwrap().pop();
     });
@@ -211,6 +212,16 @@ fn a_change_is_told_from_noise() {
     assert!(text.contains("SLOWER  1 of 2 rows") && text.contains("-33."), "{text}");
     assert_eq!(document["rows"][1]["change"], "slower");
     assert_eq!(compare(0, &slower, &same).1["rows"][1]["change"], "faster");
+    // Two repetitions are a change without noise to hold it against.
+    let (text, document) = compare(1, &same, &twice);
+    for part in [
+        "-9.1 %",
+        "too few repetitions to tell noise",
+        "NOT COMPARED  1 row (1 of them with fewer than the 3 repetitions",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!((&document["rows"][1]["change"], &document["rows"][1]["test"]), (&"unknown".into(), &Value::Null));
     let (text, _) = compare(1, &same, &fewer);
     assert!(text.contains("only in A") && text.contains("NOT COMPARED  1 row"), "{text}");
     let (text, document) = compare(0, &same, &elsewhere);

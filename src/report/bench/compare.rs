@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::super::format::{percent, three, time};
 use super::super::table::{lines, table};
-use crate::bench::compare::{BenchChange, BenchComparison};
+use crate::bench::compare::{BenchChange, BenchComparison, LEAST_SAMPLES};
 use crate::text::{count, printable};
 
 /// The document of schema `twinscope.bench.compare/1`.
@@ -23,6 +23,20 @@ impl<'a> BenchComparisonDocument<'a> {
         let verdict = if comparison.agrees() { "agree" } else { "diverged" };
         Self { schema: "twinscope.bench.compare/1", verdict, files, comparison }
     }
+}
+
+/// Ten times as fast: an interval that ends beyond says no more than that little is known.
+const WIDEST: f64 = 10.0;
+
+/// A ratio of speeds as a change: `+12.3 %`.
+fn change(ratio: f64) -> String {
+    format!("{:+.1} %", (ratio - 1.0) * 100.0)
+}
+
+/// How much faster the second is by its mean, where there are too few samples for more.
+fn ratio_of_means(seconds: [Option<f64>; 2]) -> Option<f64> {
+    let [a, b] = [seconds[0]?, seconds[1]?];
+    (b > 0.0).then_some(a / b)
 }
 
 /// For people: what differs between the two runs, then every row, then the verdict.
@@ -49,7 +63,7 @@ pub fn text(comparison: &BenchComparison, files: [&str; 2]) -> String {
             BenchChange::Faster => "faster",
             BenchChange::Slower => "SLOWER",
             BenchChange::Same => "same, within noise",
-            BenchChange::Unknown => "not compared: fewer than two samples",
+            BenchChange::Unknown => "too few repetitions to tell noise",
             BenchChange::Missing if row.seconds[0].is_none() => "not compared: only in B",
             BenchChange::Missing => "not compared: only in A",
         };
@@ -58,9 +72,10 @@ pub fn text(comparison: &BenchComparison, files: [&str; 2]) -> String {
             printable(&row.name),
             a_time,
             b_time,
-            test.map_or(String::new(), |t| format!("{:+.1} %", (t.speed_ratio - 1.0) * 100.0)),
-            test.map_or(String::new(), |t| {
-                format!("{:+.1} to {:+.1} %", (t.low - 1.0) * 100.0, (t.high - 1.0) * 100.0)
+            test.map(|t| t.speed_ratio).or(ratio_of_means(row.seconds)).map_or(String::new(), change),
+            test.map_or(String::new(), |t| match t.high {
+                high if high > WIDEST => format!("{} to over {:+.0} %", change(t.low), (WIDEST - 1.0) * 100.0),
+                high => format!("{:+.1} to {}", (t.low - 1.0) * 100.0, change(high)),
             }),
             test.map_or(String::new(), |t| if t.p < 1e-4 { "< 0.0001".into() } else { format!("{:.4}", t.p) }),
             share,
@@ -69,15 +84,24 @@ pub fn text(comparison: &BenchComparison, files: [&str; 2]) -> String {
     }
     out += &format!("\n{}", lines(&rows));
     let slower = comparison.count(BenchChange::Slower);
-    let uncompared = comparison.count(BenchChange::Unknown) + comparison.count(BenchChange::Missing);
-    let verdict = match (slower, uncompared) {
+    let (few, missing) = (comparison.count(BenchChange::Unknown), comparison.count(BenchChange::Missing));
+    let verdict = match (slower, few + missing) {
         _ if comparison.rows.is_empty() => "NOTHING COMPARED  neither file has a result".into(),
         (0, 0) => format!("NOT SLOWER  {} compared", count(comparison.rows.len(), "row")),
-        (0, n) => format!("NOT COMPARED  {}: that is no agreement", count(n, "row")),
+        (0, n) => {
+            let few = match few {
+                0 => String::new(),
+                n => format!(
+                    " ({n} of them with fewer than the {LEAST_SAMPLES} repetitions a side, bench -r, that tell noise)"
+                ),
+            };
+            format!("NOT COMPARED  {}{few}: that is no agreement", count(n, "row"))
+        }
         (n, _) => format!("SLOWER  {} of {}", n, count(comparison.rows.len(), "row")),
     };
+    let differs = if comparison.differences.is_empty() { "" } else { "; the runs differ in more, as is said above" };
     out += &format!(
-        "\n{verdict}; {} faster; a change counts if it is over {} and chance makes one like it in a comparison in {}\n",
+        "\n{verdict}; {} faster{differs}; a change counts if it is over {} and chance makes one like it in a comparison in {}\n",
         comparison.count(BenchChange::Faster),
         percent(comparison.min_change),
         three(1.0 / comparison.alpha),
