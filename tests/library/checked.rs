@@ -207,6 +207,7 @@ fn edits() -> Vec<(&'static str, Option<&'static str>, Edit)> {
         move |p| p.drop_key(key)
     }
     let u32s = |all: &[u32]| Value::Array(Array::U32(all.to_vec()));
+    let text_value = |text: &str| Value::String(text.into());
     const Q: &str = "blk.0.attn_q.weight";
     const NORM: &str = "blk.0.attn_norm.weight";
     vec![
@@ -355,6 +356,26 @@ fn edits() -> Vec<(&'static str, Option<&'static str>, Edit)> {
         edit("types of tokens as u32", "tokenizer", set("tokenizer.ggml.token_type", u32s(&[1; 512]))),
         edit("a bos token that is none", "tokenizer", set("tokenizer.ggml.bos_token_id", Value::U32(512))),
         edit("a bos token as i32", "key-type", set("tokenizer.ggml.bos_token_id", Value::I32(1))),
+        edit("add_bos_token as u32", "key-type", set("tokenizer.ggml.add_bos_token", Value::U32(1))),
+        edit("add_eos_token as u8", "key-type", set("tokenizer.ggml.add_eos_token", Value::U8(0))),
+        edit("add_space_prefix as a string", "key-type", set("tokenizer.ggml.add_space_prefix", text_value("false"))),
+        edit("a pre-tokenizer as u32", "key-type", set("tokenizer.ggml.pre", Value::U32(1))),
+        edit("token_type_count as i32", "key-type", set("tokenizer.ggml.token_type_count", Value::I32(2))),
+        edit("suppressed tokens as u32", "key-type", set("tokenizer.ggml.suppress_tokens", u32s(&[1]))),
+        edit("suppressed tokens", None, set("tokenizer.ggml.suppress_tokens", Value::Array(Array::I32(vec![1])))),
+        edit("general.name as u32", "key-type", set("general.name", Value::U32(1))),
+        edit("general.file_type as a string", "key-type", set("general.file_type", text_value("Q4_K"))),
+        edit("general.author as u32", None, set("general.author", Value::U32(1))),
+        // Keys that this program does not understand as a whole, and one that contradicts the tensors.
+        edit("heads of half the size beside an unknown key", "tensor-shape", |p| {
+            p.set("qwen3moe.a_key_of_next_year", Value::U32(1));
+            p.set("qwen3moe.attention.key_length", Value::U32(8));
+            p.set("qwen3moe.rope.dimension_count", Value::U32(8));
+        }),
+        edit("embedding_length 32 beside an unknown key", "tensor-shape", |p| {
+            p.set("qwen3moe.a_key_of_next_year", Value::U32(1));
+            p.set("qwen3moe.embedding_length", Value::U32(32));
+        }),
     ]
 }
 

@@ -4,7 +4,8 @@
 //! - What is said of llama.cpp is what its `llama-model.cpp`, `llama-vocab.cpp` and loaders (`src/models`) do, of llama-cpp-python 0.3.36;
 //!   `tests/library/checked.rs` holds it against that.
 
-use std::collections::HashSet;
+mod vocabulary;
+
 use std::path::Path;
 
 use super::{Architecture, Config, Weights};
@@ -57,7 +58,9 @@ pub(super) enum TensorProblem {
 
 fn model(gguf: &Gguf, found: &mut FoundInFile) {
     let meta = &gguf.metadata;
-    vocabulary(meta, found);
+    of_type(meta, "general.name", ValueType::String, found);
+    of_type(meta, "general.file_type", ValueType::U32, found);
+    vocabulary::check(meta, found);
     const KEY: &str = "general.architecture";
     let architecture = match meta.get(KEY) {
         Some(Value::String(name)) => name,
@@ -87,11 +90,12 @@ fn model(gguf: &Gguf, found: &mut FoundInFile) {
             let what = e.to_string();
             let what = what.strip_prefix(&format!("{}: ", gguf.name())).unwrap_or(&what);
             found.add(Note, "not-run-here", "file", format!("this program does not run it: {what}"));
+            keys.widths(gguf, found);
             return found.add(
                 Note,
                 "not-checked",
                 "file",
-                "tensors were not held against keys that are not understood",
+                "tensors were not held against keys that are not understood, but for their widths",
             );
         }
     };
@@ -110,6 +114,13 @@ fn model(gguf: &Gguf, found: &mut FoundInFile) {
     match Weights::problems(gguf, &config) {
         Ok(problems) => problems.iter().for_each(|problem| tensor(gguf, &config, problem, found)),
         Err(e) => found.add(Note, "not-checked", "file", format!("tensors were not all held against keys: {e}")),
+    }
+}
+
+/// A key that llama.cpp reads where it is there, of this one type.
+fn of_type(meta: &Metadata, key: &str, ty: ValueType, found: &mut FoundInFile) {
+    if let Some(value) = meta.get(key).filter(|value| value.value_type() != ty) {
+        found.add(Refused, "key-type", &format!("key {key}"), format!("{} was expected, found {value}", ty.name()));
     }
 }
 
@@ -308,6 +319,51 @@ impl Keys<'_> {
     }
 }
 
+/// Architectures of which llama.cpp takes q and k to be as wide as heads × `attention.key_length`.
+const PLAIN_HEADS: &[&str] = &["llama", "mistral3", "qwen3", "qwen3moe", "gemma3", "glm4moe"];
+
+impl Keys<'_> {
+    /// What can be held against tensors in a file that is not understood as a whole: the width of what goes from layer to layer, and that of
+    /// q and k.
+    fn widths(&self, gguf: &Gguf, found: &mut FoundInFile) {
+        let Some(hidden) = self.number("embedding_length") else { return };
+        let mut hold = |tensor: String, axis: usize, expected: u64, keys: &str| {
+            let Some(dim) = gguf.tensor(&tensor).and_then(|t| t.dims.get(axis)).copied() else { return };
+            if dim != expected {
+                let what = format!("{expected} was expected in dimension {axis}, as {keys} says, found {dim}");
+                found.add(Refused, "tensor-shape", &format!("tensor {tensor}"), what);
+            }
+        };
+        hold("token_embd.weight".into(), 0, hidden, "embedding_length");
+        hold("output_norm.weight".into(), 0, hidden, "embedding_length");
+        // Of several numbers, one for each layer, nothing is said here.
+        let heads = self.number("attention.head_count").filter(|heads| *heads > 0);
+        let kv_heads = match self.get("attention.head_count_kv") {
+            Some(_) => self.number("attention.head_count_kv"),
+            None => heads,
+        };
+        let key = self.number("attention.key_length").or_else(|| hidden.checked_div(heads?));
+        let plain = PLAIN_HEADS.contains(&self.architecture.name);
+        let (Some(heads), Some(kv_heads), Some(key), true) = (heads, kv_heads, key, plain) else { return };
+        // Layers that guess further tokens are not read. Of those that are not there nothing is said: a file has no more than tensors.
+        let guess = self.number("nextn_predict_layers").unwrap_or(0);
+        let layers = self.number("block_count").unwrap_or(0).saturating_sub(guess).min(gguf.tensors().len() as u64);
+        for layer in 0..layers {
+            let blk = |part: &str| format!("blk.{layer}.{part}.weight");
+            hold(blk("attn_norm"), 0, hidden, "embedding_length");
+            for (part, heads, keys) in [
+                ("attn_q", heads, "attention.head_count times the length of a head"),
+                ("attn_k", kv_heads, "attention.head_count_kv times the length of a head"),
+            ] {
+                hold(blk(part), 0, hidden, "embedding_length");
+                if let Some(width) = heads.checked_mul(key) {
+                    hold(blk(part), 1, width, keys);
+                }
+            }
+        }
+    }
+}
+
 /// How many tokens llama.cpp counts, where it can.
 fn tokens(meta: &Metadata, architecture: &str) -> Option<u64> {
     match meta.get("tokenizer.ggml.model")? {
@@ -317,225 +373,3 @@ fn tokens(meta: &Metadata, architecture: &str) -> Option<u64> {
         _ => meta.str_array("tokenizer.ggml.tokens").ok().map(|tokens| tokens.len() as u64),
     }
 }
-
-/// What `llama_vocab::impl::load` asks of a tokenizer.
-fn vocabulary(meta: &Metadata, found: &mut FoundInFile) {
-    const PREFIX: &str = "tokenizer.ggml.";
-    let get = |key: &str| meta.get(&format!("{PREFIX}{key}"));
-    let at = |key: &str| format!("key {PREFIX}{key}");
-    let kind = match get("model") {
-        Some(Value::String(kind)) => kind.as_str(),
-        None => return found.add(Refused, "tokenizer", &at("model"), "is missing"),
-        Some(other) => {
-            return found.add(Refused, "tokenizer", &at("model"), format!("a string was expected, found {other}"));
-        }
-    };
-    const KINDS: &[&str] = &[
-        "llama",
-        "bert",
-        "gpt2",
-        "hybriddna",
-        "whitespace",
-        "t5",
-        "rwkv",
-        "test",
-        "plamo2",
-        "gemma4",
-        "no_vocab",
-        "none",
-    ];
-    if !KINDS.contains(&kind) {
-        return found.add(
-            Refused,
-            "tokenizer",
-            &at("model"),
-            format!("one that llama.cpp knows was expected, found {kind:?}"),
-        );
-    }
-    if matches!(kind, "no_vocab" | "none") {
-        return;
-    }
-    if matches!(kind, "gpt2" | "hybriddna" | "whitespace") {
-        let pre = match get("pre") {
-            Some(Value::String(pre)) => Some(pre.as_str()),
-            _ => None,
-        };
-        match get("merges") {
-            Some(Value::Array(Array::String(_))) => {}
-            None if pre == Some("kimi-k2") => {}
-            other => {
-                let is = other.map_or("none".to_string(), ToString::to_string);
-                found.add(Refused, "tokenizer", &at("merges"), format!("an array of strings was expected, found {is}"));
-            }
-        }
-        match pre {
-            Some(pre) if PRE.contains(&pre) => {}
-            Some("") => found.add(
-                Misread,
-                "tokenizer",
-                &at("pre"),
-                "is empty: llama.cpp cuts text by rules of its own for that",
-            ),
-            Some(pre) => found.add(
-                Refused,
-                "tokenizer",
-                &at("pre"),
-                format!("one that llama.cpp knows was expected, found {pre:?}"),
-            ),
-            None => found.add(
-                Misread,
-                "tokenizer",
-                &at("pre"),
-                "is missing: llama.cpp cuts text by rules of its own for that",
-            ),
-        }
-    }
-    let tokens = match get("tokens") {
-        Some(Value::Array(Array::String(tokens))) => tokens,
-        other => {
-            let is = other.map_or("none".to_string(), ToString::to_string);
-            return found.add(
-                Refused,
-                "tokenizer",
-                &at("tokens"),
-                format!("an array of strings was expected, found {is}"),
-            );
-        }
-    };
-    for (key, expected) in [("scores", "f32"), ("token_type", "i32")] {
-        match get(key) {
-            None => {}
-            Some(Value::Array(all @ (Array::F32(_) | Array::I32(_))))
-                if expected == "f32" || all.element_type() == ValueType::I32 =>
-            {
-                let what = format!("one for each of {} tokens was expected, found {}", tokens.len(), all.len());
-                if all.len() < tokens.len() {
-                    found.add(Refused, "tokenizer", &at(key), what);
-                }
-            }
-            Some(other) => {
-                found.add(Refused, "tokenizer", &at(key), format!("an array of {expected} was expected, found {other}"))
-            }
-        }
-    }
-    // Text that is not UTF-8 is not itself here: two tokens may have become one.
-    let exact = !meta.not_utf8().iter().any(|key| key == &format!("{PREFIX}tokens"));
-    let mut seen = HashSet::new();
-    for (id, token) in tokens.iter().enumerate() {
-        if token.is_empty() {
-            let what = format!("token {id} is empty: llama.cpp calls it [EMPTY_{id}]");
-            found.add(Note, "tokenizer", &at("tokens"), what);
-        } else if !seen.insert(token) && exact {
-            found.add(Refused, "tokenizer", &at("tokens"), format!("token {id} is another one's text, {token:?}"));
-        }
-    }
-    for (key, value) in meta.iter() {
-        let Some(role) = key.strip_prefix(PREFIX).and_then(|key| key.strip_suffix("_token_id")) else { continue };
-        match value {
-            Value::U32(id) if (*id as usize) < tokens.len() => {}
-            Value::U32(id) => {
-                let what = format!("one of {} tokens was expected, found {id}: llama.cpp takes another", tokens.len());
-                found.add(Misread, "tokenizer", &at(&format!("{role}_token_id")), what);
-            }
-            other => {
-                let what = format!("u32 was expected, found {other}");
-                found.add(Refused, "key-type", &at(&format!("{role}_token_id")), what);
-            }
-        }
-    }
-}
-
-/// The pre-tokenizers of llama.cpp's `llama-vocab.cpp`.
-const PRE: &[&str] = &[
-    "default",
-    "minicpm5",
-    "llama3",
-    "llama-v3",
-    "llama-bpe",
-    "falcon3",
-    "falcon-h1",
-    "pixtral",
-    "midm-2.0",
-    "lfm2",
-    "jina-v5-nano",
-    "deepseek-llm",
-    "deepseek-coder",
-    "deepseek-v3",
-    "spark2_5",
-    "youtu",
-    "falcon",
-    "mpt",
-    "starcoder",
-    "gpt-2",
-    "phi-2",
-    "jina-es",
-    "jina-de",
-    "gigachat",
-    "jina-v2-es",
-    "jina-v2-de",
-    "a.x-4.0",
-    "mellum",
-    "modern-bert",
-    "jais-2",
-    "gemma4",
-    "granite-embed-multi-311m",
-    "sarvam-moe",
-    "jina-v1-en",
-    "jina-v2-code",
-    "roberta-bpe",
-    "whitespace",
-    "refact",
-    "command-r",
-    "qwen2",
-    "deepseek-r1-qwen",
-    "kormo",
-    "f2llmv2",
-    "qwen35",
-    "stablelm2",
-    "olmo",
-    "dbrx",
-    "smaug-bpe",
-    "poro-chat",
-    "chatglm-bpe",
-    "glm4",
-    "glm5",
-    "viking",
-    "jais",
-    "tekken",
-    "smollm",
-    "codeshell",
-    "bloom",
-    "gpt3-finnish",
-    "exaone",
-    "exaone4",
-    "exaone-moe",
-    "chameleon",
-    "minerva-7b",
-    "megrez",
-    "gpt-4o",
-    "llama4",
-    "kanana2",
-    "talkie",
-    "granite-embed-multi-97m",
-    "tiny_aya",
-    "cohere2moe",
-    "superbpe",
-    "trillion",
-    "granite-docling",
-    "bailingmoe",
-    "bailingmoe2",
-    "llada-moe",
-    "seed-coder",
-    "hunyuan",
-    "hunyuan-dense",
-    "hy_v4",
-    "joyai-llm",
-    "kimi-k2",
-    "ufakzeka",
-    "grok-2",
-    "afmoe",
-    "laguna",
-    "minimax-m2",
-    "solar-open",
-    "mellum2",
-];
