@@ -276,7 +276,7 @@ mod tests {
         let hidden = vec![Site::layer(2, Stage::AttnNorm)];
         fault.segment = Some(SegmentSummary { hidden, ..Default::default() });
         let shown = ["--shows", "q_proj", "--subject", "cpu", "--contract", "subject=f32", "--decode", "0"];
-        let expected = "twinscope diff --subject cpu --decode 0 --contract subject=f32 --stop-at first";
+        let expected = "twinscope diff --subject cpu --decode 0 --contract 'subject=f32' --stop-at first";
         assert_eq!(next(&fault, &shown).as_deref(), Some(expected));
     }
 }
