@@ -9,6 +9,8 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+#[cfg(test)]
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
@@ -179,6 +181,13 @@ fn check_regular(path: &Path, what: &str, found: &std::fs::Metadata) -> Result<(
     }
     let kind = if found.is_dir() { "a directory" } else { "something that is not a regular file" };
     Err(wrong(path, format!("expected {what}, found {kind}")))
+}
+
+/// A file beside the sources, for a unit test: of the repository, or of the package where that is what the tests are run in.
+#[cfg(test)]
+pub(crate) fn beside_the_sources(path: impl AsRef<Path>) -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
 }
 
 #[cfg(test)]

@@ -531,8 +531,8 @@ mod tests {
             if !std::path::Path::new("tests/library").exists() {
                 continue; // a published package, which has no room for these models
             }
-            let path = format!("{}/tests/families/{family}.gguf", env!("CARGO_MANIFEST_DIR"));
-            let model = Model::open(Some(path.as_ref())).unwrap();
+            let path = crate::files::beside_the_sources(format!("tests/families/{family}.gguf"));
+            let model = Model::open(Some(&path)).unwrap();
             let cases = of_model(&model, &[1], 0);
             let made: std::collections::BTreeSet<Stage> = cases.iter().flat_map(|c| c.stages.clone()).collect();
             let layout = model.config.layout();

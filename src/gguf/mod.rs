@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn mapped_file_equals_memory() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo-moe-Q4_K_M.gguf");
+        let path = crate::files::beside_the_sources("models/demo-moe-Q4_K_M.gguf");
         let (a, b) = (Gguf::open(&path).unwrap(), demo());
         assert_eq!(a.tensors(), b.tensors());
         assert_eq!(a.metadata, b.metadata);

@@ -27,7 +27,7 @@ fn refused(template: &str) -> String {
 /// What transformers' jinja2 makes of published templates: `scripts/chat_templates.py` wrote it.
 #[test]
 fn published_templates_are_rendered_as_transformers_renders_them() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat");
+    let folder = crate::files::beside_the_sources("tests/data/chat");
     let plan: Json = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let text = |name: &str| plan[name].as_str().unwrap().to_string();
     for (name, expected) in plan["expected"].as_object().unwrap() {

@@ -1,8 +1,6 @@
 //! Mistakes that were once located and then told badly or not at all, row by row, and what holds each now. A row stands for its whole kind:
 //! what is planted for it is another place, number or strength of it where the kernels or the models ask for one.
 
-use std::path::Path;
-
 use super::all;
 
 /// What keeps a mistake from being told badly again.
@@ -85,7 +83,7 @@ fn every_row_is_held() {
         match held {
             Planted(fault) => assert!(planted.contains(fault), "{name}: no fault {fault:?} in the table"),
             Tested(file, test, why) => {
-                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+                let path = crate::files::beside_the_sources(file);
                 let source =
                     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {}: {e}", path.display()));
                 assert!(source.contains(&format!("#[test]\nfn {test}()")), "{name}: no test {test} in {file}");

@@ -13,7 +13,7 @@ use super::*;
 use crate::trace::store::Trace;
 
 fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+    crate::files::beside_the_sources("tests").join(name)
 }
 
 fn imported(kind: Importer, name: &str) -> (Report, Trace, tempfile::TempDir) {
