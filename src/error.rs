@@ -10,7 +10,7 @@ pub enum Error {
     /// A file is unreadable, malformed or not what it says. Exit code 2.
     #[error("{0}")]
     Input(String),
-    /// A file of source text does not compile, on no machine. Exit code 2.
+    /// A file of source text does not compile, on no machine. Exit code 125, so that `git bisect run` skips a commit with it.
     #[error("{what}")]
     Source {
         /// The file, and what was expected.
@@ -72,8 +72,9 @@ impl Error {
     /// The process exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Input(_) | Self::Source { .. } => 2,
-            Self::CannotRun(_) => 125,
+            Self::Usage(_) | Self::Input(_) => 2,
+            // A commit whose shader does not compile is none that `git bisect run` may call bad.
+            Self::CannotRun(_) | Self::Source { .. } => 125,
             Self::Fault(_) => 1,
         }
     }

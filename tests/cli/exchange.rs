@@ -145,7 +145,7 @@ fn documents_come_through_a_pipe() {
     assert!(code == 2 && text.contains("standard input"), "{text}");
     let (code, text) = piped(&["bench", "compare", "-", "-"], "");
     assert!(code == 2 && text.contains("found it 2 times"), "{text}");
-    let bench = twinscope(&["bench", "-p", "4", "-n", "1", "-r", "2", "--backend", "cpu:scalar", "--json"]);
+    let bench = twinscope(&["bench", "-p", "4", "-n", "1", "-r", "3", "--backend", "cpu:scalar", "--json"]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.json");
     std::fs::write(&file, &bench.stdout).unwrap();
