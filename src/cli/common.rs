@@ -330,18 +330,23 @@ pub fn start_threads() -> Result<()> {
 /// Says which table a GPU chooses its kernels by, if that is not the built-in one; once each.
 pub fn say_tuning(info: &BackendInfo) {
     static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let Some(TuningUsed { table, sha256, not_used }) = &info.tuning else { return };
-    let line = match (sha256, not_used) {
-        (Some(hash), _) => {
-            format!("note: {} chooses kernels by the tuning table {table} (sha256 {})", info.backend, &hash[..12])
-        }
-        (None, Some(other)) => format!("note: {} chooses kernels by the built-in tuning table: {other}", info.backend),
-        (None, None) => return,
-    };
+    let Some(line) = tuning_note(info).map(|note| format!("note: {note}")) else { return };
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if !said.contains(&line) {
         remark(&line);
         said.push(line);
+    }
+}
+
+/// By which table a backend chooses kernels, where that is not, or might not have been, the built-in one.
+pub fn tuning_note(BackendInfo { backend, tuning, .. }: &BackendInfo) -> Option<String> {
+    let TuningUsed { table, sha256, not_used } = tuning.as_ref()?;
+    match (sha256, not_used) {
+        (Some(hash), _) => {
+            Some(format!("{backend} chooses kernels by the tuning table {table} (sha256 {})", &hash[..12]))
+        }
+        (None, Some(other)) => Some(format!("{backend} chooses kernels by the built-in tuning table: {other}")),
+        (None, None) => None,
     }
 }
 

@@ -179,10 +179,10 @@ impl Step {
 
     /// The same for `rows` of the call's rows: the first ones do not depend on what comes after them, and others on those before them
     /// only through a cache.
-    fn part(&self, rows: Range<usize>, layout: LayerLayout) -> Step {
+    fn part(&self, rows: Range<usize>, layers: Layers) -> Step {
         let At { site, start } = self.at;
         let cut = |stage: Stage, t: &HostTensor| cut(stage, t, start, rows.clone());
-        let sources = sources(site, layout);
+        let sources = sources(site, layers);
         let mut next = sources.iter();
         let op = self.op.with_operands(|t| match next.next() {
             Some(source) if !source.cache => Rc::new(cut(source.site.stage, t)),
@@ -230,22 +230,31 @@ pub struct OperandSource {
     pub cache: bool,
 }
 
-/// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
-pub fn sources(site: Site, layout: LayerLayout) -> Vec<OperandSource> {
-    let of = |(n, input): (usize, Stage)| OperandSource {
-        site: producer(site, input),
-        cache: site.stage.cached(n).is_some(),
-    };
-    site.stage.inputs(layout.of(site.layer)).enumerate().map(of).collect()
+/// A model's layers: which stages they have, and how many there are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layers {
+    pub layout: LayerLayout,
+    pub count: usize,
 }
 
-/// The site that makes `input` of `site`'s stage: of the same layer, or what the layer before left.
-pub fn producer(site: Site, input: Stage) -> Site {
-    let residual_in = input == Stage::LayerOut;
-    match (site.layer, residual_in) {
-        (Some(0), true) => Site::model(Stage::Embedding),
-        (Some(n), true) => Site { layer: Some(n - 1), stage: input },
-        (layer, _) => Site { layer, stage: input },
+/// The operands of the operation that makes `site`, in the order of [`Op::inputs`].
+pub fn sources(site: Site, layers: Layers) -> Vec<OperandSource> {
+    let of = |(n, input): (usize, Stage)| OperandSource {
+        site: producer(site, input, layers.count),
+        cache: site.stage.cached(n).is_some(),
+    };
+    site.stage.inputs(layers.layout.of(site.layer)).enumerate().map(of).collect()
+}
+
+/// The site that makes `input` of `site`'s stage in a model of so many layers: of the same layer, or what the layer before left, after the last one
+/// what that did.
+pub fn producer(site: Site, input: Stage, layers: usize) -> Site {
+    if input != Stage::LayerOut {
+        return Site { layer: site.layer, stage: input };
+    }
+    match site.layer.map_or(layers, |n| n as usize).checked_sub(1) {
+        Some(before) => Site { layer: Some(before as u32), stage: input },
+        None => Site::model(Stage::Embedding),
     }
 }
 
@@ -253,15 +262,15 @@ pub fn producer(site: Site, input: Stage) -> Site {
 #[derive(Default)]
 pub struct Log {
     pub steps: Vec<Step>,
-    layout: LayerLayout,
+    layers: Layers,
 }
 
 /// Values that differ from those of the log, by the stage that made them.
 pub type Changed = BTreeMap<Site, Rc<HostTensor>>;
 
 impl Log {
-    pub fn new(layout: LayerLayout) -> Self {
-        Self { steps: Vec::new(), layout }
+    pub fn new(layers: Layers) -> Self {
+        Self { steps: Vec::new(), layers }
     }
 
     /// Adds a step, after forgetting what no later segment begins in.
@@ -294,7 +303,7 @@ impl Log {
 
     fn hidden_inputs(&self, step: &Step) -> impl Iterator<Item = Site> {
         let hidden = |site: Site| self.steps.iter().any(|s| s.at.site == site && s.shown != Shown::All);
-        sources(step.at.site, self.layout).into_iter().map(|s| s.site).filter(move |s| hidden(*s))
+        sources(step.at.site, self.layers).into_iter().map(|s| s.site).filter(move |s| hidden(*s))
     }
 }
 
@@ -304,7 +313,7 @@ pub struct Segment {
     pub steps: Vec<Step>,
     /// The steps' weights as f32, which is exact, where they are not too many: a segment is run hundreds of times.
     plain: Vec<Option<Arc<Weight>>>,
-    layout: LayerLayout,
+    layers: Layers,
 }
 
 impl Segment {
@@ -313,7 +322,7 @@ impl Segment {
         /// Weights that are kept as f32, all together: 512 MiB.
         const MOST: usize = 1 << 27;
         let target = log.steps.last().map_or(0, Step::rows);
-        let steps: Vec<Step> = log.segment().iter().map(|step| step.part(0..target, log.layout)).collect();
+        let steps: Vec<Step> = log.segment().iter().map(|step| step.part(0..target, log.layers)).collect();
         let mut room = MOST;
         let plain = steps.iter().map(|step| {
             let weight = step.op.weight_ref()?;
@@ -324,13 +333,13 @@ impl Segment {
             room -= elements;
             plain(weight, weight_format(contracts.at(step.at.site.stage, step.op.kind())))
         });
-        Self { plain: plain.collect(), steps, layout: log.layout }
+        Self { plain: plain.collect(), steps, layers: log.layers }
     }
 
     /// The same for the first `rows` rows of the call.
     pub fn prefix(&self, rows: usize) -> Self {
-        let steps = self.steps.iter().map(|step| step.part(0..rows, self.layout)).collect();
-        Self { steps, plain: self.plain.clone(), layout: self.layout }
+        let steps = self.steps.iter().map(|step| step.part(0..rows, self.layers)).collect();
+        Self { steps, plain: self.plain.clone(), layers: self.layers }
     }
 
     /// The same as far as its last row needs it: all rows of what goes into a cache, of the rest the last one alone.
@@ -339,8 +348,8 @@ impl Segment {
         let feeds_cache = self.feeds_cache();
         let steps = self.steps.iter().zip(feeds_cache);
         let part =
-            |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layout);
-        Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layout: self.layout }
+            |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layers);
+        Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layers: self.layers }
     }
 
     /// Which steps make what a later step of the segment reads from a cache.
@@ -348,7 +357,7 @@ impl Segment {
         let mut found = BTreeSet::new();
         for step in self.steps.iter().rev() {
             let whole = found.contains(&step.at.site);
-            found.extend(sources(step.at.site, self.layout).into_iter().filter(|s| s.cache || whole).map(|s| s.site));
+            found.extend(sources(step.at.site, self.layers).into_iter().filter(|s| s.cache || whole).map(|s| s.site));
         }
         self.steps.iter().map(|step| found.contains(&step.at.site)).collect()
     }
@@ -380,7 +389,7 @@ impl Segment {
     /// The operation of step `n` where the values before it are `changed`; `None` if none of its operands is.
     pub fn with(&self, n: usize, changed: &Changed) -> Option<OwnedOp> {
         let step = &self.steps[n];
-        let sources = sources(step.at.site, self.layout);
+        let sources = sources(step.at.site, self.layers);
         if !sources.iter().any(|s| changed.contains_key(&s.site)) {
             return None;
         }
@@ -514,4 +523,20 @@ pub fn alternatives(ids: &HostTensor, draws: &[HostTensor]) -> Vec<(usize, Vec<u
     }
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_the_layers_reads_what_the_last_one_left() {
+        let of = |site, layers| sources(site, Layers { layout: LayerLayout::default(), count: layers })[0].site;
+        let norm = Site::model(Stage::FinalNorm);
+        assert_eq!(of(norm, 4), Site::layer(3, Stage::LayerOut));
+        assert_eq!(of(norm, 0), Site::model(Stage::Embedding));
+        assert_eq!(of(Site::layer(2, Stage::AttnNorm), 4), Site::layer(1, Stage::LayerOut));
+        assert_eq!(of(Site::layer(0, Stage::AttnNorm), 4), Site::model(Stage::Embedding));
+        assert_eq!(of(Site::model(Stage::Logits), 4), norm);
+    }
 }

@@ -5,7 +5,9 @@ mod next;
 use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Contract, Erased, NamedContract, Precision, Showing};
-use crate::cli::common::{BackendArgs, ModelArg, PromptArgs, contract_called, prepare, progress_bar, tell};
+use crate::cli::common::{
+    BackendArgs, ModelArg, PromptArgs, contract_called, prepare, progress_bar, tell, tuning_note,
+};
 use crate::cli::reports::ReportArgs;
 use crate::cli::sweep::{self, Prompts};
 use crate::cli::{Outcome, output, vary};
@@ -245,6 +247,8 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     let mut comparison = run(&options)?;
     comparison.notes.extend(inferred);
+    let tunings = [&comparison.reference, &comparison.subject].map(|side| tuning_note(&side.info));
+    comparison.notes.extend(tunings.into_iter().flatten());
     let mut unforced = None;
     if options.force_routing {
         let own = run(&DiffOptions { force_routing: false, shares: false, ..options.clone() })?;

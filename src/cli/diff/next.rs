@@ -1,5 +1,7 @@
 //! The command that goes on from a fault.
 
+use std::path::PathBuf;
+
 use super::{Args, SIDES};
 use crate::cli::common::{BackendArgs, PromptArgs};
 use crate::diff::measure::metrics;
@@ -70,8 +72,11 @@ fn run_flags(args: &Args, options: &DiffOptions) -> String {
         args.model.model.as_ref().map_or(String::new(), |m| format!(" {}", quoted(&m.display().to_string())));
     let PromptArgs { prompt, prompt_file, tokens, chat, system, variables } = &args.prompt;
     // What came through a pipe is gone, and what is repeated is no text that can be said.
-    let piped = prompt_file.as_ref().is_some_and(|path| path.as_os_str() == "-");
-    if args.cover || piped {
+    let gone = |path: &PathBuf| path.as_os_str() == "-" || path.starts_with("/dev") || path.starts_with("/proc");
+    let piped = prompt_file.as_ref().is_some_and(gone);
+    // Nor is text with what a terminal is not shown: it would be escaped.
+    let unsaid = [prompt, system].into_iter().flatten().any(|text| text.contains(char::is_control));
+    if args.cover || piped || unsaid {
         return flags + &tokens_flag(&options.tokens);
     }
     if let Some(text) = prompt {
@@ -236,7 +241,8 @@ mod tests {
         let chat = next(&fault, &chat).unwrap();
         let expected = r#"repro --prompt x --chat --system 'be brief' --chat-var thinking=false --chat-var mode='"fast"' --layer 2"#;
         assert!(chat.contains(expected), "{chat}");
-        for piped in [&["--prompt", "x", "--cover"][..], &["--prompt-file", "-", "--chat"]] {
+        let files = [&["--prompt-file", "-", "--chat"][..], &["--prompt-file", "/dev/fd/63"], &["--prompt", "x\ny"]];
+        for piped in [&["--prompt", "x", "--cover"][..]].into_iter().chain(files) {
             let piped = next(&fault, piped).unwrap();
             assert!(
                 piped.contains("--tokens 1,2,1 ") && !piped.contains("--prompt") && !piped.contains("--chat"),

@@ -7,6 +7,8 @@
 //!   and a run that compared nothing does not agree.
 //! - Numbers here are as computed; rounding, colour and `null` for what is not finite belong to the reports.
 
+use std::collections::BTreeSet;
+
 use crate::backend::BackendInfo;
 use crate::diff::locate::Pattern;
 use crate::diff::measure::logits::LogitsComparison;
@@ -462,12 +464,17 @@ impl Comparison {
     }
 
     /// Holds the comparison to what has to be compared: `required` says of which sites. A stage that a side hides is judged with the next
-    /// one that it shows, and so is compared; one that was not looked at, or that a trace lacks, is not.
+    /// one that it shows, and so is compared, if there is such a one; one that was not looked at, or that a trace lacks, is not.
     pub fn require(&mut self, required: impl IntoIterator<Item = Site>) {
-        let seen: std::collections::BTreeSet<Site> =
-            self.stages.iter().filter(|s| !matches!(s.verdict, Verdict::NotCompared(_))).map(|s| s.site).collect();
-        let missed: std::collections::BTreeSet<Site> =
-            self.stages.iter().filter(|s| matches!(s.verdict, Verdict::NotCompared(_))).map(|s| s.site).collect();
+        let within = self.within_segments();
+        let is_seen = |s: &&StageResult| match s.verdict {
+            Verdict::NotCompared(_) => false,
+            Verdict::Hidden => within.contains(&(s.step, s.site)),
+            _ => true,
+        };
+        let (seen, missed): (Vec<&StageResult>, Vec<&StageResult>) = self.stages.iter().partition(is_seen);
+        let sites = |of: Vec<&StageResult>| of.iter().map(|s| s.site).collect::<BTreeSet<Site>>();
+        let (seen, missed) = (sites(seen), sites(missed));
         let lacks = |site: &Site| !seen.contains(site) || missed.contains(site);
         self.lacking = required.into_iter().filter(lacks).map(|site| site.key()).collect();
     }
@@ -490,14 +497,21 @@ impl Comparison {
     pub fn visible(&self) -> Option<&StageResult> {
         self.first_visible.and_then(|i| self.stages.get(i))
     }
-    /// Stages compared, and not; those that a side hides, which are judged in segments, count as neither.
+    /// What a segment judges of the stages that a side hides: each with its step.
+    fn within_segments(&self) -> BTreeSet<(usize, Site)> {
+        let segments = self.stages.iter().filter(|s| s.verdict.was_compared());
+        let hidden = |s: &StageResult| s.segment.iter().flat_map(|of| of.hidden.clone()).collect::<Vec<_>>();
+        segments.flat_map(|s| hidden(s).into_iter().map(|site| (s.step, site))).collect()
+    }
+    /// Stages compared, and not; those that a side hides and a segment judges count as neither.
     pub fn counts(&self) -> (usize, usize) {
         let compared = self.stages.iter().filter(|s| s.verdict.was_compared()).count();
         (compared, self.stages.len() - compared - self.hidden())
     }
-    /// Stages that a side does not show.
+    /// Stages that a side does not show, and that are judged with one that it shows: none of those after the last.
     pub fn hidden(&self) -> usize {
-        self.stages.iter().filter(|s| s.verdict == Verdict::Hidden).count()
+        let within = self.within_segments();
+        self.stages.iter().filter(|s| s.verdict == Verdict::Hidden && within.contains(&(s.step, s.site))).count()
     }
 }
 

@@ -67,6 +67,21 @@ fn nothing_compared_is_no_agreement() {
 }
 
 #[test]
+fn what_is_hidden_is_compared_with_what_is_shown_after_it_and_else_not() {
+    let hidden = |site| StageResult { verdict: Verdict::Hidden, ..stage(site, 0.0) };
+    let [norm, context, out] = [Stage::AttnNorm, Stage::AttnContext, Stage::AttnOut].map(|s| Site::layer(0, s));
+    let after = Site::layer(0, Stage::FfnNorm);
+    let segment = Some(SegmentSummary { hidden: vec![norm, context], ..Default::default() });
+    let shown = StageResult { segment, ..stage(out, 0.0) };
+    let mut c = comparison(vec![hidden(norm), hidden(context), shown, hidden(after)]);
+    assert_eq!((c.counts(), c.hidden()), ((1, 1), 2));
+    c.require([norm, context, out]);
+    assert!(c.lacking.is_empty() && c.agrees());
+    c.require([norm, after]);
+    assert!(c.lacking == [after.key()] && !c.agrees(), "{:?}", c.lacking);
+}
+
+#[test]
 fn a_failed_comparison_is_a_fault() {
     let a = HostTensor::f32(&[1], vec![f32::NAN]);
     let s = StageResult::new(0, Site::model(Stage::Logits), &[1], measure(&a, &a, Mask::None).into());

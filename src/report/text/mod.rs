@@ -178,7 +178,9 @@ fn verdict(c: &Comparison, style: Style) -> String {
     let Some((title, first, facts)) = verdict_facts(c) else { return String::new() };
     let mut out = style.red(title) + &format!("  {first}\n");
     for (name, text) in facts {
-        out += &indented(&format!("  {name:<11}"), &text);
+        let start = format!("  {name:<11}");
+        // A command is to be pasted, so it is one line, however long.
+        out += &if name == "next" { format!("{start}{text}\n") } else { indented(&start, &text) };
     }
     let (further, rest) = further_faults(c);
     for (n, text) in further.iter().enumerate() {

@@ -25,7 +25,7 @@ use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict};
 use crate::diff::run::lockstep::{Observation, OracleResult};
 use crate::diff::run::share::Injections;
-use crate::diff::segment::{Log, producer};
+use crate::diff::segment::{Layers, Log, producer};
 use crate::error::Result;
 use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
@@ -134,11 +134,12 @@ impl<'m> ComparisonBuilder<'m> {
         tolerances: Tolerances,
         prompt: &[u32],
     ) -> Self {
+        let layers = Layers { layout: model.config.layout(), count: model.config.layers };
         Self {
             model,
             config: &model.config,
             contracts,
-            logs: partial.map(|partial| partial.then(|| Log::new(model.config.layout()))),
+            logs: partial.map(|partial| partial.then(|| Log::new(layers))),
             tolerances,
             prompt: prompt.to_vec(),
             earlier: [Upstream::new(), Upstream::new()],
@@ -427,7 +428,7 @@ impl<'m> ComparisonBuilder<'m> {
             .insert(o.at.site, InputError { error_norm: split.total_norm, reference_norm: split.reference_norm });
         // What an input carries is not known where it was not asked about.
         let carried = |input: Stage| {
-            let input = producer(o.at.site, input);
+            let input = producer(o.at.site, input, self.config.layers);
             let asked = self.select.as_ref().is_none_or(|select| select.wants(input));
             asked.then(|| self.carried.get(&input).copied())
         };
