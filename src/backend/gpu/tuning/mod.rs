@@ -5,7 +5,7 @@
 //!   on the adapter, its driver and the type of the weights. Of experts it is the rows that one has that count, on average.
 //! - What runs depends on this table and on shapes alone: two runs with one table agree bitwise. Both kernels keep the backend's contract, so
 //!   that no verdict depends on the table.
-//! - The built-in table is one for each set of matrix kernels. Another is measured by `devices --tune` and read by [`file`].
+//! - The built-in table is one for each set of matrix kernels. Another is measured by `devices --tune` and read by [`mod@file`].
 
 pub mod file;
 
