@@ -16,8 +16,8 @@ use crate::report::repro::{ReproDocument, SCHEMA};
 use crate::repro::shaders::FolderShaders;
 use crate::repro::{Folder, ReproVerdict, Subject, held};
 
-/// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 2: the folder cannot be read, or
-/// a shader in it does not compile; 125: it cannot run here.
+/// Run the operation in a repro folder and judge it. Exit code 1: it is still wrong; 0: it agrees; 2: the folder cannot be read;
+/// 125: it cannot run here, or a shader in it does not compile.
 #[derive(clap::Args)]
 pub struct Args {
     /// The folder
