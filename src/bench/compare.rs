@@ -215,6 +215,21 @@ fn differences(a: &Value, b: &Value) -> Vec<String> {
             found.push(format!("{what}: {}, {}", text(a), text(b)));
         }
     }
+    // By which table each GPU chose among its kernels.
+    let tables = |v: &Value| {
+        let adapters = v.pointer("/environment/machine/adapters").and_then(Value::as_array);
+        let table = |one: &Value| {
+            let hash = one.pointer("/tuning/sha256").and_then(Value::as_str).unwrap_or_default();
+            let hash: String = hash.chars().take(12).collect();
+            let table = format!("{} {hash}", text(one.pointer("/tuning/table")));
+            format!("{} by {}", text(one.get("backend")), table.trim_end())
+        };
+        adapters.into_iter().flatten().map(table).collect::<Vec<_>>().join(" and ")
+    };
+    let (one, other) = (tables(a), tables(b));
+    if one != other && !one.is_empty() && !other.is_empty() {
+        found.push(format!("kernels: {one}, {other}"));
+    }
     // Of each backend that both have: what it runs on.
     let backends = |v: &Value| v["backends"].as_array().cloned().unwrap_or_default();
     let names = |v: &Value| {
@@ -299,7 +314,7 @@ mod tests {
 
     #[test]
     fn changes_are_told_from_noise_by_name() {
-        let a = document(&[
+        let mut a = document(&[
             ("steady", &[1.00, 1.01, 0.99, 1.00, 1.01]),
             ("noisy", &[1.0, 1.4, 0.8, 1.2, 0.9]),
             ("once", &[1.0]),
@@ -319,6 +334,9 @@ mod tests {
         b["backends"][0]["driver"] = "1 thread".into();
         b["backends"].as_array_mut().unwrap().push(json!({"backend": "gpu", "threads": 1}));
         b["limits"][0]["read_gb_per_second"] = 10.0.into();
+        let by = |tuning: Value| json!([{"backend": "gpu", "tuning": tuning}]);
+        a["environment"]["machine"]["adapters"] = by(json!({"table": "built-in"}));
+        b["environment"]["machine"]["adapters"] = by(json!({"table": "k.json", "sha256": "0123456789abcdef"}));
         let c = against(&a, &b).unwrap();
         let changes: Vec<_> = c.rows.iter().map(|r| (r.name.as_str(), r.change)).collect();
         use BenchChange::*;
@@ -335,7 +353,8 @@ mod tests {
         let ratio = c.rows[0].test.unwrap().speed_ratio;
         assert!((1.99..2.03).contains(&ratio), "{ratio}");
         let backends = "backends: cpu:avx2, cpu:avx2 and gpu (1 thread)";
-        assert_eq!(c.differences, ["processor: A, B", backends, "cpu:avx2 driver: 2 threads, 1 thread"]);
+        let kernels = "kernels: gpu by built-in, gpu by k.json 0123456789ab";
+        assert_eq!(c.differences, ["processor: A, B", kernels, backends, "cpu:avx2 driver: 2 threads, 1 thread"]);
         assert_eq!((c.limits.len(), c.limits[0].values), (2, [20.0, 10.0]));
         assert_eq!((c.count(Missing), c.count(Slower)), (2, 1));
     }

@@ -160,9 +160,17 @@ impl Weight {
     }
     /// Has the system read the rows `first..first + count`, counted through all experts, where they lie in a file that memory may not keep.
     pub(crate) fn read_ahead(&self, first: usize, count: usize) {
-        if count > 0 && may_not_stay((*self.owner).as_ref().len()) {
-            (first / self.rows..=(first + count - 1) / self.rows).for_each(|expert| read_ahead(self.expert(expert)));
+        if may_not_stay((*self.owner).as_ref().len()) {
+            self.runs(first, count).for_each(read_ahead);
         }
+    }
+    /// The rows `first..first + count`, counted through all experts, as they lie: one expert's after the other's.
+    fn runs(&self, first: usize, count: usize) -> impl Iterator<Item = &[u8]> {
+        let (end, bytes) = (first + count, self.row_bytes());
+        (first / self.rows..end.div_ceil(self.rows)).map(move |expert| {
+            let of_expert = |row: usize| row.saturating_sub(expert * self.rows).min(self.rows) * bytes;
+            &self.expert(expert)[of_expert(first)..of_expert(end)]
+        })
     }
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
@@ -221,5 +229,18 @@ mod tests {
         assert_eq!((&*part.span(30, 8), part.span(33, 1).len()), (&together[30..], 0));
         assert!(matches!(whole.bytes(), Cow::Borrowed(_)));
         assert!(whole.part("w", 3..5).is_err());
+    }
+
+    #[test]
+    fn rows_lie_in_a_run_for_each_expert() {
+        let whole = whole();
+        for weight in [&whole, &whole.part("w (part)", 1..3).unwrap()] {
+            let rows = weight.rows * weight.experts;
+            for (first, count) in (0..=rows).flat_map(|first| (0..=rows - first).map(move |count| (first, count))) {
+                let row = weight.row_bytes();
+                let runs: Vec<u8> = weight.runs(first, count).flatten().copied().collect();
+                assert_eq!(runs, weight.bytes()[first * row..][..count * row], "{first} and {count} more");
+            }
+        }
     }
 }

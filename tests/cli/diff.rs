@@ -324,6 +324,7 @@ fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
     refused(2, &["diff", "--layers", "7"], &["--layers", "7"]);
     refused(2, &["diff", "--stages", "moe_outt"], &["--stages: `moe_outt`", "moe_out"]);
     refused(2, &["diff", "--shows", "moe_outt"], &["--shows: `moe_outt`", "moe_out"]);
+    refused(2, &["diff", "--shows", "ffn_gate"], &["--shows", "ffn_gate"]); // which the model has not
     refused(2, &["diff", "--shows", "layer_out,logits", "--layers", "1"], &["does not show"]);
 }
 

@@ -139,9 +139,11 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         let prompt = args.prompt.resolve(&model)?;
         return vary::run(&model, &prompt, what, &args.subject, &args.backends, args.json);
     }
+    let layout = (model.config.layers, model.config.layout());
     let (mut reference, mut subject) =
         (Side::open(args, &model, &args.reference)?, Side::open(args, &model, &args.subject)?);
     if let Some(text) = &args.shows {
+        sites_of("--shows", text, layout)?; // stages that the model has not are refused
         subject.backend = Box::new(Showing::new(subject.backend, &stages_in(text).map_err(|e| e.within("--shows"))?));
     }
     let judged = !args.no_oracle;
@@ -230,7 +232,6 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
     // Before the run, which may be long.
-    let layout = (model.config.layers, model.config.layout());
     let require = args.require.as_deref().map(|stages| required(stages, layout)).transpose()?;
     let mut run = |options: &DiffOptions| {
         let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
@@ -350,8 +351,13 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
 }
 
 /// What `--require` asks for of a model of so many layers.
-pub fn required(stages: &str, (layers, layout): (usize, LayerLayout)) -> Result<Vec<Site>> {
-    let selection = Selection::parse_flag("--require", stages, "all", "all", "all")?;
+pub fn required(stages: &str, model: (usize, LayerLayout)) -> Result<Vec<Site>> {
+    sites_of("--require", stages, model)
+}
+
+/// Where a model of so many layers has the stages that a flag lists.
+fn sites_of(flag: &'static str, stages: &str, (layers, layout): (usize, LayerLayout)) -> Result<Vec<Site>> {
+    let selection = Selection::parse_flag(flag, stages, "all", "all", "all")?;
     Ok(selection.resolve(layers, 1, MOST_EXPERTS, layout)?.sites().collect())
 }
 

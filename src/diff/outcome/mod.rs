@@ -499,9 +499,9 @@ impl Comparison {
     }
     /// What a segment judges of the stages that a side hides: each with its step.
     fn within_segments(&self) -> BTreeSet<(usize, Site)> {
-        let segments = self.stages.iter().filter(|s| s.verdict.was_compared());
-        let hidden = |s: &StageResult| s.segment.iter().flat_map(|of| of.hidden.clone()).collect::<Vec<_>>();
-        segments.flat_map(|s| hidden(s).into_iter().map(|site| (s.step, site))).collect()
+        let ends = self.stages.iter().filter(|s| s.verdict.was_compared());
+        let segments = ends.filter_map(|s| Some((s.step, s.segment.as_ref()?)));
+        segments.flat_map(|(step, segment)| segment.hidden.iter().map(move |site| (step, *site))).collect()
     }
     /// Stages compared, and not; those that a side hides and a segment judges count as neither.
     pub fn counts(&self) -> (usize, usize) {

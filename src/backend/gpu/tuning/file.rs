@@ -118,7 +118,7 @@ pub fn saved(adapter: &TunedAdapter) -> Result<(Option<Tuning>, TuningUsed)> {
     let path = match std::env::var_os(VARIABLE) {
         Some(name) if name.is_empty() || name == BUILT_IN => return Ok((None, TuningUsed::built_in())),
         Some(name) => PathBuf::from(name),
-        None => match place(adapter).filter(|path| path.exists()) {
+        None => match place(adapter).filter(|path| path.symlink_metadata().is_ok()) {
             Some(path) => path,
             None => return Ok((None, TuningUsed::built_in())),
         },
@@ -131,8 +131,9 @@ fn of_file(path: &Path, adapter: &TunedAdapter) -> Result<(Option<Tuning>, Tunin
     let file = TuningFile::parse(&bytes).map_err(|what| Error::input(format!("{}: {what}", path.display())))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned(); // the directory may be a person's
     if file.adapter != *adapter {
-        let TunedAdapter { name: of, driver, subgroup_sizes: [least, most], .. } = &file.adapter;
-        let not_used = format!("{name} is of {of}, {driver}, subgroups of {least} to {most}");
+        let TunedAdapter { name: of, driver, subgroup_sizes: [least, most], lanes } = &file.adapter;
+        let set = if *lanes { "subgroups of 8" } else { "any subgroups" };
+        let not_used = format!("{name} is of {of}, {driver}, subgroups of {least} to {most}, kernels for {set}");
         return Ok((None, TuningUsed { not_used: Some(not_used), ..TuningUsed::built_in() }));
     }
     let sha256 = format!("{:x}", Sha256::digest(&bytes));
@@ -163,7 +164,10 @@ mod tests {
         ] {
             let (table, used) = of_file(&path, &other).unwrap();
             assert_eq!((table, used.table.as_str()), (None, BUILT_IN));
-            assert_eq!(used.not_used.unwrap(), "t.json is of a card, 1.0, subgroups of 4 to 8");
+            assert_eq!(
+                used.not_used.unwrap(),
+                "t.json is of a card, 1.0, subgroups of 4 to 8, kernels for any subgroups"
+            );
             assert_ne!(other.key(), adapter().key());
         }
     }
