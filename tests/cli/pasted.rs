@@ -54,7 +54,11 @@ const NOT_AS_WRITTEN: &[(&str, Option<&str>, &str)] = &[
         "minutes, and the table would be the user's own",
     ),
     ("twinscope bench --trace-overhead", Some("twinscope bench --trace-overhead -p 8 -n 2 -r 1"), "fewer tokens, too"),
-    ("twinscope bench --json", Some("twinscope bench -p 8 -n 2 -r 2 --json > before.json"), "fewer tokens, too"),
+    (
+        "twinscope bench --json",
+        Some("twinscope bench -p 8 -n 2 -r 3 --json > before.json"),
+        "fewer tokens, too, and as few repetitions as tell noise",
+    ),
     (
         "twinscope bench MODEL.gguf",
         Some("twinscope bench MODEL.gguf -p 8 -n 2 -r 1 --backend cpu --backend gpu"),
