@@ -6,9 +6,9 @@
 //! - Only what takes time is in the table. The rest (adding, rotating, choosing experts) is [`scalar`]'s on every level.
 //! - Kernels work on slices and know neither tensors nor threads.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::int8::{self, Activations, CodePanel};
 use super::packed::{Packed, Strips, pack_narrow};
@@ -25,8 +25,8 @@ pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
 /// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`, or what a [`Prepare`]
 /// made of it.
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
-/// Writes x, `[K]`, as a [`Gemv`] wants it.
-pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut Vec<f32>);
+/// Writes x, `[K]`, as a [`Gemv`] wants it: `out` has room for K + K/16 values, and zeros.
+pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut [f32]);
 /// Adds the products of some `columns`, which begin with a part, to sums: `w` is these columns of as many rows as the level has in a tile, zeros
 /// up to a multiple of 16; `sums` are those of each strip, in the level's own order.
 pub(super) type AddPart = unsafe fn(w: &[[f32; PART]], columns: Range<usize>, x: Packed<'_>, sums: &mut [Line]);
@@ -382,14 +382,14 @@ pub(super) struct Direct(BlockKernels);
 
 impl Direct {
     /// x, `[K]`, as [`Self::run`] wants it.
-    pub fn prepare<'x>(self, x: &'x [f32]) -> Cow<'x, [f32]> {
+    pub fn prepare<'x>(self, x: &'x [f32]) -> Prepared<'x> {
         match self.0.prepare {
-            None => Cow::Borrowed(x),
+            None => Prepared::AsItIs(x),
             Some(prepare) => {
-                let mut out = Vec::new();
+                let mut out = vec![Line([0.0; 16]); (x.len() + x.len() / 16).div_ceil(16)];
                 // SAFETY: `Kernels::of` has checked the processor.
-                unsafe { prepare(x, &mut out) };
-                Cow::Owned(out)
+                unsafe { prepare(x, bytemuck::cast_slice_mut(&mut out)) };
+                Prepared::Lines(out.into())
             }
         }
     }
@@ -400,10 +400,27 @@ impl Direct {
         self.0.prepare.is_some()
     }
 
-    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values, `x` is [`Self::prepare`]d.
-    pub fn run(self, w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
+    /// x · wᵀ for one x: `w` is as many rows of `row_bytes` as `out` has values.
+    pub fn run(self, w: &[u8], row_bytes: usize, x: &Prepared<'_>, out: &mut [f32]) {
         // SAFETY: `Kernels::of` has checked the processor.
-        unsafe { (self.0.gemv)(w, row_bytes, x, out) }
+        unsafe { (self.0.gemv)(w, row_bytes, x.values(), out) }
+    }
+}
+
+/// A row of x as a [`Direct`] reads it. Several matrices may.
+#[derive(Clone)]
+pub(super) enum Prepared<'x> {
+    AsItIs(&'x [f32]),
+    /// In an order of its own, each register of it in one line of the cache: of Q6_K a row of x that begins elsewhere takes an eighth longer.
+    Lines(Arc<[Line]>),
+}
+
+impl Prepared<'_> {
+    fn values(&self) -> &[f32] {
+        match self {
+            Prepared::AsItIs(x) => x,
+            Prepared::Lines(lines) => bytemuck::cast_slice(lines),
+        }
     }
 }
 

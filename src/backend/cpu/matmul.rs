@@ -10,13 +10,12 @@
 //! - What tasks read of x is made by each of them, tokens side by side ([`Packed`](super::packed::Packed)): it takes a fortieth of the time of
 //!   their products, and what another thread had made would lie in memory. int8 codes are made once.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Pool;
 use super::int8::{Activations, CodePanel, ONE_ROW};
-use super::kernels::{Direct, Int8, Kernels, Unpacker};
+use super::kernels::{Direct, Int8, Kernels, Prepared, Unpacker};
 use super::simd::{self, Line};
 use super::tile::{TileBuffers, at_least};
 use crate::Result;
@@ -69,11 +68,19 @@ pub(super) fn run(
         let most = X_BYTES / size_of::<f32>() / weight.cols.max(1);
         let most = if int8.is_some() { usize::MAX } else { (most - most % 32).max(32) };
         let mut ready = Vec::new();
+        let mut prepared: Option<(usize, Prepared<'_>)> = None; // the experts of a token read the same row
         for job in jobs {
             for (rows, out) in job.x.chunks(most).zip(job.out.chunks(most)) {
                 let how = match (int8, direct, rows) {
                     (Some(int8), ..) => How::Int8(int8, codes),
-                    (None, Some(direct), [row]) => How::Direct(direct, direct.prepare(row_of(x, *row, weight.cols))),
+                    (None, Some(direct), [row]) => {
+                        let own = match &prepared {
+                            Some((of, own)) if of == row => own.clone(),
+                            _ => direct.prepare(row_of(x, *row, weight.cols)),
+                        };
+                        prepared = Some((*row, own.clone()));
+                        How::Direct(direct, own)
+                    }
                     _ => How::Unpacked(unpacker, x),
                 };
                 ready.push(Ready { expert: job.expert, x: rows, out, how });
@@ -113,7 +120,7 @@ enum How<'a> {
     /// From f32 weights, unpacked for all of its rows of x, which are among these.
     Unpacked(Unpacker, &'a [f32]),
     /// For its one row of x from blocks, with x as the kernel wants it.
-    Direct(Direct, Cow<'a, [f32]>),
+    Direct(Direct, Prepared<'a>),
     /// With x as int8 codes.
     Int8(Int8, &'a Activations),
 }

@@ -10,16 +10,17 @@
 //!   then the lanes are added in a tree, halves first (`reduce`). Of many (wide strips) each lane is a token, whose terms follow each other.
 //!   The order depends neither on the weight's type nor on the rows that are worked on together, and is one on every level: a token gets the same
 //!   bits in every batch of two to nine, and in every wide strip. One token alone gets those of few, but for block types that are multiplied as
-//!   codes (`avx2/codes.rs`): all of them on AVX2, and where AVX-512 has no unpacking of its own. These take the scales out of the sum, within
-//!   the same bound. `plain`, the same lanes in plain Rust, is what tests hold a level against, whichever level a processor has.
+//!   codes (`avx2/codes.rs`, `avx512/codes.rs`): all of them on AVX2, on AVX-512 the K-quants and what it has no unpacking of its own for. These
+//!   take the scales out of the sum, within the same bound. `plain`, the same lanes in plain Rust, is what tests hold a level against,
+//!   whichever level a processor has.
 //! - **Sums of norms, softmax and scores** have term k in lane k mod 16 throughout.
 //! - **Weights are what [`crate::quant`] says, to the bit**, so the rounding bound of a product needs nothing but Σ|x·w|, and
 //!   there is no floor of its own for each type.
 //! - **What must move.** One token (`gemv`): every byte of the matrix once, for 2 flops a weight. Where weights are
-//!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types on AVX2 are bound by
-//!   arithmetic still, which codes halve. Many tokens (`add_part`): a part of `TILE` rows is unpacked into the first-level cache, 12 KiB, and
-//!   meets all tokens there, so what is unpacked is neither written to memory nor read back. Their sums fill most of the registers, so
-//!   arithmetic is the limit: for 32 tokens 16 cycles of multiplying stand beside 3 to 6 of unpacking 16 weights.
+//!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types are bound by
+//!   arithmetic still, which codes halve on AVX2 and make 0.6 to 0.8 of on AVX-512. Many tokens (`add_part`): a part of `TILE` rows is unpacked
+//!   into the first-level cache, 12 KiB, and meets all tokens there, so what is unpacked is neither written to memory nor read back. Their sums
+//!   fill most of the registers, so arithmetic is the limit: for 32 tokens 16 cycles of multiplying stand beside 3 to 6 of unpacking 16 weights.
 //! - **int8 activations** (`int8_kernels!`) meet the codes of block types as bytes, for `cpu:int8`. There is no plain-Rust level of it: its
 //!   definition is the contract, which the oracle emulates.
 //! - Intrinsics stay out of closures that are handed to the standard library (`array::map`, `from_fn`): those functions are

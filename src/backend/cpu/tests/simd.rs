@@ -182,7 +182,7 @@ fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
             };
             if let Some(direct) = PLAIN.direct(ty, k) {
                 let mut found = vec![0.0; rows];
-                direct.run(weight.expert(0), weight.row_bytes(), &x[..k], &mut found);
+                direct.run(weight.expert(0), weight.row_bytes(), &direct.prepare(&x[..k]), &mut found);
                 assert_eq!(bits(&plain(2)[..rows]), bits(&found), "plain {ty}");
             }
             let mut b = CpuBackend::new(Some(level), Some(1)).unwrap();

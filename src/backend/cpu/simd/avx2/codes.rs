@@ -122,25 +122,26 @@ const fn rest(stand: Stand) -> f32 {
 /// See [`Prepare`](crate::backend::cpu::kernels::Prepare): for each group, x where its codes stand, four by eight lanes; then for types
 /// with mins the sums of x over groups, or halves of them.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prepare<F: Codes>(x: &[f32], out: &mut Vec<f32>) {
+fn prepare<F: Codes>(x: &[f32], out: &mut [f32]) {
     let groups = x.as_chunks::<32>().0;
-    out.clear();
-    out.reserve(x.len() + x.len() / 16);
-    for (g, group) in groups.iter().enumerate() {
+    let (there, sums) = out.split_at_mut(x.len());
+    for (g, (group, there)) in groups.iter().zip(there.as_chunks_mut::<32>().0).enumerate() {
         let factors: [f32; 4] = std::array::from_fn(|k| factor(F::STAND, F::GROUPS > 1 && g % 2 == 1, k));
-        let mut there = [0.0; 32];
         for i in 0..8 {
             for k in 0..4 {
                 there[k * 8 + i] = group[i * 4 + k] * factors[k];
             }
         }
-        out.extend_from_slice(&there);
     }
     if F::MINS {
-        for group in groups {
+        for (g, group) in groups.iter().enumerate() {
             let halves = group.as_chunks::<16>().0;
             let [a, b] = [sum16(&halves[0]), sum16(&halves[1])];
-            if F::HALVES { out.extend([a, b]) } else { out.push(a + b) }
+            if F::HALVES {
+                sums[g * 2..][..2].copy_from_slice(&[a, b]);
+            } else {
+                sums[g] = a + b;
+            }
         }
     }
 }
@@ -168,7 +169,7 @@ fn dot<F: Codes>(row: &[F::Block], x: &[f32]) -> f32 {
     let per_block = F::GROUPS * if F::HALVES { 2 } else { 1 };
     let (x, sums) = x.split_at(row.len() * F::GROUPS * 32);
     let x = x.as_chunks::<32>().0;
-    assert!(x.len() == row.len() * F::GROUPS && (!F::MINS || sums.len() == row.len() * per_block));
+    assert!(x.len() == row.len() * F::GROUPS && (!F::MINS || sums.len() >= row.len() * per_block));
     let ahead = size_of_val(row);
     let zero = _mm256_setzero_ps();
     let (mut even, mut odd, mut mins) = (zero, zero, zero);

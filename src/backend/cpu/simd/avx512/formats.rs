@@ -113,7 +113,7 @@ pub(super) struct Scales(pub [f32; 16]);
 /// The scales d·s and mins dmin·m of Q4_K and Q5_K, four of each in turn: scale g is at [`at`]`(g)`, its min 4 further.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,f16c")]
-fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
+pub(super) fn scales_and_mins_in_lanes(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> V {
     // What quant::kquant::scales_and_mins does to a byte, here to eight at a time: four scales and their four mins.
     let [a, b, c, d4, e, f, g, h, rest @ ..] = *packed;
     let first = u64::from_le_bytes([a, b, c, d4, e, f, g, h]);
@@ -124,8 +124,15 @@ fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
     let both = i32::from_le_bytes([d[0], d[1], dmin[0], dmin[1]]);
     let both = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_set1_epi32(both))); // d, dmin, d, dmin in the lowest lanes
     let by = _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1), both);
+    _mm512_mul_ps(q, by)
+}
+
+/// The same in memory.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
     let mut out = Scales::default();
-    store(&mut out.0, _mm512_mul_ps(q, by));
+    store(&mut out.0, scales_and_mins_in_lanes(d, dmin, packed));
     out
 }
 

@@ -11,6 +11,7 @@ use super::{PART, Packed, SUM, Strips};
 use crate::backend::cpu::kernels::{BlockKernels, Int8Kernels};
 use crate::op::GgmlType;
 
+mod codes;
 mod formats;
 pub(in crate::backend::cpu) mod int8;
 mod tables;
@@ -37,11 +38,11 @@ pub fn blocks(ty: GgmlType) -> Option<BlockKernels> {
         GgmlType::F16 => kernels::<F16, _>(),
         GgmlType::BF16 => kernels::<Bf16, _>(),
         GgmlType::Q8_0 => kernels::<Q8_0, _>(),
-        GgmlType::Q4_K => kernels::<Q4K, _>(),
-        GgmlType::Q5_K => kernels::<Q5K, _>(),
-        GgmlType::Q6_K => kernels::<Q6K, _>(),
-        GgmlType::Q2_K => kernels::<Q2K, _>(),
-        GgmlType::Q3_K => kernels::<Q3K, _>(),
+        GgmlType::Q4_K => codes::kernels::<Q4K, _, _>(),
+        GgmlType::Q5_K => codes::kernels::<Q5K, _, _>(),
+        GgmlType::Q6_K => codes::kernels::<Q6K, _, _>(),
+        GgmlType::Q2_K => codes::kernels::<Q2K, _, _>(),
+        GgmlType::Q3_K => codes::kernels::<Q3K, _, _>(),
         GgmlType::Q4_0 => kernels::<Q4_0, _>(),
         GgmlType::Q4_1 => kernels::<Q4_1, _>(),
         GgmlType::Q5_0 => kernels::<Q5_0, _>(),
