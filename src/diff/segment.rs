@@ -13,6 +13,7 @@
 //! - [`Log`] keeps the steps of the segments in progress, so that one can be run again with something changed: another choice of experts,
 //!   or a mistake ([`crate::diff::explain`]).
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
@@ -314,6 +315,8 @@ pub struct Segment {
     /// The steps' weights as f32, which is exact, where they are not too many: a segment is run hundreds of times.
     plain: Vec<Option<Arc<Weight>>>,
     layers: Layers,
+    /// Multiplications that steps were computed with so far, about.
+    spent: Cell<u64>,
 }
 
 impl Segment {
@@ -333,13 +336,13 @@ impl Segment {
             room -= elements;
             plain(weight, weight_format(contracts.at(step.at.site.stage, step.op.kind())))
         });
-        Self { plain: plain.collect(), steps, layers: log.layers }
+        Self { plain: plain.collect(), steps, layers: log.layers, spent: Cell::default() }
     }
 
     /// The same for the first `rows` rows of the call.
     pub fn prefix(&self, rows: usize) -> Self {
         let steps = self.steps.iter().map(|step| step.part(0..rows, self.layers)).collect();
-        Self { steps, plain: self.plain.clone(), layers: self.layers }
+        Self { steps, plain: self.plain.clone(), layers: self.layers, spent: Cell::default() }
     }
 
     /// The same as far as its last row needs it: all rows of what goes into a cache, of the rest the last one alone.
@@ -349,7 +352,8 @@ impl Segment {
         let steps = self.steps.iter().zip(feeds_cache);
         let part =
             |(step, whole): (&Step, bool)| step.part(if whole { 0..last + 1 } else { last..last + 1 }, self.layers);
-        Self { steps: steps.map(part).collect(), plain: self.plain.clone(), layers: self.layers }
+        let steps = steps.map(part).collect();
+        Self { steps, plain: self.plain.clone(), layers: self.layers, spent: Cell::default() }
     }
 
     /// Which steps make what a later step of the segment reads from a cache.
@@ -362,11 +366,32 @@ impl Segment {
         self.steps.iter().map(|step| found.contains(&step.at.site)).collect()
     }
 
+    /// Multiplications that steps were computed with so far, about: a measure of what a search has cost that is the same on every machine.
+    pub fn spent(&self) -> u64 {
+        self.spent.get()
+    }
+
+    /// Counts that step `n` is computed once.
+    pub fn spend(&self, n: usize) {
+        /// Of an element that reads no weight; of unpacking a weight; and of any step.
+        const AN_ELEMENT: u64 = 16;
+        const A_WEIGHT: u64 = 8;
+        const A_STEP: u64 = 10_000;
+        let step = &self.steps[n];
+        let elements = step.value.len() as u64;
+        let work = step.op.weight_ref().map_or(elements * AN_ELEMENT, |w| {
+            let rows = elements.min(w.rows as u64 * w.experts as u64); // each is unpacked once for all tokens
+            (elements + rows * A_WEIGHT) * w.cols as u64
+        });
+        self.spent.set(self.spent.get() + A_STEP + work);
+    }
+
     /// The oracle's result of step `n` as `op` runs it.
     ///
     /// # Errors
     /// The oracle's.
     pub fn exact(&self, n: usize, op: &OwnedOp, contracts: &NamedContract) -> Result<HostTensor> {
+        self.spend(n);
         let mut contract = *contracts.at(self.steps[n].at.site.stage, op.kind());
         match &self.plain[n] {
             None => exact(&op.borrow(), &contract),

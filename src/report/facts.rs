@@ -247,7 +247,16 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
     }
     if let Some(segment) = &s.segment {
         if s.cause.is_none() {
-            lines.push(("cause", "not known: no known mistake at one of the hidden stages gives what is shown".into()));
+            let tried = if segment.untried == 0 { "" } else { " that was tried" };
+            let text = format!("not known: no known mistake{tried} at one of the hidden stages gives what is shown");
+            lines.push(("cause", text));
+        }
+        if segment.untried > 0 {
+            let (hidden, untried) = (segment.hidden.len(), segment.untried);
+            let text = format!(
+                "in part: {hidden} hidden stages are too many to try every mistake at each; {untried} variants were not tried"
+            );
+            lines.push(("search", text));
         }
         for choice in &segment.choices {
             lines.push(("routing", hidden_choice(choice)));

@@ -176,6 +176,8 @@ pub struct SegmentSummary {
     pub choices: Vec<HiddenChoice>,
     /// The hidden stages that would tell most if they were shown, where the segment is wrong.
     pub capture: Vec<Site>,
+    /// Variants of known mistakes that were not tried, as the segment is too long to try all.
+    pub untried: usize,
 }
 
 /// A router's choice that a side does not show, and that rounding does not decide.

@@ -98,6 +98,7 @@ struct SegmentDocument<'a> {
     hidden: Vec<String>,
     choices: &'a [HiddenChoice],
     capture: Vec<String>,
+    untried: usize,
 }
 
 #[derive(Serialize)]
@@ -298,7 +299,7 @@ impl<'a> From<&'a StageResult> for Place<'a> {
 impl<'a> From<&'a SegmentSummary> for SegmentDocument<'a> {
     fn from(s: &'a SegmentSummary) -> Self {
         let keys = |sites: &[Site]| sites.iter().map(Site::key).collect();
-        Self { hidden: keys(&s.hidden), choices: &s.choices, capture: keys(&s.capture) }
+        Self { hidden: keys(&s.hidden), choices: &s.choices, capture: keys(&s.capture), untried: s.untried }
     }
 }
 

@@ -9,6 +9,8 @@
 //!   share.
 //! - First on the call's rows up to the first wrong one, which do not depend on later ones; what fits there is computed on all rows, and held
 //!   against the floor that the segment has with that mistake in it.
+//! - **A search ends**: where a segment has so many stages that trying everything would take too long, mistakes at one stage are tried as far
+//!   as the budget goes, then those made at every stage that they fit, and it is said how many were not.
 //! - All that fit equally well are named, and the one capture that would tell them apart.
 
 mod scope;
@@ -26,7 +28,12 @@ use crate::model::{Config, Weights};
 use crate::op::{HostTensor, Site};
 
 use scope::{HiddenMistake, MistakePart, SegmentScope};
-use search::{capture, hold, shared_expert, try_all};
+use search::{Searched, capture, hold, shared_expert, try_all};
+
+/// What one search may cost in multiplications ([`Segment::spent`]): half of it for mistakes at one stage, what is left for those made at
+/// every stage that they fit. It is some minutes of one core. A segment of a layer needs a hundredth of it; what all layers of a real model
+/// would need grows with the square of their number.
+pub const MOST_SPENT: u64 = 300_000_000_000;
 
 /// Everything that is known of a segment whose end is wrong.
 pub struct SegmentEval<'a> {
@@ -44,6 +51,8 @@ pub struct SegmentEval<'a> {
     pub ids: Option<&'a HostTensor>,
     pub config: &'a Config,
     pub weights: &'a Weights,
+    /// What each of the two searches, first of the model's structure, then of weights and numbers, may cost: [`MOST_SPENT`].
+    pub most_spent: u64,
 }
 
 /// A mistake that makes the segment's end what the side shows.
@@ -68,6 +77,8 @@ pub struct SegmentExplanation {
     pub undecided: bool,
     /// How many variants were tried.
     pub tried: usize,
+    /// How many were not, as the segment is too long to try all.
+    pub untried: usize,
     /// Hidden stages whose values would tell most: between `fits`, where several fit; else about the middle of the segment.
     pub capture: Vec<Site>,
 }
@@ -141,13 +152,15 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let mut fits: Vec<(HiddenMistake, f64, Changed)> = Vec::new();
     // What is done to weights and numbers is by far the most to try. Nothing of it gives by chance what a mistake in the model's structure
     // gives, so it is tried where none of those does; or only at scattered rows, where structure makes no mistakes.
+    let mut searched = Searched::default();
     for structural in [true, false] {
-        let near = try_all([&scope, &whole], &parts, structural, &mut explanation.tried)?;
+        let near = try_all([&scope, &whole], &parts, structural, &mut searched)?;
         fits.extend(hold(&whole, near)?);
         if fits.iter().any(|(mistake, ..)| !mistake.part.is_scattered()) {
             break;
         }
     }
+    (explanation.tried, explanation.untried) = (searched.tried, searched.untried);
     fits.sort_by_key(|(mistake, ..)| mistake.complexity());
     let evidence: f64 = wrong.iter().map(|i| nats(ratio(*i))).sum();
     explanation.undecided = evidence < (explanation.tried as f64 * ODDS).ln();

@@ -168,6 +168,11 @@ impl<'a> SegmentScope<'a> {
         }
     }
 
+    /// What everything that was computed here has cost so far ([`Segment::spent`]).
+    pub fn spent(&self) -> u64 {
+        self.segment.spent() + self.last.spent()
+    }
+
     /// The side's values before step `n`, with `changed` in the place of some.
     pub fn upstream(&self, n: usize, changed: &Changed) -> Upstream {
         let site = self.segment.steps[n].at.site;
@@ -240,6 +245,8 @@ impl<'a> SegmentScope<'a> {
         rows: WantedRows,
         values: &Values<'_>,
     ) -> Result<HostTensor> {
+        let counted = if rows == WantedRows::Last { &self.last } else { &self.segment };
+        counted.spend(n);
         let site = self.segment.steps[n].at.site;
         let first = if rows == WantedRows::Last { self.segment.target().rows() - 1 } else { 0 };
         let ids = self.ids.as_ref().map(|ids| rows.of(Stage::RouterIds, ids));

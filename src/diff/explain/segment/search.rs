@@ -16,6 +16,15 @@ const CLOSEST: usize = 12;
 /// the scores is one of q's or of k's, before rope or after.
 const MOST_WITHIN: usize = 48;
 
+/// How far a search came.
+#[derive(Default)]
+pub struct Searched {
+    /// Variants tried.
+    pub tried: usize,
+    /// Variants that were not, as the search had cost what it may.
+    pub untried: usize,
+}
+
 /// Operations on weights and roundings, not on the model's structure.
 fn is_numeric(hypothesis: &Hypothesis) -> bool {
     let kinds = [
@@ -36,13 +45,16 @@ pub fn try_all(
     [first, whole]: [&SegmentScope<'_>; 2],
     parts: &[MistakePart],
     structural: bool,
-    tried: &mut usize,
+    searched: &mut Searched,
 ) -> Result<Vec<(f64, HiddenMistake)>> {
     let contracts = first.eval.contracts;
     let mut near: Vec<(f64, HiddenMistake)> = Vec::new();
     let mut seen: Vec<(&'static Hypothesis, String, Vec<usize>)> = Vec::new();
     let sees_later = |hypothesis: &Hypothesis| hypothesis.id == "mask";
     let steps = first.segment.steps.len();
+    let most = first.eval.most_spent;
+    let began = first.spent() + whole.spent();
+    let spent = || first.spent() + whole.spent() - began;
     for (n, later) in (0..steps).flat_map(|n| [(n, false), (n, true)]) {
         let scope = if later { whole } else { first };
         let step = &scope.segment.steps[n];
@@ -54,13 +66,17 @@ pub fn try_all(
                 Some((_, _, steps)) => steps.push(n),
                 None => seen.push((hypothesis, what.to_string(), vec![n])),
             }
+            if spent() > most / 2 {
+                searched.untried += 1;
+                return Ok(true); // what may be made at several stages is still collected
+            }
             let mut whole_fits = false;
             for part in parts.iter().filter(|part| has_experts || !matches!(part, MistakePart::Expert(_))) {
                 // Where the mistake fits as a whole, a part of it says no more.
                 if *part != MistakePart::Whole && whole_fits {
                     break;
                 }
-                *tried += 1;
+                searched.tried += 1;
                 if !later && !scope.may_fit(n, part, right, values)? {
                     continue;
                 }
@@ -79,7 +95,11 @@ pub fn try_all(
         })?;
     }
     for (hypothesis, what, steps) in seen.into_iter().filter(|(.., steps)| steps.len() > 1) {
-        *tried += 1;
+        if spent() > most {
+            searched.untried += 1;
+            continue;
+        }
+        searched.tried += 1;
         let scope = if sees_later(hypothesis) { whole } else { first };
         let mistake = HiddenMistake { hypothesis, what, steps, part: MistakePart::Whole };
         if sees_later(hypothesis) || scope.run_may_fit(&mistake)? {

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 use crate::backend::{Contract, NamedContract, Precision, Shown};
-use crate::diff::explain::segment::{SegmentEval, explain_segment};
+use crate::diff::explain::segment::{MOST_SPENT, SegmentEval, explain_segment};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
 use crate::diff::measure::attribution::{InputError, split};
@@ -479,8 +479,9 @@ impl<'m> ComparisonBuilder<'m> {
                     ids: ids.as_deref(),
                     config: self.config,
                     weights: &self.model.weights,
+                    most_spent: MOST_SPENT,
                 })?;
-                segment.capture = found.capture.clone();
+                (segment.capture, segment.untried) = (found.capture.clone(), found.untried);
                 result.cause = found.cause();
             }
         } else if self.explanations > 0 {
