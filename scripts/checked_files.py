@@ -5,7 +5,7 @@
     TWINSCOPE_CHECKED_FILES=/tmp/checked cargo test --test library -- checked
     venv/bin/python scripts/checked_files.py /tmp/checked tests/data/odd_files/checked.json
 
-The test (tests/library/checked.rs) writes the files and a list of them. A file is loaded if llama.cpp opens it and evaluates three tokens; all
+The test (tests/library/checked) writes the files and a list of them. A file is loaded if llama.cpp opens it and evaluates three tokens; all
 others it refuses, with an error or by ending its process.
 """
 

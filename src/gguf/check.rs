@@ -2,7 +2,7 @@
 //!
 //! - Reading a file to run it stops at the first thing that is wrong ([`super::read`]); here a file is read on for as long as it says where its
 //!   parts are, and each thing is noted. What is said of llama.cpp is what its `gguf.cpp` and `llama-model-loader.cpp` do, of llama-cpp-python
-//!   0.3.36; `tests/library/checked.rs` holds it against that.
+//!   0.3.36; `tests/library/checked` holds it against that.
 //! - As many findings of a kind are kept as a person reads; the others are counted.
 
 use std::collections::{BTreeMap, HashSet};

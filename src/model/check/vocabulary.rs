@@ -55,7 +55,13 @@ pub(super) fn check(meta: &Metadata, found: &mut FoundInFile) {
             found.add(Refused, "key-type", &at("suppress_tokens"), what);
         }
     }
-    if matches!(kind, "gpt2" | "hybriddna" | "whitespace") {
+    if let ("t5", Some(charsmap)) = (kind, get("precompiled_charsmap"))
+        && !matches!(charsmap, Value::Array(Array::I8(_) | Array::U8(_)))
+    {
+        let what = format!("an array of i8 or u8 was expected, found {charsmap}");
+        found.add(Refused, "key-type", &at("precompiled_charsmap"), what);
+    }
+    if matches!(kind, "gpt2" | "hybriddna" | "whitespace" | "gemma4") {
         let pre = match get("pre") {
             Some(Value::String(pre)) => Some(pre.as_str()),
             Some(_) => Some("default"), // of another type, which is said above
@@ -63,13 +69,14 @@ pub(super) fn check(meta: &Metadata, found: &mut FoundInFile) {
         };
         match get("merges") {
             Some(Value::Array(Array::String(_))) => {}
-            None if pre == Some("kimi-k2") => {}
+            None if pre == Some("kimi-k2") && kind != "gemma4" => {}
             other => {
                 let is = other.map_or("none".to_string(), ToString::to_string);
                 found.add(Refused, "tokenizer", &at("merges"), format!("an array of strings was expected, found {is}"));
             }
         }
         match pre {
+            _ if kind == "gemma4" => {}
             Some(pre) if PRE.contains(&pre) => {}
             Some("") => found.add(
                 Misread,
@@ -130,21 +137,40 @@ pub(super) fn check(meta: &Metadata, found: &mut FoundInFile) {
             found.add(Refused, "tokenizer", &at("tokens"), format!("token {id} is another one's text, {token:?}"));
         }
     }
-    for (key, value) in meta.iter() {
-        let Some(role) = key.strip_prefix(PREFIX).and_then(|key| key.strip_suffix("_token_id")) else { continue };
-        match value {
-            Value::U32(id) if (*id as usize) < tokens.len() => {}
-            Value::U32(id) => {
+    for role in ROLES {
+        let key = format!("{role}_token_id");
+        match get(&key) {
+            None => {}
+            Some(Value::U32(id)) if (*id as usize) < tokens.len() => {}
+            Some(Value::U32(id)) => {
                 let what = format!("one of {} tokens was expected, found {id}: llama.cpp takes another", tokens.len());
-                found.add(Misread, "tokenizer", &at(&format!("{role}_token_id")), what);
+                found.add(Misread, "tokenizer", &at(&key), what);
             }
-            other => {
-                let what = format!("u32 was expected, found {other}");
-                found.add(Refused, "key-type", &at(&format!("{role}_token_id")), what);
-            }
+            Some(other) => found.add(Refused, "key-type", &at(&key), format!("u32 was expected, found {other}")),
         }
     }
 }
+
+/// Tokens with a part of their own that llama.cpp reads, by their keys.
+const ROLES: &[&str] = &[
+    "bos",
+    "eos",
+    "eot",
+    "eom",
+    "unknown",
+    "seperator",
+    "padding",
+    "mask",
+    "fim_pre",
+    "fim_suf",
+    "fim_mid",
+    "fim_pad",
+    "fim_rep",
+    "fim_sep",
+    "prefix",
+    "suffix",
+    "middle",
+];
 
 /// Keys of a vocabulary that llama.cpp reads as true or false.
 const FLAGS: &[&str] = &[

@@ -2,6 +2,8 @@
 //!
 //! `scripts/checked_files.py` recorded that: it loads the files that this test writes where TWINSCOPE_CHECKED_FILES names a folder.
 
+mod keys;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -365,6 +367,33 @@ fn edits() -> Vec<(&'static str, Option<&'static str>, Edit)> {
         edit("suppressed tokens", None, set("tokenizer.ggml.suppress_tokens", Value::Array(Array::I32(vec![1])))),
         edit("general.name as u32", "key-type", set("general.name", Value::U32(1))),
         edit("general.file_type as a string", "key-type", set("general.file_type", text_value("Q4_K"))),
+        edit("tensors for 4 bits", None, |p| {
+            p.set("general.tensor_extra.name", Value::Array(Array::String(vec!["output.weight".into()])));
+            p.set("general.tensor_extra.prec_a4", Value::Array(Array::Bool(vec![false])));
+        }),
+        edit("tensors for 4 bits, one of two said", "key-type", |p| {
+            p.set("general.tensor_extra.name", Value::Array(Array::String(vec!["output.weight".into(); 2])));
+            p.set("general.tensor_extra.prec_a4", Value::Array(Array::Bool(vec![false])));
+        }),
+        edit("tensors for 4 bits as numbers", "key-type", set("general.tensor_extra.name", u32s(&[1]))),
+        edit("a tensor for 4 bits", None, set("general.tensor_extra.name", text_value("output.weight"))),
+        edit("general.architecture as u32", "architecture", set("general.architecture", Value::U32(1))),
+        edit("general.name as an array", "key-type", set("general.name", u32s(&[1]))),
+        edit("general.quantization_version as a string", None, set("general.quantization_version", text_value("2"))),
+        edit("a unknown token as i32", "key-type", set("tokenizer.ggml.unknown_token_id", Value::I32(1))),
+        edit("a token of a kind that is none, as i32", None, set("tokenizer.ggml.eog_token_id", Value::I32(1))),
+        edit("no vocabulary and no vocab_size", "key-missing", |p| {
+            p.set("tokenizer.ggml.model", Value::String("none".into()));
+            p.drop_key("qwen3moe.vocab_size");
+        }),
+        edit("no vocabulary and vocab_size as u64", "key-type", |p| {
+            p.set("tokenizer.ggml.model", Value::String("none".into()));
+            p.set("qwen3moe.vocab_size", Value::U64(512));
+        }),
+        edit("a token more than rows beside an unknown key", "tensor-shape", |p| {
+            p.set("qwen3moe.a_key_of_next_year", Value::U32(1));
+            tokens(|all| all.push("one more".into()))(p);
+        }),
         edit("general.author as u32", None, set("general.author", Value::U32(1))),
         // Keys that this program does not understand as a whole, and one that contradicts the tensors.
         edit("heads of half the size beside an unknown key", "tensor-shape", |p| {
@@ -428,6 +457,18 @@ fn splits() -> Vec<Case> {
     ]
 }
 
+/// A family's model, and its pieces without a tokenizer.
+fn of_family(family: &str) -> (Gguf, Pieces) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/families/{family}.gguf"));
+    let gguf = Gguf::open(&path).unwrap();
+    let mut base = Pieces::of(&gguf);
+    let architecture = gguf.metadata.str("general.architecture").unwrap();
+    let vocabulary = gguf.tensor("token_embd.weight").unwrap().dims[1];
+    base.set("tokenizer.ggml.model", Value::String("no_vocab".into()));
+    base.set(&format!("{architecture}.vocab_size"), Value::U32(vocabulary as u32));
+    (gguf, base)
+}
+
 /// Of each family each tensor left out, and with a row less. `None` for what is read of no file without it.
 fn of_families() -> Vec<Case> {
     let mut all = Vec::new();
@@ -448,13 +489,7 @@ fn of_families() -> Vec<Case> {
         "qwen35moe",
         "deepseek3",
     ] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/families/{family}.gguf"));
-        let gguf = Gguf::open(&path).unwrap();
-        let mut base = Pieces::of(&gguf);
-        let architecture = gguf.metadata.str("general.architecture").unwrap();
-        let vocabulary = gguf.tensor("token_embd.weight").unwrap().dims[1];
-        base.set("tokenizer.ggml.model", Value::String("no_vocab".into()));
-        base.set(&format!("{architecture}.vocab_size"), Value::U32(vocabulary as u32));
+        let (gguf, base) = of_family(family);
         let mut add = |what: &str, pieces: &Pieces, rule| {
             let name = format!("{family}: {what}");
             all.push(Case { name, files: vec![("family.gguf".into(), pieces.bytes())], rule });
@@ -490,7 +525,7 @@ fn cases() -> Vec<Case> {
         edit(&mut pieces);
         Case { name: name.into(), files: vec![("model.gguf".into(), pieces.bytes())], rule }
     });
-    of_edits.chain(splits()).chain(of_families()).collect()
+    of_edits.chain(splits()).chain(of_families()).chain(keys::of_keys()).collect()
 }
 
 /// What is said of a file and is not what llama.cpp does, and why.
