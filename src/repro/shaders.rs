@@ -10,6 +10,7 @@ use crate::backend::gpu::{GpuOptions, Patch, for_lanes, parameter_words};
 use crate::error::{Error, Result};
 use wgpu::naga::front::wgsl::parse_str;
 use wgpu::naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use wgpu::naga::{AddressSpace, Module, WithSpan};
 
 /// Sources by kernel name, and which kernels a backend asked for.
 #[derive(Default)]
@@ -49,7 +50,7 @@ impl FolderShaders {
     /// # Errors
     /// [`Error::Source`] with the place in the first one that is no valid WGSL.
     pub fn compile(folder: &Folder) -> Result<()> {
-        for DispatchEntry { kernel, shader, .. } in &folder.manifest.dispatches {
+        for DispatchEntry { kernel, shader, immediates, .. } in &folder.manifest.dispatches {
             let Some(source) = folder.shaders.get(kernel) else { continue };
             let path = folder.dir.join(shader).display().to_string();
             let wrong = |why: String, excerpt: String| Error::Source {
@@ -58,6 +59,12 @@ impl FolderShaders {
             };
             let module = parse_str(source)
                 .map_err(|e| wrong(e.message().to_string(), e.emit_to_string_with_path(source, shader)))?;
+            // What is beyond them is no kernel's, and naga's validator counts words that it has no bits for.
+            let too_large = parameters(&module, immediates.len());
+            if let Some(too_large) = too_large {
+                let excerpt = too_large.emit_to_string_with_path(source, shader);
+                return Err(wrong(format!("{}{}", too_large.as_inner(), line(&too_large, source)), excerpt));
+            }
             let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
             validator.subgroup_stages(ShaderStages::all()).subgroup_operations(SubgroupOperationSet::all());
             validator
@@ -68,6 +75,21 @@ impl FolderShaders {
             }
         }
         Ok(())
+    }
+
+    /// What a device says of a shader of the folder's that compiles and that it makes no pipeline of: that the error, of whatever came of it, is
+    /// of this file.
+    pub fn refused(folder: &Folder, kernel: &str, why: &str) -> Option<Error> {
+        let entry = folder.manifest.dispatches.iter().find(|entry| entry.kernel == kernel)?;
+        folder.shaders.get(kernel)?;
+        let path = folder.dir.join(&entry.shader).display().to_string();
+        let last = why.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        Some(Error::Source {
+            what: format!(
+                "{path}: expected a kernel that this adapter can run: {last}; --shaders built-in runs this program's own"
+            ),
+            excerpt: why.to_string(),
+        })
     }
 
     /// How a GPU backend is built that runs these: with their sources, and with the kind of matrix kernels that they are, for few positions
@@ -113,6 +135,34 @@ impl FolderShaders {
     }
 }
 
+/// Parameters that are more than a kernel takes.
+#[derive(Debug, thiserror::Error)]
+#[error("expected parameters of {expected} bytes at most in var<immediate>, found {found}")]
+struct ParametersTooLarge {
+    expected: u64,
+    found: u64,
+}
+
+/// Whether a shader declares more than so many words of parameters.
+fn parameters(module: &Module, words: usize) -> Option<WithSpan<ParametersTooLarge>> {
+    let expected = 4 * words as u64;
+    module.global_variables.iter().filter(|(_, variable)| variable.space == AddressSpace::Immediate).find_map(
+        |(handle, variable)| {
+            // No size: larger than any.
+            let size = module.types[variable.ty].inner.try_size(module.to_ctx());
+            let found = size.map_or(u64::MAX, u64::from);
+            let too_large = ParametersTooLarge { expected, found };
+            let span = module.global_variables.get_span(handle);
+            (found > expected).then(|| WithSpan::new(too_large).with_span(span, "these"))
+        },
+    )
+}
+
+/// ` in line N`, where that is known.
+fn line<E>(error: &WithSpan<E>, source: &str) -> String {
+    error.location(source).map_or(String::new(), |at| format!(" in line {}", at.line_number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +187,21 @@ mod tests {
         ] {
             assert_eq!(tuning(kernel), expected, "{kernel}");
         }
+    }
+
+    #[test]
+    fn parameters_beyond_a_kernel_s_are_refused_before_naga_counts_them() {
+        let of = |words: usize| {
+            let source = format!(
+                "struct P {{ a: array<vec4<u32>, {words}> }}\n\nvar<immediate> p: P;\n@compute @workgroup_size(1) fn main() {{ _ = p.a[0]; }}"
+            );
+            let found = parameters(&parse_str(&source).unwrap(), 64);
+            found.map(|error| format!("{}{}", error.as_inner(), line(&error, &source)))
+        };
+        assert_eq!(of(16), None);
+        let expected = "expected parameters of 256 bytes at most in var<immediate>, found 272 in line 3";
+        assert_eq!(of(17).as_deref(), Some(expected));
+        assert!(of(usize::pow(2, 26)).unwrap().contains("at most"));
     }
 
     #[test]

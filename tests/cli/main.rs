@@ -10,6 +10,7 @@ mod chat;
 mod coverage;
 mod devices;
 mod diff;
+mod edited_shaders;
 mod exchange;
 mod hostile;
 mod inspect;

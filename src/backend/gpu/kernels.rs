@@ -290,13 +290,15 @@ pub struct Pipelines {
     /// Whether weights, and the activations of matrix products, are in textures.
     textures: bool,
     made: HashMap<(&'static str, Option<GgmlType>), Arc<Pipeline>>,
+    /// The first patched kernel that the device made no pipeline of, and what it said.
+    pub refused: Option<(String, String)>,
 }
 
 impl Pipelines {
     /// `checks`: see [`super::GpuOptions`]. What a patch makes of the sources is never trusted.
     pub fn new(device: &wgpu::Device, patch: Option<Patch>, checks: Option<bool>, textures: bool) -> Self {
         let checked = patch.is_some() || checks.unwrap_or(cfg!(debug_assertions));
-        Self { device: device.clone(), patch, checked, textures, made: HashMap::new() }
+        Self { device: device.clone(), patch, checked, textures, made: HashMap::new(), refused: None }
     }
 
     /// The pipeline of a kernel's file; `layout` is the weights' where it reads any.
@@ -305,7 +307,12 @@ impl Pipelines {
         if let Some(made) = self.made.get(&key) {
             return made.clone();
         }
+        // What is patched may be anything: which source the device refuses is for the one to know who wrote it.
+        let scope = self.patch.as_ref().map(|_| self.device.push_error_scope(wgpu::ErrorFilter::Validation));
         let made = Arc::new(self.make(spec, layout));
+        if let Some(error) = scope.and_then(|scope| pollster::block_on(scope.pop())) {
+            self.refused.get_or_insert_with(|| (made.name.clone(), error.to_string()));
+        }
         self.made.insert(key, made.clone());
         made
     }

@@ -146,6 +146,11 @@ fn tuned_adapter(info: &wgpu::AdapterInfo, lanes: bool) -> TunedAdapter {
 }
 
 impl GpuBackend {
+    /// The patched kernel that the device made no pipeline of, if there is such a one, and what it said.
+    pub(crate) fn refused_kernel(&self) -> Option<&(String, String)> {
+        self.pipelines.refused.as_ref()
+    }
+
     /// # Errors
     /// `Usage` for a budget of weights that is too small, `CannotRun` if there is no such adapter, it lacks a feature or a limit, or
     /// it gives no device.

@@ -11,8 +11,8 @@ use super::attention::{QUAD, attention_params, attention_scale, in_window};
 use super::copies::Places;
 use super::device::Bound;
 use super::fuse::{self, Launch, Turned, Waiting};
-use super::kernels::{self, Kernel};
-use super::layout::PAIR;
+use super::kernels::{self, Kernel, Pipeline, Spec};
+use super::layout::{PAIR, WeightLayout};
 use super::linear_attention;
 use super::params::{self, Params};
 use super::tensor::{GpuTensor, Pooled};
@@ -84,9 +84,18 @@ impl GpuBackend {
     ) -> Result<()> {
         let spec = kernel.spec(self.lanes);
         self.check_grid(site, spec.name, grid)?;
-        let pipeline = self.pipelines.get(spec, None);
+        let pipeline = self.pipeline(spec, None)?;
         self.device.timing.at(site);
         self.device.dispatch(&pipeline, bindings, bytemuck::cast_slice(&[params]), grid)
+    }
+
+    /// The pipeline of a kernel's file.
+    fn pipeline(&mut self, spec: &'static Spec, layout: Option<&WeightLayout>) -> Result<Arc<Pipeline>> {
+        let pipeline = self.pipelines.get(spec, layout);
+        match &self.pipelines.refused {
+            Some((name, why)) => Err(self.device.fail(format!("kernel {name}: {why}"))),
+            None => Ok(pipeline),
+        }
     }
 
     /// Records a kernel for the pieces of a weight. `launch` gives the parameters and the grid for a piece, or nothing where the
@@ -115,7 +124,7 @@ impl GpuBackend {
     ) -> Result<String> {
         let spec = kernel.spec(self.lanes);
         let planned = self.weight(weight)?;
-        let pipeline = self.pipelines.get(spec, Some(&planned.layout));
+        let pipeline = self.pipeline(spec, Some(&planned.layout))?;
         self.device.timing.at(site);
         let needed = planned.pieces.iter().enumerate();
         let needed = Vec::from_iter(needed.filter_map(|(number, &piece)| Some((number, launch(piece)?))));

@@ -62,7 +62,9 @@ pub fn run(args: &Args) -> Result<Outcome> {
             let mut gpu = GpuBackend::new(&selector, options)?;
             Environment::used_backend(&gpu.info());
             say_tuning(&gpu.info());
-            let (output, kernels) = run_on(&folder, &mut gpu)?;
+            let ran = run_on(&folder, &mut gpu);
+            let refused = gpu.refused_kernel().and_then(|(kernel, why)| FolderShaders::refused(&folder, kernel, why));
+            let (output, kernels) = ran.map_err(|e| refused.unwrap_or(e))?;
             let mut notes = Vec::new();
             match &shaders {
                 Some(shaders) => notes.extend(
