@@ -142,6 +142,11 @@ fn parent_and_name(target: &Path) -> Result<(&Path, &str)> {
 /// Refuses to replace anything but nothing, an empty directory, or with `force` one of this kind.
 fn check_target(target: &Path, kind: DirKind, force: bool) -> Result<()> {
     let refuse = |what: String| Err(Error::usage(format!("--out {}: {what}", target.display())));
+    if target == Path::new("-") {
+        return refuse(
+            "expected the name of a directory, found standard output; ./- is a directory of that name".into(),
+        );
+    }
     let there = match std::fs::symlink_metadata(target) {
         Ok(there) => there,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -27,6 +27,12 @@ impl AtomicFile {
         let Some(name) = path.file_name() else {
             return Err(Error::usage(format!("{}: expected the name of a file to write", path.display())));
         };
+        // Elsewhere it is standard output, which a file that appears whole cannot be.
+        if path == Path::new("-") {
+            return Err(Error::usage(
+                "-: expected the name of a file to write, found standard output; ./- is a file of that name",
+            ));
+        }
         // A rename would replace a device or a pipe rather than write to it.
         if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
             return Err(Error::usage(format!(
@@ -135,6 +141,13 @@ mod tests {
         file.commit().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"after");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn standard_output_is_no_file() {
+        let error = AtomicFile::create(Path::new("-")).map(drop).unwrap_err();
+        assert!(error.to_string().contains("./- is a file of that name") && error.exit_code() == 2, "{error}");
+        assert!(!Path::new("-").exists());
     }
 
     #[cfg(unix)]

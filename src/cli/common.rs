@@ -379,13 +379,26 @@ impl BackendArgs {
     /// # Errors
     /// As [`backend::open`].
     pub fn open_with(&self, name: &str, options: OpenOptions) -> Result<AnyBackend> {
-        let backend = backend::open(name, options)?;
-        let info = backend.info();
-        detail(&format!("opened {}: {}, {}; {}", info.backend, info.adapter, info.driver, info.contract));
-        Environment::used_backend(&info);
-        say_tuning(&info);
+        let backend = opened(name, options)?;
+        say_tuning(&backend.info());
         Ok(backend)
     }
+
+    /// As [`BackendArgs::open`], for a report that says itself by which table a GPU chooses its kernels.
+    ///
+    /// # Errors
+    /// As [`backend::open`].
+    pub fn open_unsaid(&self, name: &str) -> Result<AnyBackend> {
+        opened(name, self.options())
+    }
+}
+
+fn opened(name: &str, options: OpenOptions) -> Result<AnyBackend> {
+    let backend = backend::open(name, options)?;
+    let info = backend.info();
+    detail(&format!("opened {}: {}, {}; {}", info.backend, info.adapter, info.driver, info.contract));
+    Environment::used_backend(&info);
+    Ok(backend)
 }
 
 /// Makes a model's weights ready on a backend, with a progress bar on a terminal.

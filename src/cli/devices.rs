@@ -1,7 +1,7 @@
 //! `devices`: what this machine can run a model on, and what is missing.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::atomic::file::AtomicFile;
 use crate::backend::cpu::{CpuBackend, Level};
@@ -34,7 +34,7 @@ pub struct Args {
     /// Measure small shapes of two types: seconds instead of minutes, and coarse
     #[arg(long, requires = "tune")]
     quick: bool,
-    /// Save it there, and not where every run looks for it
+    /// Save it there, and not where every run looks for it; - for standard output
     #[arg(long, value_name = "FILE", requires = "tune")]
     out: Option<PathBuf>,
 }
@@ -61,14 +61,25 @@ fn tuned(args: &Args) -> Result<Outcome> {
     let nowhere = "--tune: no directory of settings (XDG_CONFIG_HOME, HOME or APPDATA); expected --out FILE";
     let path = args.out.clone().or_else(|| file::place(&of.tuned_adapter())).ok_or_else(|| Error::usage(nowhere))?;
     drop(of);
+    let to_stdout = path == Path::new("-");
+    if to_stdout && args.json {
+        return Err(Error::usage(
+            "--json and --out -: both would write to standard output, and the same; leave one out",
+        ));
+    }
     if let Some(parent) = path.parent().filter(|_| args.out.is_none()) {
         std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
     }
-    let mut out = AtomicFile::create(&path)?; // a wrong place is said before minutes are spent
+    // A wrong place is said before minutes are spent.
+    let out = if to_stdout { None } else { Some(AtomicFile::create(&path)?) };
     let bar = progress_bar(ONE_BY_ONE);
     let found = tune(&selector, args.quick, &mut |name, done, of| tell(&bar, name, done, of))?;
     bar.finish_and_clear();
     let document = Environment::with(&found)?;
+    let Some(mut out) = out else {
+        output::print_json(&document)?;
+        return Ok(Outcome::Ok);
+    };
     let text = serde_json::to_string_pretty(&document).map_err(|e| Error::input(format!("json: {e}")))?;
     writeln!(out, "{text}").map_err(|e| Error::io(&path, e))?;
     out.commit()?;

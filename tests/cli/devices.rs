@@ -49,7 +49,7 @@ fn a_tuning_table_is_measured_saved_and_used() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str], table: Option<&std::path::Path>| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_twinscope"));
-        command.args(args).env("XDG_CONFIG_HOME", dir.path()).env_remove("TWINSCOPE_TUNING");
+        command.args(args).current_dir(dir.path()).env("XDG_CONFIG_HOME", dir.path()).env_remove("TWINSCOPE_TUNING");
         if let Some(table) = table {
             command.env("TWINSCOPE_TUNING", table);
         }
@@ -75,12 +75,14 @@ fn a_tuning_table_is_measured_saved_and_used() {
         let (code, text, err) = run(&diff, table);
         assert_eq!(code, Some(0), "{err}");
         let document: Json = serde_json::from_str(&text).unwrap();
-        (document["environment"]["machine"]["adapters"][0]["tuning"].clone(), err)
+        // Once is enough: in the report, not before it as well.
+        assert!(!err.contains("tuning table"), "{err}");
+        (document["environment"]["machine"]["adapters"][0]["tuning"].clone(), document["notes"].to_string())
     };
     let name = saved.file_name().unwrap().to_str().unwrap();
-    let (tuning, err) = used(None);
+    let (tuning, notes) = used(None);
     assert_eq!((tuning["table"].as_str(), tuning["sha256"].as_str().map(str::len)), (Some(name), Some(64)));
-    assert!(err.contains(&format!("by the tuning table {name}")), "{err}");
+    assert_eq!(notes.matches(&format!("by the tuning table {name}")).count(), 1, "{notes}");
     assert_eq!(used(Some("built-in".as_ref())).0, serde_json::json!({"table": "built-in"}));
 
     let with = |pointer: &str, value: Json| {
@@ -90,10 +92,10 @@ fn a_tuning_table_is_measured_saved_and_used() {
         std::fs::write(&path, serde_json::to_vec(&changed).unwrap()).unwrap();
         path
     };
-    let (tuning, err) = used(Some(&with("/adapter/driver", "another".into())));
+    let (tuning, notes) = used(Some(&with("/adapter/driver", "another".into())));
     assert_eq!(tuning["table"], "built-in");
     assert!(tuning["not_used"].as_str().unwrap().starts_with("changed.json is of "), "{tuning}");
-    assert!(err.contains("built-in tuning table: changed.json is of "), "{err}");
+    assert!(notes.contains("built-in tuning table: changed.json is of "), "{notes}");
     let (code, _, err) = run(&diff, Some(&with("/tuning/mat_mul/positions", 9999.into())));
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("changed.json: tuning.mat_mul.positions: expected 1 to 64, found 9999"), "{err}");
@@ -107,6 +109,13 @@ fn a_tuning_table_is_measured_saved_and_used() {
         "{text}{err}"
     );
     assert!(dir.path().join("x.json").is_file());
+    // `-` is standard output, as elsewhere, and no file of that name.
+    let (code, text, err) = run(&["devices", "--tune", "--quick", "--out", "-"], None);
+    let printed: Json = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert!(code == Some(0) && validator.is_valid(&printed) && !err.contains("saved as"), "{err}");
+    assert!(!dir.path().join("-").exists());
+    let (code, _, err) = run(&["devices", "--tune", "--quick", "--json", "--out", "-"], None);
+    assert!(code == Some(2) && err.contains("--json and --out -"), "{code:?} {err}");
     let (code, _, err) = run(&["devices", "--tune", "--adapter", "cpu"], None);
     assert!(code == Some(2) && err.contains("--adapter: expected gpu, gpu:N or gpu:NAME, found \"cpu\""), "{err}");
 }

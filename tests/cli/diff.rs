@@ -328,6 +328,23 @@ fn chosen_layers_and_stages_are_judged_as_in_the_whole() {
     refused(2, &["diff", "--shows", "layer_out,logits", "--layers", "1"], &["does not show"]);
 }
 
+/// What is asked of stages that are not there, or are not looked at, would go unheard.
+#[test]
+fn limits_and_what_is_required_are_of_stages_that_are_compared() {
+    let (tol, logits) = (["diff", "--subject", "cpu", "--tol"], "logits:nmse<=1");
+    let with = |more: &[&'static str]| [&tol[..], more].concat();
+    refused(2, &with(&["ffn_gate:nmse<=1"]), &["--tol", "ffn_gate", "does not occur"]); // which the model has not
+    refused(2, &with(&["conv*:nmse<=1"]), &["--tol", "conv*"]);
+    refused(2, &with(&[logits, "--layers", "0"]), &["--tol logits:nmse<=1", "--layers 0"]);
+    let require = ["diff", "--subject", "cpu", "--prompt", "struct", "--require"];
+    let with = |more: &[&'static str]| [&require[..], more].concat();
+    refused(2, &with(&["logits", "--layers", "0"]), &["--require logits", "--layers 0"]);
+    refused(2, &with(&["moe_out", "--layers", "0"]), &["--require moe_out", "layer 1 · moe_out"]);
+    refused(2, &with(&["moe_out", "--stages", "attn_*"]), &["--require moe_out", "--stages attn_*"]);
+    let text = expect(0, &with(&["moe_out", "--stages", "moe_out,logits", "--tol", "moe_out:ratio<=9"]));
+    assert!(text.contains("5 of 99 stages of each call were looked at"), "{text}");
+}
+
 #[test]
 fn the_first_fault_can_end_the_run() {
     let run = ["diff", "--prompt", "struct", "--subject", "cpu", "--tol", "k_proj:max_abs<=0", "--stop-at", "first"];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::Outcome;
 use crate::cli::common::{BackendArgs, PromptArgs, no_stdin};
-use crate::cli::diff::{print_comparison, required};
+use crate::cli::diff::{check_tolerances, print_comparison, required};
 use crate::cli::reports::{ReportArgs, Reports};
 use crate::diff::exchange::PartBy;
 use crate::diff::measure::tolerance::Tolerances;
@@ -102,6 +102,9 @@ fn of_traces(args: &Args, reports: Reports) -> Result<Outcome> {
     }
     let tolerances = Tolerances::parse(&args.tol)?;
     let (reference, subject) = (Trace::open(&args.reference)?, Trace::open(&args.subject)?);
+    if let Some(model) = traces::model_of(&reference).or_else(|| traces::model_of(&subject)) {
+        check_tolerances(&args.tol, model)?;
+    }
     let mut comparison = traces::compare(&reference, &subject, &tolerances)?;
     if let Some(stages) = &args.require {
         let model = traces::model_of(&reference).or_else(|| traces::model_of(&subject)).ok_or_else(|| {

@@ -2,6 +2,7 @@
 
 mod next;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::backend::{AnyBackend, Contract, Erased, NamedContract, Precision, Showing};
@@ -146,6 +147,11 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         sites_of("--shows", text, layout)?; // stages that the model has not are refused
         subject.backend = Box::new(Showing::new(subject.backend, &stages_in(text).map_err(|e| e.within("--shows"))?));
     }
+    let select = selected(args, &model)?;
+    // Before the run, which may be long.
+    check_tolerances(&args.tol, layout)?;
+    let require = args.require.as_deref().map(|stages| required(stages, layout)).transpose()?;
+    heard(args, select.as_ref(), layout, require.as_deref())?;
     let judged = !args.no_oracle;
     if judged {
         // Refuses a type of weight that the oracle does not read before anything runs.
@@ -164,7 +170,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         tolerances,
         force_routing: args.routing == "reference",
         reference_is_recorded: reference.recorded.is_some(),
-        select: selected(args, &model)?,
+        select,
         stop_at_first: args.stop_at.is_some(),
         ..DiffOptions::new(Vec::new())
     };
@@ -231,8 +237,6 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
         });
     }
     let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
-    // Before the run, which may be long.
-    let require = args.require.as_deref().map(|stages| required(stages, layout)).transpose()?;
     let mut run = |options: &DiffOptions| {
         let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
         let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
@@ -353,6 +357,39 @@ fn selected(args: &Args, model: &Model) -> Result<Option<Selected>> {
 /// What `--require` asks for of a model of so many layers.
 pub fn required(stages: &str, model: (usize, LayerLayout)) -> Result<Vec<Site>> {
     sites_of("--require", stages, model)
+}
+
+/// Refuses tolerances of stages that a model of so many layers has not.
+///
+/// # Errors
+/// [`Error::Usage`] that names the flag, the stage and the nearest.
+pub fn check_tolerances(args: &[String], model: (usize, LayerLayout)) -> Result<()> {
+    args.iter().try_for_each(|tol| sites_of("--tol", tol_stage(tol), model).map(drop))
+}
+
+fn tol_stage(tol: &str) -> &str {
+    tol.split_once(':').map_or(tol, |(stage, _)| stage).trim()
+}
+
+/// Refuses what is asked of stages that `--layers` and `--stages` leave out: a limit that decides nothing, and what must be compared and is not.
+fn heard(args: &Args, select: Option<&Selected>, model: (usize, LayerLayout), require: Option<&[Site]>) -> Result<()> {
+    let Some(select) = select else { return Ok(()) };
+    let looked_at: BTreeSet<Site> = select.sites().collect();
+    let given = [("--layers", &args.layers), ("--stages", &args.stages)];
+    let given = given.iter().filter(|(_, value)| value.as_str() != "all");
+    let given = given.map(|(flag, value)| format!("{flag} {value}")).collect::<Vec<_>>().join(" and ");
+    if let (Some(text), Some(sites)) = (&args.require, require)
+        && let Some(missed) = sites.iter().find(|site| !looked_at.contains(site))
+    {
+        let what = format!("--require {text} with {given}: {missed} is not looked at, and so not compared");
+        return Err(Error::usage(what + "; `--require` asks for stages that are, in every layer"));
+    }
+    for tol in &args.tol {
+        if !sites_of("--tol", tol_stage(tol), model)?.iter().any(|site| looked_at.contains(site)) {
+            return Err(Error::usage(format!("--tol {tol} with {given}: no stage that it is of is looked at")));
+        }
+    }
+    Ok(())
 }
 
 /// Where a model of so many layers has the stages that a flag lists.
@@ -477,7 +514,11 @@ impl Side {
             let backend = Box::new(Erased(Recorded::new(trace, model)?));
             return Ok(Self { backend, recorded: Some(run), imported });
         }
-        let mut backend = args.backends.open(name)?;
+        // One comparison says it in its report; lines of many have no place for it.
+        let mut backend = match args.prompts.is_some() {
+            true => args.backends.open(name)?,
+            false => args.backends.open_unsaid(name)?,
+        };
         prepare(&mut backend, model)?;
         Ok(Self { backend, recorded: None, imported: None })
     }
