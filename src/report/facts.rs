@@ -17,6 +17,7 @@ pub fn place(s: &StageResult) -> String {
         Some((segment, first)) => {
             let stages = count(segment.hidden.len() + 1, "stage");
             match s.site.layer.filter(|_| first.layer == s.site.layer) {
+                _ if *first == s.site => format!("{first} ({stages})"),
                 Some(layer) => format!("layer {layer} · {} … {} ({stages})", first.stage, s.site.stage),
                 None => format!("{first} … {} ({stages})", s.site),
             }
@@ -226,9 +227,10 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         let (name, rest) = (printable(&cause.name), short(cause.residual_ratio));
         lines.push(match cause.reproduced {
             true if !cause.others.is_empty() => {
-                let others: Vec<String> = cause.others.iter().map(|other| printable(&other.name)).collect();
-                let all = [vec![name], others].concat();
-                ("cause", format!("one of {} that what is shown cannot tell apart: {}", all.len(), all.join("; or ")))
+                let others = cause.others.iter().map(|other| printable(&other.name));
+                let all: Vec<String> = std::iter::once(name).chain(others).collect();
+                let n = all.len();
+                ("cause", format!("one of {n} that what is shown cannot tell apart: {}", alternatives(&all)))
             }
             true => ("cause", format!("reproduced within {rest} × floor by: {name}{next}")),
             false => {
@@ -299,6 +301,18 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         lines.push(("next", printable_whole(next)));
     }
     (first, lines)
+}
+
+/// Causes in words, `STAGES: what` each: what several in turn are of stands once.
+fn alternatives(all: &[String]) -> String {
+    let mut place = None;
+    let mut words = Vec::new();
+    for name in all {
+        let (at, what) = name.split_once(": ").map_or((None, name.as_str()), |(at, what)| (Some(at), what));
+        words.push(if at.is_some() && at == place { what } else { name });
+        place = at;
+    }
+    words.join("; or ")
 }
 
 /// A choice of experts that a side does not show and rounding does not decide, in words.
@@ -397,4 +411,13 @@ pub fn flip(f: &Flip) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_stage_of_several_causes_stands_once() {
+        let all = ["q_rope and k_rope: no turn", "q_rope and k_rope: NEOX pairs", "attn_norm: eps 0"].map(String::from);
+        assert_eq!(super::alternatives(&all), "q_rope and k_rope: no turn; or NEOX pairs; or attn_norm: eps 0");
+    }
 }

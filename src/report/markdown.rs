@@ -12,7 +12,7 @@ pub fn render(c: &Comparison) -> String {
     let verdict = if c.agrees() { "agree" } else { "diverged" };
     let mut out = format!(
         "# {}: {} and {} {verdict}\n\n",
-        text(&c.model.name),
+        text(&printable(&c.model.name)),
         code(&c.reference.info.backend),
         code(&c.subject.info.backend)
     );
@@ -36,7 +36,8 @@ pub fn render(c: &Comparison) -> String {
         vec![place(s), qtype, shape, own, total, max_abs, ratio, verdict]
     });
     out += &table(&["stage", "type", "shape", "own", "total", "max abs", "× floor", "verdict"], rows);
-    let made = provenance(c, &Environment::here());
+    let mut made = provenance(c, &Environment::here());
+    made.extend(c.notes.iter().map(|note| ("note", note.clone())));
     out + "\n" + &table(&["", ""], made.into_iter().map(|(name, fact)| vec![name.to_string(), fact]))
 }
 
@@ -78,10 +79,10 @@ pub(super) fn table(columns: &[&str], rows: impl Iterator<Item = Vec<String>>) -
     line(&head) + &line(&rule) + &rows.collect::<String>()
 }
 
-/// Text that means nothing to Markdown: neither markup nor HTML, and no bar that would begin a cell.
+/// Text that means nothing to Markdown: neither markup nor HTML, and no bar that would begin a cell. All of it: a command is to be pasted.
 pub(super) fn text(text: &str) -> String {
     let mut out = String::new();
-    for c in printable(text).chars() {
+    for c in printable_whole(text).chars() {
         if matches!(c, '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' | '&' | '!' | '~') {
             out.push('\\');
         }
@@ -126,6 +127,21 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert_eq!(text.matches("```").count(), 4, "{text}");
+    }
+
+    /// A command that is cut cannot be pasted, and what is not said in the report is said nowhere.
+    #[test]
+    fn the_next_command_and_notes_are_whole() {
+        let mut c = diverging();
+        let tokens = vec!["414"; 100].join(",");
+        c.next = Some(format!("twinscope repro --tokens {tokens} --out repro"));
+        c.notes = vec![format!("a note of {tokens}")];
+        for text in [render(&c), issue(&c)] {
+            for part in ["twinscope repro --tokens", &tokens, "--out repro", "a note of"] {
+                assert!(text.contains(part), "{part}: {text}");
+            }
+            assert!(!text.contains('…'), "{text}");
+        }
     }
 
     #[test]

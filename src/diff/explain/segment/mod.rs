@@ -84,8 +84,15 @@ pub struct SegmentExplanation {
 }
 
 impl SegmentFit {
+    /// Each once: a segment over several layers has the same ones in each.
     fn stages(&self) -> Vec<&'static str> {
-        self.sites.iter().map(|site| site.stage.name()).collect()
+        let mut stages = Vec::new();
+        for site in &self.sites {
+            if !stages.contains(&site.stage.name()) {
+                stages.push(site.stage.name());
+            }
+        }
+        stages
     }
 
     /// `q_rope and k_rope: rope with NORM pairing…`
