@@ -95,6 +95,11 @@ impl Emulation {
         Self { operands, weights, scale, exact_run, offsets_apart: in_integers && contract.offsets_apart }
     }
 
+    /// Whether an operand is not as given.
+    pub fn rounds(&self, operand: usize) -> bool {
+        self.operands.get(operand).is_some_and(Option::is_some)
+    }
+
     /// Whether everything is as given.
     pub fn is_nothing(&self) -> bool {
         let nothing = self.weights.is_none() && self.scale.is_none() && !self.offsets_apart;

@@ -388,7 +388,8 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let layout = case.scene.config.layout();
     for (stage, what) in before_rope("q", [Stage::QProj, Stage::QBias, Stage::QNorm], layout) {
         if let Some(q) = earlier(stage).filter(|q| q.len() == case.inputs[0].len()) {
-            all.extend(case.changed(what, |s: &mut Scores<'a>| s.q = q.to_f64().into())?);
+            let (emulation, values) = case.in_place(0, q)?;
+            all.extend(case.changed(what, |s: &mut Scores<'a>| (s.q = values.into(), s.emulate(&emulation)).1)?);
         }
     }
     all.extend(latents(case)?);
@@ -407,12 +408,17 @@ pub fn other_operand<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             else {
                 continue;
             };
+            // What is stored is of the cache's format, whatever it is.
+            let (emulation, values) = case.in_place(1, rows)?;
             if stage != Stage::KRope {
-                all.extend(case.changed(what.clone(), |s: &mut Scores<'a>| s.k = rows.to_f64().into())?);
+                let values = values.clone();
+                let change = |s: &mut Scores<'a>| (s.k = values.into(), s.emulate(&emulation)).1;
+                all.extend(case.changed(what.clone(), change)?);
             }
             if stage != v {
                 let what = format!("{what} in the values' place");
-                all.extend(case.changed(what, |c: &mut Context<'a>| c.v = rows.to_f64().into())?);
+                let change = |c: &mut Context<'a>| (c.v = values.into(), c.emulate(&emulation)).1;
+                all.extend(case.changed(what, change)?);
             }
         }
     }

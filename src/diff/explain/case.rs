@@ -116,6 +116,8 @@ pub struct Evidence<'a> {
     pub emulation: Emulation,
     /// The operands as f64, rounded as the contract says, in the order of `Op::inputs`; ids as numbers.
     pub inputs: Vec<Vec<f64>>,
+    /// The same, as the side that is wrong has them: what it rounds otherwise than its contract, it rounds from these.
+    pub given: Vec<Vec<f64>>,
     pub shapes: Vec<&'a [usize]>,
     pub exact: Vec<f64>,
     pub output: Vec<f64>,
@@ -157,11 +159,13 @@ impl<'a> Evidence<'a> {
         let op = scene.op.try_map(|t| Ok(&**t))?;
         let emulation = Emulation::of(&op, &scene.contract);
         let inputs = emulation.apply(&op)?.inputs().iter().map(|t| t.to_f64()).collect();
+        let given = operands.iter().map(|t| t.to_f64()).collect();
         Ok(Self {
             scene,
             op,
             emulation,
             inputs,
+            given,
             shapes: operands.iter().map(|t| &t.shape[..]).collect(),
             exact,
             output,
@@ -181,6 +185,21 @@ impl<'a> Evidence<'a> {
             formula.emulate(&self.emulation);
         }
         Ok(formula)
+    }
+
+    /// What the contract makes of a tensor in the place of operand `n`, which has its shape.
+    ///
+    /// # Errors
+    /// If they do not belong together.
+    pub fn in_place(&self, n: usize, x: &HostTensor) -> Result<(Emulation, Vec<f64>)> {
+        let mut at = 0;
+        let op = self.op.try_map(|given| {
+            at += 1;
+            Ok(if at == n + 1 { x } else { *given })
+        })?;
+        let emulation = Emulation::of(&op, &self.scene.contract);
+        let values = emulation.apply(&op)?.inputs().get(n).map(|t| t.to_f64()).unwrap_or_default();
+        Ok((emulation, values))
     }
 
     /// The stage's formula with something changed; `None` if `F` is another stage's.

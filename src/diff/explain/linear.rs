@@ -4,6 +4,7 @@
 
 use super::case::{Evidence, Variant};
 use crate::error::Result;
+use crate::formula::Formula;
 use crate::formula::linear::{Decode, Linear, as_it_is, scales_of};
 use crate::op::{Op, Stage, Weight};
 
@@ -26,12 +27,13 @@ pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     let mut with = |name: &str, x: &crate::op::HostTensor| {
         if x.shape == shape {
-            let values = x.to_f64();
+            let (emulation, values) = case.in_place(0, x)?;
             all.extend(case.changed(format!("the product of {name}"), |l: &mut Linear<'a>| {
                 if l.stride() > l.n {
                     l.keep(&values);
                 }
                 l.read(values.into());
+                l.emulate(&emulation);
             })?);
         }
         Ok(())

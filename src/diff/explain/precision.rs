@@ -31,6 +31,9 @@ const ROUNDINGS: [Rounding; 6] = [
     ("cut off to f16, subnormals to 0", |x| normal(cut_to_f16(x))),
 ];
 
+/// What a contract rounds, left as it is.
+const AS_GIVEN: Rounding = ("as they are", |x| x);
+
 fn normal(half: f64) -> f64 {
     if half.abs() < 6.103515625e-5 { 0.0 } else { half }
 }
@@ -48,9 +51,15 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         (true, true) => &ROUNDINGS[..2],
         (false, _) => &ROUNDINGS[..],
     };
-    for &(how, round) in roundings {
-        let values = |n: usize| -> Vec<f64> { case.inputs[n].iter().map(|x| round(*x)).collect() };
-        let lost = |n: usize| case.inputs[n].iter().filter(|x| x.is_finite() && !round(**x).is_finite()).count();
+    // Where the contract rounds an operand already, it may be rounded once more, or otherwise, or not at all.
+    let once_more = roundings.iter().map(|(how, round)| (how.to_string(), *round, &case.inputs, false));
+    let otherwise = std::iter::once(&AS_GIVEN)
+        .chain(roundings)
+        .map(|(how, round)| (format!("{how}, not as the contract has it"), *round, &case.given, true));
+    let otherwise = otherwise.filter(|_| products && (0..case.inputs.len()).any(|n| case.emulation.rounds(n)));
+    for (how, round, from, instead) in once_more.chain(otherwise) {
+        let values = |n: usize| -> Vec<f64> { from[n].iter().map(|x| round(*x)).collect() };
+        let lost = |n: usize| from[n].iter().filter(|x| x.is_finite() && !round(**x).is_finite()).count();
         let words = |operands: &str, of: &[usize]| match of.iter().map(|n| lost(*n)).sum() {
             0usize => format!("{operands} {how}"),
             lost => format!("{operands} {how}, {lost} of them beyond its range: infinite"),
@@ -64,7 +73,16 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                     dequant::each(weight.ty, weight.row(expert, row), |i, term| product[i] = round(term.value()))
                 })
             };
-            all.extend(case.changed(words("inputs", &[0]), |l: &mut Linear<'a>| l.read(values(0).into()))?);
+            let read = |l: &mut Linear<'a>| {
+                l.read(values(0).into());
+                if instead {
+                    (l.ties, l.blocks, l.exact_run) = (Vec::new(), None, 1);
+                }
+            };
+            all.extend(case.changed(words("inputs", &[0]), read)?);
+            if instead {
+                continue;
+            }
             all.extend(case.changed(format!("weights {how}"), |l: &mut Linear<'a>| l.decode = decode())?);
             let both = |l: &mut Linear<'a>| {
                 l.read(values(0).into());
@@ -88,6 +106,9 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             _ => &[],
         };
         for (name, of) in named {
+            if instead && !of.iter().any(|n| case.emulation.rounds(*n)) {
+                continue;
+            }
             let what = words(name, of);
             let value = |n: usize| of.contains(&n).then(|| values(n));
             let set = |at: &mut Values<'a>, n: usize| {
@@ -96,12 +117,16 @@ pub fn inputs<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 }
             };
             let variant = match case.scene.op {
-                Op::AttnScores { .. } => {
-                    case.changed(what, |s: &mut Scores<'a>| (set(&mut s.q, 0), set(&mut s.k, 1)).0)?
-                }
-                Op::AttnContext { .. } => {
-                    case.changed(what, |c: &mut Context<'a>| (set(&mut c.p, 0), set(&mut c.v, 1)).0)?
-                }
+                Op::AttnScores { .. } => case.changed(what, |s: &mut Scores<'a>| {
+                    set(&mut s.q, 0);
+                    set(&mut s.k, 1);
+                    of.iter().filter(|_| instead).for_each(|n| s.ties[*n] = None);
+                })?,
+                Op::AttnContext { .. } => case.changed(what, |c: &mut Context<'a>| {
+                    set(&mut c.p, 0);
+                    set(&mut c.v, 1);
+                    of.iter().filter(|_| instead).for_each(|n| c.ties[*n] = None);
+                })?,
                 Op::RmsNorm { .. } => case.changed(what, |n: &mut Norm<'a>| set(&mut n.x, 0))?,
                 Op::Rope { .. } => case.changed(what, |r: &mut Rope<'a>| set(&mut r.x, 0))?,
                 Op::SwiGlu { .. } => {
@@ -141,9 +166,13 @@ pub fn output<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(FORMATS.into_iter().map(variant).collect())
 }
 
+/// Blocks of another size or with another scale than the contract has, where it has some.
 /// An input that could have either of two codes moves every sum that it is in by up to a step times its weight.
 pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    let Some(Linear { k, x: given, .. }) = case.stated()? else { return Ok(vec![]) };
+    let Some(mut stated) = case.stated::<Linear<'a>>()? else { return Ok(vec![]) };
+    // Of the inputs before any rounding: codes of codes are another engine's.
+    stated.read(case.given[0].clone().into());
+    let (k, given) = (stated.k, stated.x);
     let mut all = Vec::new();
     let mut blocks = vec![32, 256, 128, 64, 16];
     blocks.push(k);
@@ -158,7 +187,9 @@ pub fn int8<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             let x: Vec<f64> = rows.iter().flat_map(|row| &row.values).copied().collect();
             let steps = rows.iter().flat_map(|row| &row.steps).copied().enumerate();
             let ties = steps.filter(|(_, step)| *step > 0.0).collect();
-            all.extend(case.changed(what, |l: &mut Linear<'a>| (l.x, l.ties) = (x.into(), ties))?);
+            all.extend(case.changed(what, |l: &mut Linear<'a>| {
+                (l.x, l.ties, l.blocks, l.exact_run) = (x.into(), ties, None, l.exact_run.min(block));
+            })?);
         }
     }
     Ok(all)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::backend::Precision;
 use crate::op::{GateActivation, GgmlType, Rotation};
 use crate::synth::{FfnShape, Mix, ModelShape, Moe};
 
@@ -372,6 +373,46 @@ fn products() {
         let e = w.explain(site, &f16_sums(&lane, lanes));
         assert!(e.reproduced() && e.fits[0].id == "sum-precision", "{what}: {e}");
         assert!(e.fits[0].what.starts_with("f16 sums"), "{what}: {e}");
+    }
+}
+
+/// Under llama.cpp's contract inputs are int8 in blocks of Q8_K. What rounds them in other blocks, or not, or rounds another stage's, begins from the
+/// inputs themselves, not from their codes.
+#[test]
+fn products_of_inputs_that_the_contract_rounds() {
+    let w = world();
+    let site = Site::layer(1, Stage::AttnOut);
+    let op = w.op(site);
+    let Op::MatMul { x, weight } = &op else { unreachable!() };
+    let (ws, k) = (values(weight), weight.cols);
+    let shape = &made(&op).shape;
+    let contract = Contract { activations: Precision::Q8_K, ..CONTRACT };
+    let of = |xs: &[f64]| f32s(HostTensor::f64(shape, product(xs, &ws, k, |_| 1.0)));
+    let in_blocks = |xs: &[f64], block: usize, code: &dyn Fn(f32, f32) -> f32| -> Vec<f64> {
+        let largest = |xs: &[f64]| xs.iter().fold(0f64, |m, x| if x.abs() > m.abs() { *x } else { m }) as f32;
+        xs.chunks_exact(block).flat_map(|xs| xs.iter().map(|x| code(*x as f32, largest(xs)) as f64)).collect()
+    };
+    let q8_k = |x: f32, max: f32| (x * (-127.0 / max)).round_ties_even() * (1.0 / (-127.0 / max));
+    let q8_0 = |x: f32, max: f32| {
+        let d = max.abs() / 127.0;
+        (x * (1.0 / d)).round_ties_even() * half::f16::from_f32(d).to_f32()
+    };
+    let plain = |x: f32, max: f32| (x * (127.0 / max.abs())).round_ties_even() * (max.abs() / 127.0);
+    let xs = x.to_f64();
+    let as_contracted = w.explain_under(contract, site, &op, &of(&in_blocks(&xs, 256, &q8_k)));
+    assert!(as_contracted.fits.is_empty() && as_contracted.nearest.is_none(), "{as_contracted}");
+    let other = w.value(site, Stage::QRope).to_f64();
+    let halves: Vec<f64> = xs.iter().map(|x| half::f16::from_f64(*x).to_f64()).collect();
+    for (made, id, words) in [
+        (in_blocks(&xs, 32, &q8_0), "int8-activations", "one scale per 32 (a half"),
+        (in_blocks(&xs, 128, &plain), "int8-activations", "one scale per 128 (an f32"),
+        (xs.clone(), "input-precision", "inputs as they are, not as the contract has it"),
+        (halves, "input-precision", "inputs rounded to f16, not as the contract has it"),
+        (in_blocks(&other, 256, &q8_k), "other-input", "q_rope"),
+    ] {
+        let e = w.explain_under(contract, site, &op, &of(&made));
+        assert!(e.reproduced() && e.fits[0].id == id && e.fits[0].what.contains(words), "{words}: {e}");
+        assert!(e.nearest.as_ref().is_none_or(|next| next.residual > 2.0), "{words}: {e}");
     }
 }
 

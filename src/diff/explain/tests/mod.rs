@@ -17,6 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::*;
 use crate::backend::Order;
 use crate::backend::oracle::{OracleBackend, evaluate};
+use crate::formula::exact::exact;
 use crate::formula::floor::floor_of;
 use crate::gguf::Gguf;
 use crate::model::{
@@ -333,7 +334,17 @@ impl World {
     }
 
     fn explain_op(&self, site: Site, op: &Op<'_, Rc<HostTensor>>, output: &HostTensor) -> Explanation {
-        let (exact, floor) = judge(op);
+        self.explain_under(CONTRACT, site, op, output)
+    }
+
+    fn explain_under(
+        &self,
+        contract: Contract,
+        site: Site,
+        op: &Op<'_, Rc<HostTensor>>,
+        output: &HostTensor,
+    ) -> Explanation {
+        let (exact, floor) = judge_under(&contract, op);
         let earlier = self.earlier(site);
         let start = op.start().unwrap_or(0);
         let scene = StageEval {
@@ -343,7 +354,7 @@ impl World {
             output,
             exact: &exact,
             floor: &floor,
-            contract: CONTRACT,
+            contract,
             earlier: &earlier,
             config: &self.model.config,
             weights: &self.model.weights,
@@ -353,12 +364,16 @@ impl World {
 }
 
 fn judge(op: &Op<'_, Rc<HostTensor>>) -> (HostTensor, Vec<f64>) {
+    judge_under(&CONTRACT, op)
+}
+
+fn judge_under(contract: &Contract, op: &Op<'_, Rc<HostTensor>>) -> (HostTensor, Vec<f64>) {
     let host = op.try_map(|t| Ok(t.clone())).unwrap();
     let inputs: Vec<Rc<HostTensor>> = host.inputs().into_iter().cloned().collect();
     let mut next = inputs.iter();
     let host = host.try_map(|_| Ok(&**next.next().unwrap())).unwrap();
-    let exact = evaluate(&host).unwrap();
-    let floor = floor_of(&host, &CONTRACT, &exact).unwrap();
+    let exact = exact(&host, contract).unwrap();
+    let floor = floor_of(&host, contract, &exact).unwrap();
     (exact, floor)
 }
 
