@@ -18,8 +18,9 @@ use crate::{Error, Result};
 const BYTES: usize = 256 << 20;
 /// Bytes that a thread reads in a round: some tenths of a millisecond, in which with luck nobody else gets the processor.
 const SLICE: usize = 8 << 20;
-/// After this much time no further round starts.
+/// After this much time no further round starts, once there were so many: a system may be slow for the first tenths of a second.
 const TIME: Duration = Duration::from_millis(400);
+const ROUNDS: usize = 32;
 /// Fused multiply-adds of each register in a round: some tenths of a millisecond.
 const ROUND: usize = 1 << 17;
 
@@ -64,7 +65,7 @@ fn best_round(threads: usize, work: impl Fn(usize, usize) + Sync) -> Result<f64>
     let barrier = Barrier::new(threads);
     let begin = Instant::now();
     let (mut best, mut round) = (f64::INFINITY, 0);
-    while round == 0 || begin.elapsed() < TIME {
+    while round < ROUNDS || begin.elapsed() < TIME {
         // Each thread's own start and end: starting threads takes longer than a round may.
         let times = std::thread::scope(|scope| {
             let run = |thread: usize| {
