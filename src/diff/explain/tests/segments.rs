@@ -48,6 +48,7 @@ fn a_search_ends_where_it_has_cost_what_it_may_and_says_what_it_left() {
     let whole = without_its_norm(MOST_SPENT);
     assert!(whole.fits.iter().any(|fit| fit.id == "norm-missing"), "{whole:?}");
     assert!(whole.tried > 10 && whole.untried == 0, "{whole:?}");
+    // The first variant is tried, whatever it costs; it happens to be the mistake.
     let cut = without_its_norm(1);
-    assert!(cut.fits.is_empty() && cut.tried < whole.tried && cut.untried > 10, "{cut:?}");
+    assert!(cut.tried == 1 && cut.untried > 10, "{cut:?}");
 }
