@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use twinscope::Result;
 use twinscope::backend::cpu::{CpuBackend, Level};
-use twinscope::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Erased, Need, Ticket};
+use twinscope::backend::oracle::OracleBackend;
+use twinscope::backend::{AnyBackend, AnyTensor, Backend, BackendInfo, Contract, Erased, Need, Showing, Ticket};
 use twinscope::diff::outcome::{Comparison, StageResult, Verdict};
 use twinscope::diff::run::driver::{DiffOptions, Sides, diff};
 use twinscope::model::Model;
@@ -140,6 +141,31 @@ fn a_recorded_reference_is_measured_and_explained_on_its_own_inputs() {
     assert!(fault.pattern.is_some());
     let cause = fault.cause.as_ref().unwrap();
     assert!(cause.reproduced && cause.name.starts_with("2 times"), "{cause:?}");
+}
+
+/// What stands in for its replay is the oracle under its own contract, not the subject's; also where it does not show a stage.
+#[test]
+fn a_correct_recorded_reference_of_another_precision_is_not_called_wrong() {
+    let int8 = || -> AnyBackend { Box::new(Erased(CpuBackend::int8(None, Some(2)).unwrap())) };
+    let oracle = || -> AnyBackend { Box::new(Erased(OracleBackend::new())) };
+    let outputs = |b: AnyBackend| -> AnyBackend { Box::new(Showing::new(b, &[Stage::LayerOut, Stage::Logits])) };
+    for (name, reference, subject) in [
+        ("int8 and f32", int8(), cpu()),
+        ("f32 and int8", cpu(), int8()),
+        ("f32 and f64", cpu(), oracle()),
+        ("outputs of int8, and f32", outputs(int8()), cpu()),
+        ("outputs of f32, and int8", outputs(cpu()), int8()),
+        ("outputs of f32, and f64", outputs(cpu()), oracle()),
+    ] {
+        let c = compare(reference, subject, |o| (o.reference_is_recorded, o.shares) = (true, false));
+        assert!(c.agrees(), "{name}: {:?}", c.fault());
+    }
+    // And one that is wrong is, at its stage.
+    let site = Site::layer(1, Stage::FfnNorm);
+    let twice: Change = |x| HostTensor::f32(&x.shape, x.to_f32().iter().map(|x| 2.0 * x).collect());
+    let wrong: AnyBackend = Box::new(Faulty { inner: int8(), site, change: twice });
+    let c = compare(wrong, cpu(), |o| o.reference_is_recorded = true);
+    assert_eq!(c.fault().map(|fault| (fault.site, &fault.verdict)), Some((site, &Verdict::ReferenceWrong)));
 }
 
 #[test]

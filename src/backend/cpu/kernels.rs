@@ -25,7 +25,7 @@ pub(super) type Unpack = unsafe fn(bytes: &[u8], out: &mut [f32]);
 /// x · wᵀ for one x, straight from blocks: `w` is as many rows of `row_bytes` as `out` has values, `x` is `[K]`, or what a [`Prepare`]
 /// made of it.
 pub(super) type Gemv = unsafe fn(w: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]);
-/// Writes x, `[K]`, as a [`Gemv`] wants it: `out` has room for K + K/16 values, and zeros.
+/// Writes x, `[K]`, as a [`Gemv`] wants it: `out` is zeros, K + K/16 of them or more, up to a whole line.
 pub(super) type Prepare = unsafe fn(x: &[f32], out: &mut [f32]);
 /// Adds the products of some `columns`, which begin with a part, to sums: `w` is these columns of as many rows as the level has in a tile, zeros
 /// up to a multiple of 16; `sums` are those of each strip, in the level's own order.

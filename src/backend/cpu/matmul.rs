@@ -68,7 +68,7 @@ pub(super) fn run(
         let most = X_BYTES / size_of::<f32>() / weight.cols.max(1);
         let most = if int8.is_some() { usize::MAX } else { (most - most % 32).max(32) };
         let mut ready = Vec::new();
-        let mut prepared: Option<(usize, Prepared<'_>)> = None; // the experts of a token read the same row
+        let mut prepared: Option<(usize, Prepared<'_>)> = None; // gate and up of a token's experts read the same row
         for job in jobs {
             for (rows, out) in job.x.chunks(most).zip(job.out.chunks(most)) {
                 let how = match (int8, direct, rows) {

@@ -123,7 +123,7 @@ fn always_windows(keys: &CheckedKeys<'_>) -> bool {
 }
 /// What windows have besides is read where there are some.
 fn has_windows(keys: &CheckedKeys<'_>) -> bool {
-    always_windows(keys) || windows(keys) && keys.number("attention.sliding_window").is_some_and(|keys| keys > 0)
+    always_windows(keys) || windows(keys) && keys.number("attention.sliding_window").is_some_and(|window| window > 0)
 }
 
 /// How llama.cpp reads the keys of the architectures that are known here.
@@ -412,7 +412,11 @@ impl CheckedKeys<'_> {
             let pattern = "attention.sliding_window_pattern";
             let one_of_each = match self.get(pattern) {
                 Some(Value::U32(period)) => *period == 1,
-                Some(Value::Array(_)) => (0..self.own_layers()).all(|n| self.of_layer(pattern, n).unwrap_or(0) == 0),
+                // What is said of layers beyond these is nothing; a file may claim billions.
+                Some(Value::Array(all)) => {
+                    let said = self.own_layers().min(all.len() as u64).min(MOST_LAYERS);
+                    (0..said).all(|n| self.of_layer(pattern, n).unwrap_or(0) == 0)
+                }
                 _ => false,
             };
             if one_of_each {

@@ -123,6 +123,36 @@ fn products_are_within_the_bound_for_every_type_and_shape_and_the_same_in_every_
 }
 
 #[test]
+fn experts_of_one_token_multiply_the_row_that_is_theirs() {
+    const EXPERTS: usize = 4;
+    let ids = [2u32, 0, 3];
+    for kernels in levels() {
+        for ty in types() {
+            let (k, rows) = (ty.block_len().max(16) * 2, 5);
+            let bytes = blocks(ty, EXPERTS * rows * k / ty.block_len(), 11);
+            let weight = Weight::from_vec("w", ty, [k, rows, EXPERTS], bytes).unwrap();
+            let mut b = CpuBackend::new(Some(kernels.level), Some(2)).unwrap();
+            for shared in [true, false] {
+                let x = values(12, if shared { k } else { ids.len() * k });
+                let shape = if shared { vec![1, k] } else { vec![1, ids.len(), k] };
+                let ids_t = b.upload(&HostTensor::u32(&[1, ids.len()], ids.to_vec())).unwrap();
+                let x_t = up(&mut b, &shape, &x);
+                let y = b.run(AT, &Op::ExpertMatMul { x: x_t, ids: ids_t, weight: &weight }).unwrap();
+                let y = f32s(&mut b, &y);
+                for (slot, expert) in ids.iter().enumerate() {
+                    let own = weight.expert(*expert as usize).to_vec();
+                    let own = Weight::from_vec("e", ty, [k, rows, 1], own).unwrap();
+                    let x_t = up(&mut b, &[1, k], &x[if shared { 0 } else { slot * k }..][..k]);
+                    let alone = b.run(AT, &Op::MatMul { x: x_t, weight: &own }).unwrap();
+                    let alone = f32s(&mut b, &alone);
+                    assert_eq!(bits(&alone), bits(&y[slot * rows..][..rows]), "{} {ty} {shared} {slot}", kernels.level);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_power_of_two_times_x_is_that_times_the_product() {
     for kernels in levels() {
         for ty in types() {

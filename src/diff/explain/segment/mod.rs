@@ -64,6 +64,8 @@ pub struct SegmentFit {
     pub what: String,
     /// Where it is computed so.
     pub sites: Vec<Site>,
+    /// The layers of these, where the segment is of several.
+    pub layers: Vec<u32>,
     /// The largest |output − variant| over what may be between them.
     pub residual: f64,
 }
@@ -103,7 +105,16 @@ impl SegmentFit {
             [one] => one.to_string(),
             [first @ .., last] => format!("{} and {last}", first.join(", ")),
         };
-        format!("{places}: {}", self.what)
+        let place = match &self.layers[..] {
+            [] => places,
+            [layer] => format!("layer {layer} · {places}"),
+            [layers @ .., last] if layers.len() < 4 => {
+                let layers: Vec<String> = layers.iter().map(u32::to_string).collect();
+                format!("{places} of layers {} and {last}", layers.join(", "))
+            }
+            layers => format!("{places} of {} layers", layers.len()),
+        };
+        format!("{place}: {}", self.what)
     }
 }
 
@@ -172,13 +183,20 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let evidence: f64 = wrong.iter().map(|i| nats(ratio(*i))).sum();
     explanation.undecided = evidence < (explanation.tried as f64 * ODDS).ln();
     explanation.capture = capture(&whole, &fits);
+    let layers = |sites: &mut dyn Iterator<Item = Site>| sites.filter_map(|site| site.layer).collect::<BTreeSet<u32>>();
+    let several = layers(&mut whole.segment.steps.iter().map(|step| step.at.site)).len() > 1;
     explanation.fits = fits
         .into_iter()
-        .map(|(mistake, residual, _)| SegmentFit {
-            id: mistake.hypothesis.id,
-            what: mistake.what + &mistake.part.words(target.at.start),
-            sites: mistake.steps.iter().map(|n| whole.segment.steps[*n].at.site).collect(),
-            residual,
+        .map(|(mistake, residual, _)| {
+            let sites: Vec<Site> = mistake.steps.iter().map(|n| whole.segment.steps[*n].at.site).collect();
+            let own = layers(&mut sites.iter().copied());
+            SegmentFit {
+                id: mistake.hypothesis.id,
+                what: mistake.what + &mistake.part.words(target.at.start),
+                layers: if several { own.into_iter().collect() } else { Vec::new() },
+                sites,
+                residual,
+            }
         })
         .collect();
     Ok(explanation)

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use rayon::prelude::*;
 
-use crate::backend::{Contract, NamedContract, Precision, Shown};
+use crate::backend::{Contract, NamedContract, Shown};
 use crate::diff::explain::segment::{MOST_SPENT, SegmentEval, explain_segment};
 use crate::diff::explain::{StageEval, Upstream, explain};
 use crate::diff::locate::{self, Geometry};
@@ -23,11 +23,10 @@ use crate::diff::measure::metrics::{Mask, Mismatch, measure};
 use crate::diff::measure::router::{RouterComparison, Routing, common_experts, compare_routing, gather_common};
 use crate::diff::measure::tolerance::Tolerances;
 use crate::diff::outcome::{JudgedRatios, LayerRouting, Measured, StageResult, Verdict};
-use crate::diff::run::lockstep::{Observation, OracleResult};
+use crate::diff::run::lockstep::{Observation, OracleResult, exact_replay};
 use crate::diff::run::share::Injections;
 use crate::diff::segment::{Layers, Log, producer};
 use crate::error::Result;
-use crate::formula::exact::exact;
 use crate::formula::floor::{floor_of, logit_bounds};
 use crate::formula::routing::as_chosen;
 use crate::formula::worst::{Claim, Unbounded, worst};
@@ -218,21 +217,7 @@ impl<'m> ComparisonBuilder<'m> {
         let op_g = o.op_subject.try_map(|t| Ok(&**t))?;
         let op_c = o.op_reference.try_map(|t| Ok(&**t))?;
 
-        // Where the sides round operands differently, each has an exact result of its own on the same inputs.
-        let mut same = contract_c == contract_g || !rounds_operands(contract_c) && !rounds_operands(contract_g);
-        // Of operands in double a reference in f32 has what is left of them when it takes them.
-        let taken = op_g.try_map(|t| {
-            let narrows = contract_c.activations != Precision::F64 && matches!(t.data, Data::F64(_));
-            same &= !narrows;
-            Ok(narrows.then(|| HostTensor::f32(&t.shape, t.to_f32())))
-        })?;
-        let exact_replay = if same {
-            exact_g.value.clone()
-        } else {
-            let mut taken = taken.inputs().into_iter();
-            let op = op_g.try_map(|t| Ok(taken.next().and_then(|t| t.as_ref()).unwrap_or(*t)))?;
-            Rc::new(exact(&op, contract_c)?)
-        };
+        let (exact_replay, same) = exact_replay(&op_g, &exact_g.value, [contract_c, contract_g])?;
         let of_subject = own_error(&op_g, contract_g, &exact_g.value, &o.subject);
         let of_replay = own_error(&op_g, contract_c, &exact_replay, &o.replayed);
         let of_both = match same && o.at.site.stage != Stage::RouterIds {
@@ -511,11 +496,6 @@ fn own_error(op: &Op<'_, &HostTensor>, contract: &Contract, exact: &HostTensor, 
         Some(as_chosen) => error(value, &as_chosen),
         None => error(value, exact),
     }
-}
-
-/// Whether operands, or the argument of a gelu, are rounded before they are used.
-fn rounds_operands(contract: &Contract) -> bool {
-    [contract.activations, contract.weights, contract.cache, contract.gelu].iter().any(|format| format.is_coarse())
 }
 
 /// Adds what is carried to each floor.

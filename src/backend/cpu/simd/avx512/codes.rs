@@ -6,10 +6,11 @@
 //!   rows ([`prepare`]).
 //! - **`gemv` takes the scale out of the sum**: Σ w·x = Σ_group scale · (Σ code·x) − Σ_group min · (Σ x). Four registers of codes are multiplied and
 //!   added in a sum of their own, which is added to the row's with the scales of their lanes. No term of a row of n goes through more than
-//!   4 + 5·n/256 + 4 roundings, against 32 + n/32 and the products' in the level's order, whose bound so holds for this one as well.
+//!   9 + 5·n/256 roundings, against 32 + n/32 and the products' in the level's order, whose bound so holds for this one as well.
 //! - **Codes beyond five bits are made of their bits**: `code | 2²³` as a float is 2²³ + code, and exactly code after a subtraction. That is two
 //!   instructions that either port of the processor has; a conversion is one that only the first has, and takes a shift besides.
-//! - Everything before a sum is exact, unless |x| is beyond 2¹²⁰.
+//! - Codes and scales are exact. Sums of a group's codes times x, or of x alone, may leave the range where |x| is beyond 2¹²⁰, and of an infinite x
+//!   scale · ∞ − min · ∞ is NaN: an infinity of the definition may be a NaN here, as on AVX2.
 //! - One row at a time, read from its beginning to its end: memory is asked for [`AHEAD`] bytes ahead, which is as far as it takes to come.
 //!   Rows side by side share the loads of x, which are not what binds, and are as many places in memory to read at once.
 
@@ -24,6 +25,7 @@ const AHEAD: usize = 2048;
 #[derive(Clone, Copy)]
 pub(super) struct LaneHead {
     scales: V,
+    /// Those of [`LaneCodes::MIN_LANES`]; what is in other lanes is not read.
     mins: V,
 }
 
