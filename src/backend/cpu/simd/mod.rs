@@ -18,7 +18,7 @@
 //!   there is no floor of its own for each type.
 //! - **What must move.** One token (`gemv`): every byte of the matrix once, for 2 flops a weight. Where weights are
 //!   cheap to unpack memory is the limit, and `GEMV_ROWS` rows go together to share the loads of x; block types are bound by
-//!   arithmetic still, which codes halve on AVX2 and make 0.6 to 0.8 of on AVX-512. Many tokens (`add_part`): a part of `TILE` rows is unpacked
+//!   arithmetic still, which codes halve on AVX2 and make 0.6 (Q6_K) to 0.9 (Q4_K) of on AVX-512. Many tokens (`add_part`): a part of `TILE` rows is unpacked
 //!   into the first-level cache, 12 KiB, and meets all tokens there, so what is unpacked is neither written to memory nor read back. Their sums
 //!   fill most of the registers, so arithmetic is the limit: for 32 tokens 16 cycles of multiplying stand beside 3 to 6 of unpacking 16 weights.
 //! - **int8 activations** (`int8_kernels!`) meet the codes of block types as bytes, for `cpu:int8`. There is no plain-Rust level of it: its

@@ -18,7 +18,7 @@ use super::formats::{SELECT, half, iota, scales_and_mins_in_lanes, widen};
 use super::*;
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales};
 
-/// How far ahead of a block memory is asked for: of 1, 2, 4, 8 and 16 KiB the best for Q4_K and Q6_K.
+/// How far ahead of a block memory is asked for: of 1, 2, 4, 8 and 16 KiB the best for Q6_K, of the first three for Q4_K.
 const AHEAD: usize = 2048;
 
 /// Scales and mins of a block, in lanes.
