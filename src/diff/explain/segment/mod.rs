@@ -31,8 +31,8 @@ use scope::{HiddenMistake, MistakePart, SegmentScope};
 use search::{Searched, capture, hold, shared_expert, try_all};
 
 /// What one search may cost in multiplications ([`Segment::spent`]): half of it for mistakes at one stage, what is left for those made at
-/// every stage that they fit. It is some minutes of one core. A segment of a layer needs a hundredth of it; what all layers of a real model
-/// would need grows with the square of their number.
+/// every stage that they fit. It is some minutes of one core, of a model of 30 layers that shows nothing but logits; what trying all would
+/// cost there grows with the square of the layers.
 pub const MOST_SPENT: u64 = 300_000_000_000;
 
 /// Everything that is known of a segment whose end is wrong.
@@ -64,8 +64,8 @@ pub struct SegmentFit {
     pub what: String,
     /// Where it is computed so.
     pub sites: Vec<Site>,
-    /// The layers of these, where the segment is of several.
-    pub layers: Vec<u32>,
+    /// Whether the segment is of several layers, so that words have to say which.
+    pub of_several_layers: bool,
     /// The largest |output − variant| over what may be between them.
     pub residual: f64,
 }
@@ -79,7 +79,7 @@ pub struct SegmentExplanation {
     pub undecided: bool,
     /// How many variants were tried.
     pub tried: usize,
-    /// How many were not, as the segment is too long to try all.
+    /// How many were not, as the segment is too long to try all. Each might have been tried in several parts of its stage, which `tried` counts.
     pub untried: usize,
     /// Hidden stages whose values would tell most: between `fits`, where several fit; else about the middle of the segment.
     pub capture: Vec<Site>,
@@ -105,7 +105,9 @@ impl SegmentFit {
             [one] => one.to_string(),
             [first @ .., last] => format!("{} and {last}", first.join(", ")),
         };
-        let place = match &self.layers[..] {
+        let layers: BTreeSet<u32> = self.sites.iter().filter_map(|site| site.layer).collect();
+        let layers = if self.of_several_layers { Vec::from_iter(layers) } else { Vec::new() };
+        let place = match &layers[..] {
             [] => places,
             [layer] => format!("layer {layer} · {places}"),
             [layers @ .., last] if layers.len() < 4 => {
@@ -183,20 +185,15 @@ pub fn explain_segment(eval: &SegmentEval<'_>) -> Result<SegmentExplanation> {
     let evidence: f64 = wrong.iter().map(|i| nats(ratio(*i))).sum();
     explanation.undecided = evidence < (explanation.tried as f64 * ODDS).ln();
     explanation.capture = capture(&whole, &fits);
-    let layers = |sites: &mut dyn Iterator<Item = Site>| sites.filter_map(|site| site.layer).collect::<BTreeSet<u32>>();
-    let several = layers(&mut whole.segment.steps.iter().map(|step| step.at.site)).len() > 1;
+    let layers: BTreeSet<u32> = whole.segment.steps.iter().filter_map(|step| step.at.site.layer).collect();
     explanation.fits = fits
         .into_iter()
-        .map(|(mistake, residual, _)| {
-            let sites: Vec<Site> = mistake.steps.iter().map(|n| whole.segment.steps[*n].at.site).collect();
-            let own = layers(&mut sites.iter().copied());
-            SegmentFit {
-                id: mistake.hypothesis.id,
-                what: mistake.what + &mistake.part.words(target.at.start),
-                layers: if several { own.into_iter().collect() } else { Vec::new() },
-                sites,
-                residual,
-            }
+        .map(|(mistake, residual, _)| SegmentFit {
+            id: mistake.hypothesis.id,
+            what: mistake.what + &mistake.part.words(target.at.start),
+            sites: mistake.steps.iter().map(|n| whole.segment.steps[*n].at.site).collect(),
+            of_several_layers: layers.len() > 1,
+            residual,
         })
         .collect();
     Ok(explanation)

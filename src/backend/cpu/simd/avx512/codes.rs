@@ -14,9 +14,10 @@
 //! - One row at a time, read from its beginning to its end: memory is asked for [`AHEAD`] bytes ahead, which is as far as it takes to come.
 //!   Rows side by side share the loads of x, which are not what binds, and are as many places in memory to read at once.
 
-use super::formats::{SELECT, half, iota, scales_and_mins_in_lanes, widen};
+use super::formats::{AND_OR, SELECT, iota, q6k_scales, scales_and_mins_in_lanes};
+use super::tables::{of_three_bits, of_two_bits, q2k_scales_and_mins, q3k_scales_in_lanes};
 use super::*;
-use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, q3k_scales};
+use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K};
 
 /// How far ahead of a block memory is asked for: of 1, 2, 4, 8 and 16 KiB the best for Q6_K, of the first three for Q4_K.
 const AHEAD: usize = 2048;
@@ -27,6 +28,15 @@ pub(super) struct LaneHead {
     scales: V,
     /// Those of [`LaneCodes::MIN_LANES`]; what is in other lanes is not read.
     mins: V,
+}
+
+impl LaneHead {
+    /// Of one register, where the lanes of mins are no scales, or nothing has mins.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn beside(both: V) -> Self {
+        Self { scales: both, mins: both }
+    }
 }
 
 /// How a type's blocks of 256 become codes in lanes: `A` times four registers a step.
@@ -146,6 +156,13 @@ fn spread(head: V, from: [usize; 4]) -> V {
     _mm512_permutexvar_ps(_mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d), head)
 }
 
+/// The scales of the four groups of 16 in 64 weights, the `n`-th of a block.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn of_four_groups(scales: V, n: usize) -> V {
+    spread(scales, [4 * n, 4 * n + 1, 4 * n + 2, 4 * n + 3])
+}
+
 /// `low` in the lower half of the lanes, `high` in the upper.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -185,8 +202,6 @@ fn looked_up(lanes: __m512i, table: V) -> [V; 4] {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn six_bits(lanes: __m512i) -> [V; 4] {
-    /// The truth table of `(a & b) | c`.
-    const AND_OR: i32 = 0xea;
     // Byte k of a float whose last place is worth 2⁻⁸ᵏ: 2²³, 2¹⁵ and 2⁷. The fourth would be in the exponent.
     let lowest = |lanes: __m512i| {
         let float = _mm512_ternarylogic_epi32::<AND_OR>(lanes, _mm512_set1_epi32(0x3f), _mm512_set1_epi32(0x4b00_0000));
@@ -217,8 +232,7 @@ impl LaneCodes<2> for Q4K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn lane_head(block: &BlockQ4K) -> LaneHead {
-        let both = scales_and_mins_in_lanes(block.d, block.dmin, &block.scales);
-        LaneHead { scales: both, mins: both }
+        LaneHead::beside(scales_and_mins_in_lanes(block.d, block.dmin, &block.scales))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -245,8 +259,7 @@ impl LaneCodes<1> for Q5K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn lane_head(block: &BlockQ5K) -> LaneHead {
-        let both = scales_and_mins_in_lanes(block.d, block.dmin, &block.scales);
-        LaneHead { scales: both, mins: both }
+        LaneHead::beside(scales_and_mins_in_lanes(block.d, block.dmin, &block.scales))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -278,10 +291,7 @@ impl LaneCodes<2> for Q6K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn lane_head(block: &BlockQ6K) -> LaneHead {
-        // SAFETY: 16 bytes.
-        let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) });
-        let scales = _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q));
-        LaneHead { scales, mins: scales }
+        LaneHead::beside(q6k_scales(block))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -300,8 +310,7 @@ impl LaneCodes<2> for Q6K {
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn scale(head: LaneHead, step: usize, a: usize) -> V {
-        let first = (step * 2 + a) * 4;
-        spread(head.scales, [first, first + 1, first + 2, first + 3])
+        of_four_groups(head.scales, step * 2 + a)
     }
 }
 
@@ -311,11 +320,7 @@ impl LaneCodes<1> for Q3K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn lane_head(block: &BlockQ3K) -> LaneHead {
-        let q = q3k_scales(&block.scales);
-        // SAFETY: 16 bytes.
-        let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(q.as_ptr().cast()) });
-        let scales = _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q));
-        LaneHead { scales, mins: scales }
+        LaneHead::beside(q3k_scales_in_lanes(block))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -325,13 +330,12 @@ impl LaneCodes<1> for Q3K {
         let low = _mm512_srlv_epi32(twice(&block.qs.as_chunks().0[step / 2]), halves(g % 4 * 2, g % 4 * 2 + 2));
         let third = _mm512_rolv_epi32(twice(&block.hmask), halves((2 - g) & 31, (1 - g) & 31));
         let codes = _mm512_ternarylogic_epi32::<SELECT>(_mm512_set1_epi8(3), low, third);
-        let values = _mm512_setr_ps(-4., -3., -2., -1., 0., 1., 2., 3., -4., -3., -2., -1., 0., 1., 2., 3.);
-        [looked_up(codes, values)]
+        [looked_up(codes, of_three_bits())]
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn scale(head: LaneHead, step: usize, _: usize) -> V {
-        spread(head.scales, [step * 4, step * 4 + 1, step * 4 + 2, step * 4 + 3])
+        of_four_groups(head.scales, step)
     }
 }
 
@@ -342,24 +346,19 @@ impl LaneCodes<1> for Q2K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn lane_head(block: &BlockQ2K) -> LaneHead {
-        let packed = widen(&block.scales);
-        let (scales, mins) = (_mm512_and_si512(packed, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(packed));
-        LaneHead {
-            scales: _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(scales)),
-            mins: _mm512_mul_ps(half(block.dmin), _mm512_cvtepi32_ps(mins)),
-        }
+        let [scales, mins] = q2k_scales_and_mins(block);
+        LaneHead { scales, mins }
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn codes(block: &BlockQ2K, step: usize) -> [[V; 4]; 1] {
         let first = (step % 2 * 4) as i32;
         let codes = _mm512_srlv_epi32(twice(&block.qs.as_chunks().0[step / 2]), halves(first, first + 2));
-        let values = _mm512_setr_ps(0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3.);
-        [looked_up(codes, values)]
+        [looked_up(codes, of_two_bits())]
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn scale(head: LaneHead, step: usize, _: usize) -> V {
-        spread(head.scales, [step * 4, step * 4 + 1, step * 4 + 2, step * 4 + 3])
+        of_four_groups(head.scales, step)
     }
 }

@@ -20,6 +20,14 @@ pub(super) fn widen(bytes: &[u8; 16]) -> __m512i {
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
+/// 16 signed bytes as f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn signed(bytes: &[i8; 16]) -> V {
+    // SAFETY: a reference to 16 bytes; no alignment is asked for.
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }))
+}
+
 /// 0, 1, … 15.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -110,6 +118,16 @@ impl BlockFormat<V, 2> for Q8_0 {
 #[repr(align(64))]
 pub(super) struct Scales(pub [f32; 16]);
 
+impl Scales {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn of(lanes: V) -> Self {
+        let mut out = Self::default();
+        store(&mut out.0, lanes);
+        out
+    }
+}
+
 /// The scales d·s and mins dmin·m of Q4_K and Q5_K, four of each in turn: scale g is at [`at`]`(g)`, its min 4 further.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,f16c")]
@@ -127,16 +145,7 @@ pub(super) fn scales_and_mins_in_lanes(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 
     _mm512_mul_ps(q, by)
 }
 
-/// The same in memory.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl,f16c")]
-fn scales_and_mins(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12]) -> Scales {
-    let mut out = Scales::default();
-    store(&mut out.0, scales_and_mins_in_lanes(d, dmin, packed));
-    out
-}
-
-/// Where [`scales_and_mins`] puts scale g.
+/// Where [`scales_and_mins_in_lanes`] puts scale g.
 #[inline]
 fn at(g: usize) -> usize {
     g % 4 + g / 4 * 8
@@ -151,7 +160,7 @@ impl BlockFormat<V, 4> for Q4K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn head(block: &BlockQ4K) -> Scales {
-        scales_and_mins(block.d, block.dmin, &block.scales)
+        Scales::of(scales_and_mins_in_lanes(block.d, block.dmin, &block.scales))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -178,7 +187,7 @@ impl BlockFormat<V, 4> for Q5K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn head(block: &BlockQ5K) -> Scales {
-        scales_and_mins(block.d, block.dmin, &block.scales)
+        Scales::of(scales_and_mins_in_lanes(block.d, block.dmin, &block.scales))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -202,7 +211,14 @@ impl BlockFormat<V, 4> for Q5K {
 /// The truth table of `(a & b) | (!a & c)`.
 pub(super) const SELECT: i32 = 0xca;
 /// The truth table of `(a & b) | c`.
-const AND_OR: i32 = 0xea;
+pub(super) const AND_OR: i32 = 0xea;
+
+/// The scales of 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+pub(super) fn q6k_scales(block: &BlockQ6K) -> V {
+    _mm512_mul_ps(half(block.d), signed(&block.scales))
+}
 
 pub(super) struct Q6K;
 
@@ -213,11 +229,7 @@ impl BlockFormat<V, 8> for Q6K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn head(block: &BlockQ6K) -> Scales {
-        // SAFETY: 16 bytes.
-        let q = _mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) });
-        let mut out = Scales::default();
-        store(&mut out.0, _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(q)));
-        out
+        Scales::of(q6k_scales(block))
     }
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]

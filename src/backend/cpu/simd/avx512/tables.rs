@@ -6,21 +6,13 @@
 //! - Types of two and three bits repeat their 4 or 8 values through the register: what is above an index's own bits is ignored then.
 //! - Every product here is exact (a half's 11 bits by at most 12), so a lookup is bit-equal to the definition.
 
-use super::formats::{SELECT, Scales, half, iota, widen};
+use super::formats::{SELECT, Scales, half, iota, signed, widen};
 use super::*;
 use crate::quant::few_bits::{BlockQ1_0, BlockQ2_0};
 use crate::quant::fp4::{BlockMXFP4, BlockNVFP4, E2M1_LEVELS, e8m0_half, ue4m3_half};
 use crate::quant::iquant::{BlockIQ4NL, BlockIQ4XS, IQ4_LEVELS};
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, q3k_scales};
 use crate::quant::legacy::{BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1};
-
-/// 16 signed bytes as f32.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn signed(bytes: &[i8; 16]) -> V {
-    // SAFETY: a reference to 16 bytes; no alignment is asked for.
-    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }))
-}
 
 /// 32 nibbles by one table.
 #[inline]
@@ -170,6 +162,25 @@ impl BlockFormat<V, 2> for Iq4Xs {
     }
 }
 
+/// The scales and the mins of 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+pub(super) fn q2k_scales_and_mins(block: &BlockQ2K) -> [V; 2] {
+    let packed = widen(&block.scales);
+    let (scales, mins) = (_mm512_and_si512(packed, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(packed));
+    [
+        _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(scales)),
+        _mm512_mul_ps(half(block.dmin), _mm512_cvtepi32_ps(mins)),
+    ]
+}
+
+/// The values of two bits, four times over: what is above an index's own bits is ignored then.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn of_two_bits() -> V {
+    _mm512_setr_ps(0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3.)
+}
+
 pub(super) struct Q2K;
 
 impl BlockFormat<V, 8> for Q2K {
@@ -180,17 +191,13 @@ impl BlockFormat<V, 8> for Q2K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn head(block: &BlockQ2K) -> [Scales; 2] {
-        let packed = widen(&block.scales);
-        let (scales, mins) = (_mm512_and_si512(packed, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(packed));
-        let mut out = [Scales::default(); 2];
-        store(&mut out[0].0, _mm512_mul_ps(half(block.d), _mm512_cvtepi32_ps(scales)));
-        store(&mut out[1].0, _mm512_mul_ps(half(block.dmin), _mm512_cvtepi32_ps(mins)));
-        out
+        let [scales, mins] = q2k_scales_and_mins(block);
+        [Scales::of(scales), Scales::of(mins)]
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn step(block: &BlockQ2K, [Scales(scales), Scales(mins)]: &[Scales; 2], step: usize) -> [V; 8] {
-        let values = _mm512_setr_ps(0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3., 0., 1., 2., 3.);
+        let values = of_two_bits();
         let bytes = block.qs.as_chunks::<16>().0;
         let mut out = [_mm512_setzero_ps(); 8];
         for i in 0..8 {
@@ -203,6 +210,20 @@ impl BlockFormat<V, 8> for Q2K {
     }
 }
 
+/// The scales of 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,f16c")]
+pub(super) fn q3k_scales_in_lanes(block: &BlockQ3K) -> V {
+    _mm512_mul_ps(half(block.d), signed(&q3k_scales(&block.scales)))
+}
+
+/// The values of Q3_K's three bits, twice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn of_three_bits() -> V {
+    _mm512_setr_ps(-4., -3., -2., -1., 0., 1., 2., 3., -4., -3., -2., -1., 0., 1., 2., 3.)
+}
+
 pub(super) struct Q3K;
 
 impl BlockFormat<V, 8> for Q3K {
@@ -212,14 +233,12 @@ impl BlockFormat<V, 8> for Q3K {
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,f16c")]
     unsafe fn head(block: &BlockQ3K) -> Scales {
-        let mut out = Scales::default();
-        store(&mut out.0, _mm512_mul_ps(half(block.d), signed(&q3k_scales(&block.scales))));
-        out
+        Scales::of(q3k_scales_in_lanes(block))
     }
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn step(block: &BlockQ3K, Scales(scales): &Scales, step: usize) -> [V; 8] {
-        let values = _mm512_setr_ps(-4., -3., -2., -1., 0., 1., 2., 3., -4., -3., -2., -1., 0., 1., 2., 3.);
+        let values = of_three_bits();
         let (low, high) = (block.qs.as_chunks::<16>().0, block.hmask.as_chunks::<16>().0);
         let mut out = [_mm512_setzero_ps(); 8];
         for i in 0..8 {
