@@ -19,7 +19,8 @@ use super::tables::{of_three_bits, of_two_bits, q2k_scales_and_mins, q3k_scales_
 use super::*;
 use crate::quant::kquant::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K};
 
-/// How far ahead of a block memory is asked for: of 1, 2, 4, 8 and 16 KiB the best for Q6_K, of the first three for Q4_K.
+/// How far ahead of a block memory is asked for: of 1, 2, 4, 8 and 16 KiB the best for Q6_K, of the first three for Q4_K. Two threads that read nothing but
+/// Q4_K are 5 to 10 % faster with 4 KiB, but decode of the 30B shape is 1 to 4 % slower.
 const AHEAD: usize = 2048;
 
 /// Scales and mins of a block, in lanes.
