@@ -244,8 +244,7 @@ pub fn stages(
     let (mut timed, mut timeline, mut timeline_cut) = (Vec::new(), Vec::new(), false);
     for repetition in 0..repeat {
         progress(&name, repeat + repetition + 1, steps);
-        rerun.rewind();
-        backend.sync()?;
+        rerun.rewind(backend)?;
         let origin = Instant::now();
         let mut wall = 0.0;
         for (n, ops) in counted.iter().enumerate() {

@@ -51,6 +51,8 @@ pub(super) struct Rerun<'m, B: Backend> {
     model: &'m Model,
     session: Session<B::Tensor>,
     depth: usize,
+    /// The token before the first call's, if the model has states that a call begins with.
+    before: Option<u32>,
     /// The tokens of each call.
     calls: Vec<Vec<u32>>,
 }
@@ -83,12 +85,18 @@ impl<'m, B: Backend> Rerun<'m, B> {
             forward(backend, model, &mut session, call, LogitRows::Last)?;
         }
         backend.sync()?;
-        Ok(Self { model, session, depth: test.depth, calls })
+        let before = before.last().copied().filter(|_| config.linear.is_some());
+        Ok(Self { model, session, depth: test.depth, before, calls })
     }
 
-    /// Back to before the first call.
-    pub(super) fn rewind(&mut self) {
+    /// Back to before the first call, which finds the state of linear attention that the call before it has left.
+    pub(super) fn rewind(&mut self, backend: &mut B) -> Result<()> {
+        if let Some(token) = self.before {
+            self.session.rewind(self.depth - 1);
+            forward(backend, self.model, &mut self.session, &[token], LogitRows::Last)?;
+        }
         self.session.rewind(self.depth);
+        backend.sync()
     }
 
     /// How many calls the test makes.
@@ -107,8 +115,7 @@ impl<'m, B: Backend> Rerun<'m, B> {
 
     /// Seconds of all calls.
     pub(super) fn time(&mut self, backend: &mut B) -> Result<f64> {
-        self.rewind();
-        backend.sync()?;
+        self.rewind(backend)?;
         let began = Instant::now();
         for n in 0..self.calls() {
             self.call(backend, n)?;
@@ -118,7 +125,7 @@ impl<'m, B: Backend> Rerun<'m, B> {
 
     /// The operations of each call with their work; the run that tells it also warms up.
     pub(super) fn count(&mut self, backend: &mut B) -> Result<Vec<Vec<CountedOp>>> {
-        self.rewind();
+        self.rewind(backend)?;
         let mut counted = Counted::new(backend);
         let mut calls = Vec::with_capacity(self.calls());
         for n in 0..self.calls() {
