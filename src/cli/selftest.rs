@@ -48,6 +48,9 @@ pub struct Args {
     /// Operations that --calibrate judges in all
     #[arg(long, value_name = "N", default_value_t = 100_000, requires = "calibrate", value_parser = clap::value_parser!(u64).range(1..))]
     evaluations: u64,
+    /// Whole runs of a model of each family, over random tokens, that --calibrate judges on the best CPU level and on the GPU
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "calibrate", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    runs: u64,
     /// One JSON document on standard output
     #[arg(long)]
     json: bool,
@@ -57,7 +60,8 @@ pub fn run(args: &Args) -> Result<Outcome> {
     let adapter = args.adapter.as_deref().map_or(AdapterSelector::Best, AdapterSelector::parse);
     let subject = args.subject.as_deref().map(|s| if s == "gpu" { FaultySide::Gpu } else { FaultySide::Cpu });
     if args.calibrate {
-        let options = calibrate::CalibrationOptions { evaluations: args.evaluations, subject, adapter };
+        let options =
+            calibrate::CalibrationOptions { evaluations: args.evaluations, runs: args.runs, subject, adapter };
         let bar = progress_bar(ONE_BY_ONE);
         let result = calibrate(&options, |name, done, total| tell(&bar, name, done, total));
         bar.finish_and_clear();

@@ -29,9 +29,10 @@ use crate::quant::random::Rng;
 use crate::report::calibration::{Calibration, Evaluation, FloorOf};
 use crate::trace::select::stages_in;
 
-/// Multiply-adds, at the most, of a case that is drawn again and again: enough for products of dozens of rows, since the worst of a
-/// few elements is not what the worst of a stage is.
-const SMALL: u64 = 40_000;
+/// Multiply-adds, at the most, of a case that is drawn again and again: enough for products of dozens of rows, of every type and by heads as
+/// well, since the worst of a few elements is not what the worst of a stage is. With 40,000, of the products by heads of types whose blocks
+/// are long there were single elements alone.
+const SMALL: u64 = 70_000;
 /// Cases that are drawn before progress is told.
 const BATCH: usize = 512;
 
@@ -39,6 +40,8 @@ const BATCH: usize = 512;
 pub struct CalibrationOptions {
     /// Operations judged in all, shared by the backends; every case is judged once however few these are.
     pub evaluations: u64,
+    /// Whole runs of a model of each family, on each of two backends.
+    pub runs: u64,
     /// Only CPU levels, or only the GPU.
     pub subject: Option<FaultySide>,
     pub adapter: AdapterSelector,
@@ -102,14 +105,11 @@ fn segments_to(shown: &'static str, model: &Model, backend: &Shared) -> Result<V
     Ok(found)
 }
 
-/// Runs of a model of each family.
-const FAMILY_RUNS: u64 = 2;
-
 /// The ratios of a correct backend's stages, in whole runs of a model over random tokens, each of several positions and one decoded.
-fn stages_of(test_model: &TestModel, backend: &Shared) -> Result<Vec<Evaluation>> {
+fn stages_of(test_model: &TestModel, backend: &Shared, runs: u64) -> Result<Vec<Evaluation>> {
     let mut reference: AnyBackend = Box::new(Erased(CpuBackend::new(Some(Level::Scalar), None)?));
     let mut found = Vec::new();
-    for seed in 0..FAMILY_RUNS {
+    for seed in 0..runs {
         let mut random = Rng::new(0xfa31, seed);
         let vocab = test_model.model.config.vocab as u64;
         let tokens = (0..5 + random.below(6)).map(|_| random.below(vocab) as u32).collect();
@@ -188,7 +188,7 @@ pub fn calibrate(options: &CalibrationOptions, mut progress: impl FnMut(&str, us
     let mut segments = |name: &str, backend: Shared| -> Result<()> {
         for test_model in test_models.iter().filter(|test_model| test_model.is_of_family()) {
             progress(&format!("{name}, {}", test_model.name), done, total);
-            calibration.add(name, stages_of(test_model, &backend)?);
+            calibration.add(name, stages_of(test_model, &backend, options.runs)?);
         }
         progress(&format!("{name}, segments"), done, total);
         for shown in SHOWN {
