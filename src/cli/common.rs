@@ -71,7 +71,7 @@ pub struct PromptArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     pub prompt_file: Option<PathBuf>,
     /// Token ids to run, instead of text
-    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', action = clap::ArgAction::Set)]
     pub tokens: Option<Vec<u32>>,
     /// Make the text a user's message, in the model's chat template (tokenizer.chat_template), as a server does
     #[arg(long, conflicts_with = "tokens")]

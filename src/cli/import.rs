@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     /// The token ids of the run, where the source does not say; where it says others, that is an error
-    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', action = clap::ArgAction::Set)]
     tokens: Option<Vec<u32>>,
     /// A JSON file that says which names are which stages; capture/README.md describes it
     #[arg(long, value_name = "FILE")]

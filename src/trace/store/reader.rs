@@ -9,6 +9,7 @@ use super::file::TensorFile;
 use super::{MANIFEST, Run, SCHEMA, TraceManifest, TraceTensor, expert_rows_key, file_name, site_of};
 use crate::error::{Error, Result};
 use crate::files::FileKind;
+use crate::model::tokens_sha256;
 use crate::op::{HostTensor, Site, Stage};
 use crate::trace::select::{Ranges, has_expert_rows};
 use crate::trace::{MOST_EXPERTS, MOST_LAYERS, MOST_POSITIONS};
@@ -54,6 +55,12 @@ impl Trace {
         if manifest.run.prompt_tokens > manifest.run.tokens.len() {
             let (prompt, all) = (manifest.run.prompt_tokens, manifest.run.tokens.len());
             return Err(wrong(format!("{prompt} prompt tokens of {all} tokens")));
+        }
+        let of_prompt = tokens_sha256(&manifest.run.tokens[..manifest.run.prompt_tokens]);
+        if let Some(stated) = manifest.run.tokens_sha256.as_ref().filter(|stated| **stated != of_prompt) {
+            return Err(wrong(format!(
+                "tokens_sha256 {of_prompt} expected, which is that of its prompt's tokens, found {stated:?}"
+            )));
         }
         for (op, contract) in &manifest.run.contracts {
             contract.check().map_err(|what| wrong(format!("contract of {op}: {what}")))?;

@@ -279,6 +279,7 @@ fn a_damaged_trace_is_refused_with_its_reason() {
     };
     refused(&|j| j["schema"] = "twinscope.trace-manifest/2".into(), "trace-manifest/1");
     refused(&|j| j["prompt_tokens"] = 8.into(), "8 prompt tokens of 7");
+    refused(&|j| j["tokens_sha256"] = "ab".into(), "which is that of its prompt's tokens, found \"ab\"");
     refused(&|j| j["tensors"][0]["stage"] = "noise".into(), "no such stage");
     refused(&|j| j["tensors"][0]["layer"] = 0.into(), "no such stage");
     refused(&|j| j["tensors"][0]["file"] = "../../etc/passwd".into(), "is expected");
