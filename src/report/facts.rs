@@ -167,6 +167,8 @@ fn lost_alike(s: &StageResult) -> bool {
 
 /// Faults behind the first that are told apart from it and from each other.
 const FURTHER: usize = 4;
+/// Causes of one of them that are named, where nothing tells them apart.
+const NAMED: usize = 3;
 
 /// The faults behind the first at another stage, of another side, or by another mistake, and how many there are besides. A stage that was not
 /// explained, as most behind the first are not, is taken to be wrong as it is elsewhere.
@@ -185,7 +187,17 @@ pub fn further_faults(c: &Comparison) -> (Vec<String>, usize) {
             rest += 1;
             continue;
         }
-        let by = cause.as_ref().map_or(String::new(), |cause| format!(": {}", printable(cause)));
+        let others = s.cause.iter().flat_map(|cause| &cause.others).map(|other| &other.name);
+        let names: Vec<String> = cause.iter().chain(others).map(|name| printable(name)).collect();
+        let by = match &names[..] {
+            [] => String::new(),
+            [one] => format!(": {one}"),
+            all if all.len() <= NAMED => format!(": one of {}: {}", all.len(), alternatives(all)),
+            all => {
+                let rest = count(all.len() - NAMED, "other");
+                format!(": one of {}: {}; or {rest}", all.len(), alternatives(&all[..NAMED]))
+            }
+        };
         lines.push(headline(s) + &by);
         seen.push((stage, verdict, cause));
     }

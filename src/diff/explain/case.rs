@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::StageEval;
 use crate::backend::Contract;
+use crate::diff::locate::{Axis, ErrorRegion};
 use crate::error::{Error, Result};
 use crate::formula::exact::Emulation;
 use crate::formula::{Formula, Point};
@@ -23,6 +24,16 @@ pub type Change<'s, F> = (&'s str, fn(&mut F));
 
 /// Gives the points at the elements asked for.
 type At<'a> = dyn Fn(&[usize]) -> Result<Vec<Point>> + 'a;
+
+/// Whether a mistake can be confined to a region.
+type InRegion<'a> = dyn Fn(&ErrorRegion) -> bool + 'a;
+
+/// Coordinates at which a rule must be seen, to be told from what happened to each of them.
+pub const SEEN: usize = 3;
+
+/// The axes of what stands in a row of its own, and in a column.
+pub const OF_ROWS: &[Axis] = &[Axis::Position, Axis::Slot, Axis::Expert];
+pub const OF_COLUMNS: &[Axis] = &[Axis::Column, Axis::Head, Axis::WithinHead];
 
 /// One way of making a mistake.
 pub struct Variant<'a> {
@@ -41,14 +52,25 @@ pub struct Variant<'a> {
     pub bits: f64,
     /// The elements of which it says nothing, because it reads behind a tensor's end for them.
     unknown: Option<Box<dyn Fn(usize) -> bool + 'a>>,
+    /// Of the regions that its hypothesis could be confined to, those that this one could.
+    confined: Option<Box<InRegion<'a>>>,
     at: Box<At<'a>>,
 }
 
 impl<'a> Variant<'a> {
     /// From a function of many elements at once, asked for in ascending order.
     pub fn new(what: impl Into<String>, at: impl Fn(&[usize]) -> Result<Vec<Point>> + 'a) -> Self {
-        let (unknown, at) = (None, Box::new(at));
-        Self { what: what.into(), fitted: 0, number: None, loose: false, evidence: None, bits: 0.0, unknown, at }
+        Self {
+            what: what.into(),
+            fitted: 0,
+            number: None,
+            loose: false,
+            evidence: None,
+            bits: 0.0,
+            unknown: None,
+            confined: None,
+            at: Box::new(at),
+        }
     }
 
     /// From a function of one element.
@@ -90,6 +112,31 @@ impl<'a> Variant<'a> {
     pub fn unknown_at(mut self, unknown: impl Fn(usize) -> bool + 'a) -> Self {
         self.unknown = Some(Box::new(unknown));
         self
+    }
+
+    /// Says that it is a rule of the indices along `axes`: where it holds for some of them, it holds for all.
+    pub fn along(mut self, axes: &'static [Axis]) -> Self {
+        self.confined = Some(Box::new(move |region| region.axes().all(|axis| !axes.contains(&axis))));
+        self
+    }
+
+    /// Says that it is a rule of the indices along `axes`, which a part of a kernel may have: of fewer than [`SEEN`] of them it is none.
+    pub fn in_runs(mut self, axes: &'static [Axis]) -> Self {
+        let seen = |region: &ErrorRegion, axis| region.coordinates(axis) >= SEEN;
+        self.confined =
+            Some(Box::new(move |region| region.axes().all(|axis| !axes.contains(&axis) || seen(region, axis))));
+        self
+    }
+
+    /// Says that element `i` has what belongs to `from(i)`, and that what belongs to `i` has a place as well: in the same region.
+    pub fn exchanging(mut self, from: impl Fn(usize) -> usize + 'a) -> Self {
+        self.confined = Some(Box::new(move |region| region.elements().iter().all(|i| region.contains(from(*i)))));
+        self
+    }
+
+    /// Whether a mistake like this can be confined to `region`.
+    pub fn can_be_confined(&self, region: &ErrorRegion) -> bool {
+        self.confined.as_ref().is_none_or(|confined| confined(region))
     }
 
     /// Says what it assumes besides.

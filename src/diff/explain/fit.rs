@@ -174,7 +174,7 @@ fn fit<'r>(
         }
     }
     for &region in regions {
-        if sample().any(|(i, p)| !fits(*i, p) && region.contains(*i)) {
+        if sample().any(|(i, p)| !fits(*i, p) && region.contains(*i)) || !variant.can_be_confined(region) {
             continue;
         }
         if let Some(found) = reproduces(case, variant, &region.elements())? {

@@ -1,5 +1,5 @@
-//! Mistakes in products by heads, of latent attention: another head's matrix or columns, rows that are taken apart otherwise, and what is kept
-//! beside the products.
+//! Mistakes by heads: rows of q, k and v in another order; in products by heads, of latent attention, another head's matrix or columns, rows that are
+//! taken apart otherwise, and what is kept beside the products.
 
 use super::case::{Evidence, Variant};
 use super::weights;
@@ -22,6 +22,34 @@ const OTHERS: [(&str, Other); 6] = [
         |h, n| if h < n.div_ceil(2) { 2 * h } else { 2 * (h - n.div_ceil(2)) + 1 },
     ),
 ];
+
+/// Whose row of a weight, or whose bias, is in a row's place, and in words.
+pub(super) type RowOrder = (&'static str, Box<dyn Fn(usize) -> usize + Send + Sync>);
+
+/// Orders of the rows of a projection's heads that are not the file's: of another head; and for q and k those of the other pairing of rope,
+/// which converters bring about (`permute` of llama.cpp's convert_hf_to_gguf.py) and undo.
+pub(super) fn row_orders(case: &Evidence<'_>) -> Vec<RowOrder> {
+    use Stage::*;
+    let (stage, rows) = (case.scene.site.stage, case.cols());
+    let turned = matches!(stage, QProj | KProj | QBias | KBias);
+    let d = case.scene.config.head_dim_of(stage);
+    if !turned && !matches!(stage, VProj | VBias) || d == 0 || !rows.is_multiple_of(d) {
+        return Vec::new();
+    }
+    let mut all: Vec<RowOrder> = Vec::new();
+    if rows > d {
+        all.push(("the next head", Box::new(move |row| (row + d) % rows)));
+        all.push(("the head before", Box::new(move |row| (row + rows - d) % rows)));
+    }
+    if turned && d.is_multiple_of(2) && d > 2 {
+        let (first, half) = (move |row: usize| row / d * d, d / 2);
+        let interleaved = move |row: usize| first(row) + row % d / 2 + row % 2 * half;
+        let apart = move |row: usize| first(row) + row % d % half * 2 + row % d / half;
+        all.push(("each head's dimensions interleaved, i and i + D/2 as 2i and 2i + 1", Box::new(interleaved)));
+        all.push(("each head's dimensions taken apart, 2i and 2i + 1 as i and i + D/2", Box::new(apart)));
+    }
+    all
+}
 
 /// The matrix of another head, the columns of another, or rows that heads take in turn.
 pub fn other_head<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {

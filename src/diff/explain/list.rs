@@ -184,7 +184,7 @@ list! {
     "head-matrix" "another head's matrix or columns in a product by heads, rows that heads take in turn, or keys' and values' rows as two wholes" &[OpKind::HeadMatMul], tiles, 0, by_heads::other_head;
     "head-kept" "the columns that a product by heads keeps in front of the others, of another head, or zeros" &[OpKind::HeadMatMul], tiles, 0, by_heads::kept;
 
-    "expert-offset" "another expert's weights: off by n, by slot, one for all" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
+    "expert-offset" "another expert's weights: off by n, by slot, one for all or for one" &[OpKind::ExpertMatMul], tiles, 0, linear::expert_offset;
     "scale-tensor" "the scale beside a weight left out, applied twice, divided by, another expert's or another weight's" PRODUCT, tiles, 0, linear::scale_tensor;
     "other-weight" "another tensor of the same shape: gate for up, the layer beside" ANY_PRODUCT, tiles, 0, linear::other_weight;
     "joint-rows" "a weight that holds several projections taken apart by other rows: halves, turns, groups of heads" PRODUCT, tiles, 0, stride::joint_rows;
@@ -192,8 +192,9 @@ list! {
     "weight-type" "the weight's bytes read as another type" READS_WEIGHT, tiles, 0, bytes::other_type;
     "weight-transposed" "the weight read by columns" READS_WEIGHT, tiles, 0, weights::transposed;
     "weight-row" "another row's weights" ANY_PRODUCT, tiles, 0, weights::other_row;
+    "row-order" "rows of q, k and v of another head, or in the order of the other rope's pairs; a router's of another expert" &[OpKind::MatMul], tiles, 0, weights::row_order;
     "scale-neighbour" "scales read from the sub-block or block beside" READS_WEIGHT, tiles, 0, weights::neighbours_scale;
-    "scale-one" "one sub-block's scale wrong: zero, doubled, halved, negated, a neighbour's" READS_WEIGHT, tiles, 0, weights::one_scale;
+    "scale-one" "one sub-block's scale wrong, in every row or in one: zero, doubled, halved, negated, a neighbour's, times a number" READS_WEIGHT, tiles, 0, weights::one_scale;
     "scale-minimum" "sub-block minimums left out, added, or a neighbour's" READS_WEIGHT, tiles, 0, weights::minimums;
     "scale-bits" "sub-block scales without their high bits, offset or sign, or the block's" READS_WEIGHT, tiles, 0, weights::scale_bits;
     "scale-subnormal" "scales that are subnormal halves read as 0" READS_WEIGHT, experts, 0, bytes::subnormal;
@@ -224,7 +225,7 @@ list! {
     "clamp" "limits of gate or up left out, others or another's, 1 not added to up, another factor under the sigmoid" &[OpKind::SwiGlu], slots, 0, pointwise::clamps;
     "activation" "another of silu, gelu by tanh, gelu by erf, relu and sigmoid, or nothing" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
     "gate-place" "the output's gate of another head or position" &[OpKind::SwiGlu], heads, 0, linear_attention::gate_place;
-    "head-bias" "the bias of another head" &[OpKind::Bias], rows, 0, linear_attention::head_bias;
+    "head-bias" "the bias of another head, or of a head's dimensions in the order of the other rope's pairs" &[OpKind::Bias], rows, 0, linear_attention::head_bias;
     "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 

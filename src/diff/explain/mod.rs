@@ -9,7 +9,9 @@
 //!   arithmetic. A mistake made in one expert, head, or range of positions or columns only is the variant there and the oracle
 //!   elsewhere.
 //! - **Where the stage is right, too.** A variant that is confined to a region chosen here must be one that its own code would confine so
-//!   (`Hypothesis::places`): a wrong map of heads is wrong at every head that it maps wrongly.
+//!   (`Hypothesis::places`): a wrong map of heads is wrong at every head that it maps wrongly. A rule of indices is named where it is seen at
+//!   several of them (`Variant::along`, `in_runs`), an exchange where both are wrong (`exchanging`); of one token, expert or column, what it has
+//!   in its place.
 //! - **What reads nothing real proves nothing.** Behind a tensor's end a variant says nothing (`Variant::unknown_at`).
 //! - **No guess dressed as a finding.** A match counts if the variant accounts for the error, and if the error is so large against
 //!   the floors that, with so many variants tried, chance would hardly match it. Of several the one that assumes least is named

@@ -108,7 +108,9 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(norm) = case.stated::<Norm<'a>>()? else { return Ok(vec![]) };
     let same = |eps: f64| (eps - norm.eps).abs() <= 1e-6 * norm.eps;
     let with = |eps: f64| {
-        let what = format!("the norm with eps {eps:e} for {:e}", norm.eps as f32);
+        // What is far below the smallest mean square is not told from 0.
+        let eps_is = if eps == 0.0 { "eps 0, or one too small to tell," } else { &format!("eps {eps:e}") };
+        let what = format!("the norm with {eps_is} for {:e}", norm.eps as f32);
         Variant::of(case, what, Norm { eps, ..norm.clone() })
     };
     let known = [1e-5, 1e-6, 0.0, 1e-8, 1e-12, 1e-4, 1e-3];

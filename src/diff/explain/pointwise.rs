@@ -1,6 +1,7 @@
 //! Mistakes in the residual sums and in the activation.
 
 use super::case::{Evidence, Variant};
+use super::linear::of_few;
 use crate::error::Result;
 use crate::formula::embed::Embedding;
 use crate::formula::pointwise::{Activation, Gated, Sum, UNLIMITED};
@@ -72,6 +73,13 @@ pub fn expert_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::ExpertBias { ids, weight, .. } = case.scene.op else { return Ok(vec![]) };
     let (k, experts) = (ids.cols().max(1), weight.rows.max(1));
     let ids: Vec<usize> = ids.ids().iter().map(|id| *id as usize).collect();
+    let cols = case.cols();
+    let with = |what: String, of: &dyn Fn(usize) -> usize| {
+        case.changed(what, |s: &mut Sum<'a>| s.rows = Some(ids.iter().map(|id| of(*id)).collect()))
+    };
+    if let Some(few) = of_few(case, "the biases", |i| ids[i / cols], experts, with)? {
+        return Ok(vec![few]);
+    }
     // Of a slot, its expert and how many there are.
     let mut others: Vec<(String, Vec<usize>)> = vec![
         ("the bias of the slot's number, not of its expert".into(), (0..ids.len()).map(|i| i % k).collect()),

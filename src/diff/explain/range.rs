@@ -47,21 +47,24 @@ pub fn overflow<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     let beyond = |limit: f64| case.exact.iter().filter(|x| x.is_finite() && x.abs() > limit).count();
     let (half, single) = (beyond(F16), beyond(F32));
-    if half > 0 {
-        let of = |what: &str| format!("{half} values beyond the range of f16 (65504) {what}");
-        all.push(Variant::each(of("became infinite"), |i| match case.exact[i] {
-            x if x.abs() > F16 => Point::exactly(f64::INFINITY),
-            _ => case.right(i),
-        }));
-        all.push(Variant::each(of("stopped at it"), |i| match case.exact[i] {
-            x if x.abs() > F16 => Point::exactly(F16.copysign(x)),
-            _ => case.right(i),
-        }));
-    }
     if single > 0 {
         let what = format!("{single} values beyond the range of f32 (3.4e38) became infinite or NaN");
         all.push(Variant::each(what, |i| match case.exact[i] {
             x if x.abs() > F32 => Point::exactly(f64::INFINITY),
+            _ => case.right(i),
+        }));
+    }
+    if half > 0 {
+        let of = |what: &str| format!("{half} values beyond the range of f16 (65504) {what}");
+        // Where none lies between the two, the narrower format is not what is seen.
+        if half > single {
+            all.push(Variant::each(of("became infinite"), |i| match case.exact[i] {
+                x if x.abs() > F16 => Point::exactly(f64::INFINITY),
+                _ => case.right(i),
+            }));
+        }
+        all.push(Variant::each(of("stopped at it"), |i| match case.exact[i] {
+            x if x.abs() > F16 => Point::exactly(F16.copysign(x)),
             _ => case.right(i),
         }));
     }

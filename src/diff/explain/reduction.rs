@@ -1,6 +1,6 @@
 //! Mistakes in adding up: terms left out or counted twice, lanes that are not summed. Of products, norms and softmaxes alike.
 
-use super::case::{Evidence, Variant};
+use super::case::{Evidence, OF_COLUMNS, Variant};
 use crate::error::Result;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::Linear;
@@ -39,7 +39,10 @@ impl Reduction {
         what: impl Into<String>,
         times: impl Fn(usize) -> f64,
     ) -> Result<Option<Variant<'a>>> {
-        let (what, times) = (what.into(), Some((0..self.terms).map(times).collect::<Vec<f64>>()));
+        let (mut what, times) = (what.into(), Some((0..self.terms).map(times).collect::<Vec<f64>>()));
+        if case.unseen {
+            what += ", or an input that is so in those places";
+        }
         Ok(if let Some(mut linear) = case.stated::<Linear<'a>>()? {
             linear.times = times;
             Some(Variant::of(case, what, linear))
@@ -137,7 +140,7 @@ pub fn twice<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(reduction) = Reduction::of(case)? else { return Ok(vec![]) };
     let (k, of) = (reduction.terms, reduction.of);
     let mut all = Vec::new();
-    for last in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|l| *l <= k) {
+    for last in [1, 2, 4, 8, 16, 32, 64, 128, 256].into_iter().filter(|l| *l < k) {
         let what = format!("the last {last} of {k} {of} counted twice");
         all.extend(reduction.counted(case, what, |i| if i + last >= k { 2.0 } else { 1.0 })?);
     }
@@ -175,5 +178,6 @@ pub fn lanes<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             }
         }
     }
-    Ok(all)
+    // Whatever adds up lanes adds up those of more than a row.
+    Ok(all.into_iter().map(|variant| variant.in_runs(OF_COLUMNS)).collect())
 }

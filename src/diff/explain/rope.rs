@@ -76,13 +76,73 @@ pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         with(format!("rope without its linear scaling by {factor}"), Rope { scale: 1.0, ..stated.clone() });
         let what = format!("rope with angles multiplied by {factor}, not divided");
         with(what, Rope { scale: factor, ..stated.clone() });
+        // Half of it first, which is the same as a rotation that is made twice.
+        let others = [factor / 2.0, factor * 2.0].into_iter().chain(FACTORS);
+        for other in others.filter(|other| *other != factor && *other != 1.0) {
+            let what = format!("rope with a linear scaling by {other} for {factor}");
+            with(what, Rope { scale: 1.0 / other, ..stated.clone() });
+        }
     } else {
-        for factor in [2.0, 4.0, 8.0, 16.0, 32.0] {
+        for factor in FACTORS {
             let what = format!("rope with a linear scaling by {factor} where there is none");
             with(what, Rope { scale: 1.0 / factor, ..stated.clone() });
         }
     }
+    if stated.yarn.is_none()
+        && let Some(scale) = fit_scale(case, &stated)
+    {
+        let factors = round_numbers(1.0 / scale, 1e-3);
+        for factor in factors.into_iter().filter(|f| *f != 1.0 && !FACTORS.contains(f)) {
+            let what = format!("rope with a linear scaling by {factor} for {}", 1.0 / stated.scale);
+            let changed = Rope { scale: 1.0 / factor, ..stated.clone() };
+            all.push(Variant::of(case, what, changed).with_fitted(factor));
+        }
+    }
     Ok(all)
+}
+
+/// Linear scalings that models use.
+const FACTORS: [f64; 7] = [2.0, 4.0, 8.0, 16.0, 32.0, 3.0, 10.0];
+
+/// How well an angle can be measured in f32 values.
+const NOISE: f64 = 1e-6;
+
+/// The angle, from −π to π, by which pair `pair` of a position's heads has turned: the argument of Σ y·conj(x) over them.
+fn turn(case: &Evidence<'_>, stated: &Rope<'_>, token: usize, pair: usize) -> f64 {
+    let (cols, d, (x, y)) = (case.cols(), stated.head_dim, (&case.inputs[0], &case.output));
+    let (mut re, mut im) = (0.0, 0.0);
+    for head in 0..cols / d {
+        let dims = stated.pairing.dims(pair, stated.turned / 2);
+        let [a, b] = dims.map(|dim| token * cols + head * d + stated.from + dim);
+        re += x[a] * y[a] + x[b] * y[b];
+        im += x[a] * y[b] - x[b] * y[a];
+    }
+    im.atan2(re)
+}
+
+/// What positions are multiplied by, as the angles say: coarsely that of the last pair, which has turned the least, and more finely each
+/// before it, once its whole turns are known.
+fn fit_scale(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
+    let cols = case.cols();
+    let token = case.wrong.iter().map(|i| i / cols).find(|t| stated.positions[*t] > 0.0)?;
+    let mut scale: Option<(f64, f64)> = None; // estimate, uncertainty
+    for pair in (0..stated.turned / 2).rev() {
+        let factor = stated.factors.as_ref().map_or(1.0, |factors| factors[pair]);
+        let exponent = -2.0 * pair as f64 / stated.turned as f64;
+        let unscaled = stated.positions[token] * stated.base.powf(exponent) / factor;
+        let measured = turn(case, stated, token, pair);
+        let angle = match scale {
+            None => measured,
+            Some((scale, _)) => {
+                measured + ((unscaled * scale - measured) / std::f64::consts::TAU).round() * std::f64::consts::TAU
+            }
+        };
+        let uncertainty = NOISE / unscaled;
+        if angle.is_finite() && angle > 100.0 * NOISE && scale.is_none_or(|(_, known)| uncertainty < known) {
+            scale = Some((angle / unscaled, uncertainty));
+        }
+    }
+    scale.map(|(scale, _)| scale).filter(|scale| scale.is_finite() && *scale > 0.0)
 }
 
 /// YaRN in parts, with other numbers, or its ramp laid otherwise.
@@ -109,6 +169,14 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
             with_magnitude(usual),
         );
     }
+    // The magnitude goes by the factor, or is stated beside it.
+    let of = |factor: f64| 1.0 + 0.1 * factor.ln();
+    for other in FACTORS.into_iter().filter(|other| (other / factor - 1.0).abs() > 1e-9) {
+        let what = format!("YaRN with a factor of {other} for {factor}");
+        with(what, 1.0 / other, with_magnitude(yarn.magnitude * of(other) / of(factor)));
+        let what = format!("YaRN with a factor of {other} for {factor}, and its magnitude as it is");
+        with(what, 1.0 / other, yarn);
+    }
     with(format!("every pair scaled by {factor}, without YaRN's ramp"), stated.scale, Yarn { ramp: 0.0, ..yarn });
     with("frequencies that YaRN does not scale, with its magnitude".into(), unscaled, yarn);
     if yarn.magnitude != 1.0 {
@@ -116,9 +184,16 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
         with("no YaRN at all".into(), unscaled, none);
     }
     let context = case.scene.config.context as f64;
-    for other in [context, yarn.context * factor, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 131_072.0] {
-        if other != yarn.context {
-            let what = format!("YaRN with an original context of {other} for {}", yarn.context);
+    // Its ends are rounded to whole pairs, so that a range of numbers gives the same.
+    let alike = if yarn.between { "" } else { ", or one with the same ramp," };
+    // Lengths that models have, and any other power of two; a segment takes a run for each.
+    let powers = (4..20).map(|bits| f64::from(1u32 << bits)).filter(|_| !case.unseen);
+    let usual = [context, yarn.context * factor, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 131_072.0];
+    let mut tried = vec![yarn.context];
+    for other in usual.into_iter().chain(powers) {
+        if !tried.contains(&other) {
+            tried.push(other);
+            let what = format!("YaRN with an original context of {other}{alike} for {}", yarn.context);
             with(what, stated.scale, Yarn { context: other, ..yarn });
         }
     }
@@ -131,7 +206,7 @@ fn other_yarn<'a>(case: &'a Evidence<'a>, stated: &Rope<'a>, yarn: Yarn) -> Vec<
         [(yarn.beta_slow, yarn.beta_fast), (32.0, 1.0), (32.0, 2.0), (16.0, 1.0), (64.0, 1.0), (4.0, 1.0)]
     {
         if (fast, slow) != (yarn.beta_fast, yarn.beta_slow) {
-            let what = format!("YaRN with betas {fast} and {slow} for {betas}");
+            let what = format!("YaRN with betas {fast} and {slow}{alike} for {betas}");
             with(what, stated.scale, Yarn { beta_fast: fast, beta_slow: slow, ..yarn });
         }
     }
@@ -239,27 +314,17 @@ pub fn other_base<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
 /// than π and give base = (φ/p)^(−D/2i) without doubt, but coarsely; each pair before gives it more finely, once the
 /// whole turns that it has lost are known from the estimate so far.
 fn fit_base(case: &Evidence<'_>, stated: &Rope<'_>) -> Option<f64> {
-    /// How well an angle can be measured in f32 values.
-    const NOISE: f64 = 1e-6;
-    let (cols, d, turned) = (case.cols(), stated.head_dim, stated.turned);
+    let (cols, turned) = (case.cols(), stated.turned);
     if stated.factors.is_some() || stated.yarn.is_some() {
         return None;
     }
-    let (x, y) = (&case.inputs[0], &case.output);
     let position = |token: usize| stated.positions[token] * stated.scale;
     // The lowest position that turns at all, of those with wrong elements.
     let token = case.wrong.iter().map(|i| i / cols).find(|t| position(*t) > 0.0)?;
     let p = position(token);
     let mut log_base: Option<(f64, f64)> = None; // estimate, uncertainty
     for pair in (1..turned / 2).rev() {
-        // Over all heads: Σ y·conj(x), whose argument is the angle.
-        let (mut re, mut im) = (0.0, 0.0);
-        for head in 0..cols / d {
-            let [a, b] = stated.pairing.dims(pair, turned / 2).map(|dim| token * cols + head * d + stated.from + dim);
-            re += x[a] * y[a] + x[b] * y[b];
-            im += x[a] * y[b] - x[b] * y[a];
-        }
-        let measured = im.atan2(re);
+        let measured = turn(case, stated, token, pair);
         let exponent = turned as f64 / (2.0 * pair as f64);
         let angle = match log_base {
             None => measured,

@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::case::{Evidence, Variant};
+use super::case::{Evidence, OF_ROWS, SEEN, Variant};
 use super::wrapped::{Ending, endings};
 use crate::error::Result;
 use crate::formula::embed::Embedding;
@@ -43,16 +43,34 @@ pub fn others<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for (what, other) in rules {
         let row = |(t, token): (usize, &u32)| (other(t, *token) as usize).min(table.rows - 1);
         let rows = tokens.iter().enumerate().map(row).collect();
-        all.extend(case.changed(what, |e: &mut Embedding<'a>| e.rows = rows)?);
+        let variant = case.changed(what, |e: &mut Embedding<'a>| e.rows = rows)?;
+        all.extend(variant.map(|variant| variant.in_runs(OF_ROWS)));
     }
     let held = held(case, table, tokens)?;
+    // Too few tokens to tell a rule by: the rows that they have.
+    if !held.is_empty() && held.len() < SEEN {
+        // Of one token a modulus that leaves the others as they are is as good as any other reason.
+        let right = right(case, tokens);
+        let modulus = |h: &LookedUp| {
+            let powers = (1..32).map(|bits| 1usize << bits).take_while(|m| *m <= h.token);
+            let mut fitting = powers.filter(|m| h.token % m == h.rows[0] && right.iter().all(|token| token < m));
+            let found = fitting.next().filter(|_| held.len() == 1);
+            found.map_or(String::new(), |m| format!(" ({} modulo {m})", h.token))
+        };
+        let what: Vec<String> =
+            held.iter().map(|h| format!("row {} for token {}{}", h.rows[0], h.token, modulus(h))).collect();
+        let own = |row: &mut usize| *row = held.iter().find(|h| h.token == *row).map_or(*row, |h| h.rows[0]);
+        let variant = case.changed(what.join(" and "), |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(own))?;
+        all.extend(variant.map(|variant| variant.assuming(held.len() as f64 * bits(table.rows))));
+    }
     // A token with fewer before it than the distance has the table's first row, or one from its end; with fewer after it the reverse.
     for (ends, of) in [("", clamped as fn(i64, i64) -> i64), (", round the table's ends", i64::rem_euclid)] {
         let row = |token: usize, d: i64| of(token as i64 + d, table.rows as i64) as usize;
         if let Some(d) = distance(&held, row) {
             let what = format!("the row {} {} the token's{ends}", d.abs(), if d > 0 { "after" } else { "before" });
             let shift = |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(|r| *r = row(*r, d));
-            all.extend(case.changed(what, shift)?.map(|variant| variant.assuming(bits(table.rows))));
+            let variant = case.changed(what, shift)?;
+            all.extend(variant.map(|variant| variant.assuming(bits(table.rows)).along(OF_ROWS)));
             break;
         }
     }
@@ -68,13 +86,17 @@ pub fn wrapped<'a>(case: &'a Evidence<'a>, table: &Weight, tokens: &[u32]) -> Re
         let change =
             |e: &mut Embedding<'a>| e.rows.iter_mut().for_each(|row| *row = ending.of(*row).min(table.rows - 1));
         let variant = case.changed(format!("the rows of {words}"), change)?;
-        all.extend(variant.map(|variant| variant.assuming(bits)));
+        all.extend(variant.map(|variant| variant.assuming(bits).along(OF_ROWS)));
         Result::Ok(())
     };
+    let (held, right) = (held(case, table, tokens)?, right(case, tokens));
+    // One token alone has some modulus, or an end, for whatever it was given.
+    if !case.unseen && held.len() == 1 {
+        return Ok(vec![]);
+    }
     for ending in endings(wrong) {
         add(ending, ending.words("tokens"), 0.0)?;
     }
-    let (held, right) = (held(case, table, tokens)?, right(case, tokens));
     let moduli = moduli(&held, &right);
     if let Some(&modulus) = moduli.first() {
         let others = match moduli.len() {

@@ -4,14 +4,19 @@
 //! Each is a way of decoding a row; [`with`] makes it a variant of the operation that reads the weight: a product, or the embedding.
 //! A row is taken apart by the oracle's [`dequant::parts`] into scales and offsets of groups and codes of weights.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock};
 
-use super::case::{Evidence, Variant};
+use super::case::{Evidence, OF_COLUMNS, Variant};
+use super::heads;
+use super::search::round_numbers;
 use crate::backend::oracle::dequant;
+use crate::diff::locate::Axis;
 use crate::error::Result;
 use crate::formula::embed::Embedding;
 use crate::formula::linear::{Decode, Linear, as_it_is};
-use crate::op::{GgmlType, Op, Weight};
+use crate::op::{GgmlType, Op, Stage, Weight};
 
 /// The weight that the stage reads.
 pub(super) fn weight<'a>(case: &'a Evidence<'a>) -> Option<&'a Weight> {
@@ -40,20 +45,67 @@ pub(super) fn with<'a>(
 // ---------------------------------------------------------------------------------------------------------------------
 // Which row
 
+/// The stage with row `from(row)` of its weight for each row.
+fn by_row<'a>(
+    case: &'a Evidence<'a>,
+    weight: &'a Weight,
+    what: impl Into<String>,
+    from: impl Fn(usize) -> usize + Send + Sync + 'a,
+) -> Result<Option<Variant<'a>>> {
+    let decode: Decode<'a> =
+        Box::new(move |expert, row, product, offset| as_it_is(weight)(expert, from(row), product, offset));
+    with(case, what, decode)
+}
+
 /// Another row's weights.
 pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (Some(weight), false) = (weight(case), matches!(case.scene.op, Op::Embed { .. })) else { return Ok(vec![]) };
     let rows = weight.rows;
-    let map = |what: &str, of: fn(usize, usize) -> usize| {
-        let decode: Decode<'a> = Box::new(move |expert, row, product, offset| {
-            as_it_is(weight)(expert, of(row, rows).min(rows - 1), product, offset)
-        });
-        with(case, what, decode)
+    let after = by_row(case, weight, "the weights of the row after", move |row| (row + 1).min(rows - 1))?;
+    let before = by_row(case, weight, "the weights of the row before", |row| row.saturating_sub(1))?;
+    let mut all: Vec<Variant<'a>> =
+        after.into_iter().chain(before).map(|variant| variant.in_runs(OF_COLUMNS)).collect();
+    let mut exchange = |what: &str, from: fn(usize, usize) -> usize| {
+        let variant = by_row(case, weight, what, move |row| from(row, rows))?;
+        let element = move |i: usize| i / rows * rows + from(i % rows, rows);
+        all.extend(variant.map(|variant| variant.exchanging(element)));
+        Result::Ok(())
     };
-    let mut all = Vec::from_iter(map("the weights of the row after", |row, _| row + 1)?);
-    all.extend(map("the weights of the row before", |row, _| row.saturating_sub(1))?);
-    all.extend(map("the weights' rows in reverse", |row, n| n - 1 - row)?);
-    all.extend(map("the weights of neighbouring rows exchanged", |row, _| row ^ 1)?);
+    exchange("the weights' rows in reverse", reversed)?;
+    exchange("the weights of neighbouring rows exchanged", neighbour)?;
+    Ok(all)
+}
+
+fn reversed(i: usize, n: usize) -> usize {
+    n - 1 - i
+}
+
+/// The last of an odd number has none.
+fn neighbour(i: usize, n: usize) -> usize {
+    if (i ^ 1) < n { i ^ 1 } else { i }
+}
+
+/// Rows of a projection by heads, or of a router, in an order that is not the file's.
+pub fn row_order<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    let Op::MatMul { weight, .. } = case.scene.op else { return Ok(vec![]) };
+    let rows = weight.rows;
+    let mut all = Vec::new();
+    if case.scene.site.stage == Stage::RouterLogits {
+        type From = fn(usize, usize) -> usize;
+        let orders: [(&str, From); 4] = [
+            ("the weights of the expert after, of the first for the last", |row, n| (row + 1) % n),
+            ("the weights of the expert before, of the last for the first", |row, n| (row + n - 1) % n),
+            ("the weights of the experts in reverse", reversed),
+            ("the weights of neighbouring experts exchanged", neighbour),
+        ];
+        for (what, from) in orders {
+            let variant = by_row(case, weight, what, move |row| from(row, rows))?;
+            all.extend(variant.map(|variant| variant.in_runs(&[Axis::Expert, Axis::Column])));
+        }
+    }
+    for (what, from) in heads::row_orders(case) {
+        all.extend(by_row(case, weight, format!("the weights of {what}"), from)?);
+    }
     Ok(all)
 }
 
@@ -208,11 +260,11 @@ pub fn neighbours_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> 
     Ok(all)
 }
 
-/// One sub-block of every block, or of the last block, with a neighbour's scale or a wrong one.
+/// One sub-block of every block, or of the last block, with a neighbour's scale or a wrong one; or any one, of one row or of all, which is looked up.
 pub fn one_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(weight) = scaled(case) else { return Ok(vec![]) };
     let per = groups(weight.ty);
-    let mut all = Vec::new();
+    let mut all = scale_of_one_group(case, weight)?;
     for g in 0..per {
         for last in [false, true] {
             let which = move |group: usize, n: usize| group % per == g && (!last || group + per >= n);
@@ -238,6 +290,80 @@ pub fn one_scale<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
                 }
             }
         }
+    }
+    Ok(all)
+}
+
+/// The one group of weights, of one row or of every row, that the errors are multiples of, and what its scale is multiplied by.
+fn scale_of_one_group<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant<'a>>> {
+    /// The share of the errors' energy that may be left.
+    const LEFT: f64 = 1e-4;
+    /// Next to the smallest step of a half, 2⁻¹¹: a scale that is stored as one, or as a whole number, is off by as much or not at all.
+    const STEP: f64 = 0.9 / 2048.0;
+    // By heads rows are of other lengths than their products.
+    let known = !case.unseen && !matches!(case.scene.op, Op::HeadMatMul { .. });
+    let Some(stated) = case.stated::<Linear<'a>>()?.filter(|_| known) else { return Ok(vec![]) };
+    let place = |i: &usize| (stated.slots[i / stated.n].1, i % stated.n);
+    let finite = |i: &&usize| case.output[**i].is_finite();
+    let mut wrong: Vec<usize> = case.wrong.iter().filter(finite).copied().collect();
+    let Some((expert, n)) = wrong.first().map(place) else { return Ok(vec![]) };
+    let one = wrong.iter().all(|i| place(i) == (expert, n));
+    if !one {
+        wrong = case.probe.iter().filter(|i| case.wrong.binary_search(i).is_ok()).filter(finite).copied().collect();
+    }
+    // One error alone is a multiple of anything.
+    if wrong.len() < 2 {
+        return Ok(vec![]);
+    }
+    let (per_block, groups) = (groups(weight.ty), weight.cols / weight.ty.block_len() * groups(weight.ty));
+    let len = weight.cols / groups;
+    let mut rows = BTreeMap::new();
+    // For each group Σ error·part, Σ part² over the wrong elements, of each of which it makes a part.
+    let mut sums = vec![(0.0, 0.0); groups];
+    let mut energy = 0.0;
+    for i in &wrong {
+        let (expert, n) = place(i);
+        let row = match rows.entry((expert, n)) {
+            Entry::Vacant(new) => new.insert(Row::of(weight, expert, n)?),
+            Entry::Occupied(row) => row.into_mut(),
+        };
+        let x = &stated.x[stated.slots[i / stated.n].0 * stated.k..][..weight.cols];
+        let error = case.output[*i] - case.exact[*i];
+        energy += error * error;
+        for (g, (ep, pp)) in sums.iter_mut().enumerate() {
+            let own = g * len..(g + 1) * len;
+            let part = row.steps[g] * x[own.clone()].iter().zip(&row.codes[own]).map(|(x, c)| x * c).sum::<f64>();
+            (*ep, *pp) = (*ep + error * part, *pp + part * part);
+        }
+    }
+    let left = |&(ep, pp): &(f64, f64)| if pp > 0.0 { energy - ep * ep / pp } else { f64::INFINITY };
+    let best = sums.iter().enumerate().min_by(|a, b| left(a.1).total_cmp(&left(b.1)));
+    let Some((group, sum)) = best.filter(|(_, sum)| left(sum) <= LEFT * energy) else { return Ok(vec![]) };
+    let fitted = 1.0 + sum.0 / sum.1;
+    if (fitted - 1.0).abs() < STEP {
+        return Ok(vec![]);
+    }
+    let (block, g) = (group / per_block, group % per_block);
+    let of_block = if per_block > 1 { format!("sub-block {g} of block {block}") } else { format!("block {block}") };
+    let of_row = match (one, weight.experts) {
+        (false, _) => "every row".to_string(),
+        (true, 1) => format!("row {n}"),
+        (true, _) => format!("row {n} of expert {expert}"),
+    };
+    let places = if one { groups * weight.rows * weight.experts } else { groups };
+    let mut all = Vec::new();
+    for factor in if fitted.abs() < 1e-3 { vec![0.0] } else { round_numbers(fitted, 1e-3) } {
+        let what = format!("{of_block} of {of_row} with {factor} times its scale");
+        let decode: Decode<'a> = Box::new(move |of, at, product, offset| {
+            let mut row = Row::of(weight, of, at)?;
+            if !one || (of, at) == (expert, n) {
+                row.steps[group] *= factor;
+            }
+            row.write(product, offset);
+            Ok(())
+        });
+        let variant = with(case, what, decode)?;
+        all.extend(variant.map(|variant| variant.with_fitted(factor).assuming((places as f64).log2())));
     }
     Ok(all)
 }

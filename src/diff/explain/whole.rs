@@ -1,6 +1,6 @@
 //! Mistakes that any operation may make: what it should have computed, scaled, moved, rounded or left out.
 
-use super::case::{Evidence, Variant};
+use super::case::{Evidence, OF_COLUMNS, OF_ROWS, Variant};
 use super::search::round_numbers;
 use super::wrapped::endings;
 use crate::error::Result;
@@ -18,6 +18,15 @@ fn moved<'a>(
     from: impl Fn(usize) -> Option<usize> + 'a,
 ) -> Variant<'a> {
     Variant::each(what, move |i| from(i).map_or(Point::exactly(0.0), |j| case.right(j)))
+}
+
+/// The same, where every element has another's place, and an exchange is whole.
+fn permuted<'a>(
+    case: &'a Evidence<'a>,
+    what: impl Into<String>,
+    from: impl Fn(usize) -> usize + Copy + 'a,
+) -> Variant<'a> {
+    moved(case, what, move |i| Some(from(i))).exchanging(from)
 }
 
 pub fn zero<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -122,32 +131,73 @@ fn exchanged<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
     all
 }
 
-/// Rows or columns that are those of an index which wraps around or stops, and single rows that hold another.
+/// Rows or columns that are those of an index which wraps around or stops, and single rows or columns that hold another.
 fn repeated<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
-    /// Rows that are looked at for one that another holds.
-    const ROWS: usize = 64;
+    /// Rows, or columns, that are named at most for what one holds.
+    const LOOKED_AT: usize = 64;
     let cols = case.cols();
-    let first = |of: &dyn Fn(usize) -> usize| case.wrong.iter().map(|i| of(*i)).min().unwrap_or(0);
+    let ends = |of: &dyn Fn(usize) -> usize| {
+        let all = case.wrong.iter().map(|i| of(*i));
+        (all.clone().min().unwrap_or(0), all.max().unwrap_or(0))
+    };
+    let (rows, columns) = (ends(&|i| i / cols), ends(&|i| i % cols));
     let mut all = Vec::new();
     if !case.is_attention_matrix() {
-        for ending in endings(first(&|i| i / cols)) {
+        for ending in endings(rows.0) {
             let from = move |i: usize| Some(ending.of(i / cols) * cols + i % cols);
-            all.push(moved(case, format!("the rows of {}", ending.words("rows")), from));
+            all.push(moved(case, format!("the rows of {}", ending.words("rows")), from).along(OF_ROWS));
         }
     }
-    for ending in endings(first(&|i| i % cols)) {
+    for ending in endings(columns.0) {
         let from = move |i: usize| Some(i / cols * cols + ending.of(i % cols));
-        all.push(moved(case, format!("the columns of {}", ending.words("columns")), from));
+        all.push(moved(case, format!("the columns of {}", ending.words("columns")), from).along(OF_COLUMNS));
     }
-    let (row, last) = (first(&|i| i / cols), case.wrong.iter().map(|i| i / cols).max());
-    let rows = case.output.len() / cols;
-    if last == Some(row) && rows <= ROWS {
-        for other in (0..rows).filter(|other| *other != row) {
+    let n_rows = case.output.len() / cols;
+    let holds = |other: usize, from: &dyn Fn(usize) -> usize| {
+        let fits = |i: &usize| case.right(from(*i)).residual(case.output[*i]) <= 1.0;
+        (case.unseen || case.wrong.iter().all(fits)).then_some(other)
+    };
+    if let (row, true) = (rows.0, rows.0 == rows.1) {
+        let others = (0..n_rows).filter(|other| *other != row);
+        for other in others.filter_map(|other| holds(other, &|i| other * cols + i % cols)).take(LOOKED_AT) {
             let from = move |i: usize| Some(if i / cols == row { other * cols + i % cols } else { i });
-            all.push(moved(case, format!("row {row} holds row {other}"), from).assuming((rows as f64).log2()));
+            all.push(moved(case, format!("row {row} holds row {other}"), from).assuming((n_rows as f64).log2()));
         }
     }
+    all.extend(other_columns(case, [columns.0, columns.1]));
     all
+}
+
+/// A column that holds another, and columns that have all been turned by as many: looked up in the columns of what is right.
+fn other_columns<'a>(case: &'a Evidence<'a>, [first, last]: [usize; 2]) -> Vec<Variant<'a>> {
+    /// Columns that are named at most for what one holds.
+    const NAMED: usize = 4;
+    let cols = case.cols();
+    let wrong = |column: usize| case.wrong.iter().filter(move |i| *i % cols == column);
+    // One element is some column's value by chance.
+    if case.unseen || case.is_attention_matrix() || wrong(first).count() < 2 {
+        return Vec::new();
+    }
+    let holds = |column: usize, other: usize| {
+        wrong(column).all(|i| case.right(i / cols * cols + other).residual(case.output[*i]) <= 1.0)
+    };
+    let found = (0..cols).filter(|other| *other != first && holds(first, *other)).take(NAMED);
+    let variant = |other: usize| {
+        if first == last {
+            let from = move |i: usize| Some(if i % cols == first { i / cols * cols + other } else { i });
+            return Some(moved(case, format!("column {first} holds column {other}"), from));
+        }
+        let by = (other + cols - first) % cols;
+        holds(last, (last + by) % cols).then(|| {
+            let (by, way) = if by * 2 <= cols { (by, "on") } else { (cols - by, "back") };
+            let from = move |i: usize| {
+                let to = if way == "on" { i % cols + by } else { i % cols + cols - by };
+                i / cols * cols + to % cols
+            };
+            permuted(case, format!("in every column what belongs {by} {way}, around the row's end"), from)
+        })
+    };
+    found.filter_map(variant).map(|variant| variant.assuming((cols as f64).log2())).collect()
 }
 
 /// Rows and columns in other places.
@@ -156,40 +206,50 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let rows = n / cols;
     let mut all = Vec::new();
     if rows > 1 {
-        all.push(moved(case, "every row in the place of the next", move |i| i.checked_sub(cols)));
-        all.push(moved(case, "every row in the place of the one before", move |i| Some(i + cols).filter(|i| *i < n)));
-        all.push(moved(case, "the first row in every row", move |i| Some(i % cols)));
-        all.push(moved(case, "the last row in every row", move |i| Some((rows - 1) * cols + i % cols)));
-        all.push(moved(case, "the rows in reverse", move |i| Some((rows - 1 - i / cols) * cols + i % cols)));
-        all.push(moved(case, "the result written by columns", move |i| Some(i % rows * cols + i / rows)));
+        let shifted = [
+            moved(case, "every row in the place of the next", move |i| i.checked_sub(cols)),
+            moved(case, "every row in the place of the one before", move |i| Some(i + cols).filter(|i| *i < n)),
+            moved(case, "the first row in every row", move |i| Some(i % cols)),
+            moved(case, "the last row in every row", move |i| Some((rows - 1) * cols + i % cols)),
+        ];
+        all.extend(shifted.map(|variant| variant.in_runs(OF_ROWS)));
+        all.push(permuted(case, "the rows in reverse", move |i| (rows - 1 - i / cols) * cols + i % cols));
+        all.push(permuted(case, "the result written by columns", move |i| i % rows * cols + i / rows));
     }
     let d = case.scene.config.head_dim_of(case.scene.site.stage);
     if !case.is_attention_matrix() && rows > 1 && d > 0 && cols.is_multiple_of(d) && cols > d {
         let heads = cols / d;
         // [heads, T, D] where [T, heads, D] belongs.
-        all.push(moved(case, "the result written head by head, not position by position", move |i| {
+        all.push(permuted(case, "the result written head by head, not position by position", move |i| {
             let (head, token, column) = (i / d / rows, i / d % rows, i % d);
-            Some((token * heads + head) * d + column)
+            (token * heads + head) * d + column
         }));
     }
     if d > 0 && cols.is_multiple_of(d) && cols > d {
         let heads = cols / d;
-        all.push(moved(case, "the heads in reverse", move |i| {
-            Some(i / cols * cols + (heads - 1 - i % cols / d) * d + i % d)
+        all.push(permuted(case, "the heads in reverse", move |i| {
+            i / cols * cols + (heads - 1 - i % cols / d) * d + i % d
         }));
     }
     for by in [1usize, 2, 4, 8, 16, 32, 64, 128].into_iter().filter(|by| *by < cols) {
-        all.push(moved(case, format!("columns {by} too far right"), move |i| (i % cols >= by).then(|| i - by)));
-        all.push(moved(case, format!("columns {by} too far left"), move |i| (i % cols + by < cols).then(|| i + by)));
+        let right = move |i: usize| (i % cols >= by).then(|| i - by);
+        all.push(moved(case, format!("columns {by} too far right"), right).in_runs(OF_COLUMNS));
+        let left = move |i: usize| (i % cols + by < cols).then(|| i + by);
+        all.push(moved(case, format!("columns {by} too far left"), left).in_runs(OF_COLUMNS));
     }
     all.extend(exchanged(case));
     all.extend(repeated(case));
-    all.push(moved(case, "neighbouring columns exchanged", move |i| Some(i ^ 1).filter(|j| j / cols == i / cols)));
+    // The last of an odd number has no neighbour.
+    let neighbour = move |i: usize| match (i % cols) ^ 1 {
+        other if other < cols => i / cols * cols + other,
+        _ => i,
+    };
+    all.push(permuted(case, "neighbouring columns exchanged", neighbour));
     if case.scene.output.shape.len() == 3 && !case.is_attention_matrix() {
         let k = case.scene.output.shape[1].max(1);
-        all.push(moved(case, "the slots of each position in reverse", move |i| {
+        all.push(permuted(case, "the slots of each position in reverse", move |i| {
             let (row, column) = (i / cols, i % cols);
-            Some((row / k * k + k - 1 - row % k) * cols + column)
+            (row / k * k + k - 1 - row % k) * cols + column
         }));
     }
     Ok(all)

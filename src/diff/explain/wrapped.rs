@@ -1,10 +1,13 @@
 //! Indices that wrap around, or stop at a table's end: of positions, tokens, rows and offsets.
+//!
+//! What becomes of an index does not depend on where it is used, so none of these is confined along the axis whose indices it is about.
 
 use std::sync::Arc;
 
-use super::case::{Evidence, Variant};
+use super::case::{Evidence, OF_COLUMNS, OF_ROWS, Variant};
 use super::{tokens, weights};
 use crate::backend::oracle::dequant;
+use crate::diff::locate::Axis;
 use crate::error::Result;
 use crate::formula::attention::{Cache, Context, Scores};
 use crate::formula::linear::{Decode, Linear, as_it_is};
@@ -30,6 +33,7 @@ impl Ending {
     /// `positions modulo 256`, `positions from 256 on taken as 255`.
     pub fn words(self, of: &str) -> String {
         match self {
+            Self::Last(1) => format!("{of} that are all taken as 0"),
             Self::Modulo(n) => format!("{of} modulo {n}"),
             Self::Last(n) => format!("{of} from {n} on taken as {}", n - 1),
         }
@@ -42,7 +46,9 @@ pub(super) fn endings(wrong: usize) -> Vec<Ending> {
     let powers = (1..usize::BITS).map(|bits| 1 << bits).take_while(|n| *n < wrong);
     let mut lengths: Vec<usize> = powers.collect();
     lengths.extend((wrong > 0).then_some(wrong));
-    lengths.into_iter().rev().flat_map(|n| [Ending::Modulo(n), Ending::Last(n)]).collect()
+    let both = lengths.into_iter().rev().flat_map(|n| [Ending::Modulo(n), Ending::Last(n)]);
+    // Modulo 1 is no table's end.
+    both.filter(|ending| !matches!(ending, Ending::Modulo(1))).collect()
 }
 
 pub fn rope_positions<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
@@ -52,7 +58,8 @@ pub fn rope_positions<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for ending in endings(wrong) {
         let change = |r: &mut Rope<'a>| r.positions.iter_mut().for_each(|p| *p = ending.of(*p as usize) as f64);
-        all.extend(case.changed(format!("rope with {}", ending.words("positions")), change)?);
+        let variant = case.changed(format!("rope with {}", ending.words("positions")), change)?;
+        all.extend(variant.map(|variant| variant.along(OF_ROWS)));
     }
     Ok(all)
 }
@@ -78,19 +85,19 @@ fn product<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant
     for ending in endings(least(&|i| stated.slots[i / n].0)) {
         let what = format!("the input of {}", ending.words("rows"));
         let change = |l: &mut Linear<'a>| l.slots.iter_mut().for_each(|slot| slot.0 = ending.of(slot.0));
-        all.extend(case.changed(what, change)?);
+        all.extend(case.changed(what, change)?.map(|variant| variant.along(OF_ROWS)));
     }
     for ending in endings(least(&|i| i % n)) {
         let what = format!("the weights of {}", ending.words("rows"));
         let decode: Decode<'a> =
             Box::new(move |expert, row, product, offset| as_it_is(weight)(expert, ending.of(row), product, offset));
-        all.extend(weights::with(case, what, decode)?);
+        all.extend(weights::with(case, what, decode)?.map(|variant| variant.along(OF_COLUMNS)));
     }
     if weight.experts > 1 {
         for ending in endings(least(&|i| stated.slots[i / n].1)) {
             let what = format!("the weights of {}", ending.words("experts"));
             let change = |l: &mut Linear<'a>| l.slots.iter_mut().for_each(|slot| slot.1 = ending.of(slot.1));
-            all.extend(case.changed(what, change)?);
+            all.extend(case.changed(what, change)?.map(|variant| variant.along(OF_ROWS)));
         }
     }
     // An offset that is no whole number of rows.
@@ -98,7 +105,8 @@ fn product<'a>(case: &'a Evidence<'a>, weight: &'a Weight) -> Result<Vec<Variant
         let rows = 0..stated.x.len() / k;
         let x: Vec<f64> = rows.flat_map(|row| &stated.x[row * k % modulus..][..k]).copied().collect();
         let what = format!("the input at an offset modulo {modulus}");
-        all.extend(case.changed(what, |l: &mut Linear<'a>| l.x = x.into())?);
+        let variant = case.changed(what, |l: &mut Linear<'a>| l.x = x.into())?;
+        all.extend(variant.map(|variant| variant.along(OF_ROWS)));
     }
     all.extend(offsets(case, weight, &stated)?);
     Ok(all)
@@ -151,7 +159,9 @@ fn offsets<'a>(case: &'a Evidence<'a>, weight: &'a Weight, stated: &Linear<'a>) 
                 let slots = slots.clone();
                 let unknown = move |i: usize| place(slots[i / rows], i % rows).is_none();
                 let what = format!("the weights of {of} at an offset modulo {modulus} {unit}");
-                all.extend(weights::with(case, what, decode)?.map(|variant| variant.unknown_at(unknown)));
+                let axes = if per_expert { OF_ROWS } else { OF_COLUMNS };
+                let variant = weights::with(case, what, decode)?;
+                all.extend(variant.map(|variant| variant.unknown_at(unknown).along(axes)));
             }
         }
     }
@@ -173,10 +183,11 @@ fn cache<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = format!("the cache at {}", ending.words("positions"));
         let change = |cache: &mut Cache| cache.row.iter_mut().flatten().for_each(|row| *row = ending.of(*row));
         let scores = case.changed(what.clone(), |s: &mut Scores<'a>| change(&mut s.cache))?;
-        all.extend(match scores {
+        let variant = match scores {
             None => case.changed(what, |c: &mut Context<'a>| change(&mut c.cache))?,
             scores => scores,
-        });
+        };
+        all.extend(variant.map(|variant| variant.along(&[Axis::Position, Axis::Key])));
     }
     Ok(all)
 }
@@ -198,7 +209,8 @@ fn combined<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             let change = |c: &mut Combined<'a>| {
                 c.begins.iter_mut().enumerate().for_each(|(slot, begin)| *begin = of(*begin, slot % k, row, modulus));
             };
-            all.extend(case.changed(format!("{what} modulo {modulus}"), change)?);
+            let variant = case.changed(format!("{what} modulo {modulus}"), change)?;
+            all.extend(variant.map(|variant| variant.along(OF_ROWS)));
         }
     }
     Ok(all)

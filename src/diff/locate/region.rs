@@ -34,13 +34,24 @@ impl ErrorRegion {
 
     /// Whether element `i`, counted in row-major order, belongs to it.
     pub fn contains(&self, i: usize) -> bool {
-        self.holds(false, i / self.layout.cols) && self.holds(true, i % self.layout.cols)
+        let row = i / self.layout.cols;
+        row < self.layout.rows.len() && self.holds(false, row) && self.holds(true, i % self.layout.cols)
     }
 
     /// Its elements, ascending.
     pub fn elements(&self) -> Vec<usize> {
         let (rows, columns) = self.rows_and_columns();
         rows.iter().flat_map(|r| columns.iter().map(move |c| r * self.layout.cols + c)).collect()
+    }
+
+    /// How many coordinates along `axis` its elements have.
+    pub fn coordinates(&self, axis: Axis) -> usize {
+        let (rows, columns) = self.rows_and_columns();
+        let indices = if self.layout.along_columns(axis) { columns } else { rows };
+        let mut all: Vec<usize> = indices.into_iter().map(|i| self.layout.coordinate(axis, i)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.len()
     }
 
     /// The axes that it restricts.

@@ -55,20 +55,28 @@ pub(super) fn find(
         return Some(found);
     }
 
+    // Of an exchange both sides are wrong, but for some that are alike.
+    let both = |other: &dyn Fn(usize) -> usize| {
+        let there = elements.iter().filter(|i| elements.binary_search(&other(**i)).is_ok()).count();
+        10 * there >= 9 * elements.len()
+    };
     let (group, what) = if layout.head_dim > 0 { (layout.head_dim, "head") } else { (cols, "row") };
     if group.is_multiple_of(2) {
-        let exchanged = |i: usize| Some(x[i / group * group + (i % group + group / 2) % group]);
+        let other = |i: usize| i / group * group + (i % group + group / 2) % group;
+        let exchanged = |i: usize| Some(x[other(i)]);
         let text = format!("the two halves of each {what} are exchanged");
-        if let Some(found) = named(RelationKind::HalvesExchanged, None, residual(&exchanged), text) {
+        if both(&other)
+            && let Some(found) = named(RelationKind::HalvesExchanged, None, residual(&exchanged), text)
+        {
             return Some(found);
         }
     }
-    let pairs = |i: usize| {
-        let (row, column) = (i / cols * cols, (i % cols) ^ 1);
-        (column < cols).then(|| x[row + column])
-    };
+    let neighbour = |i: usize| i / cols * cols + ((i % cols) ^ 1);
+    let pairs = |i: usize| x.get(neighbour(i)).filter(|_| neighbour(i) / cols == i / cols).copied();
     let text = "neighbouring columns are exchanged".to_string();
-    if let Some(found) = named(RelationKind::PairsExchanged, None, residual(&pairs), text) {
+    if both(&neighbour)
+        && let Some(found) = named(RelationKind::PairsExchanged, None, residual(&pairs), text)
+    {
         return Some(found);
     }
     for (kind, dr, dc, text) in [

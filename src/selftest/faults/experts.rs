@@ -87,7 +87,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
-        says: &["the weights of expert e + 1"],
+        says: OF_ONE,
         ..FAULT
     },
     Fault {
@@ -103,8 +103,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-offset"],
-        // Of one expert of one token the two are one.
-        says: &["the weights of expert e + 1", "the weights of expert 3 for whatever was chosen"],
+        says: OF_ONE,
         ..FAULT
     },
     Fault {
@@ -133,7 +132,7 @@ pub static FAULTS: &[Fault] = &[
         scope: FaultScope::ExpertOnce,
         patterns: &[P::Expert, P::Position, P::LastPosition],
         explained: &["expert-offset"],
-        says: &["the weights of expert e + 1"],
+        says: OF_ONE,
         ..FAULT
     },
     Fault {
@@ -312,6 +311,9 @@ const NVFP4: usize = 21;
 /// The scale of an expert, and for one that of the expert after it.
 const SCALE: &str = "scale_of(select(0u, expert, known))";
 const NEXT_SCALE: &str = "scale_of(select(0u, select(expert, (expert + 1u) % p.experts, expert == {expert}u), known))";
+
+/// Of one expert no rule is seen, but whose weights it has; which one is wrong, the model says.
+const OF_ONE: &[&str] = &["the weights of expert "];
 
 /// Where an expert's rows begin, and the same for the expert after it.
 const EXPERT: &str = "let base = select(0u, expert, known) * p.piece.rows;";

@@ -150,7 +150,7 @@ pub(super) static FAULTS: &[Fault] = &[
         layers: [0, 1],
         patterns: WITHIN_HEADS,
         explained: &["rope-scaling"],
-        says: &["YaRN with an original context of 16384 for 4096"],
+        says: &["YaRN with an original context of 16384, or one with the same ramp, for 4096"],
         ..FAULT
     },
     Fault {

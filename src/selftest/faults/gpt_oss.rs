@@ -221,8 +221,7 @@ pub(super) static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-bias"],
-        // Of one expert the two are one.
-        says: &["the bias of the expert 1 higher", "the bias of expert 2 for every expert"],
+        says: &["the biases of expert 2 for those of expert 1"],
         ..FAULT
     },
     Fault {

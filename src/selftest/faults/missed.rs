@@ -205,7 +205,8 @@ pub static FAULTS: &[Fault] = &[
         models: &[1],
         patterns: &[P::Position],
         explained: &["embedding-row"],
-        says: &["the row after the token's"],
+        // The other token is not in the prompt, and of one token no rule is seen.
+        says: &["row 301 for token 300"],
         ..FAULT
     },
     Fault {

@@ -55,8 +55,16 @@ pub(super) fn chosen(draw: &mut Draw) -> Kind {
     let kind =
         Kind::new(format!("{which} at {stage}, rows from {from}"), stage, mistake, &["expert-offset"]).says(says);
     let scope = if from == 0 && !all && draw.one_in(2) { FaultScope::Expert } else { FaultScope::All };
-    let patterns = if scope == FaultScope::Expert { ONE_EXPERT } else { kind.patterns };
-    Kind { scope, patterns, ..kind }.graded()
+    if scope != FaultScope::Expert {
+        return Kind { scope, ..kind }.graded();
+    }
+    // Of one expert no rule is seen; which one, and of how many, the model says.
+    let of = |experts: u32| (0..experts).map(move |e| (e, (e + off) % experts));
+    let says = [8, 16]
+        .into_iter()
+        .flat_map(of)
+        .map(|(e, other)| format!("the weights of expert {other} for those of expert {e}"));
+    Kind { scope, patterns: ONE_EXPERT, ..kind.says(says) }.graded()
 }
 
 /// What says that only one expert is wrong: its rows may be a position's, or a slot's.

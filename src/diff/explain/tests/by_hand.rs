@@ -65,7 +65,9 @@ fn norms() {
     // Values so small that an eps of 1e-6 matters.
     let small = Rc::new(HostTensor::f32(&x.shape, x.to_f32().iter().map(|x| x * 1e-3).collect()));
     let stated = Op::RmsNorm { x: small.clone(), weight, eps: 1e-6, keep: 0 };
-    for (eps, words) in [(1e-5, "eps 1e-5 for 1e-6"), (0.0, "eps 0e0"), (2.5e-7, "eps 2.5e-7 ")] {
+    for (eps, words) in
+        [(1e-5, "eps 1e-5 for 1e-6"), (0.0, "eps 0, or one too small to tell, for 1e-6"), (2.5e-7, "eps 2.5e-7 ")]
+    {
         let e = w.explain_op(site, &stated, &of(Op::RmsNorm { x: &small, weight, eps, keep: 0 }));
         assert!(e.reproduced() && e.fits[0].what.contains(words), "{e}");
         assert!(e.nearest.as_ref().is_none_or(|next| next.residual > 2.0), "{e}");
@@ -132,7 +134,7 @@ fn experts() {
     let some = ids.ids()[0];
     let one = off.to_f32();
     let only = edited(&w, site, |i, right| if ids.ids()[i / n] == some { one[i] } else { right });
-    explained(&w, site, &only, "expert-offset", &format!("expert {some} only"));
+    explained(&w, site, &only, "expert-offset", &format!("expert {} for those of expert {some}", (some + 1) % 8));
     let up = &w.moe(1).up;
     explained(&w, site, &of(Op::ExpertMatMul { x, ids, weight: up }), "other-weight", "blk.1.ffn_up_exps.weight");
     explained(&w, site, &edited(&w, site, |i, y| if i % n >= 240 { 0.0 } else { y }), "zero", "columns 240–255");

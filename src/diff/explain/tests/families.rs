@@ -51,8 +51,14 @@ fn yarn_in_parts() {
         (with(1.0, &|_| ()), "frequencies that YaRN does not scale"),
         (with(1.0, &|y| y.magnitude = 1.0), "no YaRN at all"),
         (with(0.25, &|y| (y.ramp, y.magnitude) = (0.0, 1.0)), "a linear scaling by 4 for YaRN"),
-        (with(0.25, &|y| y.context = 16_384.0), "original context of 16384 for 4096"),
-        (with(0.25, &|y| (y.beta_fast, y.beta_slow) = (1.0, 32.0)), "betas 1 and 32 for 32 and 1"),
+        (with(0.25, &|y| y.context = 16_384.0), "original context of 16384, or one with the same ramp, for 4096"),
+        (with(0.25, &|y| y.context = 64.0), "original context of 64, or one with the same ramp, for 4096"),
+        (with(0.5, &|y| y.magnitude = 1.0 + 0.1 * 2f64.ln()), "YaRN with a factor of 2 for 4"),
+        (with(0.125, &|_| ()), "YaRN with a factor of 8 for 4, and its magnitude as it is"),
+        (
+            with(0.25, &|y| (y.beta_fast, y.beta_slow) = (1.0, 32.0)),
+            "betas 1 and 32, or one with the same ramp, for 32 and 1",
+        ),
     ] {
         explained(&w, site, &made, "rope-scaling", words);
     }

@@ -6,6 +6,7 @@ mod latent;
 mod linear_attention;
 mod parity;
 mod ranked;
+mod rules;
 mod segments;
 mod stride;
 mod sweep;
