@@ -196,9 +196,9 @@ fn check_shown(case: &Trial, done: &[PlantedRecord], comparison: &Comparison) ->
             std::iter::once(&*c.name).chain(others)
         });
         let words: Vec<&str> = words.collect();
-        let mut here = case.faults.iter().filter(|f| case.seen_at(f) == case.seen_at(fault));
+        let mut here = case.faults.iter().zip(done).filter(|(f, _)| case.seen_at(f) == case.seen_at(fault));
         // Inside a segment a cause may be one that no list of an output's has, or none that is known.
-        here.any(|f| explains(f, case.strength, &named, &words)) || segments && named.is_empty()
+        here.any(|(f, done)| explains(f, done, case.strength, &named, &words)) || segments && named.is_empty()
     });
     let named = |fault: &&Fault| at(fault).and_then(|s| s.cause.as_ref()).is_some_and(|c| c.reproduced);
     let wrongly_explained = !explained_ok && case.faults.iter().copied().any(|fault| named(&fault));
@@ -255,12 +255,26 @@ fn describes(fault: &Fault, pattern: &Pattern) -> bool {
 /// Whether the hypotheses that reproduce the wrong output are right: the one that describes the fault is among them, in the words that it
 /// takes to tell it from other mistakes of its kind; none, where none does. A fault that was made weaker than it is is another one: rightly not
 /// explained, or as the factor that is left of it, whatever the words.
-fn explains(fault: &Fault, strength: Strength, named: &[&str], words: &[&str]) -> bool {
+fn explains(fault: &Fault, done: &PlantedRecord, strength: Strength, named: &[&str], words: &[&str]) -> bool {
     let weaker = strength != Strength::Full;
-    let said = weaker || fault.says.is_empty() || fault.says.iter().any(|says| words.iter().any(|w| tells(w, says)));
+    let any = |says: &&str| words.iter().any(|words| tells(words, &with_experts(says, done)));
+    let said = weaker || fault.says.is_empty() || fault.says.iter().any(any);
     let right = said && named.iter().any(|id| fault.explained.contains(id) || weaker && *id == "factor");
     let none = named.is_empty() && (fault.explained.is_empty() || fault.may_be_open || weaker);
     right || none
+}
+
+/// Words with the expert that a fault was planted in for `{e}`, and the one that is n further, around the last, for `{e + n}`.
+fn with_experts(says: &str, done: &PlantedRecord) -> String {
+    let Some(expert) = done.expert else { return says.to_string() };
+    let mut words = says.replace("{e}", &expert.to_string());
+    while let Some((before, (n, after))) =
+        words.split_once("{e + ").and_then(|(before, rest)| Some((before, rest.split_once('}')?)))
+    {
+        let n: u32 = n.parse().expect("a number of experts");
+        words = format!("{before}{}{after}", (expert + n) % done.experts.max(1));
+    }
+    words
 }
 
 /// Whether one of the causes in `name` begins with `says`: "k rounded to f16" is another one than "q and k rounded to f16".
@@ -296,10 +310,24 @@ mod tests {
         let fault = faults::named("gqa-thirds");
         let right = "KV head h / 3, up to the last, for query head h, which belongs to h / 4";
         let wrong = "KV head h mod kv_heads for query head h, only head 3";
-        let says = |strength, words: &str| explains(fault, strength, &["kv-head"], &[words]);
+        let done = PlantedRecord::default();
+        let says = |strength, words: &str| explains(fault, &done, strength, &["kv-head"], &[words]);
         assert!(says(Strength::Full, right));
         assert!(!says(Strength::Full, wrong));
         assert!(says(Strength::Floors(8.0), wrong));
-        assert!(!explains(fault, Strength::Full, &["mask"], &[right]));
+        assert!(!explains(fault, &done, Strength::Full, &["mask"], &[right]));
+    }
+
+    /// Of one expert it is said which, and whose weights it has: those of any other are no explanation.
+    #[test]
+    fn the_right_experts_are_needed() {
+        let fault = faults::named("expert-offset");
+        let done = PlantedRecord { expert: Some(7), experts: 8, ..PlantedRecord::default() };
+        let says = |words: &str| explains(fault, &done, Strength::Full, &["expert-offset"], &[words]);
+        assert!(says("the weights of expert 0 for those of expert 7, position 3 only"));
+        assert!(!says("the weights of expert 6 for those of expert 7"));
+        assert!(!says("the weights of expert 1 for those of expert 0"));
+        assert!(!says("the weights of expert e + 1"));
+        assert_eq!(with_experts("{e + 6} for {e}", &done), "5 for 7");
     }
 }

@@ -86,6 +86,8 @@ pub struct PlantedRecord {
     pub calls: usize,
     /// Where its scope is an expert, which.
     pub expert: Option<u32>,
+    /// How many experts there are.
+    pub experts: u32,
     /// Where its scope is one row, or an expert at one row, its position.
     pub position: Option<usize>,
     /// Its largest error over the floor, in the last call: NaN where a value is not finite or a cache was changed.
@@ -112,6 +114,15 @@ fn busiest(op: &HostOp<'_>) -> Option<u32> {
     let (Op::ExpertMatMul { ids, .. } | Op::ExpertBias { ids, .. }) = op else { return None };
     let ids = ids.ids();
     ids.iter().copied().max_by_key(|id| (ids.iter().filter(|other| *other == id).count(), std::cmp::Reverse(*id)))
+}
+
+/// How many experts `op` chooses from; 0 where it has none.
+fn experts(op: &HostOp<'_>) -> u32 {
+    match op {
+        Op::ExpertMatMul { weight, .. } => weight.experts as u32,
+        Op::ExpertBias { weight, .. } => weight.rows as u32,
+        _ => 0,
+    }
 }
 
 /// The one row that is in scope, if it is one.
@@ -207,6 +218,7 @@ impl Faulty {
         let wrong = (plant.mistake)(&mut Engine { backend: inner, at, expert }, &host)?;
         plant.done.calls += 1;
         plant.done.expert = scoped.then_some(expert);
+        plant.done.experts = experts(&host);
         plant.done.position = row_of(plant.scope, expert, &host).map(|row| at.start + row);
         if let Op::Store { cache, .. } = op {
             plant.done.ratio = f64::NAN;

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::StageEval;
+use super::indices::SEEN;
 use crate::backend::Contract;
 use crate::diff::locate::{Axis, ErrorRegion};
 use crate::error::{Error, Result};
@@ -27,13 +28,6 @@ type At<'a> = dyn Fn(&[usize]) -> Result<Vec<Point>> + 'a;
 
 /// Whether a mistake can be confined to a region.
 type InRegion<'a> = dyn Fn(&ErrorRegion) -> bool + 'a;
-
-/// Coordinates at which a rule must be seen, to be told from what happened to each of them.
-pub const SEEN: usize = 3;
-
-/// The axes of what stands in a row of its own, and in a column.
-pub const OF_ROWS: &[Axis] = &[Axis::Position, Axis::Slot, Axis::Expert];
-pub const OF_COLUMNS: &[Axis] = &[Axis::Column, Axis::Head, Axis::WithinHead];
 
 /// One way of making a mistake.
 pub struct Variant<'a> {

@@ -1,10 +1,12 @@
-//! Mistakes by heads: rows of q, k and v in another order; in products by heads, of latent attention, another head's matrix or columns, rows that are
+//! Mistakes by heads: rows and biases of q, k and v in another order; in products by heads, of latent attention, another head's matrix or columns, rows that are
 //! taken apart otherwise, and what is kept beside the products.
 
 use super::case::{Evidence, Variant};
+use super::linear_attention::decay_bias;
 use super::weights;
 use crate::error::Result;
 use crate::formula::linear::{Decode, Linear, as_it_is};
+use crate::formula::pointwise::Sum;
 use crate::model::{LatentHeads, Mixer};
 use crate::op::{Op, Stage, Weight};
 
@@ -49,6 +51,20 @@ pub(super) fn row_orders(case: &Evidence<'_>) -> Vec<RowOrder> {
         all.push(("each head's dimensions taken apart, 2i and 2i + 1 as i and i + D/2", Box::new(apart)));
     }
     all
+}
+
+/// The bias of another head, or of a head's other dimensions.
+pub fn head_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
+    if case.scene.site.stage == Stage::LinearAttnDt {
+        return decay_bias(case);
+    }
+    let mut all = Vec::new();
+    for (what, from) in row_orders(case) {
+        let reorder =
+            |s: &mut Sum<'a>| s.operands[1] = (0..s.operands[1].len()).map(|i| s.operands[1][from(i)]).collect();
+        all.extend(case.changed(format!("the bias of {what}"), reorder)?);
+    }
+    Ok(all)
 }
 
 /// The matrix of another head, the columns of another, or rows that heads take in turn.

@@ -2,9 +2,8 @@
 //!
 //! What is done to the weights is in `weights` and `bytes`, terms left out in `reduction`.
 
-use std::collections::BTreeMap;
-
-use super::case::{Evidence, OF_ROWS, SEEN, Variant};
+use super::case::{Evidence, Variant};
+use super::indices::{OF_ROWS, neighbour, of_few_experts, reversed};
 use crate::error::Result;
 use crate::formula::Formula;
 use crate::formula::linear::{Decode, Linear, as_it_is, scales_of};
@@ -72,49 +71,6 @@ pub fn other_input<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// Experts that are tried in the place of one, and elements of it that are looked at.
-const MOST_EXPERTS: usize = 512;
-const LOOKED_AT: usize = 32;
-
-/// What a few experts have in the place of their own `thing`: fewer than a rule of experts would have to be seen at. `expert` is that of an element,
-/// `with` the stage with every expert's taken from another. `None` where more are wrong, or one has no other's.
-pub(super) fn of_few<'a>(
-    case: &'a Evidence<'a>,
-    thing: &str,
-    expert: impl Fn(usize) -> usize,
-    experts: usize,
-    with: impl Fn(String, &dyn Fn(usize) -> usize) -> Result<Option<Variant<'a>>>,
-) -> Result<Option<Variant<'a>>> {
-    let mut wrong: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    case.wrong.iter().for_each(|i| wrong.entry(expert(*i)).or_default().push(*i));
-    if case.unseen || wrong.is_empty() || wrong.len() >= SEEN {
-        return Ok(None);
-    }
-    let mut found = Vec::new();
-    for (&one, elements) in &wrong {
-        let some: Vec<usize> = elements.iter().step_by(elements.len().div_ceil(LOOKED_AT)).copied().collect();
-        let gives = |other: usize| -> Result<bool> {
-            let Some(variant) = with(String::new(), &|e| if e == one { other } else { e })? else { return Ok(false) };
-            Ok(case.residual(&some, &variant.at(&some)?)? <= 1.0)
-        };
-        let mut other = None;
-        for candidate in (0..experts.min(MOST_EXPERTS)).filter(|other| *other != one) {
-            if gives(candidate)? {
-                other = Some(candidate);
-                break;
-            }
-        }
-        let Some(other) = other else { return Ok(None) };
-        found.push((one, other));
-    }
-    let each: Vec<String> =
-        found.iter().map(|(one, other)| format!("expert {other} for those of expert {one}")).collect();
-    let what = format!("{thing} of {}", each.join(" and "));
-    let of = |e: usize| found.iter().find(|(one, _)| *one == e).map_or(e, |(_, other)| *other);
-    let bits = found.len() as f64 * (experts as f64).log2();
-    Ok(with(what, &of)?.map(|variant| variant.assuming(bits)))
-}
-
 /// Another expert's weights: by an offset, by the slot, by the position in the batch.
 pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Op::ExpertMatMul { ids, weight, .. } = case.scene.op else { return Ok(vec![]) };
@@ -128,7 +84,7 @@ pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         })
     };
     let few = |what: String, of: &dyn Fn(usize) -> usize| with(what, &|_, e| of(e));
-    if let Some(few) = of_few(case, "the weights", |i| stated.slots[i / stated.n].1, experts, few)? {
+    if let Some(few) = of_few_experts(case, "the weights", |i| stated.slots[i / stated.n].1, experts, few)? {
         return Ok(vec![few]);
     }
     let map = |what: String, of: &dyn Fn(usize, usize) -> usize| {
@@ -140,10 +96,8 @@ pub fn expert_offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         all.extend(map(format!("the weights of expert e − {off}"), &|_, e| e + experts - off)?);
     }
     if experts > 2 {
-        all.extend(map("the weights of the experts in reverse".into(), &|_, e| experts - 1 - e)?);
-        all.extend(map("the weights of neighbouring experts exchanged".into(), &|_, e| {
-            if (e ^ 1) < experts { e ^ 1 } else { e }
-        })?);
+        all.extend(map("the weights of the experts in reverse".into(), &|_, e| reversed(e, experts))?);
+        all.extend(map("the weights of neighbouring experts exchanged".into(), &|_, e| neighbour(e, experts))?);
     }
     all.extend(map("the weights of the expert chosen first, in every slot".into(), &|slot, _| {
         stated.slots[slot / k * k].1

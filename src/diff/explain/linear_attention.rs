@@ -2,7 +2,6 @@
 //! weight that is two.
 
 use super::case::{Evidence, Variant};
-use super::heads;
 use crate::error::Result;
 use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::formula::linear_attention::{Convolution, Decay, Growth, taps};
@@ -292,17 +291,8 @@ pub fn gate_place<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
-/// The bias of another head, or of a head's other dimensions.
-pub fn head_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
-    if case.scene.site.stage != Stage::LinearAttnDt {
-        let mut all = Vec::new();
-        for (what, from) in heads::row_orders(case) {
-            let reorder =
-                |s: &mut Sum<'a>| s.operands[1] = (0..s.operands[1].len()).map(|i| s.operands[1][from(i)]).collect();
-            all.extend(case.changed(format!("the bias of {what}"), reorder)?);
-        }
-        return Ok(all);
-    }
+/// The bias of a decay, of another head.
+pub fn decay_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = case.each_changed::<Sum<'a>, _>([
         ("the bias of the next head", |s| s.operands[1].to_mut().rotate_left(1)),
         ("the bias of the head before", |s| s.operands[1].to_mut().rotate_right(1)),

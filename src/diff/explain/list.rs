@@ -225,7 +225,7 @@ list! {
     "clamp" "limits of gate or up left out, others or another's, 1 not added to up, another factor under the sigmoid" &[OpKind::SwiGlu], slots, 0, pointwise::clamps;
     "activation" "another of silu, gelu by tanh, gelu by erf, relu and sigmoid, or nothing" &[OpKind::SwiGlu], slots, 0, pointwise::other_activation;
     "gate-place" "the output's gate of another head or position" &[OpKind::SwiGlu], heads, 0, linear_attention::gate_place;
-    "head-bias" "the bias of another head, or of a head's dimensions in the order of the other rope's pairs" &[OpKind::Bias], rows, 0, linear_attention::head_bias;
+    "head-bias" "the bias of another head, or of a head's dimensions in the order of the other rope's pairs" &[OpKind::Bias], rows, 0, by_heads::head_bias;
     "shared-gate" "a shared expert without its gate, without the sigmoid, or with another position's" &[OpKind::SigmoidGate], rows, 0, pointwise::shared_gate;
     "residual" "a residual dropped, added twice, or another stream's" &[OpKind::Add], elements, 0, pointwise::residual;
 

@@ -24,6 +24,7 @@ mod case;
 mod delta;
 mod fit;
 mod heads;
+mod indices;
 mod linear;
 mod linear_attention;
 mod list;

@@ -1,7 +1,7 @@
 //! Mistakes in the residual sums and in the activation.
 
 use super::case::{Evidence, Variant};
-use super::linear::of_few;
+use super::indices::of_few_experts;
 use crate::error::Result;
 use crate::formula::embed::Embedding;
 use crate::formula::pointwise::{Activation, Gated, Sum, UNLIMITED};
@@ -77,7 +77,7 @@ pub fn expert_bias<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let with = |what: String, of: &dyn Fn(usize) -> usize| {
         case.changed(what, |s: &mut Sum<'a>| s.rows = Some(ids.iter().map(|id| of(*id)).collect()))
     };
-    if let Some(few) = of_few(case, "the biases", |i| ids[i / cols], experts, with)? {
+    if let Some(few) = of_few_experts(case, "the biases", |i| ids[i / cols], experts, with)? {
         return Ok(vec![few]);
     }
     // Of a slot, its expert and how many there are.

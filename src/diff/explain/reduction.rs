@@ -1,6 +1,7 @@
 //! Mistakes in adding up: terms left out or counted twice, lanes that are not summed. Of products, norms and softmaxes alike.
 
-use super::case::{Evidence, OF_COLUMNS, Variant};
+use super::case::{Evidence, Variant};
+use super::indices::OF_COLUMNS;
 use crate::error::Result;
 use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::Linear;
@@ -39,10 +40,7 @@ impl Reduction {
         what: impl Into<String>,
         times: impl Fn(usize) -> f64,
     ) -> Result<Option<Variant<'a>>> {
-        let (mut what, times) = (what.into(), Some((0..self.terms).map(times).collect::<Vec<f64>>()));
-        if case.unseen {
-            what += ", or an input that is so in those places";
-        }
+        let (what, times) = (what.into(), Some((0..self.terms).map(times).collect::<Vec<f64>>()));
         Ok(if let Some(mut linear) = case.stated::<Linear<'a>>()? {
             linear.times = times;
             Some(Variant::of(case, what, linear))
@@ -59,6 +57,11 @@ impl Reduction {
             case.changed(what, |s: &mut Softmax<'a>| s.times = times)?
         })
     }
+}
+
+/// What is said of terms that are left out: where the input is not seen, that it is 0 there gives the same.
+fn left_out(case: &Evidence<'_>, what: String) -> String {
+    if case.unseen { what + ", or zeros there in what they are made of" } else { what }
 }
 
 /// The end of every sum left out, in steps of 8 and 32, and of one at its end and where sums are short; or its start. Of norms, whose sum of
@@ -88,11 +91,11 @@ pub fn skipped<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let mut all = Vec::new();
     for summed in distinct(ends, k) {
         let what = format!("only the first {summed} of {k} {of}");
-        all.extend(reduction.counted(case, what, |i| (i < summed) as u8 as f64)?);
+        all.extend(reduction.counted(case, left_out(case, what), |i| (i < summed) as u8 as f64)?);
     }
     for from in distinct(starts, k) {
         let what = format!("the {k} {of} without the first {from}");
-        all.extend(reduction.counted(case, what, |i| (i >= from) as u8 as f64)?);
+        all.extend(reduction.counted(case, left_out(case, what), |i| (i >= from) as u8 as f64)?);
     }
     Ok(all)
 }

@@ -77,7 +77,8 @@ pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let what = format!("rope with angles multiplied by {factor}, not divided");
         with(what, Rope { scale: factor, ..stated.clone() });
         // Half of it first, which is the same as a rotation that is made twice.
-        let others = [factor / 2.0, factor * 2.0].into_iter().chain(FACTORS);
+        let usual = FACTORS.into_iter().filter(|other| *other != factor / 2.0 && *other != factor * 2.0);
+        let others = [factor / 2.0, factor * 2.0].into_iter().chain(usual);
         for other in others.filter(|other| *other != factor && *other != 1.0) {
             let what = format!("rope with a linear scaling by {other} for {factor}");
             with(what, Rope { scale: 1.0 / other, ..stated.clone() });
@@ -91,9 +92,13 @@ pub fn scaling<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if stated.yarn.is_none()
         && let Some(scale) = fit_scale(case, &stated)
     {
-        let factors = round_numbers(1.0 / scale, 1e-3);
-        for factor in factors.into_iter().filter(|f| *f != 1.0 && !FACTORS.contains(f)) {
-            let what = format!("rope with a linear scaling by {factor} for {}", 1.0 / stated.scale);
+        let stands = 1.0 / stated.scale;
+        let known = |factor: f64| [1.0, stands].iter().chain(&FACTORS).any(|k| (factor / k - 1.0).abs() < 1e-6);
+        for factor in round_numbers(1.0 / scale, 1e-3).into_iter().filter(|factor| !known(*factor)) {
+            let what = match stated.scale {
+                1.0 => format!("rope with a linear scaling by {factor} where there is none"),
+                _ => format!("rope with a linear scaling by {factor} for {stands}"),
+            };
             let changed = Rope { scale: 1.0 / factor, ..stated.clone() };
             all.push(Variant::of(case, what, changed).with_fitted(factor));
         }

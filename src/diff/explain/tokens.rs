@@ -7,7 +7,8 @@
 
 use rayon::prelude::*;
 
-use super::case::{Evidence, OF_ROWS, SEEN, Variant};
+use super::case::{Evidence, Variant};
+use super::indices::{OF_ROWS, SEEN};
 use super::wrapped::{Ending, endings};
 use crate::error::Result;
 use crate::formula::embed::Embedding;

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock};
 
-use super::case::{Evidence, OF_COLUMNS, Variant};
+use super::case::{Evidence, Variant};
 use super::heads;
+use super::indices::{OF_COLUMNS, neighbour, reversed};
 use super::search::round_numbers;
 use crate::backend::oracle::dequant;
 use crate::diff::locate::Axis;
@@ -74,15 +75,6 @@ pub fn other_row<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     exchange("the weights' rows in reverse", reversed)?;
     exchange("the weights of neighbouring rows exchanged", neighbour)?;
     Ok(all)
-}
-
-fn reversed(i: usize, n: usize) -> usize {
-    n - 1 - i
-}
-
-/// The last of an odd number has none.
-fn neighbour(i: usize, n: usize) -> usize {
-    if (i ^ 1) < n { i ^ 1 } else { i }
 }
 
 /// Rows of a projection by heads, or of a router, in an order that is not the file's.

@@ -1,6 +1,7 @@
 //! Mistakes that any operation may make: what it should have computed, scaled, moved, rounded or left out.
 
-use super::case::{Evidence, OF_COLUMNS, OF_ROWS, Variant};
+use super::case::{Evidence, Variant};
+use super::indices::{OF_COLUMNS, OF_ROWS, neighbour, reversed};
 use super::search::round_numbers;
 use super::wrapped::endings;
 use crate::error::Result;
@@ -131,9 +132,9 @@ fn exchanged<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
     all
 }
 
-/// Rows or columns that are those of an index which wraps around or stops, and single rows or columns that hold another.
+/// Rows or columns that are those of an index which wraps around or stops, and single rows and columns that hold another.
 fn repeated<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
-    /// Rows, or columns, that are named at most for what one holds.
+    /// Rows that are named at most for what one holds.
     const LOOKED_AT: usize = 64;
     let cols = case.cols();
     let ends = |of: &dyn Fn(usize) -> usize| {
@@ -153,13 +154,10 @@ fn repeated<'a>(case: &'a Evidence<'a>) -> Vec<Variant<'a>> {
         all.push(moved(case, format!("the columns of {}", ending.words("columns")), from).along(OF_COLUMNS));
     }
     let n_rows = case.output.len() / cols;
-    let holds = |other: usize, from: &dyn Fn(usize) -> usize| {
-        let fits = |i: &usize| case.right(from(*i)).residual(case.output[*i]) <= 1.0;
-        (case.unseen || case.wrong.iter().all(fits)).then_some(other)
-    };
     if let (row, true) = (rows.0, rows.0 == rows.1) {
-        let others = (0..n_rows).filter(|other| *other != row);
-        for other in others.filter_map(|other| holds(other, &|i| other * cols + i % cols)).take(LOOKED_AT) {
+        let fits = |other: usize, i: usize| case.right(other * cols + i % cols).residual(case.output[i]) <= 1.0;
+        let holds = |other: &usize| *other != row && (case.unseen || case.wrong.iter().all(|i| fits(*other, *i)));
+        for other in (0..n_rows).filter(holds).take(LOOKED_AT) {
             let from = move |i: usize| Some(if i / cols == row { other * cols + i % cols } else { i });
             all.push(moved(case, format!("row {row} holds row {other}"), from).assuming((n_rows as f64).log2()));
         }
@@ -173,22 +171,24 @@ fn other_columns<'a>(case: &'a Evidence<'a>, [first, last]: [usize; 2]) -> Vec<V
     /// Columns that are named at most for what one holds.
     const NAMED: usize = 4;
     let cols = case.cols();
-    let wrong = |column: usize| case.wrong.iter().filter(move |i| *i % cols == column);
+    // The wrong elements of the first and of the last wrong column.
+    let of = |column: usize| Vec::from_iter(case.wrong.iter().copied().filter(|i| i % cols == column));
+    let ends = [of(first), of(last)];
     // One element is some column's value by chance.
-    if case.unseen || case.is_attention_matrix() || wrong(first).count() < 2 {
+    if case.unseen || case.is_attention_matrix() || ends[0].len() < 2 {
         return Vec::new();
     }
-    let holds = |column: usize, other: usize| {
-        wrong(column).all(|i| case.right(i / cols * cols + other).residual(case.output[*i]) <= 1.0)
+    let holds = |wrong: &[usize], other: usize| {
+        wrong.iter().all(|i| case.right(i / cols * cols + other).residual(case.output[*i]) <= 1.0)
     };
-    let found = (0..cols).filter(|other| *other != first && holds(first, *other)).take(NAMED);
+    let found = (0..cols).filter(|other| *other != first && holds(&ends[0], *other)).take(NAMED);
     let variant = |other: usize| {
         if first == last {
             let from = move |i: usize| Some(if i % cols == first { i / cols * cols + other } else { i });
             return Some(moved(case, format!("column {first} holds column {other}"), from));
         }
         let by = (other + cols - first) % cols;
-        holds(last, (last + by) % cols).then(|| {
+        holds(&ends[1], (last + by) % cols).then(|| {
             let (by, way) = if by * 2 <= cols { (by, "on") } else { (cols - by, "back") };
             let from = move |i: usize| {
                 let to = if way == "on" { i % cols + by } else { i % cols + cols - by };
@@ -213,7 +213,7 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             moved(case, "the last row in every row", move |i| Some((rows - 1) * cols + i % cols)),
         ];
         all.extend(shifted.map(|variant| variant.in_runs(OF_ROWS)));
-        all.push(permuted(case, "the rows in reverse", move |i| (rows - 1 - i / cols) * cols + i % cols));
+        all.push(permuted(case, "the rows in reverse", move |i| reversed(i / cols, rows) * cols + i % cols));
         all.push(permuted(case, "the result written by columns", move |i| i % rows * cols + i / rows));
     }
     let d = case.scene.config.head_dim_of(case.scene.site.stage);
@@ -228,7 +228,7 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     if d > 0 && cols.is_multiple_of(d) && cols > d {
         let heads = cols / d;
         all.push(permuted(case, "the heads in reverse", move |i| {
-            i / cols * cols + (heads - 1 - i % cols / d) * d + i % d
+            i / cols * cols + reversed(i % cols / d, heads) * d + i % d
         }));
     }
     for by in [1usize, 2, 4, 8, 16, 32, 64, 128].into_iter().filter(|by| *by < cols) {
@@ -239,17 +239,13 @@ pub fn misplaced<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     }
     all.extend(exchanged(case));
     all.extend(repeated(case));
-    // The last of an odd number has no neighbour.
-    let neighbour = move |i: usize| match (i % cols) ^ 1 {
-        other if other < cols => i / cols * cols + other,
-        _ => i,
-    };
-    all.push(permuted(case, "neighbouring columns exchanged", neighbour));
+    let pair = move |i: usize| i / cols * cols + neighbour(i % cols, cols);
+    all.push(permuted(case, "neighbouring columns exchanged", pair));
     if case.scene.output.shape.len() == 3 && !case.is_attention_matrix() {
         let k = case.scene.output.shape[1].max(1);
         all.push(permuted(case, "the slots of each position in reverse", move |i| {
             let (row, column) = (i / cols, i % cols);
-            (row / k * k + k - 1 - row % k) * cols + column
+            (row / k * k + reversed(row % k, k)) * cols + column
         }));
     }
     Ok(all)

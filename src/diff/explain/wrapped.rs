@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use super::case::{Evidence, OF_COLUMNS, OF_ROWS, Variant};
+use super::case::{Evidence, Variant};
+use super::indices::{OF_COLUMNS, OF_ROWS};
 use super::{tokens, weights};
 use crate::backend::oracle::dequant;
 use crate::diff::locate::Axis;

@@ -398,6 +398,20 @@ fn relations() {
     let halves = kind(&|x, r, c| at(x, r, c / 16 * 16 + (c % 16 + 8) % 16)).unwrap();
     assert_eq!(halves.1, "the two halves of each head are exchanged");
     assert_eq!(kind(&|x, r, c| at(x, r, c ^ 1)).unwrap().0, RelationKind::PairsExchanged);
+    // One column that holds its neighbour is no exchange; nor are halves of which one is right.
+    let one = Case::new(Stage::MoeOut, &shape);
+    let with = |wrong: &dyn Fn(usize) -> Option<usize>| {
+        let mut case = Case { head_dim: Some(16), ..Case::new(Stage::MoeOut, &shape) };
+        for (r, c) in (0..9).flat_map(|r| (0..64).map(move |c| (r, c))) {
+            if let Some(from) = wrong(c) {
+                case.subject[r * 64 + c] = one.expected[r * 64 + from];
+            }
+        }
+        case.find().unwrap().relation.map(|relation| relation.kind)
+    };
+    assert_eq!(with(&|c| (c == 41).then_some(40)), Some(RelationKind::ShiftedColumn));
+    assert_eq!(with(&|c| (c == 40 || c == 41).then_some(c ^ 1)), Some(RelationKind::PairsExchanged));
+    assert_eq!(with(&|c| (c % 16 >= 8).then(|| c - 8)), None);
     let stale = kind(&|x, r, c| at(x, r.saturating_sub(1), c)).unwrap();
     assert_eq!(stale, (RelationKind::ShiftedRow, "each row there is the row before it".into()));
     let column = kind(&|x, r, c| at(x, r, (c + 1).min(63))).unwrap();

@@ -1,5 +1,6 @@
 use super::super::sample::{agreeing, diverging};
 use super::*;
+use crate::diff::outcome::OtherCause;
 
 fn fits(text: &str) {
     for line in text.lines() {
@@ -91,4 +92,27 @@ fn lines_are_wrapped_by_columns_and_lose_nothing() {
     let path = format!("/{}", "directory/".repeat(30));
     assert_eq!(indented("", &path).replace('\n', ""), path, "a long word is broken, not cut");
     assert_eq!(indented("", "layer-wise --full"), "layer-wise --full\n");
+}
+
+/// Of a fault behind the first nothing is said to be its cause that others tie with, unless these are said too.
+#[test]
+fn a_further_fault_has_its_ties() {
+    let cause = |name: &str| OtherCause { id: "factor", name: name.into(), stages: vec![] };
+    let with = |others: &[&str]| {
+        let mut c = diverging();
+        let first = c.stages.iter().position(|s| s.verdict.is_fault()).unwrap();
+        let (ratio, cause_of_first) = (c.stages[first].ratio, c.stages[first].cause.clone());
+        let further = c.stages.iter().skip(first + 1).position(|s| s.verdict.is_fault()).unwrap() + first + 1;
+        let s = &mut c.stages[further];
+        (s.ratio, s.cause) = (ratio, cause_of_first);
+        let own = s.cause.as_mut().unwrap();
+        (own.name, own.others) = ("expert_up: 2 times".into(), others.iter().map(|name| cause(name)).collect());
+        let text = render(&c, Style::default());
+        text.split("ALSO WRONG").nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert!(with(&[]).contains(": expert_up: 2 times"));
+    let two = with(&["expert_down: 2 times"]);
+    assert!(two.contains(": one of 2: expert_up: 2 times; or expert_down: 2 times"), "{two}");
+    let many = with(&["a: 2 times", "b: 2 times", "c: 2 times", "d: 2 times"]);
+    assert!(many.contains("one of 5: expert_up: 2 times; or a: 2 times; or b: 2 times; or 2 others"), "{many}");
 }

@@ -312,8 +312,8 @@ const NVFP4: usize = 21;
 const SCALE: &str = "scale_of(select(0u, expert, known))";
 const NEXT_SCALE: &str = "scale_of(select(0u, select(expert, (expert + 1u) % p.experts, expert == {expert}u), known))";
 
-/// Of one expert no rule is seen, but whose weights it has; which one is wrong, the model says.
-const OF_ONE: &[&str] = &["the weights of expert "];
+/// Of one expert no rule is seen, but whose weights it has.
+const OF_ONE: &[&str] = &["the weights of expert {e + 1} for those of expert {e}"];
 
 /// Where an expert's rows begin, and the same for the expert after it.
 const EXPERT: &str = "let base = select(0u, expert, known) * p.piece.rows;";

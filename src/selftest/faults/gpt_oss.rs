@@ -221,7 +221,7 @@ pub(super) static FAULTS: &[Fault] = &[
         scope: FaultScope::Expert,
         patterns: &[P::Expert],
         explained: &["expert-bias"],
-        says: &["the biases of expert 2 for those of expert 1"],
+        says: &["the biases of expert {e + 1} for those of expert {e}"],
         ..FAULT
     },
     Fault {

@@ -102,7 +102,7 @@ pub struct Fault {
     /// Hypotheses of which one must be named; none: no explanation is right.
     pub explained: &'static [&'static str],
     /// Words of which the cause that is named must have one, where a hypothesis has variants that are different mistakes; none: that it is
-    /// this hypothesis says enough.
+    /// this hypothesis says enough. `{e}` is the one expert in its scope, `{e + 1}` the next.
     pub says: &'static [&'static str],
     /// So little may be wrong that nothing can be told from chance: none is right as well.
     pub may_be_open: bool,

@@ -58,12 +58,8 @@ pub(super) fn chosen(draw: &mut Draw) -> Kind {
     if scope != FaultScope::Expert {
         return Kind { scope, ..kind }.graded();
     }
-    // Of one expert no rule is seen; which one, and of how many, the model says.
-    let of = |experts: u32| (0..experts).map(move |e| (e, (e + off) % experts));
-    let says = [8, 16]
-        .into_iter()
-        .flat_map(of)
-        .map(|(e, other)| format!("the weights of expert {other} for those of expert {e}"));
+    // Of one expert no rule is seen.
+    let says = [format!("the weights of expert {{e + {off}}} for those of expert {{e}}")];
     Kind { scope, patterns: ONE_EXPERT, ..kind.says(says) }.graded()
 }
 
