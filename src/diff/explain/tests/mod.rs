@@ -69,16 +69,22 @@ impl World {
         Self { model: Model::open(None).unwrap(), tokens, values }
     }
 
-    /// A tiny model of another family.
+    /// A tiny model of another family, one of those that are in the package as well.
     fn family(name: &str) -> Self {
-        let file = |extension: &str| format!("tests/families/{name}.{extension}");
-        let (tokens, values) = golden(&file("safetensors"));
-        Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
+        let packaged = include_str!("../../../../Cargo.toml").contains(&format!("\"tests/families/{name}.*\""));
+        assert!(packaged, "{name} is in the repository alone: family_of_repository");
+        Self::of_family(name)
     }
 
     /// The same of one that is in the repository alone, as the registry takes no larger package: `None` where a package is tested.
     fn family_of_repository(name: &str) -> Option<Self> {
-        std::path::Path::new("tests/library").exists().then(|| Self::family(name))
+        std::path::Path::new("tests/library").exists().then(|| Self::of_family(name))
+    }
+
+    fn of_family(name: &str) -> Self {
+        let file = |extension: &str| format!("tests/families/{name}.{extension}");
+        let (tokens, values) = golden(&file("safetensors"));
+        Self { model: Model::open(Some(file("gguf").as_ref())).unwrap(), tokens, values }
     }
 
     /// A model of random weights, and its stages as the oracle makes them.

@@ -172,7 +172,7 @@ fn one_scale() {
 /// Of two experts or fewer each one's is named: whatever rule gives it, others would as well.
 #[test]
 fn few_experts_have_others_weights_and_biases() {
-    let w = World::family("gpt-oss");
+    let Some(w) = World::family_of_repository("gpt-oss") else { return };
     for stage in [Stage::ExpertGate, Stage::ExpertGateBias] {
         let site = Site::layer(1, stage);
         let op = w.op(site);
