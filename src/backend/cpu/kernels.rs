@@ -308,17 +308,20 @@ impl Kernels {
             }
             let row = |row: usize| &w[row * stride..][..k];
             let whole = rows - rows % self.tile;
+            let copy = |first: usize, columns: Range<usize>, parts: &mut [[f32; PART]]| {
+                for (r, part) in parts.iter_mut().enumerate() {
+                    part[..columns.len()].copy_from_slice(&row(first + r)[columns.clone()]);
+                }
+            };
             for first in (0..whole).step_by(self.tile) {
-                let copy =
-                    |r: usize, columns: Range<usize>, part: &mut [f32]| part.copy_from_slice(&row(first + r)[columns]);
+                let copy = |columns: Range<usize>, parts: &mut [[f32; PART]]| copy(first, columns, parts);
                 buffers.products(self, self.tile, packed, copy, rows, &mut out[first..]);
             }
             if whole == rows {
                 return;
             }
             let results = at_least(results, x.len() * self.tile, 0.0); // [tokens, tile]
-            let copy =
-                |r: usize, columns: Range<usize>, part: &mut [f32]| part.copy_from_slice(&row(whole + r)[columns]);
+            let copy = |columns: Range<usize>, parts: &mut [[f32; PART]]| copy(whole, columns, parts);
             buffers.products(self, rows - whole, packed, copy, self.tile, results);
             for (out, results) in out.chunks_exact_mut(rows).zip(results.chunks_exact(self.tile)) {
                 out[whole..].copy_from_slice(&results[..rows - whole]);

@@ -158,3 +158,15 @@ pub(super) fn processor() -> String {
         arch.into()
     }
 }
+
+/// Bytes of a core's second-level cache, as Linux tells them; 0 where nothing does.
+pub(super) fn second_level_cache() -> usize {
+    static BYTES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
+        size.trim()
+            .strip_suffix('K')
+            .and_then(|kib| kib.parse::<usize>().ok())
+            .map_or(0, |kib| kib.saturating_mul(1024))
+    })
+}

@@ -16,14 +16,16 @@ use std::ops::Range;
 use super::Pool;
 use super::int8::{Activations, CodePanel, ONE_ROW};
 use super::kernels::{Direct, Int8, Kernels, Prepared, Unpacker};
-use super::simd::{self, Line};
+use super::level::second_level_cache;
+use super::simd::{self, Line, PART};
 use super::tile::{TileBuffers, at_least};
 use crate::Result;
 use crate::op::Weight;
 
 /// Weight rows in a task at least, and a divisor of all others, where they are not unpacked to f32 by tiles.
 const ROWS: usize = 16;
-/// Bytes of a task's rows of x, which pass by once for each tile of weights and for which there is room in the second-level cache.
+/// Bytes of a task's rows of x, which pass by once for each tile of weights, where half of the second-level cache is no more. Each batch of them
+/// unpacks the weights again: of 1 MiB in place of this a product of 512 tokens takes 5 to 9 % less time.
 const X_BYTES: usize = 512 << 10;
 /// Bytes of a task's results that are written together: a row of the tensor at a time, each in a page of its own, so as much of it at once as
 /// there is room for in the second-level cache.
@@ -66,7 +68,7 @@ pub(super) fn run(
         if let Some(int8) = int8 {
             quantize(int8, pool, x, weight.cols, codes);
         }
-        let most = X_BYTES / size_of::<f32>() / weight.cols.max(1);
+        let most = X_BYTES.max(second_level_cache() / 2) / size_of::<f32>() / weight.cols.max(1);
         let most = if int8.is_some() { usize::MAX } else { (most - most % 32).max(32) };
         let mut ready = Vec::new();
         let mut prepared: Option<(usize, Prepared<'_>)> = None; // gate and up of a token's experts read the same row
@@ -221,13 +223,16 @@ impl<'a> Task<'a> {
                         let stride = rows.next_multiple_of(at_once);
                         let results = at_least(results, tokens.len() * stride, 0.0); // [tokens, rows]
                         for from in (0..rows).step_by(at_once) {
-                            let unpack = |row: usize, columns: Range<usize>, part: &mut [f32]| {
-                                let at = (first + from + row) * bytes;
-                                let own = &blocks[at + bytes_of(columns.start)..at + bytes_of(columns.end)];
-                                // What this row and the one after this tile's need next.
-                                simd::prefetch(own, 2 * own.len());
-                                simd::prefetch(own, at_once * bytes + 2 * own.len());
-                                unpacker.run(own, part);
+                            let unpack = |columns: Range<usize>, parts: &mut [[f32; PART]]| {
+                                let (start, end) = (bytes_of(columns.start), bytes_of(columns.end));
+                                for (row, part) in parts.iter_mut().enumerate() {
+                                    let at = (first + from + row) * bytes;
+                                    let own = &blocks[at + start..at + end];
+                                    // What this row and the one after this tile's need next.
+                                    simd::prefetch(own, 2 * own.len());
+                                    simd::prefetch(own, at_once * bytes + 2 * own.len());
+                                    unpacker.run(own, &mut part[..columns.len()]);
+                                }
                             };
                             tile.products(kernels, at_once.min(rows - from), x, unpack, stride, &mut results[from..]);
                         }

@@ -15,14 +15,14 @@ pub(super) struct TileBuffers {
 }
 
 impl TileBuffers {
-    /// The products of `rows` rows, at most a tile, with every x; `results` is [tokens, tile], its rows `stride` apart. `fill` writes some columns of
-    /// a row, which begin with a part.
+    /// The products of `rows` rows, at most a tile, with every x; `results` is [tokens, tile], its rows `stride` apart. `fill` writes some
+    /// columns of every row, which begin with a part.
     pub fn products(
         &mut self,
         kernels: &Kernels,
         rows: usize,
         x: Packed<'_>,
-        mut fill: impl FnMut(usize, Range<usize>, &mut [f32]),
+        mut fill: impl FnMut(Range<usize>, &mut [[f32; PART]]),
         stride: usize,
         results: &mut [f32],
     ) {
@@ -32,10 +32,9 @@ impl TileBuffers {
         sums.fill(Line([0.0; 16]));
         for first in (0..x.k()).step_by(PART) {
             let columns = first..x.k().min(first + PART);
-            for (row, part) in part[..rows].iter_mut().enumerate() {
-                fill(row, columns.clone(), &mut part[..columns.len()]);
-                part[columns.len()..columns.len().next_multiple_of(16)].fill(0.0);
-            }
+            fill(columns.clone(), &mut part[..rows]);
+            let beyond = columns.len()..columns.len().next_multiple_of(16);
+            part[..rows].iter_mut().for_each(|row| row[beyond.clone()].fill(0.0));
             kernels.add_part(part, columns, x, sums);
         }
         kernels.results(x, sums, stride, results);

@@ -43,27 +43,36 @@ macro_rules! lane_kernels {
             let sums = sums.as_chunks_mut::<G>().0;
             assert!(x.len() <= PART && sums.len() == TILE);
             for (n, x) in x.chunks(SUM).enumerate() {
-                let mut these = [[splat(0.0); G]; TILE];
-                for (i, x) in x.iter().enumerate() {
-                    let mut tokens = [splat(0.0); G];
-                    // They come from the second-level cache, once for each tile.
-                    super::blocks::prefetch(x, AHEAD * size_of_val(x));
-                    for g in 0..G {
-                        tokens[g] = load(&x[g]);
-                    }
-                    for r in 0..TILE {
-                        // SAFETY: x has no more columns than a part.
-                        let w = splat(unsafe { *w[r].get_unchecked(n * SUM + i) });
-                        for g in 0..G {
-                            these[r][g] = fma(w, tokens[g], these[r][g]);
-                        }
-                    }
+                wide_sum(w, n * SUM, x, sums);
+            }
+        }
+
+        /// The sum of products over some columns, of which `first` is the first, for each lane and row. A function of its own, so that the
+        /// sums of all columns are added to where they lie: in the caller's loop they would be kept in registers that there are not.
+        #[inline(never)]
+        #[$features]
+        fn wide_sum<const G: usize>(w: &[[f32; PART]; TILE], first: usize, x: &[[[f32; 16]; G]], sums: &mut [[Line; G]]) {
+            assert!(first + x.len() <= PART && sums.len() == TILE);
+            let mut these = [[splat(0.0); G]; TILE];
+            for (i, x) in x.iter().enumerate() {
+                let mut tokens = [splat(0.0); G];
+                // They come from the second-level cache, once for each tile.
+                super::blocks::prefetch(x, AHEAD * size_of_val(x));
+                for g in 0..G {
+                    tokens[g] = load(&x[g]);
                 }
                 for r in 0..TILE {
+                    // SAFETY: first + i is below PART.
+                    let w = splat(unsafe { *w[r].get_unchecked(first + i) });
                     for g in 0..G {
-                        let sum = &mut sums[r][g].0;
-                        store(sum, add(load(sum), these[r][g]));
+                        these[r][g] = fma(w, tokens[g], these[r][g]);
                     }
+                }
+            }
+            for r in 0..TILE {
+                for g in 0..G {
+                    let sum = &mut sums[r][g].0;
+                    store(sum, add(load(sum), these[r][g]));
                 }
             }
         }
