@@ -174,7 +174,7 @@ impl Grouping {
     pub fn stated(Groups { count, used, by }: Groups) -> Self {
         let score: fn(&[f64]) -> f64 = match by {
             GroupScore::Max => |group| group[0],
-            GroupScore::TopTwo => |group| group[0] + group[1],
+            GroupScore::TopTwo => |group| group.iter().take(2).sum(),
         };
         Self { count, used, score, masked: f64::NEG_INFINITY }
     }

@@ -108,8 +108,12 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let Some(norm) = case.stated::<Norm<'a>>()? else { return Ok(vec![]) };
     let same = |eps: f64| (eps - norm.eps).abs() <= 1e-6 * norm.eps;
     let with = |eps: f64| {
-        // What is far below the smallest mean square is not told from 0.
-        let eps_is = if eps == 0.0 { "eps 0, or one too small to tell," } else { &format!("eps {eps:e}") };
+        let within = told_to(case, &norm, eps);
+        let eps_is = match eps {
+            0.0 => "eps 0, or one too small to tell,".to_string(),
+            _ if within < TELLING * eps => format!("eps {eps:e}"),
+            _ => format!("eps {eps:e}, or another within {within:.0e} of it,"),
+        };
         let what = format!("the norm with {eps_is} for {:e}", norm.eps as f32);
         Variant::of(case, what, Norm { eps, ..norm.clone() })
     };
@@ -128,14 +132,35 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     Ok(all)
 }
 
+/// An eps that is told to this share of itself is told.
+const TELLING: f64 = 0.3;
+
+/// How far from a value of eps another is that no element tells from it: y = x·w / √(mean + eps) changes by y / 2 for each mean + eps.
+fn told_to(case: &Evidence<'_>, norm: &Norm<'_>, eps: f64) -> f64 {
+    let (mut group, mut mean, mut least) = (None, 0.0, f64::INFINITY);
+    for (i, y) in case.exact.iter().enumerate() {
+        let own = norm.group_of(i);
+        let Some(begin) = own.filter(|_| *y != 0.0) else { continue };
+        if own != group {
+            (group, mean) = (own, mean_of_squares(norm, begin));
+        }
+        least = least.min(2.0 * case.scene.floor[i] / y.abs() * (mean + eps));
+    }
+    least
+}
+
+/// Of the group that begins there.
+fn mean_of_squares(norm: &Norm<'_>, begin: usize) -> f64 {
+    norm.x[begin..][..norm.n].iter().map(|x| x * x).sum::<f64>() / norm.divisor
+}
+
 /// From the group of the smallest mean square, which feels eps most: y = x·w·r, so r = Σy·x·w / Σ(x·w)² and eps = 1/r² − mean.
 fn fit_eps(case: &Evidence<'_>, norm: &Norm<'_>) -> Option<f64> {
-    let n = norm.n.max(1);
-    let mean = |begin: &usize| case.inputs[0][*begin..][..n].iter().map(|x| x * x).sum::<f64>() / n as f64;
+    let mean = |begin: &usize| mean_of_squares(norm, *begin);
     let wrong = case.wrong.iter().filter_map(|i| norm.group_of(*i)).filter(|g| mean(g) > 0.0);
     let group = wrong.min_by(|a, b| mean(a).total_cmp(&mean(b)))?;
-    let x = &case.inputs[0][group..][..n];
-    let y = &case.output[group..][..n];
+    let x = &norm.x[group..][..norm.n];
+    let y = &case.output[group..][..norm.n];
     let (mut yx, mut xx) = (0.0, 0.0);
     for ((x, y), w) in x.iter().zip(y).zip(norm.weight.iter().cycle()) {
         yx += y * x * w;

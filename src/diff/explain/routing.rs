@@ -135,19 +135,19 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     type Score = fn(&[f64]) -> f64;
     let other: (&str, Score) = match stated.by {
         GroupScore::Max => {
-            ("groups kept by the sum of their two largest, not by the largest", |group| group[0] + group[1])
+            ("groups kept by the sum of their two largest, not by the largest", |group| group.iter().take(2).sum())
         }
         GroupScore::TopTwo => ("groups kept by their largest, not by the sum of two", |group| group[0]),
     };
     let scores: [(&str, Score); 4] = [
         other,
         ("groups kept by the sum of all their experts", |group| group.iter().sum()),
-        ("groups kept by their second largest", |group| group[1]),
+        ("groups kept by their second largest", |group| group.get(1).copied().unwrap_or(f64::NEG_INFINITY)),
         (
             "the groups of the least scores kept",
             match stated.by {
                 GroupScore::Max => |group| -group[0],
-                GroupScore::TopTwo => |group| -(group[0] + group[1]),
+                GroupScore::TopTwo => |group| -group.iter().take(2).sum::<f64>(),
             },
         ),
     ];
@@ -159,6 +159,13 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         if (1..=stated.count).contains(&used) && left >= k {
             let what = format!("{used} of the groups kept for {}", stated.used);
             all.extend(with(what, &|c| c.groups.iter_mut().for_each(|groups| groups.used = used))?);
+        }
+    }
+    for count in (2..=experts / 2).filter(|count| experts.is_multiple_of(*count) && *count != stated.count) {
+        let other = Groups { count, ..stated };
+        if other.used <= count && other.left(experts) >= k {
+            let what = format!("experts in {count} groups for {}", stated.count);
+            all.extend(with(what, &|c| c.groups.iter_mut().for_each(|groups| groups.count = count))?);
         }
     }
     let what = "experts of groups that are not kept masked by 0, not by −∞";

@@ -32,6 +32,25 @@ fn groups_masked_by_zero() {
     assert!(e.reproduced() && e.fits[0].id == "router-groups" && e.fits[0].what.contains("masked by 0"), "{e}");
 }
 
+/// Experts in groups of another size.
+#[test]
+fn another_number_of_groups() {
+    let Some(w) = World::family_of_repository("deepseek3") else { return };
+    let site = Site::layer(1, Stage::RouterIds);
+    let Op::RouterTopK { probs, k, groups: Some(groups) } = w.op(site) else { unreachable!() };
+    let other = Groups { count: groups.count - 1, ..groups };
+    assert!(
+        other.left(probs.cols()) >= k && probs.cols().is_multiple_of(other.count),
+        "{groups:?} of {} experts",
+        probs.cols()
+    );
+    let output = made(&Op::RouterTopK { probs, k, groups: Some(other) });
+    let words = format!("experts in {} groups for {}", other.count, groups.count);
+    let e = w.explain(site, &output);
+    let told = e.fits.iter().any(|fit| fit.id == "router-groups" && fit.what == words);
+    assert!(e.reproduced() && told, "{words}: {e}");
+}
+
 /// A norm of the latent whose mean of squares is that of the latent and the part of a key that follows it, which stays as it is.
 #[test]
 fn a_mean_of_squares_of_the_whole_row() {

@@ -201,3 +201,20 @@ fn few_experts_have_others_weights_and_biases() {
         named(&w, site, &op, &output, &words, "e + ");
     }
 }
+
+/// An eps of which the values that are there tell little is not told to its last digit.
+#[test]
+fn an_eps_is_told_as_far_as_it_shows() {
+    let w = world();
+    let site = Site::model(Stage::FinalNorm);
+    let Op::RmsNorm { x, weight, keep, .. } = w.op(site) else { unreachable!() };
+    for (scale, words) in
+        [(0.1, "eps 1e-6, or another within 4e-6 of it, for 1e-5"), (1e-3, "the norm with eps 3e-6 for 1e-5")]
+    {
+        let x = Rc::new(HostTensor::f32(&x.shape, x.to_f32().iter().map(|x| x * scale).collect()));
+        let with = |eps| Op::RmsNorm { x: x.clone(), weight, eps, keep };
+        let e = w.explain_op(site, &with(1e-5), &made(&with(3e-6)));
+        let told = e.fits.iter().any(|fit| fit.id == "norm-eps" && fit.what.contains(words));
+        assert!(e.reproduced() && told, "{scale}: {e}");
+    }
+}
