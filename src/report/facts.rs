@@ -286,7 +286,12 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         effect.push(format!("nmse {} here", scientific(m.nmse)));
     }
     if let Some(share) = s.share_of_logits_error {
-        effect.push(format!("{} of the logits' error", percent(share)));
+        let beside = match share {
+            ..0.0 => " (it works against the rest)",
+            1.005.. => " (others' errors work against it)",
+            _ => "",
+        };
+        effect.push(format!("{} of the logits' error{beside}", percent(share)));
     }
     if let Some(a) = s.amplification {
         effect.push(format!("errors that come in leave {} × as large", short(a)));
