@@ -6,7 +6,7 @@ use std::io::Read;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -438,12 +438,17 @@ fn runnable<B: Backend>(backend: &B, model: &Model) -> Result<()> {
 /// What a bar of things that are done one after another shows.
 pub const ONE_BY_ONE: &str = "{bar:30} {pos}/{len} {msg}";
 
-/// On a terminal only, where indicatif draws and a pipe gets nothing; and not where `-q` asks for quiet.
+/// On a terminal only, where indicatif draws and a pipe gets nothing; and not where `-q` asks for quiet. A spinner in the template turns by
+/// itself, and the time beside it: one step, such as a search for a cause, can take long.
 pub fn progress_bar(template: &str) -> ProgressBar {
     if manner().quiet {
         return ProgressBar::hidden();
     }
-    ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("a valid template"))
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("a valid template"));
+    if template.contains("{spinner}") {
+        bar.enable_steady_tick(Duration::from_millis(200));
+    }
+    bar
 }
 
 /// What is being done, and how far that is.

@@ -83,7 +83,6 @@ pub fn run(args: &Args) -> Result<Outcome> {
         return Err(Error::cannot_run(format!("{} cannot run {}: {first}", args.subject, model.config.name)));
     }
     let bar = progress_bar("{spinner} {msg}");
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let site = Site { layer, stage };
     let sides = ProbeSides { reference: &mut reference, subject: &mut subject };
     let mut tell = |what: &str| bar.set_message(what.to_string());

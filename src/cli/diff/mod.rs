@@ -225,7 +225,8 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
                 return Err(Error::usage("--contract infer needs the oracle: --no-oracle leaves it out"));
             }
             "infer" => {
-                let bar = progress_bar("inferring {bar:30} {pos}/{len} stages, {eta} left · {msg}");
+                let bar =
+                    progress_bar("{spinner} inferring {bar:30} {pos}/{len} stages, {elapsed}, {eta} left · {msg}");
                 let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
                 let found = infer(&model, &mut sides, &options, *side, &mut tell);
                 bar.finish_and_clear();
@@ -238,7 +239,7 @@ pub fn run_and(args: &Args, print: impl FnOnce(&Comparison) -> Result<()>) -> Re
     }
     let compared = prompts.as_ref().map(|_| compared(args, &model, &sides, &options));
     let mut run = |options: &DiffOptions| {
-        let bar = progress_bar("comparing {bar:30} {pos}/{len} stages, {eta} left · {msg}");
+        let bar = progress_bar("{spinner} comparing {bar:30} {pos}/{len} stages, {elapsed}, {eta} left · {msg}");
         let mut tell = |DiffProgress { at, done, of }: DiffProgress| tell(&bar, &at.site.to_string(), done, of);
         let result = diff_telling(&model, sides.reborrow(), options, &mut tell);
         bar.finish_and_clear();
