@@ -74,7 +74,8 @@ pub(super) fn run(
         let mut prepared: Option<(usize, Prepared<'_>)> = None; // gate and up of a token's experts read the same row
         for job in jobs {
             for (rows, out) in job.x.chunks(most).zip(job.out.chunks(most)) {
-                let how = match (int8, direct, rows) {
+                // Not by the rows of a batch: how many those are is the cache's affair, and one alone has its own order of sums.
+                let how = match (int8, direct, &job.x[..]) {
                     (Some(int8), ..) => How::Int8(int8, codes),
                     (None, Some(direct), [row]) => {
                         let own = match &prepared {

@@ -68,6 +68,10 @@ fn what_is_not_finite_is_seen_in_every_product() {
                 let y = f32s(&mut b, &y);
                 assert!(y[..5].iter().all(|y| y.is_nan()), "{bad}: {y:?}");
                 assert!(y[5..].iter().all(|y| y.is_finite()), "{bad}: {y:?}");
+                // And in no product of the same shape that comes next.
+                let x = up(&mut b, &[tokens, 512], &values(2, tokens * 512));
+                let y = b.run(AT, &Op::MatMul { x, weight: &weight }).unwrap();
+                assert!(f32s(&mut b, &y).iter().all(|y| y.is_finite()), "after {bad}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Tests of every level: each operation against its definition in f64 within the bound that its contract gives, the checks on
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
+use super::level::second_level_cache;
 use super::*;
 use crate::op::{Data, GateActivation, GgmlType, Rotation, Site, Stage};
 
@@ -66,7 +67,10 @@ mod simd;
 
 #[test]
 fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
-    for (t, k, n) in [(1, 1, 1), (1, 256, 9), (5, 77, 33), (40, 300, 17), (64, 512, 64)] {
+    // More tokens than there are at once of so long rows, 32, and so many that a task's results are written in several times.
+    let long = second_level_cache().max(1 << 20) / 2 / size_of::<f32>() / 32;
+    for (t, k, n) in [(1, 1, 1), (1, 256, 9), (5, 77, 33), (40, 300, 17), (64, 512, 64), (75, long, 5), (700, 48, 200)]
+    {
         let (x, w) = (values(1, t * k), values(2, n * k));
         let weight = weight("w", [k, n, 1], &w);
         let run = |mut b: CpuBackend| {
@@ -86,6 +90,21 @@ fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
                 assert!((*y as f64 - exact).abs() <= bound * size, "{t} {k} {n} at {i}: {y} {exact}");
             }
         }
+    }
+}
+
+/// What a thread unpacks into is used again: beside fewer columns than a register has, there is what was there before.
+#[test]
+fn infinite_weights_are_in_no_product_that_comes_next() {
+    for mut b in backends(1) {
+        let mut product = |k: usize, w: &[f32]| {
+            let weight = weight("w", [k, 12, 1], w);
+            let x = up(&mut b, &[3, k], &values(2, 3 * k));
+            let y = b.run(AT, &Op::MatMul { x, weight: &weight }).unwrap();
+            f32s(&mut b, &y)
+        };
+        assert!(product(32, &[f32::INFINITY; 32 * 12]).iter().all(|y| !y.is_finite()));
+        assert!(product(17, &values(3, 17 * 12)).iter().all(|y| y.is_finite()), "{}", b.name());
     }
 }
 

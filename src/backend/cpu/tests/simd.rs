@@ -122,6 +122,26 @@ fn products_are_within_the_bound_for_every_type_and_shape_and_the_same_in_every_
     }
 }
 
+/// Rows of more columns than the other tests have, and of parts in no round number.
+#[test]
+fn products_of_long_rows_are_within_the_bound() {
+    for kernels in levels() {
+        for ty in types() {
+            let (k, rows) = (11 * 256, 2);
+            let k = if ty.block_len() == 1 { k + 13 } else { k };
+            let bytes = blocks(ty, rows * k / ty.block_len(), 21);
+            let weight = Weight::from_vec("w", ty, [k, rows, 1], bytes).unwrap();
+            for tokens in [1, 3, 11] {
+                let x = values(22, tokens * k);
+                let mut b = CpuBackend::new(Some(kernels.level), Some(1)).unwrap();
+                let x_t = up(&mut b, &[tokens, k], &x);
+                let y = b.run(AT, &Op::MatMul { x: x_t, weight: &weight }).unwrap();
+                check(kernels, &weight, &x, &f32s(&mut b, &y), &format!("{tokens} × {k}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn experts_of_one_token_multiply_the_row_that_is_theirs() {
     const EXPERTS: usize = 4;
@@ -229,9 +249,9 @@ fn every_level_gives_the_bits_of_the_same_lanes_in_plain_rust() {
 #[test]
 fn context_of_rows_that_see_more_or_less_is_that_of_each_alone() {
     for d in [16, 24, 40, 128] {
-        let lengths = [100, 100, 100, 100, 99, 99, 99, 3, 33, 64, 1, 32];
-        let (v, weights) = (values(7, 100 * (d + 5)), values(8, 100));
-        let probs: Vec<&[f32]> = lengths.iter().map(|n| &weights[100 - n..]).collect();
+        let lengths = [100, 100, 100, 100, 99, 99, 99, 3, 33, 64, 1, 32, 300];
+        let (v, weights) = (values(7, 300 * (d + 5)), values(8, 300));
+        let probs: Vec<&[f32]> = lengths.iter().map(|n| &weights[300 - n..]).collect();
         let of = |kernels: &Kernels, probs: &[&[f32]]| {
             let mut out = vec![f32::NAN; probs.len() * d];
             kernels.attn_context(probs, &v, d + 5, &mut out);
