@@ -9,6 +9,8 @@ use crate::op::{Site, Stage};
 use crate::text::{count, printable, printable_whole};
 
 const GIB: f64 = (1u64 << 30) as f64;
+/// How many times the logits' error a stage's own part of it is where the parts cancel, and the error is what they leave.
+const CANCELLED: f64 = 100.0;
 
 /// Where a stage is, with its step if it was decoded.
 pub fn place(s: &StageResult) -> String {
@@ -286,12 +288,13 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         effect.push(format!("nmse {} here", scientific(m.nmse)));
     }
     if let Some(share) = s.share_of_logits_error {
-        let beside = match share {
-            ..0.0 => " (it works against the rest)",
-            1.005.. => " (others' errors work against it)",
-            _ => "",
-        };
-        effect.push(format!("{} of the logits' error{beside}", percent(share)));
+        effect.push(match share {
+            // Where all that is left at the end is what did not cancel, a share of it says nothing.
+            s if s.abs() > CANCELLED => "errors that cancel at the logits but for a small rest".into(),
+            ..0.0 => format!("{} of the logits' error (it works against the rest)", percent(share)),
+            1.005.. => format!("{} of the logits' error (others' errors work against it)", percent(share)),
+            _ => format!("{} of the logits' error", percent(share)),
+        });
     }
     if let Some(a) = s.amplification {
         effect.push(format!("errors that come in leave {} × as large", short(a)));

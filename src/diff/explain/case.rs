@@ -290,6 +290,11 @@ impl<'a> Evidence<'a> {
         Point::new(self.exact[i], self.scene.floor[i])
     }
 
+    /// How many there are to choose from, where the output is ids.
+    pub fn ids_of(&self) -> usize {
+        self.shapes.first().and_then(|shape| shape.last()).copied().unwrap_or(0)
+    }
+
     pub fn cols(&self) -> usize {
         self.scene.output.cols().max(1)
     }

@@ -2,6 +2,7 @@
 //! weight that is two.
 
 use super::case::{Evidence, Variant};
+use crate::diff::locate::Axis;
 use crate::error::Result;
 use crate::formula::linear::{Decode, Linear, as_it_is};
 use crate::formula::linear_attention::{Convolution, Decay, Growth, taps};
@@ -18,8 +19,6 @@ pub fn kernel<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let (taps_each, channels) = (stated.kernel, stated.channels);
     let mut all = case.each_changed::<Convolution<'a>, _>([
         ("the kernel reversed in time", |c| c.w.chunks_exact_mut(c.kernel).for_each(|w| w.reverse())),
-        ("a convolution that is a position late: it ends with the position before", |c| c.later = -1),
-        ("a convolution that reads one position of the future", |c| c.later = 1),
         ("the kernel read by columns", |c| {
             let w = c.w.clone();
             c.w = (0..w.len()).map(|i| w[i % c.kernel * c.channels + i / c.kernel]).collect();
@@ -33,6 +32,11 @@ pub fn kernel<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             c.w.iter_mut().enumerate().for_each(|(i, w)| *w = if i % c.kernel == last { 1.0 } else { 0.0 });
         }),
     ])?;
+    let moved = case.each_changed::<Convolution<'a>, _>([
+        ("a convolution that is a position late: it ends with the position before", |c| c.later = -1),
+        ("a convolution that reads one position of the future", |c| c.later = 1),
+    ])?;
+    all.extend(moved.into_iter().map(|variant| variant.in_runs(&[Axis::Position])));
     for tap in 0..taps_each {
         let what = format!("a convolution without the {} weight of each channel", ordinal(tap));
         all.extend(case.changed(what, |c: &mut Convolution<'a>| {

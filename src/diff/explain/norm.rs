@@ -112,7 +112,7 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let eps_is = match eps {
             0.0 => "eps 0, or one too small to tell,".to_string(),
             _ if within < TELLING * eps => format!("eps {eps:e}"),
-            _ => format!("eps {eps:e}, or another within {within:.0e} of it,"),
+            _ => format!("an eps between {:.0e} and {:.0e}", (eps - within).max(0.0), eps + within),
         };
         let what = format!("the norm with {eps_is} for {:e}", norm.eps as f32);
         Variant::of(case, what, Norm { eps, ..norm.clone() })

@@ -164,7 +164,7 @@ pub fn groups<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     for count in (2..=experts / 2).filter(|count| experts.is_multiple_of(*count) && *count != stated.count) {
         let other = Groups { count, ..stated };
         if other.used <= count && other.left(experts) >= k {
-            let what = format!("experts in {count} groups for {}", stated.count);
+            let what = format!("experts in {count} groups where the model has {}", stated.count);
             all.extend(with(what, &|c| c.groups.iter_mut().for_each(|groups| groups.count = count))?);
         }
     }

@@ -11,9 +11,14 @@ pub fn round_numbers(x: f64, tolerance: f64) -> Vec<f64> {
     all
 }
 
+/// `x` as it is written: to eight digits.
+pub fn told(x: f64) -> f64 {
+    format!("{x:.7e}").parse().unwrap_or(x)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::round_numbers;
+    use super::{round_numbers, told};
 
     #[test]
     fn from_coarse_to_fine() {
@@ -21,5 +26,6 @@ mod tests {
         let all = round_numbers(123456.00422703, 1e-3);
         assert_eq!((all[0], all[1], all[2]), (123500.0, 123460.0, 123456.0));
         assert_eq!(round_numbers(0.0, 1e-3), [0.0]);
+        assert_eq!([2.2101252356375003, -0.5, 1e-30].map(told), [2.2101252, -0.5, 1e-30]);
     }
 }

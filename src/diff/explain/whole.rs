@@ -2,7 +2,7 @@
 
 use super::case::{Evidence, Variant};
 use super::indices::{OF_COLUMNS, OF_ROWS, neighbour, reversed};
-use super::search::round_numbers;
+use super::search::{round_numbers, told};
 use super::wrapped::endings;
 use crate::error::Result;
 use crate::formula::Point;
@@ -72,12 +72,14 @@ pub fn factor<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.push(with(1.0 / n.sqrt(), format!("1/{name} times the right values")));
         }
         for factor in round_numbers(fitted, 1e-3).into_iter().filter(|f| *f != 1.0) {
-            all.push(with(factor, format!("{factor} times the right values")).with_fitted(factor));
+            all.push(with(factor, format!("{} times the right values", told(factor))).with_fitted(factor));
         }
         // Of a number next to 1 what says something is how far from it.
         for off in round_numbers(fitted - 1.0, 0.2).into_iter().filter(|off| off.abs() < 0.1 && *off != 0.0) {
             let factor = 1.0 + off;
-            all.push(with(factor, format!("{factor} times the right values")).with_fitted(off));
+            let decimals = (3.0 - off.abs().log10().floor()).min(16.0) as usize;
+            let text = format!("{factor:.decimals$}");
+            all.push(with(factor, format!("{} times the right values", text.trim_end_matches('0'))).with_fitted(off));
         }
     }
     Ok(all)
@@ -97,7 +99,7 @@ pub fn offset<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
     let with = |offset: f64| {
         let contract = &case.scene.contract;
         let added = Point::held(offset, contract);
-        let what = format!("{offset} added to the right values");
+        let what = format!("{} added to the right values", told(offset));
         Variant::each(what, move |i| case.right(i).plus(added, contract)).with_fitted(offset)
     };
     Ok(round_numbers(mean, 1e-3).into_iter().filter(|o| *o != 0.0).map(with).collect())

@@ -5,6 +5,13 @@ use crate::diff::locate::{Relation, RelationKind};
 
 /// A relation is named when at most this share of the error's energy remains under it.
 const RESIDUAL: f64 = 0.02;
+/// Where no more than this does it is said of every element.
+const EVERY: f64 = 1e-3;
+
+/// How a relation begins that leaves some of the error.
+fn but_for(left: f64) -> String {
+    format!("the elements there are, but for {:.1} % of the error,", 100.0 * left)
+}
 
 /// The simplest relation of subject values `s` to expected values `x` that holds over `elements`; `None` if none does.
 /// `head_dim` is the model's, whatever the stage.
@@ -41,17 +48,24 @@ pub(super) fn find(
     let xs: f64 = elements.iter().map(|&i| x[i] * s[i]).sum();
     if xx > 0.0 {
         let c = xs / xx;
-        let (kind, text) = match (c + 1.0).abs() < 1e-3 {
-            true => (RelationKind::SignFlip, "every element there has the other sign".to_string()),
-            false => (RelationKind::Scale, format!("every element there is {} × expected", factor(c, head_dim))),
+        let left = residual(&|i| Some(c * x[i]));
+        let (kind, text) = match ((c + 1.0).abs() < 1e-3, left <= EVERY) {
+            (true, true) => (RelationKind::SignFlip, "every element there has the other sign".to_string()),
+            (_, true) => (RelationKind::Scale, format!("every element there is {} × expected", factor(c, head_dim))),
+            (_, false) => (RelationKind::Scale, format!("{} {} × expected", but_for(left), factor(c, head_dim))),
         };
-        if let Some(found) = named(kind, Some(c), residual(&|i| Some(c * x[i])), text) {
+        if let Some(found) = named(kind, Some(c), left, text) {
             return Some(found);
         }
     }
     let offset = elements.iter().map(|&i| s[i] - x[i]).sum::<f64>() / elements.len() as f64;
-    let text = format!("every element there is expected {} {:.6e}", if offset < 0.0 { "−" } else { "+" }, offset.abs());
-    if let Some(found) = named(RelationKind::Offset, Some(offset), residual(&|i| Some(x[i] + offset)), text) {
+    let left = residual(&|i| Some(x[i] + offset));
+    let sign = if offset < 0.0 { "−" } else { "+" };
+    let text = match left <= EVERY {
+        true => format!("every element there is expected {sign} {:.6e}", offset.abs()),
+        false => format!("{} expected {sign} {:.2e}", but_for(left), offset.abs()),
+    };
+    if let Some(found) = named(RelationKind::Offset, Some(offset), left, text) {
         return Some(found);
     }
 

@@ -45,10 +45,11 @@ fn another_number_of_groups() {
         probs.cols()
     );
     let output = made(&Op::RouterTopK { probs, k, groups: Some(other) });
-    let words = format!("experts in {} groups for {}", other.count, groups.count);
+    let words = format!("experts in {} groups where the model has {}", other.count, groups.count);
     let e = w.explain(site, &output);
     let told = e.fits.iter().any(|fit| fit.id == "router-groups" && fit.what == words);
-    assert!(e.reproduced() && told, "{words}: {e}");
+    // Of so few wrong ids it is said besides that they may be told by chance.
+    assert!(told, "{words}: {e}");
 }
 
 /// A norm of the latent whose mean of squares is that of the latent and the part of a key that follows it, which stays as it is.

@@ -208,13 +208,32 @@ fn an_eps_is_told_as_far_as_it_shows() {
     let w = world();
     let site = Site::model(Stage::FinalNorm);
     let Op::RmsNorm { x, weight, keep, .. } = w.op(site) else { unreachable!() };
-    for (scale, words) in
-        [(0.1, "eps 1e-6, or another within 4e-6 of it, for 1e-5"), (1e-3, "the norm with eps 3e-6 for 1e-5")]
-    {
+    for (scale, words) in [(0.1, "an eps between 0e0 and 5e-6 for 1e-5"), (1e-3, "the norm with eps 3e-6 for 1e-5")] {
         let x = Rc::new(HostTensor::f32(&x.shape, x.to_f32().iter().map(|x| x * scale).collect()));
         let with = |eps| Op::RmsNorm { x: x.clone(), weight, eps, keep };
         let e = w.explain_op(site, &with(1e-5), &made(&with(3e-6)));
         let told = e.fits.iter().any(|fit| fit.id == "norm-eps" && fit.what.contains(words));
         assert!(e.reproduced() && told, "{scale}: {e}");
     }
+}
+
+/// One token's products with scales that are a little off, in f32 sums of 16 lanes: within what f16 sums may be, but multiples of what f32 sums are.
+#[test]
+fn an_error_of_weights_is_not_f16_sums() {
+    let w = world();
+    let site = Site::layer(1, Stage::AttnOut);
+    let Op::MatMul { x, weight } = w.op(site) else { unreachable!() };
+    let (k, ws) = (weight.cols, super::by_hand::values(weight));
+    let xs = x.to_f32()[..k].to_vec();
+    let product = |n: usize| {
+        let mut lanes = [0f32; 16];
+        for (i, x) in xs.iter().enumerate() {
+            let off = 1.0 + ((n * 7 + i / 32 * 13) % 5) as f32 / 1024.0;
+            lanes[i % 16] += x * (ws[n * k + i] as f32 * off);
+        }
+        lanes.iter().sum::<f32>()
+    };
+    let output = HostTensor::f32(&[1, weight.rows], (0..weight.rows).map(product).collect());
+    let e = w.explain_op(site, &Op::MatMul { x: Rc::new(HostTensor::f32(&[1, k], xs.clone())), weight }, &output);
+    assert!(e.fits.is_empty(), "{e}");
 }
