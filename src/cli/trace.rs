@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "full"])]
     prompts: Option<PathBuf>,
     /// Do every N-th prompt only, from the I-th on
-    #[arg(long, value_name = "I/N", requires = "prompts")]
+    #[arg(long, value_name = "I/N", requires = "prompts", conflicts_with_all = ["prompt", "prompt_file", "tokens", "full"])]
     shard: Option<Shard>,
     /// The backend: cpu, cpu:scalar, cpu:avx2, cpu:avx512, cpu:neon, cpu:int8, gpu, gpu:N, gpu:NAME, oracle
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]

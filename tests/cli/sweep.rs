@@ -123,6 +123,8 @@ fn prompts_that_cannot_be_run_are_refused_before_any_is() {
     refused(2, &["diff", "--prompts", &file, "--shard", "6/5"], &["6/5", "I/N"]);
     refused(2, &["diff", "--prompts", &file, "--shard", "7/9", "--subject", "cpu"], &["7/9", "5 prompts"]);
     refused(2, &["diff", "--shard", "1/2"], &["--prompts"]);
+    // Which clap lets pass, as what is required is at odds with what is given.
+    refused(2, &["diff", "--tokens", "1,2", "--shard", "1/2"], &["--shard", "--tokens"]);
     refused(2, &["diff", "--prompts", "/no/such/file"], &["/no/such/file"]);
     refused(2, &["diff", "--prompts", &file, "--routing", "reference"], &["--routing"]);
     assert!(Path::new(&file).exists() && twinscope(&["merge"]).status.code() == Some(2));

@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "require", "full"])]
     prompts: Option<PathBuf>,
     /// Do every N-th prompt only, from the I-th on, for N processes that share a sweep; `merge` puts their results together
-    #[arg(long, value_name = "I/N", requires = "prompts")]
+    #[arg(long, value_name = "I/N", requires = "prompts", conflicts_with_all = ["prompt", "prompt_file", "tokens", "vary", "report", "require", "full"])]
     shard: Option<Shard>,
     /// The side to compare with: a backend, or trace:DIR
     #[arg(long, value_name = "BACKEND", default_value = "cpu:scalar")]
