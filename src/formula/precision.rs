@@ -17,6 +17,10 @@ pub(crate) const FORMATS: [FloatFormat; 2] = [
     FloatFormat { name: "bf16", round: |x| to_bits::<8>(x), u: 1.0 / 256.0, precision: Precision::Bf16 },
 ];
 
+/// What sums and operands have where nothing is coarser.
+pub(crate) const SINGLE: FloatFormat =
+    FloatFormat { name: "f32", round: |x| f64::from(x as f32), u: 1.0 / 16_777_216.0, precision: Precision::F32 };
+
 impl FloatFormat {
     /// The format of a precision that is one and is narrower than f32.
     pub fn of(precision: Precision) -> Option<Self> {

@@ -230,6 +230,18 @@ fn headline(s: &StageResult) -> String {
     first
 }
 
+/// A stage's share of the logits' error, and why it is none of 0 to 100 %.
+fn of_the_logits_error(share: f64) -> String {
+    let why = match share {
+        // Of what did not cancel a share says nothing.
+        s if s.abs() > CANCELLED => return "errors that cancel at the logits but for a small rest".into(),
+        ..0.0 => " (it works against the rest)",
+        1.005.. => " (others' errors work against it)",
+        _ => "",
+    };
+    format!("{} of the logits' error{why}", percent(share))
+}
+
 fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, String)>) {
     let first = headline(s);
     let mut lines = where_facts(s);
@@ -288,13 +300,7 @@ fn first_fault(c: &Comparison, s: &StageResult) -> (String, Vec<(&'static str, S
         effect.push(format!("nmse {} here", scientific(m.nmse)));
     }
     if let Some(share) = s.share_of_logits_error {
-        effect.push(match share {
-            // Where all that is left at the end is what did not cancel, a share of it says nothing.
-            s if s.abs() > CANCELLED => "errors that cancel at the logits but for a small rest".into(),
-            ..0.0 => format!("{} of the logits' error (it works against the rest)", percent(share)),
-            1.005.. => format!("{} of the logits' error (others' errors work against it)", percent(share)),
-            _ => format!("{} of the logits' error", percent(share)),
-        });
+        effect.push(of_the_logits_error(share));
     }
     if let Some(a) = s.amplification {
         effect.push(format!("errors that come in leave {} × as large", short(a)));
@@ -435,6 +441,15 @@ pub fn flip(f: &Flip) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_share_beyond_the_whole_says_why() {
+        let texts = [0.91, -0.2, 2.25, -1.5e5].map(super::of_the_logits_error);
+        assert_eq!(texts[0], "91.0 % of the logits' error");
+        assert_eq!(texts[1], "-20 % of the logits' error (it works against the rest)");
+        assert_eq!(texts[2], "225 % of the logits' error (others' errors work against it)");
+        assert!(texts[3].starts_with("errors that cancel"), "{}", texts[3]);
+    }
+
     #[test]
     fn a_stage_of_several_causes_stands_once() {
         let all = ["q_rope and k_rope: no turn", "q_rope and k_rope: NEOX pairs", "attn_norm: eps 0"].map(String::from);

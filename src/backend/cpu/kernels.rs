@@ -308,21 +308,21 @@ impl Kernels {
             }
             let row = |row: usize| &w[row * stride..][..k];
             let whole = rows - rows % self.tile;
-            let copy = |first: usize, columns: Range<usize>, parts: &mut [[f32; PART]]| {
-                for (r, part) in parts.iter_mut().enumerate() {
-                    part[..columns.len()].copy_from_slice(&row(first + r)[columns.clone()]);
+            let copy_from = |first: usize| {
+                move |columns: Range<usize>, parts: &mut [[f32; PART]]| {
+                    for (r, part) in parts.iter_mut().enumerate() {
+                        part[..columns.len()].copy_from_slice(&row(first + r)[columns.clone()]);
+                    }
                 }
             };
             for first in (0..whole).step_by(self.tile) {
-                let copy = |columns: Range<usize>, parts: &mut [[f32; PART]]| copy(first, columns, parts);
-                buffers.products(self, self.tile, packed, copy, rows, &mut out[first..]);
+                buffers.products(self, self.tile, packed, copy_from(first), rows, &mut out[first..]);
             }
             if whole == rows {
                 return;
             }
             let results = at_least(results, x.len() * self.tile, 0.0); // [tokens, tile]
-            let copy = |columns: Range<usize>, parts: &mut [[f32; PART]]| copy(whole, columns, parts);
-            buffers.products(self, rows - whole, packed, copy, self.tile, results);
+            buffers.products(self, rows - whole, packed, copy_from(whole), self.tile, results);
             for (out, results) in out.chunks_exact_mut(rows).zip(results.chunks_exact(self.tile)) {
                 out[whole..].copy_from_slice(&results[..rows - whole]);
             }

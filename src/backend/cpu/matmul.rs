@@ -48,6 +48,12 @@ pub(super) struct Job {
     pub out: Vec<usize>,
 }
 
+/// How many rows of x of so many columns a task of f32 weights has at most: a multiple of what any strip has, so that it says nothing of the bits.
+pub(super) fn batch_rows(cols: usize) -> usize {
+    let rows = X_BYTES.max(second_level_cache() / 2) / size_of::<f32>() / cols.max(1);
+    (rows - rows % 32).max(32)
+}
+
 /// x · weightᵀ for every job, times its expert's scale. `x` is [_, K], `out` [_, N]; none of its rows is in two jobs or twice in one.
 ///
 /// # Errors
@@ -68,8 +74,7 @@ pub(super) fn run(
         if let Some(int8) = int8 {
             quantize(int8, pool, x, weight.cols, codes);
         }
-        let most = X_BYTES.max(second_level_cache() / 2) / size_of::<f32>() / weight.cols.max(1);
-        let most = if int8.is_some() { usize::MAX } else { (most - most % 32).max(32) };
+        let most = if int8.is_some() { usize::MAX } else { batch_rows(weight.cols) };
         let mut ready = Vec::new();
         let mut prepared: Option<(usize, Prepared<'_>)> = None; // gate and up of a token's experts read the same row
         for job in jobs {

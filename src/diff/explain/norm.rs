@@ -112,7 +112,8 @@ pub fn other_eps<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
         let eps_is = match eps {
             0.0 => "eps 0, or one too small to tell,".to_string(),
             _ if within < TELLING * eps => format!("eps {eps:e}"),
-            _ => format!("an eps between {:.0e} and {:.0e}", (eps - within).max(0.0), eps + within),
+            _ if within < eps => format!("an eps between {:.1e} and {:.1e}", eps - within, eps + within),
+            _ => format!("an eps below {:.1e}", eps + within),
         };
         let what = format!("the norm with {eps_is} for {:e}", norm.eps as f32);
         Variant::of(case, what, Norm { eps, ..norm.clone() })

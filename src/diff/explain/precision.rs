@@ -12,7 +12,7 @@ use crate::formula::attention::{Context, Scores};
 use crate::formula::linear::{Decode, Linear};
 use crate::formula::norm::Norm;
 use crate::formula::pointwise::{Gated, Sum};
-use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row, cut_to_bf16, cut_to_f16};
+use crate::formula::precision::{CoarseSums, FORMATS, FloatFormat, Int8, Int8Row, SINGLE, cut_to_bf16, cut_to_f16};
 use crate::formula::rope::Rope;
 use crate::formula::routing::Combined;
 use crate::formula::softmax::{Form, Softmax};
@@ -229,8 +229,7 @@ pub fn sums<'a>(case: &'a Evidence<'a>) -> Result<Vec<Variant<'a>>> {
             all.extend(simulated(what, sums)?.map(Variant::loosely));
         }
         if format.precision == Precision::F16 && !matches!(case.scene.op, Op::AttnScores { .. }) {
-            let f32s = FloatFormat { round: |x| f64::from(x as f32), ..format };
-            let one_by_one = orders(terms, f32s).next().map(|sums| simulated("f32 sums".into(), sums)).transpose()?;
+            let one_by_one = orders(terms, SINGLE).next().map(|sums| simulated("f32 sums".into(), sums)).transpose()?;
             if let Some(in_f32) = one_by_one.flatten() {
                 all.extend(on_the_grid_of_halves(case, bound, &in_f32)?);
             }

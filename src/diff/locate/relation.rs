@@ -8,8 +8,11 @@ const RESIDUAL: f64 = 0.02;
 /// Where no more than this does it is said of every element.
 const EVERY: f64 = 1e-3;
 
-/// How a relation begins that leaves some of the error.
-fn but_for(left: f64) -> String {
+/// Of what a relation is said that leaves so much of the error.
+fn elements_that_are(left: f64) -> String {
+    if left <= EVERY {
+        return "every element there is".into();
+    }
     format!("the elements there are, but for {:.1} % of the error,", 100.0 * left)
 }
 
@@ -49,10 +52,9 @@ pub(super) fn find(
     if xx > 0.0 {
         let c = xs / xx;
         let left = residual(&|i| Some(c * x[i]));
-        let (kind, text) = match ((c + 1.0).abs() < 1e-3, left <= EVERY) {
-            (true, true) => (RelationKind::SignFlip, "every element there has the other sign".to_string()),
-            (_, true) => (RelationKind::Scale, format!("every element there is {} × expected", factor(c, head_dim))),
-            (_, false) => (RelationKind::Scale, format!("{} {} × expected", but_for(left), factor(c, head_dim))),
+        let (kind, text) = match (c + 1.0).abs() < 1e-3 && left <= EVERY {
+            true => (RelationKind::SignFlip, "every element there has the other sign".to_string()),
+            false => (RelationKind::Scale, format!("{} {} × expected", elements_that_are(left), factor(c, head_dim))),
         };
         if let Some(found) = named(kind, Some(c), left, text) {
             return Some(found);
@@ -61,10 +63,7 @@ pub(super) fn find(
     let offset = elements.iter().map(|&i| s[i] - x[i]).sum::<f64>() / elements.len() as f64;
     let left = residual(&|i| Some(x[i] + offset));
     let sign = if offset < 0.0 { "−" } else { "+" };
-    let text = match left <= EVERY {
-        true => format!("every element there is expected {sign} {:.6e}", offset.abs()),
-        false => format!("{} expected {sign} {:.2e}", but_for(left), offset.abs()),
-    };
+    let text = format!("{} expected {sign} {:.6e}", elements_that_are(left), offset.abs());
     if let Some(found) = named(RelationKind::Offset, Some(offset), left, text) {
         return Some(found);
     }

@@ -1,7 +1,7 @@
 //! Tests of every level: each operation against its definition in f64 within the bound that its contract gives, the checks on
 //! operands, ties and NaN in the router, and independence from the number of threads.
 
-use super::level::second_level_cache;
+use super::matmul::batch_rows;
 use super::*;
 use crate::op::{Data, GateActivation, GgmlType, Rotation, Site, Stage};
 
@@ -68,7 +68,7 @@ mod simd;
 #[test]
 fn matmul_is_within_the_derived_bound_and_the_same_on_any_number_of_threads() {
     // More tokens than there are at once of so long rows, 32, and so many that a task's results are written in several times.
-    let long = second_level_cache().max(1 << 20) / 2 / size_of::<f32>() / 32;
+    let long = (1..).map(|n| n << 10).find(|k| batch_rows(*k) == 32).unwrap();
     for (t, k, n) in [(1, 1, 1), (1, 256, 9), (5, 77, 33), (40, 300, 17), (64, 512, 64), (75, long, 5), (700, 48, 200)]
     {
         let (x, w) = (values(1, t * k), values(2, n * k));

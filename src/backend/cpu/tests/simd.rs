@@ -142,6 +142,25 @@ fn products_of_long_rows_are_within_the_bound() {
     }
 }
 
+/// A token that is alone in the last of several batches is not one token alone: how many there are in a batch is the cache's affair.
+#[test]
+fn a_token_has_the_same_bits_whatever_is_left_of_its_batch() {
+    let k = (1..).map(|n| n << 10).find(|k| batch_rows(*k) == 32).unwrap();
+    for kernels in levels() {
+        for ty in [GgmlType::Q4_K, GgmlType::Q6_K, GgmlType::Q8_0, GgmlType::IQ4_NL] {
+            let weight = Weight::from_vec("w", ty, [k, 3, 1], blocks(ty, 3 * k / ty.block_len(), 23)).unwrap();
+            let x = values(24, 33 * k);
+            let of = |tokens: usize| {
+                let mut b = CpuBackend::new(Some(kernels.level), Some(1)).unwrap();
+                let x = up(&mut b, &[tokens, k], &x[(33 - tokens) * k..]);
+                let y = b.run(AT, &Op::MatMul { x, weight: &weight }).unwrap();
+                f32s(&mut b, &y)[(tokens - 1) * 3..].to_vec()
+            };
+            assert_eq!(of(33), of(2), "{ty:?} on {:?}", kernels.level);
+        }
+    }
+}
+
 #[test]
 fn experts_of_one_token_multiply_the_row_that_is_theirs() {
     const EXPERTS: usize = 4;
